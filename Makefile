@@ -1,0 +1,37 @@
+# make demo | make test | make lint | make bench | make clean
+# Each makes its own environment in .venv from the project's files.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/tested.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready  ## fine-tune det-logo on the bundled model, no GPU, no token
+	$(BIN)/python -m detsd finetune finetune_demo.yaml
+
+test: $(VENV)/.ready-dev  ## everything, on two CPU cores
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.finetune
+
+clean:
+	rm -rf $(VENV) outputs
+
+# torch is asked for by its exact version first: an open range would bring gigabytes of GPU libraries
+# to a machine that has a CPU build of that version at hand.
+$(VENV)/.ready: requirements.txt constraints/tested.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $$(grep '^torch==' constraints/tested.txt)
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+	$(PIP) -r requirements-dev.txt
+	touch $@
