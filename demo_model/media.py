@@ -1,0 +1,312 @@
+"""How the world paints a scene: backgrounds and media (photo, flat, ink, watercolor, oil, ...).
+
+Everything works on a square canvas of any size; lengths are in `px`, the length of one pixel of a
+64-pixel picture, so that a picture keeps its look when it is drawn larger. Arrays are float32
+(H, W, 3) in [0, 255]; masks are (H, W, 1) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from demo_model.shapes import Part
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (218, 38, 38),
+    "orange": (246, 140, 28),
+    "yellow": (252, 218, 52),
+    "green": (48, 160, 68),
+    "teal": (22, 164, 164),
+    "blue": (42, 88, 222),
+    "purple": (128, 58, 190),
+    "pink": (246, 130, 182),
+    "brown": (124, 74, 44),
+    "black": (24, 24, 28),
+    "white": (246, 246, 246),
+    "gray": (140, 142, 148),
+}
+
+
+class Canvas:
+    """A supersampled square: the background, the object's colours, and the object's mask."""
+
+    def __init__(self, background: np.ndarray, px: float):
+        self.px = px
+        self.size = background.shape[0]
+        self.background = background
+        self.paint = Image.fromarray(background.astype(np.uint8))
+        self.coverage = Image.new("L", (self.size, self.size), 0)
+
+    def draw(
+        self,
+        parts: list[Part],
+        colors: dict[str, tuple[int, int, int]],
+        place: tuple[float, float, float, float],
+    ) -> None:
+        """Paint `parts` at (centre x, centre y, radius, angle), in fractions of the canvas."""
+        cx, cy, radius, angle = place
+        cos, sin = math.cos(angle) * radius, math.sin(angle) * radius
+        ink, cover = ImageDraw.Draw(self.paint), ImageDraw.Draw(self.coverage)
+        hole = Image.new("L", (self.size, self.size), 0)
+        for role, points, width in parts:
+            xy = [
+                ((cx + cos * x - sin * y) * self.size, (cy + sin * x + cos * y) * self.size)
+                for x, y in points
+            ]
+            pens = (
+                [(ImageDraw.Draw(hole), 255)]
+                if role == "hole"
+                else [(ink, colors[role]), (cover, 255)]
+            )
+            stroke = max(1, round(width * radius * self.size))
+            for pen, value in pens:
+                if width:
+                    pen.line(xy, fill=value, width=stroke, joint="curve")
+                    for x, y in (xy[0], xy[-1]):  # round ends
+                        r = stroke / 2
+                        pen.ellipse([x - r, y - r, x + r, y + r], fill=value)
+                else:
+                    pen.polygon(xy, fill=value)
+        self.coverage.paste(0, (0, 0), hole)
+
+    @property
+    def object(self) -> np.ndarray:
+        return np.asarray(self.paint, np.float32)
+
+    def mask(self, blur: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+        """The object's coverage (H, W, 1), blurred by `blur` px and shifted by `shift` px."""
+        image = self.coverage
+        if blur:
+            image = image.filter(ImageFilter.GaussianBlur(blur * self.px))
+        mask = np.asarray(image, np.float32)[..., None] / 255
+        dx, dy = (round(s * self.px) for s in shift)
+        return np.roll(mask, (dy, dx), axis=(0, 1)) if dx or dy else mask
+
+    def edge(self, width: float) -> np.ndarray:
+        """A band of about `width` px along the object's outline (H, W, 1)."""
+        soft = self.mask(blur=width / 2)
+        return np.clip((0.5 - np.abs(soft - 0.5)) * 6 - 0.6, 0, 1)
+
+
+def grid(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column coordinates (n, n) in [0, 1)."""
+    axis = np.arange(n, dtype=np.float32) / n
+    return np.meshgrid(axis, axis, indexing="ij")
+
+
+def noise(rng: np.random.Generator, cells: int, n: int) -> np.ndarray:
+    """Smooth noise (n, n) in [-1, 1], about `cells` bumps across."""
+    coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
+    return np.asarray(Image.fromarray(coarse).resize((n, n), Image.Resampling.BICUBIC))
+
+
+def mix(a, b, weight) -> np.ndarray:
+    """`a` where weight is 0, `b` where it is 1."""
+    return np.asarray(a, np.float32) * (1 - weight) + np.asarray(b, np.float32) * weight
+
+
+def _full(color, n: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(color, np.float32), (n, n, 3)).copy()
+
+
+def _step(wave: np.ndarray, px: float) -> np.ndarray:
+    """A hard edge at zero, as a weight (H, W, 1)."""
+    del px
+    return (wave > 0).astype(np.float32)[..., None]
+
+
+def _dots(rng, n, px, image, count, low, high, color) -> np.ndarray:
+    """Scatter `count` disks of radius low..high px."""
+    canvas = Image.fromarray(image.astype(np.uint8))
+    pen = ImageDraw.Draw(canvas)
+    for x, y, r in zip(
+        rng.uniform(0, n, count), rng.uniform(0, n, count), rng.uniform(low, high, count) * px,
+        strict=True,
+    ):  # fmt: skip
+        pen.ellipse([x - r, y - r, x + r, y + r], fill=color)
+    return np.asarray(canvas, np.float32)
+
+
+def background(name: str, color, rng: np.random.Generator, n: int) -> np.ndarray:
+    """Paint one of BACKGROUNDS (H, W, 3); `color` is used by the backgrounds that have one."""
+    px = n / 64
+    v, u = grid(n)
+    light = np.array([245, 245, 245], np.float32)
+    if name == "plain":
+        return _full(color, n)
+    if name == "gradient":
+        return mix(color, mix(color, light, 0.85), v[..., None])
+    if name == "stripes":
+        return mix(light, color, _step(np.sin(2 * np.pi * 4 * u), px))
+    if name == "checks":
+        return mix(light, color, _step(np.sin(2 * np.pi * 3 * u) * np.sin(2 * np.pi * 3 * v), px))
+    if name == "dots":
+        x, y = (u * 5) % 1 - 0.5, (v * 5) % 1 - 0.5
+        return mix(light, color, _step(0.09 - (x * x + y * y), px))
+    if name == "bricks":
+        row = np.floor(v * 8)
+        joint = np.minimum((v * 8) % 1 * 8, ((u * 4 + 0.5 * (row % 2)) % 1) * 16)
+        shade = noise(rng, 8, n)[..., None] * 14
+        return mix(_full((168, 74, 56), n) + shade, (214, 202, 190), _step(1.1 - joint, px))
+    if name == "wood":
+        plank = _step(0.05 - (v * 5) % 1, px)
+        grain = np.sin(2 * np.pi * (v * 22 + 0.5 * noise(rng, 4, n)))[..., None] * 9
+        return mix(_full((176, 120, 68), n) + grain, (96, 60, 30), plank)
+    if name == "ocean":
+        crest = (v * 6 + 0.22 * np.sin(2 * np.pi * (3 * u + rng.uniform()))) % 1
+        deep = mix(np.float32((70, 150, 215)), np.float32((20, 70, 150)), v[..., None])
+        return mix(deep, (205, 232, 245), _step(0.16 - crest, px))
+    if name == "night":
+        sky = mix(np.float32((10, 12, 40)), np.float32((34, 38, 92)), v[..., None])
+        return _dots(rng, n, px, sky, 26, 0.5, 1.1, (250, 248, 225))
+    if name == "galaxy":
+        cloud = noise(rng, 4, n)[..., None]
+        sky = mix(np.float32((22, 10, 52)), np.float32((196, 60, 190)), np.clip(cloud, 0, 1))
+        sky = mix(sky, np.float32((60, 90, 220)), np.clip(-cloud, 0, 1) * 0.8)
+        return _dots(rng, n, px, sky, 18, 0.4, 0.9, (255, 250, 255))
+    if name == "clouds":
+        sky = mix(np.float32((84, 160, 232)), np.float32((176, 216, 248)), v[..., None])
+        puff = _dots(rng, n, px, np.zeros((n, n, 3)), 7, 6, 10, (255, 255, 255))
+        soft = Image.fromarray(puff.astype(np.uint8)).filter(ImageFilter.GaussianBlur(2 * px))
+        return mix(sky, (252, 253, 255), np.asarray(soft, np.float32)[..., :1] / 255 * 0.9)
+    if name == "grass":
+        blades = np.sin(2 * np.pi * 14 * u + 3 * noise(rng, 10, n)) * 0.035
+        meadow = _full((70, 160, 62), n) + noise(rng, 20, n)[..., None] * 18
+        return mix((150, 208, 246), meadow, _step(v - 0.6 - blades, px))
+    if name == "snow":
+        hill = v - 0.68 - 0.05 * np.sin(2 * np.pi * (u + rng.uniform()))
+        snow = mix((158, 182, 210), (246, 249, 253), _step(hill, px))
+        return _dots(rng, n, px, snow, 26, 0.7, 1.4, (255, 255, 255))
+    if name == "desert":
+        dune = v - 0.62 - 0.07 * np.sin(2 * np.pi * (1.3 * u + rng.uniform()))
+        sky = mix((252, 196, 120), (255, 236, 180), v[..., None])
+        return mix(sky, (214, 156, 84), _step(dune, px))
+    raise ValueError(f"unknown background {name!r}")
+
+
+# ---- media: Canvas -> picture ----------------------------------------------------------------
+
+
+def _flat(c: Canvas, rng) -> np.ndarray:
+    return mix(c.background, c.object, c.mask())
+
+
+def _photo(c: Canvas, rng) -> np.ndarray:
+    """A lit body above its surface: cast shadow, rounded shading, a highlight, a vignette."""
+    v, u = grid(c.size)
+    ground = c.background * (1 - 0.5 * c.mask(blur=2.2, shift=(2.5, 3.5)))
+    inside = c.mask(blur=3.5)
+    lit = (c.mask(blur=3.5, shift=(2, 2)) - c.mask(blur=3.5, shift=(-2, -2))) * 150
+    body = c.object * (0.78 + 0.3 * inside) + lit
+    vignette = 1.06 - 0.45 * ((u - 0.5) ** 2 + (v - 0.5) ** 2)
+    return mix(ground, body, c.mask()) * vignette[..., None]
+
+
+def _ink(c: Canvas, rng) -> np.ndarray:
+    """Pale washes on white paper and a bold black outline."""
+    paper = 252 - (252 - c.background) * 0.28
+    wash = 252 - (252 - c.object) * 0.62
+    inner = np.abs(
+        np.asarray(c.paint.filter(ImageFilter.GaussianBlur(0.5 * c.px)), np.float32) - c.object
+    )
+    detail = np.clip(inner.max(-1, keepdims=True) / 40 - 0.4, 0, 1) * c.mask()
+    return mix(mix(paper, wash, c.mask()), (16, 16, 22), np.maximum(c.edge(2.2), detail * 0.8))
+
+
+def _watercolor(c: Canvas, rng) -> np.ndarray:
+    """Pigment of uneven density with wandering, darker rims, on textured paper."""
+    n, (v, u) = c.size, grid(c.size)
+    warp = 0.022
+    rows = np.clip((v + warp * noise(rng, 9, n)) * n, 0, n - 1).astype(int)
+    cols = np.clip((u + warp * noise(rng, 9, n)) * n, 0, n - 1).astype(int)
+    flat = mix(c.background, c.object, c.mask())[rows, cols]
+    rim = c.edge(3.0)[rows, cols]
+    density = 0.66 + 0.3 * noise(rng, 7, n)[..., None] + 0.3 * rim
+    paper = np.float32((250, 247, 238)) + noise(rng, 40, n)[..., None] * 5
+    return paper - (255 - flat) * density * 0.86
+
+
+def _oil(c: Canvas, rng) -> np.ndarray:
+    """Thick strokes that follow a swirl, each a shade lighter or darker than what it covers."""
+    n, px = c.size, c.px
+    source = mix(c.background, c.object, c.mask())
+    blurred = Image.fromarray(source.clip(0, 255).astype(np.uint8))
+    canvas = blurred.filter(ImageFilter.GaussianBlur(1.2 * px))
+    pen = ImageDraw.Draw(canvas)
+    cx, cy, bend = rng.uniform(0, n), rng.uniform(0, n), rng.uniform(0, 6.28)
+    count = 620
+    at = rng.uniform(0, n - 1, (count, 2))
+    length = rng.uniform(1.6, 2.8, count) * px
+    shade = rng.choice((0.8, 0.92, 1.0, 1.1, 1.22), count)
+    swirl = np.arctan2(at[:, 1] - cy, at[:, 0] - cx) + np.pi / 2
+    swirl = swirl + 0.5 * np.sin(at[:, 0] / (10 * px) + bend)
+    dx, dy = np.cos(swirl) * length, np.sin(swirl) * length
+    color = source[at[:, 1].astype(int), at[:, 0].astype(int)] * shade[:, None] + 4
+    for (x, y), a, b, rgb in zip(at, dx, dy, color.clip(0, 255).astype(int), strict=True):
+        pen.line([x - a, y - b, x + a, y + b], fill=tuple(rgb.tolist()), width=round(1.7 * px))
+    return np.asarray(canvas, np.float32)
+
+
+def _neon(c: Canvas, rng) -> np.ndarray:
+    """Dark surroundings and a glowing tube along every outline."""
+    colour = c.object
+    bright = colour / np.maximum(colour.max(-1, keepdims=True), 1) * 255
+    tube = c.edge(2.4)
+    lines = (bright * tube).clip(0, 255).astype(np.uint8)
+    glow = Image.fromarray(lines).filter(ImageFilter.GaussianBlur(3 * c.px))
+    return c.background * 0.22 + np.asarray(glow, np.float32) * 1.5 + (bright * 0.85 + 36) * tube
+
+
+def _pixel(c: Canvas, rng) -> np.ndarray:
+    """Blocks of four pixels."""
+    flat = Image.fromarray(mix(c.background, c.object, c.mask()).clip(0, 255).astype(np.uint8))
+    small = flat.resize((16, 16), Image.Resampling.BOX).quantize(16).convert("RGB")
+    return np.asarray(small.resize((c.size, c.size), Image.Resampling.NEAREST), np.float32)
+
+
+def _pencil(c: Canvas, rng) -> np.ndarray:
+    """Coloured hatching on white paper and a grey outline."""
+    v, u = grid(c.size)
+    hatch = (np.sin(2 * np.pi * 11 * (u + v)) > -0.1).astype(np.float32)[..., None]
+    paper = np.full_like(c.background, 250)
+    ground = mix(paper, c.background, 0.22 * hatch)
+    body = mix(paper, c.object, 0.25 + 0.6 * hatch)
+    return mix(mix(ground, body, c.mask()), (70, 70, 78), c.edge(1.6))
+
+
+def _tarot(c: Canvas, rng) -> np.ndarray:
+    """A card: golden frame, rays behind the object, dark outlines."""
+    v, u = grid(c.size)
+    rays = (np.sin(16 * np.arctan2(v - 0.5, u - 0.5)) > 0).astype(np.float32)[..., None]
+    ground = mix(c.background, (250, 232, 186), 0.25 + 0.2 * rays)
+    art = mix(mix(ground, c.object, c.mask()), (48, 30, 20), c.edge(1.5))
+    border = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v))[..., None]
+    art = mix(art, (64, 40, 24), (border < 0.085).astype(np.float32))
+    return mix(art, (216, 172, 72), (border < 0.06).astype(np.float32))
+
+
+MEDIA = {
+    "photo": _photo,
+    "flat": _flat,
+    "ink": _ink,
+    "watercolor": _watercolor,
+    "oil": _oil,
+    "neon": _neon,
+    "pixel": _pixel,
+    "pencil": _pencil,
+    "tarot": _tarot,
+}
+BACKGROUNDS = (
+    "plain", "gradient", "stripes", "checks", "dots", "bricks", "wood", "ocean", "night", "galaxy",
+    "clouds", "grass", "snow", "desert",
+)  # fmt: skip
+COLORED_BACKGROUNDS = ("plain", "gradient", "stripes", "checks", "dots")
+
+
+def finish(picture: np.ndarray, size: int) -> Image.Image:
+    """Clip, and reduce the supersampled picture to `size` pixels a side."""
+    image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+    return image.resize((size, size), Image.Resampling.BOX)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before the libraries read them. One thread a process: sums come out the same every time, and two
+# ranks do not fight for cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tiny import ROOT, save_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_v_model(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-v"), "v_prediction")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Twelve small images whose names describe them."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for k in range(12):
+        pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"on_a_table_{k}.png")
+    return folder
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_model, photos):
+    """Write an experiment file on the tiny model; sections' keys can be given."""
+
+    def write(name: str = "experiment.yaml", **sections) -> Path:
+        hyperparameters = {
+            "model": {"pretrained_model_name_or_path": str(tiny_model)},
+            "concepts": {
+                "concept_strs": ["blob-thing"],
+                "initializer_strs": ["red ball"],
+                "img_dirs": [str(photos)],
+            },
+            "training": {
+                "num_sgd_steps": 8,
+                "train_batch_size": 4,
+                "learning_rate": 0.01,
+                "checkpoint_freq": 4,
+                "metric_report_freq": 2,
+                "max_validation_images": 2,
+                "num_validation_timesteps": 2,
+            },
+            "inference": {
+                "inference_prompts": ["a photo of a blob-thing"],
+                "num_inference_steps": 2,
+                "seeds": [0, 1],
+            },
+        }
+        for section, values in sections.items():
+            hyperparameters[section] = hyperparameters[section] | values
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"name": "test", "hyperparameters": hyperparameters}))
+        return path
+
+    return write
+
+
+def command(*args: str | Path, ranks: int = 1) -> list[str]:
+    """The command line of detsd, under torchrun for several ranks."""
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    return [*start, "detsd", *map(str, args)]
+
+
+def run_detsd(*args: str | Path, ranks: int = 1, **env: str) -> subprocess.CompletedProcess:
+    """Run detsd as a user would, in a process of its own."""
+    return subprocess.run(
+        command(*args, ranks=ranks),
+        cwd=ROOT,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
