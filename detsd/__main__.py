@@ -1,0 +1,89 @@
+"""The one door: python -m detsd finetune ...
+
+On a cluster the configuration and the latest checkpoint come from the trial; off cluster from the
+experiment file named on the command line. Mistakes end with one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+# Before the libraries are imported: their notes on optional packages and loading bars say nothing
+# to somebody who trains a concept.
+for name, value in {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+from detsd.errors import UserError  # noqa: E402
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune concepts; exit code."""
+    from detsd import cluster, trainer
+    from detsd.config import load_config, parse_config
+
+    on_cluster = cluster.on_cluster()
+    if on_cluster:
+        config = parse_config(cluster.cluster_hyperparameters(), "the experiment's configuration")
+        folder = Path()
+    else:
+        if args.config is None:
+            raise UserError(
+                "no experiment file given and no cluster found; write e.g. "
+                "python -m detsd finetune finetune_demo.yaml"
+            )
+        config = load_config(args.config, args.set)
+        folder = args.output_dir or Path("outputs") / Path(args.config).stem
+        if args.warm_start:
+            cluster.read_metadata(args.warm_start)
+    with cluster.open_run(folder, args.warm_start) as run:
+        if not on_cluster:
+            trainer.refuse_changes(config, run)
+            if run.latest and run.latest_is_own and cluster.read_metadata(run.latest)["complete"]:
+                run.say(f"complete: the concept lies in {run.latest}")
+                return 0
+        done = trainer.Trainer(config, run).train()
+        if on_cluster:
+            return 0
+        if not done:
+            run.say("stopped; the same command goes on from here")
+            return 128 + (run.stop_signal or 0)
+        steps = config.training.num_sgd_steps
+        run.say(f"learned concept: {run.folder / 'checkpoints' / f'step-{steps:08d}'}")
+        if config.inference.inference_prompts:
+            run.say(f"before and after: {run.folder / 'before_after.png'}")
+            run.say(f"time-lapse: {run.folder / 'time_lapse.gif'} and time_lapse.png")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m detsd", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    tune = commands.add_parser("finetune", help="learn new concepts from images")
+    tune.add_argument("config", nargs="?", help="experiment file (off cluster)")
+    tune.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
+    tune.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
+    tune.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="take its learned rows")
+    tune.set_defaults(run=finetune)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return args.run(args)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(3)  # let rank 0 say it before the launcher ends everybody
+        else:
+            print(f"detsd: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

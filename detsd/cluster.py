@@ -1,0 +1,296 @@
+"""Where a run keeps what it makes and whom it tells: a Determined cluster, or a folder.
+
+The only module that imports `determined.core`. `open_run` decides once; everything else is handed a
+`Run`. Ranks exchange objects through torch.distributed, which Accelerate sets up. Every method
+marked "collective" is called by all ranks, in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import determined as det
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from determined import core
+from torch.utils.tensorboard import SummaryWriter
+
+from detsd.errors import UserError
+
+logger = logging.getLogger("detsd")
+
+METADATA = "metadata.json"
+
+
+class Run:
+    """What the trainer and the generator need of the outside world.
+
+    Attributes:
+        state: Accelerate's view of the processes and this one's device.
+        folder: where samples and pictures of this run gather.
+        folder_is_kept: whether `folder` outlives the process; if not, checkpoints carry its files.
+        latest: folder of the checkpoint to go on from, or None.
+        latest_is_own: whether `latest` was written by this very run (resume), or by another
+            (warm start: learned rows only).
+    """
+
+    state: PartialState
+    folder: Path
+    folder_is_kept: bool
+    latest: Path | None = None
+    latest_is_own: bool = True
+    writer: SummaryWriter | None = None  # on the chief only
+
+    @property
+    def is_chief(self) -> bool:
+        return self.state.is_main_process
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """All ranks' lists joined in the order of the ranks, on every rank. Collective."""
+        return gather_object(values) if self.state.num_processes > 1 else values
+
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal or the task's log, once."""
+        if self.is_chief:
+            print(text, flush=True)
+
+    def log_scalars(self, steps: int, metrics: dict[str, float], group: str) -> None:
+        if self.writer:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"{group}/{name}", value, steps)
+
+    # The rest differs on and off cluster.
+
+    def report(self, steps: int, metrics: dict[str, float], *, validation: bool = False) -> None:
+        """Report metrics of `steps` completed steps. Chief only does anything."""
+        raise NotImplementedError
+
+    def report_progress(self, fraction: float) -> None:
+        raise NotImplementedError
+
+    def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Store what `write(folder)` puts into an empty folder, all or nothing. Collective."""
+        raise NotImplementedError
+
+    def should_stop(self) -> bool:
+        """Whether to save and leave: preempted, or told to by a signal. Collective."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Make what `writer` holds visible."""
+        if self.writer:
+            self.writer.flush()
+
+
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's metadata.
+
+    Raises:
+        UserError: the folder is no complete checkpoint.
+    """
+    try:
+        return json.loads((checkpoint / METADATA).read_text())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{checkpoint} is not a complete checkpoint (no readable {METADATA}); name another one"
+        ) from None
+
+
+class LocalRun(Run):
+    """A run off cluster: everything lies in one folder.
+
+    `checkpoints/step-00000100/` is renamed into place when it is complete, so that what carries the
+    name is whole. SIGTERM and SIGINT ask for a stop, as preemption does on a cluster.
+    """
+
+    folder_is_kept = True
+
+    def __init__(self, state: PartialState, folder: Path, warm_start: Path | None):
+        self.state, self.folder = state, folder
+        self.stop_signal: int | None = None
+        self._checkpoints = folder / "checkpoints"
+        try:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
+            ) from None
+        done = sorted(p for p in self._checkpoints.glob("step-*") if (p / METADATA).is_file())
+        self.latest = done[-1] if done else None
+        if warm_start:
+            if self.latest:
+                raise UserError(
+                    f"--output-dir {folder} already holds a run; give a warm start a new folder"
+                )
+            self.latest, self.latest_is_own = warm_start, False
+        state.wait_for_everyone()  # no rank writes before all have looked
+        if self.is_chief:
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self._handlers = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def close(self) -> None:
+        """Close the writer and give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.writer:
+            self.writer.close()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.stop_signal is not None:  # asked twice: now
+            raise SystemExit(128 + number)
+        self.stop_signal = number
+
+    def report(self, steps, metrics, *, validation=False):
+        if self.is_chief:
+            group = "validation" if validation else "training"
+            self.log_scalars(steps, metrics, group)
+            with (self.folder / "metrics.jsonl").open("a") as f:
+                f.write(json.dumps({"group": group, "steps_completed": steps, **metrics}) + "\n")
+
+    def report_progress(self, fraction):
+        pass
+
+    def save(self, steps, metadata, write):
+        final = self._checkpoints / f"step-{steps:08d}"
+        if self.is_chief and not (final / METADATA).is_file():
+            staging = final.with_name(f".{final.name}")
+            try:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+                write(staging)
+                (staging / METADATA).write_text(
+                    json.dumps({"steps_completed": steps, **metadata}, indent=1)
+                )
+                os.replace(staging, final)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # torch.save reports a full disk as RuntimeError
+                shutil.rmtree(staging, ignore_errors=True)
+                raise UserError(
+                    f"{final} cannot be written ({error}); make room and run the same command "
+                    "again, earlier checkpoints are untouched"
+                ) from None
+        self.state.wait_for_everyone()
+
+    def should_stop(self):
+        asked = self.stop_signal is not None
+        if self.state.num_processes == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.state.device)
+        torch.distributed.all_reduce(flag)
+        return bool(flag > 0)
+
+
+class ClusterRun(Run):
+    """A run in a Determined trial, over Core API."""
+
+    folder_is_kept = False
+
+    def __init__(self, state: PartialState, context: core.Context, folder: Path):
+        self.state, self.context, self.folder = state, context, folder
+        info = det.get_cluster_info()
+        self._trial_id = info.trial.trial_id
+        self._uploaded = 0.0
+        if self.is_chief:
+            path = context.train.get_tensorboard_path()
+            path.mkdir(parents=True, exist_ok=True)
+            self.writer = SummaryWriter(str(path))
+
+    def use(self, checkpoint: Path | None) -> None:
+        """Go on from a restored checkpoint; whose it is shows in its metadata."""
+        self.latest = checkpoint
+        if checkpoint:
+            self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
+
+    def report(self, steps, metrics, *, validation=False):
+        if self.is_chief:
+            # The harness posts the dict later, from another thread: hand it its own copy.
+            if validation:
+                self.context.train.report_validation_metrics(steps, dict(metrics))
+            else:
+                self.context.train.report_training_metrics(steps, dict(metrics))
+            self.log_scalars(steps, metrics, "validation" if validation else "training")
+
+    def report_progress(self, fraction):
+        if self.is_chief:
+            self.context.train.report_progress(min(1.0, fraction))
+
+    def save(self, steps, metadata, write):
+        if self.is_chief:
+            facts = {"steps_completed": steps, "trial_id": self._trial_id, **metadata}
+            with self.context.checkpoint.store_path(facts) as (path, _):
+                write(path)
+        self.state.wait_for_everyone()
+
+    def should_stop(self):
+        return self.context.preempt.should_preempt()
+
+    def flush(self):
+        if self.writer:
+            self.writer.flush()
+            # An upload within a second of the last one is dropped without a word.
+            time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
+            self.context.train.upload_tensorboard_files()
+            self._uploaded = time.monotonic()
+
+
+def on_cluster() -> bool:
+    """Whether this process is a task of a Determined trial (a notebook task is not)."""
+    info = det.get_cluster_info()
+    return info is not None and info.task_type == "TRIAL"
+
+
+def cluster_hyperparameters() -> dict[str, Any]:
+    """The trial's hyperparameters, as the searcher chose them."""
+    return det.get_cluster_info().trial.hparams
+
+
+@contextlib.contextmanager
+def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
+    """The run of this process: in the trial it belongs to, else in `output_dir`.
+
+    On a cluster `output_dir` and `warm_start` are not used: the trial's own checkpoint, or the one
+    that its experiment names as a source, is restored on every node.
+    """
+    # Without an accelerator it has to be told, or ranks on the CPU would not find each other.
+    state = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    try:
+        if on_cluster():
+            distributed = (
+                core.DistributedContext.from_torch_distributed() if "RANK" in os.environ else None
+            )
+            with contextlib.ExitStack() as stack:
+                context = stack.enter_context(
+                    core.init(distributed=distributed, tensorboard_mode=core.TensorboardMode.MANUAL)
+                )
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
+                run = ClusterRun(state, context, folder)
+                latest = det.get_cluster_info().latest_checkpoint
+                if latest:
+                    run.use(Path(stack.enter_context(context.checkpoint.restore_path(latest))))
+                yield run
+                run.flush()
+                if run.writer:
+                    run.writer.close()
+        else:
+            run = LocalRun(state, output_dir, warm_start)
+            with contextlib.closing(run):
+                yield run
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

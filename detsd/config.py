@@ -1,0 +1,365 @@
+"""The `hyperparameters` section as typed, documented, strictly checked objects.
+
+    load_config("finetune_demo.yaml", ["training.num_sgd_steps=200"]) -> FinetuneConfig
+
+Every field carries its help text. A scalar is taken for a list of one, so that Determined's
+searchers can vary any field. All problems are reported together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from determined.common.util import yaml_safe_load
+
+from detsd.errors import UserError
+
+
+def _knob(default: Any, help: str, *, low: float | None = None, above: float | None = None) -> Any:
+    """A field with its help text and bounds: `low` is allowed itself, `above` is not."""
+    meta = {"help": help, "low": low, "above": above}
+    if default is dataclasses.MISSING:
+        return field(metadata=meta)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+REQUIRED = dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen base model."""
+
+    pretrained_model_name_or_path: str = _knob(
+        REQUIRED, "folder in the diffusers format, or the name of a model on the Hugging Face hub"
+    )
+    revision: str | None = _knob(None, "branch, tag or commit of the hub model")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _knob(
+        "auto",
+        "of the frozen weights; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 "
+        "elsewhere (many CPUs run bf16 a hundred times slower)",
+    )
+
+
+@dataclass(frozen=True)
+class ConceptsConfig:
+    """What is learned, and from which images. The first four are lists of one length."""
+
+    concept_strs: list[str] = _knob(REQUIRED, "the new words, as they are written in prompts")
+    initializer_strs: list[str] = _knob(
+        REQUIRED, "a phrase, or a concept file of one concept, that each concept starts from"
+    )
+    img_dirs: list[str] = _knob(REQUIRED, "folder of training images of each concept")
+    learnable_properties: list[Literal["object", "style"]] = _knob(
+        ["object"], "object or style: which templates the training prompts use"
+    )
+    num_vectors: list[int | None] = _knob(
+        [None], "embedding rows of each concept; null: as many as its phrase has tokens", low=1
+    )
+    img_size: int | None = _knob(
+        None, "pixels a side of a training image; null: the model's own size", low=8
+    )
+    center_crop: bool = _knob(
+        True, "crop the longer side away; false squeezes the whole image into the square"
+    )
+    transparency_color: str = _knob("white", "what shows through transparent pixels")
+    horizontal_flip: bool = _knob(
+        False, "also train on mirror images; ruins letters, logos and other asymmetric subjects"
+    )
+    append_file_name_to_text: bool = _knob(
+        False, "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'"
+    )
+    file_name_split_char: str = _knob("_", "what separates the words of a file name")
+    use_caption_files: bool = _knob(
+        False, "where IMAGE.txt lies beside IMAGE.jpg, use it as the prompt; {} marks the concept"
+    )
+    num_blank_prompts: int = _knob(
+        0, "times the bare concept ('{}') is added to the templates", low=0
+    )
+    num_a_prompts: int = _knob(0, "times 'a {}' is added to the templates", low=0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimization. Steps are optimizer steps."""
+
+    num_sgd_steps: int = _knob(3000, "optimizer steps; 1000 to 5000 are usual", low=1)
+    train_batch_size: int = _knob(4, "images per process and micro-batch", low=1)
+    gradient_accumulation_steps: int = _knob(1, "micro-batches per optimizer step", low=1)
+    optimizer_name: Literal["adam", "adamw", "sgd"] = _knob("adam", "adam, adamw or sgd")
+    learning_rate: float = _knob(5e-4, "peak learning rate; 1e-4 to 5e-3", above=0)
+    scale_lr: bool = _knob(
+        False,
+        "multiply learning_rate by batch size x accumulation x processes; with 2 GPUs and "
+        "accumulation 4 that turns 5e-4 into 4e-3, so it is off",
+    )
+    lr_scheduler: Literal["constant", "linear", "cosine"] = _knob(
+        "constant", "after the warm-up: constant, or falling to zero along a line or a cosine"
+    )
+    lr_warmup_steps: int = _knob(0, "steps over which the rate rises from zero", low=0)
+    adam_beta1: float = _knob(0.9, "decay of Adam's first moment", low=0)
+    adam_beta2: float = _knob(0.999, "decay of Adam's second moment", low=0)
+    adam_epsilon: float = _knob(1e-8, "Adam's epsilon", above=0)
+    weight_decay: float = _knob(0.0, "of adamw and sgd, on the new rows", low=0)
+    max_grad_norm: float | None = _knob(None, "clip the rows' gradient to this norm", above=0)
+    norm_reg_weight: float = _knob(
+        0.0, "weight of (row norm - mean norm of the vocabulary)^2; 0.01 to 1", low=0
+    )
+    hidden_reg_weight: float = _knob(
+        0.0,
+        "weight of the squared distance between the text encoder's states with the learned rows "
+        "and with the initializer's; keeps prompts editable; 0.01 to 1",
+        low=0,
+    )
+    min_snr_gamma: float | None = _knob(
+        None, "min-SNR loss weighting (arXiv 2303.09556), usually 5; null: the plain loss", above=0
+    )
+    train_seed: int = _knob(2147483647, "of everything random in training", low=0)
+    checkpoint_freq: int = _knob(100, "steps between checkpoints, validations and samples", low=1)
+    metric_report_freq: int = _knob(10, "steps between reports of the training metrics", low=1)
+    max_validation_images: int = _knob(8, "validation images per concept", low=1)
+    num_validation_timesteps: int = _knob(8, "fixed timesteps per validation image", low=1)
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The sample images made at every checkpoint."""
+
+    inference_prompts: list[str] = _knob([], "prompts with concepts in them; [] makes no samples")
+    negative_prompt: str = _knob("", "what to keep away from")
+    num_inference_steps: int = _knob(50, "denoising steps; 25 to 50", low=1)
+    guidance_scale: float = _knob(
+        7.5, "classifier-free guidance; around 3 for a strong concept", low=0
+    )
+    scheduler_name: Literal["ddim", "pndm", "lms-discrete", "euler", "dpmsolver++"] = _knob(
+        "ddim", "ddim, pndm, lms-discrete, euler or dpmsolver++"
+    )
+    seeds: list[int] = _knob([0], "seeds, the same for every prompt and checkpoint", low=0)
+    img_per_prompt: int = _knob(1, "images per prompt and seed", low=1)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The whole `hyperparameters` section of a fine-tuning."""
+
+    model: ModelConfig
+    concepts: ConceptsConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# ---- checking ----------------------------------------------------------------------------------
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(known)
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    return names.get(kind, "null" if kind is types.NoneType else str(kind))
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or ValueError saying what was expected."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return _value(option, value)
+            except ValueError:
+                pass
+        raise ValueError(" or ".join(map(_type_name, typing.get_args(kind))))
+    if origin is list:
+        values = value if isinstance(value, list) else [value]
+        return [_value(typing.get_args(kind)[0], v) for v in values]
+    if origin is Literal and value in typing.get_args(kind):
+        return value
+    if kind is types.NoneType and value is None:
+        return None
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Whole floats arrive from Determined as int, and the other way round.
+    if kind is int and is_number and float(value).is_integer():
+        return int(value)
+    if kind is float and is_number and math.isfinite(value):
+        return float(value)
+    raise ValueError(_type_name(kind))
+
+
+def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
+    """`given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
+    if not isinstance(given, dict):
+        problems.append(f"{path} must be a mapping of keys to values, not {given!r}")
+        return None
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    dot = f"{path}." if path else ""
+    values = {}
+    for key in given:
+        if key not in known:
+            problems.append(f"{dot}{key} is not a known key; {_nearest(str(key), list(known))}")
+    for name, spec in known.items():
+        required = spec.default is REQUIRED and spec.default_factory is REQUIRED
+        nested = dataclasses.is_dataclass(hints[name])
+        if name not in given:
+            if required:
+                problems.append(f"{dot}{name} is missing; {spec.metadata.get('help', 'add it')}")
+            continue
+        if nested:
+            values[name] = _section(hints[name], given[name], f"{dot}{name}", problems)
+            continue
+        try:
+            values[name] = _value(hints[name], given[name])
+        except ValueError as expected:
+            problems.append(f"{dot}{name} is {given[name]!r} but must be {expected}")
+            continue
+        low, above = spec.metadata.get("low"), spec.metadata.get("above")
+        for v in values[name] if isinstance(values[name], list) else [values[name]]:
+            if v is not None and low is not None and v < low:
+                problems.append(f"{dot}{name} is {v} but must be at least {low}")
+            if v is not None and above is not None and v <= above:
+                problems.append(f"{dot}{name} is {v} but must be greater than {above}")
+    return None if problems else kind(**values)
+
+
+def _check_lists(given: FinetuneConfig, problems: list[str]) -> FinetuneConfig:
+    """One entry per concept in every list of `concepts`; a single one serves all where it can."""
+    c = given.concepts
+    n = len(c.concept_strs)
+    if n == 0:
+        problems.append("concepts.concept_strs is empty; name at least one concept")
+    stretched = {}
+    for name in ("learnable_properties", "num_vectors"):
+        values = getattr(c, name)
+        stretched[name] = values * n if len(values) == 1 else values
+    for name in ("initializer_strs", "img_dirs", "learnable_properties", "num_vectors"):
+        length = len(stretched.get(name, getattr(c, name)))
+        if length != n:
+            problems.append(
+                f"concepts.{name} has {length} entries for {n} concept_strs; give one for each"
+            )
+    for name in sorted({s for s in c.concept_strs if c.concept_strs.count(s) > 1}):
+        problems.append(
+            f"concepts.concept_strs names {name!r} twice; give every concept its own word"
+        )
+    if given.training.lr_warmup_steps > given.training.num_sgd_steps:
+        problems.append("training.lr_warmup_steps is larger than training.num_sgd_steps; lower it")
+    for beta in ("adam_beta1", "adam_beta2"):
+        if getattr(given.training, beta) >= 1:
+            problems.append(f"training.{beta} must be less than 1")
+    return dataclasses.replace(given, concepts=dataclasses.replace(c, **stretched))
+
+
+def parse_config(hyperparameters: Any, source: str) -> FinetuneConfig:
+    """Check a `hyperparameters` mapping; `source` names it in messages.
+
+    Raises:
+        UserError: listing every problem found.
+    """
+    problems: list[str] = []
+    config = _section(FinetuneConfig, hyperparameters, "", problems)
+    if config is not None:
+        config = _check_lists(config, problems)
+    if problems:
+        lines = "\n  ".join(problems)
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{source} has {count} under hyperparameters:\n  {lines}")
+    return config
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """The experiment file at `path` as Determined reads it (`5e-4` is a number).
+
+    Raises:
+        UserError: no such file, not YAML, or no `hyperparameters` in it.
+    """
+    try:
+        experiment = yaml_safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name an experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name an experiment file") from None
+    except Exception as error:  # ruamel's and yaml's parsers share no base class
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {reason}") from None
+    if not isinstance(experiment, dict) or not isinstance(experiment.get("hyperparameters"), dict):
+        raise UserError(f"{path} has no hyperparameters section; see finetune_demo.yaml for one")
+    return experiment
+
+
+def _constants(value: Any) -> Any:
+    """Hyperparameters as a trial would get them: `{type: const, val: x}` is x.
+
+    Raises ValueError for a search range, which needs a searcher to become a value.
+    """
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "const":
+        return value["val"]
+    if "type" in value:
+        raise ValueError(value["type"])
+    return {key: _constants(v) for key, v in value.items()}
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> FinetuneConfig:
+    """Read the experiment file at `path`, apply `section.key=value` overrides, check it.
+
+    Raises:
+        UserError: unreadable file, malformed override, or a problem in the configuration.
+    """
+    hyperparameters = read_experiment(Path(path))["hyperparameters"]
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(
+                f"--set {override} is not KEY=VALUE; write e.g. training.num_sgd_steps=200"
+            )
+        *sections, last = key.strip().split(".")
+        target = hyperparameters
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {override}: {section} is a value, not a section of {path}")
+        try:
+            target[last] = yaml_safe_load(text)
+        except Exception:
+            raise UserError(f"--set {override}: {text!r} is not valid YAML; quote it") from None
+    try:
+        hyperparameters = _constants(hyperparameters)
+    except ValueError as error:
+        raise UserError(
+            f"{path} holds a search range (type: {error}); submit it with det e create, or give "
+            "the value with --set"
+        ) from None
+    return parse_config(hyperparameters, str(path))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    """Which keys differ between two `to_dict()`s, as "section.key was 1, is 2"."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{path}{key}.")
+        elif a != b:
+            found.append(f"{path}{key} was {a!r}, is {b!r}")
+    return found

@@ -1,0 +1,253 @@
+"""Image folder -> tensors -> cached latents; sample index -> training example.
+
+Sample i's image, template, flip, posterior draw, timestep and noise are a pure function of
+(seed, i): not of the rank, the batch split, or how often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
+
+from detsd.config import ConceptsConfig
+from detsd.errors import UserError
+from detsd.models import BaseModel
+from detsd.templates import TEMPLATES
+
+logger = logging.getLogger("detsd")
+
+# Streams of random numbers, kept apart so that adding one changes no other.
+ORDER, CHOICES, DRAW, VALIDATION = range(4)
+
+
+def _seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, well mixed (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
+    """Standard normal numbers, drawn on the CPU so that every device gets the same."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(_seed(*parts)))
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
+    """The first frame, upright, as 8-bit RGB; transparency shows the colour `behind`."""
+    image.seek(0)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit and float greys: Pillow's own conversion clips instead of scaling.
+        values = np.asarray(image, np.float64)
+        top = (
+            1.0
+            if image.mode == "F" and values.max() <= 1
+            else 255.0
+            if values.max() <= 255
+            else 65535.0
+        )
+        image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, ImageColor.getrgb(behind))
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, size: int, center_crop: bool) -> Image.Image:
+    """`size` x `size` pixels: the centre crop, or the whole image squeezed."""
+    if center_crop:
+        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder by name, sorted, so that every rank sees one order."""
+    known = Image.registered_extensions()
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
+
+
+def read_images(
+    folder: Path, config: ConceptsConfig, size: int, key: str
+) -> list[tuple[Path, Image.Image]]:
+    """All readable images of a folder as squares; unreadable ones are named and skipped.
+
+    Raises:
+        UserError: no such folder, or no readable image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
+    images = []
+    for path in list_images(folder):
+        try:
+            with Image.open(path) as image:
+                rgb = to_rgb(image, config.transparency_color)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            logger.warning("%s cannot be read and is skipped (%s)", path, error)
+            continue
+        images.append((path, to_square(rgb, size, config.center_crop)))
+    if not images:
+        raise UserError(
+            f"{key}: folder {folder} holds no readable image; put JPEG, PNG or WebP files there"
+        )
+    return images
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """(3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+def file_words(path: Path, split_char: str) -> str:
+    """The words of a file name: `on_a_beach.jpg` -> `on a beach`."""
+    return " ".join(path.stem.split(split_char) if split_char else [path.stem])
+
+
+def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> list[str]:
+    """The prompts that image `path` of concept `name` may be shown with.
+
+    Raises:
+        UserError: an empty caption file.
+    """
+    sidecar = path.with_suffix(".txt")
+    if config.use_caption_files and sidecar.is_file():
+        text = " ".join(sidecar.read_text(encoding="utf-8").split())
+        if not text:
+            raise UserError(f"{sidecar} is empty; write a caption, or delete it")
+        # A caption that does not say where the concept is begins with it.
+        return [
+            text.replace("{}", name)
+            if "{}" in text
+            else text
+            if name in text
+            else f"{name}, {text}"
+        ]
+    templates = list(TEMPLATES[kind])
+    templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
+    words = (
+        f" {file_words(path, config.file_name_split_char)}"
+        if config.append_file_name_to_text
+        else ""
+    )
+    return [template.format(name) + words for template in templates]
+
+
+# ---- latents and examples ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One training image: its prompts and the VAE posterior of it (and of its mirror image)."""
+
+    path: Path
+    prompts: tuple[str, ...]
+    mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
+    std: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sample: what is shown, under which words, how much noised."""
+
+    prompt: str
+    x: torch.Tensor  # (4, h, w), a draw from the posterior, scaled
+    noise: torch.Tensor  # (4, h, w)
+    t: int
+
+
+@torch.no_grad()
+def encode_image(
+    model: BaseModel, image: Image.Image, flip: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior mean and std (views, 4, h, w) on the CPU, one view at a time."""
+    views = [image, ImageOps.mirror(image)] if flip else [image]
+    posteriors = [
+        model.vae.encode(to_tensor(v)[None].to(model.device, model.dtype)).latent_dist
+        for v in views
+    ]
+    mean = torch.cat([p.mean for p in posteriors]).float().cpu()
+    std = torch.cat([p.std for p in posteriors]).float().cpu()
+    return mean, std
+
+
+class TrainingData:
+    """All images of all concepts, encoded once, and the samples drawn from them.
+
+    `shots` are trained on; `validation` are (shot, fixed timesteps) for the validation loss, held
+    out where a concept has ten images or more, else taken from the training images.
+    """
+
+    def __init__(self, config: ConceptsConfig, model: BaseModel, seed: int, max_validation: int):
+        self.seed = seed
+        self.scaling = float(model.vae.config.scaling_factor)
+        self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
+        size = config.img_size or model.image_size
+        if size % 8:
+            raise UserError(f"concepts.img_size is {size}; choose a multiple of 8")
+        try:
+            ImageColor.getrgb(config.transparency_color)
+        except ValueError:
+            raise UserError(
+                f"concepts.transparency_color {config.transparency_color!r} is no colour; "
+                "use a name or #rrggbb"
+            ) from None
+        self.shots: list[Shot] = []
+        self.validation: list[Shot] = []
+        self.held_out = True
+        for k, (name, folder, kind) in enumerate(
+            zip(config.concept_strs, config.img_dirs, config.learnable_properties, strict=True)
+        ):
+            images = read_images(Path(folder), config, size, f"concepts.img_dirs[{k}]")
+            shots = []
+            for path, image in images:
+                mean, std = encode_image(model, image, config.horizontal_flip)
+                shots.append(Shot(path, tuple(prompts_for(path, name, kind, config)), mean, std))
+            n = len(shots)
+            order = np.random.default_rng((seed, VALIDATION, k)).permutation(n)
+            held = set(order[: min(max_validation, max(1, n // 10))].tolist()) if n >= 10 else set()
+            self.held_out &= bool(held)
+            self.shots += [s for j, s in enumerate(shots) if j not in held]
+            self.validation += [shots[j] for j in (sorted(held) or range(min(n, max_validation)))]
+
+    def example(self, i: int) -> Example:
+        """Training sample number i, a pure function of (seed, i).
+
+        Each image comes up once in len(shots) consecutive samples. Timesteps follow a golden-ratio
+        sequence: uniform, and spread evenly over any stretch of samples, so that the loss of a
+        batch says more about the rows than about the timesteps drawn.
+        """
+        n = len(self.shots)
+        epoch, place = divmod(i, n)
+        shot = self.shots[
+            int(np.random.default_rng((self.seed, ORDER, epoch)).permutation(n)[place])
+        ]
+        rng = np.random.default_rng((self.seed, CHOICES, i))
+        prompt = shot.prompts[int(rng.integers(len(shot.prompts)))]
+        view = int(rng.integers(len(shot.mean)))
+        start = np.random.default_rng((self.seed, CHOICES)).uniform()
+        t = int((start + i * 0.6180339887498949) % 1 * self.num_timesteps)
+        return self._noised(shot, view, prompt, t, DRAW, i)
+
+    def validation_examples(self, k: int, timesteps: int) -> list[Example]:
+        """The fixed examples of validation image k: even timesteps, fixed noise and prompt."""
+        shot = self.validation[k]
+        prompt = shot.prompts[k % len(shot.prompts)]
+        times = [int((j + 0.5) / timesteps * self.num_timesteps) for j in range(timesteps)]
+        return [
+            self._noised(shot, 0, prompt, t, VALIDATION, k * timesteps + j)
+            for j, t in enumerate(times)
+        ]
+
+    def _noised(self, shot: Shot, view: int, prompt: str, t: int, stream: int, i: int) -> Example:
+        mean, std = shot.mean[view], shot.std[view]
+        draw, noise = _normal((2, *mean.shape), self.seed, stream, i)
+        return Example(prompt, (mean + std * draw) * self.scaling, noise, t)

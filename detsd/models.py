@@ -1,0 +1,137 @@
+"""Load and freeze a base model: tokenizer, text encoder, VAE, UNet, noise scheduler.
+
+Constants (scaling factor, betas, prediction type, image size, text width) are read from the model,
+so that the bundled one, Stable Diffusion 1.x and its relatives differ by a path only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from detsd.config import ModelConfig
+from detsd.errors import UserError
+
+PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen latent diffusion model, in evaluation mode on one device."""
+
+    name: str
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler  # of training: adds noise, names the target
+    sampling_scheduler_config: dict  # of the model's own sampler
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent along a side: 8 for Stable Diffusion."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images that the UNet was trained on."""
+        return self.unet.config.sample_size * self.downsampling
+
+
+def hub_token() -> str | None:
+    """HF_AUTH_TOKEN or HF_TOKEN, if one is set; the configs' placeholder counts as none."""
+    for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        if token and token != PLACEHOLDER_TOKEN:
+            return token
+    return None
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of frozen weights: as told, or the fastest that the hardware does well."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def resolve(name: str) -> str:
+    """A local folder as it is, or beside the package (`demo_model`); else a hub name."""
+    beside = Path(__file__).parent.parent / name
+    return str(beside) if not Path(name).is_dir() and beside.is_dir() else name
+
+
+def _hub_options(name: str, revision: str | None) -> dict:
+    """Where to look for a hub model: the hub, or without one the files fetched before.
+
+    The hub is asked once, with a short patience: the loaders themselves would retry for minutes.
+    """
+    options = {"revision": revision, "token": hub_token()}
+    try:
+        HfApi().model_info(name, revision=revision, token=options["token"], timeout=10)
+    except HfHubHTTPError:
+        pass  # the hub answers; the loader's own error says more
+    except Exception:  # no connection, in one of a dozen classes of the HTTP libraries
+        options["local_files_only"] = True
+    return options
+
+
+def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
+    """Load `config.pretrained_model_name_or_path` from a folder or the hub, and freeze it.
+
+    Only safetensors weights are read. The token goes to the hub alone.
+
+    Raises:
+        UserError: missing, gated or unreachable model, or a prediction type that is not supported.
+    """
+    name = config.pretrained_model_name_or_path
+    path = resolve(name)
+    dtype = pick_dtype(config.precision, device)
+    hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+    weights = {"use_safetensors": True, **hub}
+    key = "model.pretrained_model_name_or_path"
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub)
+        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights)
+        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
+        sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
+    except GatedRepoError:
+        raise UserError(
+            f"{key}: {name} is gated; accept its licence on its hub page and set HF_AUTH_TOKEN to "
+            "a token of that account"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{key}: {name} is neither a folder here nor a hub model that this token can see; "
+            "check the spelling, or set HF_AUTH_TOKEN"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{key}: {name} cannot be loaded; give a complete diffusers folder or a hub model that "
+            f"can be reached ({reason})"
+        ) from None
+    scheduler = DDPMScheduler.from_config(sampler)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"{key}: {name} predicts {scheduler.config.prediction_type!r}; use a model that "
+            "predicts epsilon or v_prediction"
+        )
+    for part in (text_encoder, vae, unet):
+        # Cast after loading: the keyword for it has another name in each library and version.
+        part.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    return BaseModel(
+        name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype
+    )  # fmt: skip

@@ -1,0 +1,445 @@
+"""Textual inversion (arXiv 2208.01618): state, and the loop, which reads like the paper.
+
+    train(config, run)
+
+Only the concepts' rows train. Every rank holds the frozen model, takes its share of each step's
+samples, and the rows' gradients are averaged: nothing else has to be synchronised.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from detsd import images
+from detsd.cluster import Run, read_metadata
+from detsd.concepts import Vocabulary
+from detsd.config import FinetuneConfig, TrainingConfig, differences
+from detsd.data import Example, TrainingData
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, read_concepts, write_concepts
+from detsd.loss import (
+    hidden_penalty,
+    min_snr_weight,
+    norm_penalty,
+    prediction_target,
+    squared_error,
+)
+from detsd.models import BaseModel, load_base_model
+from detsd.pipeline import Sampler, sample_jobs
+
+logger = logging.getLogger("detsd")
+
+STATE_FILE = "trainer_state.pt"
+DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
+
+
+def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> float:
+    """The rate of step number `step` (from 0): warm-up, then constant, linear or cosine."""
+    peak = config.learning_rate * (samples_per_step if config.scale_lr else 1)
+    if step < config.lr_warmup_steps:
+        return peak * (step + 1) / config.lr_warmup_steps
+    left = config.num_sgd_steps - config.lr_warmup_steps
+    done = (step - config.lr_warmup_steps) / max(1, left)
+    shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return peak * shapes[config.lr_scheduler]
+
+
+def make_optimizer(rows: torch.Tensor, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD over the rows alone."""
+    if config.optimizer_name == "sgd":
+        return torch.optim.SGD([rows], config.learning_rate, weight_decay=config.weight_decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.optimizer_name](
+        [rows],
+        config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay if config.optimizer_name == "adamw" else 0.0,
+    )
+
+
+def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
+    """Add the configured concepts, each from its phrase or from a concept file of one concept."""
+    c = config.concepts
+    for k, (name, start, n) in enumerate(
+        zip(c.concept_strs, c.initializer_strs, c.num_vectors, strict=True)
+    ):
+        if Path(start).suffix in (".pt", ".safetensors"):
+            found = read_concepts(start)
+            if len(found) != 1:
+                raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
+            rows, phrase = found[0].embeddings, found[0].initializer
+            rows = rows[[j % len(rows) for j in range(n or len(rows))]]
+        else:
+            phrase = " ".join(start.split())
+            rows = vocabulary.phrase_rows(phrase, n, f"concepts.initializer_strs[{k}]")
+        vocabulary.add(LearnedConcept(name, phrase, rows))
+
+
+class Trainer:
+    """Model, data, rows and optimizer of one fine-tuning; complete when constructed."""
+
+    def __init__(self, config: FinetuneConfig, run: Run):
+        self.config, self.run = config, run
+        t = config.training
+        run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
+        # One rank of each node downloads; the others then find the files.
+        with run.state.local_main_process_first():
+            self.model: BaseModel = load_base_model(config.model, run.state.device)
+        self.vocabulary = Vocabulary(self.model.tokenizer, self.model.text_encoder)
+        add_concepts(self.vocabulary, config)
+        self.rows = self.vocabulary.embedding.rows  # (N, D) float32, the only trainable tensor
+        self.initial_rows = self.rows.detach().clone()
+        self.usual_norm = float(self.vocabulary.embedding.weight.float().norm(dim=1).mean())
+        self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
+        self._warn_of_cut_prompts()
+        self.optimizer = make_optimizer(self.rows, t)
+        self.scaler = torch.amp.GradScaler(
+            self.model.device.type, enabled=self.model.dtype == torch.float16
+        )
+        size = config.concepts.img_size or self.model.image_size
+        self.sampler = Sampler(self.model, self.vocabulary, config.inference, size)
+        self.jobs = sample_jobs(config.inference)
+        self.samples_per_step = (
+            t.train_batch_size * t.gradient_accumulation_steps * run.state.num_processes
+        )
+        self.steps_completed = 0
+        self.samples_seen = 0
+        self.window: dict[str, float] = {}  # sums since the last report
+        if run.latest:
+            self._restore(run.latest)
+        self.initial_val_loss = self._validation_loss(self.initial_rows)
+
+    # ---- the step ----------------------------------------------------------------------------
+
+    def train(self) -> bool:
+        """Train to the last step. False when stopped before it, with a checkpoint saved."""
+        t, run = self.config.training, self.run
+        if self.steps_completed >= t.num_sgd_steps:
+            run.report_progress(1.0)
+            return True
+        if self.steps_completed == 0:
+            self._sample()
+        bar = tqdm(
+            total=t.num_sgd_steps,
+            initial=self.steps_completed,
+            unit="step",
+            disable=None if run.is_chief else True,  # None: only on a terminal
+        )
+        self._clock = time.monotonic()
+        while self.steps_completed < t.num_sgd_steps:
+            parts = self._step()
+            self.steps_completed += 1
+            self.samples_seen += self.samples_per_step
+            bar.update()
+            for name, value in parts.items():  # tensors: reading one out would wait for the device
+                self.window[name] = self.window.get(name, 0.0) + value
+            self.window["steps"] = self.window.get("steps", 0) + 1
+            last = self.steps_completed == t.num_sgd_steps
+            if self.steps_completed % t.metric_report_freq == 0 or last:
+                self._report(bar)
+            stop = run.should_stop()
+            due = self.steps_completed % t.checkpoint_freq == 0 or last
+            began = time.monotonic()
+            if due:
+                self._validate()
+                self._sample()
+            if last:
+                self._draw_progress()
+            if due or stop:
+                self._save()
+            self._clock += time.monotonic() - began  # samples per second are of training
+            if stop:
+                break
+        bar.close()
+        return self.steps_completed == t.num_sgd_steps
+
+    def _step(self) -> dict[str, torch.Tensor]:
+        """One optimizer step on this rank's share of the next samples; loss parts, detached."""
+        t, run = self.config.training, self.run
+        rate = learning_rate(self.steps_completed, t, self.samples_per_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, torch.Tensor] = {}
+        for micro in range(t.gradient_accumulation_steps):
+            share = micro * run.state.num_processes + run.state.process_index
+            first = self.samples_seen + share * t.train_batch_size
+            batch = [self.data.example(i) for i in range(first, first + t.train_batch_size)]
+            loss, parts = self._loss(batch)
+            self.scaler.scale(loss / t.gradient_accumulation_steps).backward()
+            for name, value in parts.items():
+                part = value.detach() / t.gradient_accumulation_steps
+                sums[name] = sums.get(name, 0.0) + part
+        if run.state.num_processes > 1:
+            torch.distributed.all_reduce(self.rows.grad)
+            self.rows.grad /= run.state.num_processes
+        self.scaler.unscale_(self.optimizer)
+        if t.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_([self.rows], t.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _loss(self, batch: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        t = self.config.training
+        x, noise, times = self._stack(batch)  # (B, 4, h, w) twice, (B,)
+        ids = self.vocabulary.token_ids([e.prompt for e in batch])  # (B, 77)
+        hidden = self.model.text_encoder(ids).last_hidden_state  # (B, 77, D)
+        weight = min_snr_weight(self.model.scheduler, times, t.min_snr_gamma)
+        mse = (self._denoise_error(x, noise, times, hidden) * weight).mean()
+        loss, parts = mse, {"mse": mse}
+        if t.norm_reg_weight:
+            parts["norm_reg"] = norm_penalty(self.rows, self.usual_norm)
+            loss = loss + t.norm_reg_weight * parts["norm_reg"]
+        if t.hidden_reg_weight:
+            with torch.no_grad():
+                reference = self._with_rows(
+                    self.initial_rows, lambda: self.model.text_encoder(ids).last_hidden_state
+                )
+            parts["hidden_reg"] = hidden_penalty(hidden, reference)
+            loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
+        return loss, {"loss": loss, **parts}
+
+    def _stack(self, batch: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        device = self.model.device
+        return (
+            torch.stack([e.x for e in batch]).to(device),
+            torch.stack([e.noise for e in batch]).to(device),
+            torch.tensor([e.t for e in batch], device=device),
+        )
+
+    def _denoise_error(self, x, noise, times, hidden) -> torch.Tensor:
+        """Squared error (B,) of the UNet's prediction from the noised latents."""
+        noisy = self.model.scheduler.add_noise(x, noise, times).to(self.model.dtype)
+        target = prediction_target(self.model.scheduler, x, noise, times)
+        return squared_error(self.model.unet(noisy, times, hidden).sample, target)
+
+    def _with_rows(self, rows: torch.Tensor, call):
+        """`call()` with other rows in place of the trained ones, which are not touched."""
+        embedding = self.vocabulary.embedding
+        embedding.rows = torch.nn.Parameter(rows, requires_grad=False)
+        try:
+            return call()
+        finally:
+            embedding.rows = self.rows
+
+    # ---- what is told ------------------------------------------------------------------------
+
+    def _report(self, bar: tqdm) -> None:
+        """Means over the steps since the last report and over ranks."""
+        t, run = self.config.training, self.run
+        steps = self.window.pop("steps")
+        means = {name: float(value) / steps for name, value in self.window.items()}
+        self.window = {}
+        everyone = run.gather([means])
+        metrics = {name: sum(m[name] for m in everyone) / len(everyone) for name in means}
+        if not all(map(math.isfinite, metrics.values())):
+            self._diverge()
+        seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
+        metrics["learning_rate"] = learning_rate(self.steps_completed - 1, t, self.samples_per_step)
+        metrics["samples_per_second"] = steps * self.samples_per_step / max(seconds, 1e-9)
+        norms = self.rows.detach().norm(dim=1)
+        metrics["row_norm_mean"], metrics["row_norm_max"] = float(norms.mean()), float(norms.max())
+        run.report(self.steps_completed, metrics)
+        run.report_progress(self.steps_completed / t.num_sgd_steps)
+        line = (
+            f"step {self.steps_completed}/{t.num_sgd_steps}  loss {metrics['loss']:.4f}  "
+            f"{metrics['samples_per_second']:.1f} samples/s"
+        )
+        if bar.disable:
+            run.say(line)
+        else:
+            bar.set_postfix_str(f"loss {metrics['loss']:.4f}")
+
+    @torch.no_grad()
+    def _validation_loss(self, rows: torch.Tensor | None = None) -> float:
+        """Denoising loss at fixed images, timesteps and noise, images shared over the ranks."""
+        if rows is not None:
+            return self._with_rows(rows, self._validation_loss)
+        state, n = self.run.state, self.config.training.num_validation_timesteps
+        losses = []
+        for k in range(state.process_index, len(self.data.validation), state.num_processes):
+            batch = self.data.validation_examples(k, n)
+            x, noise, times = self._stack(batch)
+            ids = self.vocabulary.token_ids([batch[0].prompt])
+            hidden = self.model.text_encoder(ids).last_hidden_state.expand(n, -1, -1)
+            losses.append((k, float(self._denoise_error(x, noise, times, hidden).mean())))
+        # Summed in the order of the images, so that the number of ranks does not show.
+        values = [value for _, value in sorted(self.run.gather(losses))]
+        return sum(values) / len(values)
+
+    def _validate(self) -> None:
+        loss = self._validation_loss()
+        if not math.isfinite(loss):
+            self._diverge()
+        metrics = {
+            "val_loss": loss,
+            # The same number under a name that says what it was measured on.
+            "val_loss_held_out" if self.data.held_out else "val_loss_training_images": loss,
+            "val_loss_initializer": self.initial_val_loss,
+            "val_gap": self.initial_val_loss - loss,
+        }
+        self.run.report(self.steps_completed, metrics, validation=True)
+        self.run.say(
+            f"step {self.steps_completed}  val_loss {loss:.4f}  "
+            f"(initializer {self.initial_val_loss:.4f})"
+        )
+
+    def _diverge(self) -> None:
+        """Tell the searcher a large finite value, and end."""
+        self.run.report(self.steps_completed, {"val_loss": DIVERGED}, validation=True)
+        raise UserError(
+            f"the loss is no longer finite at step {self.steps_completed}; lower "
+            "training.learning_rate (the last checkpoint is untouched)"
+        )
+
+    def _sample_paths(self) -> list[Path]:
+        folder = self.run.folder / "samples"
+        step = f"step-{self.steps_completed:08d}"
+        return [folder / f"{step}-{k:03d}.png" for k in range(len(self.jobs))]
+
+    def _sample(self) -> None:
+        """One image per job, each made by one rank, written and logged by the chief."""
+        if not self.jobs:
+            return
+        state = self.run.state
+        mine = range(state.process_index, len(self.jobs), state.num_processes)
+        made = dict(sorted(self.run.gather([(k, self.sampler(self.jobs[k])) for k in mine])))
+        if not self.run.is_chief:
+            return
+        for (k, image), path in zip(made.items(), self._sample_paths(), strict=True):
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
+            job = self.jobs[k]
+            self._log_image(f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}", image)
+
+    def _log_image(self, tag: str, image: Image.Image) -> None:
+        pixels = np.asarray(image)  # (H, W, 3) uint8
+        self.run.writer.add_image(tag, pixels, self.steps_completed, dataformats="HWC")
+
+    def _draw_progress(self) -> None:
+        """Before/after and time-lapse from the samples of all checkpoints."""
+        folder = self.run.folder / "samples"
+        steps = sorted({int(p.name.split("-")[1]) for p in folder.glob("step-*.png")})
+        if not self.run.is_chief or not self.jobs or len(steps) < 2:
+            return
+        frames = []
+        for step in steps:
+            paths = [folder / f"step-{step:08d}-{k:03d}.png" for k in range(len(self.jobs))]
+            if all(p.is_file() for p in paths):
+                frames.append((step, [Image.open(p).convert("RGB") for p in paths]))
+        picture = images.before_after(
+            frames[0][1],
+            frames[-1][1],
+            [job.prompt for job in self.jobs],
+            ", ".join(c.initializer for c in self.vocabulary.concepts()),
+        )
+        picture.save(self.run.folder / "before_after.png")
+        self._log_image("before_after", picture)
+        images.time_lapse(frames, self.run.folder)
+
+    # ---- checkpoints -------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        state = {
+            "rows": self.rows.detach().cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "window": {k: float(v) for k, v in self.window.items()},
+            "samples_seen": self.samples_seen,
+        }
+        metadata = {
+            "kind": "finetune",
+            "config": self.config.to_dict(),
+            "concepts": self.vocabulary.names,
+            "complete": self.steps_completed >= self.config.training.num_sgd_steps,
+        }
+
+        def write(folder: Path) -> None:
+            write_concepts(self.vocabulary.concepts(), folder)
+            torch.save(state, folder / STATE_FILE)
+            if not self.run.folder_is_kept:  # pictures come along, so that a resumed run has them
+                shutil.copytree(self.run.folder, folder / "pictures")
+
+        self.run.save(self.steps_completed, metadata, write)
+        self.run.flush()
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Everything from this run's own checkpoint; the learned rows only from another's."""
+        learned = {c.name: c.embeddings for c in read_concepts(checkpoint)}
+        wanted = {c.name: c.embeddings.shape for c in self.vocabulary.concepts()}
+        for name, shape in wanted.items():
+            if name not in learned:
+                raise UserError(
+                    f"{checkpoint} does not hold concept {name!r} but {', '.join(learned)}; "
+                    "name another checkpoint, or change concepts.concept_strs"
+                )
+            if learned[name].shape != shape:
+                raise UserError(
+                    f"{checkpoint}: concept {name!r} has rows of shape "
+                    f"{tuple(learned[name].shape)}, this run needs {tuple(shape)}; "
+                    "use the same base model, phrase and num_vectors"
+                )
+        with torch.no_grad():
+            self.rows.copy_(torch.cat([learned[name] for name in wanted]))
+        if not self.run.latest_is_own:
+            self.run.say(f"starting from the rows of {checkpoint}")
+            return
+        metadata = read_metadata(checkpoint)
+        path = checkpoint / STATE_FILE
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}); delete that checkpoint folder to "
+                "go on from the one before"
+            ) from None
+        pictures = checkpoint / "pictures"
+        if pictures.is_dir():
+            shutil.copytree(pictures, self.run.folder, dirs_exist_ok=True)
+        self.window = dict(state["window"])
+        self.samples_seen = state["samples_seen"]
+        self.steps_completed = metadata["steps_completed"]
+        self.run.say(f"resuming after step {self.steps_completed}")
+
+    def _warn_of_cut_prompts(self) -> None:
+        prompts = {p for shot in self.data.shots for p in shot.prompts}
+        prompts |= set(self.config.inference.inference_prompts)
+        for prompt in sorted(prompts):
+            for name in self.vocabulary.cut_off(prompt):
+                logger.warning(
+                    "the prompt %r is longer than %d tokens and concept %r is cut off; shorten it",
+                    prompt,
+                    self.model.tokenizer.model_max_length,
+                    name,
+                )
+
+
+def refuse_changes(config: FinetuneConfig, run: Run) -> None:
+    """Off cluster, a run goes on with the configuration it began with.
+
+    Raises:
+        UserError: naming every key that differs.
+    """
+    if run.latest and run.latest_is_own:
+        old: dict[str, Any] = read_metadata(run.latest).get("config", {})
+        changed = differences(old, config.to_dict())
+        if changed:
+            raise UserError(
+                f"{run.folder} holds a run with another configuration ({'; '.join(changed)}); "
+                "change it back, or give --output-dir a new folder (and --warm-start to keep what "
+                "was learned)"
+            )

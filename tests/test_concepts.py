@@ -1,0 +1,130 @@
+"""Concepts: prompt rewriting, rows beside a frozen table, what is refused."""
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detsd.concepts import PromptRewriter, Vocabulary
+from detsd.config import ModelConfig
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept
+from detsd.models import load_base_model
+
+WORDS = st.from_regex(r"[a-z]{1,4}(-[a-z]{1,4}){0,2}", fullmatch=True)
+
+
+@pytest.fixture
+def vocabulary(tiny_model):
+    model = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
+    return Vocabulary(model.tokenizer, model.text_encoder)
+
+
+def learned(name, n=2, width=16, fill=1.0):
+    return LearnedConcept(name, "some phrase", torch.full((n, width), fill))
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5, unique=True), st.lists(WORDS, max_size=8))
+def test_exactly_the_whole_words_are_replaced(concepts, words):
+    rewrite = PromptRewriter({c: f"<{k}>" for k, c in enumerate(concepts)})
+    expected = [f"<{concepts.index(w)}>" if w in concepts else w for w in words]
+    assert rewrite(" ".join(words)) == " ".join(expected)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4, unique=True), st.text(max_size=40))
+def test_text_without_concepts_is_left_alone(concepts, text):
+    rewrite = PromptRewriter(dict.fromkeys(concepts, "<x>"))
+    if not rewrite.words_in(text):
+        assert rewrite(text) == text
+    assert rewrite(text).count("<x>") == len(rewrite.words_in(text)) + text.count("<x>")
+
+
+@given(WORDS)
+def test_what_was_put_in_is_not_replaced_again(word):
+    assert PromptRewriter({word: f"{word} {word}"})(word) == f"{word} {word}"
+
+
+def test_longest_first_at_word_boundaries():
+    rewrite = PromptRewriter({"det-logo": "A", "det-logo-demo": "B"})
+    assert rewrite("det-logo-demo, det-logo; my-det-logo det-logos (det-logo)") == (
+        "B, A; my-det-logo det-logos (A)"
+    )
+
+
+def test_the_same_prompt_without_concepts_gives_the_same_states(tiny_model):
+    model = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
+    ids = model.tokenizer(["a photo of a cat"], return_tensors="pt").input_ids
+    before = model.text_encoder(ids).last_hidden_state
+    vocabulary = Vocabulary(model.tokenizer, model.text_encoder)
+    vocabulary.add(learned("blob-thing"))
+    assert torch.equal(model.text_encoder(ids).last_hidden_state, before)
+
+
+def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
+    """A concept that has learned nothing yet is its phrase."""
+    rows = vocabulary.phrase_rows("red ball", None, "key")
+    vocabulary.add(LearnedConcept("blob-thing", "red ball", rows))
+    ids = vocabulary.token_ids(["a photo of a blob-thing on wood", "a photo of a red ball on wood"])
+    assert ids[0].tolist() != ids[1].tolist()
+    states = vocabulary.text_encoder(ids).last_hidden_state
+    assert torch.equal(states[0], states[1])
+
+
+def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
+    vocabulary.add(learned("blob-thing", 3, fill=1.0))
+    vocabulary.add(learned("blob-thing-two", 2, fill=2.0))
+    found = {c.name: c.embeddings for c in vocabulary.concepts()}
+    assert found["blob-thing"].tolist() == [[1.0] * 16] * 3
+    assert found["blob-thing-two"].tolist() == [[2.0] * 16] * 2
+    first = vocabulary.embedding.first_id
+    ids = vocabulary.token_ids(["a blob-thing and a blob-thing-two"])[0].tolist()
+    assert [i - first for i in ids if i >= first] == [0, 1, 2, 3, 4]
+
+
+def test_names_with_capitals_and_odd_characters(vocabulary):
+    for name in ("<My Cat>", "Ünïcødé-Ding", "猫-猫"):
+        vocabulary.add(learned(name, 1))
+        ids = vocabulary.token_ids([f"a photo of {name}, sitting"])[0]
+        assert (ids >= vocabulary.embedding.first_id).sum() == 1
+
+
+def test_num_vectors_repeats_or_cuts_the_phrase(vocabulary):
+    two = vocabulary.phrase_rows("red ball", None, "key")
+    assert torch.equal(vocabulary.phrase_rows("red ball", 3, "key"), two[[0, 1, 0]])
+    assert torch.equal(vocabulary.phrase_rows("red ball", 1, "key"), two[:1])
+
+
+@pytest.mark.parametrize(
+    ("concept", "words"),
+    [
+        (learned("cat"), "already a word"),
+        (learned("Cat"), "already a word"),
+        (learned("blob-thing", width=8), "width 8"),
+        (learned(" "), "empty"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(vocabulary, concept, words):
+    with pytest.raises(UserError, match=words):
+        vocabulary.add(concept)
+    assert vocabulary.names == []
+
+
+def test_twice_is_refused(vocabulary):
+    vocabulary.add(learned("blob-thing"))
+    with pytest.raises(UserError, match="twice"):
+        vocabulary.add(learned("blob-thing"))
+
+
+def test_empty_phrase_is_refused(vocabulary):
+    with pytest.raises(UserError, match=r"concepts.initializer_strs\[0\] is empty"):
+        vocabulary.phrase_rows("  ", None, "concepts.initializer_strs[0]")
+
+
+def test_a_cut_off_concept_is_noticed(vocabulary, caplog):
+    vocabulary.add(learned("blob-thing"))
+    caplog.set_level(logging.WARNING)
+    assert vocabulary.cut_off("word " * 60 + "blob-thing") == []
+    assert vocabulary.cut_off("word " * 74 + "blob-thing") == ["blob-thing"]
+    assert vocabulary.cut_off("word " * 90 + "blob-thing") == ["blob-thing"]

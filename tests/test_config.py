@@ -1,0 +1,151 @@
+"""Configuration: typed, all problems at once, every shipped file through the real parser."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from tiny import ROOT
+
+from detsd import config as cfg
+from detsd.config import FinetuneConfig, differences, load_config, parse_config
+from detsd.errors import UserError
+
+MINIMAL = {
+    "model": {"pretrained_model_name_or_path": "demo_model"},
+    "concepts": {
+        "concept_strs": ["blob-thing"],
+        "initializer_strs": ["ball"],
+        "img_dirs": ["det_logos"],
+    },
+}
+
+
+def with_values(**sections):
+    merged = {name: dict(MINIMAL.get(name, {})) for name in {*MINIMAL, *sections}}
+    for name, values in sections.items():
+        merged[name].update(values)
+    return merged
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("finetune*.yaml")), ids=lambda p: p.name)
+def test_shipped_files_pass_the_real_parser(path):
+    config = load_config(path)
+    assert len(config.concepts.concept_strs) == len(config.concepts.img_dirs)
+    text = path.read_text()
+    assert f"det e create {path.name} ." in text
+    assert "python3 -m determined.launch.torch_distributed python3 -m detsd finetune" in text
+
+
+def test_const_has_the_fields_people_know():
+    experiment = cfg.read_experiment(ROOT / "finetune_const.yaml")
+    assert experiment["resources"]["slots_per_trial"] == 2
+    assert experiment["environment"]["environment_variables"] == [
+        "HF_AUTH_TOKEN=YOUR_HF_AUTH_TOKEN_HERE"
+    ]
+    config = load_config(ROOT / "finetune_const.yaml")
+    assert config.model.pretrained_model_name_or_path == "CompVis/stable-diffusion-v1-4"
+
+
+def test_hyperparameters_survive_the_trip_through_json():
+    given = with_values(training={"learning_rate": 8.0, "max_grad_norm": None})
+    there = json.loads(json.dumps(given).replace("8.0", "8"))  # as the master hands it out
+    assert parse_config(there, "x") == parse_config(given, "x")
+    assert isinstance(parse_config(there, "x").training.learning_rate, float)
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL}))
+    config = load_config(path, ["training.learning_rate=5e-4", "training.num_sgd_steps=7"])
+    assert config.training.learning_rate == 5e-4
+    assert config.training.num_sgd_steps == 7
+
+
+def test_a_scalar_stands_for_a_list_of_one():
+    config = parse_config(with_values(concepts={"initializer_strs": "red ball"}), "x")
+    assert config.concepts.initializer_strs == ["red ball"]
+
+
+def test_all_problems_are_reported_together():
+    with pytest.raises(UserError) as caught:
+        parse_config(
+            with_values(
+                training={"lerning_rate": 1, "num_sgd_steps": -3, "optimizer_name": "adamx"},
+                concepts={"img_size": "big"},
+                modle={},
+            ),
+            "my.yaml",
+        )
+    text = str(caught.value)
+    assert text.startswith("my.yaml has 5 problems")
+    for part in (
+        "training.lerning_rate is not a known key; did you mean 'learning_rate'?",
+        "training.num_sgd_steps is -3 but must be at least 1",
+        "training.optimizer_name is 'adamx' but must be one of adam, adamw, sgd",
+        "concepts.img_size is 'big' but must be a whole number or null",
+        "modle is not a known key; did you mean 'model'?",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"concepts": {"img_dirs": ["a", "b"]}}, "concepts.img_dirs has 2 entries for 1"),
+        (
+            {"concepts": {k: [v] * 2 for k, v in zip(
+                ("concept_strs", "initializer_strs", "img_dirs"), "xyz", strict=True)}},
+            "names 'x' twice",
+        ),
+        ({"concepts": {"concept_strs": []}}, "concept_strs is empty"),
+        ({"concepts": {"num_vectors": [0]}}, "num_vectors is 0"),
+        ({"training": {"learning_rate": 0}}, "must be greater than 0"),
+        ({"training": {"scale_lr": "yes"}}, "must be true or false"),
+        ({"training": {"adam_beta1": 1.0}}, "adam_beta1 must be less than 1"),
+        ({"training": {"lr_warmup_steps": 9000}}, "lr_warmup_steps is larger"),
+        ({"training": {"learning_rate": float("nan")}}, "must be a number"),
+        ({"model": None}, "model must be a mapping"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(sections, words):
+    given = {**with_values(), **{k: v for k, v in sections.items() if v is None}}
+    given = given if None in sections.values() else with_values(**sections)
+    with pytest.raises(UserError, match=words):
+        parse_config(given, "x")
+
+
+def test_missing_required_key():
+    with pytest.raises(UserError, match="concepts.img_dirs is missing"):
+        parse_config(
+            {**MINIMAL, "concepts": {"concept_strs": ["a"], "initializer_strs": ["b"]}}, "x"
+        )
+
+
+def test_search_ranges_need_a_searcher(tmp_path):
+    path = tmp_path / "e.yaml"
+    lr = {"type": "log", "minval": -4, "maxval": -2, "base": 10}
+    path.write_text(
+        yaml.safe_dump({"hyperparameters": with_values(training={"learning_rate": lr})})
+    )
+    with pytest.raises(UserError, match="search range"):
+        load_config(path)
+    assert load_config(path, ["training.learning_rate=0.01"]).training.learning_rate == 0.01
+
+
+def test_every_field_is_documented():
+    def fields(kind):
+        for f in dataclasses.fields(kind):
+            yield kind.__name__, f
+
+    for section in (cfg.ModelConfig, cfg.ConceptsConfig, cfg.TrainingConfig, cfg.InferenceConfig):
+        for owner, f in fields(section):
+            assert len(f.metadata["help"]) > 8, f"{owner}.{f.name}"
+
+
+def test_differences_name_the_keys():
+    a = parse_config(MINIMAL, "x").to_dict()
+    b = parse_config(with_values(training={"learning_rate": 0.5}), "x").to_dict()
+    assert differences(a, b) == ["training.learning_rate was 0.0005, is 0.5"]
+    assert differences(a, a) == []
+    assert isinstance(parse_config(MINIMAL, "x"), FinetuneConfig)

@@ -1,0 +1,193 @@
+"""Images of every kind, prompts, and examples that depend on (seed, index) alone."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detsd import data
+from detsd.config import ConceptsConfig, ModelConfig
+from detsd.errors import UserError
+from detsd.models import load_base_model
+
+RED = (200, 40, 30)
+
+
+def concepts(folder, **values) -> ConceptsConfig:
+    return ConceptsConfig(
+        **({"concept_strs": ["blob-thing"], "initializer_strs": ["ball"], "img_dirs": [str(folder)],
+            "learnable_properties": ["object"]} | values)
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny_model):
+    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
+
+
+def saved(tmp_path, name, image, **options):
+    image.save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as opened:
+        return np.asarray(data.to_rgb(opened)).astype(int)
+
+
+def test_jpeg_png_webp(tmp_path):
+    for name in ("a.jpg", "a.PNG", "a.webp"):
+        pixels = saved(tmp_path, name, Image.new("RGB", (20, 10), RED))
+        assert pixels.shape == (10, 20, 3)
+        assert abs(pixels - RED).max() <= 12
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (20, 10), RED)
+    image.paste((0, 0, 255), (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to view
+    pixels = saved(tmp_path, "a.png", image, exif=exif)
+    assert pixels.shape == (20, 10, 3)
+    assert pixels[2, 5].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_the_stated_colour(tmp_path, mode):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((200, 200, 200, 255), (0, 0, 4, 8))
+    path = tmp_path / "a.png"
+    image.convert(mode).save(path)
+    for colour, value in (("white", 255), ("#204060", (0x20, 0x40, 0x60))):
+        with Image.open(path) as opened:
+            pixels = np.asarray(data.to_rgb(opened, colour))
+        assert (pixels[4, 6] == value).all()
+        assert abs(int(pixels[4, 1, 0]) - 200) <= 2
+
+
+def test_cmyk_grey_palette_and_one_bit(tmp_path):
+    assert saved(tmp_path, "c.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))[4, 4, 0] > 200
+    assert (saved(tmp_path, "l.png", Image.new("L", (8, 8), 77)) == 77).all()
+    assert (saved(tmp_path, "1.png", Image.new("1", (8, 8), 1)) == 255).all()
+    palette = Image.new("RGB", (8, 8), RED).quantize(4)
+    assert abs(saved(tmp_path, "p.gif", palette)[4, 4] - RED).max() <= 2
+
+
+def test_sixteen_bit_is_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    pixels = saved(tmp_path, "a.png", Image.fromarray(ramp))[..., 0].ravel()
+    assert abs(pixels - np.linspace(0, 255, 64)).max() <= 1
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), c) for c in (RED, (0, 0, 0))]
+    pixels = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert abs(pixels[4, 4] - RED).max() <= 2
+
+
+def test_centre_crop_and_squeeze():
+    image = Image.new("RGB", (300, 100))
+    image.paste(RED, (100, 0, 200, 100))
+    cropped = np.asarray(data.to_square(image, 32, center_crop=True))
+    squeezed = np.asarray(data.to_square(image, 32, center_crop=False))
+    assert cropped.shape == squeezed.shape == (32, 32, 3)
+    assert (cropped[16, :, 0] > 150).mean() > 0.9
+    assert 0.25 < (squeezed[16, :, 0] > 150).mean() < 0.42
+
+
+def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not an image")
+    (tmp_path / "notes.md").write_text("no image")
+    caplog.set_level(logging.WARNING)
+    images = data.read_images(tmp_path, concepts(tmp_path), 32, "key")
+    assert [p.name for p, _ in images] == ["good.png"]
+    assert "bad.jpg" in caplog.text
+    assert "notes.md" not in caplog.text
+
+
+def test_empty_and_missing_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"concepts.img_dirs\[0\].*no readable image"):
+        data.read_images(tmp_path, concepts(tmp_path), 32, "concepts.img_dirs[0]")
+    with pytest.raises(UserError, match="does not exist"):
+        data.read_images(tmp_path / "gone", concepts(tmp_path), 32, "concepts.img_dirs[0]")
+
+
+def test_prompts(tmp_path):
+    path = tmp_path / "on_a_dark_beach.jpg"
+    plain = data.prompts_for(path, "blob-thing", "object", concepts(tmp_path))
+    assert "a photo of a blob-thing" in plain
+    assert len(plain) == 27
+    style = data.prompts_for(path, "blob-thing", "style", concepts(tmp_path))
+    assert "a painting in the style of blob-thing" in style
+    named = data.prompts_for(
+        path, "x", "object",
+        concepts(tmp_path, append_file_name_to_text=True, num_blank_prompts=2, num_a_prompts=1),
+    )  # fmt: skip
+    assert named[0] == "a photo of a x on a dark beach"
+    assert named.count("x on a dark beach") == 2
+    assert named.count("a x on a dark beach") == 1
+
+
+def test_caption_files(tmp_path):
+    path = tmp_path / "a.jpg"
+    on = concepts(tmp_path, use_caption_files=True)
+    assert len(data.prompts_for(path, "x", "object", on)) == 27
+    for text, prompt in (
+        ("my {} at noon", "my x at noon"),
+        ("my x at noon\n", "my x at noon"),
+        ("at noon", "x, at noon"),
+    ):
+        path.with_suffix(".txt").write_text(text)
+        assert data.prompts_for(path, "x", "object", on) == [prompt]
+    path.with_suffix(".txt").write_text(" ")
+    with pytest.raises(UserError, match=r"a.txt is empty"):
+        data.prompts_for(path, "x", "object", on)
+
+
+def test_examples_are_a_function_of_seed_and_index(model, photos):
+    first, again, other = (
+        data.TrainingData(concepts(photos), model, seed, 2) for seed in (1, 1, 2)
+    )
+    for i in (5, 0, 31):
+        a, b, c = first.example(i), again.example(i), other.example(i)
+        assert (a.prompt, a.t) == (b.prompt, b.t)
+        assert torch.equal(a.x, b.x)
+        assert torch.equal(a.noise, b.noise)
+        assert not torch.equal(a.noise, c.noise)
+
+
+def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):
+    d = data.TrainingData(concepts(photos, append_file_name_to_text=True), model, 1, 2)
+    n = len(d.shots)
+    drawn = [d.example(i) for i in range(2 * n)]
+    assert len({float(e.x.sum()) for e in drawn}) == 2 * n
+    for epoch in (drawn[:n], drawn[n:]):
+        assert len({e.prompt.split()[-1] for e in epoch}) == n  # "... on a table 7"
+
+
+def test_timesteps_are_uniform_and_spread(model, photos):
+    d = data.TrainingData(concepts(photos), model, 1, 2)
+    times = np.array([d.example(i).t for i in range(64)])
+    counts = np.histogram(times, bins=8, range=(0, 1000))[0]
+    assert counts.min() >= 7
+    assert counts.max() <= 9
+
+
+def test_flips_are_separate_views(model, photos):
+    plain = data.TrainingData(concepts(photos), model, 1, 2)
+    flipped = data.TrainingData(concepts(photos, horizontal_flip=True), model, 1, 2)
+    assert plain.shots[0].mean.shape[0] == 1
+    assert flipped.shots[0].mean.shape[0] == 2
+    assert torch.equal(flipped.shots[0].mean[0], plain.shots[0].mean[0])
+    assert not torch.equal(flipped.shots[0].mean[1], plain.shots[0].mean[0])
+
+
+def test_held_out_images_are_not_trained_on(model, photos, tmp_path):
+    d = data.TrainingData(concepts(photos), model, 1, 8)
+    assert d.held_out
+    assert {s.path for s in d.shots}.isdisjoint({s.path for s in d.validation})
+    assert len(d.shots) + len(d.validation) == 12
+    for k in range(3):
+        Image.new("RGB", (8, 8), (k * 80, 9, 9)).save(tmp_path / f"{k}.png")
+    few = data.TrainingData(concepts(tmp_path), model, 1, 8)
+    assert not few.held_out
+    assert len(few.shots) == len(few.validation) == 3

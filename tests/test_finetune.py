@@ -1,0 +1,408 @@
+"""Fine-tuning end to end: the invariants, resuming, layouts, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import command, run_detsd
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import ROOT, save_tiny_model
+
+from detsd import cluster
+from detsd.__main__ import main
+from detsd.config import load_config
+from detsd.formats import read_concepts
+from detsd.models import load_base_model
+from detsd.trainer import Trainer, learning_rate
+
+
+def rows_of(folder, step):
+    found = read_concepts(folder / "checkpoints" / f"step-{step:08d}")
+    return {c.name: c.embeddings for c in found}
+
+
+def metrics_of(folder, group="training"):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {m["steps_completed"]: m for m in lines if m["group"] == group}
+
+
+def finetune(path, folder, *extra):
+    return main(["finetune", str(path), "--output-dir", str(folder), *map(str, extra)])
+
+
+def test_what_a_run_leaves_behind(experiment, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert finetune(experiment(), out) == 0
+    said = capsys.readouterr().out
+    assert "before_after.png" in said
+    for step in (4, 8):
+        folder = out / "checkpoints" / f"step-{step:08d}"
+        assert {p.name for p in folder.iterdir()} == {
+            "learned_embeddings_dict.pt", "blob-thing.safetensors", "trainer_state.pt",
+            "metadata.json",
+        }  # fmt: skip
+        metadata = cluster.read_metadata(folder)
+        assert metadata["steps_completed"] == step
+        assert metadata["complete"] == (step == 8)
+        assert metadata["concepts"] == ["blob-thing"]
+    assert sorted(metrics_of(out)) == [2, 4, 6, 8]
+    last = metrics_of(out)[8]
+    assert {"loss", "mse", "learning_rate", "samples_per_second", "row_norm_mean"} <= set(last)
+    validation = metrics_of(out, "validation")
+    assert sorted(validation) == [4, 8]
+    for m in validation.values():
+        assert m["val_loss"] == m["val_loss_held_out"]
+        assert m["val_gap"] == pytest.approx(m["val_loss_initializer"] - m["val_loss"])
+    assert len(list((out / "samples").glob("*.png"))) == 3 * 2
+    for name in ("before_after.png", "time_lapse.png", "time_lapse.gif"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    with Image.open(out / "time_lapse.gif") as gif:
+        assert gif.n_frames == 3
+    events = EventAccumulator(str(out / "tensorboard"), size_guidance={"images": 0}).Reload()
+    tags = events.Tags()
+    assert [e.step for e in events.Scalars("validation/val_loss")] == [4, 8]
+    assert len(tags["images"]) == 2
+    assert [e.step for e in events.Images(tags["images"][0])] == [0, 4, 8]
+
+
+def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    path = experiment()
+    assert finetune(path, out) == 0
+    before = rows_of(out, 8)["blob-thing"]
+    capsys.readouterr()
+    assert finetune(path, out) == 0
+    assert "complete" in capsys.readouterr().out
+
+    assert finetune(path, out, "--set", "training.learning_rate=0.5") == 2
+    error = capsys.readouterr().err
+    assert "training.learning_rate was 0.01, is 0.5" in error
+    assert "Traceback" not in error
+
+    start = out / "checkpoints" / "step-00000008"
+    extra = ("--warm-start", start, "--set", "training.learning_rate=1e-9")
+    assert finetune(path, again, *extra) == 0
+    # Learned rows taken over, step 0, and the new, tiny rate: all but unmoved.
+    assert torch.allclose(rows_of(again, 8)["blob-thing"], before, atol=1e-6)
+    assert metrics_of(again)[8]["learning_rate"] == 1e-9
+    assert finetune(path, again, "--warm-start", start) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_only_the_new_rows_change(experiment, tmp_path, tiny_model):
+    config = load_config(experiment(training={"optimizer_name": "adamw", "weight_decay": 0.1}))
+    with cluster.open_run(tmp_path / "out") as run:
+        trainer = Trainer(config, run)
+        assert trainer.train()
+    assert not torch.equal(trainer.rows, trainer.initial_rows)
+    fresh = load_base_model(config.model, torch.device("cpu"))
+    for part in ("unet", "vae", "text_encoder"):
+        trained, untouched = (getattr(m, part) for m in (trainer.model, fresh))
+        now = {k.replace(".base.", "."): v for k, v in trained.state_dict().items()}
+        for name, weight in untouched.state_dict().items():
+            assert torch.equal(now.pop(name), weight), name
+        assert [k.split(".")[-1] for k in now] == (["rows"] if part == "text_encoder" else [])
+        learning = [k for k, p in trained.named_parameters() if p.requires_grad]
+        assert all(k.endswith(".rows") for k in learning)
+
+
+def test_two_concepts_at_once(experiment, tmp_path, photos):
+    path = experiment(
+        concepts={
+            "concept_strs": ["blob-thing", "blob-thing-two"],
+            "initializer_strs": ["red ball", "blue wooden cube"],
+            "img_dirs": [str(photos)] * 2,
+            "learnable_properties": ["object", "style"],
+            "num_vectors": [None, 2],
+        },
+        inference={"inference_prompts": ["a blob-thing in the style of blob-thing-two"]},
+    )
+    out = tmp_path / "out"
+    assert finetune(path, out) == 0
+    rows = rows_of(out, 8)
+    assert {k: v.shape for k, v in rows.items()} == {
+        "blob-thing": (2, 16),
+        "blob-thing-two": (2, 16),
+    }
+    folder = out / "checkpoints" / "step-00000008"
+    for name, own in rows.items():
+        assert set(load_file(folder / f"{name}.safetensors")) == {name}
+        assert torch.equal(load_file(folder / f"{name}.safetensors")[name], own)
+    start = rows_of(out, 4)
+    assert all(not torch.equal(rows[k], start[k]) for k in rows)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {
+            "optimizer_name": "sgd",
+            "learning_rate": 1.0,
+            "lr_scheduler": "linear",
+            "lr_warmup_steps": 3,
+        },
+        {"norm_reg_weight": 0.1, "hidden_reg_weight": 0.1, "max_grad_norm": 0.5},
+        {"min_snr_gamma": 5, "lr_scheduler": "cosine", "gradient_accumulation_steps": 2},
+    ],
+    ids=["sgd-linear", "regularised", "min-snr"],
+)
+def test_every_knob_of_training_on_both_targets(experiment, tmp_path, tiny_v_model, training):
+    for k, model in enumerate((None, tiny_v_model)):
+        section = {"pretrained_model_name_or_path": str(model)} if model else {}
+        out = tmp_path / f"out{k}"
+        path = experiment(model=section, training=training, inference={"inference_prompts": []})
+        assert finetune(path, out) == 0
+        m = metrics_of(out)[8]
+        assert m["loss"] >= m["mse"] > 0
+        assert ("norm_reg" in m) == ("norm_reg_weight" in training)
+        assert not torch.equal(rows_of(out, 8)["blob-thing"], rows_of(out, 4)["blob-thing"])
+
+
+def test_half_precision_trains_float32_rows(experiment, tmp_path):
+    out = tmp_path / "out"
+    assert finetune(experiment(model={"precision": "bf16"}), out) == 0
+    rows = rows_of(out, 8)["blob-thing"]
+    assert rows.dtype == torch.float32
+    assert not torch.equal(rows, rows.bfloat16().float())
+
+
+def test_few_images_are_validated_on_themselves_and_the_name_says_so(experiment, tmp_path):
+    for k in range(3):
+        Image.new("RGB", (40, 40), (80 * k, 9, 9)).save(tmp_path / f"{k}.png")
+    out = tmp_path / "out"
+    assert finetune(experiment(concepts={"img_dirs": [str(tmp_path)]}), out) == 0
+    last = metrics_of(out, "validation")[8]
+    assert last["val_loss"] == last["val_loss_training_images"]
+    assert "val_loss_held_out" not in last
+
+
+def test_learning_rate_shapes(experiment):
+    base = {"learning_rate": 1.0, "num_sgd_steps": 100, "lr_warmup_steps": 10}
+    for name, middle in (("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)):
+        t = load_config(experiment(training=base | {"lr_scheduler": name})).training
+        assert learning_rate(0, t, 8) == pytest.approx(0.1)
+        assert learning_rate(10, t, 8) == pytest.approx(1.0)
+        assert learning_rate(55, t, 8) == pytest.approx(middle)
+    scaled = load_config(experiment(training=base | {"scale_lr": True})).training
+    assert learning_rate(20, scaled, 8) == 8.0
+
+
+@pytest.mark.slow
+def test_resume_after_sigkill_is_bit_exact(experiment, tmp_path):
+    """2N steps equal N steps, a kill, and the rest: rows, optimizer and metrics, bit for bit."""
+    path = experiment(training={"num_sgd_steps": 24, "checkpoint_freq": 3, "metric_report_freq": 3})
+    assert finetune(path, tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    for step in (3, 12):
+        process = subprocess.Popen(
+            command("finetune", path, "--output-dir", out), cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        wanted = out / "checkpoints" / f"step-{step:08d}" / "metadata.json"
+        until = time.monotonic() + 120
+        while not wanted.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "finished before it could be killed"
+    done = run_detsd("finetune", path, "--output-dir", out)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stdout
+    for step in (12, 24):
+        assert torch.equal(
+            rows_of(out, step)["blob-thing"], rows_of(tmp_path / "whole", step)["blob-thing"]
+        )
+    losses = {k: m["loss"] for k, m in metrics_of(out).items()}
+    assert losses == {k: m["loss"] for k, m in metrics_of(tmp_path / "whole").items()}
+    for a in sorted((tmp_path / "whole" / "samples").iterdir()):
+        assert (out / "samples" / a.name).read_bytes() == a.read_bytes()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_between_checkpoints_and_resumes(experiment, tmp_path):
+    path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4000})
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command("finetune", path, "--output-dir", out), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 6/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert "the same command goes on" in rest
+    (folder,) = (out / "checkpoints").iterdir()
+    step = cluster.read_metadata(folder)["steps_completed"]
+    assert step >= 6
+    whole = experiment("short.yaml", training={"num_sgd_steps": 4000, "checkpoint_freq": step})
+    process = subprocess.Popen(
+        command("finetune", whole, "--output-dir", tmp_path / "whole"), cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    wanted = tmp_path / "whole" / "checkpoints" / folder.name / "metadata.json"
+    while not wanted.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert torch.equal(
+        rows_of(out, step)["blob-thing"], rows_of(tmp_path / "whole", step)["blob-thing"]
+    )
+
+
+@pytest.mark.slow
+def test_layouts_agree(experiment, tmp_path):
+    """One process with batch 4, two with 2, four accumulation steps of 1: the same training."""
+    layouts = {
+        "one": (experiment("one.yaml"), 1),
+        "two": (experiment("two.yaml", training={"train_batch_size": 2}), 2),
+        "four": (
+            experiment(
+                "four.yaml", training={"train_batch_size": 1, "gradient_accumulation_steps": 4}
+            ),
+            1,
+        ),
+    }
+    for name, (path, ranks) in layouts.items():
+        done = run_detsd("finetune", path, "--output-dir", tmp_path / name, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "one", 8)["blob-thing"]
+    for name in ("two", "four"):
+        other = rows_of(tmp_path / name, 8)["blob-thing"]
+        assert torch.allclose(other, rows, rtol=1e-5, atol=1e-6), (other - rows).abs().max()
+        for group, key in (("training", "loss"), ("validation", "val_loss")):
+            ours, theirs = (metrics_of(tmp_path / n, group) for n in ("one", name))
+            assert sorted(ours) == sorted(theirs)
+            for step, m in ours.items():
+                assert theirs[step][key] == pytest.approx(m[key], rel=1e-5)
+    # The samples at step 0 come from equal rows: equal to the last bit on any number of ranks.
+    for k in range(2):
+        file = f"step-00000000-{k:03d}.png"
+        pictures = [(tmp_path / n / "samples" / file).read_bytes() for n in layouts]
+        assert pictures[0] == pictures[1] == pictures[2]
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_another_number_of_processes(experiment, tmp_path):
+    path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4})
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command("finetune", path, "--output-dir", out), cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    while not list(out.glob("checkpoints/step-*/metadata.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    before = sorted((out / "checkpoints").glob("step-*"))[-1]
+    process = subprocess.Popen(
+        command("finetune", path, "--output-dir", out, ranks=2), cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "val_loss" in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    step = cluster.read_metadata(before)["steps_completed"]
+    assert any(f"resuming after step {step}" in line for line in said)
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(experiment, tmp_path, capsys, photos):
+    other = save_tiny_model(tmp_path / "wide", width=32)
+    out = tmp_path / "out"
+    assert finetune(experiment(), out) == 0
+    start = out / "checkpoints" / "step-00000008"
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "metadata.json").write_text("{}")
+    (broken / "learned_embeddings_dict.pt").write_bytes(
+        (start / "learned_embeddings_dict.pt").read_bytes()[:300]
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    capsys.readouterr()
+    cases = [
+        (["--set", f"concepts.img_dirs=[{tmp_path / 'gone'}]"], "concepts.img_dirs[0]"),
+        (["--set", f"concepts.img_dirs=[{empty}]"], "no readable image"),
+        (["--set", "concepts.concept_strs=[a-b, a-b]"], "twice"),
+        (["--set", "concepts.concept_strs=[cat]"], "already a word"),
+        (["--set", "concepts.initializer_strs=['']"], "concepts.initializer_strs[0] is empty"),
+        (["--set", "training.optimizer_name=lion"], "training.optimizer_name"),
+        (["--set", "training.num_sgd_steps=-1"], "training.num_sgd_steps"),
+        (["--set", "concepts.img_size=100"], "concepts.img_size"),
+        (["--set", "concepts.transparency_color=blurple"], "concepts.transparency_color"),
+        (["--set", "model.pretrained_model_name_or_path=no/such-model"], "no/such-model"),
+        (["--set", "nonsense"], "--set nonsense is not KEY=VALUE"),
+        (["--warm-start", broken], "is damaged"),
+        (["--warm-start", tmp_path], "not a complete checkpoint"),
+        (["--warm-start", start, "--set", f"model.pretrained_model_name_or_path={other}"], "shape"),
+        (["--output-dir", experiment("file.yaml") / "x"], "--output-dir"),
+    ]
+    for number, (extra, words) in enumerate(cases):
+        code = finetune(experiment(), tmp_path / f"new{number}", *extra)
+        error = capsys.readouterr().err
+        assert code == 2, extra
+        assert words in error, error
+        assert error.startswith("detsd: ")
+        assert "Traceback" not in error
+    assert main(["finetune", str(tmp_path / "gone.yaml")]) == 2
+    assert main(["finetune"]) == 2
+    (tmp_path / "bare.yaml").write_text("name: x\n")
+    assert main(["finetune", str(tmp_path / "bare.yaml")]) == 2
+    assert "no hyperparameters section" in capsys.readouterr().err
+    assert rows_of(out, 8)["blob-thing"].shape == (2, 16)
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    real = torch.save
+
+    def full(state, path, *args):
+        if "step-00000008" in str(path):
+            raise OSError(28, "No space left on device")
+        real(state, path, *args)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert finetune(experiment(), out) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    monkeypatch.undo()
+    assert finetune(experiment(), out) == 0
+
+
+def test_a_diverged_run_reports_a_finite_value_and_ends(experiment, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = experiment(training={"optimizer_name": "sgd", "learning_rate": 1e38})
+    assert finetune(path, out) == 2
+    assert "no longer finite" in capsys.readouterr().err
+    values = [m["val_loss"] for m in metrics_of(out, "validation").values()]
+    assert values[-1] == 1e9
+
+
+def test_start_from_a_concept_file(experiment, tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert finetune(experiment(), out) == 0
+    file = out / "checkpoints" / "step-00000008" / "blob-thing.safetensors"
+    path = experiment(concepts={"initializer_strs": [str(file)]}, training={"learning_rate": 1e-9})
+    assert finetune(path, again) == 0
+    assert torch.allclose(rows_of(again, 8)["blob-thing"], rows_of(out, 8)["blob-thing"], atol=1e-6)
+
+
+def test_no_token_is_ever_written(experiment, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_secretsecretsecret")
+    out = tmp_path / "out"
+    assert finetune(experiment(), out) == 0
+    assert main(["finetune", str(experiment()), "--set", "model.pretrained_model_name_or_path=a/b",
+                 "--output-dir", str(tmp_path / "hub")]) == 2  # fmt: skip
+    captured = capsys.readouterr()
+    assert "hf_secret" not in captured.out + captured.err
+    for path in out.rglob("*"):
+        if path.is_file():
+            assert b"hf_secret" not in path.read_bytes()
