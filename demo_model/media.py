@@ -83,7 +83,11 @@ class Canvas:
             image = image.filter(ImageFilter.GaussianBlur(blur * self.px))
         mask = np.asarray(image, np.float32)[..., None] / 255
         dx, dy = (round(s * self.px) for s in shift)
-        return np.roll(mask, (dy, dx), axis=(0, 1)) if dx or dy else mask
+        margin = max(abs(dx), abs(dy))
+        if not margin:
+            return mask
+        wide = np.pad(mask, ((margin, margin), (margin, margin), (0, 0)))
+        return wide[margin - dy :, margin - dx :][: self.size, : self.size]
 
     def edge(self, width: float) -> np.ndarray:
         """A band of about `width` px along the object's outline (H, W, 1)."""
@@ -112,9 +116,8 @@ def _full(color, n: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(color, np.float32), (n, n, 3)).copy()
 
 
-def _step(wave: np.ndarray, px: float) -> np.ndarray:
+def _step(wave: np.ndarray) -> np.ndarray:
     """A hard edge at zero, as a weight (H, W, 1)."""
-    del px
     return (wave > 0).astype(np.float32)[..., None]
 
 
@@ -140,25 +143,25 @@ def background(name: str, color, rng: np.random.Generator, n: int) -> np.ndarray
     if name == "gradient":
         return mix(color, mix(color, light, 0.85), v[..., None])
     if name == "stripes":
-        return mix(light, color, _step(np.sin(2 * np.pi * 4 * u), px))
+        return mix(light, color, _step(np.sin(2 * np.pi * 4 * u)))
     if name == "checks":
-        return mix(light, color, _step(np.sin(2 * np.pi * 3 * u) * np.sin(2 * np.pi * 3 * v), px))
+        return mix(light, color, _step(np.sin(2 * np.pi * 3 * u) * np.sin(2 * np.pi * 3 * v)))
     if name == "dots":
         x, y = (u * 5) % 1 - 0.5, (v * 5) % 1 - 0.5
-        return mix(light, color, _step(0.09 - (x * x + y * y), px))
+        return mix(light, color, _step(0.09 - (x * x + y * y)))
     if name == "bricks":
         row = np.floor(v * 8)
         joint = np.minimum((v * 8) % 1 * 8, ((u * 4 + 0.5 * (row % 2)) % 1) * 16)
         shade = noise(rng, 8, n)[..., None] * 14
-        return mix(_full((168, 74, 56), n) + shade, (214, 202, 190), _step(1.1 - joint, px))
+        return mix(_full((168, 74, 56), n) + shade, (214, 202, 190), _step(1.1 - joint))
     if name == "wood":
-        plank = _step(0.05 - (v * 5) % 1, px)
+        plank = _step(0.05 - (v * 5) % 1)
         grain = np.sin(2 * np.pi * (v * 22 + 0.5 * noise(rng, 4, n)))[..., None] * 9
         return mix(_full((176, 120, 68), n) + grain, (96, 60, 30), plank)
     if name == "ocean":
         crest = (v * 6 + 0.22 * np.sin(2 * np.pi * (3 * u + rng.uniform()))) % 1
         deep = mix(np.float32((70, 150, 215)), np.float32((20, 70, 150)), v[..., None])
-        return mix(deep, (205, 232, 245), _step(0.16 - crest, px))
+        return mix(deep, (205, 232, 245), _step(0.16 - crest))
     if name == "night":
         sky = mix(np.float32((10, 12, 40)), np.float32((34, 38, 92)), v[..., None])
         return _dots(rng, n, px, sky, 26, 0.5, 1.1, (250, 248, 225))
@@ -175,15 +178,15 @@ def background(name: str, color, rng: np.random.Generator, n: int) -> np.ndarray
     if name == "grass":
         blades = np.sin(2 * np.pi * 14 * u + 3 * noise(rng, 10, n)) * 0.035
         meadow = _full((70, 160, 62), n) + noise(rng, 20, n)[..., None] * 18
-        return mix((150, 208, 246), meadow, _step(v - 0.6 - blades, px))
+        return mix((150, 208, 246), meadow, _step(v - 0.6 - blades))
     if name == "snow":
         hill = v - 0.68 - 0.05 * np.sin(2 * np.pi * (u + rng.uniform()))
-        snow = mix((158, 182, 210), (246, 249, 253), _step(hill, px))
+        snow = mix((158, 182, 210), (246, 249, 253), _step(hill))
         return _dots(rng, n, px, snow, 26, 0.7, 1.4, (255, 255, 255))
     if name == "desert":
         dune = v - 0.62 - 0.07 * np.sin(2 * np.pi * (1.3 * u + rng.uniform()))
         sky = mix((252, 196, 120), (255, 236, 180), v[..., None])
-        return mix(sky, (214, 156, 84), _step(dune, px))
+        return mix(sky, (214, 156, 84), _step(dune))
     raise ValueError(f"unknown background {name!r}")
 
 

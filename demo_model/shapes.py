@@ -283,8 +283,8 @@ class Graph(NamedTuple):
         return lines + disks + (holes if hollow else [])
 
 
-# The logo of det_logos/: a brain in profile, eight circles around, two inside, a stem. It is drawn
-# nowhere in the training world (world.py rejects every graph with its signature).
+# The logo of det_logos/: a brain in profile, seven circles around, two inside, one for the stem. It
+# is drawn nowhere in the training world (world.py rejects every graph with its signature).
 DET_LOGO = Graph(
     nodes=[
         (-0.9, 0.12), (-0.72, -0.5), (-0.12, -0.85), (0.52, -0.66), (0.9, -0.08), (0.55, 0.42),

@@ -40,6 +40,7 @@ HERE = Path(__file__).parent
 SEED = 0
 CAPTIONS_PER_PICTURE = 4
 HELD_OUT = 512  # pictures of another seed, for validation
+TEXT_FILE = "../text_encoder/model.safetensors"  # as seen from clip/
 NETWORK_BATCH = 64  # pictures at a time where no gradient is needed
 
 
@@ -97,7 +98,7 @@ def new_unet() -> UNet2DConditionModel:
     """The width where it is cheap: one thin level at 16 x 16, attention at 8 x 8 and 4 x 4."""
     return UNet2DConditionModel(
         sample_size=world.SIZE // 4,
-        block_out_channels=(64, 128, 192),
+        block_out_channels=(48, 96, 192),
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         layers_per_block=1,
@@ -162,9 +163,6 @@ def fit(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    elif args.init and (args.init / f"{name}.safetensors").exists():
-        model.load_state_dict(load_file(args.init / f"{name}.safetensors"))
-        average.load_state_dict(model.state_dict())
 
     def save(step: int) -> None:
         state = {
@@ -186,7 +184,9 @@ def fit(
         rate = lr * min(1.0, (step + 1) / 100) * min(1.0, left / 0.25)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        rng = torch.Generator().manual_seed((SEED << 32) + step)
+        rng = torch.Generator().manual_seed(
+            int(np.random.SeedSequence((SEED, step)).generate_state(1)[0])
+        )
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
             loss, parts = loss_of(step, rng)
         optimizer.zero_grad(set_to_none=True)
@@ -256,7 +256,8 @@ def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list
 
 def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: the file is mapped read-only
+    return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
 
 # ---- stage 1: the autoencoder ------------------------------------------------------------------
@@ -281,17 +282,24 @@ def vae_quality(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> float:
 
 def train_vae(args: argparse.Namespace) -> None:
     images, _ = load_pictures(args, "rich")
+    # Thin lines of one colour between circles of another are the hardest thing in this world and
+    # what the logo is made of: half of every batch shows them.
+    core, captions = load_pictures(args, "core")
+    graphs = torch.tensor(
+        [k for k, text in enumerate(captions[::CAPTIONS_PER_PICTURE]) if "circles" in text]
+    )
     held, _ = load_pictures(args, "held-rich")
     logos = np.stack([logo.picture(k)[0] for k in range(len(logo.SCENES))])
     vae = new_vae().to(args.device, memory_format=torch.channels_last)
     steps = args.steps or 6000
 
     def loss_of(step: int, rng: torch.Generator):
-        # Crops are four times as many for the same work; the last fifth sees whole pictures.
-        whole = step > 0.8 * steps
+        # Crops are four times as many for the same work; the last tenth sees whole pictures.
+        whole = step > 0.9 * steps
         batch = 10 if whole else 24
-        chosen = torch.randint(len(images), (batch,), generator=rng).numpy()
-        x = to_tensor(images[chosen], args.device)
+        chosen = torch.randint(len(images), (batch // 2,), generator=rng).numpy()
+        drawn = graphs[torch.randint(len(graphs), (batch // 2,), generator=rng)].numpy()
+        x = to_tensor(np.concatenate([images[chosen], core[drawn]]), args.device)
         if not whole:
             at = torch.randint(0, world.SIZE // 2 + 1, (batch, 2), generator=rng).tolist()
             half = world.SIZE // 2
@@ -316,6 +324,8 @@ def train_vae(args: argparse.Namespace) -> None:
 
     fit("vae", vae, loss_of, args, steps=steps, lr=2e-3, validate=validate)
     finish(args.work_dir / "vae.safetensors", vae)
+    for stale in args.work_dir.glob("*.latents"):
+        stale.unlink()
 
 
 @torch.no_grad()
@@ -475,36 +485,50 @@ def train_unet(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write `demo_model/` in the diffusers format, half precision, from the work folder.
 
-    `clip/` holds the vision tower and the projections; its index points at the text tower's file in
-    `text_encoder/`, so that the vocabulary's table is stored once.
+    Keys carry the prefix `text_model.`, as Stable Diffusion's own files do: transformers 4 and 5
+    both read that. `clip/` holds the vision tower and the projections; its index points at the text
+    tower's file in `text_encoder/`, so that the vocabulary's table is stored once.
     """
     tokenizer = load_tokenizer()
     clip = new_clip(tokenizer)
     clip.load_state_dict(load_file(args.work_dir / "clip.safetensors"))
-    text = CLIPTextModel(clip.config.text_config)
-    text.text_model.load_state_dict(clip.text_model.state_dict()) if hasattr(
-        text, "text_model"
-    ) else text.load_state_dict(clip.text_model.state_dict())
     vae, unet = new_vae(), new_unet()
     vae.load_state_dict(load_file(args.work_dir / "vae.safetensors"))
     unet.load_state_dict(load_file(args.work_dir / "unet.safetensors"))
     scale = json.loads((args.work_dir / "scaling_factor.json").read_text())
     vae.register_to_config(scaling_factor=round(scale, 5))
-    pipeline = StableDiffusionPipeline(
+    StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text,
+        text_encoder=CLIPTextModel(clip.config.text_config),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).to(dtype=torch.float16)
-    staging = args.work_dir / "export"
-    shutil.rmtree(staging, ignore_errors=True)
-    pipeline.save_pretrained(staging, max_shard_size="14MB")
-    clip.half().save_pretrained(staging / "clip")
-    print("exported to", staging)
+    ).to(dtype=torch.float16).save_pretrained(args.export_to, max_shard_size="14MB")
+    shutil.rmtree(args.export_to / "tokenizer")
+    shutil.copytree(HERE / "tokenizer", args.export_to / "tokenizer")
+    weights = {k: v.half().contiguous() for k, v in clip.state_dict().items()}
+    text = {k: v for k, v in weights.items() if k.startswith("text_model.")}
+    rest = {k: v for k, v in weights.items() if k not in text}
+    folder = args.export_to / "clip"
+    clip.config.save_pretrained(folder)
+    save_file(text, args.export_to / "text_encoder" / "model.safetensors", {"format": "pt"})
+    save_file(rest, folder / "vision.safetensors", {"format": "pt"})
+    files = {k: "vision.safetensors" if k in rest else TEXT_FILE for k in weights}
+    size = sum(v.nbytes for v in weights.values())
+    # Files in half precision, use in single: transformers 5 would take the files' word for it, and
+    # the UNet, which diffusers loads in single, would get half-precision states.
+    for config in (args.export_to / "text_encoder" / "config.json", folder / "config.json"):
+        facts = json.loads(config.read_text())
+        for section in (facts, facts.get("text_config", {}), facts.get("vision_config", {})):
+            section.pop("torch_dtype", None)
+            section["dtype"] = "float32"
+        config.write_text(json.dumps(facts, indent=1) + "\n")
+    index = {"metadata": {"total_size": size}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    print(f"exported to {args.export_to}")
 
 
 STAGES = {"vae": train_vae, "clip": train_clip, "unet": train_unet, "export": export}
@@ -516,16 +540,17 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=HERE / "work")
     parser.add_argument("--steps", type=int, default=0, help="total steps of the chosen stage")
     parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--init", type=Path, help="folder with <stage>.safetensors to start from")
+    parser.add_argument("--export-to", type=Path, default=HERE)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     torch.set_flush_denormal(True)  # denormals slow CPU convolutions down many times
-    draw_pictures(args, "held-rich", "rich", 1, HELD_OUT)
-    draw_pictures(args, "rich", "rich", 0, args.pictures // 3)
-    draw_pictures(args, "held", "core", 1, HELD_OUT)
-    draw_pictures(args, "core", "core", 0, args.pictures)
+    if args.stage != "export":
+        draw_pictures(args, "held-rich", "rich", 1, HELD_OUT)
+        draw_pictures(args, "rich", "rich", 0, args.pictures // 3)
+        draw_pictures(args, "held", "core", 1, HELD_OUT)
+        draw_pictures(args, "core", "core", 0, args.pictures)
     try:
         for name, stage in STAGES.items():
             if args.stage in (name, "all"):

@@ -2,9 +2,9 @@
 
     python -m demo_model.world --out sheet.png        # look at it
 
-`picture(seed, index)` is a pure function: the same arguments give the same pixels and caption on
-every machine. A `Scene` says what is drawn, `render` draws it, `caption` names it. The logo of
-`det_logos/` is in no scene.
+`picture(seed, index)` is a pure function: the same arguments give the same caption and pixels (to
+the last bit with the same Pillow and numpy). A `Scene` says what is drawn, `render` draws it,
+`caption` names it. The logo of `det_logos/` is in no scene.
 """
 
 from __future__ import annotations

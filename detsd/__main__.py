@@ -7,6 +7,7 @@ experiment file named on the command line. Mistakes end with one sentence and ex
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from detsd.errors import UserError  # noqa: E402
+from detsd.errors import Diverged, UserError  # noqa: E402
 
 
 def finetune(args: argparse.Namespace) -> int:
@@ -50,7 +51,13 @@ def finetune(args: argparse.Namespace) -> int:
             if run.latest and run.latest_is_own and cluster.read_metadata(run.latest)["complete"]:
                 run.say(f"complete: the concept lies in {run.latest}")
                 return 0
-        done = trainer.Trainer(config, run).train()
+        try:
+            done = trainer.Trainer(config, run).train()
+        except Diverged as end:
+            if not on_cluster:
+                raise
+            run.say(f"detsd: {end}")  # and success: a restarted trial would diverge again
+            return 0
         if on_cluster:
             return 0
         if not done:
@@ -58,31 +65,48 @@ def finetune(args: argparse.Namespace) -> int:
             return 128 + (run.stop_signal or 0)
         steps = config.training.num_sgd_steps
         run.say(f"learned concept: {run.folder / 'checkpoints' / f'step-{steps:08d}'}")
-        if config.inference.inference_prompts:
+        if (run.folder / "before_after.png").is_file():
             run.say(f"before and after: {run.folder / 'before_after.png'}")
             run.say(f"time-lapse: {run.folder / 'time_lapse.gif'} and time_lapse.png")
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m detsd", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line: one subcommand per job."""
+    door = argparse.ArgumentParser(prog="python -m detsd", description="Textual Inversion")
+    commands = door.add_subparsers(dest="command", required=True)
     tune = commands.add_parser("finetune", help="learn new concepts from images")
     tune.add_argument("config", nargs="?", help="experiment file (off cluster)")
     tune.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     tune.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     tune.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="take its learned rows")
     tune.set_defaults(run=finetune)
-    args = parser.parse_args(argv)
+    return door
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return args.run(args)
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) > 0:
-            time.sleep(3)  # let rank 0 say it before the launcher ends everybody
-        else:
-            print(f"detsd: {error}", file=sys.stderr, flush=True)
-        return 2
+        return complain(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        return complain(
+            f"{error.filename or 'the output folder'} cannot be written ({error.strerror}); make "
+            "room and run the same command again, earlier checkpoints are untouched"
+        )
+
+
+def complain(sentence: str) -> int:
+    """Say what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(3)
+    print(f"detsd: {sentence}", file=sys.stderr, flush=True)
+    return 2
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ METADATA = "metadata.json"
 
 
 class Run:
-    """What the trainer and the generator need of the outside world.
+    """What a training needs of the outside world.
 
     Attributes:
         state: Accelerate's view of the processes and this one's device.
@@ -128,15 +129,20 @@ class LocalRun(Run):
             ) from None
         done = sorted(p for p in self._checkpoints.glob("step-*") if (p / METADATA).is_file())
         self.latest = done[-1] if done else None
-        if warm_start:
-            if self.latest:
+        self._source = str(warm_start.resolve()) if warm_start else None
+        if self.latest and self._source:
+            if read_metadata(self.latest).get("warm_start") != self._source:
                 raise UserError(
-                    f"--output-dir {folder} already holds a run; give a warm start a new folder"
+                    f"--output-dir {folder} already holds another run; give this warm start a new "
+                    "folder"
                 )
+        elif warm_start:
             self.latest, self.latest_is_own = warm_start, False
         state.wait_for_everyone()  # no rank writes before all have looked
         if self.is_chief:
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+            steps = read_metadata(self.latest)["steps_completed"] if done else -1
+            self._forget_after(steps)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1)
         self._handlers = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -148,6 +154,13 @@ class LocalRun(Run):
             signal.signal(number, handler)
         if self.writer:
             self.writer.close()
+
+    def _forget_after(self, steps: int) -> None:
+        """Drop metrics past the checkpoint: the steps they tell of are made again."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(s for s in lines if json.loads(s)["steps_completed"] <= steps))
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.stop_signal is not None:  # asked twice: now
@@ -173,7 +186,9 @@ class LocalRun(Run):
                 staging.mkdir()
                 write(staging)
                 (staging / METADATA).write_text(
-                    json.dumps({"steps_completed": steps, **metadata}, indent=1)
+                    json.dumps(
+                        {"steps_completed": steps, "warm_start": self._source, **metadata}, indent=1
+                    )
                 )
                 os.replace(staging, final)
             except (
@@ -203,6 +218,7 @@ class ClusterRun(Run):
 
     def __init__(self, state: PartialState, context: core.Context, folder: Path):
         self.state, self.context, self.folder = state, context, folder
+        folder.mkdir()
         info = det.get_cluster_info()
         self._trial_id = info.trial.trial_id
         self._uploaded = 0.0
@@ -260,6 +276,17 @@ def cluster_hyperparameters() -> dict[str, Any]:
     return det.get_cluster_info().trial.hparams
 
 
+def _processes() -> PartialState:
+    """Accelerate's state, with the ranks connected where there are several."""
+    if "LOCAL_RANK" not in os.environ:
+        return PartialState()
+    # One rank downloads while the others wait: longer than the libraries' ten minutes at times.
+    patience = timedelta(hours=2)
+    if torch.cuda.is_available():
+        return PartialState(timeout=patience)
+    return PartialState(cpu=True, backend="gloo", timeout=patience)
+
+
 @contextlib.contextmanager
 def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
     """The run of this process: in the trial it belongs to, else in `output_dir`.
@@ -267,8 +294,7 @@ def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
     On a cluster `output_dir` and `warm_start` are not used: the trial's own checkpoint, or the one
     that its experiment names as a source, is restored on every node.
     """
-    # Without an accelerator it has to be told, or ranks on the CPU would not find each other.
-    state = PartialState(cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+    state = _processes()
     try:
         if on_cluster():
             distributed = (
@@ -279,10 +305,14 @@ def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
                     core.init(distributed=distributed, tensorboard_mode=core.TensorboardMode.MANUAL)
                 )
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
-                run = ClusterRun(state, context, folder)
+                run = ClusterRun(state, context, folder / "run")
                 latest = det.get_cluster_info().latest_checkpoint
                 if latest:
-                    run.use(Path(stack.enter_context(context.checkpoint.restore_path(latest))))
+                    # Copied, and left at once: leaving it is a collective without a time limit, in
+                    # which a failing rank would wait for the others for ever.
+                    with context.checkpoint.restore_path(latest) as path:
+                        shutil.copytree(path, folder / "latest")
+                    run.use(folder / "latest")
                 yield run
                 run.flush()
                 if run.writer:

@@ -1,9 +1,9 @@
 """Concepts: new words whose embedding rows live beside a frozen text encoder.
 
-`Vocabulary(tokenizer, text_encoder)` is the one way to put concepts into a model; the trainer, the
-sampler, the notebook and the generator all use it. A concept's word in a prompt is replaced by as
-many placeholder tokens as it has rows. The base table is never written to: the rows are a separate
-float32 parameter, and a thin layer looks up the one or the other.
+`Vocabulary(tokenizer, text_encoder)` is the one way to put concepts into a model. A concept's word
+in a prompt is replaced by as many placeholder tokens as it has rows. The base table is never
+written to: the rows are a separate float32 parameter, and a thin layer looks up the one or the
+other.
 """
 
 from __future__ import annotations
@@ -29,8 +29,19 @@ class ConceptEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.first_id = first_id
-        width = base.embedding_dim
-        self.rows = nn.Parameter(torch.empty(0, width, device=base.weight.device))
+        # In a container, so that the base table stays the module's first parameter: libraries take
+        # a model's dtype from that.
+        self.learned = nn.ParameterDict()
+        self.set_rows(nn.Parameter(torch.empty(0, base.embedding_dim, device=base.weight.device)))
+
+    @property
+    def rows(self) -> nn.Parameter:
+        """The learned rows (N, D), float32."""
+        return self.learned["rows"]
+
+    def set_rows(self, rows: nn.Parameter) -> None:
+        """Look up `rows` (N, D) from now on."""
+        self.learned["rows"] = rows
 
     @property
     def weight(self) -> torch.Tensor:
@@ -40,9 +51,7 @@ class ConceptEmbedding(nn.Module):
     def extend(self, rows: torch.Tensor) -> None:
         """Append rows (n, D) as the next ids."""
         old = self.rows.data
-        self.rows = nn.Parameter(
-            torch.cat([old, rows.to(old)]), requires_grad=self.rows.requires_grad
-        )
+        self.set_rows(nn.Parameter(torch.cat([old, rows.to(old)])))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         new = ids >= self.first_id
@@ -158,11 +167,11 @@ class Vocabulary:
         """Whether a concept's name is one token of the base vocabulary, as `cat` is."""
         return name in self._base_tokens or f"{name.lower()}</w>" in self._base_tokens
 
-    def concepts(self, rows: torch.Tensor | None = None) -> list[LearnedConcept]:
-        """All concepts with their rows, copied; `rows` (N, D) stands in for the current ones."""
-        rows = self.embedding.rows if rows is None else rows
+    def concepts(self) -> list[LearnedConcept]:
+        """All concepts with a copy of their rows."""
+        rows = self.embedding.rows.detach()
         return [
-            LearnedConcept(name, self._phrases[name], rows[part].detach().cpu().float().clone())
+            LearnedConcept(name, self._phrases[name], rows[part].cpu().float().clone())
             for name, part in self._slices.items()
         ]
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from determined.common.util import yaml_safe_load
+from PIL import ImageColor
 
 from detsd.errors import UserError
+from detsd.formats import file_name
 
 
 def _knob(default: Any, help: str, *, low: float | None = None, above: float | None = None) -> Any:
@@ -52,7 +54,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ConceptsConfig:
-    """What is learned, and from which images. The first four are lists of one length."""
+    """What is learned, and from which images. The lists have one entry per concept."""
 
     concept_strs: list[str] = _knob(REQUIRED, "the new words, as they are written in prompts")
     initializer_strs: list[str] = _knob(
@@ -205,8 +207,53 @@ def _value(kind: Any, value: Any) -> Any:
     raise ValueError(_type_name(kind))
 
 
+def _check_concepts(c: ConceptsConfig, problems: list[str]) -> ConceptsConfig:
+    """One entry per concept in every list; a single property or vector count serves all."""
+    n = len(c.concept_strs)
+    if n == 0:
+        problems.append("concepts.concept_strs is empty; name at least one concept")
+    stretched = {}
+    for name in ("learnable_properties", "num_vectors"):
+        values = getattr(c, name)
+        stretched[name] = values * n if len(values) == 1 else values
+    for name in ("initializer_strs", "img_dirs", "learnable_properties", "num_vectors"):
+        length = len(stretched.get(name, getattr(c, name)))
+        if length != n:
+            problems.append(
+                f"concepts.{name} has {length} entries for {n} concept_strs; give one for each"
+            )
+    for name in sorted({s for s in c.concept_strs if c.concept_strs.count(s) > 1}):
+        problems.append(
+            f"concepts.concept_strs names {name!r} twice; give every concept its own word"
+        )
+    files = [file_name(name) for name in dict.fromkeys(c.concept_strs)]
+    for name in sorted({f for f in files if files.count(f) > 1}):
+        problems.append(
+            f"concepts.concept_strs has two words that give the file name {name!r}; rename one"
+        )
+    if c.img_size and c.img_size % 8:
+        problems.append(f"concepts.img_size is {c.img_size} but must be a multiple of 8")
+    try:
+        ImageColor.getrgb(c.transparency_color)
+    except ValueError:
+        problems.append(
+            f"concepts.transparency_color {c.transparency_color!r} is no colour; use a name or "
+            "#rrggbb"
+        )
+    return dataclasses.replace(c, **stretched)
+
+
+def _check_training(t: TrainingConfig, problems: list[str]) -> None:
+    if t.lr_warmup_steps > t.num_sgd_steps:
+        problems.append("training.lr_warmup_steps is larger than training.num_sgd_steps; lower it")
+    for beta in ("adam_beta1", "adam_beta2"):
+        if getattr(t, beta) >= 1:
+            problems.append(f"training.{beta} must be less than 1")
+
+
 def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
     """`given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
+    before = len(problems)
     if not isinstance(given, dict):
         problems.append(f"{path} must be a mapping of keys to values, not {given!r}")
         return None
@@ -238,35 +285,14 @@ def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
                 problems.append(f"{dot}{name} is {v} but must be at least {low}")
             if v is not None and above is not None and v <= above:
                 problems.append(f"{dot}{name} is {v} but must be greater than {above}")
-    return None if problems else kind(**values)
-
-
-def _check_lists(given: FinetuneConfig, problems: list[str]) -> FinetuneConfig:
-    """One entry per concept in every list of `concepts`; a single one serves all where it can."""
-    c = given.concepts
-    n = len(c.concept_strs)
-    if n == 0:
-        problems.append("concepts.concept_strs is empty; name at least one concept")
-    stretched = {}
-    for name in ("learnable_properties", "num_vectors"):
-        values = getattr(c, name)
-        stretched[name] = values * n if len(values) == 1 else values
-    for name in ("initializer_strs", "img_dirs", "learnable_properties", "num_vectors"):
-        length = len(stretched.get(name, getattr(c, name)))
-        if length != n:
-            problems.append(
-                f"concepts.{name} has {length} entries for {n} concept_strs; give one for each"
-            )
-    for name in sorted({s for s in c.concept_strs if c.concept_strs.count(s) > 1}):
-        problems.append(
-            f"concepts.concept_strs names {name!r} twice; give every concept its own word"
-        )
-    if given.training.lr_warmup_steps > given.training.num_sgd_steps:
-        problems.append("training.lr_warmup_steps is larger than training.num_sgd_steps; lower it")
-    for beta in ("adam_beta1", "adam_beta2"):
-        if getattr(given.training, beta) >= 1:
-            problems.append(f"training.{beta} must be less than 1")
-    return dataclasses.replace(given, concepts=dataclasses.replace(c, **stretched))
+    if len(problems) > before:
+        return None
+    section = kind(**values)
+    if kind is ConceptsConfig:
+        return _check_concepts(section, problems)
+    if kind is TrainingConfig:
+        _check_training(section, problems)
+    return section
 
 
 def parse_config(hyperparameters: Any, source: str) -> FinetuneConfig:
@@ -277,8 +303,6 @@ def parse_config(hyperparameters: Any, source: str) -> FinetuneConfig:
     """
     problems: list[str] = []
     config = _section(FinetuneConfig, hyperparameters, "", problems)
-    if config is not None:
-        config = _check_lists(config, problems)
     if problems:
         lines = "\n  ".join(problems)
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageOps
 
+from detsd.concepts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.errors import UserError
 from detsd.models import BaseModel
@@ -26,8 +27,8 @@ ORDER, CHOICES, DRAW, VALIDATION = range(4)
 
 
 def _seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, well mixed (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+    """One seed from several numbers, well mixed (numpy's SeedSequence); PyTorch heeds 32 bits."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
@@ -88,7 +89,7 @@ def read_images(
         try:
             with Image.open(path) as image:
                 rgb = to_rgb(image, config.transparency_color)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # broken files raise a dozen classes, struct.error among them
             logger.warning("%s cannot be read and is skipped (%s)", path, error)
             continue
         images.append((path, to_square(rgb, size, config.center_crop)))
@@ -120,17 +121,15 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
     """
     sidecar = path.with_suffix(".txt")
     if config.use_caption_files and sidecar.is_file():
-        text = " ".join(sidecar.read_text(encoding="utf-8").split())
+        try:
+            text = " ".join(sidecar.read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{sidecar} cannot be read as UTF-8 text; save it again") from None
         if not text:
             raise UserError(f"{sidecar} is empty; write a caption, or delete it")
+        text = text.replace("{}", name)
         # A caption that does not say where the concept is begins with it.
-        return [
-            text.replace("{}", name)
-            if "{}" in text
-            else text
-            if name in text
-            else f"{name}, {text}"
-        ]
+        return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
     templates = list(TEMPLATES[kind])
     templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
     words = (
@@ -191,15 +190,6 @@ class TrainingData:
         self.scaling = float(model.vae.config.scaling_factor)
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         size = config.img_size or model.image_size
-        if size % 8:
-            raise UserError(f"concepts.img_size is {size}; choose a multiple of 8")
-        try:
-            ImageColor.getrgb(config.transparency_color)
-        except ValueError:
-            raise UserError(
-                f"concepts.transparency_color {config.transparency_color!r} is no colour; "
-                "use a name or #rrggbb"
-            ) from None
         self.shots: list[Shot] = []
         self.validation: list[Shot] = []
         self.held_out = True

@@ -85,6 +85,8 @@ def read_concepts(path: str | Path) -> list[LearnedConcept]:
         ) from None
     concepts = []
     for name, (phrase, rows) in found.items():
+        if not isinstance(rows, torch.Tensor):
+            raise UserError(f"{path}: the rows of {name!r} are no tensor; export the concept again")
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or not torch.isfinite(rows).all():
             raise UserError(f"{path}: the rows of {name!r} are not a finite (n, width) matrix")

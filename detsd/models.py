@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from detsd.config import ModelConfig
@@ -76,12 +77,17 @@ def _hub_options(name: str, revision: str | None) -> dict:
     """Where to look for a hub model: the hub, or without one the files fetched before.
 
     The hub is asked once, with a short patience: the loaders themselves would retry for minutes.
+
+    Raises:
+        GatedRepoError, RepositoryNotFoundError: as the hub answers.
     """
     options = {"revision": revision, "token": hub_token()}
     try:
         HfApi().model_info(name, revision=revision, token=options["token"], timeout=10)
+    except (GatedRepoError, RepositoryNotFoundError):
+        raise
     except HfHubHTTPError:
-        pass  # the hub answers; the loader's own error says more
+        pass  # the hub is there, but out of order; the files may be had all the same
     except Exception:  # no connection, in one of a dozen classes of the HTTP libraries
         options["local_files_only"] = True
     return options
@@ -98,26 +104,28 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     name = config.pretrained_model_name_or_path
     path = resolve(name)
     dtype = pick_dtype(config.precision, device)
-    hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
-    weights = {"use_safetensors": True, **hub}
     key = "model.pretrained_model_name_or_path"
     try:
+        hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+        weights = {"use_safetensors": True, **hub}
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub)
         text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights)
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
         sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
-    except GatedRepoError:
-        raise UserError(
-            f"{key}: {name} is gated; accept its licence on its hub page and set HF_AUTH_TOKEN to "
-            "a token of that account"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{key}: {name} is neither a folder here nor a hub model that this token can see; "
-            "check the spelling, or set HF_AUTH_TOKEN"
-        ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
+        causes = (error, error.__cause__)
+        if any(isinstance(e, GatedRepoError) for e in causes):
+            raise UserError(
+                f"{key}: {name} is gated; accept its licence on its hub page and set "
+                "HF_AUTH_TOKEN to a token of that account"
+            ) from None
+        if any(isinstance(e, RepositoryNotFoundError) for e in causes):
+            raise UserError(
+                f"{key}: {name} is neither a folder here nor a hub model that this token can see; "
+                "check the spelling, or set HF_AUTH_TOKEN"
+            ) from None
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{key}: {name} cannot be loaded; give a complete diffusers folder or a hub model that "
@@ -131,7 +139,9 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
         )
     for part in (text_encoder, vae, unet):
         # Cast after loading: the keyword for it has another name in each library and version.
-        part.requires_grad_(False).eval().to(device=device, dtype=dtype)
+        part.requires_grad_(False).eval().to(device)
+        if part.dtype != dtype:
+            part.to(dtype=dtype)
     return BaseModel(
         name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -38,8 +39,10 @@ class SampleJob:
 
     @property
     def generator(self) -> torch.Generator:
-        # On the CPU, so that every device starts from the same noise.
-        return torch.Generator().manual_seed(self.seed + (self.copy << 40))
+        # On the CPU, so that every device starts from the same noise. The first copy is what any
+        # other tool makes of the seed; PyTorch heeds only 32 bits of it, so the others are hashed.
+        mixed = np.random.SeedSequence((self.seed, self.copy)).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(mixed) if self.copy else self.seed)
 
 
 def sample_jobs(config: InferenceConfig) -> list[SampleJob]:
@@ -59,7 +62,10 @@ class Sampler:
         self, model: BaseModel, vocabulary: Vocabulary, config: InferenceConfig, size: int
     ):
         self.vocabulary, self.config, self.size = vocabulary, config, size
-        scheduler = SCHEDULERS[config.scheduler_name].from_config(model.sampling_scheduler_config)
+        options = dict(model.sampling_scheduler_config)
+        if config.scheduler_name == "pndm":
+            options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
+        scheduler = SCHEDULERS[config.scheduler_name].from_config(options)
         # No safety checker: the samples of a training in progress are for its owner's eyes, and a
         # blacked-out one is taken for a failure.
         self.pipeline = StableDiffusionPipeline(

@@ -1,6 +1,6 @@
 """Textual inversion (arXiv 2208.01618): state, and the loop, which reads like the paper.
 
-    train(config, run)
+    Trainer(config, run).train()
 
 Only the concepts' rows train. Every rank holds the frozen model, takes its share of each step's
 samples, and the rows' gradients are averaged: nothing else has to be synchronised.
@@ -25,7 +25,7 @@ from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, TrainingConfig, differences
 from detsd.data import Example, TrainingData
-from detsd.errors import UserError
+from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.loss import (
     hidden_penalty,
@@ -129,14 +129,14 @@ class Trainer:
             run.report_progress(1.0)
             return True
         if self.steps_completed == 0:
-            self._sample()
+            self._with_rows(self.initial_rows, self._sample)  # what the phrase alone gives
         bar = tqdm(
             total=t.num_sgd_steps,
             initial=self.steps_completed,
             unit="step",
             disable=None if run.is_chief else True,  # None: only on a terminal
         )
-        self._clock = time.monotonic()
+        self._clock, self._clocked = time.monotonic(), 0
         while self.steps_completed < t.num_sgd_steps:
             parts = self._step()
             self.steps_completed += 1
@@ -145,6 +145,7 @@ class Trainer:
             for name, value in parts.items():  # tensors: reading one out would wait for the device
                 self.window[name] = self.window.get(name, 0.0) + value
             self.window["steps"] = self.window.get("steps", 0) + 1
+            self._clocked += 1
             last = self.steps_completed == t.num_sgd_steps
             if self.steps_completed % t.metric_report_freq == 0 or last:
                 self._report(bar)
@@ -228,27 +229,27 @@ class Trainer:
     def _with_rows(self, rows: torch.Tensor, call):
         """`call()` with other rows in place of the trained ones, which are not touched."""
         embedding = self.vocabulary.embedding
-        embedding.rows = torch.nn.Parameter(rows, requires_grad=False)
+        embedding.set_rows(torch.nn.Parameter(rows, requires_grad=False))
         try:
             return call()
         finally:
-            embedding.rows = self.rows
+            embedding.set_rows(self.rows)
 
     # ---- what is told ------------------------------------------------------------------------
 
     def _report(self, bar: tqdm) -> None:
         """Means over the steps since the last report and over ranks."""
         t, run = self.config.training, self.run
-        steps = self.window.pop("steps")
-        means = {name: float(value) / steps for name, value in self.window.items()}
+        sums = self._gathered_window()
         self.window = {}
-        everyone = run.gather([means])
-        metrics = {name: sum(m[name] for m in everyone) / len(everyone) for name in means}
+        steps = sums.pop("steps")
+        metrics = {name: value / steps for name, value in sums.items()}
         if not all(map(math.isfinite, metrics.values())):
             self._diverge()
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         metrics["learning_rate"] = learning_rate(self.steps_completed - 1, t, self.samples_per_step)
-        metrics["samples_per_second"] = steps * self.samples_per_step / max(seconds, 1e-9)
+        clocked, self._clocked = self._clocked, 0  # a resumed window is longer than its clock
+        metrics["samples_per_second"] = clocked * self.samples_per_step / max(seconds, 1e-9)
         norms = self.rows.detach().norm(dim=1)
         metrics["row_norm_mean"], metrics["row_norm_max"] = float(norms.mean()), float(norms.max())
         run.report(self.steps_completed, metrics)
@@ -261,6 +262,11 @@ class Trainer:
             run.say(line)
         else:
             bar.set_postfix_str(f"loss {metrics['loss']:.4f}")
+
+    def _gathered_window(self) -> dict[str, float]:
+        """The window's sums, averaged over the ranks."""
+        everyone = self.run.gather([{k: float(v) for k, v in self.window.items()}])
+        return {name: sum(w[name] for w in everyone) / len(everyone) for name in everyone[0]}
 
     @torch.no_grad()
     def _validation_loss(self, rows: torch.Tensor | None = None) -> float:
@@ -299,15 +305,14 @@ class Trainer:
     def _diverge(self) -> None:
         """Tell the searcher a large finite value, and end."""
         self.run.report(self.steps_completed, {"val_loss": DIVERGED}, validation=True)
-        raise UserError(
+        raise Diverged(
             f"the loss is no longer finite at step {self.steps_completed}; lower "
             "training.learning_rate (the last checkpoint is untouched)"
         )
 
-    def _sample_paths(self) -> list[Path]:
+    def _sample_paths(self, step: int) -> list[Path]:
         folder = self.run.folder / "samples"
-        step = f"step-{self.steps_completed:08d}"
-        return [folder / f"{step}-{k:03d}.png" for k in range(len(self.jobs))]
+        return [folder / f"step-{step:08d}-{k:03d}.png" for k in range(len(self.jobs))]
 
     def _sample(self) -> None:
         """One image per job, each made by one rank, written and logged by the chief."""
@@ -318,7 +323,9 @@ class Trainer:
         made = dict(sorted(self.run.gather([(k, self.sampler(self.jobs[k])) for k in mine])))
         if not self.run.is_chief:
             return
-        for (k, image), path in zip(made.items(), self._sample_paths(), strict=True):
+        for (k, image), path in zip(
+            made.items(), self._sample_paths(self.steps_completed), strict=True
+        ):
             path.parent.mkdir(exist_ok=True)
             image.save(path)
             job = self.jobs[k]
@@ -336,7 +343,7 @@ class Trainer:
             return
         frames = []
         for step in steps:
-            paths = [folder / f"step-{step:08d}-{k:03d}.png" for k in range(len(self.jobs))]
+            paths = self._sample_paths(step)
             if all(p.is_file() for p in paths):
                 frames.append((step, [Image.open(p).convert("RGB") for p in paths]))
         picture = images.before_after(
@@ -353,10 +360,9 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
-            "rows": self.rows.detach().cpu(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "window": {k: float(v) for k, v in self.window.items()},
+            "window": self._gathered_window(),
             "samples_seen": self.samples_seen,
         }
         metadata = {
@@ -401,7 +407,8 @@ class Trainer:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
         except Exception as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}); delete that checkpoint folder to "
@@ -416,6 +423,8 @@ class Trainer:
         self.run.say(f"resuming after step {self.steps_completed}")
 
     def _warn_of_cut_prompts(self) -> None:
+        if not self.run.is_chief:
+            return
         prompts = {p for shot in self.data.shots for p in shot.prompts}
         prompts |= set(self.config.inference.inference_prompts)
         for prompt in sorted(prompts):

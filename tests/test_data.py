@@ -135,6 +135,7 @@ def test_caption_files(tmp_path):
         ("my {} at noon", "my x at noon"),
         ("my x at noon\n", "my x at noon"),
         ("at noon", "x, at noon"),
+        ("a x-ray at noon", "x, a x-ray at noon"),
     ):
         path.with_suffix(".txt").write_text(text)
         assert data.prompts_for(path, "x", "object", on) == [prompt]

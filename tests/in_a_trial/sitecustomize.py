@@ -1,0 +1,10 @@
+"""Makes a child process believe it is in a trial: its info files lie in $TRIAL_INFO_DIR."""
+
+import os
+
+from determined import _info
+
+for kind in (_info.ClusterInfo, _info.TrialInfo, _info.RendezvousInfo, _info.ResourcesInfo):
+    read = kind._from_file.__func__
+    name = os.path.basename(read.__defaults__[0])
+    read.__defaults__ = (os.path.join(os.environ["TRIAL_INFO_DIR"], name),)
