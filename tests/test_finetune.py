@@ -439,7 +439,7 @@ def test_no_token_is_ever_written(experiment, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_demo_learns_the_logo(tmp_path):
-    """The shipped demo on the bundled model: held-out loss below the phrase's by a clear margin."""
+    """The shipped demo: held-out loss 6.5 % below the phrase's when measured; 4 % must remain."""
     done = run_detsd(
         "finetune", "finetune_demo.yaml", "--output-dir", tmp_path, "--set",
         "inference.inference_prompts=[]", OMP_NUM_THREADS="2",
@@ -447,4 +447,4 @@ def test_the_demo_learns_the_logo(tmp_path):
     assert done.returncode == 0, done.stderr
     last = metrics_of(tmp_path, "validation")[300]
     assert last["val_loss"] == last["val_loss_held_out"]
-    assert last["val_loss"] < DEMO_MARGIN * last["val_loss_initializer"]
+    assert last["val_loss"] < 0.96 * last["val_loss_initializer"]

@@ -1,0 +1,122 @@
+"""The bundled model: its format, its size, and that its weights still mean what they should."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from tiny import ROOT
+from transformers import CLIPModel
+
+from demo_model import evaluate, logo, world
+from demo_model.train import psnr, to_tensor
+from detsd.formats import read_concepts
+
+MODEL = ROOT / "demo_model"
+# Below what was measured (demo_model/sheets/figures.json), far above chance.
+CLIP_RIGHT, VAE_LOGO, CONCEPT_MARGIN = 0.65, 23.0, 0.97
+CONTROL = {"color": 0.4, "background": 0.75, "style": 0.3}
+PARTS = ("vae", "text_encoder", "unet", "clip", "tokenizer", "scheduler")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return evaluate.load(MODEL)
+
+
+def test_sizes_and_dtype():
+    files = [p for part in PARTS for p in (MODEL / part).iterdir()]
+    assert sum(p.stat().st_size for p in files) < 50e6
+    assert max(p.stat().st_size for p in files) < 15e6
+    for path in files:
+        assert path.suffix in (".safetensors", ".json", ".txt")
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), "pt") as f:
+                kinds = {f.get_slice(k).get_dtype() for k in f.keys()}  # noqa: SIM118
+            assert kinds == {"F16"}, path
+
+
+def test_it_is_a_stable_diffusion(pipe):
+    assert type(pipe) is StableDiffusionPipeline
+    assert pipe.vae.config.latent_channels == 4
+    assert len(pipe.tokenizer) == 49408
+    assert pipe.tokenizer.model_max_length == 77
+    # The first ids of CLIP's table, as every Stable Diffusion 1.x has them.
+    assert pipe.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert pipe.unet.config.cross_attention_dim == pipe.text_encoder.config.hidden_size
+    c = pipe.scheduler.config
+    assert (c.beta_start, c.beta_end, c.beta_schedule) == (0.00085, 0.012, "scaled_linear")
+    assert c.num_train_timesteps == 1000
+    assert pipe.safety_checker is None
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    assert 64 <= size <= 128
+
+
+def test_the_latents_have_unit_deviation(pipe):
+    images = [world.picture(4, k)[0] for k in range(64)]
+    x = to_tensor(np.stack([np.asarray(i) for i in images]), "cpu")
+    with torch.no_grad():
+        latents = pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor
+    assert 0.9 < float(latents.std()) < 1.1
+
+
+def test_the_stock_pipeline_draws_as_it_is_loaded():
+    stock = StableDiffusionPipeline.from_pretrained(MODEL)
+    stock.set_progress_bar_config(disable=True)
+    image = stock(evaluate.PROMPTS[0], num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
+    assert np.asarray(image).std() > 10
+
+
+def test_bf16_draws_nearly_the_same():
+    one = evaluate.load(MODEL)
+    half = evaluate.load(MODEL).to(dtype=torch.bfloat16)
+    images = [
+        np.asarray(evaluate.draw(p, evaluate.PROMPTS[:1], [0], steps=4)[0][0], float)
+        for p in (one, half)
+    ]
+    assert abs(images[0] - images[1]).mean() < 12
+
+
+def test_clip_loads_and_shares_the_text_tower(pipe):
+    clip = CLIPModel.from_pretrained(MODEL / "clip").float()
+    index = json.loads((MODEL / "clip" / "model.safetensors.index.json").read_text())
+    stored = {f for k, f in index["weight_map"].items() if k.startswith("text_model.")}
+    assert stored == {"../text_encoder/model.safetensors"}
+    table = clip.text_model.embeddings.token_embedding.weight
+    assert torch.equal(table, pipe.text_encoder.get_input_embeddings().weight)
+    assert evaluate.clip_report(MODEL / "clip")["clip_right_of_256"] > CLIP_RIGHT
+
+
+def test_the_vae_keeps_the_logo(pipe):
+    images = [logo.picture(k)[0] for k in range(0, 44, 2)]
+    x = to_tensor(np.stack([np.asarray(i) for i in images]), "cpu")
+    with torch.no_grad():
+        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample
+    assert psnr(y, x) > VAE_LOGO
+
+
+def test_caption_control_on_fixed_pictures(pipe):
+    """A damaged weight file, or a world that moved away from the model, falls to chance (0.1)."""
+    control = evaluate.caption_control(pipe, count=12)
+    for attribute, share in CONTROL.items():
+        assert control[attribute] >= share, control
+
+
+def test_the_demo_concept():
+    (concept,) = read_concepts(ROOT / "learned_embeddings_dict_demo.pt")
+    assert concept.name == evaluate.CONCEPT
+    assert concept.initializer == evaluate.PHRASE
+    assert concept.embeddings.shape == (11, 128)
+
+
+def test_the_demo_concept_beats_words():
+    """On fresh logo pictures: the learned rows below the phrase and every caption by hand."""
+    concept = ROOT / "learned_embeddings_dict_demo.pt"
+    denoiser = evaluate.with_concepts(evaluate.load(MODEL), concept)
+    errors = evaluate.concept_errors(denoiser, count=8)
+    by_hand = min(errors[text] for text in evaluate.BY_HAND)
+    assert errors[evaluate.CONCEPT] < CONCEPT_MARGIN * errors[evaluate.PHRASE]
+    assert errors[evaluate.CONCEPT] < by_hand
