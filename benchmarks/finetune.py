@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from detsd import cluster
-from detsd.config import ConceptsConfig, parse_config
+from detsd.config import parse_config
 from detsd.data import read_images, to_tensor
 from detsd.loss import prediction_target
 from detsd.models import load_base_model
@@ -85,14 +85,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
-    concepts = ConceptsConfig(["word-word"], ["brain logo, sharp lines"], [args.images])
     config = parse_config(
         {
             "model": {"pretrained_model_name_or_path": args.model},
             "concepts": {
-                "concept_strs": concepts.concept_strs,
-                "initializer_strs": concepts.initializer_strs,
-                "img_dirs": concepts.img_dirs,
+                "concept_strs": ["word-word"],
+                "initializer_strs": ["brain logo, sharp lines"],
+                "img_dirs": [args.images],
             },
             "training": {"train_batch_size": args.batch, "learning_rate": 1e-3},
         },
