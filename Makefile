@@ -12,7 +12,7 @@ demo: $(VENV)/.ready  ## fine-tune det-logo on the bundled model, no GPU, no tok
 	$(BIN)/python -m detsd finetune finetune_demo.yaml
 
 test: $(VENV)/.ready-dev  ## everything, on two CPU cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
