@@ -79,6 +79,10 @@ class PromptRewriter:
     def __call__(self, prompt: str) -> str:
         return self._pattern.sub(lambda match: self.replacements[match[0]], prompt)
 
+    def without(self, prompt: str) -> str:
+        """The prompt with every concept word taken out."""
+        return self._pattern.sub(" ", prompt)
+
     def words_in(self, prompt: str) -> list[str]:
         """The concept words that occur in a prompt, in order."""
         return self._pattern.findall(prompt)
@@ -142,7 +146,7 @@ class Vocabulary:
             raise UserError(f"concept {name!r} is empty or has spaces around it; give it a word")
         if name in self._slices:
             raise UserError(f"concept {name!r} is loaded twice; load it once, or rename one")
-        if self._is_word(name):
+        if self.is_word(name):
             raise UserError(
                 f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "
                 f"choose a new word such as {name + '-concept'!r}"
@@ -163,7 +167,7 @@ class Vocabulary:
         self._phrases[name] = concept.initializer
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
 
-    def _is_word(self, name: str) -> bool:
+    def is_word(self, name: str) -> bool:
         """Whether a concept's name is one token of the base vocabulary, as `cat` is."""
         return name in self._base_tokens or f"{name.lower()}</w>" in self._base_tokens
 

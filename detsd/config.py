@@ -15,7 +15,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from determined.common.util import yaml_safe_load
 from PIL import ImageColor
@@ -35,6 +35,7 @@ def _knob(default: Any, help: str, *, low: float | None = None, above: float | N
 
 
 REQUIRED = dataclasses.MISSING
+SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "dpmsolver++"]
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,7 @@ class InferenceConfig:
     guidance_scale: float = _knob(
         7.5, "classifier-free guidance; around 3 for a strong concept", low=0
     )
-    scheduler_name: Literal["ddim", "pndm", "lms-discrete", "euler", "dpmsolver++"] = _knob(
-        "ddim", "ddim, pndm, lms-discrete, euler or dpmsolver++"
-    )
+    scheduler_name: SchedulerName = _knob("ddim", "ddim, pndm, lms-discrete, euler or dpmsolver++")
     seeds: list[int] = _knob([0], "seeds, the same for every prompt and checkpoint", low=0)
     img_per_prompt: int = _knob(1, "images per prompt and seed", low=1)
 
@@ -157,6 +156,70 @@ class FinetuneConfig:
     concepts: ConceptsConfig
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class LearnedConceptsConfig:
+    """The concepts that prompts may name; a prompt without any is welcome too."""
+
+    files: list[str] = _knob(
+        [], "concept files or checkpoint folders; relative to where the command runs"
+    )
+    uuids: list[str] = _knob([], "uuids of Determined checkpoints of fine-tunings")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Every list times every other: the jobs, one image each."""
+
+    prompts: list[str] = _knob(REQUIRED, "prompts, with concepts in them")
+    negative_prompts: list[str] = _knob([""], "what to keep away from")
+    scheduler_names: list[SchedulerName] = _knob(
+        ["ddim"], "ddim, pndm, lms-discrete, euler, dpmsolver++"
+    )
+    num_inference_steps: list[int] = _knob([50], "denoising steps; 25 to 50", low=1)
+    guidance_scales: list[float] = _knob(
+        [7.5], "classifier-free guidance; around 3 for a strong concept, 1 and less: none", low=0
+    )
+    seeds: list[int] | None = _knob(
+        None, "seeds by name; null: num_seeds of them from first_seed on", low=0
+    )
+    first_seed: int = _knob(0, "the first seed, where seeds is null", low=0)
+    num_seeds: int = _knob(1, "how many seeds, where seeds is null", low=1)
+    width: int | None = _knob(None, "of the images in pixels; null: the model's own size", low=8)
+    height: int | None = _knob(None, "of the images in pixels; null: the model's own size", low=8)
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """`seeds`, or the range that stands for them."""
+        if self.seeds is not None:
+            return self.seeds
+        return list(range(self.first_seed, self.first_seed + self.num_seeds))
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """How the images are made and kept; none of it shows in them."""
+
+    batch_size: int | None = _knob(
+        None, "images made at once per process; null: chosen to fit the device", low=1
+    )
+    checkpoint_freq: int = _knob(
+        10, "batches per process between checkpoints (on a cluster) and progress reports", low=1
+    )
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """The whole `hyperparameters` section of a grid of images."""
+
+    model: ModelConfig
+    grid: GridConfig
+    concepts: LearnedConceptsConfig = field(default_factory=LearnedConceptsConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -251,6 +314,24 @@ def _check_training(t: TrainingConfig, problems: list[str]) -> None:
             problems.append(f"training.{beta} must be less than 1")
 
 
+def _check_grid(g: GridConfig, problems: list[str]) -> None:
+    """A grid of at least one job, all of them different."""
+    if g.seeds is not None and (g.first_seed, g.num_seeds) != (0, 1):
+        problems.append("grid.seeds and grid.first_seed or num_seeds are both given; keep one way")
+    for name in ("prompts", "negative_prompts", "scheduler_names", "num_inference_steps",
+                 "guidance_scales", "seeds"):  # fmt: skip
+        values = getattr(g, name)
+        if values == []:
+            problems.append(f"grid.{name} is empty, so there is nothing to make; name at least one")
+        for value in sorted({v for v in values or [] if values.count(v) > 1}):
+            problems.append(f"grid.{name} has {value!r} twice; the same images would be made twice")
+    if max(g.all_seeds, default=0) >= 2**32:
+        problems.append("grid.seeds must be less than 4294967296: PyTorch heeds only 32 bits")
+    for name in ("width", "height"):
+        if (getattr(g, name) or 0) % 8:
+            problems.append(f"grid.{name} is {getattr(g, name)} but must be a multiple of 8")
+
+
 def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
     """`given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
     before = len(problems)
@@ -292,17 +373,22 @@ def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
         return _check_concepts(section, problems)
     if kind is TrainingConfig:
         _check_training(section, problems)
+    if kind is GridConfig:
+        _check_grid(section, problems)
     return section
 
 
-def parse_config(hyperparameters: Any, source: str) -> FinetuneConfig:
+Config = TypeVar("Config", FinetuneConfig, GenerateConfig)
+
+
+def parse_config(hyperparameters: Any, source: str, kind: type[Config] = FinetuneConfig) -> Config:
     """Check a `hyperparameters` mapping; `source` names it in messages.
 
     Raises:
         UserError: listing every problem found.
     """
     problems: list[str] = []
-    config = _section(FinetuneConfig, hyperparameters, "", problems)
+    config = _section(kind, hyperparameters, "", problems)
     if problems:
         lines = "\n  ".join(problems)
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -344,29 +430,38 @@ def _constants(value: Any) -> Any:
     return {key: _constants(v) for key, v in value.items()}
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> FinetuneConfig:
+def override(hyperparameters: dict[str, Any], overrides: list[str], source: str) -> None:
+    """Apply `section.key=value` texts in place; values are YAML.
+
+    Raises:
+        UserError: a malformed override.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text} is not KEY=VALUE; write e.g. training.num_sgd_steps=200")
+        *sections, last = key.strip().split(".")
+        target = hyperparameters
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {text}: {section} is a value, not a section of {source}")
+        try:
+            target[last] = yaml_safe_load(value)
+        except Exception:
+            raise UserError(f"--set {text}: {value!r} is not valid YAML; quote it") from None
+
+
+def load_config(
+    path: str | Path, overrides: list[str] | None = None, kind: type[Config] = FinetuneConfig
+) -> Config:
     """Read the experiment file at `path`, apply `section.key=value` overrides, check it.
 
     Raises:
         UserError: unreadable file, malformed override, or a problem in the configuration.
     """
     hyperparameters = read_experiment(Path(path))["hyperparameters"]
-    for override in overrides or []:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UserError(
-                f"--set {override} is not KEY=VALUE; write e.g. training.num_sgd_steps=200"
-            )
-        *sections, last = key.strip().split(".")
-        target = hyperparameters
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {override}: {section} is a value, not a section of {path}")
-        try:
-            target[last] = yaml_safe_load(text)
-        except Exception:
-            raise UserError(f"--set {override}: {text!r} is not valid YAML; quote it") from None
+    override(hyperparameters, overrides or [], str(path))
     try:
         hyperparameters = _constants(hyperparameters)
     except ValueError as error:
@@ -374,7 +469,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Finetun
             f"{path} holds a search range (type: {error}); submit it with det e create, or give "
             "the value with --set"
         ) from None
-    return parse_config(hyperparameters, str(path))
+    return parse_config(hyperparameters, str(path), kind)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

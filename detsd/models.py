@@ -6,21 +6,25 @@ so that the bundled one, Stable Diffusion 1.x and its relatives differ by a path
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 from detsd.config import ModelConfig
 from detsd.errors import UserError
 
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
+KEY = "model.pretrained_model_name_or_path"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -93,6 +97,31 @@ def _hub_options(name: str, revision: str | None) -> dict:
     return options
 
 
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """The libraries' errors in loading model `name`, as one sentence each."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
+        causes = (error, error.__cause__)
+        if any(isinstance(e, GatedRepoError) for e in causes):
+            raise UserError(
+                f"{KEY}: {name} is gated; accept its licence on its hub page and set "
+                "HF_AUTH_TOKEN to a token of that account"
+            ) from None
+        if any(isinstance(e, RepositoryNotFoundError) for e in causes):
+            raise UserError(
+                f"{KEY}: {name} is neither a folder here nor a hub model that this token can see; "
+                "check the spelling, or set HF_AUTH_TOKEN"
+            ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{KEY}: {name} cannot be loaded; give a complete diffusers folder or a hub model that "
+            f"can be reached ({reason})"
+        ) from None
+
+
 def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     """Load `config.pretrained_model_name_or_path` from a folder or the hub, and freeze it.
 
@@ -104,8 +133,7 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     name = config.pretrained_model_name_or_path
     path = resolve(name)
     dtype = pick_dtype(config.precision, device)
-    key = "model.pretrained_model_name_or_path"
-    try:
+    with _explained(name):
         hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
         weights = {"use_safetensors": True, **hub}
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub)
@@ -113,28 +141,10 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
         sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
-        causes = (error, error.__cause__)
-        if any(isinstance(e, GatedRepoError) for e in causes):
-            raise UserError(
-                f"{key}: {name} is gated; accept its licence on its hub page and set "
-                "HF_AUTH_TOKEN to a token of that account"
-            ) from None
-        if any(isinstance(e, RepositoryNotFoundError) for e in causes):
-            raise UserError(
-                f"{key}: {name} is neither a folder here nor a hub model that this token can see; "
-                "check the spelling, or set HF_AUTH_TOKEN"
-            ) from None
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{key}: {name} cannot be loaded; give a complete diffusers folder or a hub model that "
-            f"can be reached ({reason})"
-        ) from None
     scheduler = DDPMScheduler.from_config(sampler)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(
-            f"{key}: {name} predicts {scheduler.config.prediction_type!r}; use a model that "
+            f"{KEY}: {name} predicts {scheduler.config.prediction_type!r}; use a model that "
             "predicts epsilon or v_prediction"
         )
     for part in (text_encoder, vae, unet):
@@ -145,3 +155,25 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     return BaseModel(
         name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype
     )  # fmt: skip
+
+
+def load_safety_checker(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[StableDiffusionSafetyChecker | None, CLIPImageProcessor | None]:
+    """The model's own safety checker and the processor of its input; None twice without one.
+
+    Raises:
+        UserError: the model names a checker that cannot be loaded.
+    """
+    name = config.pretrained_model_name_or_path
+    path = resolve(name)
+    with _explained(name):
+        hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+        parts = DiffusionPipeline.load_config(path, **hub)
+        if not (parts.get("safety_checker") or [None])[-1]:
+            return None, None
+        checker = StableDiffusionSafetyChecker.from_pretrained(
+            path, subfolder="safety_checker", use_safetensors=True, **hub
+        )
+        processor = CLIPImageProcessor.from_pretrained(path, subfolder="feature_extractor", **hub)
+    return checker.requires_grad_(False).eval().to(device, dtype), processor

@@ -1,8 +1,21 @@
-"""Images from prompts with concepts in them; knows nothing of the cluster."""
+"""Images from prompts with concepts in them; knows nothing of the cluster.
+
+pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
+pipe.load_concepts("learned_embeddings_dict_demo.pt")
+pipe("a watercolor painting of a det-logo-demo", guidance_scale=4).images[0]
+"""
 
 from __future__ import annotations
 
+import difflib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +30,10 @@ from diffusers import (
 from PIL import Image
 
 from detsd.concepts import Vocabulary
-from detsd.config import InferenceConfig
-from detsd.models import BaseModel
+from detsd.config import InferenceConfig, ModelConfig
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, read_concepts
+from detsd.models import BaseModel, load_base_model, load_safety_checker
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -27,68 +42,317 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
 
 
 @dataclass(frozen=True)
-class SampleJob:
-    """One image: its pixels are a function of these fields alone."""
+class Job:
+    """One image: its pixels are a function of these fields, the model and the concepts alone."""
 
     prompt: str
     seed: int
-    copy: int = 0  # of several images with one prompt and seed
+    negative_prompt: str = ""
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 50
+    scheduler_name: str = "ddim"
+    width: int | None = None  # None: the model's own size
+    height: int | None = None
+    copy: int = 0  # of several images that agree in all else
 
     @property
     def generator(self) -> torch.Generator:
-        # On the CPU, so that every device starts from the same noise. The first copy is what any
-        # other tool makes of the seed; PyTorch heeds only 32 bits of it, so the others are hashed.
+        """Of the starting noise: on the CPU, so that every device starts from the same.
+
+        Copy 0 is what any other tool makes of the seed; PyTorch heeds only 32 bits of it, so the
+        other copies are hashed.
+        """
         mixed = np.random.SeedSequence((self.seed, self.copy)).generate_state(1)[0]
         return torch.Generator().manual_seed(int(mixed) if self.copy else self.seed)
 
+    @property
+    def batch_key(self) -> tuple:
+        """Jobs that agree in this can be made at once; prompt and guidance scale may differ."""
+        return (
+            self.scheduler_name,
+            self.num_inference_steps,
+            self.width,
+            self.height,
+            self.guidance_scale > 1,  # else no guidance is computed, as diffusers has it
+        )
 
-def sample_jobs(config: InferenceConfig) -> list[SampleJob]:
-    """Prompts x seeds x copies, in this order."""
+
+def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
+    """A fine-tuning's sample images: prompts x seeds x copies, in this order."""
     return [
-        SampleJob(prompt, seed, copy)
+        Job(
+            prompt,
+            seed,
+            config.negative_prompt,
+            config.guidance_scale,
+            config.num_inference_steps,
+            config.scheduler_name,
+            size,
+            size,
+            copy,
+        )
         for prompt in config.inference_prompts
         for seed in config.seeds
         for copy in range(config.img_per_prompt)
     ]
 
 
-class Sampler:
-    """The base model's stock diffusers pipeline, over the very modules of a training."""
+@dataclass(frozen=True)
+class Made:
+    """The image of a job; `flagged` says that the model's safety checker blacked it out."""
+
+    image: Image.Image
+    flagged: bool
+
+
+class _Stock(StableDiffusionPipeline):
+    """The stock pipeline, to which a guidance scale may also be a tensor (B, 1, 1, 1)."""
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        scale = torch.as_tensor(self._guidance_scale)
+        return bool((scale > 1).any()) and self.unet.config.time_cond_proj_dim is None
+
+
+class DetSDTextualInversionPipeline:
+    """A base model with concepts in it, over the stock diffusers pipeline.
+
+    Attributes:
+        model: the frozen base model.
+        vocabulary: its concepts.
+        stock: the diffusers pipeline that does the work; its methods for saving memory
+            (`enable_vae_slicing`, `enable_attention_slicing`) may be called.
+        sources: where each loaded concept came from, by its name.
+    """
 
     def __init__(
-        self, model: BaseModel, vocabulary: Vocabulary, config: InferenceConfig, size: int
+        self,
+        model: BaseModel,
+        vocabulary: Vocabulary | None = None,
+        scheduler_name: str = "ddim",
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
     ):
-        self.vocabulary, self.config, self.size = vocabulary, config, size
-        options = dict(model.sampling_scheduler_config)
-        if config.scheduler_name == "pndm":
-            options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
-        scheduler = SCHEDULERS[config.scheduler_name].from_config(options)
-        # No safety checker: the samples of a training in progress are for its owner's eyes, and a
-        # blacked-out one is taken for a failure.
-        self.pipeline = StableDiffusionPipeline(
+        self.model = model
+        self.vocabulary = vocabulary or Vocabulary(model.tokenizer, model.text_encoder)
+        self.sources: dict[str, str] = {}
+        self.stock = _Stock(
             vae=model.vae,
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
             unet=model.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            scheduler=self._scheduler(scheduler_name),
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            requires_safety_checker=safety_checker is not None,
         )
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.stock.set_progress_bar_config(disable=True)
 
-    def __call__(self, job: SampleJob) -> Image.Image:
-        """The image of one job: its own batch and generator, so that nothing beside it matters."""
-        result = self.pipeline(
-            self.vocabulary.rewrite(job.prompt),
-            negative_prompt=self.vocabulary.rewrite(self.config.negative_prompt) or None,
-            height=self.size,
-            width=self.size,
-            num_inference_steps=self.config.num_inference_steps,
-            guidance_scale=self.config.guidance_scale,
-            generator=job.generator,
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str = "demo_model",
+        *,
+        revision: str | None = None,
+        precision: str = "auto",
+        device: str | torch.device | None = None,
+        scheduler_name: str = "ddim",
+        safety_checker: bool = True,
+    ) -> DetSDTextualInversionPipeline:
+        """Load a diffusers folder or hub model, with its safety checker where it has one.
+
+        Args:
+            precision: fp32, bf16, fp16, or auto (what the device does well).
+            device: default: the GPU where there is one, else the CPU.
+
+        Raises:
+            UserError: a model that cannot be loaded, an unknown scheduler.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        config = ModelConfig(pretrained_model_name_or_path, revision, precision)
+        model = load_base_model(config, device)
+        checker = (None, None)
+        if safety_checker:
+            checker = load_safety_checker(config, device, model.dtype)
+        return cls(model, None, scheduler_name, *checker)
+
+    # ---- concepts ----------------------------------------------------------------------------
+
+    @property
+    def concepts(self) -> list[str]:
+        """The words that prompts may use."""
+        return self.vocabulary.names
+
+    def load_concepts(self, *paths: str | Path) -> list[str]:
+        """Load concept files or checkpoint folders; the new words.
+
+        Raises:
+            UserError: a missing or damaged file, a concept of another width, one loaded twice.
+        """
+        return [word for path in paths for word in self._add(read_concepts(path), str(path))]
+
+    def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
+        """Load concepts of Determined checkpoints; the new words.
+
+        The master and the login are those of the `det` command line. A checkpoint is downloaded
+        once and kept in `~/.cache/detsd`.
+
+        Raises:
+            UserError: no master, an unknown uuid, or what `load_concepts` raises.
+        """
+        return [
+            word
+            for uuid in uuids
+            for word in self._add(read_concepts(_downloaded(uuid)), f"uuid:{uuid}")
+        ]
+
+    def _add(self, concepts: list[LearnedConcept], source: str) -> list[str]:
+        for concept in concepts:
+            self.vocabulary.add(concept)
+            self.sources[concept.name] = source
+        return [concept.name for concept in concepts]
+
+    def identity(self, text: str) -> dict[str, dict[str, str]]:
+        """The concepts that occur in a text: name -> where from, and a digest of the rows."""
+        used = set(self.vocabulary.rewrite.words_in(text))
+        return {
+            c.name: {
+                "source": self.sources.get(c.name, ""),
+                "sha256": hashlib.sha256(c.embeddings.numpy().tobytes()).hexdigest()[:16],
+            }
+            for c in self.vocabulary.concepts()
+            if c.name in used
+        }
+
+    def doubts(self, prompt: str) -> list[str]:
+        """What is odd about a prompt, a sentence each: misspelt concepts, words cut off."""
+        found = []
+        names = self.concepts
+        for word in dict.fromkeys(
+            re.findall(r"\w+(?:-\w+)*", self.vocabulary.rewrite.without(prompt))
+        ):
+            near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+            if near and not self.vocabulary.is_word(word):
+                found.append(
+                    f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
+                    f"(loaded: {', '.join(names)})"
+                )
+        window = self.model.tokenizer.model_max_length
+        length = len(self.model.tokenizer(self.vocabulary.rewrite(prompt)).input_ids)
+        if length > window:
+            lost = self.vocabulary.cut_off(prompt)
+            also = f", concept {', '.join(lost)} among them" if lost else ""
+            found.append(
+                f"the prompt {prompt!r} has {length} tokens and the model reads {window}: its last "
+                f"words are cut off{also}; shorten it"
+            )
+        return found
+
+    # ---- images ------------------------------------------------------------------------------
+
+    def _scheduler(self, name: str):
+        """A sampler by its short name, from the model's own scheduler configuration."""
+        if name not in SCHEDULERS:
+            raise UserError(f"scheduler {name!r} is unknown; use one of {', '.join(SCHEDULERS)}")
+        options = dict(self.model.sampling_scheduler_config)
+        if name == "pndm":
+            options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
+        return SCHEDULERS[name].from_config(options)
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        *,
+        scheduler_name: str | None = None,
+        **options: Any,
+    ):
+        """As `StableDiffusionPipeline.__call__`, with concepts in the prompts.
+
+        `scheduler_name` changes the sampler from here on; all other options are diffusers' own.
+        """
+        if scheduler_name:
+            self.stock.scheduler = self._scheduler(scheduler_name)
+        return self.stock(
+            self._rewritten(prompt), negative_prompt=self._rewritten(negative_prompt), **options
         )
-        return result.images[0]
+
+    def _rewritten(self, prompt: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(prompt, list):
+            return [self.vocabulary.rewrite(p) for p in prompt]
+        return self.vocabulary.rewrite(prompt) if prompt is not None else None
+
+    @torch.no_grad()
+    def make(
+        self, jobs: list[Job], encodings: dict[str, torch.Tensor] | None = None, **options: Any
+    ) -> list[Made]:
+        """The images of jobs that agree in their `batch_key`, made at once.
+
+        Args:
+            encodings: text -> states (1, 77, D), filled and used where the rows do not change
+                between calls.
+            options: passed to the stock pipeline.
+        """
+        first = jobs[0]
+        encodings = {} if encodings is None else encodings
+        texts = [j.prompt for j in jobs] + [j.negative_prompt for j in jobs]
+        for text in dict.fromkeys(texts):
+            if text not in encodings:
+                encodings[text] = self.stock.encode_prompt(
+                    self.vocabulary.rewrite(text), self.model.device, 1, False
+                )[0]
+        positive = torch.cat([encodings[j.prompt] for j in jobs])  # (B, 77, D)
+        guided = first.guidance_scale > 1
+        scales = torch.tensor([j.guidance_scale for j in jobs]).view(-1, 1, 1, 1)
+        self.stock.scheduler = self._scheduler(first.scheduler_name)
+        result = self.stock(
+            prompt_embeds=positive,
+            negative_prompt_embeds=(
+                torch.cat([encodings[j.negative_prompt] for j in jobs]) if guided else None
+            ),
+            guidance_scale=scales.to(positive) if guided else 1.0,
+            num_inference_steps=first.num_inference_steps,
+            width=first.width,
+            height=first.height,
+            generator=[j.generator for j in jobs],
+            **options,
+        )
+        flags = result.nsfw_content_detected or [False] * len(jobs)
+        return [Made(image, flag) for image, flag in zip(result.images, flags, strict=True)]
+
+
+def _downloaded(uuid: str) -> Path:
+    """The folder of a Determined checkpoint, downloaded at the first call.
+
+    Raises:
+        UserError: no master, no such checkpoint, or one that cannot be downloaded.
+    """
+    # Here, since notebooks and laptops without a cluster need none of it.
+    from determined.common.api import errors as api_errors
+    from determined.experimental import client
+
+    folder = CACHE / uuid
+    if folder.is_dir():
+        return folder
+    staging = folder.with_name(f".{uuid}-{os.getpid()}")
+    try:
+        client.get_checkpoint(uuid).download(str(staging))
+    except api_errors.NotFoundException:
+        raise UserError(f"checkpoint {uuid} is unknown to the master; check the uuid") from None
+    except api_errors.MasterNotFoundException:
+        raise UserError(
+            f"checkpoint {uuid} cannot be asked for: no Determined master was found; set DET_MASTER"
+        ) from None
+    except Exception as error:  # storage back ends raise what they like
+        shutil.rmtree(staging, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {reason}); try "
+            "det checkpoint download, and load its folder"
+        ) from None
+    os.replace(staging, folder)
+    return folder

@@ -35,7 +35,7 @@ from detsd.loss import (
     squared_error,
 )
 from detsd.models import BaseModel, load_base_model
-from detsd.pipeline import Sampler, sample_jobs
+from detsd.pipeline import DetSDTextualInversionPipeline, sample_jobs
 
 logger = logging.getLogger("detsd")
 
@@ -108,8 +108,10 @@ class Trainer:
             self.model.device.type, enabled=self.model.dtype == torch.float16
         )
         size = config.concepts.img_size or self.model.image_size
-        self.sampler = Sampler(self.model, self.vocabulary, config.inference, size)
-        self.jobs = sample_jobs(config.inference)
+        # Without a safety checker: the samples of a training in progress are for its owner's eyes,
+        # and a blacked-out one is taken for a failure.
+        self.pipeline = DetSDTextualInversionPipeline(self.model, self.vocabulary)
+        self.jobs = sample_jobs(config.inference, size)
         self.samples_per_step = (
             t.train_batch_size * t.gradient_accumulation_steps * run.state.num_processes
         )
@@ -320,7 +322,9 @@ class Trainer:
             return
         state = self.run.state
         mine = range(state.process_index, len(self.jobs), state.num_processes)
-        made = dict(sorted(self.run.gather([(k, self.sampler(self.jobs[k])) for k in mine])))
+        # Each in a batch of its own, so that nothing beside it matters.
+        own = [(k, self.pipeline.make([self.jobs[k]])[0].image) for k in mine]
+        made = dict(sorted(self.run.gather(own)))
         if not self.run.is_chief:
             return
         for (k, image), path in zip(

@@ -1,45 +1,195 @@
-"""Sampling: every scheduler, and pixels that depend on their own job alone."""
+"""The pipeline: schedulers, concepts from everywhere, pixels that depend on their own job alone."""
+
+import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from determined.common.api import errors as api_errors
+from determined.experimental import client
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from tiny import ROOT, save_tiny_model
+from transformers import CLIPConfig, CLIPImageProcessor
 
-from detsd.concepts import Vocabulary
-from detsd.config import InferenceConfig, ModelConfig
-from detsd.formats import LearnedConcept
-from detsd.models import load_base_model
-from detsd.pipeline import SCHEDULERS, SampleJob, Sampler, sample_jobs
+from detsd import pipeline
+from detsd.config import InferenceConfig, SchedulerName
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, write_concepts
+from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
+
+BLOB = LearnedConcept("blob-thing", "ball", torch.ones(2, 16))
+JOB = Job("a blob-thing", 7, num_inference_steps=3)
 
 
-def sampler(folder, **values):
-    model = load_base_model(ModelConfig(str(folder)), torch.device("cpu"))
-    vocabulary = Vocabulary(model.tokenizer, model.text_encoder)
-    vocabulary.add(LearnedConcept("blob-thing", "ball", torch.ones(1, 16)))
-    return Sampler(model, vocabulary, InferenceConfig(num_inference_steps=3, **values), 32)
+@pytest.fixture
+def concept_file(tmp_path):
+    write_concepts([BLOB], tmp_path)
+    return tmp_path / "blob-thing.safetensors"
+
+
+@pytest.fixture
+def pipe(tiny_model, concept_file):
+    made = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
+    made.load_concepts(concept_file)
+    return made
+
+
+def pixels(made):
+    return [np.asarray(m.image).astype(int) for m in made]
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_makes_an_image_on_both_kinds_of_model(name, tiny_model, tiny_v_model):
+    assert name in get_args(SchedulerName)
     for folder in (tiny_model, tiny_v_model):
-        make = sampler(folder, scheduler_name=name)
-        assert make.pipeline.scheduler.config.beta_start == 0.00085
-        image = make(SampleJob("a blob-thing", 3))
+        pipe = DetSDTextualInversionPipeline.from_pretrained(str(folder))
+        image = pipe.make([dataclasses.replace(JOB, scheduler_name=name)])[0].image
+        assert pipe.stock.scheduler.config.beta_start == 0.00085
         assert image.size == (32, 32)
         assert np.asarray(image).std() > 0
 
 
-def test_pixels_are_a_function_of_the_job(tiny_model):
-    make = sampler(tiny_model)
-    job = SampleJob("a blob-thing", 7)
-    first = make(job).tobytes()
-    for other in (SampleJob("a blob-thing", 8), SampleJob("a blob-thing", 7, copy=1)):
-        assert make(other).tobytes() != first
-    assert make(job).tobytes() == first
+def test_pixels_are_a_function_of_the_job(pipe):
+    first = pipe.make([JOB])[0].image.tobytes()
+    for change in ({"seed": 8}, {"copy": 1}, {"guidance_scale": 9.0}, {"negative_prompt": "red"}):
+        assert pipe.make([dataclasses.replace(JOB, **change)])[0].image.tobytes() != first
+    assert pipe.make([JOB])[0].image.tobytes() == first
+
+
+def test_company_in_the_batch_does_not_show(pipe):
+    """Bit-equal at equal batch size whatever is beside it, one grey level at another size."""
+    others = [dataclasses.replace(JOB, seed=s, prompt="a dog", guidance_scale=2.0) for s in (1, 2)]
+    a, b, alone = (pixels(pipe.make(j)) for j in ([JOB, *others], [others[0], JOB, JOB], [JOB]))
+    assert np.array_equal(a[0], b[1])
+    assert np.array_equal(b[1], b[2])
+    assert abs(a[0] - alone[0]).max() <= 1
+
+
+def test_equal_to_stock_diffusers_with_the_same_concept(pipe, tiny_model, concept_file):
+    stock = StableDiffusionPipeline.from_pretrained(tiny_model)
+    stock.set_progress_bar_config(disable=True)
+    stock.load_textual_inversion(str(concept_file))
+    options = {"num_inference_steps": 3, "guidance_scale": 7.5, "output_type": "np"}
+    want = stock("a blob-thing", generator=torch.Generator().manual_seed(7), **options).images[0]
+    got = pipe("a blob-thing", generator=torch.Generator().manual_seed(7), **options).images[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    grid = pixels(pipe.make([dataclasses.replace(JOB, num_inference_steps=3)]))[0]
+    assert abs(grid - np.round(want * 255)).max() <= 1
+
+
+def test_call_takes_what_diffusers_takes(pipe):
+    seen = []
+    result = pipe(
+        ["a blob-thing", "a dog"],
+        ["red", "blob-thing"],
+        num_inference_steps=2,
+        scheduler_name="euler",
+        num_images_per_prompt=2,
+        output_type="latent",
+        callback_on_step_end=lambda p, step, t, kwargs: seen.append(step) or kwargs,
+    )
+    assert result.images.shape == (4, 4, 8, 8)
+    assert seen == [0, 1]
+    with pytest.raises(UserError, match=r"scheduler 'ddpm' is unknown; use one of ddim, pndm"):
+        pipe("a dog", scheduler_name="ddpm")
+
+
+def test_a_scale_of_one_needs_no_guidance(pipe):
+    plain = dataclasses.replace(JOB, guidance_scale=1.0)
+    assert plain.batch_key != JOB.batch_key
+    other = dataclasses.replace(plain, negative_prompt="red")
+    assert np.array_equal(*pixels(pipe.make([plain, other])))
+
+
+def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
+    with pytest.raises(UserError, match="'blob-thing' is loaded twice"):
+        pipe.load_concepts(concept_file)
+    with pytest.raises(UserError, match=r"missing\.pt does not exist"):
+        pipe.load_concepts(tmp_path / "missing.pt")
+    with pytest.raises(UserError, match="rows of width 128, but the text encoder's width is 16"):
+        pipe.load_concepts(ROOT / "learned_embeddings_dict_demo.pt")
+    assert pipe.concepts == ["blob-thing"]
+
+
+def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
+    """Downloaded once; what the client raises becomes a sentence. The client is a stand-in."""
+    monkeypatch.setattr(pipeline, "CACHE", tmp_path / "cache")
+    asked = []
+
+    class Checkpoint:
+        def __init__(self, uuid):
+            asked.append(uuid)
+            self.uuid = uuid
+
+        def download(self, path):
+            folder = tmp_path / path
+            folder.mkdir(parents=True)
+            write_concepts([LearnedConcept(self.uuid, "", torch.ones(1, 16))], folder)
+
+    monkeypatch.setattr(client, "get_checkpoint", Checkpoint)
+    assert pipe.load_from_uuids(["thing-one", "thing-two"]) == ["thing-one", "thing-two"]
+    assert pipe.identity("a thing-two")["thing-two"]["source"] == "uuid:thing-two"
+    with pytest.raises(UserError, match="twice"):
+        pipe.load_from_uuids(["thing-one"])
+    assert asked == ["thing-one", "thing-two"]
+
+    def refuse(error):
+        def get(uuid):
+            raise error
+
+        monkeypatch.setattr(client, "get_checkpoint", get)
+
+    missing = api_errors.NotFoundException.__new__(api_errors.NotFoundException)
+    refuse(missing)
+    with pytest.raises(UserError, match="checkpoint abc is unknown to the master"):
+        pipe.load_from_uuids(["abc"])
+    refuse(api_errors.MasterNotFoundException("no"))
+    with pytest.raises(UserError, match="no Determined master was found"):
+        pipe.load_from_uuids(["abc"])
+    refuse(ValueError("state unknown"))
+    with pytest.raises(UserError, match=r"cannot be downloaded \(ValueError: state unknown\)"):
+        pipe.load_from_uuids(["abc"])
+
+
+def test_doubts_about_prompts(pipe):
+    pipe.vocabulary.add(LearnedConcept("det-logo-demo", "", torch.ones(1, 16)))
+    assert pipe.doubts("a photo of a det-logo-demo and a blob-thing, close-up") == []
+    (doubt,) = pipe.doubts("a photo of a det-logo")
+    assert (
+        "says 'det-logo', which is no loaded concept (loaded: blob-thing, det-logo-demo)" in doubt
+    )
+    (doubt,) = pipe.doubts("very " * 80 + "blob-thing")
+    assert "84 tokens and the model reads 77" in doubt
+    assert "concept blob-thing among them" in doubt
+
+
+def test_the_safety_checker_stays_on_and_says_so(tmp_path, caplog):
+    """A tiny random checker, with thresholds under which everything or nothing is flagged."""
+    folder = save_tiny_model(tmp_path / "model")
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "image_size": 32, "patch_size": 16}  # fmt: skip
+    config = CLIPConfig(vision_config=tower, text_config={"hidden_size": 16}, projection_dim=16)
+    for threshold, flagged in ((2.0, False), (-2.0, True)):
+        torch.manual_seed(0)
+        checker = StableDiffusionSafetyChecker(config)
+        checker.concept_embeds_weights.data.fill_(threshold)
+        stock = StableDiffusionPipeline.from_pretrained(
+            folder,
+            safety_checker=checker,
+            feature_extractor=CLIPImageProcessor(size=32, crop_size=32),
+        )
+        stock.save_pretrained(tmp_path / str(flagged))
+        pipe = DetSDTextualInversionPipeline.from_pretrained(str(tmp_path / str(flagged)))
+        (made,) = pipe.make([JOB])
+        assert made.flagged is flagged
+        assert bool(np.asarray(made.image).max() == 0) is flagged
 
 
 def test_jobs_are_prompts_times_seeds_times_copies():
     config = InferenceConfig(inference_prompts=["a", "b"], seeds=[1, 2], img_per_prompt=3)
-    jobs = sample_jobs(config)
+    jobs = sample_jobs(config, 32)
     assert len(set(jobs)) == 12
-    assert jobs[0] == SampleJob("a", 1, 0)
-    assert jobs[-1] == SampleJob("b", 2, 2)
+    assert (jobs[0].prompt, jobs[0].seed, jobs[0].copy) == ("a", 1, 0)
+    assert (jobs[-1].prompt, jobs[-1].seed, jobs[-1].copy) == ("b", 2, 2)
