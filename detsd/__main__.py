@@ -1,4 +1,4 @@
-"""The one door: python -m detsd finetune ...
+"""The one door: python -m detsd finetune | generate ...
 
 On a cluster the configuration and the latest checkpoint come from the trial; off cluster from the
 experiment file named on the command line. Mistakes end with one sentence and exit code 2.
@@ -71,6 +71,46 @@ def finetune(args: argparse.Namespace) -> int:
     return 0
 
 
+def generate(args: argparse.Namespace) -> int:
+    """Make a grid of images, or one image again; exit code."""
+    from detsd import cluster
+    from detsd.config import GenerateConfig, load_config, override, parse_config
+    from detsd.generator import Generator, compare, remake_hyperparameters
+
+    on_cluster = cluster.on_cluster()
+    if on_cluster:
+        config = parse_config(
+            cluster.cluster_hyperparameters(), "the experiment's configuration", GenerateConfig
+        )
+        folder = Path()
+    elif args.source:
+        hyperparameters = remake_hyperparameters(args.source)
+        override(hyperparameters, args.set or [], str(args.source))
+        config = parse_config(hyperparameters, str(args.source), GenerateConfig)
+        folder = args.output_dir or Path("outputs") / f"from-{args.source.stem}"
+    elif args.config:
+        config = load_config(args.config, args.set, GenerateConfig)
+        folder = args.output_dir or Path("outputs") / Path(args.config).stem
+    else:
+        raise UserError(
+            "no experiment file given and no cluster found; write e.g. "
+            "python -m detsd generate generate_demo.yaml"
+        )
+    with cluster.open_run(folder) as run:
+        generator = Generator(config, run)
+        done = generator.generate()
+        if on_cluster:
+            return 0
+        if not done:
+            run.say("stopped; the same command goes on from here")
+            return 128 + (run.stop_signal or 0)
+        if args.source and not args.set:
+            run.say(f"{generator.path(0)}: {compare(generator.path(0), args.source)}")
+        else:
+            run.say(f"images: {generator.folder}, contact sheets: {run.folder / 'sheets'}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one subcommand per job."""
     door = argparse.ArgumentParser(prog="python -m detsd", description="Textual Inversion")
@@ -81,6 +121,19 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     tune.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="take its learned rows")
     tune.set_defaults(run=finetune)
+    grid = commands.add_parser("generate", help="make a grid of images from prompts")
+    which = grid.add_mutually_exclusive_group()
+    which.add_argument("config", nargs="?", help="experiment file (off cluster)")
+    which.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="IMAGE",
+        help="make this PNG file again from the settings inside it",
+    )
+    grid.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
+    grid.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
+    grid.set_defaults(run=generate)
     return door
 
 

@@ -122,7 +122,7 @@ class LocalRun(Run):
         self.stop_signal: int | None = None
         self._checkpoints = folder / "checkpoints"
         try:
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
@@ -183,7 +183,7 @@ class LocalRun(Run):
             staging = final.with_name(f".{final.name}")
             try:
                 shutil.rmtree(staging, ignore_errors=True)
-                staging.mkdir()
+                staging.mkdir(parents=True)
                 write(staging)
                 (staging / METADATA).write_text(
                     json.dumps(

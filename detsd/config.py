@@ -207,6 +207,11 @@ class OutputConfig:
     batch_size: int | None = _knob(
         None, "images made at once per process; null: chosen to fit the device", low=1
     )
+    fill_batches: bool = _knob(
+        False,
+        "fill every batch up to batch_size: costs time in small grids, and gives the pixels of a "
+        "larger one bit for bit",
+    )
     checkpoint_freq: int = _knob(
         10, "batches per process between checkpoints (on a cluster) and progress reports", low=1
     )

@@ -1,14 +1,28 @@
-"""Contact sheets, before/after pictures and time-lapses: one look for all."""
+"""Contact sheets, before/after pictures, time-lapses in one look; settings inside PNG files."""
 
 from __future__ import annotations
 
+import io
+import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 INK, PAPER, GAP = (34, 36, 42), (255, 255, 255), 8
 SHOWN = 160  # smaller images are enlarged to at least this side, by a whole factor
+LARGEST = 256  # larger ones are made smaller on a sheet
+# The samplers under the names that A1111 and its readers know.
+SAMPLERS = {
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "lms-discrete": "LMS",
+    "euler": "Euler",
+    "dpmsolver++": "DPM++ 2M",
+}
+CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
 
 
 def _font(size: int) -> ImageFont.ImageFont:
@@ -21,6 +35,25 @@ def enlarge(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
+def notice(text: str, size: tuple[int, int]) -> Image.Image:
+    """A dark tile with a few words, in place of an image that cannot be shown."""
+    width, height = max(size[0], SHOWN), max(size[1], SHOWN)
+    tile = Image.new("RGB", (width, height), INK)
+    pen = ImageDraw.Draw(tile)
+    for k, line in enumerate(textwrap.wrap(text, max(8, width // 9))):
+        pen.text((width // 2, height // 3 + 20 * k), line, PAPER, _font(14), anchor="mm")
+    return tile
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    """An image at the size in which it stands on a sheet."""
+    if image.width > LARGEST:
+        return image.resize(
+            (LARGEST, round(image.height * LARGEST / image.width)), Image.Resampling.LANCZOS
+        )
+    return enlarge(image)
+
+
 def sheet(
     rows: list[list[Image.Image]],
     row_labels: list[str],
@@ -28,7 +61,7 @@ def sheet(
     title: str = "",
 ) -> Image.Image:
     """Rows of equally large images, each row under its label, columns labelled on top."""
-    rows = [[enlarge(image) for image in row] for row in rows]
+    rows = [[_tile(image) for image in row] for row in rows]
     w, h = rows[0][0].size
     columns = max(map(len, rows))
     width = max(columns * (w + GAP) + GAP, 2 * SHOWN + 3 * GAP)
@@ -100,3 +133,50 @@ def time_lapse(frames: list[tuple[int, list[Image.Image]]], folder: Path, limit:
     rows = [[images[k] for _, images in chosen] for k in range(min(2, count))]
     strip = sheet(rows, [""] * len(rows), [f"step {step}" for step, _ in chosen])
     strip.save(folder / "time_lapse.png")
+
+
+# ---- settings inside files -----------------------------------------------------------------------
+
+
+def parameters(record: dict[str, Any]) -> str:
+    """An image's settings as A1111 writes them into its `parameters` chunk."""
+    lines = [record["prompt"]]
+    if record["negative_prompt"]:
+        lines.append(f"Negative prompt: {record['negative_prompt']}")
+    facts = {
+        "Steps": record["num_inference_steps"],
+        "Sampler": SAMPLERS[record["scheduler_name"]],
+        "CFG scale": f"{record['guidance_scale']:g}",
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model": Path(record["model"]["pretrained_model_name_or_path"]).name,
+    }
+    if record["concepts"]:
+        digests = ", ".join(f"{name}: {c['sha256']}" for name, c in record["concepts"].items())
+        facts["TI hashes"] = f'"{digests}"'
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in facts.items())])
+
+
+def png(image: Image.Image, record: dict[str, Any]) -> bytes:
+    """A PNG file with its settings in two text chunks: `parameters`, and JSON under `detsd`.
+
+    Args:
+        record: `prompt`, `negative_prompt`, `seed`, `guidance_scale`, `num_inference_steps`,
+            `scheduler_name`, `width`, `height`, `model`, `concepts`, and whatever else is JSON.
+    """
+    info = PngInfo()
+    info.add_text("parameters", parameters(record))
+    info.add_text(CHUNK, json.dumps(record, ensure_ascii=False))
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The settings inside a PNG file of ours; None where the file is not whole or holds none."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # all of it: a file cut short is no image
+            return json.loads(image.text[CHUNK])
+    except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
+        return None

@@ -1,0 +1,429 @@
+"""A grid of images: prompts x negative prompts x schedulers x steps x guidance scales x seeds.
+
+    Generator(config, run).generate()
+
+The jobs are numbered; jobs that agree in steps, scheduler and size form batches, which are fixed by
+the grid and the batch size. The ranks take batches in turn, the chief keeps the images. An image is
+finished when its file is stored, and the files say which ones are: nothing else has to be kept for
+a run to go on after a pause, a crash or on another number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from detsd import images
+from detsd.cluster import METADATA, Run
+from detsd.config import GenerateConfig, GridConfig
+from detsd.errors import UserError
+from detsd.formats import DICT_FILE
+from detsd.models import DTYPES
+from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made
+
+logger = logging.getLogger("detsd")
+
+MANIFEST = "manifest.jsonl"
+LARGEST_BATCH = 16
+
+
+def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
+    """The product of the grid's lists, seeds fastest; `size` in pixels unless the grid names one."""
+    return [
+        Job(
+            prompt, seed, negative, scale, steps, scheduler, grid.width or size, grid.height or size
+        )
+        for prompt, negative, scheduler, steps, scale, seed in itertools.product(
+            grid.prompts,
+            grid.negative_prompts,
+            grid.scheduler_names,
+            grid.num_inference_steps,
+            grid.guidance_scales,
+            grid.all_seeds,
+        )
+    ]
+
+
+def batches(jobs: list[Job], size: int) -> list[list[int]]:
+    """Numbers of the jobs to be made at once, at most `size` of them; every job in one batch."""
+    groups: dict[tuple, list[int]] = {}
+    for number, job in enumerate(jobs):
+        groups.setdefault(job.batch_key, []).append(number)
+    return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
+
+
+def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, height: int) -> int:
+    """A batch that the device's free memory holds; what turns out too large is halved later.
+
+    Stable Diffusion's UNet needs about 1.2 GB for a guided image of 512 x 512 in half precision:
+    2300 bytes per pixel and byte of the dtype.
+    """
+    free = 4e9 if device.type != "cuda" else torch.cuda.mem_get_info(device)[0]
+    per_image = 2300 * width * height * dtype.itemsize
+    return int(max(1, min(LARGEST_BATCH, 0.8 * free // per_image)))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch raised this because a device's memory, or the CPU's, is full."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
+    )
+
+
+class Generator:
+    """Pipeline, jobs and finished images of one grid; complete when constructed."""
+
+    def __init__(self, config: GenerateConfig, run: Run):
+        self.config, self.run = config, run
+        m = config.model
+        run.say(f"loading {m.pretrained_model_name_or_path} ...")
+        # One rank of each node downloads; the others then find the files.
+        with run.state.local_main_process_first():
+            self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
+                m.pretrained_model_name_or_path,
+                revision=m.revision,
+                precision=m.precision,
+                device=run.state.device,
+            )
+            self.pipeline.load_concepts(*config.concepts.files)
+            self.pipeline.load_from_uuids(config.concepts.uuids)
+        if run.folder_is_kept and run.latest:
+            raise UserError(
+                f"--output-dir {run.folder} holds a fine-tuning; give the images another folder"
+            )
+        if run.latest and not run.latest_is_own and (run.latest / DICT_FILE).is_file():
+            # The experiment names a fine-tuning's checkpoint as its source.
+            self.pipeline.load_concepts(run.latest)
+        model = self.pipeline.model
+        self.jobs = grid_jobs(config.grid, model.image_size)
+        self.records = [self._record(number, job) for number, job in enumerate(self.jobs)]
+        if run.is_chief:
+            texts = dict.fromkeys([*config.grid.prompts, *config.grid.negative_prompts])
+            for doubt in (d for text in texts for d in self.pipeline.doubts(text)):
+                logger.warning("%s", doubt)
+        size = config.output.batch_size or fitting_batch_size(
+            model.device, model.dtype, self.jobs[0].width, self.jobs[0].height
+        )
+        self.limit = min(run.gather([size]))  # images made at once, from now on
+        self.batches = batches(self.jobs, self.limit)
+        self.fill_up_to = self.limit if config.output.fill_batches else 1
+        self.encodings: dict[str, torch.Tensor] = {}
+        self.folder = run.folder / "images"
+        self.finished: dict[int, dict[str, Any]] = self._restore()
+        self.begun_with = self.saved = len(self.finished)
+        # One thread encodes and writes while the device makes the next batch.
+        self.pool = ThreadPoolExecutor(1)
+        self.encoding: Future | None = None
+        self.writing: Future | None = None
+        self.began = time.monotonic()
+        self.bar = tqdm(
+            total=len(self.jobs),
+            initial=len(self.finished),
+            unit="image",
+            disable=None if run.is_chief else True,  # None: only on a terminal
+        )
+
+    def _record(self, number: int, job: Job) -> dict[str, Any]:
+        """All that the pixels of a job depend on."""
+        model = self.pipeline.model
+        fields = dataclasses.asdict(job)
+        del fields["copy"]
+        return {
+            "job": number,
+            **fields,
+            "model": {
+                "pretrained_model_name_or_path": model.name,
+                "revision": self.config.model.revision,
+                "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
+            },
+            "concepts": self.pipeline.identity(f"{job.prompt} {job.negative_prompt}"),
+        }
+
+    def path(self, number: int) -> Path:
+        """The file of a job's image."""
+        return self.folder / f"job-{number:05d}.png"
+
+    def _restore(self) -> dict[int, dict[str, Any]]:
+        """The records of the images that are stored already, by job, the same on every rank.
+
+        Raises:
+            UserError: an image of another grid.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        problem = ""
+        if self.run.is_chief:
+            if self.run.latest and self.run.latest_is_own:
+                shutil.copytree(self.run.latest, self.run.folder, dirs_exist_ok=True)
+                (self.run.folder / METADATA).unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(self.folder.glob("*.png")):
+                record = images.read_record(path)
+                if record is None:  # cut short by a crash
+                    continue
+                number = record["job"]
+                mine = self.records[number] if number < len(self.records) else {}
+                other = [key for key in mine if record.get(key) != mine[key]]
+                if other or not mine:
+                    what = f"its {', '.join(other)} differ" if other else "it has no such job"
+                    problem = (
+                        f"{path} is an image of another grid than this one ({what}); give "
+                        "--output-dir a new folder, or start a new experiment"
+                    )
+                found[number] = record
+        problem, found = self.run.gather([(problem, found)])[0]
+        if problem:
+            raise UserError(problem)
+        return found
+
+    # ---- the loop ----------------------------------------------------------------------------
+
+    def generate(self) -> bool:
+        """Make what is missing. False when stopped before the end, with all that is made stored."""
+        run = self.run
+        todo = []  # (missing jobs, length of their batch)
+        for batch in self.batches:
+            missing = [number for number in batch if number not in self.finished]
+            if missing:
+                todo.append((missing, max(len(batch), self.fill_up_to)))
+        mine = todo[run.state.process_index :: run.state.num_processes]
+        rounds = -(-len(todo) // run.state.num_processes)
+        if self.finished:
+            run.say(f"{len(self.finished)} of {len(self.jobs)} images are there already")
+        self._log_stored()
+        self.began = time.monotonic()
+        with self.pool:
+            for number in range(rounds):
+                made = self._make(*mine[number]) if number < len(mine) else {}
+                self._hand_over()
+                self.encoding = self.pool.submit(self._encode, made)
+                stop = run.should_stop()
+                last = number == rounds - 1
+                if stop or last or (number + 1) % self.config.output.checkpoint_freq == 0:
+                    self._hand_over()
+                    self._save()
+                if stop:
+                    break
+            if not rounds:
+                self._save()
+        self.bar.close()
+        return len(self.finished) == len(self.jobs)
+
+    def _make(self, numbers: list[int], length: int) -> dict[int, tuple[Made, int]]:
+        """Images of some jobs of a batch, with the number of images that were made at once.
+
+        A batch of which a part is stored is filled up with its last job: the same shapes run the
+        same kernels, so that the missing images get the pixels that they would have got.
+        """
+        if length > self.limit and len(numbers) > 1:
+            half = len(numbers) // 2
+            return self._make(numbers[:half], half) | self._make(
+                numbers[half:], len(numbers) - half
+            )
+        length = min(length, self.limit)
+        jobs = [self.jobs[n] for n in numbers]
+        try:
+            made = self.pipeline.make(jobs + jobs[-1:] * (length - len(jobs)), self.encodings)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if length == 1:
+                job = jobs[0]
+                raise UserError(
+                    f"not even one image of {job.width} x {job.height} fits into the memory of "
+                    f"{self.run.state.device}; lower grid.width and grid.height, or model.precision"
+                ) from None
+            self.limit = length // 2
+        else:
+            return {n: (m, length) for n, m in zip(numbers, made[: len(numbers)], strict=True)}
+        # Out of the handler: the error would hold on to the memory.
+        if self.run.state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "a batch of %d images does not fit into memory; going on with %d", length, self.limit
+        )
+        return self._make(numbers, len(numbers))
+
+    def _encode(self, made: dict[int, tuple[Made, int]]) -> list[tuple[dict[str, Any], bytes]]:
+        """Records and PNG files of a batch."""
+        files = []
+        for number, (result, length) in made.items():
+            record = self.records[number] | {"flagged": bool(result.flagged), "batch_size": length}
+            files.append((record, images.png(result.image, record)))
+        return files
+
+    def _hand_over(self) -> None:
+        """Give the encoded images of all ranks to the chief, who writes them. Collective."""
+        if self.encoding is None:
+            return
+        files = self.run.gather(self.encoding.result())
+        self.encoding = None
+        if self.writing:
+            self.writing.result()  # raises what went wrong in writing
+        if self.run.is_chief:
+            self.writing = self.pool.submit(self._write, files)
+        for record, _ in files:
+            self.finished[record["job"]] = record
+        self.bar.update(len(files))
+        self.run.report_progress(len(self.finished) / len(self.jobs))
+
+    def _write(self, files: list[tuple[dict[str, Any], bytes]]) -> None:
+        for record, content in files:
+            path = self.path(record["job"])
+            staging = path.with_suffix(".tmp")
+            staging.write_bytes(content)
+            os.replace(staging, path)  # what carries the name is whole
+            if record["flagged"]:
+                logger.warning(
+                    "%s is black: the model's safety checker flagged it (prompt %r, seed %d)",
+                    path,
+                    record["prompt"],
+                    record["seed"],
+                )
+            self._log(record["job"])
+
+    # ---- what is left behind -------------------------------------------------------------------
+
+    def _log(self, number: int) -> None:
+        """An image under a tag of its own, so that TensorBoard's sampling can hide none."""
+        job, writer = self.jobs[number], self.run.writer
+        parts = [
+            job.prompt[:100],
+            f"guidance {job.guidance_scale:g}, {job.num_inference_steps} steps, "
+            f"{job.scheduler_name}"
+            + (f", not {job.negative_prompt[:60]}" if job.negative_prompt else ""),
+            f"seed {job.seed}",
+        ]
+        with Image.open(self.path(number)) as image:
+            pixels = np.asarray(image.convert("RGB"))  # (H, W, 3) uint8
+        tag = "/".join(part.replace("/", "|") for part in parts)
+        writer.add_image(tag, pixels, dataformats="HWC")
+
+    def _log_stored(self) -> None:
+        """Off cluster a run begins its event files anew: put in what is stored."""
+        if self.run.is_chief and self.run.folder_is_kept:
+            for number in sorted(self.finished):
+                self._log(number)
+
+    def _write_manifest(self) -> None:
+        lines = [
+            json.dumps({"file": f"images/{self.path(n).name}", **record}, ensure_ascii=False)
+            for n, record in sorted(self.finished.items())
+        ]
+        staging = self.run.folder / f".{MANIFEST}"
+        staging.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(staging, self.run.folder / MANIFEST)
+
+    def _save(self) -> None:
+        """Store all images so far. Collective."""
+        run, count = self.run, len(self.finished)
+        complete = count == len(self.jobs)
+        if self.writing:
+            self.writing.result()
+            self.writing = None
+        rate = (count - self.begun_with) / max(time.monotonic() - self.began, 1e-9)
+        if run.is_chief:
+            self._write_manifest()
+            if complete:
+                self._draw_sheets()
+        if self.bar.disable:
+            run.say(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
+        if not run.folder_is_kept and count > self.saved:
+            facts = {"kind": "generate", "config": self.config.to_dict(), "complete": complete}
+            run.report(count, {"images_per_second": rate})
+            run.report(count, {"images": count}, validation=True)
+            run.save(count, facts, lambda to: shutil.copytree(run.folder, to, dirs_exist_ok=True))
+            self.saved = count
+        run.flush()
+
+    def _draw_sheets(self) -> None:
+        """A contact sheet per prompt, negative prompt and scheduler: seeds by settings."""
+        folder = self.run.folder / "sheets"
+        folder.mkdir(exist_ok=True)
+        groups: dict[tuple, dict[tuple, int]] = {}
+        for number, job in enumerate(self.jobs):
+            group = (job.prompt, job.negative_prompt, job.scheduler_name)
+            cell = (job.seed, job.num_inference_steps, job.guidance_scale)
+            groups.setdefault(group, {})[cell] = number
+        g = self.config.grid
+        several_steps = len(g.num_inference_steps) > 1
+        for k, ((prompt, negative, scheduler), cells) in enumerate(groups.items()):
+            columns = list(itertools.product(g.num_inference_steps, g.guidance_scales))
+            labels = [
+                f"guidance {scale:g}" + (f", {steps} steps" if several_steps else "")
+                for steps, scale in columns
+            ]
+            rows = [
+                [self._tile(cells[(seed, *column)]) for column in columns] for seed in g.all_seeds
+            ]
+            title = prompt + (f"  —  not: {negative}" if negative else "")
+            if len(g.scheduler_names) > 1:
+                title += f"  —  {scheduler}"
+            picture = images.sheet(rows, [f"seed {s}" for s in g.all_seeds], labels, title)
+            picture.save(folder / f"sheet-{k:03d}.png")
+            self.run.writer.add_image(
+                f"sheets/{title[:100].replace('/', '|')}", np.asarray(picture), dataformats="HWC"
+            )
+
+    def _tile(self, number: int) -> Image.Image:
+        if self.finished[number]["flagged"]:
+            job = self.jobs[number]
+            return images.notice("flagged by the safety checker", (job.width, job.height))
+        with Image.open(self.path(number)) as image:
+            return image.convert("RGB")
+
+
+def remake_hyperparameters(path: Path) -> dict[str, Any]:
+    """The `hyperparameters` section that makes an image again from the settings inside it.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    record = images.read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
+            "it (image editors and chat programs strip them)"
+        )
+    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
+    uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
+    return {
+        "model": record["model"],
+        "concepts": {"files": [s for s in sources if not s.startswith("uuid:")], "uuids": uuids},
+        "grid": {
+            "prompts": record["prompt"],
+            "negative_prompts": record["negative_prompt"],
+            "scheduler_names": record["scheduler_name"],
+            "num_inference_steps": record["num_inference_steps"],
+            "guidance_scales": record["guidance_scale"],
+            "seeds": record["seed"],
+            "width": record["width"],
+            "height": record["height"],
+        },
+        # As many at once as then: other batch sizes may run other kernels and round otherwise.
+        "output": {"batch_size": record["batch_size"], "fill_batches": True},
+    }
+
+
+def compare(again: Path, original: Path) -> str:
+    """A sentence on how the pixels of an image made again differ from the original's."""
+    with Image.open(again) as a, Image.open(original) as b:
+        if a.size != b.size:
+            return f"another size than {original}: {a.size} instead of {b.size}"
+        difference = abs(np.asarray(a.convert("RGB"), int) - np.asarray(b.convert("RGB"), int))
+    if not difference.any():
+        return f"the same pixels as {original}"
+    share = (difference.max(2) > 0).mean()
+    return f"{share:.1%} of the pixels of {original} differ, by {difference.max()} of 255 at most"
