@@ -141,6 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    from diffusers.utils.logging import disable_progress_bar  # late: --help need not wait for it
+
+    disable_progress_bar()
     try:
         return args.run(args)
     except UserError as error:

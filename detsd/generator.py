@@ -41,7 +41,7 @@ LARGEST_BATCH = 16
 
 
 def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
-    """The product of the grid's lists, seeds fastest; `size` in pixels unless the grid names one."""
+    """The product of the grid's lists, seeds fastest; `size` in pixels where it names none."""
     return [
         Job(
             prompt, seed, negative, scale, steps, scheduler, grid.width or size, grid.height or size
@@ -176,7 +176,7 @@ class Generator:
                 number = record["job"]
                 mine = self.records[number] if number < len(self.records) else {}
                 other = [key for key in mine if record.get(key) != mine[key]]
-                if other or not mine:
+                if (other or not mine) and not problem:
                     what = f"its {', '.join(other)} differ" if other else "it has no such job"
                     problem = (
                         f"{path} is an image of another grid than this one ({what}); give "

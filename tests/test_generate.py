@@ -1,0 +1,368 @@
+"""The grid: counted, sharded, killed, resumed, made again from one of its images."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import command, run_detsd
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+from tiny import ROOT
+
+from detsd import cluster, images
+from detsd.__main__ import main
+from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, write_concepts
+from detsd.generator import Generator, batches, grid_jobs, is_out_of_memory
+from detsd.pipeline import DetSDTextualInversionPipeline
+
+
+@pytest.fixture
+def concepts(tmp_path) -> Path:
+    folder = tmp_path / "concepts"
+    folder.mkdir()
+    rows = torch.linspace(-1, 1, 32).view(2, 16)
+    write_concepts(
+        [LearnedConcept("blob-thing", "", rows), LearnedConcept("zyx-two", "", -rows)], folder
+    )
+    return folder
+
+
+@pytest.fixture
+def given(tiny_model, concepts) -> dict:
+    """2 prompts x 2 steps x 2 scales x 3 seeds in batches of 4."""
+    return {
+        "model": {"pretrained_model_name_or_path": str(tiny_model)},
+        "concepts": {"files": str(concepts)},
+        "grid": {
+            "prompts": ["a photo of a blob-thing", "a zyx-two on a blob-thing/table"],
+            "num_inference_steps": [2, 3],
+            "guidance_scales": [1, 4.5],
+            "seeds": [3, 1, 2],
+        },
+        "output": {"batch_size": 4, "checkpoint_freq": 2},
+    }
+
+
+@pytest.fixture
+def slow_grid(given, tmp_path) -> Path:
+    """The grid as a file, with steps enough to be caught half-way."""
+    given["grid"]["num_inference_steps"] = [12, 13]
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"name": "t", "hyperparameters": given}))
+    return path
+
+
+def generate(given: dict, folder: Path) -> Generator:
+    """Make a grid in this process."""
+    with cluster.open_run(folder) as run:
+        made = Generator(parse_config(given, "test", GenerateConfig), run)
+        assert made.generate()
+    return made
+
+
+def call(*arguments) -> int:
+    """A command line in this process; its exit code."""
+    return main(list(map(str, arguments)))
+
+
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {p.name: Image.open(p).tobytes() for p in sorted((folder / "images").glob("*"))}
+
+
+def tags(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "tensorboard"), {IMAGES: 0})
+    events.Reload()
+    return events
+
+
+def test_the_shipped_grids_are_counted_without_running():
+    count = {}
+    for name in ("generate_grid.yaml", "generate_demo.yaml"):
+        jobs = grid_jobs(load_config(ROOT / name, kind=GenerateConfig).grid, 64)
+        assert len(set(jobs)) == len(jobs)
+        count[name] = len(jobs)
+    assert count == {"generate_grid.yaml": 480, "generate_demo.yaml": 18}
+
+
+def test_batches_hold_every_job_once_and_agree_in_what_they_must():
+    grid = GridConfig(
+        ["a", "b"], ["", "c"], ["ddim", "euler"], [2, 3], [1.0, 3.0, 5.0], num_seeds=5
+    )
+    jobs = grid_jobs(grid, 32)
+    found = batches(jobs, 7)
+    assert sorted(n for batch in found for n in batch) == list(range(240))
+    assert all(len({jobs[n].batch_key for n in batch}) == 1 for batch in found)
+    assert max(map(len, found)) == 7
+    # Prompts and scales are mixed, so only the last batch of each kind is short.
+    assert sum(len(batch) < 7 for batch in found) == 8
+
+
+@pytest.mark.slow
+def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
+    drawn = []
+    sheet = images.sheet
+    monkeypatch.setattr(images, "sheet", lambda *a: drawn.append(a) or sheet(*a))
+    made = generate(given, tmp_path / "out")
+    folder = tmp_path / "out"
+
+    # files, numbered as the jobs, with the settings inside
+    assert sorted(pixels(folder)) == [f"job-{n:05d}.png" for n in range(24)]
+    lines = [json.loads(s) for s in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert [line["job"] for line in lines] == list(range(24))
+    for line in lines:
+        file = line.pop("file")
+        assert images.read_record(folder / file) == line
+    job, record = made.jobs[23], lines[23]
+    assert record["prompt"] == job.prompt == "a zyx-two on a blob-thing/table"
+    assert (record["seed"], record["guidance_scale"], record["num_inference_steps"]) == (2, 4.5, 3)
+    assert set(record["concepts"]) == {"blob-thing", "zyx-two"}  # both, in one prompt
+    assert record["model"]["precision"] == "fp32"
+    with Image.open(folder / "images" / "job-00023.png") as image:
+        text = image.text["parameters"].splitlines()
+    assert text[0] == job.prompt
+    assert text[1].startswith("Steps: 3, Sampler: DDIM, CFG scale: 4.5, Seed: 2, Size: 32x32, ")
+
+    # contact sheets: a prompt each, seeds down, settings across, under their labels
+    assert len(list((folder / "sheets").glob("*.png"))) == 2
+    (rows, row_labels, column_labels, title), _ = drawn
+    assert title == "a photo of a blob-thing"
+    assert row_labels == ["seed 3", "seed 1", "seed 2"]
+    assert column_labels == [
+        "guidance 1, 2 steps", "guidance 4.5, 2 steps",
+        "guidance 1, 3 steps", "guidance 4.5, 3 steps",
+    ]  # fmt: skip
+    number = next(
+        n
+        for n, j in enumerate(made.jobs)
+        if (j.prompt, j.seed, j.num_inference_steps, j.guidance_scale) == (title, 1, 3, 1.0)
+    )
+    assert rows[1][2].tobytes() == pixels(folder)[f"job-{number:05d}.png"]
+
+    # TensorBoard: every image under a tag of its own
+    events = tags(folder)
+    found = [t for t in events.Tags()["images"] if not t.startswith("sheets/")]
+    assert len(found) == 24
+    assert len(events.Tags()["images"]) == 26
+    (event,) = events.Images("a zyx-two on a blob-thing|table/guidance 4.5, 3 steps, ddim/seed 2")
+    (tmp_path / "logged.png").write_bytes(event.encoded_image_string)
+    assert Image.open(tmp_path / "logged.png").tobytes() == pixels(folder)["job-00023.png"]
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_pixels_of_one(slow_grid, tmp_path):
+    for ranks in (1, 2):
+        done = run_detsd("generate", slow_grid, "--output-dir", tmp_path / str(ranks), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    one, two = pixels(tmp_path / "1"), pixels(tmp_path / "2")
+    assert len(one) == 24
+    assert one == two
+    assert len(set(one.values())) == 24
+    assert (tmp_path / "1" / "manifest.jsonl").read_text() == (
+        tmp_path / "2" / "manifest.jsonl"
+    ).read_text()
+
+
+@pytest.mark.slow
+def test_killed_at_several_moments_and_finished_by_two_ranks(slow_grid, given, tmp_path):
+    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    generate(given, whole)
+    kept: dict[Path, int] = {}
+    for ranks, count in ((1, 3), (1, 9), (2, 24)):
+        arguments = command("generate", slow_grid, "--output-dir", folder, ranks=ranks)
+        with subprocess.Popen(
+            arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            while count < 24 and len(list(folder.glob("images/*.png"))) < count:
+                assert process.poll() is None, process.stdout.read().decode()
+                time.sleep(0.005)
+            if count < 24:
+                os.kill(process.pid, signal.SIGKILL)
+            process.communicate(timeout=120)
+        assert process.returncode == (0 if count == 24 else -signal.SIGKILL)
+        now = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+        assert now == now | kept  # what was finished was neither lost nor made again
+        kept = now
+    assert pixels(folder) == pixels(whole)
+    assert len((folder / "manifest.jsonl").read_text().splitlines()) == 24
+    # The events were begun anew at every start, and hold every image once.
+    events = tags(folder)
+    assert all(len(events.Images(tag)) == 1 for tag in events.Tags()["images"])
+    assert len(events.Tags()["images"]) == 26
+
+
+@pytest.mark.slow
+def test_sigterm_stores_what_is_made(slow_grid, tmp_path):
+    arguments = command("generate", slow_grid, "--output-dir", tmp_path / "out")
+    with subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while not list(tmp_path.glob("out/images/*.png")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.terminate()
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "the same command goes on from here" in said
+    stored = len(list(tmp_path.glob("out/images/*.png")))
+    assert 0 < stored < 24
+    assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == stored
+
+
+@pytest.mark.slow
+def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
+    generate(given, tmp_path / "out")
+    source = tmp_path / "out" / "images" / "job-00017.png"
+    done = run_detsd("generate", "--from", source, "--output-dir", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert f"the same pixels as {source}" in done.stdout
+    assert pixels(tmp_path / "again")["job-00000.png"] == pixels(tmp_path / "out")[source.name]
+    # and its neighbours
+    near = tmp_path / "near"
+    assert (
+        call("generate", "--from", source, "--set", "grid.seeds=[1, 9]", "--output-dir", near) == 0
+    )
+    assert len(pixels(near)) == 2
+    # a picture that went through an editor
+    Image.open(source).convert("RGB").save(tmp_path / "bare.png")
+    capsys.readouterr()
+    assert call("generate", "--from", tmp_path / "bare.png") == 2
+    assert "bare.png holds no settings of detsd" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_made_again(given, tmp_path):
+    made = generate(given, tmp_path / "out")
+    before = pixels(tmp_path / "out")
+    path = made.path(5)
+    path.write_bytes(path.read_bytes()[:200])
+    generate(given, tmp_path / "out")
+    assert pixels(tmp_path / "out") == before
+
+
+def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
+    generate(given, tmp_path / "out")
+    before = pixels(tmp_path / "out")
+    given["grid"]["seeds"] = [3, 1, 7]
+    with pytest.raises(UserError, match=r"job-00002\.png is an image of another grid.*seed"):
+        generate(given, tmp_path / "out")
+    given["grid"]["seeds"] = [3, 1, 2]
+    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], concepts)  # retrained
+    given["grid"]["prompts"] = "a photo of a blob-thing"
+    with pytest.raises(UserError, match=r"another grid than this one \(its concepts differ\)"):
+        generate(given, tmp_path / "out")
+    assert pixels(tmp_path / "out") == before
+
+
+def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplog):
+    whole = generate(given, tmp_path / "whole")
+    make = DetSDTextualInversionPipeline.make
+    asked = []
+
+    def cramped(self, jobs, *rest):
+        asked.append(len(jobs))
+        if len(jobs) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return make(self, jobs, *rest)
+
+    monkeypatch.setattr(DetSDTextualInversionPipeline, "make", cramped)
+    generate(given, tmp_path / "halved")
+    assert asked == [4] + [2] * 12
+    assert "a batch of 4 images does not fit into memory; going on with 2" in caplog.text
+    for n in range(24):
+        a, b = (
+            np.asarray(Image.open(tmp_path / name / "images" / whole.path(n).name), int)
+            for name in ("whole", "halved")
+        )
+        assert abs(a - b).max() <= 1
+    monkeypatch.setattr(
+        DetSDTextualInversionPipeline,
+        "make",
+        lambda *_: (_ for _ in ()).throw(RuntimeError("can't allocate memory")),
+    )
+    with pytest.raises(
+        UserError, match="not even one image of 32 x 32 fits into the memory of cpu"
+    ):
+        generate(given, tmp_path / "none")
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, caplog):
+    make = DetSDTextualInversionPipeline.make
+
+    def prude(self, jobs, *rest):
+        return [dataclasses.replace(m, flagged=j.seed == 2) for j, m in
+                zip(jobs, make(self, jobs, *rest), strict=True)]  # fmt: skip
+
+    monkeypatch.setattr(DetSDTextualInversionPipeline, "make", prude)
+    given["grid"] |= {"prompts": "a zyx-two", "num_inference_steps": 2, "guidance_scales": 4}
+    made = generate(given, tmp_path / "out")
+    assert [made.finished[n]["flagged"] for n in range(3)] == [False, False, True]
+    assert "job-00002.png is black: the model's safety checker flagged it" in caplog.text
+
+
+def test_searchers_may_vary_any_field(given, tmp_path):
+    """Scalars where lists were, whole floats as int: what a trial of a searcher gets."""
+    given["grid"] = {
+        "prompts": "a zyx-two", "negative_prompts": "a dog", "scheduler_names": "euler",
+        "num_inference_steps": 2.0, "guidance_scales": 3, "first_seed": 11,
+    }  # fmt: skip
+    made = generate(json.loads(json.dumps(given)), tmp_path / "out")
+    (job,) = made.jobs
+    assert (job.seed, job.guidance_scale, job.scheduler_name) == (11, 3.0, "euler")
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        ({"prompts": []}, "grid.prompts is empty, so there is nothing to make"),
+        ({"seeds": []}, "grid.seeds is empty"),
+        ({"seeds": [1, 2, 1]}, "grid.seeds has 1 twice; the same images would be made twice"),
+        ({"prompts": ["a", "a"]}, "grid.prompts has 'a' twice"),
+        ({"seeds": [1], "num_seeds": 3}, "are both given; keep one way"),
+        ({"seeds": [2**32]}, "must be less than 4294967296"),
+        ({"width": 100}, "grid.width is 100 but must be a multiple of 8"),
+        ({"scheduler_names": "ddpm"}, "grid.scheduler_names is 'ddpm' but must be one of ddim"),
+        ({"guidance_scale": 3}, "did you mean 'guidance_scales'?"),
+    ],
+)
+def test_grids_that_make_no_sense(grid, sentence, given):
+    given["grid"] = {"prompts": "a zyx-two"} | grid
+    with pytest.raises(UserError) as caught:
+        parse_config(given, "test", GenerateConfig)
+    assert sentence in str(caught.value)
+
+
+def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
+    for arguments, sentence in (
+        (["generate"], "no experiment file given and no cluster found"),
+        (["generate", tmp_path / "no.yaml"], "no.yaml does not exist"),
+        (["generate", slow_grid, "--set", f"concepts.files={tmp_path}/no.pt"], "no.pt does not"),
+        (["generate", slow_grid, "--set", "grid.prompts=[]"], "grid.prompts is empty"),
+    ):
+        assert call(*arguments, "--output-dir", tmp_path / "out") == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_misspelt_concept_is_pointed_out(given, tmp_path, caplog):
+    given["grid"] = {"prompts": "a blob-thin", "num_inference_steps": 1}
+    generate(given, tmp_path / "out")
+    assert "'blob-thin', which is no loaded concept (loaded: blob-thing, zyx-two)" in caplog.text
+
+
+def test_a_fine_tunings_folder_is_refused(given, tmp_path):
+    step = tmp_path / "out" / "checkpoints" / "step-00000004"
+    step.mkdir(parents=True)
+    (step / "metadata.json").write_text('{"steps_completed": 4}')
+    with pytest.raises(UserError, match="holds a fine-tuning; give the images another folder"):
+        generate(given, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
