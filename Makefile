@@ -20,6 +20,7 @@ lint: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.finetune
+	$(BIN)/python -m benchmarks.generate
 
 clean:
 	rm -rf $(VENV) outputs
