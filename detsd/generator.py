@@ -66,7 +66,7 @@ def batches(jobs: list[Job], size: int) -> list[list[int]]:
 
 
 def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, height: int) -> int:
-    """A batch that the device's free memory holds; what turns out too large is halved later.
+    """A batch that a GPU's free memory, or 4 GB of a CPU's, holds; halved later if it does not.
 
     Stable Diffusion's UNet needs about 1.2 GB for a guided image of 512 x 512 in half precision:
     2300 bytes per pixel and byte of the dtype.
@@ -100,6 +100,9 @@ class Generator:
             )
             self.pipeline.load_concepts(*config.concepts.files)
             self.pipeline.load_from_uuids(config.concepts.uuids)
+        if run.state.device.type == "cuda":
+            # Decoding needs more memory than denoising; one image at a time it is bounded.
+            self.pipeline.stock.vae.enable_slicing()
         if run.folder_is_kept and run.latest:
             raise UserError(
                 f"--output-dir {run.folder} holds a fine-tuning; give the images another folder"
@@ -146,7 +149,7 @@ class Generator:
             **fields,
             "model": {
                 "pretrained_model_name_or_path": model.name,
-                "revision": self.config.model.revision,
+                "revision": self.config.model.revision or model.commit,
                 "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
             },
             "concepts": self.pipeline.identity(f"{job.prompt} {job.negative_prompt}"),
@@ -300,10 +303,10 @@ class Generator:
         """An image under a tag of its own, so that TensorBoard's sampling can hide none."""
         job, writer = self.jobs[number], self.run.writer
         parts = [
-            job.prompt[:100],
+            job.prompt,
             f"guidance {job.guidance_scale:g}, {job.num_inference_steps} steps, "
             f"{job.scheduler_name}"
-            + (f", not {job.negative_prompt[:60]}" if job.negative_prompt else ""),
+            + (f", not {job.negative_prompt}" if job.negative_prompt else ""),
             f"seed {job.seed}",
         ]
         with Image.open(self.path(number)) as image:

@@ -43,6 +43,11 @@ class BaseModel:
     dtype: torch.dtype
 
     @property
+    def commit(self) -> str | None:
+        """The hub's commit that the weights came from; None for a folder."""
+        return getattr(self.text_encoder.config, "_commit_hash", None)
+
+    @property
     def downsampling(self) -> int:
         """Pixels per latent along a side: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
