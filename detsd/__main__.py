@@ -111,6 +111,14 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def show(args: argparse.Namespace) -> int:
+    """Say what a concept file or checkpoint holds; exit code."""
+    from detsd.show import describe
+
+    print(describe(args.path, args.model))
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one subcommand per job."""
     door = argparse.ArgumentParser(prog="python -m detsd", description="Textual Inversion")
@@ -134,6 +142,10 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     grid.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     grid.set_defaults(run=generate)
+    look = commands.add_parser("show", help="what a concept file or checkpoint holds")
+    look.add_argument("path", type=Path, metavar="FILE_OR_CHECKPOINT")
+    look.add_argument("--model", help="base model to compare with; default: the one it fits")
+    look.set_defaults(run=show)
     return door
 
 

@@ -127,6 +127,27 @@ def _explained(name: str) -> Iterator[None]:
         ) from None
 
 
+def load_token_table(config: ModelConfig) -> tuple[CLIPTokenizer, torch.Tensor]:
+    """A model's tokenizer and its table of token embeddings (V, D), float32, and no more of it.
+
+    Raises:
+        UserError: as `load_base_model`.
+    """
+    name = config.pretrained_model_name_or_path
+    path = resolve(name)
+    with _explained(name):
+        hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+        tokenizer, text_encoder = _text_side(path, hub)
+    return tokenizer, text_encoder.get_input_embeddings().weight.detach().float()
+
+
+def _text_side(path: str, hub: dict) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    return (
+        CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub),
+        CLIPTextModel.from_pretrained(path, subfolder="text_encoder", use_safetensors=True, **hub),
+    )
+
+
 def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     """Load `config.pretrained_model_name_or_path` from a folder or the hub, and freeze it.
 
@@ -141,8 +162,7 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     with _explained(name):
         hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
         weights = {"use_safetensors": True, **hub}
-        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub)
-        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights)
+        tokenizer, text_encoder = _text_side(path, hub)
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
         sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)

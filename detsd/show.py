@@ -1,0 +1,126 @@
+"""What a concept file or checkpoint holds: python -m detsd show learned_embeddings_dict_demo.pt
+
+Only the text side of the base model is loaded: its vocabulary is what the rows are compared with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import CLIPTokenizer
+
+from detsd.config import ModelConfig
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, read_concepts
+from detsd.models import load_token_table
+
+BUNDLED = "demo_model"
+FAMILIES = {  # by the width of the rows
+    128: f"{BUNDLED}, the bundled one",
+    768: "Stable Diffusion 1.x, as CompVis/stable-diffusion-v1-4",
+    1024: "Stable Diffusion 2.x, as stabilityai/stable-diffusion-2-1",
+    1280: "the second text encoder of Stable Diffusion XL",
+}
+
+
+def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> str:
+    """The report, as text.
+
+    Args:
+        model: the base model to compare with; default: the one that the checkpoint names, else the
+            bundled one where the width is its own.
+        nearest: words of the vocabulary named per row.
+
+    Raises:
+        UserError: no readable concept file; a `model` that cannot be loaded or has another width.
+    """
+    path = Path(path)
+    concepts = read_concepts(path)
+    width = concepts[0].embeddings.shape[1] if concepts else 0
+    facts = _metadata(path)
+    trained_on = facts.get("config", {}).get("model", {})
+    config = ModelConfig(
+        model or trained_on.get("pretrained_model_name_or_path") or BUNDLED,
+        None if model else trained_on.get("revision"),
+    )
+    count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
+    steps = f", after {facts['steps_completed']} steps" if "steps_completed" in facts else ""
+    lines = [f"{path}: {count}{steps}"]
+    if trained_on:
+        lines.append(f"base model: {trained_on['pretrained_model_name_or_path']} (trained on it)")
+    else:
+        lines.append(f"base model: {FAMILIES.get(width, 'unknown')} (width {width})")
+    tokenizer, table = None, None
+    if model or trained_on or FAMILIES.get(width, "").startswith(BUNDLED):
+        try:
+            tokenizer, table = load_token_table(config)  # (V, D)
+            if table.shape[1] != width:
+                raise UserError(
+                    f"{config.pretrained_model_name_or_path} has rows of width {table.shape[1]}, "
+                    f"{path} of width {width}: it fits {FAMILIES.get(width, 'another model')}; "
+                    "name that with --model"
+                )
+        except UserError as error:
+            if model:
+                raise
+            lines.append(f"no comparison with the vocabulary: {error}")
+            table = None
+    else:
+        lines.append("no comparison with the vocabulary: name the base model with --model for one")
+    if table is not None:
+        norms = table.norm(dim=1)
+        low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
+        lines.append(
+            f"vocabulary: {len(table)} rows, norm {float(norms.mean()):.3f} on average, "
+            f"{low:.3f} to {high:.3f} for 9 in 10"
+        )
+    for concept in concepts:
+        lines += ["", *_concept_lines(concept, tokenizer, table, nearest)]
+    return "\n".join(lines)
+
+
+def _metadata(path: Path) -> dict:
+    """What the checkpoint that `path` is, or lies in, says of itself; {} for a lone file."""
+    from detsd.cluster import METADATA, read_metadata
+
+    folder = path if path.is_dir() else path.parent
+    return read_metadata(folder) if (folder / METADATA).is_file() else {}
+
+
+def _concept_lines(
+    concept: LearnedConcept, tokenizer: CLIPTokenizer | None, table: torch.Tensor | None, k: int
+) -> list[str]:
+    rows = concept.embeddings  # (n, D)
+    norms = rows.norm(dim=1)
+    lines = [
+        concept.name,
+        f"  vectors: {len(rows)} of width {rows.shape[1]}",
+        f"  initializer: {concept.initializer or 'not told by the file'}",
+    ]
+    if table is None:
+        return [*lines, "  norms: " + "  ".join(f"{n:.3f}" for n in norms)]
+    unit = F.normalize(table, dim=1)
+    likeness = F.normalize(rows, dim=1) @ unit.T  # (n, V) cosines
+    likeness[:, tokenizer.all_special_ids] = -1
+    values, ids = likeness.topk(k)
+    start = tokenizer(concept.initializer, add_special_tokens=False).input_ids
+    lines.append("  row   norm  began as (cosine)    nearest words of the vocabulary (cosine)")
+    for j in range(len(rows)):
+        began = ""
+        if start:
+            token = start[j % len(start)]  # as Vocabulary.phrase_rows repeats them
+            began = f"{_word(tokenizer, token)} {likeness[j, token]:.2f}"
+        near = ", ".join(
+            f"{_word(tokenizer, i)} {v:.2f}"
+            for i, v in zip(ids[j].tolist(), values[j].tolist(), strict=True)
+        )
+        lines.append(f"  {j + 1:3d} {norms[j]:6.3f}  {began:19}  {near}")
+    return lines
+
+
+def _word(tokenizer: CLIPTokenizer, token: int) -> str:
+    """A token as one reads it; a hyphen stands where the word goes on."""
+    ends = tokenizer.convert_ids_to_tokens(token).endswith("</w>")
+    return tokenizer.decode([token]).strip() + ("" if ends else "-")

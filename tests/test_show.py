@@ -1,0 +1,106 @@
+"""What `show` says of concept files and checkpoints, right and wrong ones."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import ROOT
+
+from detsd.__main__ import main
+from detsd.config import ModelConfig
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, write_concepts
+from detsd.models import load_token_table
+from detsd.show import describe
+
+
+@pytest.fixture(scope="module")
+def table(tiny_model):
+    return load_token_table(ModelConfig(str(tiny_model)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_model, table):
+    """A concept whose rows are those of `red` and twice those of `ball`."""
+    tokenizer, rows = table
+    red, ball = tokenizer("red ball", add_special_tokens=False).input_ids
+    concept = LearnedConcept("blob-thing", "red ball", torch.stack([rows[red], 2 * rows[ball]]))
+    other = LearnedConcept("other-thing", "dog", torch.ones(1, 16))
+    write_concepts([concept, other], tmp_path)
+    model = {"pretrained_model_name_or_path": str(tiny_model), "revision": None}
+    facts = {"steps_completed": 40, "config": {"model": model}}
+    (tmp_path / "metadata.json").write_text(json.dumps(facts))
+    return tmp_path
+
+
+def test_a_checkpoint_is_compared_with_the_model_it_was_trained_on(checkpoint, tiny_model, table):
+    text = describe(checkpoint)
+    head, blob, other = text.split("\n\n")
+    assert "2 concepts, after 40 steps" in head
+    assert f"base model: {tiny_model} (trained on it)" in head
+    assert f"{len(table[1])} rows, norm {table[1].norm(dim=1).mean():.3f}" in head
+    assert "blob-thing\n  vectors: 2 of width 16\n  initializer: red ball\n" in blob
+    first, second = (line.split() for line in blob.splitlines()[-2:])
+    assert first[2:6] == ["red", "1.00", "red", "1.00,"]  # began as, nearest
+    assert second[2:6] == ["ball", "1.00", "ball", "1.00,"]
+    token = table[0]("ball", add_special_tokens=False).input_ids[0]
+    assert float(second[1]) == pytest.approx(2 * float(table[1][token].norm()), abs=1e-3)
+    assert other.startswith("other-thing\n  vectors: 1 of width 16\n  initializer: dog\n")
+
+
+def test_a_file_of_a_checkpoint_says_the_same_of_its_concept(checkpoint):
+    whole = describe(checkpoint / "learned_embeddings_dict.pt").split("\n\n")
+    alone = describe(checkpoint / "blob-thing.safetensors").split("\n\n")
+    assert alone[0].startswith(f"{checkpoint / 'blob-thing.safetensors'}: 1 concept, after 40")
+    assert alone[1] == whole[1]
+
+
+def test_the_bundled_concept_needs_no_model(capsys):
+    assert main(["show", str(ROOT / "learned_embeddings_dict_demo.pt")]) == 0
+    text = capsys.readouterr().out
+    assert "base model: demo_model, the bundled one (width 128)" in text
+    assert "det-logo-demo\n  vectors: 11 of width 128" in text
+    assert "initializer: brain logo, sharp lines, connected circles, concept art" in text
+    assert len(text.split("\n\n")[1].splitlines()) == 4 + 11
+
+
+def test_a_file_of_another_tool_is_told_by_its_width(tmp_path, tiny_model):
+    save_file({"cat-toy": torch.ones(2, 768)}, tmp_path / "learned_embeds.safetensors")
+    text = describe(tmp_path / "learned_embeds.safetensors")
+    assert "base model: Stable Diffusion 1.x" in text
+    assert "name the base model with --model" in text
+    assert "cat-toy\n  vectors: 2 of width 768\n  initializer: not told by the file" in text
+    assert "norms: 27.713  27.713" in text
+    with pytest.raises(UserError, match=r"rows of width 16, .*learned_embeds.safetensors of width"):
+        describe(tmp_path / "learned_embeds.safetensors", str(tiny_model))
+
+
+def test_a_base_model_that_is_gone_is_no_reason_to_say_nothing(checkpoint):
+    facts = {"config": {"model": {"pretrained_model_name_or_path": "/nowhere/model"}}}
+    (checkpoint / "metadata.json").write_text(json.dumps(facts))
+    text = describe(checkpoint)
+    assert "no comparison with the vocabulary" in text
+    assert "/nowhere/model" in text
+    assert "initializer: red ball" in text
+    with pytest.raises(UserError, match="/nowhere/other"):
+        describe(checkpoint, "/nowhere/other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.pt", None, "does not exist; name a concept file or a checkpoint folder"),
+        ("noise.pt", b"noise", "is damaged or no concept file"),
+        ("noise.safetensors", b"noise", "is damaged or no concept file"),
+        ("metadata.json", b"{", "is damaged or no concept file"),
+    ],
+)
+def test_what_is_no_concept_file(tmp_path, capsys, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert main(["show", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert name in error
+    assert "Traceback" not in error
