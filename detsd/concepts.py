@@ -167,6 +167,13 @@ class Vocabulary:
         self._phrases[name] = concept.initializer
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
 
+    def plain(self, prompt: str) -> str:
+        """The prompt with each concept's initial phrase in place of its word.
+
+        A concept whose file tells no phrase becomes "thing".
+        """
+        return PromptRewriter({name: p or "thing" for name, p in self._phrases.items()})(prompt)
+
     def is_word(self, name: str) -> bool:
         """Whether a concept's name is one token of the base vocabulary, as `cat` is."""
         return name in self._base_tokens or f"{name.lower()}</w>" in self._base_tokens

@@ -10,7 +10,6 @@ a run to go on after a pause, a crash or on another number of processes.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import logging
@@ -31,7 +30,6 @@ from detsd.cluster import METADATA, Run
 from detsd.config import GenerateConfig, GridConfig
 from detsd.errors import UserError
 from detsd.formats import DICT_FILE
-from detsd.models import DTYPES
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made
 
 logger = logging.getLogger("detsd")
@@ -112,7 +110,9 @@ class Generator:
             self.pipeline.load_concepts(run.latest)
         model = self.pipeline.model
         self.jobs = grid_jobs(config.grid, model.image_size)
-        self.records = [self._record(number, job) for number, job in enumerate(self.jobs)]
+        self.records = [
+            {"job": number, **self.pipeline.record(job)} for number, job in enumerate(self.jobs)
+        ]
         if run.is_chief:
             texts = dict.fromkeys([*config.grid.prompts, *config.grid.negative_prompts])
             for doubt in (d for text in texts for d in self.pipeline.doubts(text)):
@@ -138,22 +138,6 @@ class Generator:
             unit="image",
             disable=None if run.is_chief else True,  # None: only on a terminal
         )
-
-    def _record(self, number: int, job: Job) -> dict[str, Any]:
-        """All that the pixels of a job depend on."""
-        model = self.pipeline.model
-        fields = dataclasses.asdict(job)
-        del fields["copy"]
-        return {
-            "job": number,
-            **fields,
-            "model": {
-                "pretrained_model_name_or_path": model.name,
-                "revision": self.config.model.revision or model.commit,
-                "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
-            },
-            "concepts": self.pipeline.identity(f"{job.prompt} {job.negative_prompt}"),
-        }
 
     def path(self, number: int) -> Path:
         """The file of a job's image."""

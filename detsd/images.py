@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-INK, PAPER, GAP = (34, 36, 42), (255, 255, 255), 8
+INK, PALE, PAPER = (34, 36, 42), (104, 108, 118), (255, 255, 255)
+GAP, MARGIN = 8, 16  # between images, around a sheet
 SHOWN = 160  # smaller images are enlarged to at least this side, by a whole factor
 LARGEST = 256  # larger ones are made smaller on a sheet
 # The samplers under the names that A1111 and its readers know.
@@ -60,35 +61,40 @@ def sheet(
     column_labels: list[str] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Rows of equally large images, each row under its label, columns labelled on top."""
+    """Rows of equally large images, each under its label; the columns' labels over the first."""
     rows = [[_tile(image) for image in row] for row in rows]
     w, h = rows[0][0].size
     columns = max(map(len, rows))
-    width = max(columns * (w + GAP) + GAP, 2 * SHOWN + 3 * GAP)
-    size = 14
-    per_line = max(20, int((width - 2 * GAP) / (size * 0.52)))
-    labels = [textwrap.wrap(label, per_line) for label in row_labels]
-    heading = textwrap.wrap(title, int(per_line * size / 18)) if title else []
-    line = size + 4
-    top = GAP + len(heading) * 24 + (line + 2 if column_labels else 0)
-    height = top + sum(len(label) * line + h + 2 * GAP for label in labels)
+    width = max(columns * (w + GAP) - GAP, 2 * SHOWN) + 2 * MARGIN
+    labels = [_wrapped(label, width, 14) for label in row_labels]
+    heading = _wrapped(title, width, 18)
+    top = MARGIN + len(heading) * 24 + (GAP if heading else 0)
+    over = 20 if column_labels else 0
+    lines = sum(map(len, labels))
+    height = top + over + lines * 20 + len(rows) * (h + 2 * GAP) - 2 * GAP + MARGIN
     canvas = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(canvas)
-    y = GAP
-    for text in heading:
-        pen.text((GAP, y), text, INK, _font(18))
-        y += 24
-    for k, text in enumerate(column_labels or []):
-        pen.text((GAP + k * (w + GAP) + w // 2, y), text, INK, _font(size), anchor="ma")
+    for k, text in enumerate(heading):
+        pen.text((MARGIN, MARGIN + 24 * k), text, INK, _font(18))
     y = top
-    for row, label in zip(rows, labels, strict=True):
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         for text in label:
-            pen.text((GAP, y), text, INK, _font(size))
-            y += line
+            pen.text((MARGIN, y), text, INK, _font(14))
+            y += 20
+        if number == 0:
+            for k, text in enumerate(column_labels or []):
+                middle = MARGIN + k * (w + GAP) + w // 2
+                pen.text((middle, y), text, PALE, _font(14), anchor="ma")
+            y += over
         for k, image in enumerate(row):
-            canvas.paste(image, (GAP + k * (w + GAP), y))
+            canvas.paste(image, (MARGIN + k * (w + GAP), y))
         y += h + 2 * GAP
     return canvas
+
+
+def _wrapped(text: str, width: int, size: int) -> list[str]:
+    """The lines of a text of font size `size` on a sheet `width` pixels wide."""
+    return textwrap.wrap(text, max(20, int((width - 2 * MARGIN) / (size * 0.52))))
 
 
 def before_after(
@@ -107,18 +113,22 @@ def before_after(
     return sheet(rows, labels, title=f"learned from “{phrase}”")
 
 
+def process_strip(
+    times: list[int], reverse: list[Image.Image], forward: list[Image.Image]
+) -> Image.Image:
+    """The reverse process over the forward one, as `DetSDTextualInversionPipeline.process` gives
+    them, each noise level in a column of its own."""
+    labels = [
+        "reverse process, left to right: the model takes noise away, step by step",
+        "forward process, right to left: a training image drowns in noise",
+    ]
+    return sheet([reverse, forward], labels, [f"t = {t}" for t in times])
+
+
 def time_lapse(frames: list[tuple[int, list[Image.Image]]], folder: Path, limit: int = 4) -> None:
     """`time_lapse.gif` and `time_lapse.png` (a strip) of the first `limit` samples, by step."""
-    shown = [(step, [enlarge(i) for i in images[:limit]]) for step, images in frames]
-    w, h = shown[0][1][0].size
-    count = len(shown[0][1])
-    pictures = []
-    for step, images in shown:
-        canvas = Image.new("RGB", (count * (w + GAP) + GAP, h + GAP + 30), PAPER)
-        ImageDraw.Draw(canvas).text((GAP, GAP), f"step {step}", INK, _font(16))
-        for k, image in enumerate(images):
-            canvas.paste(image, (GAP + k * (w + GAP), 30))
-        pictures.append(canvas)
+    shown = [(step, images[:limit]) for step, images in frames]
+    pictures = [sheet([images], [""], title=f"step {step}") for step, images in shown]
     last = len(pictures) - 1
     pictures[0].save(
         folder / "time_lapse.gif",
@@ -130,7 +140,7 @@ def time_lapse(frames: list[tuple[int, list[Image.Image]]], folder: Path, limit:
     # A strip shows at most eight moments, evenly chosen, first and last among them.
     wanted = min(8, len(shown))
     chosen = [shown[round(k * last / max(1, wanted - 1))] for k in range(wanted)]
-    rows = [[images[k] for _, images in chosen] for k in range(min(2, count))]
+    rows = [[images[k] for _, images in chosen] for k in range(min(2, len(shown[0][1])))]
     strip = sheet(rows, [""] * len(rows), [f"step {step}" for step, _ in chosen])
     strip.save(folder / "time_lapse.png")
 

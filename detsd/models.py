@@ -41,6 +41,7 @@ class BaseModel:
     sampling_scheduler_config: dict  # of the model's own sampler
     device: torch.device
     dtype: torch.dtype
+    revision: str | None = None
 
     @property
     def commit(self) -> str | None:
@@ -77,9 +78,9 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def resolve(name: str) -> str:
-    """A local folder as it is, or beside the package (`demo_model`); else a hub name."""
+    """A local path as it is, or beside the package (`demo_model`); else a hub name."""
     beside = Path(__file__).parent.parent / name
-    return str(beside) if not Path(name).is_dir() and beside.is_dir() else name
+    return str(beside) if not Path(name).exists() and beside.exists() else name
 
 
 def _hub_options(name: str, revision: str | None) -> dict:
@@ -178,7 +179,8 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
         if part.dtype != dtype:
             part.to(dtype=dtype)
     return BaseModel(
-        name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype
+        name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype,
+        config.revision,
     )  # fmt: skip
 
 

@@ -7,8 +7,10 @@ pipe("a watercolor painting of a det-logo-demo", guidance_scale=4).images[0]
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -33,7 +35,8 @@ from detsd.concepts import Vocabulary
 from detsd.config import InferenceConfig, ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
-from detsd.models import BaseModel, load_base_model, load_safety_checker
+from detsd.images import png
+from detsd.models import DTYPES, BaseModel, load_base_model, load_safety_checker
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -241,16 +244,20 @@ class DetSDTextualInversionPipeline:
                     f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
                     f"(loaded: {', '.join(names)})"
                 )
+        return found + self.overlong(prompt)
+
+    def overlong(self, prompt: str) -> list[str]:
+        """A sentence where a prompt is longer than the model's window, which cuts it off."""
         window = self.model.tokenizer.model_max_length
         length = len(self.model.tokenizer(self.vocabulary.rewrite(prompt)).input_ids)
-        if length > window:
-            lost = self.vocabulary.cut_off(prompt)
-            also = f", concept {', '.join(lost)} among them" if lost else ""
-            found.append(
-                f"the prompt {prompt!r} has {length} tokens and the model reads {window}: its last "
-                f"words are cut off{also}; shorten it"
-            )
-        return found
+        if length <= window:
+            return []
+        lost = self.vocabulary.cut_off(prompt)
+        also = f", concept {', '.join(lost)} among them" if lost else ""
+        return [
+            f"the prompt {prompt!r} has {length} tokens and the model reads {window}: its last "
+            f"words are cut off{also}; shorten it"
+        ]
 
     # ---- images ------------------------------------------------------------------------------
 
@@ -323,6 +330,92 @@ class DetSDTextualInversionPipeline:
         )
         flags = result.nsfw_content_detected or [False] * len(jobs)
         return [Made(image, flag) for image, flag in zip(result.images, flags, strict=True)]
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """All that the pixels of a job depend on, as `images.png` writes it into a file."""
+        fields = dataclasses.asdict(job)
+        del fields["copy"]
+        size = self.model.image_size
+        return {
+            **fields,
+            "width": job.width or size,
+            "height": job.height or size,
+            "model": {
+                "pretrained_model_name_or_path": self.model.name,
+                "revision": self.model.revision or self.model.commit,
+                "precision": next(k for k, v in DTYPES.items() if v == self.model.dtype),
+            },
+            "concepts": self.identity(f"{job.prompt} {job.negative_prompt}"),
+        }
+
+    def save(self, jobs: list[Job], made: list[Made], folder: str | Path) -> list[Path]:
+        """Write what `make(jobs)` returned as PNG files with their settings inside.
+
+        Equal settings get the same file name, others another one; `folder` is made.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for job, result in zip(jobs, made, strict=True):
+            record = self.record(job) | {"flagged": bool(result.flagged), "batch_size": len(jobs)}
+            digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
+            words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
+            paths.append(folder / f"{words}-seed{job.seed}-{digest}.png")
+            paths[-1].write_bytes(png(result.image, record))
+        return paths
+
+    @torch.no_grad()
+    def process(
+        self, job: Job, picture: Image.Image, moments: int = 8
+    ) -> tuple[list[int], list[Image.Image], list[Image.Image]]:
+        """What a diffusion model does, at `moments` levels of noise, from most to none.
+
+        The sampler is DDIM: at every step its latents are as noisy as the forward process has them
+        at that timestep.
+
+        Args:
+            picture: a training image, for the forward process.
+
+        Returns:
+            The timesteps, falling to 0; the job's latents there on their way from noise to image,
+            decoded (the reverse process); and the picture's latents, mixed with the same noise and
+            decoded (the forward process, which training samples are drawn from).
+        """
+        seen = []  # latents (1, 4, h, w) after each step
+
+        def look(pipe, step, t, kwargs):
+            seen.append(kwargs["latents"])
+            return {}
+
+        job = dataclasses.replace(job, scheduler_name="ddim")
+        self.make([job], callback_on_step_end=look)
+        noise = torch.randn(seen[0].shape, generator=job.generator).to(seen[0])
+        times = [*self.stock.scheduler.timesteps.tolist(), 0]
+        seen.insert(0, noise)
+        last = len(times) - 1
+        moments = min(moments, len(times))
+        chosen = [round(k * last / max(1, moments - 1)) for k in range(moments)]
+        size = (
+            noise.shape[-1] * self.model.downsampling,
+            noise.shape[-2] * self.model.downsampling,
+        )
+        pixels = self.stock.image_processor.preprocess(picture.resize(size, Image.LANCZOS))
+        clean = self.model.vae.encode(pixels.to(noise)).latent_dist.mean
+        clean = clean * self.model.vae.config.scaling_factor
+        noised = [
+            self.model.scheduler.add_noise(clean, noise, torch.tensor([times[k]])) for k in chosen
+        ]
+        noised[-1] = clean
+        return (
+            [times[k] for k in chosen],
+            [self._decoded(seen[k]) for k in chosen],
+            [self._decoded(latents) for latents in noised],
+        )
+
+    def _decoded(self, latents: torch.Tensor) -> Image.Image:
+        """The picture of one image's latents (1, 4, h, w)."""
+        pixels = self.model.vae.decode(latents / self.model.vae.config.scaling_factor).sample
+        return self.stock.image_processor.postprocess(pixels)[0]
 
 
 def _downloaded(uuid: str) -> Path:

@@ -10,13 +10,16 @@ from determined.common.api import errors as api_errors
 from determined.experimental import client
 from diffusers import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
 from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from detsd import pipeline
-from detsd.config import InferenceConfig, SchedulerName
+from detsd.config import GenerateConfig, InferenceConfig, SchedulerName, parse_config
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
+from detsd.generator import remake_hyperparameters
+from detsd.images import read_record
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
 
 BLOB = LearnedConcept("blob-thing", "ball", torch.ones(2, 16))
@@ -193,3 +196,36 @@ def test_jobs_are_prompts_times_seeds_times_copies():
     assert len(set(jobs)) == 12
     assert (jobs[0].prompt, jobs[0].seed, jobs[0].copy) == ("a", 1, 0)
     assert (jobs[-1].prompt, jobs[-1].seed, jobs[-1].copy) == ("b", 2, 2)
+
+
+def test_saved_images_hold_the_settings_that_make_them_again(pipe, tmp_path):
+    jobs = [JOB, dataclasses.replace(JOB, prompt="a red/blue dog", seed=8)]
+    made = pipe.make(jobs)
+    first, second = pipe.save(jobs, made, tmp_path / "new" / "folder")
+    assert second.name.startswith("a_red_blue_dog-seed8-")
+    record = read_record(first)
+    assert record["concepts"]["blob-thing"]["source"] == pipe.sources["blob-thing"]
+    assert (record["batch_size"], record["flagged"], record["width"]) == (2, False, 32)
+    assert parse_config(remake_hyperparameters(first), "", GenerateConfig).grid.seeds == [7]
+    assert pipe.save(jobs[:1], made[:1], tmp_path)[0].name != first.name  # made in another batch
+    assert pipe.save(jobs, made, tmp_path / "new" / "folder") == [first, second]
+
+
+def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
+    picture = Image.new("RGB", (50, 40), (250, 20, 20))
+    times, reverse, forward = pipe.process(JOB, picture, moments=3)
+    assert len(reverse) == len(forward) == len(times) == 3
+    assert times == sorted(times, reverse=True)
+    assert times[-1] == 0
+    assert reverse[-1].tobytes() == pipe.make([JOB])[0].image.tobytes()
+    # At the start both are the same noise, but for what is left of the picture in it.
+    start, end = (
+        np.abs(np.asarray(reverse[k], int) - np.asarray(forward[k], int)).mean() for k in (0, -1)
+    )
+    assert start < end / 2
+    assert len(pipe.process(JOB, picture, moments=99)[0]) == 4  # three steps
+
+
+def test_the_plain_prompt_has_the_phrases(pipe):
+    pipe.vocabulary.add(LearnedConcept("cube-thing", "", torch.ones(1, 16)))
+    assert pipe.vocabulary.plain("a blob-thing and a cube-thing") == "a ball and a thing"
