@@ -119,6 +119,18 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
+def app(args: argparse.Namespace) -> int:
+    """Serve the interactive demo until interrupted; exit code."""
+    from detsd.app import serve
+    from detsd.models import resolve
+
+    concepts = args.concepts
+    if concepts is None and not args.uuid and args.model == "demo_model":
+        concepts = [resolve("learned_embeddings_dict_demo.pt")]
+    serve(args.model, concepts or [], args.uuid or [], args.host, args.port)
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one subcommand per job."""
     door = argparse.ArgumentParser(prog="python -m detsd", description="Textual Inversion")
@@ -146,6 +158,13 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("path", type=Path, metavar="FILE_OR_CHECKPOINT")
     look.add_argument("--model", help="base model to compare with; default: the one it fits")
     look.set_defaults(run=show)
+    page = commands.add_parser("app", help="the interactive demo, a page for the browser")
+    page.add_argument("--model", default="demo_model", help="diffusers folder or hub model")
+    page.add_argument("--concepts", nargs="*", metavar="FILE", help="concept files or checkpoints")
+    page.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
+    page.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
+    page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    page.set_defaults(run=app)
     return door
 
 
