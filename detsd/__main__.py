@@ -14,16 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-# Before the libraries are imported: their notes on optional packages and loading bars say nothing
-# to somebody who trains a concept.
-for name, value in {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}.items():
-    os.environ.setdefault(name, value)
-
-from detsd.errors import Diverged, UserError  # noqa: E402
+from detsd.errors import Diverged, UserError
 
 
 def finetune(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
@@ -22,6 +23,8 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 from detsd.config import ModelConfig
 from detsd.errors import UserError
+
+disable_progress_bar()  # of loading; it comes up even for a model of seconds
 
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
 KEY = "model.pretrained_model_name_or_path"
