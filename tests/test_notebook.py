@@ -1,0 +1,52 @@
+"""The notebook as it is committed, and run from top to bottom in a real kernel."""
+
+import nbformat
+import pytest
+from determined.common.util import yaml_safe_load
+from nbclient import NotebookClient
+from tiny import ROOT
+
+from detsd.images import read_record
+
+NOTEBOOK = ROOT / "textual_inversion.ipynb"
+
+
+def test_committed_without_outputs_and_with_short_cells():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert max(len(cell.source.splitlines()) for cell in code) <= 16
+    assert any(cell.source.startswith("uuids = []") for cell in code)
+
+
+@pytest.mark.slow
+def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """In a folder of its own, so that what it saves does not mix with what somebody has there."""
+    for name in ("learned_embeddings_dict_demo.pt", "det_logos"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 4
+    text = "".join(o.get("text", "") for o in outputs if o.get("name") == "stdout")
+    assert "det-logo-demo: 11 vectors, learned from 'brain logo, sharp lines" in text
+    assert "Steps: 25, Sampler: DDIM, CFG scale: 4, Seed: 0" in text
+    saved = sorted((tmp_path / "outputs" / "notebook").glob("*.png"))
+    assert sorted(read_record(path)["seed"] for path in saved) == [0, 1, 2, 3]
+    assert "note:" not in text
+    # Nothing but what the cells say: no warnings, no loading bars.
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+
+
+def test_its_configuration_is_one_of_a_notebook():
+    config = yaml_safe_load((ROOT / "detsd-notebook.yaml").read_text())
+    known = {"description", "resources", "environment", "idle_timeout", "notebook_idle_type"}
+    assert set(config) <= known
+    assert config["resources"] == {"slots": 1}
+    assert config["environment"]["environment_variables"] == [
+        "HF_AUTH_TOKEN=YOUR_HF_AUTH_TOKEN_HERE"
+    ]
