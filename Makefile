@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make bench | make clean
+# make demo | make app | make test | make lint | make bench | make clean
 # Each makes its own environment in .venv from the project's files.
 
 PYTHON ?= python3.11
@@ -6,10 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/tested.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo app test lint bench clean
 
 demo: $(VENV)/.ready  ## fine-tune det-logo on the bundled model, no GPU, no token
 	$(BIN)/python -m detsd finetune finetune_demo.yaml
+
+app: $(VENV)/.ready-app  ## the interactive demo, in a browser
+	$(BIN)/python -m detsd app
 
 test: $(VENV)/.ready-dev  ## everything, on two CPU cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -33,6 +36,10 @@ $(VENV)/.ready: requirements.txt constraints/tested.txt
 	$(PIP) -r requirements.txt
 	touch $@
 
-$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+$(VENV)/.ready-app: requirements-app.txt $(VENV)/.ready
+	$(PIP) -r requirements-app.txt
+	touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready-app
 	$(PIP) -r requirements-dev.txt
 	touch $@

@@ -348,7 +348,7 @@ def serve(
     fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own from the network
     theme = gr.themes.Default(
         primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]
-    )
+    ).set(block_info_text_color="*neutral_500")
     with tempfile.TemporaryDirectory(prefix="detsd-app-") as folder:
         blocks = page(Studio(pipe, Path(folder)))
         try:

@@ -238,10 +238,15 @@ def _nearest(key: str, known: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(known)
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """A field's type in words."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(map(type_name, typing.get_args(kind)))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {type_name(typing.get_args(kind)[0])}"
     return names.get(kind, "null" if kind is types.NoneType else str(kind))
 
 
@@ -254,7 +259,7 @@ def _value(kind: Any, value: Any) -> Any:
                 return _value(option, value)
             except ValueError:
                 pass
-        raise ValueError(" or ".join(map(_type_name, typing.get_args(kind))))
+        raise ValueError(type_name(kind))
     if origin is list:
         values = value if isinstance(value, list) else [value]
         return [_value(typing.get_args(kind)[0], v) for v in values]
@@ -272,7 +277,7 @@ def _value(kind: Any, value: Any) -> Any:
         return int(value)
     if kind is float and is_number and math.isfinite(value):
         return float(value)
-    raise ValueError(_type_name(kind))
+    raise ValueError(type_name(kind))
 
 
 def _check_concepts(c: ConceptsConfig, problems: list[str]) -> ConceptsConfig:

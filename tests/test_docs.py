@@ -1,22 +1,58 @@
 """What the documents say: links that resolve, commands that exist, files that are named."""
 
+import dataclasses
+import inspect
 import re
 import shlex
 import subprocess
+from typing import get_type_hints
 
 import pytest
 from tiny import ROOT
 
 from detsd.__main__ import parser
+from detsd.config import FinetuneConfig, GenerateConfig, load_config
+from dev import configuration, pictures
 
-PAGES = [ROOT / name for name in ("README.md", "demo_model/README.md", "dev/LOG.md")]
+PAGES = [ROOT / "README.md", ROOT / "demo_model" / "README.md", ROOT / "dev" / "LOG.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors that a code host gives the headings of a page."""
+    titles = re.findall(r"^#+ +(.*)$", re.sub(r"^```.*?^```", "", page, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_inside_the_repository_resolve(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for file, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if "://" not in file:
+            target = page.parent / file if file else page
+            assert target.exists(), f"{page.name}: {file}"
+            assert not anchor or anchor in anchors(target.read_text()), f"{page.name}: #{anchor}"
+
+
+def test_every_picture_of_the_documents_is_shown_and_drawn_by_a_command():
+    shown = {name for p in PAGES for name in re.findall(r"docs/(\w+\.png)", p.read_text())}
+    drawn = set(re.findall(r"^    \"\"\"(\w+\.png): ", inspect.getsource(pictures), re.M))
+    assert shown == drawn == {p.name for p in (ROOT / "docs").glob("*.png")}
+
+
+def test_the_configuration_reference_is_what_the_classes_say():
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    assert text == configuration.reference(), "run python -m dev.configuration"
+
+
+def test_knobs_that_the_readme_names_exist():
+    sections = dict.fromkeys(
+        hint for kind in (FinetuneConfig, GenerateConfig) for hint in get_type_hints(kind).items()
+    )
+    known = {f"{name}.{f.name}" for name, kind in sections for f in dataclasses.fields(kind)}
+    names = "|".join({name for name, _ in sections})
+    named = set(re.findall(rf"`((?:{names})\.\w+)`", (ROOT / "README.md").read_text()))
+    assert len(named) > 8
+    assert named <= known
 
 
 def commands(text: str) -> list[str]:
@@ -35,7 +71,10 @@ def test_commands_are_real(name):
         module = words[words.index("-m") + 1]
         if module == "detsd":
             args = parser().parse_args(words[words.index("-m") + 2 :])
-            assert args.config in (None, "my_concept.yaml") or (ROOT / args.config).is_file()
+            config = getattr(args, "config", None)
+            if config not in (None, "my_concept.yaml"):
+                kind = GenerateConfig if args.command == "generate" else FinetuneConfig
+                load_config(ROOT / config, args.set, kind)
         else:
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
 
