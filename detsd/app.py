@@ -118,7 +118,8 @@ class Studio:
         lines = [f"Model **{model.name}**, {model.image_size} x {model.image_size} pixels."]
         for c in self.pipe.vocabulary.concepts():
             phrase = f", learned from “{c.initializer}”" if c.initializer else ""
-            lines.append(f"- **{c.name}**: {len(c.embeddings)} vectors{phrase}")
+            n = len(c.embeddings)
+            lines.append(f"- **{c.name}**: {n} vector{'s' * (n > 1)}{phrase}")
         if len(lines) == 1:
             lines.append("- no concept is loaded yet")
         return "\n".join([lines[0] + " Concepts, to be written in prompts:", "", *lines[1:]])
@@ -208,7 +209,9 @@ def page(studio: Studio) -> gr.Blocks:
         "show_label": False, "columns": 2, "object_fit": "contain", "interactive": False,
         "buttons": ["download", "fullscreen"], "elem_classes": "gallery",
     }  # fmt: skip
-    with gr.Blocks(title="detsd", analytics_enabled=False) as blocks:
+    with gr.Blocks(
+        title="detsd", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
+    ) as blocks:
         gr.Markdown("# detsd\nA new word for Stable Diffusion, learned from a few pictures.")
         about = gr.Markdown(studio.about(), elem_id="about")
         with gr.Tab("Generate"), gr.Row():

@@ -113,12 +113,19 @@ def test_a_batch_that_does_not_fit_is_halved(studio, monkeypatch):
 def test_loading_another_concept(studio, tmp_path):
     write_concepts([LearnedConcept("cube-thing", "", torch.ones(1, 16))], tmp_path)
     assert studio.load(str(tmp_path), None) == ["cube-thing"]
-    assert "**cube-thing**: 1 vectors" in studio.about()
+    assert "**cube-thing**: 1 vector" in studio.about()
     assert ["a photo of a blob-thing and a cube-thing"] in studio.examples()
     with pytest.raises(UserError, match="nothing is named"):
         studio.load(" ", None)
     with pytest.raises(UserError, match="loaded twice"):
         studio.load(None, str(tmp_path / "cube-thing.safetensors"))
+
+
+def test_one_thing_at_a_time(studio):
+    """What touches the model waits in one queue, whoever asks."""
+    calls = {f.api_name: f for f in app.page(studio).fns.values()}
+    assert calls["generate"].concurrency_id == calls["load"].concurrency_id == "model"
+    assert calls["generate"].concurrency_limit == calls["load"].concurrency_limit == 1
 
 
 def test_without_gradio_one_sentence(monkeypatch, capsys):
@@ -232,5 +239,5 @@ def test_the_page_in_a_browser(address, tmp_path):
         )
         page.locator("#load").click()
         expect(page.locator("#loaded")).to_contain_text("Loaded cube-thing")
-        expect(page.locator("#about")).to_contain_text("cube-thing: 1 vectors")
+        expect(page.locator("#about")).to_contain_text("cube-thing: 1 vector")
     assert elsewhere == []
