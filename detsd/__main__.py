@@ -17,14 +17,28 @@ from pathlib import Path
 from detsd.errors import Diverged, UserError
 
 
+def cluster_config(kind: type):
+    """The trial's configuration, checked.
+
+    Raises:
+        UserError: every problem found.
+    """
+    from detsd import cluster
+    from detsd.config import check_experiment, parse_config
+
+    source = "the experiment's configuration"
+    check_experiment(cluster.cluster_experiment(), source, kind)
+    return parse_config(cluster.cluster_hyperparameters(), source, kind)
+
+
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
-    from detsd import cluster, trainer
-    from detsd.config import load_config, parse_config
+    from detsd import cluster
+    from detsd.config import FinetuneConfig, load_config
 
     on_cluster = cluster.on_cluster()
     if on_cluster:
-        config = parse_config(cluster.cluster_hyperparameters(), "the experiment's configuration")
+        config = cluster_config(FinetuneConfig)
         folder = Path()
     else:
         if args.config is None:
@@ -36,6 +50,8 @@ def finetune(args: argparse.Namespace) -> int:
         folder = args.output_dir or Path("outputs") / Path(args.config).stem
         if args.warm_start:
             cluster.read_metadata(args.warm_start)
+    from detsd import trainer  # the libraries take seconds: a mistake above is told at once
+
     with cluster.open_run(folder, args.warm_start) as run:
         if not on_cluster:
             trainer.refuse_changes(config, run)
@@ -70,9 +86,7 @@ def generate(args: argparse.Namespace) -> int:
 
     on_cluster = cluster.on_cluster()
     if on_cluster:
-        config = parse_config(
-            cluster.cluster_hyperparameters(), "the experiment's configuration", GenerateConfig
-        )
+        config = cluster_config(GenerateConfig)
         folder = Path()
     elif args.source:
         hyperparameters = remake_hyperparameters(args.source)

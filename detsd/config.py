@@ -150,7 +150,18 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """The whole `hyperparameters` section of a fine-tuning."""
+    """The whole `hyperparameters` section of a fine-tuning.
+
+    Attributes:
+        metrics: what every validation reports, and a searcher can therefore go by.
+    """
+
+    metrics = (
+        "val_loss",
+        "val_gap",
+        "val_loss_initializer",
+        "sgd_steps",
+    )
 
     model: ModelConfig
     concepts: ConceptsConfig
@@ -219,7 +230,9 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The whole `hyperparameters` section of a grid of images."""
+    """The whole `hyperparameters` section of a grid of images; `metrics` as above."""
+
+    metrics = ("images",)
 
     model: ModelConfig
     grid: GridConfig
@@ -406,14 +419,55 @@ def parse_config(hyperparameters: Any, source: str, kind: type[Config] = Finetun
     return config
 
 
-def read_experiment(path: Path) -> dict[str, Any]:
+def check_experiment(experiment: Any, source: str, kind: type) -> None:
+    """Whether a cluster could serve `experiment`, whose hyperparameters are of `kind`.
+
+    Sections that are missing besides hyperparameters are left to Determined's defaults.
+
+    Raises:
+        UserError: no hyperparameters, no slots, or a searcher without what it goes by.
+    """
+    hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
+    if not hyperparameters or not isinstance(hyperparameters, dict):
+        raise UserError(f"{source} has no hyperparameters section; see finetune_demo.yaml for one")
+    slots = (experiment.get("resources") or {}).get("slots_per_trial")
+    if slots is not None and (not isinstance(slots, int) or slots < 1):
+        raise UserError(
+            f"{source} has resources.slots_per_trial: {slots}, but the launcher starts one process "
+            "per slot; give it 1 or more (an agent without a GPU has one slot, too)"
+        )
+    searcher = experiment.get("searcher") or {"metric": kind.metrics[0]}
+    asha = searcher.get("name") == "adaptive_asha"
+    for key, usual in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
+        given = searcher.get(key)
+        if given is None and (asha or key == "metric"):
+            raise UserError(f"{source} has no searcher.{key}; add {key}: {usual}")
+        if given is not None and given not in kind.metrics:
+            raise UserError(
+                f"{source} has searcher.{key}: {given}, which no validation reports; use one of "
+                f"{', '.join(kind.metrics)}"
+            )
+    if not asha:
+        return
+    if searcher.get("max_time") is None:
+        raise UserError(f"{source} has no searcher.max_time; add the {usual} of a whole trial")
+    steps = (hyperparameters.get("training") or {}).get("num_sgd_steps")
+    # A trial that ends of its own accord is not replaced: the search would stop after the first.
+    if isinstance(steps, int) and searcher["max_time"] > steps:
+        raise UserError(
+            f"{source} has searcher.max_time: {searcher['max_time']}, but its trials end at "
+            f"training.num_sgd_steps: {steps} and the search would stop early; lower max_time"
+        )
+
+
+def read_experiment(path: Path) -> Any:
     """The experiment file at `path` as Determined reads it (`5e-4` is a number).
 
     Raises:
-        UserError: no such file, not YAML, or no `hyperparameters` in it.
+        UserError: no such file, or not YAML.
     """
     try:
-        experiment = yaml_safe_load(path.read_text())
+        return yaml_safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name an experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -421,9 +475,6 @@ def read_experiment(path: Path) -> dict[str, Any]:
     except Exception as error:  # ruamel's and yaml's parsers share no base class
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {reason}") from None
-    if not isinstance(experiment, dict) or not isinstance(experiment.get("hyperparameters"), dict):
-        raise UserError(f"{path} has no hyperparameters section; see finetune_demo.yaml for one")
-    return experiment
 
 
 def _constants(value: Any) -> Any:
@@ -470,7 +521,9 @@ def load_config(
     Raises:
         UserError: unreadable file, malformed override, or a problem in the configuration.
     """
-    hyperparameters = read_experiment(Path(path))["hyperparameters"]
+    experiment = read_experiment(Path(path))
+    check_experiment(experiment, str(path), kind)
+    hyperparameters = experiment["hyperparameters"]
     override(hyperparameters, overrides or [], str(path))
     try:
         hyperparameters = _constants(hyperparameters)

@@ -121,6 +121,11 @@ class Trainer:
         if run.latest:
             self._restore(run.latest)
         self.initial_val_loss = self._validation_loss(self.initial_rows)
+        if not math.isfinite(self.initial_val_loss):
+            raise UserError(
+                f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
+                "training; set model.precision to fp32, or use another base model"
+            )
 
     # ---- the step ----------------------------------------------------------------------------
 
@@ -291,22 +296,30 @@ class Trainer:
         loss = self._validation_loss()
         if not math.isfinite(loss):
             self._diverge()
+        self._report_validation(loss, self.steps_completed)
+        self.run.say(
+            f"step {self.steps_completed}  val_loss {loss:.4f}  "
+            f"(initializer {self.initial_val_loss:.4f})"
+        )
+
+    def _report_validation(self, loss: float, sgd_steps: int) -> None:
         metrics = {
             "val_loss": loss,
             # The same number under a name that says what it was measured on.
             "val_loss_held_out" if self.data.held_out else "val_loss_training_images": loss,
             "val_loss_initializer": self.initial_val_loss,
             "val_gap": self.initial_val_loss - loss,
+            "sgd_steps": float(sgd_steps),  # the time_metric of a search
         }
         self.run.report(self.steps_completed, metrics, validation=True)
-        self.run.say(
-            f"step {self.steps_completed}  val_loss {loss:.4f}  "
-            f"(initializer {self.initial_val_loss:.4f})"
-        )
 
     def _diverge(self) -> None:
-        """Tell the searcher a large finite value, and end."""
-        self.run.report(self.steps_completed, {"val_loss": DIVERGED}, validation=True)
+        """Tell the searcher a large finite value, and end.
+
+        As the value of the last step: adaptive ASHA replaces a trial that it has itself judged and
+        stopped, not one that ends of its own accord.
+        """
+        self._report_validation(DIVERGED, self.config.training.num_sgd_steps)
         raise Diverged(
             f"the loss is no longer finite at step {self.steps_completed}; lower "
             "training.learning_rate (the last checkpoint is untouched)"
@@ -382,8 +395,8 @@ class Trainer:
             if not self.run.folder_is_kept:  # pictures come along, so that a resumed run has them
                 shutil.copytree(self.run.folder, folder / "pictures")
 
+        self.run.flush()  # first: a crash in between repeats these steps, and shows them again
         self.run.save(self.steps_completed, metadata, write)
-        self.run.flush()
 
     def _restore(self, checkpoint: Path) -> None:
         """Everything from this run's own checkpoint; the learned rows only from another's."""

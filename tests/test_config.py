@@ -28,15 +28,6 @@ def with_values(**sections):
     return merged
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("finetune*.yaml")), ids=lambda p: p.name)
-def test_shipped_files_pass_the_real_parser(path):
-    config = load_config(path)
-    assert len(config.concepts.concept_strs) == len(config.concepts.img_dirs)
-    text = path.read_text()
-    assert f"det e create {path.name} ." in text
-    assert "python3 -m determined.launch.torch_distributed python3 -m detsd finetune" in text
-
-
 def test_const_has_the_fields_people_know():
     experiment = cfg.read_experiment(ROOT / "finetune_const.yaml")
     assert experiment["resources"]["slots_per_trial"] == 2
@@ -131,6 +122,38 @@ def test_search_ranges_need_a_searcher(tmp_path):
     with pytest.raises(UserError, match="search range"):
         load_config(path)
     assert load_config(path, ["training.learning_rate=0.01"]).training.learning_rate == 0.01
+
+
+ASHA = {
+    "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 3000,
+    "max_trials": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"resources": {"slots_per_trial": 0}}, "resources.slots_per_trial: 0.* 1 or more"),
+        ({"searcher": {"name": "single"}}, "no searcher.metric; add metric: val_loss"),
+        ({"searcher": {"name": "single", "metric": "loss"}}, "metric: loss, which no validation"),
+        ({"searcher": ASHA | {"time_metric": None}}, "add time_metric: sgd_steps"),
+        ({"searcher": ASHA | {"time_metric": "batches"}}, "time_metric: batches, which no"),
+        ({"searcher": ASHA | {"max_time": None}}, "no searcher.max_time"),
+        (
+            {"searcher": ASHA, "hyperparameters": with_values(training={"num_sgd_steps": 500})},
+            "max_time: 3000, but its trials end at training.num_sgd_steps: 500",
+        ),
+    ],
+)
+def test_experiments_that_a_cluster_could_not_serve(tmp_path, sections, words):
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL} | sections))
+    with pytest.raises(UserError, match=words) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL, "searcher": ASHA}))
+    load_config(path)
 
 
 def test_every_field_is_documented():

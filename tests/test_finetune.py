@@ -411,8 +411,9 @@ def test_a_diverged_run_reports_a_finite_value_and_ends(experiment, tmp_path, ca
     path = experiment(training={"optimizer_name": "sgd", "learning_rate": 1e38})
     assert finetune(path, out) == 2
     assert "no longer finite" in capsys.readouterr().err
-    values = [m["val_loss"] for m in metrics_of(out, "validation").values()]
-    assert values[-1] == 1e9
+    last = list(metrics_of(out, "validation").values())[-1]
+    assert last["val_loss"] == 1e9
+    assert last["sgd_steps"] == 8  # all of its steps: a search counts it and goes on to another
 
 
 def test_start_from_a_concept_file(experiment, tmp_path):
