@@ -44,6 +44,7 @@ class Run:
         latest: folder of the checkpoint to go on from, or None.
         latest_is_own: whether `latest` was written by this very run (resume), or by another
             (warm start: learned rows only).
+        latest_uuid: what a cluster calls `latest`.
     """
 
     state: PartialState
@@ -51,6 +52,7 @@ class Run:
     folder_is_kept: bool
     latest: Path | None = None
     latest_is_own: bool = True
+    latest_uuid: str = ""
     writer: SummaryWriter | None = None  # on the chief only
 
     @property
@@ -227,11 +229,10 @@ class ClusterRun(Run):
             path.mkdir(parents=True, exist_ok=True)
             self.writer = SummaryWriter(str(path))
 
-    def use(self, checkpoint: Path | None) -> None:
+    def use(self, checkpoint: Path, uuid: str) -> None:
         """Go on from a restored checkpoint; whose it is shows in its metadata."""
-        self.latest = checkpoint
-        if checkpoint:
-            self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
+        self.latest, self.latest_uuid = checkpoint, uuid
+        self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
 
     def report(self, steps, metrics, *, validation=False):
         if self.is_chief:
@@ -276,6 +277,12 @@ def cluster_hyperparameters() -> dict[str, Any]:
     return det.get_cluster_info().trial.hparams
 
 
+def cluster_experiment() -> dict[str, Any]:
+    """The configuration of the trial's experiment, as the master completed it."""
+    # The harness keeps it private, since its shape may change with the version; ours is pinned.
+    return det.get_cluster_info().trial._config
+
+
 def _processes() -> PartialState:
     """Accelerate's state, with the ranks connected where there are several."""
     if "LOCAL_RANK" not in os.environ:
@@ -312,7 +319,7 @@ def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
                     # which a failing rank would wait for the others for ever.
                     with context.checkpoint.restore_path(latest) as path:
                         shutil.copytree(path, folder / "latest")
-                    run.use(folder / "latest")
+                    run.use(folder / "latest", latest)
                 yield run
                 run.flush()
                 if run.writer:

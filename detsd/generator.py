@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detsd import images
-from detsd.cluster import METADATA, Run
+from detsd.cluster import METADATA, Run, read_metadata
 from detsd.config import GenerateConfig, GridConfig
 from detsd.errors import UserError
 from detsd.formats import DICT_FILE
@@ -105,9 +105,7 @@ class Generator:
             raise UserError(
                 f"--output-dir {run.folder} holds a fine-tuning; give the images another folder"
             )
-        if run.latest and not run.latest_is_own and (run.latest / DICT_FILE).is_file():
-            # The experiment names a fine-tuning's checkpoint as its source.
-            self.pipeline.load_concepts(run.latest)
+        self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = grid_jobs(config.grid, model.image_size)
         self.records = [
@@ -127,6 +125,10 @@ class Generator:
         self.folder = run.folder / "images"
         self.finished: dict[int, dict[str, Any]] = self._restore()
         self.begun_with = self.saved = len(self.finished)
+        # Jobs whose images TensorBoard is known to have: a crash may come between the storing of a
+        # checkpoint and the upload. Off cluster a run begins its event files anew.
+        resumed = run.latest and run.latest_is_own
+        self.shown = set(read_metadata(run.latest)["shown"]) if resumed else set()
         # One thread encodes and writes while the device makes the next batch.
         self.pool = ThreadPoolExecutor(1)
         self.encoding: Future | None = None
@@ -138,6 +140,22 @@ class Generator:
             unit="image",
             disable=None if run.is_chief else True,  # None: only on a terminal
         )
+
+    def _load_source(self) -> str:
+        """Load the concepts of the checkpoint that the experiment names as its source; its uuid.
+
+        A restarted trial is handed its own checkpoint instead, so that this one carries them along.
+        """
+        latest = self.run.latest
+        if not latest or not (latest / DICT_FILE).is_file():
+            return ""
+        own = self.run.latest_is_own
+        uuid = read_metadata(latest)["source"] if own else self.run.latest_uuid
+        for word in self.pipeline.load_concepts(latest):
+            self.pipeline.sources[word] = f"uuid:{uuid}"
+        if self.run.is_chief and not own:
+            shutil.copy(latest / DICT_FILE, self.run.folder)
+        return uuid
 
     def path(self, number: int) -> Path:
         """The file of a job's image."""
@@ -299,9 +317,9 @@ class Generator:
         writer.add_image(tag, pixels, dataformats="HWC")
 
     def _log_stored(self) -> None:
-        """Off cluster a run begins its event files anew: put in what is stored."""
-        if self.run.is_chief and self.run.folder_is_kept:
-            for number in sorted(self.finished):
+        """Put into TensorBoard what is stored and may not be there."""
+        if self.run.is_chief:
+            for number in sorted(self.finished.keys() - self.shown):
                 self._log(number)
 
     def _write_manifest(self) -> None:
@@ -328,12 +346,19 @@ class Generator:
         if self.bar.disable:
             run.say(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
         if not run.folder_is_kept and count > self.saved:
-            facts = {"kind": "generate", "config": self.config.to_dict(), "complete": complete}
+            facts = {
+                "kind": "generate",
+                "config": self.config.to_dict(),
+                "complete": complete,
+                "source": self.source,
+                "shown": sorted(self.shown),
+            }
             run.report(count, {"images_per_second": rate})
             run.report(count, {"images": count}, validation=True)
             run.save(count, facts, lambda to: shutil.copytree(run.folder, to, dirs_exist_ok=True))
             self.saved = count
         run.flush()
+        self.shown = set(self.finished)
 
     def _draw_sheets(self) -> None:
         """A contact sheet per prompt, negative prompt and scheduler: seeds by settings."""
