@@ -1,27 +1,87 @@
-"""A stand-in for Determined's master: answers the harness and keeps what it was told."""
+"""A stand-in for Determined's master, for tests: answers the harness as the master would.
+
+It keeps what it is told across restarts of a trial, refuses what the master would refuse (and
+remembers that it did), and knows by itself which checkpoint a restarted trial goes on from.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
+import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
-from conftest import command
+from determined.common.util import yaml_safe_load
 from tiny import ROOT
+
+LAUNCHER = "python3 -m determined.launch.torch_distributed"
+
+
+class Refused(Exception):
+    """What the master answers with an error."""
+
+
+class Dropped(Exception):
+    """The connection breaks before the master has heard the request."""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def number(name: str, value: object) -> float:
+    """`value` if it is a finite number; JSON's NaN arrives as a float, a searcher fails on it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Refused(f"{name} is {value!r}, not a finite number")
+    return value
 
 
 class Master:
-    """Serves on a free port while used as a context manager; `told` is a list of (path, body)."""
+    """Serves on a free port while used as a context manager, and ends what it started after it.
+
+    Attributes:
+        told: (path, body) of every request that was accepted, in order.
+        refused: why requests were refused; empty after a clean run.
+        acknowledged: allocations that acknowledged their preemption.
+        preempt: set while the trials are asked to stop.
+    """
 
     def __init__(self, folder: Path):
-        self.folder, self.told = folder, []
+        self.folder = folder
+        self.told: list[tuple[str, dict]] = []
+        self.refused: list[str] = []
+        self.acknowledged: set[str] = set()
         self.preempt = threading.Event()
+        self._runs: dict[int, int] = {}  # how often each trial was started
+        self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
+        self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
+        self._hooks: list[tuple[Callable, Callable]] = []
+        self._processes: list[subprocess.Popen] = []
+        self._connections: set[socket.socket] = set()
+        self._closing = False
+        self._lock = threading.RLock()
+        # Short, since sockets lie in it; and gone afterwards, whoever was killed.
+        self._scratch = tempfile.TemporaryDirectory(prefix="det-")
+        self._serve(0)
+
+    # ---- serving -----------------------------------------------------------------------------
+
+    def _serve(self, port: int) -> None:
         master = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -30,11 +90,28 @@ class Master:
             def log_message(self, *args):
                 pass
 
+            def handle(self):
+                master._connections.add(self.connection)
+                # A process that was killed, or that exits in mid-poll, hangs up on us.
+                with contextlib.suppress(OSError):
+                    super().handle()
+                master._connections.discard(self.connection)
+
             def answer(self):
                 url = urlparse(self.path)
                 length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
-                status, reply = master.reply(url.path, parse_qs(url.query), body)
+                data = self.rfile.read(length)
+                if len(data) < length:  # killed in mid-sentence
+                    raise ConnectionError
+                body = json.loads(data) if length else {}
+                try:
+                    status, reply = 200, master._reply(url.path, parse_qs(url.query), body)
+                except Refused as error:
+                    master.refused.append(f"{url.path}: {error}")
+                    status, reply = 400, {"error": {"code": 3, "error": str(error)}}
+                except Dropped:
+                    self.close_connection = True
+                    return
                 data = json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -42,75 +119,167 @@ class Master:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_GET = do_POST = answer
+            do_GET = do_POST = do_PATCH = do_PUT = answer
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def __enter__(self) -> Master:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        self.preempt.set()  # ends the long polls
+        for process in self._processes:
+            if process.poll() is None:
+                self.kill(process)
+                process.communicate()
+            Path(f"/tmp/pid_server-{process.info.name}").unlink(missing_ok=True)
+        self._scratch.cleanup()
+        self._closing = True  # ends the long polls
         self.server.shutdown()
         self.server.server_close()
 
-    def reply(self, path: str, query: dict, body) -> tuple[int, dict]:
+    def refuse_connections(self, seconds: float) -> None:
+        """Be away: what is connected breaks off, what knocks is turned away."""
+        port = self.server.server_port
+        self.server.shutdown()
+        self.server.server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        threading.Timer(seconds, self._serve, [port]).start()
+
+    def when(self, told: Callable[[str, dict], bool], act: Callable[[], None]) -> None:
+        """Once, as soon as a request comes of which `told(path, body)`: `act()`, before it counts.
+
+        `act` may raise Dropped, so that the request has not been heard.
+        """
+        self._hooks.append((told, act))
+
+    # ---- what the master does with a request -------------------------------------------------
+
+    def _reply(self, path: str, query: dict, body: dict) -> dict:
         if path.endswith("/signals/preemption"):
             until = time.monotonic() + float(query["timeout_seconds"][0])
-            while not self.preempt.is_set() and time.monotonic() < until:
+            while not self.preempt.is_set() and not self._closing and time.monotonic() < until:
                 time.sleep(0.02)
-            return 200, {"preempt": self.preempt.is_set()}
-        self.told.append((path, body))
+            return {"preempt": self.preempt.is_set()}
+        for hook in list(self._hooks):
+            if hook[0](path, body):
+                self._hooks.remove(hook)
+                hook[1]()
+        with self._lock:
+            reply = self._hear(path, body)
+            self.told.append((path, body))
+        return reply
+
+    def _hear(self, path: str, body: dict) -> dict:
         if path == "/api/v1/runs/start":
-            return 200, {"storageId": 1}
-        known = r"/api/v1/(checkpoints|trials/\d+/(metrics|progress)|allocations/.*/ack_preemption)"
-        found = re.fullmatch(known, path)
-        return (200, {}) if found else (404, {"error": {"message": f"no such call: {path}"}})
+            return {"storageId": 1}
+        if found := re.fullmatch(r"/api/v1/allocations/(.*)/signals/ack_preemption", path):
+            self.acknowledged.add(found[1])
+        elif found := re.fullmatch(r"/api/v1/trials/(\d+)/metrics", path):
+            self._hear_metrics(int(found[1]), body)
+        elif re.fullmatch(r"/api/v1/trials/\d+/progress", path):
+            if not 0 <= number("progress", body["progress"]) <= 1:
+                raise Refused(f"progress is {body['progress']}")
+        elif path == "/api/v1/checkpoints":
+            if "steps_completed" not in body["metadata"]:
+                raise Refused("a checkpoint without steps_completed")
+            self._checkpoints[body["uuid"]] = body
+        else:
+            raise Refused("no such call")
+        return {}
 
-    def metrics(self, group: str) -> dict[int, dict]:
-        """What was reported, by step; the later report of a step counts."""
-        bodies = [b for p, b in self.told if p.endswith("/metrics") and b["group"] == group]
-        return {
-            b["metrics"]["stepsCompleted"]: b["metrics"]["metrics"]["avgMetrics"] for b in bodies
+    def _hear_metrics(self, trial: int, body: dict) -> None:
+        told, group = body["metrics"], body["group"]
+        if told["trialRunId"] != self._runs[trial]:
+            raise Refused(f"run {told['trialRunId']} reports while run {self._runs[trial]} runs")
+        if "." in group:
+            raise Refused(f"the group name {group} has a dot")
+        metrics = told["metrics"]["avgMetrics"]
+        for name, value in metrics.items():
+            number(f"{group} metric {name}", value)
+        row = self._rows.setdefault((trial, told["trialRunId"], group, told["stepsCompleted"]), {})
+        for name in metrics.keys() & row.keys():
+            if row[name] != metrics[name]:
+                raise Refused(f"{name} is told twice for step {told['stepsCompleted']}")
+        row.update(metrics)
+
+    # ---- what it knows afterwards ------------------------------------------------------------
+
+    def metrics(self, group: str, trial: int = 7) -> dict[int, dict]:
+        """What counts, by step: a restarted run archives earlier rows from its first step on."""
+        rows: dict[int, dict] = {}
+        for run in range(1, self._runs.get(trial, 0) + 1):
+            own = {k[3]: v for k, v in self._rows.items() if k[:3] == (trial, run, group)}
+            rows = {s: m for s, m in rows.items() if s < min(own, default=math.inf)} | own
+        return rows
+
+    def checkpoints(self, trial: int = 7) -> dict[int, str]:
+        """uuid of the last checkpoint of each step, by step."""
+        found = {
+            c["metadata"]["steps_completed"]: u
+            for u, c in self._checkpoints.items()
+            if c["taskId"] == f"task-{trial}"
         }
+        return dict(sorted(found.items()))
 
-    def checkpoints(self) -> dict[int, str]:
-        """uuid of the last checkpoint reported of each step."""
-        bodies = [b for p, b in self.told if p == "/api/v1/checkpoints"]
-        return {b["metadata"]["steps_completed"]: b["uuid"] for b in bodies}
+    def progress(self) -> list[float]:
+        return [body["progress"] for path, body in self.told if path.endswith("/progress")]
 
     def store(self, uuid: str) -> Path:
         return self.folder / "storage" / uuid
 
-    def run(
-        self, hyperparameters: dict, latest: str | None = None, trial: int = 7
-    ) -> subprocess.Popen:
-        """Start `python -m detsd finetune` as this cluster's trial."""
-        info = self.folder / "info"
-        info.mkdir(exist_ok=True)
-        (self.folder / "storage").mkdir(exist_ok=True)
-        config = {
-            "checkpoint_storage": {"type": "directory", "container_path": str(self.store(""))},
-            "hyperparameters": hyperparameters,
-            "searcher": {"name": "single", "metric": "val_loss"},
-        }
+    def stored(self, trial: int = 7) -> dict[int, Path]:
+        """Folder of each checkpoint by step, once it is seen to hold all that was reported."""
+        folders = {}
+        for step, uuid_ in self.checkpoints(trial).items():
+            folder, report = self.store(uuid_), self._checkpoints[uuid_]
+            for name, size in report["resources"].items():
+                path = folder / name
+                assert path.is_dir() if name.endswith("/") else path.stat().st_size == int(size)
+            kept = json.loads((folder / "metadata.json").read_text())
+            assert kept == report["metadata"]
+            folders[step] = folder
+        return folders
+
+    # ---- running a trial ---------------------------------------------------------------------
+
+    def start(
+        self, experiment: dict, *, command: str = "finetune", trial: int = 7, slots: int = 1,
+        launcher: bool = False, source: str | None = None, **env: str,
+    ) -> subprocess.Popen:  # fmt: skip
+        """Start `python3 -m detsd COMMAND` as this cluster's trial, restarted if it is known.
+
+        `source` is the checkpoint that a new trial starts from. With `launcher` the process is
+        Determined's, with one rank per slot.
+        """
+        self._runs[trial] = self._runs.get(trial, 0) + 1
+        allocation = f"{trial}.{uuid.uuid4()}"
+        info = self.folder / "info" / allocation
+        info.mkdir(parents=True)
+        self.store("").mkdir(exist_ok=True)
+        storage = {"type": "directory", "container_path": str(self.store(""))}
+        experiment = {"searcher": {"name": "single", "metric": "val_loss"}} | experiment
+        latest = list(self.checkpoints(trial).values())[-1:] or [source]
         url = f"http://127.0.0.1:{self.server.server_port}"
         files = {
             "cluster": {
-                "master_url": url, "cluster_id": "c", "agent_id": "a", "slot_ids": [0],
-                "task_id": "t", "allocation_id": "a.1", "session_token": "s",
-                "task_type": "TRIAL", "latest_checkpoint": latest,
+                "master_url": url, "cluster_id": "c", "agent_id": "a",
+                "slot_ids": list(range(slots)), "task_id": f"task-{trial}",
+                "allocation_id": allocation, "session_token": "s",
+                "task_type": "TRIAL", "latest_checkpoint": latest[0],
             },
             "trial": {
-                "trial_id": trial, "experiment_id": 1, "trial_seed": 0, "trial_run_id": 1,
-                "hparams": hyperparameters, "config": config, "steps_completed": 0,
+                "trial_id": trial, "experiment_id": 1, "trial_seed": 0,
+                "trial_run_id": self._runs[trial], "hparams": experiment["hyperparameters"],
+                "config": experiment | {"checkpoint_storage": storage}, "steps_completed": 0,
                 "debug": False, "inter_node_network_interface": None,
             },
             "rendezvous": {
                 "container_addrs": ["127.0.0.1"], "container_rank": 0,
-                "container_slot_counts": [1],
+                "container_slot_counts": [slots],
             },
             "resources": {"gpu_uuids": []},
         }  # fmt: skip
@@ -118,10 +287,42 @@ class Master:
             (info / f"{name}.json").write_text(json.dumps(content))
         env = os.environ | {
             "DET_MASTER": url, "DET_USER": "u", "DET_SESSION_TOKEN": "s",
-            "DET_ALLOCATION_ID": "a.1", "DET_RETRY_CONFIG": '{"total": 0}',
-            "TRIAL_INFO_DIR": str(info), "PYTHONPATH": str(ROOT / "tests" / "in_a_trial"),
-        }  # fmt: skip
-        return subprocess.Popen(
-            command("finetune"), cwd=ROOT, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            "DET_ALLOCATION_ID": allocation, "TRIAL_INFO_DIR": str(info),
+            "TMPDIR": self._scratch.name,
+            "PYTHONPATH": str(ROOT / "tests" / "in_a_trial"),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            # Tests run side by side on one machine; a container has these ports to itself.
+            "C10D_PORT": str(free_port()),
+            "INTER_TRAIN_PROCESS_COMM_PORT_1": str(free_port()),
+            "INTER_TRAIN_PROCESS_COMM_PORT_2": str(free_port()),
+        } | env  # fmt: skip
+        words = [*LAUNCHER.split()] if launcher else []
+        process = subprocess.Popen(
+            [*words, "python3", "-m", "detsd", command], cwd=ROOT, env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+        process.info = info
+        self._processes.append(process)
+        return process
+
+    def run(self, experiment: dict, expect: int = 0, **options) -> str:
+        """`start` to its end; what it said. `expect` is its exit code."""
+        process = self.start(experiment, **options)
+        said = process.communicate(timeout=200)[0]
+        assert process.returncode == expect, said
+        return said
+
+    def kill(self, process: subprocess.Popen) -> None:
+        """SIGKILL, as when the machine goes: nothing of the task gets to say goodbye."""
+        for group in [process.pid, *self.ranks(process).values()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(os.getpgid(group), signal.SIGKILL)
+
+    def ranks(self, process: subprocess.Popen) -> dict[int, int]:
+        """Process id of each rank that has started."""
+        return {int(p.suffix[1:]): int(p.read_text()) for p in process.info.glob("rank.*")}
+
+
+def experiment_of(path: Path) -> dict:
+    """The experiment file at `path` as the master hands it to a trial: through JSON."""
+    return json.loads(json.dumps(yaml_safe_load(path.read_text())))

@@ -1,60 +1,270 @@
-"""In a trial: the real harness against a stand-in master."""
+"""In a trial: the real harness and the real entrypoints against a stand-in master."""
+
+import json
+import os
+import random
+import signal
+import time
 
 import pytest
 import torch
 import yaml
-from standin import Master
+from PIL import Image
+from standin import Dropped, Master, experiment_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detsd.formats import read_concepts
+from detsd.__main__ import main
+from detsd.config import FinetuneConfig
+from detsd.formats import LearnedConcept, read_concepts, write_concepts
+
+CONCEPTS = ("blob-thing", "blob-thing-two")
+
+
+@pytest.fixture
+def two_concepts(experiment, photos):
+    """Two concepts in 24 steps, a checkpoint every 8."""
+    path = experiment(
+        concepts={
+            "concept_strs": list(CONCEPTS),
+            "initializer_strs": ["red ball", "blue box"],
+            "img_dirs": [str(photos)] * 2,
+        },
+        training={"num_sgd_steps": 24, "checkpoint_freq": 8},
+    )
+    return experiment_of(path)
+
+
+@pytest.fixture
+def master(tmp_path):
+    with Master(tmp_path) as master:
+        yield master
+        assert master.refused == []
+
+
+def rows(master, step, trial=7):
+    return {c.name: c.embeddings for c in read_concepts(master.stored(trial)[step])}
+
+
+def told(kind, steps=None):
+    """For Master.when: a request to .../KIND, of `steps` completed steps or more."""
+
+    def check(path, body):
+        if not path.endswith(kind):
+            return False
+        where = body.get("metadata") or body.get("metrics") or {}
+        done = where.get("steps_completed", where.get("stepsCompleted"))
+        return steps is None or done >= steps
+
+    return check
 
 
 @pytest.mark.slow
-def test_a_trial_paused_resumed_restarted_and_followed(experiment, tmp_path):
-    given = yaml.safe_load(experiment().read_text())["hyperparameters"]
+def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, master):
+    """Through the launcher, undisturbed; then paused, killed, with the master away, restarted."""
+    said = master.run(two_concepts, trial=1, launcher=True)
+    assert "[rank=0]" in said
+    assert list(master.stored(1)) == [8, 16, 24]
+    assert sorted(master.metrics("training", 1)) == list(range(2, 25, 2))
+    validation = master.metrics("validation", 1)
+    assert sorted(validation) == [8, 16, 24]
+    for step, m in validation.items():
+        assert set(FinetuneConfig.metrics) <= set(m)
+        assert m["sgd_steps"] == step
+    assert master.progress() == sorted(master.progress())
+    assert master.progress()[-1] == 1.0
+    last = master.stored(1)[24]
+    assert {
+        "learned_embeddings_dict.pt", "metadata.json", "before_after.png", "time_lapse.gif",
+        "step-00000000-001.png", *(f"{name}.safetensors" for name in CONCEPTS),
+    } <= {p.name for p in last.rglob("*")}  # fmt: skip
+    (events,) = master.folder.rglob("events.out.tfevents.*")
+    seen = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    assert [e.step for e in seen.Scalars("validation/val_loss")] == [8, 16, 24]
+    samples = [tag for tag in seen.Tags()["images"] if tag.startswith("samples/")]
+    assert len(samples) == 2
+    assert [e.step for e in seen.Images(samples[0])] == [0, 8, 16, 24]
 
-    def run(master, **options):
-        process = master.run(given, **options)
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 0, said
-        return said
+    pause, away = random.randint(1, 10), random.randint(17, 24)
+    print(f"asked to pause at step {pause}, master away at step {away}")
+    # Metrics are posted from another thread, so the trial is paused at this step or a later one.
+    master.when(told("/metrics", pause), master.preempt.set)
+    master.run(two_concepts)
+    assert len(master.acknowledged) == 1
+    paused = max(master.stored())
+    assert pause <= paused <= 24
+    master.preempt.clear()
 
-    def rows(master, step):
-        return read_concepts(master.store(master.checkpoints()[step]))[0].embeddings
+    if paused < 16:
+        # Killed between the writing of a checkpoint and its report: the files do not count.
+        def kill():
+            master.kill(process)
+            raise Dropped
 
-    with Master(tmp_path) as master:
-        master.preempt.set()  # paused at once: one step, a checkpoint, a clean exit
-        run(master)
-        assert list(master.checkpoints()) == [1]
-        master.preempt.clear()
-        assert "resuming after step 1" in run(master, latest=master.checkpoints()[1])
-        assert list(master.checkpoints()) == [1, 4, 8]
-        assert sorted(master.metrics("training")) == [2, 4, 6, 8]
-        validation = master.metrics("validation")
-        assert sorted(validation) == [4, 8]
-        assert validation[8]["val_gap"] > 0
-        progress = [b["progress"] for p, b in master.told if p.endswith("/progress")]
-        assert progress[-1] == 1.0
-        stored = {p.name for p in master.store(master.checkpoints()[8]).rglob("*")}
-        assert {
-            "learned_embeddings_dict.pt", "blob-thing.safetensors", "metadata.json",
-                "before_after.png", "time_lapse.gif", "step-00000000-001.png",
-        } <= stored  # fmt: skip
-        assert list((tmp_path / "storage").rglob("events.out.tfevents.*"))
-        learned = rows(master, 8)
+        process = master.start(two_concepts)
+        master.when(told("/checkpoints", 16), kill)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+        assert max(master.stored()) < 16
 
-        count = len(master.told)
-        run(master, latest=master.checkpoints()[8])  # a finished run restarted: nothing more
-        assert not [p for p, _ in master.told[count:] if p.endswith("metrics")]
+    master.when(told("/metrics", away), lambda: master.refuse_connections(2))
+    said = master.run(two_concepts)
+    assert "resuming after step" in said
+    assert set(master.stored()) >= {8, 16, 24}
+    for name, learned in rows(master, 24, trial=1).items():
+        assert torch.equal(rows(master, 24)[name], learned)
+    for group in ("training", "validation"):
+        undisturbed = master.metrics(group, 1)
+        assert sorted(master.metrics(group)) == sorted(undisturbed)
+        for step, m in master.metrics(group).items():
+            names = {"loss", "mse", "val_loss", "val_gap", "learning_rate"} & set(m)
+            assert {n: m[n] for n in names} == {n: undisturbed[step][n] for n in names}
 
-        given["training"]["learning_rate"] = 1e-9
-        said = run(master, latest=master.checkpoints()[8], trial=8)
-        assert "starting from the rows of" in said
-        # The new, tiny rate: learned rows all but unmoved, from step 0.
-        assert master.metrics("training")[2]["learning_rate"] == 1e-9
-        assert torch.allclose(rows(master, 8), learned, atol=1e-6)
+    count = len(master.told)
+    master.run(two_concepts)  # a finished run restarted: nothing more
+    later = [path.rsplit("/")[-1] for path, _ in master.told[count:]]
+    assert sorted(set(later)) == ["progress", "start"]
+    assert master.progress()[-1] == 1.0
 
-    with Master(tmp_path / "undisturbed") as master:
-        master.folder.mkdir()
-        given["training"]["learning_rate"] = 0.01
-        run(master)
-        assert torch.equal(rows(master, 8), learned)
+
+@pytest.mark.slow
+def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
+    two_concepts, master, tmp_path
+):
+    two_concepts["hyperparameters"]["training"]["train_batch_size"] = 2
+    failing = master.start(two_concepts, launcher=True, slots=2)
+    master.when(
+        told("/checkpoints", 16),
+        lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL),
+    )
+    began = time.monotonic()
+    said = failing.communicate(timeout=120)[0]
+    assert failing.returncode not in (0, None), said
+    assert time.monotonic() - began < 110
+    assert 8 in master.stored()
+    assert 24 not in master.stored()
+
+    two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
+    assert "resuming after step" in master.run(two_concepts)
+    assert master.progress()[-1] == 1.0
+    path = tmp_path / "undisturbed.yaml"  # off cluster, in this process: the same training
+    path.write_text(yaml.safe_dump(two_concepts))
+    assert main(["finetune", str(path), "--output-dir", str(tmp_path / "out")]) == 0
+    for c in read_concepts(tmp_path / "out" / "checkpoints" / "step-00000024"):
+        assert torch.allclose(rows(master, 24)[c.name], c.embeddings, rtol=1e-4, atol=1e-6)
+
+    # Another trial starts from these rows, at step 0 and with a rate of its own.
+    two_concepts["hyperparameters"]["training"]["learning_rate"] = 1e-9
+    said = master.run(two_concepts, trial=8, source=master.checkpoints()[24])
+    assert "starting from the rows of" in said
+    assert master.metrics("training", 8)[2]["learning_rate"] == 1e-9
+    for name, learned in rows(master, 24).items():
+        assert torch.allclose(rows(master, 24, trial=8)[name], learned, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_trial_of_a_search_that_diverges(experiment, master):
+    """It reports finite values as of its last step, says why, and succeeds: no restart helps."""
+    given = experiment_of(experiment(training={"optimizer_name": "sgd", "learning_rate": 1e38}))
+    given["searcher"] = {
+        "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 8,
+        "max_trials": 4,
+    }  # fmt: skip
+    said = master.run(given)
+    assert "no longer finite at step 2" in said
+    assert "Traceback" not in said
+    ((step, m),) = master.metrics("validation").items()
+    assert (step, m["val_loss"], m["sgd_steps"]) == (2, 1e9, 8)
+    assert set(FinetuneConfig.metrics) <= set(m)
+    assert master.checkpoints() == {}
+
+    given["searcher"]["metric"] = "accuracy"  # nothing reports it, and the search would fail later
+    said = master.run(given, expect=2)
+    assert "searcher.metric: accuracy" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
+    """Twelve images of a concept that lies in a checkpoint: every image is made once, and right."""
+    concept = LearnedConcept("blob-thing", "red ball", torch.linspace(-1, 1, 32).reshape(2, 16))
+    source = master.store("source")
+    source.mkdir(parents=True)
+    write_concepts([concept], source)
+    (source / "metadata.json").write_text(json.dumps({"steps_completed": 9, "trial_id": 5}))
+    grid = {
+        "prompts": ["a photo of a blob-thing", "a dog"],
+        "guidance_scales": [2, 3.5],
+        "seeds": [0, 1, 2],
+        "num_inference_steps": 2,
+    }
+    given = {
+        "searcher": {"name": "single", "metric": "images", "smaller_is_better": False},
+        "hyperparameters": {
+            "model": {"pretrained_model_name_or_path": str(tiny_model)},
+            "grid": grid,
+            "output": {"batch_size": 1, "checkpoint_freq": 1},
+        },
+    }
+    path = tmp_path / "undisturbed.yaml"  # off cluster, in this process: the same images
+    path.write_text(yaml.safe_dump(given))
+    out = tmp_path / "out"
+    files = f"concepts.files=[{source}]"
+    assert main(["generate", str(path), "--output-dir", str(out), "--set", files]) == 0
+
+    def images(folder):
+        found = {}
+        for p in sorted((folder / "images").glob("*.png")):
+            with Image.open(p) as image:
+                found[p.name] = image.tobytes()
+        return found
+
+    undisturbed = images(out)
+    assert len(undisturbed) == 12
+    options = {"command": "generate", "source": "source"}
+    failing = master.start(given, launcher=True, slots=2, **options)
+    master.when(told("/checkpoints", 4), lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL))
+    said = failing.communicate(timeout=120)[0]
+    assert failing.returncode not in (0, None), said
+    assert 0 < max(master.stored()) < 12
+
+    before, wanted = max(master.stored()), random.randint(1, 3)
+    print(f"asked to pause {wanted} images after {before}")
+    master.when(told("/metrics", before + wanted), master.preempt.set)
+    assert "are there already" in master.run(given, **options)
+    assert max(master.stored()) > before
+    master.preempt.clear()
+    if max(master.stored()) < 11:
+
+        def kill():
+            master.kill(process)
+            raise Dropped
+
+        process = master.start(given, **options)
+        master.when(told("/checkpoints", 11), kill)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+    if 12 not in master.stored():
+        master.when(told("/metrics", 12), lambda: master.refuse_connections(2))
+        master.run(given, **options)
+
+    last = master.stored()[12]
+    assert images(last) == undisturbed
+    manifest = [json.loads(line) for line in (last / "manifest.jsonl").read_text().splitlines()]
+    assert [record["job"] for record in manifest] == list(range(12))
+    assert manifest[0]["concepts"]["blob-thing"]["source"] == "uuid:source"
+    assert len(list((last / "sheets").glob("*.png"))) == 2
+    assert master.metrics("validation")[12] == {"images": 12}
+    assert max(master.progress()) == 1.0
+
+    count = len(master.told)
+    master.run(given, **options)  # a finished grid restarted: nothing more
+    assert not [path for path, _ in master.told[count:] if path.endswith("metrics")]
+    tags = set()
+    for events in master.folder.glob("storage/**/events.out.tfevents.*"):
+        seen = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+        tags |= set(seen.Tags()["images"])
+    assert len([tag for tag in tags if not tag.startswith("sheets/")]) == 12
+
+    whole = master.run(given, trial=1, launcher=True, **options)  # and undisturbed, one slot
+    assert "12/12 images" in whole
+    assert images(master.stored(1)[12]) == undisturbed
