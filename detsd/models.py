@@ -111,7 +111,7 @@ def _explained(name: str) -> Iterator[None]:
     """The libraries' errors in loading model `name`, as one sentence each."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
         causes = (error, error.__cause__)
         if any(isinstance(e, GatedRepoError) for e in causes):
@@ -166,10 +166,11 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     with _explained(name):
         hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
         weights = {"use_safetensors": True, **hub}
+        # First, since transformers 4's tokenizer would not say that there is no such model.
+        sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
         tokenizer, text_encoder = _text_side(path, hub)
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
         unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
-        sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
     scheduler = DDPMScheduler.from_config(sampler)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(
