@@ -1,0 +1,123 @@
+"""What a task starts with: its context, its image, the hook that completes the image."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import packaging
+from determined.common import context, v1file_utils
+from tiny import ROOT
+
+TOKEN = "hf_secretsecretsecret"
+
+
+def test_the_context_is_small_and_whole(capsys):
+    """As `det e create FILE .` reads it; the master takes 95 MiB."""
+    files = {f.path: v1file_utils.v1File_size(f) for f in context.read_v1_context(ROOT)}
+    assert sum(files.values()) < 60e6
+    for name in ("finetune_demo.yaml", "startup-hook.sh", "requirements.txt", "detsd/trainer.py"):
+        assert name in files
+    assert "demo_model/unet/diffusion_pytorch_model-00001-of-00002.safetensors" in files
+    assert len([name for name in files if name.startswith("det_logos/")]) > 40
+    unwanted = (".git", ".venv", ".pytest_cache", "tests", "outputs", "benchmarks", "docs")
+    assert not [name for name in files if name.split("/")[0] in unwanted]
+
+
+class Image:
+    """A container whose image holds the distributions `packages`, and pip only in appearance."""
+
+    def __init__(self, folder: Path, packages: dict[str, str]):
+        self.folder = folder
+        venv.create(folder / "python", with_pip=False)
+        (site,) = (folder / "python").glob("lib/python3*/site-packages")
+        (site / "packaging").symlink_to(Path(packaging.__file__).parent)
+        for name, version in packages.items():
+            info = site / f"{name}-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+        command = folder / "bin" / "python3"
+        command.parent.mkdir()
+        command.write_text(f"""#!/bin/bash
+            [ "$1 $2" != "-m pip" ] && exec {folder}/python/bin/python3 "$@"
+            echo "pip ${{*:3}}; PIP_CONSTRAINT is ${{PIP_CONSTRAINT-unset}}"
+            while [ "$1" != -r ]; do shift; done
+            cp "$2" {folder}/asked; cp "$4" {folder}/pins
+            exit ${{PIP_ENDS:-0}}
+        """)
+        command.chmod(0o755)
+
+    def start(self, **env: str) -> subprocess.CompletedProcess:
+        """What Determined does with the hook; it then starts the task."""
+        return subprocess.run(
+            ["bash", "-c", "set -e -x; source startup-hook.sh; : the task"], cwd=ROOT, text=True,
+            capture_output=True, timeout=60, env=env | {
+                "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": "/image.txt",
+                "HF_AUTH_TOKEN": TOKEN, "TMPDIR": str(self.folder),
+            },
+        )  # fmt: skip
+
+    def lines(self, name: str) -> dict[str, str]:
+        """Name and version of each line that pip was given."""
+        path = self.folder / name
+        text = path.read_text() if path.exists() else ""
+        return dict(line.partition("==")[::2] for line in text.splitlines())
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "constraints" / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_hook_on_an_image_like_the_default_one(tmp_path):
+    image = Image(tmp_path, {
+        "torch": "2.3.0a0+40ec155e58.nv24.3", "numpy": "1.24.4", "pillow": "10.2.0",
+        "tqdm": "4.66.2", "scipy": "1.12.0", "tensorboard": "2.9.0", "pyyaml": "6.0.1",
+    })  # fmt: skip
+    done = image.start()
+    assert done.returncode == 0, done.stderr
+    asked, given = image.lines("asked"), image.lines("pins")
+    for name in ("diffusers", "transformers", "accelerate", "safetensors", "tensorboard"):
+        assert any(line.startswith(name) for line in asked), asked
+    for name in ("torch", "numpy", "pillow", "tqdm", "scipy", "pyyaml"):
+        assert not any(line.lower().startswith(name) for line in asked), asked
+    # What is there stays, what is missing or too old comes as it was tested with such a torch.
+    assert given["torch"] == "2.3.0a0+40ec155e58.nv24.3"
+    assert given["numpy"] == "1.24.4"
+    assert not {"pillow", "tqdm", "scipy"} & set(given)
+    for name in ("diffusers", "transformers", "tensorboard"):
+        assert given[name] == pins("determined-0.38-image.txt")[name]
+    assert "PIP_CONSTRAINT is unset" in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
+    assert done.stderr.rstrip().endswith("+ : the task")  # traced again, as before
+
+    failed = image.start(PIP_ENDS="1")
+    assert failed.returncode == 1
+    assert "could not install" in failed.stderr
+    assert "Dockerfile" in failed.stderr
+    assert "the task" not in failed.stderr.splitlines()[-1]
+
+
+def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
+    tested = "tested.txt" if sys.version_info >= (3, 11) else "determined-0.38-image.txt"
+    complete = {"torch": "2.13.0"} | pins(tested)
+    image = Image(tmp_path, complete)
+    done = image.start()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "asked").exists()
+    assert TOKEN not in done.stderr
+
+    # A trial without a slot is told so before the launcher fails over it.
+    zero = image.start(DET_TASK_TYPE="TRIAL", DET_SLOT_IDS="[]")
+    assert zero.returncode == 1
+    assert "resources.slots_per_trial is 0" in zero.stderr
+
+    # Without diffusers: that alone, in the version tested with this Python.
+    del complete["diffusers"]
+    image = Image(tmp_path / "less", complete)
+    assert image.start().returncode == 0
+    (asked,) = image.lines("asked")
+    assert asked.startswith("diffusers")
+    assert image.lines("pins")["diffusers"] == pins(tested)["diffusers"]
