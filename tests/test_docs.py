@@ -8,6 +8,8 @@ import subprocess
 from typing import get_type_hints
 
 import pytest
+from determined.cli import cli as det_cli
+from determined.cli._declarative_argparse import add_args
 from tiny import ROOT
 
 from detsd.__main__ import parser
@@ -77,6 +79,27 @@ def test_commands_are_real(name):
                 load_config(ROOT / config, args.set, kind)
         else:
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
+
+
+def test_det_commands_are_real(monkeypatch, capsys):
+    """Determined's own parser takes every line that begins with det, and knows every `det ...`."""
+    monkeypatch.chdir(ROOT)  # it opens the files that are named
+    det = det_cli.make_parser()
+    add_args(det, det_cli.all_args_description)
+    texts = [p.read_text() for p in [*PAGES, *ROOT.glob("*_*.yaml")]]
+    lines = [c for t in texts for c in re.findall(r"^[# ]*(?:[\w ]+: +)?(det \w.*)$", t, re.M)]
+    assert len(lines) > 15
+
+    def arguments(line):
+        words = shlex.split(line.partition(" # ")[0])[1:]
+        return ["7" if word in ("ID", "EXPERIMENT") else word for word in words]
+
+    for line in lines:
+        det.parse_args(arguments(line))
+    for mention in {c for t in texts for c in re.findall(r"[`(](det \w[^`)\n]*)[`)]", t)}:
+        with pytest.raises(SystemExit) as caught:
+            det.parse_args([*arguments(mention), "--help"])
+        assert caught.value.code == 0, mention
 
 
 def test_readme_names_every_file_at_the_top():
