@@ -202,7 +202,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
         "hyperparameters": {
             "model": {"pretrained_model_name_or_path": str(tiny_model)},
             "grid": grid,
-            "output": {"batch_size": 1, "checkpoint_freq": 1},
+            "output": {"batch_size": 1, "checkpoint_freq": 2},
         },
     }
     path = tmp_path / "undisturbed.yaml"  # off cluster, in this process: the same images

@@ -161,9 +161,9 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_ranks_make_the_pixels_of_one(slow_grid, tmp_path):
-    for ranks in (1, 2):
-        done = run_detsd("generate", slow_grid, "--output-dir", tmp_path / str(ranks), ranks=ranks)
-        assert done.returncode == 0, done.stderr
+    assert call("generate", slow_grid, "--output-dir", tmp_path / "1") == 0
+    done = run_detsd("generate", slow_grid, "--output-dir", tmp_path / "2", ranks=2)
+    assert done.returncode == 0, done.stderr
     one, two = pixels(tmp_path / "1"), pixels(tmp_path / "2")
     assert len(one) == 24
     assert one == two
