@@ -168,9 +168,6 @@ class FinetuneConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
 class LearnedConceptsConfig:
@@ -238,9 +235,6 @@ class GenerateConfig:
     grid: GridConfig
     concepts: LearnedConceptsConfig = field(default_factory=LearnedConceptsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 # ---- checking ----------------------------------------------------------------------------------
@@ -536,7 +530,7 @@ def load_config(
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    """Which keys differ between two `to_dict()`s, as "section.key was 1, is 2"."""
+    """Which keys differ between two configurations' `asdict`, as "section.key was 1, is 2"."""
     found = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)

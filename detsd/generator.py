@@ -10,6 +10,7 @@ a run to go on after a pause, a crash or on another number of processes.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -348,7 +349,7 @@ class Generator:
         if not run.folder_is_kept and count > self.saved:
             facts = {
                 "kind": "generate",
-                "config": self.config.to_dict(),
+                "config": dataclasses.asdict(self.config),
                 "complete": complete,
                 "source": self.source,
                 "shown": sorted(self.shown),

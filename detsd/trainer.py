@@ -8,6 +8,7 @@ samples, and the rows' gradients are averaged: nothing else has to be synchronis
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import shutil
@@ -384,7 +385,7 @@ class Trainer:
         }
         metadata = {
             "kind": "finetune",
-            "config": self.config.to_dict(),
+            "config": dataclasses.asdict(self.config),
             "concepts": self.vocabulary.names,
             "complete": self.steps_completed >= self.config.training.num_sgd_steps,
         }
@@ -462,7 +463,7 @@ def refuse_changes(config: FinetuneConfig, run: Run) -> None:
     """
     if run.latest and run.latest_is_own:
         old: dict[str, Any] = read_metadata(run.latest).get("config", {})
-        changed = differences(old, config.to_dict())
+        changed = differences(old, dataclasses.asdict(config))
         if changed:
             raise UserError(
                 f"{run.folder} holds a run with another configuration ({'; '.join(changed)}); "
