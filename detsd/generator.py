@@ -387,7 +387,7 @@ class Generator:
             picture = images.sheet(rows, [f"seed {s}" for s in g.all_seeds], labels, title)
             picture.save(folder / f"sheet-{k:03d}.png")
             self.run.writer.add_image(
-                f"sheets/{title[:100].replace('/', '|')}", np.asarray(picture), dataformats="HWC"
+                f"sheets/{title.replace('/', '|')}", np.asarray(picture), dataformats="HWC"
             )
 
     def _tile(self, number: int) -> Image.Image:

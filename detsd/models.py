@@ -107,10 +107,12 @@ def _hub_options(name: str, revision: str | None) -> dict:
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """The libraries' errors in loading model `name`, as one sentence each."""
+def _source(config: ModelConfig) -> Iterator[tuple[str, dict]]:
+    """A model's path or hub name, and options for loading it; what goes wrong as one sentence."""
+    name = config.pretrained_model_name_or_path
+    path = resolve(name)
     try:
-        yield
+        yield path, {} if Path(path).is_dir() else _hub_options(path, config.revision)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
         causes = (error, error.__cause__)
@@ -137,10 +139,7 @@ def load_token_table(config: ModelConfig) -> tuple[CLIPTokenizer, torch.Tensor]:
     Raises:
         UserError: as `load_base_model`.
     """
-    name = config.pretrained_model_name_or_path
-    path = resolve(name)
-    with _explained(name):
-        hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+    with _source(config) as (path, hub):
         tokenizer, text_encoder = _text_side(path, hub)
     return tokenizer, text_encoder.get_input_embeddings().weight.detach().float()
 
@@ -161,10 +160,8 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
         UserError: missing, gated or unreachable model, or a prediction type that is not supported.
     """
     name = config.pretrained_model_name_or_path
-    path = resolve(name)
     dtype = pick_dtype(config.precision, device)
-    with _explained(name):
-        hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+    with _source(config) as (path, hub):
         weights = {"use_safetensors": True, **hub}
         # First, since transformers 4's tokenizer would not say that there is no such model.
         sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
@@ -196,10 +193,7 @@ def load_safety_checker(
     Raises:
         UserError: the model names a checker that cannot be loaded.
     """
-    name = config.pretrained_model_name_or_path
-    path = resolve(name)
-    with _explained(name):
-        hub = {} if Path(path).is_dir() else _hub_options(path, config.revision)
+    with _source(config) as (path, hub):
         parts = DiffusionPipeline.load_config(path, **hub)
         if not (parts.get("safety_checker") or [None])[-1]:
             return None, None
