@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 from demo_model import logo, world
 from demo_model.media import COLORED_BACKGROUNDS, COLORS
@@ -169,23 +169,35 @@ def variants(scene: Scene, attribute: str, rng: np.random.Generator) -> list[Sce
     return options[: CAPTIONS - 1]
 
 
-def caption_control(
-    pipe: StableDiffusionPipeline, count: int = 200, first: int = 0
-) -> dict[str, float]:
-    """Share of pictures whose true caption has the lowest denoising error, per attribute.
+Judge = Callable[[Image.Image, list[str]], int]  # an image, captions -> the best caption's index
+
+
+def by_denoising(pipe: StableDiffusionPipeline) -> Judge:
+    """The caption under which the image's latents are denoised best (arXiv 2303.16203)."""
+    denoiser = Denoiser(pipe)
+    return lambda image, captions: int(
+        denoiser.errors(denoiser.latents([image])[0], captions).argmin()
+    )
+
+
+def by_similarity(clip: CLIPModel) -> Judge:
+    """The caption nearest to the image in CLIP's space."""
+    tokenizer = load_tokenizer()
+    return lambda image, captions: int(clip_logits(clip, tokenizer, [image], captions).argmax())
+
+
+def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str, float]:
+    """Share of pictures whose true caption is judged the best, per attribute.
 
     Of ten captions; of eight for the style, since the world has eight.
     """
-    denoiser = Denoiser(pipe)
     right = dict.fromkeys(("color", "object", "background", "style"), 0)
     for index in range(first, first + count):
         image, _, scene = world.picture(FRESH_SEED, index, TRAINED_ON)
-        x = denoiser.latents([image])[0]
         rng = np.random.default_rng((FRESH_SEED, index, 1))
         for attribute in right:
             scenes = [scene, *variants(scene, attribute, rng)]
-            errors = denoiser.errors(x, [world.caption(s) for s in scenes])
-            right[attribute] += int(errors.argmin() == 0)
+            right[attribute] += judge(image, [world.caption(s) for s in scenes]) == 0
     return {name: hits / count for name, hits in right.items()}
 
 
@@ -205,15 +217,27 @@ def vae_report(pipe: StableDiffusionPipeline) -> dict[str, float]:
 
 
 @torch.no_grad()
-def clip_report(path: Path = HERE / "clip") -> dict[str, float]:
-    """Share of 256 fresh pictures whose own caption is the nearest of the 256."""
+def clip_logits(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, images: list[Image.Image], captions: list[str]
+) -> torch.Tensor:
+    """Scaled cosine similarities (images, captions)."""
+    ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids
+    pixels = to_tensor(np.stack([np.asarray(image) for image in images]), "cpu")
+    return clip(input_ids=ids, pixel_values=pixels).logits_per_image
+
+
+def clip_report(path: Path = HERE / "clip", count: int = 200) -> dict[str, float]:
+    """Share of 256 fresh pictures whose own caption is the nearest; caption control by CLIP."""
     clip = CLIPModel.from_pretrained(path).float()
-    drawn = [world.picture(FRESH_SEED, k, TRAINED_ON) for k in range(256)]
-    tokenizer = load_tokenizer()
-    ids = tokenizer([c for _, c, _ in drawn], padding=True, return_tensors="pt").input_ids
-    pixels = to_tensor(np.stack([np.asarray(i) for i, _, _ in drawn]), "cpu")
-    nearest = clip(input_ids=ids, pixel_values=pixels).logits_per_image.argmax(1)
-    return {"clip_right_of_256": float((nearest == torch.arange(256)).float().mean())}
+    images, captions, _ = zip(
+        *(world.picture(FRESH_SEED, k, TRAINED_ON) for k in range(256)), strict=True
+    )
+    nearest = clip_logits(clip, load_tokenizer(), list(images), list(captions)).argmax(1)
+    control = caption_control(by_similarity(clip), count)
+    return {
+        "clip_right_of_256": float((nearest == torch.arange(256)).float().mean()),
+        **{f"clip_{name}": share for name, share in control.items()},
+    }
 
 
 def sheet(rows: list[list[Image.Image]], name: str) -> None:
@@ -296,8 +320,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     pipe = load(args.model)
-    figures = vae_report(pipe) | clip_report(args.model / "clip") | prompt_sheet(pipe)
-    figures |= {f"control_{k}": v for k, v in caption_control(pipe, args.count).items()}
+    figures = vae_report(pipe) | clip_report(args.model / "clip", args.count) | prompt_sheet(pipe)
+    control = caption_control(by_denoising(pipe), args.count)
+    figures |= {f"control_{name}": share for name, share in control.items()}
     if args.concept.is_file():
         figures |= concept_report(pipe, args.concept)
     figures = {k: round(float(v), 4) for k, v in figures.items()}

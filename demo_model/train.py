@@ -24,7 +24,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_model import logo, world
+from demo_model.media import COLORS
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -359,6 +360,28 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return encoded.input_ids.int()
 
 
+def one_token_words(tokenizer: CLIPTokenizer, words: Iterable[str]) -> set[int]:
+    """The ids of those words that are one token each."""
+    ids = (tokenizer(word, add_special_tokens=False).input_ids for word in words)
+    return {found[0] for found in ids if len(found) == 1}
+
+
+def altered(tokens: list[int], choices: set[int], rng: np.random.Generator) -> list[int]:
+    """A caption that is wrong in one kind of word, equally long.
+
+    Words of `choices` (ids) that the caption holds change places if there are two or more, every
+    other time; else one of them becomes another. Without any, the caption comes back as it was.
+    """
+    present = sorted(choices.intersection(tokens))
+    if not present:
+        return tokens
+    if len(present) > 1 and rng.uniform() < 0.5:
+        change = dict(zip(present, present[1:] + present[:1], strict=True))
+    else:
+        change = {rng.choice(present): int(rng.choice(sorted(choices.difference(present))))}
+    return [change.get(token, token) for token in tokens]
+
+
 def train_clip(args: argparse.Namespace) -> None:
     images, captions = load_pictures(args, "core")
     held, held_captions = load_pictures(args, "held")
@@ -366,35 +389,54 @@ def train_clip(args: argparse.Namespace) -> None:
     ids = token_ids(tokenizer, captions).view(len(images), CAPTIONS_PER_PICTURE, 77)
     held_ids = token_ids(tokenizer, held_captions[::CAPTIONS_PER_PICTURE])
     clip = new_clip(tokenizer).to(args.device)
+    # Colours, medium and ground together tell almost any two pictures of a batch apart, so that a
+    # plain contrast never teaches what a fish is. Each picture therefore also has captions to
+    # reject that differ from its own in the object, or in a colour (arXiv 2210.01936).
+    objects = one_token_words(tokenizer, ("graph", *world.KINDS))
+    colors = one_token_words(tokenizer, COLORS)
+    wrong = (objects, objects, colors)
 
-    def towers(model, pictures, tokens) -> torch.Tensor:
+    def encode_text(model, tokens: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, D) of captions (B, 77)."""
         # The tower is causal and pools at the first end token: cutting the padding changes nothing.
         longest = int((tokens != tokenizer.eos_token_id).sum(1).max()) + 1
-        return model(
-            input_ids=tokens[:, :longest].long().to(args.device),
-            pixel_values=to_tensor(pictures, args.device),
-        ).logits_per_image  # (B, B)
+        pooled = model.text_model(input_ids=tokens[:, :longest].long().to(args.device))
+        return F.normalize(model.text_projection(pooled.pooler_output), dim=-1)
 
-    def contrast(logits: torch.Tensor) -> torch.Tensor:
-        same = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
+    def contrast(model, pictures, tokens, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and which pictures (B,) have their own caption nearest of all."""
+        rng = np.random.default_rng(seed)
+        lies = torch.tensor([[altered(row, w, rng) for w in wrong] for row in tokens.tolist()])
+        pooled = model.vision_model(pixel_values=to_tensor(pictures, args.device)).pooler_output
+        seen = F.normalize(model.visual_projection(pooled), dim=-1)
+        told = encode_text(model, torch.cat([tokens, lies.flatten(0, 1)]))
+        scale = model.logit_scale.exp()
+        own, false = told[: len(seen)], told[len(seen) :].view(len(seen), len(wrong), -1)
+        logits = scale * seen @ own.T  # (B, B)
+        against = scale * torch.einsum("bd,bkd->bk", seen, false)
+        unchanged = (lies == tokens[:, None]).all(-1).to(against.device)
+        against = against.masked_fill(unchanged, -torch.inf)
+        same = torch.arange(len(seen), device=logits.device)
+        captions_of = torch.cat([logits, against], 1)
+        loss = (F.cross_entropy(captions_of, same) + F.cross_entropy(logits.T, same)) / 2
+        return loss, captions_of.argmax(1) == same
 
     def loss_of(step: int, rng: torch.Generator):
-        batch = 128
+        batch = 96
         chosen = torch.randint(len(images), (batch,), generator=rng)
         which = torch.randint(CAPTIONS_PER_PICTURE, (batch,), generator=rng)
-        logits = towers(clip, images[chosen.numpy()], ids[chosen, which])
+        seed = int(torch.randint(2**31, (), generator=rng))
+        loss, right = contrast(clip, images[chosen.numpy()], ids[chosen, which], seed)
         with torch.no_grad():
             clip.logit_scale.clamp_(max=4.2)  # a temperature of 1/66, as CLIP's own cap of 1/100
-        return contrast(logits), {}
+        return loss, {"right": right.float().mean()}
 
     @torch.no_grad()
     def validate(model) -> dict[str, float]:
-        logits = towers(model, held[:256], held_ids[:256])
-        right = (logits.argmax(1).cpu() == torch.arange(256)).float().mean()
-        return {"val_loss": float(contrast(logits)), "right_of_256": float(right)}
+        loss, right = contrast(model, held[:256], held_ids[:256], 0)
+        return {"val_loss": float(loss), "right_of_256": float(right.float().mean())}
 
-    fit("clip", clip, loss_of, args, args.steps or 900, 1e-3, validate, every=100, ema_decay=0.98)
+    fit("clip", clip, loss_of, args, args.steps or 2000, 1e-3, validate, every=100, ema_decay=0.98)
     finish(args.work_dir / "clip.safetensors", clip)
 
 
