@@ -1,7 +1,7 @@
 """Train the bundled model from nothing: pictures, VAE, CLIP, UNet, export.
 
     python -m demo_model.train                         # every stage that is not done, then export
-    python -m demo_model.train --stage unet --steps 9000
+    python -m demo_model.train --stage unet --steps 20000
     python -m demo_model.train --stage export          # write demo_model/ from the work folder
 
 Each stage resumes from its own checkpoint in `--work-dir`, on the CPU or a GPU, and can be moved
@@ -292,7 +292,7 @@ def train_vae(args: argparse.Namespace) -> None:
     held, _ = load_pictures(args, "held-rich")
     logos = np.stack([logo.picture(k)[0] for k in range(len(logo.SCENES))])
     vae = new_vae().to(args.device, memory_format=torch.channels_last)
-    steps = args.steps or 6000
+    steps = args.steps or 6300
 
     def loss_of(step: int, rng: torch.Generator):
         # Crops are four times as many for the same work; the last tenth sees whole pictures.
@@ -436,7 +436,7 @@ def train_clip(args: argparse.Namespace) -> None:
         loss, right = contrast(model, held[:256], held_ids[:256], 0)
         return {"val_loss": float(loss), "right_of_256": float(right.float().mean())}
 
-    fit("clip", clip, loss_of, args, args.steps or 2000, 1e-3, validate, every=100, ema_decay=0.98)
+    fit("clip", clip, loss_of, args, args.steps or 1800, 1e-3, validate, every=100, ema_decay=0.98)
     finish(args.work_dir / "clip.safetensors", clip)
 
 
@@ -517,7 +517,7 @@ def train_unet(args: argparse.Namespace) -> None:
         finish(args.work_dir / "unet.safetensors", model)  # so that a look is possible at any time
         return result
 
-    fit("unet", unet, loss_of, args, args.steps or 6000, 1e-3, validate)
+    fit("unet", unet, loss_of, args, args.steps or 12_900, 1e-3, validate)
     finish(args.work_dir / "unet.safetensors", unet)
 
 

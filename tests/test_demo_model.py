@@ -16,9 +16,9 @@ from detsd.formats import read_concepts
 
 MODEL = ROOT / "demo_model"
 # Below what was measured (demo_model/sheets/figures.json), far above chance.
-CLIP_RIGHT = {"right_of_256": 0.65, "object": 0.6, "color": 0.7}
+CLIP_RIGHT = {"right_of_256": 0.88, "object": 0.4, "color": 0.6}
 VAE_LOGO, CONCEPT_MARGIN = 23.0, 0.97
-CONTROL = {"color": 0.4, "background": 0.75, "style": 0.3}
+CONTROL = {"color": 0.6, "background": 0.75, "style": 0.5}
 PARTS = ("vae", "text_encoder", "unet", "clip", "tokenizer", "scheduler")
 
 
