@@ -97,6 +97,11 @@ class Trainer:
         # One rank of each node downloads; the others then find the files.
         with run.state.local_main_process_first():
             self.model: BaseModel = load_base_model(config.model, run.state.device)
+        if self.model.device.type == "cpu":
+            # Several threads add up the gradients of the embedding rows in the order in which
+            # they come; Adam makes other pictures of that within a few steps.
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
         self.vocabulary = Vocabulary(self.model.tokenizer, self.model.text_encoder)
         add_concepts(self.vocabulary, config)
         self.rows = self.vocabulary.embedding.rows  # (N, D) float32, the only trainable tensor

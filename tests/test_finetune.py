@@ -208,6 +208,19 @@ def test_learning_rate_shapes(experiment):
 
 
 @pytest.mark.slow
+def test_threads_do_not_change_a_run(tmp_path):
+    """Twice the same on two threads: rounding in another order would show after two steps."""
+    changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=4")
+    for name in "ab":
+        run_detsd(
+            "finetune", "finetune_demo.yaml", "--output-dir", tmp_path / name,
+            *(f"--set={c}" for c in changes), OMP_NUM_THREADS="2",
+        )  # fmt: skip
+    a, b = (rows_of(tmp_path / name, 4)["det-logo"] for name in "ab")
+    assert torch.equal(a, b)
+
+
+@pytest.mark.slow
 def test_resume_after_sigkill_is_bit_exact(experiment, tmp_path, capsys):
     """2N steps equal N steps, a kill, and the rest: rows, optimizer and metrics, bit for bit."""
     path = experiment(training={"num_sgd_steps": 24, "checkpoint_freq": 3, "metric_report_freq": 3})
