@@ -169,21 +169,27 @@ def variants(scene: Scene, attribute: str, rng: np.random.Generator) -> list[Sce
     return options[: CAPTIONS - 1]
 
 
-Judge = Callable[[Image.Image, list[str]], int]  # an image, captions -> the best caption's index
+# An image is looked at once, then any number of lists of captions: the index of the best of a list.
+Judge = Callable[[Image.Image], Callable[[list[str]], int]]
 
 
 def by_denoising(pipe: StableDiffusionPipeline) -> Judge:
     """The caption under which the image's latents are denoised best (arXiv 2303.16203)."""
     denoiser = Denoiser(pipe)
-    return lambda image, captions: int(
-        denoiser.errors(denoiser.latents([image])[0], captions).argmin()
-    )
+
+    def judge(image: Image.Image) -> Callable[[list[str]], int]:
+        x = denoiser.latents([image])[0]
+        return lambda captions: int(denoiser.errors(x, captions).argmin())
+
+    return judge
 
 
 def by_similarity(clip: CLIPModel) -> Judge:
     """The caption nearest to the image in CLIP's space."""
     tokenizer = load_tokenizer()
-    return lambda image, captions: int(clip_logits(clip, tokenizer, [image], captions).argmax())
+    return lambda image: (
+        lambda captions: int(clip_logits(clip, tokenizer, [image], captions).argmax())
+    )
 
 
 def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str, float]:
@@ -194,10 +200,11 @@ def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str,
     right = dict.fromkeys(("color", "object", "background", "style"), 0)
     for index in range(first, first + count):
         image, _, scene = world.picture(FRESH_SEED, index, TRAINED_ON)
+        best = judge(image)
         rng = np.random.default_rng((FRESH_SEED, index, 1))
         for attribute in right:
             scenes = [scene, *variants(scene, attribute, rng)]
-            right[attribute] += judge(image, [world.caption(s) for s in scenes]) == 0
+            right[attribute] += best([world.caption(s) for s in scenes]) == 0
     return {name: hits / count for name, hits in right.items()}
 
 
