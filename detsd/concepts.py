@@ -135,8 +135,8 @@ class Vocabulary:
         ids = [ids[k % len(ids)] for k in range(n)]
         return self.embedding.weight[ids].detach().float().clone()
 
-    def add(self, concept: LearnedConcept) -> None:
-        """Add a concept with its rows.
+    def check(self, concept: LearnedConcept) -> None:
+        """Whether a concept can be added; nothing is changed.
 
         Raises:
             UserError: a word the tokenizer has, a concept added twice, rows of another width.
@@ -156,6 +156,15 @@ class Vocabulary:
                 f"concept {name!r} has rows of width {rows.shape[1]}, but the text encoder's width "
                 f"is {self.width}; it was learned on another base model"
             )
+
+    def add(self, concept: LearnedConcept) -> None:
+        """Add a concept with its rows.
+
+        Raises:
+            UserError: what `check` raises; a word like one that the tokenizer was given before.
+        """
+        self.check(concept)
+        name, rows = concept.name, concept.embeddings
         start = len(self.embedding.rows)
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         # Lower case without spaces: the older tokenizers fold added tokens as they fold text.

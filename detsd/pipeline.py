@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,18 @@ class Job:
     copy: int = 0  # of several images that agree in all else
 
     @property
-    def generator(self) -> torch.Generator:
-        """Of the starting noise: on the CPU, so that every device starts from the same.
+    def noise_seed(self) -> int:
+        """The seed that makes this image as copy 0, which is what any tool makes of a seed.
 
-        Copy 0 is what any other tool makes of the seed; PyTorch heeds only 32 bits of it, so the
-        other copies are hashed.
+        PyTorch heeds only 32 bits of a seed, so those of the other copies are hashed.
         """
         mixed = np.random.SeedSequence((self.seed, self.copy)).generate_state(1)[0]
-        return torch.Generator().manual_seed(int(mixed) if self.copy else self.seed)
+        return int(mixed) if self.copy else self.seed
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Of the starting noise: on the CPU, so that every device starts from the same."""
+        return torch.Generator().manual_seed(self.noise_seed)
 
     @property
     def batch_key(self) -> tuple:
@@ -112,13 +117,22 @@ class Made:
     flagged: bool
 
 
-class _Stock(StableDiffusionPipeline):
-    """The stock pipeline, to which a guidance scale may also be a tensor (B, 1, 1, 1)."""
+class _Scales:
+    """The guidance scales of a batch, one per image, where diffusers expects a number.
 
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        scale = torch.as_tensor(self._guidance_scale)
-        return bool((scale > 1).any()) and self.unet.config.time_cond_proj_dim is None
+    It does two things with it: compares it with 1, and multiplies a tensor (B, 4, h, w) by it.
+    """
+
+    def __init__(self, scales: list[float], device: torch.device):
+        self.largest = max(scales)
+        self.scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
+
+    def __gt__(self, limit: float) -> bool:
+        return self.largest > limit
+
+    def __mul__(self, difference: torch.Tensor) -> torch.Tensor:
+        # As PyTorch multiplies by a number: the scale is not rounded to half precision first.
+        return (self.scales * difference.float()).to(difference.dtype)
 
 
 class DetSDTextualInversionPipeline:
@@ -143,7 +157,7 @@ class DetSDTextualInversionPipeline:
         self.model = model
         self.vocabulary = vocabulary or Vocabulary(model.tokenizer, model.text_encoder)
         self.sources: dict[str, str] = {}
-        self.stock = _Stock(
+        self.stock = StableDiffusionPipeline(
             vae=model.vae,
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
@@ -214,6 +228,8 @@ class DetSDTextualInversionPipeline:
         ]
 
     def _add(self, concepts: list[LearnedConcept], source: str) -> list[str]:
+        for concept in concepts:  # first: of a file that holds a bad one, none is loaded
+            self.vocabulary.check(concept)
         for concept in concepts:
             self.vocabulary.add(concept)
             self.sources[concept.name] = source
@@ -246,7 +262,7 @@ class DetSDTextualInversionPipeline:
                 )
         return found + self.overlong(prompt)
 
-    def overlong(self, prompt: str) -> list[str]:
+    def overlong(self, prompt: str, name: str = "prompt") -> list[str]:
         """A sentence where a prompt is longer than the model's window, which cuts it off."""
         window = self.model.tokenizer.model_max_length
         length = len(self.model.tokenizer(self.vocabulary.rewrite(prompt)).input_ids)
@@ -255,17 +271,34 @@ class DetSDTextualInversionPipeline:
         lost = self.vocabulary.cut_off(prompt)
         also = f", concept {', '.join(lost)} among them" if lost else ""
         return [
-            f"the prompt {prompt!r} has {length} tokens and the model reads {window}: its last "
-            f"words are cut off{also}; shorten it"
+            f"the {name} {textwrap.shorten(prompt, 80, placeholder=' ...')!r} has {length} tokens "
+            f"and the model reads {window}: its last words are cut off{also}; shorten it"
         ]
 
     # ---- images ------------------------------------------------------------------------------
+
+    def check(self, jobs: list[Job]) -> None:
+        """Whether the model can make these jobs.
+
+        Raises:
+            UserError: more steps than the model has timesteps.
+        """
+        most, steps = (
+            self.model.scheduler.config.num_train_timesteps,
+            max((job.num_inference_steps for job in jobs), default=0),
+        )
+        if steps > most:
+            raise UserError(
+                f"num_inference_steps: {steps} is more than the {most} timesteps of "
+                f"{self.model.name}; 25 to 50 will do"
+            )
 
     def _scheduler(self, name: str):
         """A sampler by its short name, from the model's own scheduler configuration."""
         if name not in SCHEDULERS:
             raise UserError(f"scheduler {name!r} is unknown; use one of {', '.join(SCHEDULERS)}")
-        options = dict(self.model.sampling_scheduler_config)
+        # Latents have no bounds to be clipped to. diffusers sees to both where it loads a pipeline.
+        options = {**self.model.sampling_scheduler_config, "clip_sample": False, "steps_offset": 1}
         if name == "pndm":
             options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
         return SCHEDULERS[name].from_config(options)
@@ -273,19 +306,23 @@ class DetSDTextualInversionPipeline:
     def __call__(
         self,
         prompt: str | list[str] | None = None,
+        *places: Any,
         negative_prompt: str | list[str] | None = None,
-        *,
         scheduler_name: str | None = None,
         **options: Any,
     ):
         """As `StableDiffusionPipeline.__call__`, with concepts in the prompts.
 
-        `scheduler_name` changes the sampler from here on; all other options are diffusers' own.
+        `scheduler_name` changes the sampler from here on; all other options are diffusers' own,
+        which after the prompt may also be given by place (height, width, ...).
         """
         if scheduler_name:
             self.stock.scheduler = self._scheduler(scheduler_name)
         return self.stock(
-            self._rewritten(prompt), negative_prompt=self._rewritten(negative_prompt), **options
+            self._rewritten(prompt),
+            *places,
+            negative_prompt=self._rewritten(negative_prompt),
+            **options,
         )
 
     def _rewritten(self, prompt: str | list[str] | None) -> str | list[str] | None:
@@ -314,20 +351,23 @@ class DetSDTextualInversionPipeline:
                 )[0]
         positive = torch.cat([encodings[j.prompt] for j in jobs])  # (B, 77, D)
         guided = first.guidance_scale > 1
-        scales = torch.tensor([j.guidance_scale for j in jobs]).view(-1, 1, 1, 1)
-        self.stock.scheduler = self._scheduler(first.scheduler_name)
-        result = self.stock(
-            prompt_embeds=positive,
-            negative_prompt_embeds=(
-                torch.cat([encodings[j.negative_prompt] for j in jobs]) if guided else None
-            ),
-            guidance_scale=scales.to(positive) if guided else 1.0,
-            num_inference_steps=first.num_inference_steps,
-            width=first.width,
-            height=first.height,
-            generator=[j.generator for j in jobs],
-            **options,
-        )
+        scales = [j.guidance_scale for j in jobs]
+        usual, self.stock.scheduler = self.stock.scheduler, self._scheduler(first.scheduler_name)
+        try:
+            result = self.stock(
+                prompt_embeds=positive,
+                negative_prompt_embeds=(
+                    torch.cat([encodings[j.negative_prompt] for j in jobs]) if guided else None
+                ),
+                guidance_scale=_Scales(scales, self.model.device) if guided else 1.0,
+                num_inference_steps=first.num_inference_steps,
+                width=first.width,
+                height=first.height,
+                generator=[j.generator for j in jobs],
+                **options,
+            )
+        finally:
+            self.stock.scheduler = usual
         flags = result.nsfw_content_detected or [False] * len(jobs)
         return [Made(image, flag) for image, flag in zip(result.images, flags, strict=True)]
 
@@ -338,6 +378,7 @@ class DetSDTextualInversionPipeline:
         size = self.model.image_size
         return {
             **fields,
+            "seed": job.noise_seed,
             "width": job.width or size,
             "height": job.height or size,
             "model": {
@@ -360,7 +401,7 @@ class DetSDTextualInversionPipeline:
             record = self.record(job) | {"flagged": bool(result.flagged), "batch_size": len(jobs)}
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
-            paths.append(folder / f"{words}-seed{job.seed}-{digest}.png")
+            paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
             paths[-1].write_bytes(png(result.image, record))
         return paths
 
@@ -381,16 +422,17 @@ class DetSDTextualInversionPipeline:
             decoded (the reverse process); and the picture's latents, mixed with the same noise and
             decoded (the forward process, which training samples are drawn from).
         """
-        seen = []  # latents (1, 4, h, w) after each step
+        seen, times = [], []  # latents (1, 4, h, w) after each step, and the step's timestep
 
         def look(pipe, step, t, kwargs):
             seen.append(kwargs["latents"])
+            times.append(int(t))
             return {}
 
         job = dataclasses.replace(job, scheduler_name="ddim")
         self.make([job], callback_on_step_end=look)
         noise = torch.randn(seen[0].shape, generator=job.generator).to(seen[0])
-        times = [*self.stock.scheduler.timesteps.tolist(), 0]
+        times.append(0)
         seen.insert(0, noise)
         last = len(times) - 1
         moments = min(moments, len(times))
@@ -447,5 +489,10 @@ def _downloaded(uuid: str) -> Path:
             f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {reason}); try "
             "det checkpoint download, and load its folder"
         ) from None
-    os.replace(staging, folder)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(staging)  # somebody else with the same home was faster
     return folder

@@ -86,17 +86,50 @@ def test_call_takes_what_diffusers_takes(pipe):
     seen = []
     result = pipe(
         ["a blob-thing", "a dog"],
-        ["red", "blob-thing"],
+        24,  # height and width, by their places
+        40,
+        negative_prompt=["red", "blob-thing"],
         num_inference_steps=2,
         scheduler_name="euler",
         num_images_per_prompt=2,
         output_type="latent",
         callback_on_step_end=lambda p, step, t, kwargs: seen.append(step) or kwargs,
     )
-    assert result.images.shape == (4, 4, 8, 8)
+    assert result.images.shape == (4, 4, 6, 10)
     assert seen == [0, 1]
     with pytest.raises(UserError, match=r"scheduler 'ddpm' is unknown; use one of ddim, pndm"):
         pipe("a dog", scheduler_name="ddpm")
+    pipe.make([JOB])  # with DDIM; the pipeline stays with its own
+    assert type(pipe.stock.scheduler) is SCHEDULERS["euler"]
+
+
+def test_a_scale_means_the_same_in_a_batch_as_alone():
+    """In bf16 a tensor of scales would be rounded to 1/64; diffusers multiplies by a number."""
+    difference = torch.randn(2, 4, 8, 8).to(torch.bfloat16)
+    scales = pipeline._Scales([3.005, 7.55], torch.device("cpu"))
+    both = scales * difference
+    assert both.dtype == torch.bfloat16
+    for k, scale in enumerate((3.005, 7.55)):
+        assert torch.equal(both[k], scale * difference[k])
+    assert scales > 1
+    assert not scales > 7.6
+
+
+def test_latents_are_never_clipped(tiny_model, pipe):
+    """diffusers mends a scheduler without these when it loads a pipeline; so do jobs."""
+    stock = StableDiffusionPipeline.from_pretrained(tiny_model)
+    for name in SCHEDULERS:
+        pipe.model.sampling_scheduler_config.pop("clip_sample", None)
+        pipe.model.sampling_scheduler_config.pop("steps_offset", None)
+        made = pipe._scheduler(name)
+        assert not getattr(made.config, "clip_sample", False)
+        assert getattr(made.config, "steps_offset", 1) == stock.scheduler.config.steps_offset == 1
+
+
+def test_more_steps_than_timesteps_are_refused(pipe):
+    with pytest.raises(UserError, match="num_inference_steps: 1001 is more than the 1000 timest"):
+        pipe.check([JOB, dataclasses.replace(JOB, num_inference_steps=1001)])
+    pipe.check([dataclasses.replace(JOB, num_inference_steps=1000)])
 
 
 def test_a_scale_of_one_needs_no_guidance(pipe):
@@ -109,6 +142,9 @@ def test_a_scale_of_one_needs_no_guidance(pipe):
 def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
     with pytest.raises(UserError, match="'blob-thing' is loaded twice"):
         pipe.load_concepts(concept_file)
+    write_concepts([LearnedConcept("cube-thing", "", torch.ones(1, 16)), BLOB], tmp_path)
+    with pytest.raises(UserError, match="'blob-thing' is loaded twice"):
+        pipe.load_concepts(tmp_path)  # and nothing else of the file
     with pytest.raises(UserError, match=r"missing\.pt does not exist"):
         pipe.load_concepts(tmp_path / "missing.pt")
     with pytest.raises(UserError, match="rows of width 128, but the text encoder's width is 16"):
@@ -207,6 +243,10 @@ def test_saved_images_hold_the_settings_that_make_them_again(pipe, tmp_path):
     assert record["concepts"]["blob-thing"]["source"] == pipe.sources["blob-thing"]
     assert (record["batch_size"], record["flagged"], record["width"]) == (2, False, 32)
     assert parse_config(remake_hyperparameters(first), "", GenerateConfig).grid.seeds == [7]
+    copy = dataclasses.replace(JOB, copy=1)  # of the same seed, under a seed of its own
+    (other,) = pipe.save([copy], made[:1], tmp_path / "new" / "folder")
+    again = dataclasses.replace(JOB, seed=read_record(other)["seed"])
+    assert torch.equal(again.generator.get_state(), copy.generator.get_state())
     assert pipe.save(jobs[:1], made[:1], tmp_path)[0].name != first.name  # made in another batch
     assert pipe.save(jobs, made, tmp_path / "new" / "folder") == [first, second]
 
