@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from detsd import cluster
@@ -29,6 +29,7 @@ def plain_loop(generator: Generator, concept: Path, folder: Path) -> float:
     """Seconds of the stock pipeline for the generator's jobs."""
     model = generator.pipeline.model
     stock = StableDiffusionPipeline.from_pretrained(resolve(model.name), torch_dtype=model.dtype)
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)  # as the grid's jobs have
     stock.to(model.device).set_progress_bar_config(disable=True)
     for file in sorted(concept.glob("*.safetensors")):
         stock.load_textual_inversion(str(file))

@@ -110,7 +110,8 @@ def generate(args: argparse.Namespace) -> int:
             run.say("stopped; the same command goes on from here")
             return 128 + (run.stop_signal or 0)
         if args.source and not args.set:
-            run.say(f"{generator.path(0)}: {compare(generator.path(0), args.source)}")
+            if run.is_chief:  # who wrote it
+                run.say(f"{generator.path(0)}: {compare(generator.path(0), args.source)}")
         else:
             run.say(f"images: {generator.folder}, contact sheets: {run.folder / 'sheets'}")
     return 0
@@ -185,11 +186,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return complain(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         return complain(
-            f"{error.filename or 'the output folder'} cannot be written ({error.strerror}); make "
-            "room and run the same command again, earlier checkpoints are untouched"
+            f"{error.filename or 'the output folder'} cannot be used ({error.strerror}); mend that "
+            "and run the same command again, what is stored is untouched"
         )
 
 

@@ -153,11 +153,14 @@ class FinetuneConfig:
     """The whole `hyperparameters` section of a fine-tuning.
 
     Attributes:
-        metrics: what every validation reports, and a searcher can therefore go by.
+        metrics: what validations report, and a searcher can therefore go by. The second or third
+            is the first again, under a name that says whether images are held out.
     """
 
     metrics = (
         "val_loss",
+        "val_loss_held_out",
+        "val_loss_training_images",
         "val_gap",
         "val_loss_initializer",
         "sgd_steps",
@@ -424,6 +427,12 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
     hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
     if not hyperparameters or not isinstance(hyperparameters, dict):
         raise UserError(f"{source} has no hyperparameters section; see finetune_demo.yaml for one")
+    for name in ("resources", "searcher"):
+        if not isinstance(experiment.get(name) or {}, dict):
+            raise UserError(
+                f"{source} has {name}: {experiment[name]}, but that is a section with keys of its "
+                "own; see finetune_demo.yaml"
+            )
     slots = (experiment.get("resources") or {}).get("slots_per_trial")
     if slots is not None and (not isinstance(slots, int) or slots < 1):
         raise UserError(
@@ -443,13 +452,18 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
             )
     if not asha:
         return
-    if searcher.get("max_time") is None:
+    longest = searcher.get("max_time")
+    if longest is None:
         raise UserError(f"{source} has no searcher.max_time; add the {usual} of a whole trial")
+    if not isinstance(longest, int):
+        raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
     steps = (hyperparameters.get("training") or {}).get("num_sgd_steps")
+    if isinstance(steps, dict):  # the master writes every value out, as {type: const, val: 270}
+        steps = steps.get("val")
     # A trial that ends of its own accord is not replaced: the search would stop after the first.
-    if isinstance(steps, int) and searcher["max_time"] > steps:
+    if isinstance(steps, int) and longest > steps:
         raise UserError(
-            f"{source} has searcher.max_time: {searcher['max_time']}, but its trials end at "
+            f"{source} has searcher.max_time: {longest}, but its trials end at "
             f"training.num_sgd_steps: {steps} and the search would stop early; lower max_time"
         )
 

@@ -109,6 +109,7 @@ class Generator:
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = grid_jobs(config.grid, model.image_size)
+        self.pipeline.check(self.jobs)
         self.records = [
             {"job": number, **self.pipeline.record(job)} for number, job in enumerate(self.jobs)
         ]
@@ -116,8 +117,9 @@ class Generator:
             texts = dict.fromkeys([*config.grid.prompts, *config.grid.negative_prompts])
             for doubt in (d for text in texts for d in self.pipeline.doubts(text)):
                 logger.warning("%s", doubt)
-        size = config.output.batch_size or fitting_batch_size(
-            model.device, model.dtype, self.jobs[0].width, self.jobs[0].height
+        size = config.output.batch_size or min(
+            fitting_batch_size(model.device, model.dtype, self.jobs[0].width, self.jobs[0].height),
+            -(-len(self.jobs) // run.state.num_processes),  # so that no rank stands idle
         )
         self.limit = min(run.gather([size]))  # images made at once, from now on
         self.batches = batches(self.jobs, self.limit)
@@ -175,11 +177,13 @@ class Generator:
                 shutil.copytree(self.run.latest, self.run.folder, dirs_exist_ok=True)
                 (self.run.folder / METADATA).unlink()
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self.folder.glob("*.png")):
+            for path in sorted(self.folder.glob("job-*.png")):
                 record = images.read_record(path)
                 if record is None:  # cut short by a crash
                     continue
-                number = record["job"]
+                number = record.get("job", -1)
+                if path != self.path(number):  # brought or renamed by hand
+                    continue
                 mine = self.records[number] if number < len(self.records) else {}
                 other = [key for key in mine if record.get(key) != mine[key]]
                 if (other or not mine) and not problem:
@@ -298,13 +302,13 @@ class Generator:
                     record["prompt"],
                     record["seed"],
                 )
-            self._log(record["job"])
+            self._log(record)
 
     # ---- what is left behind -------------------------------------------------------------------
 
-    def _log(self, number: int) -> None:
+    def _log(self, record: dict[str, Any]) -> None:
         """An image under a tag of its own, so that TensorBoard's sampling can hide none."""
-        job, writer = self.jobs[number], self.run.writer
+        job = self.jobs[record["job"]]
         parts = [
             job.prompt,
             f"guidance {job.guidance_scale:g}, {job.num_inference_steps} steps, "
@@ -312,16 +316,15 @@ class Generator:
             + (f", not {job.negative_prompt}" if job.negative_prompt else ""),
             f"seed {job.seed}",
         ]
-        with Image.open(self.path(number)) as image:
-            pixels = np.asarray(image.convert("RGB"))  # (H, W, 3) uint8
+        pixels = np.asarray(self._tile(record))  # (H, W, 3) uint8
         tag = "/".join(part.replace("/", "|") for part in parts)
-        writer.add_image(tag, pixels, dataformats="HWC")
+        self.run.writer.add_image(tag, pixels, dataformats="HWC")
 
     def _log_stored(self) -> None:
         """Put into TensorBoard what is stored and may not be there."""
         if self.run.is_chief:
             for number in sorted(self.finished.keys() - self.shown):
-                self._log(number)
+                self._log(self.finished[number])
 
     def _write_manifest(self) -> None:
         lines = [
@@ -379,7 +382,8 @@ class Generator:
                 for steps, scale in columns
             ]
             rows = [
-                [self._tile(cells[(seed, *column)]) for column in columns] for seed in g.all_seeds
+                [self._tile(self.finished[cells[(seed, *column)]]) for column in columns]
+                for seed in g.all_seeds
             ]
             title = prompt + (f"  —  not: {negative}" if negative else "")
             if len(g.scheduler_names) > 1:
@@ -390,11 +394,12 @@ class Generator:
                 f"sheets/{title.replace('/', '|')}", np.asarray(picture), dataformats="HWC"
             )
 
-    def _tile(self, number: int) -> Image.Image:
-        if self.finished[number]["flagged"]:
-            job = self.jobs[number]
-            return images.notice("flagged by the safety checker", (job.width, job.height))
-        with Image.open(self.path(number)) as image:
+    def _tile(self, record: dict[str, Any]) -> Image.Image:
+        """A stored image; in place of a black one, the reason."""
+        if record["flagged"]:
+            size = (record["width"], record["height"])
+            return images.notice("flagged by the safety checker", size)
+        with Image.open(self.path(record["job"])) as image:
             return image.convert("RGB")
 
 
@@ -404,6 +409,8 @@ def remake_hyperparameters(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file holds none.
     """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
     record = images.read_record(path)
     if record is None:
         raise UserError(
@@ -439,4 +446,13 @@ def compare(again: Path, original: Path) -> str:
     if not difference.any():
         return f"the same pixels as {original}"
     share = (difference.max(2) > 0).mean()
-    return f"{share:.1%} of the pixels of {original} differ, by {difference.max()} of 255 at most"
+    was, now = (images.read_record(path)["concepts"] for path in (original, again))
+    other = [
+        f"; {name} in {c['source']} has other rows now than then"
+        for name, c in was.items()
+        if now.get(name, {}).get("sha256") != c["sha256"]
+    ]
+    return (
+        f"{share:.1%} of the pixels of {original} differ, by {difference.max()} of 255 at most"
+        + "".join(other)
+    )

@@ -37,12 +37,16 @@ def enlarge(image: Image.Image) -> Image.Image:
 
 
 def notice(text: str, size: tuple[int, int]) -> Image.Image:
-    """A dark tile with a few words, in place of an image that cannot be shown."""
-    width, height = max(size[0], SHOWN), max(size[1], SHOWN)
-    tile = Image.new("RGB", (width, height), INK)
+    """A dark tile with a few words, in place of an image of `size` that cannot be shown.
+
+    As large as that image would stand on a sheet, where it therefore stays as it is.
+    """
+    tile = _tile(Image.new("RGB", size, INK))
     pen = ImageDraw.Draw(tile)
-    for k, line in enumerate(textwrap.wrap(text, max(8, width // 9))):
-        pen.text((width // 2, height // 3 + 20 * k), line, PAPER, _font(14), anchor="mm")
+    lines = textwrap.wrap(text, max(8, tile.width // 9))
+    for k, line in enumerate(lines):
+        middle = tile.height // 2 + 20 * k - 10 * (len(lines) - 1)
+        pen.text((tile.width // 2, middle), line, PAPER, _font(14), anchor="mm")
     return tile
 
 
@@ -125,8 +129,14 @@ def process_strip(
     return sheet([reverse, forward], labels, [f"t = {t}" for t in times])
 
 
-def time_lapse(frames: list[tuple[int, list[Image.Image]]], folder: Path, limit: int = 4) -> None:
-    """`time_lapse.gif` and `time_lapse.png` (a strip) of the first `limit` samples, by step."""
+def time_lapse(
+    frames: list[tuple[int, list[Image.Image]]], labels: list[str], folder: Path, limit: int = 4
+) -> None:
+    """`time_lapse.gif` and `time_lapse.png` (a strip) of the first `limit` samples, by step.
+
+    Args:
+        labels: what each sample is of; rows of the strip stand under them.
+    """
     shown = [(step, images[:limit]) for step, images in frames]
     pictures = [sheet([images], [""], title=f"step {step}") for step, images in shown]
     last = len(pictures) - 1
@@ -141,7 +151,7 @@ def time_lapse(frames: list[tuple[int, list[Image.Image]]], folder: Path, limit:
     wanted = min(8, len(shown))
     chosen = [shown[round(k * last / max(1, wanted - 1))] for k in range(wanted)]
     rows = [[images[k] for _, images in chosen] for k in range(min(2, len(shown[0][1])))]
-    strip = sheet(rows, [""] * len(rows), [f"step {step}" for step, _ in chosen])
+    strip = sheet(rows, labels[: len(rows)], [f"step {step}" for step, _ in chosen])
     strip.save(folder / "time_lapse.png")
 
 

@@ -108,7 +108,7 @@ class Trainer:
         self.initial_rows = self.rows.detach().clone()
         self.usual_norm = float(self.vocabulary.embedding.weight.float().norm(dim=1).mean())
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
-        self._warn_of_cut_prompts()
+        self._warn_of_prompts()
         self.optimizer = make_optimizer(self.rows, t)
         self.scaler = torch.amp.GradScaler(
             self.model.device.type, enabled=self.model.dtype == torch.float16
@@ -118,6 +118,7 @@ class Trainer:
         # and a blacked-out one is taken for a failure.
         self.pipeline = DetSDTextualInversionPipeline(self.model, self.vocabulary)
         self.jobs = sample_jobs(config.inference, size)
+        self.pipeline.check(self.jobs)
         self.samples_per_step = (
             t.train_batch_size * t.gradient_accumulation_steps * run.state.num_processes
         )
@@ -171,6 +172,8 @@ class Trainer:
             if last:
                 self._draw_progress()
             if due or stop:
+                if not torch.isfinite(self.rows).all():  # between two reports
+                    self._diverge()
                 self._save()
             self._clock += time.monotonic() - began  # samples per second are of training
             if stop:
@@ -257,14 +260,14 @@ class Trainer:
         self.window = {}
         steps = sums.pop("steps")
         metrics = {name: value / steps for name, value in sums.items()}
+        norms = self.rows.detach().norm(dim=1)
+        metrics["row_norm_mean"], metrics["row_norm_max"] = float(norms.mean()), float(norms.max())
         if not all(map(math.isfinite, metrics.values())):
             self._diverge()
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         metrics["learning_rate"] = learning_rate(self.steps_completed - 1, t, self.samples_per_step)
         clocked, self._clocked = self._clocked, 0  # a resumed window is longer than its clock
         metrics["samples_per_second"] = clocked * self.samples_per_step / max(seconds, 1e-9)
-        norms = self.rows.detach().norm(dim=1)
-        metrics["row_norm_mean"], metrics["row_norm_max"] = float(norms.mean()), float(norms.max())
         run.report(self.steps_completed, metrics)
         run.report_progress(self.steps_completed / t.num_sgd_steps)
         line = (
@@ -377,7 +380,8 @@ class Trainer:
         )
         picture.save(self.run.folder / "before_after.png")
         self._log_image("before_after", picture)
-        images.time_lapse(frames, self.run.folder)
+        labels = [f"{job.prompt}, seed {job.seed}" for job in self.jobs]
+        images.time_lapse(frames, labels, self.run.folder)
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -445,9 +449,17 @@ class Trainer:
         self.steps_completed = metadata["steps_completed"]
         self.run.say(f"resuming after step {self.steps_completed}")
 
-    def _warn_of_cut_prompts(self) -> None:
+    def _warn_of_prompts(self) -> None:
         if not self.run.is_chief:
             return
+        for prompt in self.config.inference.inference_prompts:
+            if not self.vocabulary.rewrite.words_in(prompt):
+                logger.warning(
+                    "inference.inference_prompts has %r, which names none of this run's concepts "
+                    "(%s): its samples will not show what is learned",
+                    prompt,
+                    ", ".join(self.vocabulary.names),
+                )
         prompts = {p for shot in self.data.shots for p in shot.prompts}
         prompts |= set(self.config.inference.inference_prompts)
         for prompt in sorted(prompts):

@@ -139,8 +139,20 @@ ASHA = {
         ({"searcher": ASHA | {"time_metric": None}}, "add time_metric: sgd_steps"),
         ({"searcher": ASHA | {"time_metric": "batches"}}, "time_metric: batches, which no"),
         ({"searcher": ASHA | {"max_time": None}}, "no searcher.max_time"),
+        ({"searcher": ASHA | {"max_time": "270"}}, "max_time: '270'; give a whole number"),
+        ({"searcher": "single"}, "searcher: single, but that is a section"),
+        ({"resources": 2}, "resources: 2, but that is a section"),
         (
             {"searcher": ASHA, "hyperparameters": with_values(training={"num_sgd_steps": 500})},
+            "max_time: 3000, but its trials end at training.num_sgd_steps: 500",
+        ),
+        (  # as the master writes it
+            {
+                "searcher": ASHA,
+                "hyperparameters": with_values(
+                    training={"num_sgd_steps": {"type": "const", "val": 500}}
+                ),
+            },
             "max_time: 3000, but its trials end at training.num_sgd_steps: 500",
         ),
     ],
@@ -152,8 +164,10 @@ def test_experiments_that_a_cluster_could_not_serve(tmp_path, sections, words):
         load_config(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
-    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL, "searcher": ASHA}))
-    load_config(path)
+    for metric in ("val_loss", "val_loss_held_out"):
+        searcher = ASHA | {"metric": metric}
+        path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL, "searcher": searcher}))
+        load_config(path)
 
 
 def test_every_field_is_documented():

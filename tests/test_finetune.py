@@ -1,6 +1,7 @@
 """Fine-tuning end to end: the invariants, resuming, layouts, what is refused."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -210,12 +211,14 @@ def test_learning_rate_shapes(experiment):
 @pytest.mark.slow
 def test_threads_do_not_change_a_run(tmp_path):
     """Twice the same on two threads: rounding in another order would show after two steps."""
-    changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=4")
+    changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=4",
+               "training.num_validation_timesteps=1")  # fmt: skip
     for name in "ab":
-        run_detsd(
+        done = run_detsd(
             "finetune", "finetune_demo.yaml", "--output-dir", tmp_path / name,
-            *(f"--set={c}" for c in changes), OMP_NUM_THREADS="2",
+            *(f"--set={c}" for c in changes), OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive",
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     a, b = (rows_of(tmp_path / name, 4)["det-logo"] for name in "ab")
     assert torch.equal(a, b)
 
@@ -410,14 +413,36 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
     assert finetune(experiment(), out) == 0
 
 
-def test_a_diverged_run_reports_a_finite_value_and_ends(experiment, tmp_path, capsys):
+@pytest.mark.parametrize("report_freq", [1, 2])
+def test_a_diverged_run_reports_a_finite_value_and_ends(experiment, tmp_path, capsys, report_freq):
     out = tmp_path / "out"
-    path = experiment(training={"optimizer_name": "sgd", "learning_rate": 1e38})
-    assert finetune(path, out) == 2
+    change = {"optimizer_name": "sgd", "learning_rate": 1e38, "metric_report_freq": report_freq}
+    assert finetune(experiment(training=change), out) == 2
     assert "no longer finite" in capsys.readouterr().err
     last = list(metrics_of(out, "validation").values())[-1]
     assert last["val_loss"] == 1e9
     assert last["sgd_steps"] == 8  # all of its steps: a search counts it and goes on to another
+    for told in metrics_of(out).values():  # after step 1 the rows' norms overflow, not the loss
+        assert all(map(math.isfinite, told.values()))
+
+
+def test_a_stop_stores_no_diverged_rows(experiment, tmp_path, monkeypatch, capsys):
+    """Between two reports, too: what a trial goes on from has to be worth it."""
+    change = {"optimizer_name": "sgd", "learning_rate": 1e38, "metric_report_freq": 8}
+    calls = iter([False, False, True])
+    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+    assert finetune(experiment(training=change), tmp_path / "out") == 2
+    assert "no longer finite at step 3" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/checkpoints/*"))
+
+
+def test_samples_of_nothing_learned_are_pointed_out(experiment, tmp_path, caplog):
+    """As when somebody changes the concept's word and not the prompts."""
+    prompts = ["a photo of a det-logo", "a photo of a blob-thing"]
+    path = experiment(inference={"inference_prompts": prompts}, training={"num_sgd_steps": 1})
+    assert finetune(path, tmp_path / "out") == 0
+    (said,) = [r.getMessage() for r in caplog.records if "names none" in r.getMessage()]
+    assert "'a photo of a det-logo', which names none of this run's concepts (blob-thing)" in said
 
 
 def test_start_from_a_concept_file(experiment, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import command, run_detsd
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from tiny import ROOT
@@ -240,6 +241,55 @@ def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
     assert "bare.png holds no settings of detsd" in capsys.readouterr().err
 
 
+def test_an_image_whose_concept_was_learned_anew(given, concepts, tmp_path, capsys):
+    given["grid"] = {"prompts": "a zyx-two", "negative_prompts": "a dog", "num_inference_steps": 2}
+    generate(given, tmp_path / "out")
+    source = tmp_path / "out" / "images" / "job-00000.png"
+    with Image.open(source) as image:
+        assert image.text["parameters"].splitlines()[1] == "Negative prompt: a dog"
+    write_concepts([LearnedConcept("zyx-two", "", torch.ones(2, 16))], concepts)
+    assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
+    assert f"zyx-two in {concepts} has other rows now than then" in capsys.readouterr().out
+    assert call("generate", "--from", tmp_path / "gone.png") == 2
+    assert "gone.png does not exist" in capsys.readouterr().err
+
+
+def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
+    """Without a batch size of its own: 24 images on three ranks are eight each at most."""
+    del given["output"]
+    with cluster.open_run(tmp_path / "out") as run:
+        monkeypatch.setattr(run.state, "num_processes", 3)
+        monkeypatch.setattr(run, "gather", lambda values: values)
+        made = Generator(parse_config(given, "test", GenerateConfig), run)
+    assert max(map(len, made.batches)) == 6  # of each number of steps, with guidance or without
+    assert made.limit == 8
+
+
+def test_texts_are_encoded_once(given, tmp_path, monkeypatch):
+    encode, asked = StableDiffusionPipeline.encode_prompt, []
+
+    def counted(self, prompt, *rest, **options):
+        if prompt is not None:  # else diffusers passes on what it was given
+            asked.append(prompt)
+        return encode(self, prompt, *rest, **options)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "encode_prompt", counted)
+    generate(given, tmp_path / "out")
+    assert len(asked) == 3  # two prompts and the empty negative one, in six batches
+
+
+def test_pictures_brought_by_hand_are_left_alone(given, tmp_path):
+    made = generate(given, tmp_path / "out")
+    before = pixels(tmp_path / "out")
+    made.path(5).rename(made.folder / "best.png")
+    Image.new("RGB", (8, 8)).save(made.folder / "photo.png")
+    generate(given, tmp_path / "out")
+    after = pixels(tmp_path / "out")
+    assert after.pop("photo.png")
+    assert after.pop("best.png") == before["job-00005.png"]
+    assert after == before
+
+
 def test_a_damaged_image_is_made_again(given, tmp_path):
     made = generate(given, tmp_path / "out")
     before = pixels(tmp_path / "out")
@@ -308,6 +358,11 @@ def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, cap
     made = generate(given, tmp_path / "out")
     assert [made.finished[n]["flagged"] for n in range(3)] == [False, False, True]
     assert "job-00002.png is black: the model's safety checker flagged it" in caplog.text
+    events = tags(tmp_path / "out")
+    (event,) = events.Images("a zyx-two/guidance 4, 2 steps, ddim/seed 2")
+    (tmp_path / "logged.png").write_bytes(event.encoded_image_string)
+    tile = images.notice("flagged by the safety checker", (32, 32))
+    assert Image.open(tmp_path / "logged.png").tobytes() == tile.tobytes()
 
 
 def test_searchers_may_vary_any_field(given, tmp_path):
@@ -348,6 +403,7 @@ def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
         (["generate", tmp_path / "no.yaml"], "no.yaml does not exist"),
         (["generate", slow_grid, "--set", f"concepts.files={tmp_path}/no.pt"], "no.pt does not"),
         (["generate", slow_grid, "--set", "grid.prompts=[]"], "grid.prompts is empty"),
+        (["generate", slow_grid, "--set", "grid.num_inference_steps=2000"], "more than the 1000"),
     ):
         assert call(*arguments, "--output-dir", tmp_path / "out") == 2
         assert sentence in capsys.readouterr().err

@@ -22,6 +22,15 @@ def test_sheet_holds_every_image_and_label():
     assert dark > (np.asarray(blank).max(-1) < 90).sum() + 200
 
 
+def test_a_notice_stands_where_the_image_would():
+    for size in ((64, 64), (64, 32), (512, 512), (768, 512)):
+        tile_of = images.notice("flagged by the safety checker", size)
+        sheet = images.sheet([[tile_of, Image.new("RGB", size)]], [""])
+        bare = images.sheet([[Image.new("RGB", size)] * 2], [""])
+        assert sheet.size == bare.size
+        assert (np.asarray(tile_of).min(2) > 200).any()  # words
+
+
 def test_long_labels_are_wrapped_inside_the_sheet():
     sheet = images.sheet([[tile(60), tile(90)]], ["word " * 60])
     edge = np.asarray(sheet)[:, -2:]
@@ -36,11 +45,15 @@ def test_large_images_keep_their_size():
 
 def test_time_lapse(tmp_path):
     frames = [(step, [tile(step), tile(step + 5)]) for step in range(0, 200, 10)]
-    images.time_lapse(frames, tmp_path)
+    images.time_lapse(frames, ["a sample", "another"], tmp_path)
     with Image.open(tmp_path / "time_lapse.gif") as gif:
         assert gif.n_frames == 20
     with Image.open(tmp_path / "time_lapse.png") as strip:
         assert strip.width > 8 * 192  # eight moments
+        labelled = strip.height
+    images.time_lapse(frames, ["", ""], tmp_path)
+    with Image.open(tmp_path / "time_lapse.png") as strip:
+        assert strip.height < labelled
 
 
 def test_before_after_pairs_equal_seeds():
