@@ -70,6 +70,11 @@ def read_concepts(path: str | Path) -> list[LearnedConcept]:
                 found = {name: (phrase, f.get_tensor(name)) for name in f.keys()}  # noqa: SIM118
         else:
             table = torch.load(path, map_location="cpu", weights_only=True)
+            if not _is_dictionary(table):
+                raise UserError(
+                    f"{path} is not laid out as a concept file (expected {DICT_FILE}'s or a "
+                    "safetensors' layout); export the concept again"
+                )
             found = {
                 name: (entry["initializer_strs"], entry["learned_embeddings"])
                 for name, entry in table.items()
@@ -77,11 +82,6 @@ def read_concepts(path: str | Path) -> list[LearnedConcept]:
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(
             f"{path} is damaged or no concept file ({type(error).__name__}); use an intact copy"
-        ) from None
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is not laid out as a concept file (expected {DICT_FILE}'s or a safetensors' "
-            "layout); export the concept again"
         ) from None
     concepts = []
     for name, (phrase, rows) in found.items():
@@ -92,3 +92,11 @@ def read_concepts(path: str | Path) -> list[LearnedConcept]:
             raise UserError(f"{path}: the rows of {name!r} are not a finite (n, width) matrix")
         concepts.append(LearnedConcept(name, phrase, rows.float()))
     return concepts
+
+
+def _is_dictionary(table: object) -> bool:
+    """Whether a file's content is laid out as ours; other tools have tensors at other places."""
+    return isinstance(table, dict) and all(
+        isinstance(entry, dict) and {"initializer_strs", "learned_embeddings"} <= entry.keys()
+        for entry in table.values()
+    )

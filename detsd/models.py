@@ -107,12 +107,17 @@ def _hub_options(name: str, revision: str | None) -> dict:
 
 
 @contextlib.contextmanager
-def _source(config: ModelConfig) -> Iterator[tuple[str, dict]]:
+def _source(config: ModelConfig, fetch: bool = True) -> Iterator[tuple[str, dict]]:
     """A model's path or hub name, and options for loading it; what goes wrong as one sentence."""
     name = config.pretrained_model_name_or_path
     path = resolve(name)
     try:
-        yield path, {} if Path(path).is_dir() else _hub_options(path, config.revision)
+        options = {"revision": config.revision, "local_files_only": True}
+        if Path(path).is_dir():
+            options = {}
+        elif fetch:
+            options = _hub_options(path, config.revision)
+        yield path, options
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
         causes = (error, error.__cause__)
@@ -133,13 +138,16 @@ def _source(config: ModelConfig) -> Iterator[tuple[str, dict]]:
         ) from None
 
 
-def load_token_table(config: ModelConfig) -> tuple[CLIPTokenizer, torch.Tensor]:
+def load_token_table(config: ModelConfig, fetch: bool = True) -> tuple[CLIPTokenizer, torch.Tensor]:
     """A model's tokenizer and its table of token embeddings (V, D), float32, and no more of it.
+
+    Args:
+        fetch: whether the hub may be asked; if not, only what was fetched before is found.
 
     Raises:
         UserError: as `load_base_model`.
     """
-    with _source(config) as (path, hub):
+    with _source(config, fetch) as (path, hub):
         tokenizer, text_encoder = _text_side(path, hub)
     return tokenizer, text_encoder.get_input_embeddings().weight.detach().float()
 

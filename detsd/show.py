@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
-from detsd.models import load_token_table
+from detsd.models import load_token_table, resolve
 
 BUNDLED = "demo_model"
 FAMILIES = {  # by the width of the rows
@@ -38,35 +38,35 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
     """
     path = Path(path)
     concepts = read_concepts(path)
-    width = concepts[0].embeddings.shape[1] if concepts else 0
+    widths = sorted({c.embeddings.shape[1] for c in concepts})
     facts = _metadata(path)
     trained_on = facts.get("config", {}).get("model", {})
-    config = ModelConfig(
-        model or trained_on.get("pretrained_model_name_or_path") or BUNDLED,
-        None if model else trained_on.get("revision"),
-    )
+    name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
     count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
-    steps = f", after {facts['steps_completed']} steps" if "steps_completed" in facts else ""
+    steps = f", after {facts['steps_completed']} steps" if facts else ""
     lines = [f"{path}: {count}{steps}"]
     if trained_on:
         lines.append(f"base model: {trained_on['pretrained_model_name_or_path']} (trained on it)")
     else:
-        lines.append(f"base model: {FAMILIES.get(width, 'unknown')} (width {width})")
+        lines += [f"base model: {FAMILIES.get(w, 'unknown')} (width {w})" for w in widths]
     tokenizer, table = None, None
-    if model or trained_on or FAMILIES.get(width, "").startswith(BUNDLED):
+    if model or trained_on or any(FAMILIES.get(w, "").startswith(BUNDLED) for w in widths):
+        revision = None if model else trained_on.get("revision")
         try:
-            tokenizer, table = load_token_table(config)  # (V, D)
-            if table.shape[1] != width:
+            tokenizer, table = load_token_table(ModelConfig(name, revision), fetch=bool(model))
+            if table.shape[1] not in widths:
+                fits = " and ".join(FAMILIES.get(w, "another model") for w in widths)
                 raise UserError(
-                    f"{config.pretrained_model_name_or_path} has rows of width {table.shape[1]}, "
-                    f"{path} of width {width}: it fits {FAMILIES.get(width, 'another model')}; "
-                    "name that with --model"
+                    f"{name} has rows of width {table.shape[1]}, {path} of width "
+                    f"{', '.join(map(str, widths))}: it fits {fits}; name that with --model"
                 )
         except UserError as error:
             if model:
                 raise
             lines.append(f"no comparison with the vocabulary: {error}")
             table = None
+            if not Path(resolve(name)).is_dir():
+                lines.append(f"(--model {name} would fetch its text side from the hub)")
     else:
         lines.append("no comparison with the vocabulary: name the base model with --model for one")
     if table is not None:
@@ -82,17 +82,25 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
 
 
 def _metadata(path: Path) -> dict:
-    """What the checkpoint that `path` is, or lies in, says of itself; {} for a lone file."""
-    from detsd.cluster import METADATA, read_metadata
+    """What the fine-tuning's checkpoint that `path` is, or lies in, says of itself; else {}.
 
-    folder = path if path.is_dir() else path.parent
-    return read_metadata(folder) if (folder / METADATA).is_file() else {}
+    A grid's checkpoint holds concepts that something else has learned.
+    """
+    from detsd.cluster import read_metadata
+
+    try:
+        facts = read_metadata(path if path.is_dir() else path.parent)
+    except UserError:
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("kind") == "finetune" else {}
 
 
 def _concept_lines(
     concept: LearnedConcept, tokenizer: CLIPTokenizer | None, table: torch.Tensor | None, k: int
 ) -> list[str]:
     rows = concept.embeddings  # (n, D)
+    if table is not None and table.shape[1] != rows.shape[1]:
+        table = None  # a file for several text encoders
     norms = rows.norm(dim=1)
     lines = [
         concept.name,

@@ -74,9 +74,10 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 
 
 def test_foreign_and_missing_files_are_refused(tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="not laid out"):
-        read_concepts(tmp_path / "list.pt")
+    for foreign in ([1, 2], {"cat-toy": torch.ones(2, 768)}, {"string_to_param": {"*": 1}}):
+        torch.save(foreign, tmp_path / "foreign.pt")
+        with pytest.raises(UserError, match="not laid out"):
+            read_concepts(tmp_path / "foreign.pt")
     with pytest.raises(UserError, match="does not exist"):
         read_concepts(tmp_path / "gone.pt")
     write_concepts([LearnedConcept("x", "y", torch.full((1, 4), float("nan")))], tmp_path)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import ROOT
 
+from detsd import models
 from detsd.__main__ import main
 from detsd.config import ModelConfig
 from detsd.errors import UserError
@@ -29,7 +30,7 @@ def checkpoint(tmp_path, tiny_model, table):
     other = LearnedConcept("other-thing", "dog", torch.ones(1, 16))
     write_concepts([concept, other], tmp_path)
     model = {"pretrained_model_name_or_path": str(tiny_model), "revision": None}
-    facts = {"steps_completed": 40, "config": {"model": model}}
+    facts = {"kind": "finetune", "steps_completed": 40, "config": {"model": model}}
     (tmp_path / "metadata.json").write_text(json.dumps(facts))
     return tmp_path
 
@@ -77,7 +78,8 @@ def test_a_file_of_another_tool_is_told_by_its_width(tmp_path, tiny_model):
 
 
 def test_a_base_model_that_is_gone_is_no_reason_to_say_nothing(checkpoint):
-    facts = {"config": {"model": {"pretrained_model_name_or_path": "/nowhere/model"}}}
+    facts = json.loads((checkpoint / "metadata.json").read_text())
+    facts["config"]["model"]["pretrained_model_name_or_path"] = "/nowhere/model"
     (checkpoint / "metadata.json").write_text(json.dumps(facts))
     text = describe(checkpoint)
     assert "no comparison with the vocabulary" in text
@@ -104,3 +106,40 @@ def test_what_is_no_concept_file(tmp_path, capsys, name, content, message):
     assert message in error
     assert name in error
     assert "Traceback" not in error
+
+
+def test_a_file_for_two_text_encoders(tmp_path):
+    """Each width on its own; the bundled model's vocabulary for what fits it."""
+    concepts = {"small-thing": torch.ones(1, 128), "large-thing": torch.ones(2, 768)}
+    save_file(concepts, tmp_path / "two.safetensors")
+    head, *parts = describe(tmp_path / "two.safetensors").split("\n\n")
+    assert "demo_model, the bundled one (width 128)" in head
+    assert "Stable Diffusion 1.x, as CompVis/stable-diffusion-v1-4 (width 768)" in head
+    large, small = sorted(parts)
+    assert "norms: 27.713  27.713" in large
+    assert "nearest words" in small
+
+
+@pytest.mark.parametrize(
+    "metadata", ['{"kind": "generate", "steps_completed": 480, "config": {}}', "[]", "{"]
+)
+def test_metadata_that_is_not_the_concepts_own(checkpoint, metadata):
+    (checkpoint / "metadata.json").write_text(metadata)
+    for path in (checkpoint, checkpoint / "blob-thing.safetensors"):
+        text = describe(path)
+        assert "steps" not in text
+        assert "trained on it" not in text
+        assert "initializer: red ball" in text
+
+
+def test_a_model_is_fetched_only_when_named(checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr(models.HfApi, "model_info", lambda *a, **k: asked.append(a) or 1 / 0)
+    facts = json.loads((checkpoint / "metadata.json").read_text())
+    facts["config"]["model"]["pretrained_model_name_or_path"] = "nobody/never-fetched"
+    (checkpoint / "metadata.json").write_text(json.dumps(facts))
+    assert "--model nobody/never-fetched would fetch" in describe(checkpoint)
+    assert asked == []
+    with pytest.raises(UserError, match="nobody/never-fetched cannot be loaded"):
+        describe(checkpoint, "nobody/never-fetched")
+    assert len(asked) == 1
