@@ -72,7 +72,7 @@ def checked_jobs(
             raise UserError(
                 f"the {name} has {len(text)} characters; shorten it to a sentence or two"
             )
-        for doubt in pipe.overlong(text):
+        for doubt in pipe.overlong(text, name):
             raise UserError(doubt)
     size = pipe.model.image_size
     limits = {
@@ -128,11 +128,13 @@ class Studio:
         """Load a concept from a path or checkpoint uuid, or from an uploaded file; the new words.
 
         Raises:
-            UserError: nothing named, or what the pipeline raises.
+            UserError: nothing named, or two things, or what the pipeline raises.
         """
         text = (text or "").strip()
         if not text and not file:
             raise UserError("nothing is named; write a path or a uuid, or upload a file")
+        if text and file:
+            raise UserError(f"{text!r} is named and a file uploaded; take one of them away")
         if not text:
             return self.pipe.load_concepts(file)
         if UUID.fullmatch(text) and not Path(text).exists():
@@ -264,9 +266,13 @@ def page(studio: Studio) -> gr.Blocks:
                         )  # fmt: skip
             with gr.Column(scale=6):
                 gr.Markdown("### Images\nTheir settings are inside the PNG files you download.")
-                gallery = gr.Gallery(elem_id="gallery", **looks)
-                words = gr.Markdown(elem_id="words", visible=False)
-                plain = gr.Gallery(elem_id="plain", visible=False, **looks)
+                with gr.Row():  # side by side where there is room, else one below the other
+                    with gr.Column(min_width=240):
+                        words = gr.Markdown(elem_id="words", visible=False)
+                        gallery = gr.Gallery(elem_id="gallery", **looks)
+                    with gr.Column(min_width=240, visible=False) as twins:
+                        plain_words = gr.Markdown(elem_id="plain-words")
+                        plain = gr.Gallery(elem_id="plain", **looks)
         with gr.Tab("Load a concept"):
             gr.Markdown(
                 "A concept learned on this base model, by `python -m detsd finetune` or by another "
@@ -287,11 +293,16 @@ def page(studio: Studio) -> gr.Blocks:
             jobs = checked_jobs(studio.pipe, *settings)
             for doubt in studio.pipe.doubts(jobs[0].prompt):
                 gr.Warning(html.escape(doubt))
-            shown, twins, text = studio.make(
+            shown, others, text = studio.make(
                 jobs, beside, lambda share, text: progress(share, desc=text)
             )
-            title = gr.Markdown(f"### The plain phrase\n{html.escape(text)}", visible=beside)
-            return shown, title, gr.Gallery(twins, visible=beside)
+            return (
+                shown,
+                gr.Markdown(html.escape(jobs[0].prompt), visible=beside),
+                others,
+                html.escape(text),
+                gr.Column(visible=beside),
+            )
 
         @_in_a_sentence
         def add(text: str, upload: str | None):
@@ -300,6 +311,8 @@ def page(studio: Studio) -> gr.Blocks:
                 f"Loaded {words}. Write the word in a prompt.",
                 studio.about(),
                 gr.Dataset(samples=studio.examples()),
+                "",
+                None,
             )
 
         # One at a time, whoever asks: the model and its concepts are shared.
@@ -308,7 +321,7 @@ def page(studio: Studio) -> gr.Blocks:
             [go.click, prompt.submit],
             make,
             [beside, prompt, negative, guidance, steps, seed, scheduler, count, width, height],
-            [gallery, words, plain],
+            [gallery, words, plain, plain_words, twins],
             show_progress_on=gallery,
             api_name="generate",
             **alone,
@@ -316,7 +329,7 @@ def page(studio: Studio) -> gr.Blocks:
         load.click(
             add,
             [source, file],
-            [loaded, about, examples],
+            [loaded, about, examples, source, file],
             show_progress_on=loaded,
             api_name="load",
             **alone,
@@ -339,7 +352,7 @@ def serve(
     """Load the model and its concepts, open the page, and stay until interrupted.
 
     Raises:
-        UserError: no gradio, a model or concept that cannot be loaded, a port that is taken.
+        UserError: no gradio, a model or concept that cannot be loaded, an address not to be had.
     """
     if gr is None:
         raise UserError(
@@ -360,9 +373,10 @@ def serve(
                 prevent_thread_lock=True, theme=theme, css=CSS, footer_links=[],
                 allowed_paths=[folder],
             )  # fmt: skip
-        except OSError:
+        except OSError:  # gradio does not tell the two apart
             raise UserError(
-                f"--port {port or '(7860 to 7959)'} is taken on {host}; give another one"
+                f"--port {port or '(7860 to 7959)'} is taken on {host}, or --host {host} is no "
+                "address of this machine; give another one"
             ) from None
         print(f"the demo is at {url} (Ctrl-C ends it)", flush=True)
         blocks.block_thread()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -60,7 +61,7 @@ def test_settings_become_jobs(studio):
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": "very " * 90}, "92 tokens and the model reads 77"),
         ({"prompt": "x" * 9999}, "the prompt has 9999 characters"),
-        ({"negative": "very " * 90}, "92 tokens and the model reads 77"),
+        ({"negative": "very " * 90}, r"the negative prompt 'very .{60,80} \.\.\.' has 92 tokens"),
         ({"width": 4096}, "the width must be a number from 16 to 64, not 4096"),
         ({"height": 33}, "the height is 33 pixels but must be a multiple of 8"),
         ({"height": None}, "the height must be a number from 16 to 64"),
@@ -119,6 +120,8 @@ def test_loading_another_concept(studio, tmp_path):
         studio.load(" ", None)
     with pytest.raises(UserError, match="loaded twice"):
         studio.load(None, str(tmp_path / "cube-thing.safetensors"))
+    with pytest.raises(UserError, match="is named and a file uploaded; take one of them away"):
+        studio.load(str(tmp_path), str(tmp_path / "cube-thing.safetensors"))
 
 
 def test_one_thing_at_a_time(studio):
@@ -140,7 +143,7 @@ def test_a_port_that_is_taken(tiny_model, capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["app", "--model", str(tiny_model), "--port", port]) == 2
-    assert f"--port {port} is taken on 127.0.0.1; give another one" in capsys.readouterr().err
+    assert f"--port {port} is taken on 127.0.0.1, or" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -204,11 +207,19 @@ def test_the_page_in_a_browser(address, tmp_path):
         images = page.locator("#gallery .grid-wrap img")
         expect(images).to_have_count(2)
         expect(page.locator("#plain .grid-wrap img")).to_have_count(2)
-        expect(page.locator("#words")).to_contain_text("a drawing of a red ball")
+        expect(page.locator("#words")).to_contain_text("a drawing of a blob-thing")
+        expect(page.locator("#plain-words")).to_contain_text("a drawing of a red ball")
         images.first.scroll_into_view_if_needed()  # the browser may leave it unloaded till then
         expect(images.first).to_have_js_property("naturalWidth", 32)
-        # Nothing is wider than a telephone.
+        # Nothing is wider than a telephone; on a screen the twins stand side by side.
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        left, right = (page.locator(f"#{name}") for name in ("gallery", "plain"))
+        assert left.bounding_box()["x"] == right.bounding_box()["x"]
+        page.set_viewport_size({"width": 1280, "height": 800})
+        a, b = left.bounding_box(), right.bounding_box()
+        assert a["x"] + a["width"] <= b["x"]
+        assert a["y"] == b["y"]
+        page.set_viewport_size({"width": 390, "height": 844})
 
         images.first.click()
         with page.expect_download() as download:
@@ -226,6 +237,13 @@ def test_the_page_in_a_browser(address, tmp_path):
         page.locator("#dice").click()
         expect(page.locator("#seed input")).not_to_have_value("7")
 
+        for knob, value in (("steps", "100"), ("count", "8")):
+            page.locator(f"#{knob} input[type=number]").fill(value)
+            page.locator(f"#{knob} input[type=number]").press("Tab")
+        page.locator("#go").click()
+        expect(page.get_by_text(re.compile(r"denoising step \d+ of 100")).first).to_be_visible()
+        expect(images).to_have_count(8)
+
         page.locator("#width input").fill("4000")
         page.locator("#go").click()
         expect(page.locator(".toast-body").first).to_contain_text(
@@ -240,5 +258,6 @@ def test_the_page_in_a_browser(address, tmp_path):
         )
         page.locator("#load").click()
         expect(page.locator("#loaded")).to_contain_text("Loaded cube-thing")
+        expect(page.locator("#source textarea, #source input")).to_have_value("")
         expect(page.locator("#about")).to_contain_text("cube-thing: 1 vector")
     assert elsewhere == []
