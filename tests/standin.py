@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +59,7 @@ class Master:
         told: (path, body) of every request that was accepted, in order.
         refused: why requests were refused; empty after a clean run.
         acknowledged: allocations that acknowledged their preemption.
-        preempt: set while the trials are asked to stop.
+        preempt: set while the trials are asked to stop; `preempt_told` once one has heard of it.
     """
 
     def __init__(self, folder: Path):
@@ -66,7 +67,7 @@ class Master:
         self.told: list[tuple[str, dict]] = []
         self.refused: list[str] = []
         self.acknowledged: set[str] = set()
-        self.preempt = threading.Event()
+        self.preempt, self.preempt_told = threading.Event(), threading.Event()
         self._runs: dict[int, int] = {}  # how often each trial was started
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
         self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
@@ -133,7 +134,10 @@ class Master:
             if process.poll() is None:
                 self.kill(process)
                 process.communicate()
+            # The harness leaves these where TMPDIR does not reach.
             Path(f"/tmp/pid_server-{process.info.name}").unlink(missing_ok=True)
+            for left in Path("/tmp").glob(f"tensorboard-{process.info.name}-*"):
+                shutil.rmtree(left)
         self._scratch.cleanup()
         self._closing = True  # ends the long polls
         self.server.shutdown()
@@ -163,6 +167,8 @@ class Master:
             until = time.monotonic() + float(query["timeout_seconds"][0])
             while not self.preempt.is_set() and not self._closing and time.monotonic() < until:
                 time.sleep(0.02)
+            if self.preempt.is_set():
+                self.preempt_told.set()
             return {"preempt": self.preempt.is_set()}
         for hook in list(self._hooks):
             if hook[0](path, body):
@@ -274,7 +280,11 @@ class Master:
             "trial": {
                 "trial_id": trial, "experiment_id": 1, "trial_seed": 0,
                 "trial_run_id": self._runs[trial], "hparams": experiment["hyperparameters"],
-                "config": experiment | {"checkpoint_storage": storage}, "steps_completed": 0,
+                "config": experiment | {
+                    "checkpoint_storage": storage,
+                    "hyperparameters": written_out(experiment["hyperparameters"]),
+                },
+                "steps_completed": 0,
                 "debug": False, "inter_node_network_interface": None,
             },
             "rendezvous": {
@@ -321,6 +331,13 @@ class Master:
     def ranks(self, process: subprocess.Popen) -> dict[int, int]:
         """Process id of each rank that has started."""
         return {int(p.suffix[1:]): int(p.read_text()) for p in process.info.glob("rank.*")}
+
+
+def written_out(value: object) -> object:
+    """Hyperparameters as the master writes them into an experiment's configuration."""
+    if isinstance(value, dict):
+        return {key: written_out(v) for key, v in value.items()}
+    return {"type": "const", "val": value}
 
 
 def experiment_of(path: Path) -> dict:

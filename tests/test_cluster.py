@@ -1,12 +1,14 @@
 """In a trial: the real harness and the real entrypoints against a stand-in master."""
 
 import json
+import math
 import os
 import random
 import signal
 import time
 
 import pytest
+import requests
 import torch
 import yaml
 from PIL import Image
@@ -45,6 +47,18 @@ def rows(master, step, trial=7):
     return {c.name: c.embeddings for c in read_concepts(master.stored(trial)[step])}
 
 
+def pause(master, share):
+    """As soon as the trial tells a progress of `share`, it is asked to stop, before it goes on."""
+    master.preempt_told.clear()
+
+    def ask():
+        master.preempt.set()
+        assert master.preempt_told.wait(60)
+        time.sleep(0.5)  # the harness polls in another thread, which now has the answer
+
+    master.when(lambda path, body: path.endswith("/progress") and body["progress"] >= share, ask)
+
+
 def told(kind, steps=None):
     """For Master.when: a request to .../KIND, of `steps` completed steps or more."""
 
@@ -68,7 +82,7 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
     validation = master.metrics("validation", 1)
     assert sorted(validation) == [8, 16, 24]
     for step, m in validation.items():
-        assert set(FinetuneConfig.metrics) <= set(m)
+        assert set(FinetuneConfig.metrics) - set(m) == {"val_loss_training_images"}
         assert m["sgd_steps"] == step
     assert master.progress() == sorted(master.progress())
     assert master.progress()[-1] == 1.0
@@ -84,27 +98,24 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
     assert len(samples) == 2
     assert [e.step for e in seen.Images(samples[0])] == [0, 8, 16, 24]
 
-    pause, away = random.randint(1, 10), random.randint(17, 24)
-    print(f"asked to pause at step {pause}, master away at step {away}")
-    # Metrics are posted from another thread, so the trial is paused at this step or a later one.
-    master.when(told("/metrics", pause), master.preempt.set)
+    wanted, away = random.randint(1, 10), random.randint(17, 24)
+    print(f"asked to pause at step {wanted}, master away at step {away}")
+    pause(master, wanted / 24)
     master.run(two_concepts)
     assert len(master.acknowledged) == 1
-    paused = max(master.stored())
-    assert pause <= paused <= 24
+    assert wanted <= max(master.stored()) < 16
     master.preempt.clear()
 
-    if paused < 16:
-        # Killed between the writing of a checkpoint and its report: the files do not count.
-        def kill():
-            master.kill(process)
-            raise Dropped
+    # Killed between the writing of a checkpoint and its report: the files do not count.
+    def kill():
+        master.kill(process)
+        raise Dropped
 
-        process = master.start(two_concepts)
-        master.when(told("/checkpoints", 16), kill)
-        process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL
-        assert max(master.stored()) < 16
+    process = master.start(two_concepts)
+    master.when(told("/checkpoints", 16), kill)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert max(master.stored()) < 16
 
     master.when(told("/metrics", away), lambda: master.refuse_connections(2))
     said = master.run(two_concepts)
@@ -140,12 +151,27 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     said = failing.communicate(timeout=120)[0]
     assert failing.returncode not in (0, None), said
     assert time.monotonic() - began < 110
-    assert 8 in master.stored()
-    assert 24 not in master.stored()
+    assert list(master.stored()) == [8, 16]
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
-    assert "resuming after step" in master.run(two_concepts)
+    pause(master, 18 / 24)
+    assert "resuming after step 16" in master.run(two_concepts)
+    assert 18 <= max(master.stored()) < 20
+    master.preempt.clear()
+
+    two_concepts["hyperparameters"]["training"]["train_batch_size"] = 2
+    pause(master, 20 / 24)
+    assert "resuming after step" in master.run(two_concepts, launcher=True, slots=2)
+    assert 20 <= max(master.stored()) < 22
+    assert len(master.acknowledged) == 2
+    master.preempt.clear()
+    said = master.run(two_concepts, launcher=True, slots=2)
+    assert "resuming after step" in said
+    assert "[rank=0]" in said
     assert master.progress()[-1] == 1.0
+    assert sorted(master.metrics("training")) == list(range(2, 25, 2))
+    assert sorted(master.metrics("validation")) == [8, 16, 24]
+    two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
     path = tmp_path / "undisturbed.yaml"  # off cluster, in this process: the same training
     path.write_text(yaml.safe_dump(two_concepts))
     assert main(["finetune", str(path), "--output-dir", str(tmp_path / "out")]) == 0
@@ -174,7 +200,7 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
     assert "Traceback" not in said
     ((step, m),) = master.metrics("validation").items()
     assert (step, m["val_loss"], m["sgd_steps"]) == (2, 1e9, 8)
-    assert set(FinetuneConfig.metrics) <= set(m)
+    assert set(m) <= set(FinetuneConfig.metrics)
     assert master.checkpoints() == {}
 
     given["searcher"]["metric"] = "accuracy"  # nothing reports it, and the search would fail later
@@ -185,14 +211,14 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
 
 @pytest.mark.slow
 def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
-    """Twelve images of a concept that lies in a checkpoint: every image is made once, and right."""
-    concept = LearnedConcept("blob-thing", "red ball", torch.linspace(-1, 1, 32).reshape(2, 16))
+    """Twelve images of concepts that lie in a checkpoint: every image is made once, and right."""
+    learned = torch.linspace(-1, 1, 32).reshape(2, 16)
     source = master.store("source")
     source.mkdir(parents=True)
-    write_concepts([concept], source)
+    write_concepts([LearnedConcept(name, "", learned) for name in CONCEPTS], source)
     (source / "metadata.json").write_text(json.dumps({"steps_completed": 9, "trial_id": 5}))
     grid = {
-        "prompts": ["a photo of a blob-thing", "a dog"],
+        "prompts": ["a photo of a blob-thing", "a blob-thing-two beside a blob-thing"],
         "guidance_scales": [2, 3.5],
         "seeds": [0, 1, 2],
         "num_inference_steps": 2,
@@ -229,31 +255,33 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
 
     before, wanted = max(master.stored()), random.randint(1, 3)
     print(f"asked to pause {wanted} images after {before}")
-    master.when(told("/metrics", before + wanted), master.preempt.set)
-    assert "are there already" in master.run(given, **options)
-    assert max(master.stored()) > before
+    pause(master, (before + wanted) / 12)
+    assert "are there already" in master.run(given, launcher=True, slots=2, **options)
+    assert before < max(master.stored()) < 12
+    assert len(master.acknowledged) == 1
     master.preempt.clear()
-    if max(master.stored()) < 11:
 
-        def kill():
-            master.kill(process)
-            raise Dropped
+    def kill():
+        master.kill(process)
+        raise Dropped
 
-        process = master.start(given, **options)
-        master.when(told("/checkpoints", 11), kill)
-        process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL
-    if 12 not in master.stored():
-        master.when(told("/metrics", 12), lambda: master.refuse_connections(2))
-        master.run(given, **options)
+    process = master.start(given, **options)
+    master.when(told("/checkpoints", 12), kill)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert max(master.stored()) < 12
+    master.when(told("/metrics", 12), lambda: master.refuse_connections(2))
+    master.run(given, **options)
 
     last = master.stored()[12]
     assert images(last) == undisturbed
     manifest = [json.loads(line) for line in (last / "manifest.jsonl").read_text().splitlines()]
     assert [record["job"] for record in manifest] == list(range(12))
+    assert [sorted(manifest[n]["concepts"]) for n in (0, 11)] == [["blob-thing"], list(CONCEPTS)]
     assert manifest[0]["concepts"]["blob-thing"]["source"] == "uuid:source"
     assert len(list((last / "sheets").glob("*.png"))) == 2
-    assert master.metrics("validation")[12] == {"images": 12}
+    assert master.metrics("validation") == {n: {"images": n} for n in master.stored()}
+    assert all(m["images_per_second"] > 0 for m in master.metrics("training").values())
     assert max(master.progress()) == 1.0
 
     count = len(master.told)
@@ -265,6 +293,34 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
         tags |= set(seen.Tags()["images"])
     assert len([tag for tag in tags if not tag.startswith("sheets/")]) == 12
 
-    whole = master.run(given, trial=1, launcher=True, **options)  # and undisturbed, one slot
+    whole = master.run(given, trial=1, launcher=True, slots=2, **options)  # and undisturbed
     assert "12/12 images" in whole
     assert images(master.stored(1)[12]) == undisturbed
+
+
+def test_the_stand_in_refuses_what_a_master_would(tmp_path):
+    def metrics(step, **values):
+        body = {"trialRunId": 1, "stepsCompleted": step, "metrics": {"avgMetrics": values}}
+        return "/api/v1/trials/7/metrics", {"group": "validation", "metrics": body}
+
+    with Master(tmp_path) as master:
+        master._runs[7] = 1
+        for (path, body), refused in (
+            (metrics(8, val_loss=0.5), False),
+            (metrics(8, val_loss=0.5), False),  # the same again
+            (metrics(8, val_loss=0.6), True),
+            (metrics(9, val_loss=math.nan), True),
+            (metrics(9, val_loss=[0.5]), True),
+            (metrics(9, val_loss="0.5"), True),
+            (("/api/v1/trials/7/progress", {"progress": 1.0}), False),
+            (("/api/v1/trials/7/progress", {"progress": 1.01}), True),
+            (("/api/v1/checkpoints", {"uuid": "u", "metadata": {"trial_id": 7}}), True),
+            (("/api/v1/trials/7/unheard-of", {}), True),
+        ):
+            count = len(master.refused)
+            url = f"http://127.0.0.1:{master.server.server_port}{path}"
+            answer = requests.post(url, json.dumps(body), timeout=10)  # json= would refuse a NaN
+            assert (answer.status_code, len(master.refused) - count) == (
+                (400, 1) if refused else (200, 0)
+            ), (path, body)
+        assert master.metrics("validation") == {8: {"val_loss": 0.5}}

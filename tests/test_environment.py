@@ -1,6 +1,7 @@
 """What a task starts with: its context, its image, the hook that completes the image."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -48,10 +49,10 @@ class Image:
         """)
         command.chmod(0o755)
 
-    def start(self, **env: str) -> subprocess.CompletedProcess:
-        """What Determined does with the hook; it then starts the task."""
+    def start(self, folder: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+        """What Determined does with the hook, in `folder`; it then starts the task."""
         return subprocess.run(
-            ["bash", "-c", "set -e -x; source startup-hook.sh; : the task"], cwd=ROOT, text=True,
+            ["bash", "-c", "set -e -x; source startup-hook.sh; : the task"], cwd=folder, text=True,
             capture_output=True, timeout=60, env=env | {
                 "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": "/image.txt",
                 "HF_AUTH_TOKEN": TOKEN, "TMPDIR": str(self.folder),
@@ -121,3 +122,23 @@ def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
     (asked,) = image.lines("asked")
     assert asked.startswith("diffusers")
     assert image.lines("pins")["diffusers"] == pins(tested)["diffusers"]
+
+
+def test_what_the_dockerfile_copies_is_all_that_its_step_needs(tmp_path):
+    """No image can be built here: its files are laid out, and its step runs on them."""
+    image, work = Image(tmp_path / "image", {}), tmp_path / "work"
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] != ["COPY"]:
+            continue
+        to = work / words[-1]
+        for name in words[1:-1]:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, to)
+            else:
+                to.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, to)
+    done = image.start(work)
+    assert done.returncode == 0, done.stderr
+    assert "diffusers" in done.stdout
+    assert image.lines("pins")["diffusers"]
