@@ -4,15 +4,17 @@ import dataclasses
 import inspect
 import re
 import shlex
+import shutil
 import subprocess
 from typing import get_type_hints
 
 import pytest
+from conftest import run_detsd
 from determined.cli import cli as det_cli
 from determined.cli._declarative_argparse import add_args
 from tiny import ROOT
 
-from detsd.__main__ import parser
+from detsd.__main__ import main, parser
 from detsd.config import FinetuneConfig, GenerateConfig, load_config
 from dev import configuration, pictures
 
@@ -81,6 +83,54 @@ def test_commands_are_real(name):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
+    """One after the other beside a copy of the files, as they stand but for fewer steps.
+
+    Not here: the page, which has a test of its own, models of the hub, and make.
+    """
+    for path in ROOT.glob("[!.]*"):
+        if path.name != "outputs":
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy("finetune_demo.yaml", "my_concept.yaml")
+    fewer = {
+        "finetune": [
+            "training.num_sgd_steps=2", "training.num_validation_timesteps=1",
+            "inference.num_inference_steps=2", "inference.seeds=[0]",
+        ],
+        "generate": ["grid.num_inference_steps=2"],
+    }  # fmt: skip
+
+    def short(args):
+        keys = [] if "--from" in args else fewer.get(args[0], [])
+        return [*args, *(word for key in keys for word in ("--set", key))]
+
+    assert main(short(["finetune", "finetune_demo.yaml"])) == 0  # as make demo does
+    checkpoints = tmp_path / "outputs" / "finetune_demo" / "checkpoints"
+    (checkpoints / "step-00000002").rename(checkpoints / "step-00000300")
+    ran = []
+    for line in commands((ROOT / "README.md").read_text()):
+        words = shlex.split(line)
+        args = words[words.index("detsd") + 1 :] if "detsd" in words else ["make"]
+        if args[0] in ("make", "app") or "finetune_const.yaml" in args:
+            continue
+        args = [str(tmp_path / a) if a.startswith("outputs/") else a for a in args]
+        if words[0] == "torchrun":
+            done = run_detsd(*short(args), ranks=2)
+            assert done.returncode == 0, done.stderr
+        else:
+            assert main(short(args)) == 0, line
+        ran.append(args[0])
+    assert {kind: ran.count(kind) for kind in set(ran)} == {"finetune": 5, "generate": 2, "show": 2}
+    for name in ("my_concept", "longer", "more", "two", "det-logo-demo"):
+        assert (tmp_path / "outputs" / name / "before_after.png").is_file()
+    snippet = (ROOT / "README.md").read_text().split("### In your own code\n\n")[1]
+    names = {}
+    exec(inspect.cleandoc(snippet.split("\n\n")[0]), names)
+    assert names["pipe"].concepts == ["det-logo-demo"]
+
+
 def test_det_commands_are_real(monkeypatch, capsys):
     """Determined's own parser takes every line that begins with det, and knows every `det ...`."""
     monkeypatch.chdir(ROOT)  # it opens the files that are named
@@ -108,7 +158,8 @@ def test_readme_names_every_file_at_the_top():
     ).stdout.split()
     top = {path.split("/")[0] for path in tracked if not path.startswith(".")} - {"README.md"}
     readme = (ROOT / "README.md").read_text()
-    assert [name for name in sorted(top) if name not in readme] == []
+    package = [f"detsd/{p.name}" for p in (ROOT / "detsd").glob("[!_]*.py")]
+    assert [name for name in sorted(top) + package if f"`{name}" not in readme] == []
 
 
 def test_help_says_what_the_commands_do(capsys):
