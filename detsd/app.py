@@ -268,11 +268,11 @@ def page(studio: Studio) -> gr.Blocks:
                 gr.Markdown("### Images\nTheir settings are inside the PNG files you download.")
                 with gr.Row():  # side by side where there is room, else one below the other
                     with gr.Column(min_width=240):
-                        words = gr.Markdown(elem_id="words", visible=False)
                         gallery = gr.Gallery(elem_id="gallery", **looks)
+                        words = gr.Markdown(elem_id="words", visible=False)
                     with gr.Column(min_width=240, visible=False) as twins:
-                        plain_words = gr.Markdown(elem_id="plain-words")
                         plain = gr.Gallery(elem_id="plain", **looks)
+                        plain_words = gr.Markdown(elem_id="plain-words")
         with gr.Tab("Load a concept"):
             gr.Markdown(
                 "A concept learned on this base model, by `python -m detsd finetune` or by another "
@@ -296,10 +296,11 @@ def page(studio: Studio) -> gr.Blocks:
             shown, others, text = studio.make(
                 jobs, beside, lambda share, text: progress(share, desc=text)
             )
+            columns = 1 if beside else 2  # side by side: seed beside seed
             return (
-                shown,
+                gr.Gallery(shown, columns=columns),
                 gr.Markdown(html.escape(jobs[0].prompt), visible=beside),
-                others,
+                gr.Gallery(others, columns=columns),
                 html.escape(text),
                 gr.Column(visible=beside),
             )

@@ -153,14 +153,11 @@ class FinetuneConfig:
     """The whole `hyperparameters` section of a fine-tuning.
 
     Attributes:
-        metrics: what validations report, and a searcher can therefore go by. The second or third
-            is the first again, under a name that says whether images are held out.
+        metrics: what every validation reports, and a searcher can therefore go by.
     """
 
     metrics = (
         "val_loss",
-        "val_loss_held_out",
-        "val_loss_training_images",
         "val_gap",
         "val_loss_initializer",
         "sgd_steps",
@@ -213,10 +210,13 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """How the images are made and kept; none of it shows in them."""
+    """How the images are made and kept; none of it shows in them but by rounding."""
 
     batch_size: int | None = _knob(
-        None, "images made at once per process; null: chosen to fit the device", low=1
+        None,
+        "images made at once per process; null: as many as fit the device, and no more than its "
+        "share",
+        low=1,
     )
     fill_batches: bool = _knob(
         False,
@@ -447,8 +447,8 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
             raise UserError(f"{source} has no searcher.{key}; add {key}: {usual}")
         if given is not None and given not in kind.metrics:
             raise UserError(
-                f"{source} has searcher.{key}: {given}, which no validation reports; use one of "
-                f"{', '.join(kind.metrics)}"
+                f"{source} has searcher.{key}: {given}, which not every validation reports; use "
+                f"one of {', '.join(kind.metrics)}"
             )
     if not asha:
         return

@@ -117,10 +117,13 @@ class Generator:
             texts = dict.fromkeys([*config.grid.prompts, *config.grid.negative_prompts])
             for doubt in (d for text in texts for d in self.pipeline.doubts(text)):
                 logger.warning("%s", doubt)
-        size = config.output.batch_size or min(
-            fitting_batch_size(model.device, model.dtype, self.jobs[0].width, self.jobs[0].height),
-            -(-len(self.jobs) // run.state.num_processes),  # so that no rank stands idle
-        )
+        size = config.output.batch_size
+        if not size:
+            width, height = self.jobs[0].width, self.jobs[0].height
+            size = fitting_batch_size(model.device, model.dtype, width, height)
+            if not config.output.fill_batches:
+                # Else the first ranks would make all of a small grid.
+                size = min(size, -(-len(self.jobs) // run.state.num_processes))
         self.limit = min(run.gather([size]))  # images made at once, from now on
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1

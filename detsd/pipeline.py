@@ -281,17 +281,16 @@ class DetSDTextualInversionPipeline:
         """Whether the model can make these jobs.
 
         Raises:
-            UserError: more steps than the model has timesteps.
+            UserError: as many steps as the model has timesteps, for which diffusers' samplers,
+                one timestep ahead, find no noise level any more.
         """
-        most, steps = (
-            self.model.scheduler.config.num_train_timesteps,
-            max((job.num_inference_steps for job in jobs), default=0),
-        )
-        if steps > most:
-            raise UserError(
-                f"num_inference_steps: {steps} is more than the {most} timesteps of "
-                f"{self.model.name}; 25 to 50 will do"
-            )
+        most = self.model.scheduler.config.num_train_timesteps
+        for job in jobs:
+            if job.num_inference_steps >= most:
+                raise UserError(
+                    f"num_inference_steps: {job.num_inference_steps} must be less than the {most} "
+                    f"timesteps of {self.model.name}; 25 to 50 will do"
+                )
 
     def _scheduler(self, name: str):
         """A sampler by its short name, from the model's own scheduler configuration."""
@@ -314,7 +313,7 @@ class DetSDTextualInversionPipeline:
         """As `StableDiffusionPipeline.__call__`, with concepts in the prompts.
 
         `scheduler_name` changes the sampler from here on; all other options are diffusers' own,
-        which after the prompt may also be given by place (height, width, ...).
+        of which those up to `guidance_scale` may also be given by place, as there.
         """
         if scheduler_name:
             self.stock.scheduler = self._scheduler(scheduler_name)

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
-from detsd.models import load_token_table, resolve
+from detsd.models import load_token_table
 
 BUNDLED = "demo_model"
 FAMILIES = {  # by the width of the rows
@@ -54,19 +54,21 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
         revision = None if model else trained_on.get("revision")
         try:
             tokenizer, table = load_token_table(ModelConfig(name, revision), fetch=bool(model))
-            if table.shape[1] not in widths:
-                fits = " and ".join(FAMILIES.get(w, "another model") for w in widths)
-                raise UserError(
-                    f"{name} has rows of width {table.shape[1]}, {path} of width "
-                    f"{', '.join(map(str, widths))}: it fits {fits}; name that with --model"
-                )
         except UserError as error:
             if model:
                 raise
             lines.append(f"no comparison with the vocabulary: {error}")
-            table = None
-            if not Path(resolve(name)).is_dir():
-                lines.append(f"(--model {name} would fetch its text side from the hub)")
+            if not Path(name).is_absolute():
+                lines.append(f"--model {name} asks the hub for it")
+        if table is not None and table.shape[1] not in widths:
+            problem = (
+                f"{name} has rows of width {table.shape[1]}, {path} of width "
+                f"{' and '.join(map(str, widths))}"
+            )
+            if model:
+                fits = " and ".join(FAMILIES.get(w, "another model") for w in widths)
+                raise UserError(f"{problem}: it fits {fits}; name that with --model")
+            lines.append(f"no comparison with the vocabulary: {problem}")
     else:
         lines.append("no comparison with the vocabulary: name the base model with --model for one")
     if table is not None:

@@ -107,18 +107,18 @@ class Trainer:
         self.rows = self.vocabulary.embedding.rows  # (N, D) float32, the only trainable tensor
         self.initial_rows = self.rows.detach().clone()
         self.usual_norm = float(self.vocabulary.embedding.weight.float().norm(dim=1).mean())
-        self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
-        self._warn_of_prompts()
-        self.optimizer = make_optimizer(self.rows, t)
-        self.scaler = torch.amp.GradScaler(
-            self.model.device.type, enabled=self.model.dtype == torch.float16
-        )
         size = config.concepts.img_size or self.model.image_size
         # Without a safety checker: the samples of a training in progress are for its owner's eyes,
         # and a blacked-out one is taken for a failure.
         self.pipeline = DetSDTextualInversionPipeline(self.model, self.vocabulary)
         self.jobs = sample_jobs(config.inference, size)
         self.pipeline.check(self.jobs)
+        self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
+        self._warn_of_prompts()
+        self.optimizer = make_optimizer(self.rows, t)
+        self.scaler = torch.amp.GradScaler(
+            self.model.device.type, enabled=self.model.dtype == torch.float16
+        )
         self.samples_per_step = (
             t.train_batch_size * t.gradient_accumulation_steps * run.state.num_processes
         )
@@ -172,7 +172,7 @@ class Trainer:
             if last:
                 self._draw_progress()
             if due or stop:
-                if not torch.isfinite(self.rows).all():  # between two reports
+                if not torch.isfinite(self.rows.detach().norm()):  # between two reports
                     self._diverge()
                 self._save()
             self._clock += time.monotonic() - began  # samples per second are of training

@@ -59,7 +59,7 @@ class Master:
         told: (path, body) of every request that was accepted, in order.
         refused: why requests were refused; empty after a clean run.
         acknowledged: allocations that acknowledged their preemption.
-        preempt: set while the trials are asked to stop; `preempt_told` once one has heard of it.
+        preempt: set while the trials are asked to stop; `preempt_told` once the newest is told.
     """
 
     def __init__(self, folder: Path):
@@ -167,7 +167,8 @@ class Master:
             until = time.monotonic() + float(query["timeout_seconds"][0])
             while not self.preempt.is_set() and not self._closing and time.monotonic() < until:
                 time.sleep(0.02)
-            if self.preempt.is_set():
+            # A killed trial's poll may still wait here.
+            if self.preempt.is_set() and self._processes[-1].info.name in path:
                 self.preempt_told.set()
             return {"preempt": self.preempt.is_set()}
         for hook in list(self._hooks):

@@ -53,8 +53,9 @@ def pause(master, share):
 
     def ask():
         master.preempt.set()
-        assert master.preempt_told.wait(60)
-        time.sleep(0.5)  # the harness polls in another thread, which now has the answer
+        if not master.preempt_told.wait(60):
+            master.refused.append("nobody asked whether to stop")
+        time.sleep(1)  # the harness polls in another thread, which is getting the answer
 
     master.when(lambda path, body: path.endswith("/progress") and body["progress"] >= share, ask)
 
@@ -82,7 +83,7 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
     validation = master.metrics("validation", 1)
     assert sorted(validation) == [8, 16, 24]
     for step, m in validation.items():
-        assert set(FinetuneConfig.metrics) - set(m) == {"val_loss_training_images"}
+        assert set(FinetuneConfig.metrics) <= set(m)
         assert m["sgd_steps"] == step
     assert master.progress() == sorted(master.progress())
     assert master.progress()[-1] == 1.0
@@ -200,7 +201,7 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
     assert "Traceback" not in said
     ((step, m),) = master.metrics("validation").items()
     assert (step, m["val_loss"], m["sgd_steps"]) == (2, 1e9, 8)
-    assert set(m) <= set(FinetuneConfig.metrics)
+    assert set(FinetuneConfig.metrics) <= set(m)
     assert master.checkpoints() == {}
 
     given["searcher"]["metric"] = "accuracy"  # nothing reports it, and the search would fail later

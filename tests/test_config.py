@@ -135,9 +135,9 @@ ASHA = {
     [
         ({"resources": {"slots_per_trial": 0}}, "resources.slots_per_trial: 0.* 1 or more"),
         ({"searcher": {"name": "single"}}, "no searcher.metric; add metric: val_loss"),
-        ({"searcher": {"name": "single", "metric": "loss"}}, "metric: loss, which no validation"),
+        ({"searcher": {"name": "single", "metric": "loss"}}, "metric: loss, which not every"),
         ({"searcher": ASHA | {"time_metric": None}}, "add time_metric: sgd_steps"),
-        ({"searcher": ASHA | {"time_metric": "batches"}}, "time_metric: batches, which no"),
+        ({"searcher": ASHA | {"time_metric": "batches"}}, "time_metric: batches, which not"),
         ({"searcher": ASHA | {"max_time": None}}, "no searcher.max_time"),
         ({"searcher": ASHA | {"max_time": "270"}}, "max_time: '270'; give a whole number"),
         ({"searcher": "single"}, "searcher: single, but that is a section"),
@@ -164,10 +164,8 @@ def test_experiments_that_a_cluster_could_not_serve(tmp_path, sections, words):
         load_config(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
-    for metric in ("val_loss", "val_loss_held_out"):
-        searcher = ASHA | {"metric": metric}
-        path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL, "searcher": searcher}))
-        load_config(path)
+    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL, "searcher": ASHA}))
+    load_config(path)
 
 
 def test_every_field_is_documented():

@@ -255,14 +255,17 @@ def test_an_image_whose_concept_was_learned_anew(given, concepts, tmp_path, caps
 
 
 def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
-    """Without a batch size of its own: 24 images on three ranks are eight each at most."""
-    del given["output"]
-    with cluster.open_run(tmp_path / "out") as run:
-        monkeypatch.setattr(run.state, "num_processes", 3)
-        monkeypatch.setattr(run, "gather", lambda values: values)
-        made = Generator(parse_config(given, "test", GenerateConfig), run)
-    assert max(map(len, made.batches)) == 6  # of each number of steps, with guidance or without
-    assert made.limit == 8
+    """Twelve images that agree, on three ranks: four each, unless every batch is to be full."""
+    given["grid"] |= {"prompts": "a zyx-two", "num_inference_steps": 2, "guidance_scales": 4}
+    given["grid"]["seeds"] = list(range(12))
+    for fill, sizes in ((False, [4, 4, 4]), (True, [12])):
+        given["output"] = {"fill_batches": fill}
+        with cluster.open_run(tmp_path / str(fill)) as run:
+            monkeypatch.setattr(run.state, "num_processes", 3)
+            monkeypatch.setattr(run, "gather", lambda values: values)
+            made = Generator(parse_config(given, "test", GenerateConfig), run)
+        assert [len(batch) for batch in made.batches] == sizes
+        assert made.fill_up_to == (16 if fill else 1)
 
 
 def test_texts_are_encoded_once(given, tmp_path, monkeypatch):
@@ -403,7 +406,7 @@ def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
         (["generate", tmp_path / "no.yaml"], "no.yaml does not exist"),
         (["generate", slow_grid, "--set", f"concepts.files={tmp_path}/no.pt"], "no.pt does not"),
         (["generate", slow_grid, "--set", "grid.prompts=[]"], "grid.prompts is empty"),
-        (["generate", slow_grid, "--set", "grid.num_inference_steps=2000"], "more than the 1000"),
+        (["generate", slow_grid, "--set", "grid.num_inference_steps=2000"], "less than the 1000"),
     ):
         assert call(*arguments, "--output-dir", tmp_path / "out") == 2
         assert sentence in capsys.readouterr().err

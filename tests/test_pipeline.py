@@ -126,10 +126,16 @@ def test_latents_are_never_clipped(tiny_model, pipe):
         assert getattr(made.config, "steps_offset", 1) == stock.scheduler.config.steps_offset == 1
 
 
-def test_more_steps_than_timesteps_are_refused(pipe):
-    with pytest.raises(UserError, match="num_inference_steps: 1001 is more than the 1000 timest"):
-        pipe.check([JOB, dataclasses.replace(JOB, num_inference_steps=1001)])
-    pipe.check([dataclasses.replace(JOB, num_inference_steps=1000)])
+def test_as_many_steps_as_timesteps_are_refused(pipe):
+    with pytest.raises(UserError, match="num_inference_steps: 1000 must be less than the 1000"):
+        pipe.check([JOB, dataclasses.replace(JOB, num_inference_steps=1000)])
+    pipe.check([dataclasses.replace(JOB, num_inference_steps=999)])
+    for name in ("ddim", "pndm"):  # they look their noise levels up by timestep
+        scheduler = pipe._scheduler(name)
+        scheduler.set_timesteps(999)
+        assert max(scheduler.timesteps) == 999
+        scheduler.set_timesteps(1000)
+        assert max(scheduler.timesteps) == 1000
 
 
 def test_a_scale_of_one_needs_no_guidance(pipe):
