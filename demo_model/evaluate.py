@@ -169,7 +169,7 @@ def variants(scene: Scene, attribute: str, rng: np.random.Generator) -> list[Sce
     return options[: CAPTIONS - 1]
 
 
-# An image is looked at once, then any number of lists of captions: the index of the best of a list.
+# Of an image, a function from a list of captions to the index of the best.
 Judge = Callable[[Image.Image], Callable[[list[str]], int]]
 
 
