@@ -35,7 +35,7 @@ def _knob(default: Any, help: str, *, low: float | None = None, above: float | N
 
 
 REQUIRED = dataclasses.MISSING
-SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "dpmsolver++"]
+SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class InferenceConfig:
     guidance_scale: float = _knob(
         7.5, "classifier-free guidance; around 3 for a strong concept", low=0
     )
-    scheduler_name: SchedulerName = _knob("ddim", "ddim, pndm, lms-discrete, euler or dpmsolver++")
+    scheduler_name: SchedulerName = _knob("ddim", "the sampler")
     seeds: list[int] = _knob([0], "seeds, the same for every prompt and checkpoint", low=0)
     img_per_prompt: int = _knob(1, "images per prompt and seed", low=1)
 
@@ -185,9 +185,7 @@ class GridConfig:
 
     prompts: list[str] = _knob(REQUIRED, "prompts, with concepts in them")
     negative_prompts: list[str] = _knob([""], "what to keep away from")
-    scheduler_names: list[SchedulerName] = _knob(
-        ["ddim"], "ddim, pndm, lms-discrete, euler, dpmsolver++"
-    )
+    scheduler_names: list[SchedulerName] = _knob(["ddim"], "the samplers")
     num_inference_steps: list[int] = _knob([50], "denoising steps; 25 to 50", low=1)
     guidance_scales: list[float] = _knob(
         [7.5], "classifier-free guidance; around 3 for a strong concept, 1 and less: none", low=0

@@ -21,6 +21,7 @@ SAMPLERS = {
     "pndm": "PLMS",
     "lms-discrete": "LMS",
     "euler": "Euler",
+    "euler-ancestral": "Euler a",
     "dpmsolver++": "DPM++ 2M",
 }
 CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON

@@ -25,6 +25,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
@@ -44,6 +45,7 @@ SCHEDULERS = {
     "pndm": PNDMScheduler,
     "lms-discrete": LMSDiscreteScheduler,
     "euler": EulerDiscreteScheduler,
+    "euler-ancestral": EulerAncestralDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
@@ -74,7 +76,7 @@ class Job:
 
     @property
     def generator(self) -> torch.Generator:
-        """Of the starting noise: on the CPU, so that every device starts from the same."""
+        """Of all noise: on the CPU, so that every device starts from the same."""
         return torch.Generator().manual_seed(self.noise_seed)
 
     @property
