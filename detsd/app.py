@@ -250,8 +250,8 @@ def page(studio: Studio) -> gr.Blocks:
                         )  # fmt: skip
                         dice = gr.Button("Roll dice", elem_id="dice", size="sm", min_width=80)
                     scheduler = gr.Dropdown(
-                        list(SCHEDULERS), value="ddim", label="Scheduler", elem_id="scheduler",
-                        info="the way from noise to image",
+                        list(SCHEDULERS), value="euler-ancestral", label="Scheduler",
+                        elem_id="scheduler", info="the way from noise to image",
                     )  # fmt: skip
                     count = gr.Slider(
                         1, MOST_IMAGES, 4, step=1, label="Images per prompt", elem_id="count"

@@ -36,7 +36,12 @@ def hero() -> None:
     pipe = pipeline()
     word = pipe.concepts[0]
     prompts = [f"a photo of a {word} on a white background", f"a watercolor painting of a {word}"]
-    jobs = [Job(p, s, guidance_scale=4, num_inference_steps=30) for p in prompts for s in range(3)]
+    settings = {
+        "guidance_scale": 4,
+        "num_inference_steps": 30,
+        "scheduler_name": "euler-ancestral",
+    }
+    jobs = [Job(p, s, **settings) for p in prompts for s in range(3)]
     plain = pipe.make([replace(j, prompt=pipe.vocabulary.plain(j.prompt)) for j in jobs])
     learned = pipe.make(jobs)
     taught = sorted(Path("det_logos").iterdir())[4::7][: len(jobs)]
