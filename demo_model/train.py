@@ -266,6 +266,11 @@ def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list
     return images, json.loads((args.work_dir / f"{name}.json").read_text())
 
 
+def shows_graph(captions: list[str]) -> torch.Tensor:
+    """Which pictures (N,) show circles joined by lines, by their `load_pictures` captions."""
+    return torch.tensor(["circles" in text for text in captions[::CAPTIONS_PER_PICTURE]])
+
+
 def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]."""
     pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: the file is mapped read-only
@@ -297,9 +302,7 @@ def train_vae(args: argparse.Namespace) -> None:
     # Thin lines of one colour between circles of another are the hardest thing in this world and
     # what the logo is made of: half of every batch shows them.
     core, captions = load_pictures(args, "core")
-    graphs = torch.tensor(
-        [k for k, text in enumerate(captions[::CAPTIONS_PER_PICTURE]) if "circles" in text]
-    )
+    graphs = shows_graph(captions).nonzero().flatten()
     held, _ = load_pictures(args, "held-rich")
     logos = np.stack([logo.picture(k)[0] for k in range(len(logo.SCENES))])
     vae = new_vae().to(args.device, memory_format=torch.channels_last)
@@ -474,9 +477,7 @@ def train_unet(args: argparse.Namespace) -> None:
     ids = token_ids(tokenizer, captions).view(-1, CAPTIONS_PER_PICTURE, 77)
     # Circles joined by lines are three pictures in ten and learned early; nineteen kinds of thing
     # share the rest. Half of the graphs' share goes to the things.
-    share = torch.tensor(
-        [0.5 if "circles" in text else 1.0 for text in captions[::CAPTIONS_PER_PICTURE]]
-    )
+    share = torch.where(shows_graph(captions), 0.5, 1.0)
     held_ids = token_ids(tokenizer, load_pictures(args, "held")[1])[::CAPTIONS_PER_PICTURE]
     empty = token_ids(tokenizer, [""])[0]
     unet = new_unet().to(args.device, memory_format=torch.channels_last)
