@@ -33,6 +33,16 @@ def test_dictionary_layout(tmp_path):
     assert table["blob-thing"]["learned_embeddings"].untyped_storage().nbytes() == 2 * 16 * 4
 
 
+def test_rows_of_two_text_encoders(tmp_path):
+    two = LearnedConcept("wide-thing", "red ball", torch.randn(2, 16), torch.randn(2, 24))
+    write_concepts([two, CONCEPTS[0]], tmp_path)
+    assert set(load_file(tmp_path / "wide-thing.safetensors")) == {"clip_l", "clip_g"}
+    for where in (tmp_path, tmp_path / "wide-thing.safetensors"):
+        read = read_concepts(where)[0]
+        assert (read.name, read.initializer, read.widths) == ("wide-thing", "red ball", (16, 24))
+        assert all(map(torch.equal, read.rows, two.rows))
+
+
 def test_one_file_per_concept_with_its_own_rows_only(tmp_path):
     write_concepts(CONCEPTS, tmp_path)
     assert set(load_file(tmp_path / "blob-thing.safetensors")) == {"blob-thing"}
