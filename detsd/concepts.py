@@ -176,6 +176,22 @@ class Vocabulary:
         self._phrases[name] = concept.initializer
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
 
+    def remove(self, name: str) -> None:
+        """Forget a concept: its word means again what it means without it.
+
+        Its rows stay behind the table, a few kilobytes that no prompt reaches; the ids of the other
+        concepts' tokens go by their places.
+
+        Raises:
+            UserError: no such concept.
+        """
+        if name not in self._slices:
+            loaded = ", ".join(self.names) or "none"
+            raise UserError(f"concept {name!r} is not loaded; those that are: {loaded}")
+        del self._slices[name], self._phrases[name]
+        left = {n: tokens for n, tokens in self.rewrite.replacements.items() if n != name}
+        self.rewrite = PromptRewriter(left)
+
     def plain(self, prompt: str) -> str:
         """The prompt with each concept's initial phrase in place of its word.
 

@@ -237,6 +237,37 @@ class DetSDTextualInversionPipeline:
             self.sources[concept.name] = source
         return [concept.name for concept in concepts]
 
+    def unload(self, name: str) -> None:
+        """Forget a concept.
+
+        Raises:
+            UserError: no such concept.
+        """
+        self.vocabulary.remove(name)
+        self.sources.pop(name, None)
+
+    def reload(self, name: str) -> None:
+        """Read a concept again from where it came from; the old one stays where that fails.
+
+        Raises:
+            UserError: no such concept, or its source is not there or holds it no more.
+        """
+        old = [c for c in self.vocabulary.concepts() if c.name == name]
+        if not old:
+            self.vocabulary.remove(name)  # which tells those that are loaded
+        source = self.sources[name]
+        uuid = source.removeprefix("uuid:")
+        found = read_concepts(source if uuid == source else _downloaded(uuid))
+        new = [c for c in found if c.name == name]
+        if not new:
+            raise UserError(f"{source} holds no concept {name!r} any more; load it anew")
+        self.unload(name)
+        try:
+            self._add(new, source)
+        except UserError:
+            self._add(old, source)
+            raise
+
     def identity(self, text: str) -> dict[str, dict[str, str]]:
         """The concepts that occur in a text: name -> where from, and a digest of the rows."""
         used = set(self.vocabulary.rewrite.words_in(text))

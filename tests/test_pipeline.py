@@ -54,6 +54,35 @@ def test_every_scheduler_makes_an_image_on_both_kinds_of_model(name, tiny_model,
         assert np.asarray(image).std() > 0
 
 
+def test_concepts_come_and_go_without_a_trace(pipe, tmp_path):
+    """Reloaded from a changed file, kept from a broken one, forgotten: pixels tell each time."""
+    prompt = [dataclasses.replace(JOB, prompt="a blob-thing beside a cube-thing")]
+    image = lambda: pipe.make(prompt)[0].image.tobytes()  # noqa: E731
+    plain = image()  # cube-thing is three ordinary words
+    other = tmp_path / "other"
+    other.mkdir()
+    write_concepts([LearnedConcept("cube-thing", "", torch.full((3, 16), 0.5))], other)
+    pipe.load_concepts(other)
+    both = image()
+    write_concepts([LearnedConcept("cube-thing", "", torch.full((2, 16), -0.5))], other)
+    pipe.reload("cube-thing")
+    changed = image()
+    assert len({plain, both, changed}) == 3
+    write_concepts([LearnedConcept("cube-thing", "", torch.ones(2, 8))], other)
+    with pytest.raises(UserError, match="width"):
+        pipe.reload("cube-thing")
+    write_concepts([LearnedConcept("cone-thing", "", torch.ones(2, 16))], other)
+    with pytest.raises(UserError, match="holds no concept 'cube-thing' any more"):
+        pipe.reload("cube-thing")
+    assert image() == changed
+    pipe.unload("cube-thing")
+    assert pipe.concepts == ["blob-thing"]
+    assert image() == plain
+    for call in (pipe.unload, pipe.reload):
+        with pytest.raises(UserError, match="'cube-thing' is not loaded; those that are: blob-t"):
+            call("cube-thing")
+
+
 def test_pixels_are_a_function_of_the_job(pipe):
     first = pipe.make([JOB])[0].image.tobytes()
     for change in ({"seed": 8}, {"copy": 1}, {"guidance_scale": 9.0}, {"negative_prompt": "red"}):
