@@ -4,11 +4,10 @@ import os
 import warnings
 
 # Before the libraries are imported, on the command line and in notebooks alike: their notes on
-# optional packages and their loading bars say nothing to somebody who trains a concept.
+# optional packages say nothing to somebody who trains a concept.
 for name, value in {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }.items():
     os.environ.setdefault(name, value)
 warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, in a notebook without widgets

@@ -7,14 +7,13 @@ experiment file named on the command line. Mistakes end with one sentence and ex
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
 import time
 from pathlib import Path
 
-from detsd.errors import Diverged, UserError
+from detsd.errors import DISK_ERRORS, Diverged, UserError
 
 
 def cluster_config(kind: type):
@@ -186,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return complain(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in DISK_ERRORS:
             raise
         return complain(
             f"{error.filename or 'the output folder'} cannot be used ({error.strerror}); mend that "

@@ -1,5 +1,10 @@
 """The exceptions for mistakes a user can mend."""
 
+import errno
+
+# A full or read-only disk, a folder of somebody else: the sentence is the system's own.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
 
 class UserError(Exception):
     """One sentence that names the file or key, what is wrong, and what to do. Exit code 2."""

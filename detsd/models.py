@@ -7,27 +7,26 @@ so that the bundled one, Stable Diffusion 1.x and its relatives differ by a path
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
 from detsd.config import ModelConfig
 from detsd.errors import UserError
+from detsd.hub import INDEX, KEY, Source, find
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
+disable_transformers_progress_bar()
 
-PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
-KEY = "model.pretrained_model_name_or_path"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,12 +43,7 @@ class BaseModel:
     sampling_scheduler_config: dict  # of the model's own sampler
     device: torch.device
     dtype: torch.dtype
-    revision: str | None = None
-
-    @property
-    def commit(self) -> str | None:
-        """The hub's commit that the weights came from; None for a folder."""
-        return getattr(self.text_encoder.config, "_commit_hash", None)
+    commit: str | None = None  # of the hub, that the weights came from; None for a folder
 
     @property
     def downsampling(self) -> int:
@@ -60,15 +54,6 @@ class BaseModel:
     def image_size(self) -> int:
         """Pixels a side of the images that the UNet was trained on."""
         return self.unet.config.sample_size * self.downsampling
-
-
-def hub_token() -> str | None:
-    """HF_AUTH_TOKEN or HF_TOKEN, if one is set; the configs' placeholder counts as none."""
-    for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
-        token = os.environ.get(name, "").strip()
-        if token and token != PLACEHOLDER_TOKEN:
-            return token
-    return None
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -86,60 +71,33 @@ def resolve(name: str) -> str:
     return str(beside) if not Path(name).exists() and beside.exists() else name
 
 
-def _hub_options(name: str, revision: str | None) -> dict:
-    """Where to look for a hub model: the hub, or without one the files fetched before.
+def find_model(config: ModelConfig, fetch: bool = True) -> Source:
+    """Where the files of the configured base model are.
 
-    The hub is asked once, with a short patience: the loaders themselves would retry for minutes.
+    Args:
+        fetch: whether the hub may be asked; if not, only what was fetched before is found.
 
     Raises:
-        GatedRepoError, RepositoryNotFoundError: as the hub answers.
+        UserError: as `hub.find`.
     """
-    options = {"revision": revision, "token": hub_token()}
-    try:
-        HfApi().model_info(name, revision=revision, token=options["token"], timeout=10)
-    except (GatedRepoError, RepositoryNotFoundError):
-        raise
-    except HfHubHTTPError:
-        pass  # the hub is there, but out of order; the files may be had all the same
-    except Exception:  # no connection, in one of a dozen classes of the HTTP libraries
-        options["local_files_only"] = True
-    return options
+    return find(resolve(config.pretrained_model_name_or_path), config.revision, fetch)
 
 
 @contextlib.contextmanager
-def _source(config: ModelConfig, fetch: bool = True) -> Iterator[tuple[str, dict]]:
-    """A model's path or hub name, and options for loading it; what goes wrong as one sentence."""
-    name = config.pretrained_model_name_or_path
-    path = resolve(name)
+def _loading(name: str) -> Iterator[None]:
+    """What goes wrong in reading a model's files as one sentence."""
     try:
-        options = {"revision": config.revision, "local_files_only": True}
-        if Path(path).is_dir():
-            options = {}
-        elif fetch:
-            options = _hub_options(path, config.revision)
-        yield path, options
+        yield
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        # transformers wraps the hub's errors; gated is a kind of not found, so it comes first.
-        causes = (error, error.__cause__)
-        if any(isinstance(e, GatedRepoError) for e in causes):
-            raise UserError(
-                f"{KEY}: {name} is gated; accept its licence on its hub page and set "
-                "HF_AUTH_TOKEN to a token of that account"
-            ) from None
-        if any(isinstance(e, RepositoryNotFoundError) for e in causes):
-            raise UserError(
-                f"{KEY}: {name} is neither a folder here nor a hub model that this token can see; "
-                "check the spelling, or set HF_AUTH_TOKEN"
-            ) from None
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{KEY}: {name} cannot be loaded; give a complete diffusers folder or a hub model that "
-            f"can be reached ({reason})"
+            f"has safetensors weights (reason: {reason})"
         ) from None
 
 
 def load_token_table(config: ModelConfig, fetch: bool = True) -> tuple[CLIPTokenizer, torch.Tensor]:
-    """A model's tokenizer and its table of token embeddings (V, D), float32, and no more of it.
+    """A base model's tokenizer and its table of embedding rows (V, D), float32; nothing else of it.
 
     Args:
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
@@ -147,15 +105,17 @@ def load_token_table(config: ModelConfig, fetch: bool = True) -> tuple[CLIPToken
     Raises:
         UserError: as `load_base_model`.
     """
-    with _source(config, fetch) as (path, hub):
-        tokenizer, text_encoder = _text_side(path, hub)
+    source = find_model(config, fetch)
+    source.fetch("tokenizer", "text_encoder")
+    with _loading(config.pretrained_model_name_or_path):
+        tokenizer, text_encoder = _text_side(source.folder)
     return tokenizer, text_encoder.get_input_embeddings().weight.detach().float()
 
 
-def _text_side(path: str, hub: dict) -> tuple[CLIPTokenizer, CLIPTextModel]:
+def _text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
     return (
-        CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **hub),
-        CLIPTextModel.from_pretrained(path, subfolder="text_encoder", use_safetensors=True, **hub),
+        CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True),
     )
 
 
@@ -169,19 +129,23 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
     """
     name = config.pretrained_model_name_or_path
     dtype = pick_dtype(config.precision, device)
-    with _source(config) as (path, hub):
-        weights = {"use_safetensors": True, **hub}
+    source = find_model(config)
+    source.fetch("scheduler", weights=False)
+    with _loading(name):
         # First, since transformers 4's tokenizer would not say that there is no such model.
-        sampler = DDPMScheduler.load_config(path, subfolder="scheduler", **hub)
-        tokenizer, text_encoder = _text_side(path, hub)
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **weights)
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights)
-    scheduler = DDPMScheduler.from_config(sampler)
+        sampler = DDPMScheduler.load_config(source.folder, subfolder="scheduler")
+        scheduler = DDPMScheduler.from_config(sampler)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(
             f"{KEY}: {name} predicts {scheduler.config.prediction_type!r}; use a model that "
             "predicts epsilon or v_prediction"
         )
+    source.fetch("tokenizer", "text_encoder", "vae", "unet")
+    with _loading(name):
+        weights = {"use_safetensors": True}
+        tokenizer, text_encoder = _text_side(source.folder)
+        vae = AutoencoderKL.from_pretrained(source.folder, subfolder="vae", **weights)
+        unet = UNet2DConditionModel.from_pretrained(source.folder, subfolder="unet", **weights)
     for part in (text_encoder, vae, unet):
         # Cast after loading: the keyword for it has another name in each library and version.
         part.requires_grad_(False).eval().to(device)
@@ -189,7 +153,7 @@ def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
             part.to(dtype=dtype)
     return BaseModel(
         name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype,
-        config.revision,
+        source.commit,
     )  # fmt: skip
 
 
@@ -201,12 +165,15 @@ def load_safety_checker(
     Raises:
         UserError: the model names a checker that cannot be loaded.
     """
-    with _source(config) as (path, hub):
-        parts = DiffusionPipeline.load_config(path, **hub)
-        if not (parts.get("safety_checker") or [None])[-1]:
-            return None, None
+    source = find_model(config)
+    with _loading(config.pretrained_model_name_or_path):
+        parts = json.loads((source.folder / INDEX).read_text(encoding="utf-8"))
+    if not (parts.get("safety_checker") or [None])[-1]:
+        return None, None
+    source.fetch("safety_checker", "feature_extractor")
+    with _loading(config.pretrained_model_name_or_path):
         checker = StableDiffusionSafetyChecker.from_pretrained(
-            path, subfolder="safety_checker", use_safetensors=True, **hub
+            source.folder, subfolder="safety_checker", use_safetensors=True
         )
-        processor = CLIPImageProcessor.from_pretrained(path, subfolder="feature_extractor", **hub)
+        processor = CLIPImageProcessor.from_pretrained(source.folder, subfolder="feature_extractor")
     return checker.requires_grad_(False).eval().to(device, dtype), processor

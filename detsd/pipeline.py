@@ -196,7 +196,8 @@ class DetSDTextualInversionPipeline:
         model = load_base_model(config, device)
         checker = (None, None)
         if safety_checker:
-            checker = load_safety_checker(config, device, model.dtype)
+            of_the_same = dataclasses.replace(config, revision=model.commit or revision)
+            checker = load_safety_checker(of_the_same, device, model.dtype)
         return cls(model, None, scheduler_name, *checker)
 
     # ---- concepts ----------------------------------------------------------------------------
@@ -415,7 +416,7 @@ class DetSDTextualInversionPipeline:
             "height": job.height or size,
             "model": {
                 "pretrained_model_name_or_path": self.model.name,
-                "revision": self.model.revision or self.model.commit,
+                "revision": self.model.commit,
                 "precision": next(k for k, v in DTYPES.items() if v == self.model.dtype),
             },
             "concepts": self.identity(f"{job.prompt} {job.negative_prompt}"),

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from detsd import images
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
-from detsd.config import FinetuneConfig, TrainingConfig, differences
+from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, differences
 from detsd.data import Example, TrainingData
 from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
@@ -96,7 +96,7 @@ class Trainer:
         run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
         # One rank of each node downloads; the others then find the files.
         with run.state.local_main_process_first():
-            self.model: BaseModel = load_base_model(config.model, run.state.device)
+            self.model: BaseModel = load_base_model(self._model_config(), run.state.device)
         if self.model.device.type == "cpu":
             # Several threads add up the gradients of the embedding rows in the order in which
             # they come; Adam makes other pictures of that within a few steps.
@@ -133,6 +133,12 @@ class Trainer:
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
                 "training; set model.precision to fp32, or use another base model"
             )
+
+    def _model_config(self) -> ModelConfig:
+        """The configured base model, of the hub's at the commit that this run began with."""
+        began = read_metadata(self.run.latest) if self.run.latest_is_own and self.run.latest else {}
+        model = self.config.model
+        return dataclasses.replace(model, revision=began.get("commit") or model.revision)
 
     # ---- the step ----------------------------------------------------------------------------
 
@@ -396,6 +402,7 @@ class Trainer:
             "kind": "finetune",
             "config": dataclasses.asdict(self.config),
             "concepts": self.vocabulary.names,
+            "commit": self.model.commit,
             "complete": self.steps_completed >= self.config.training.num_sgd_steps,
         }
 

@@ -1,0 +1,329 @@
+"""The files of a base model: a folder here, or a hub model's, fetched once and from one commit.
+
+    source = find("CompVis/stable-diffusion-v1-4")
+    source.fetch("scheduler", "unet")
+    source.folder / "unet"
+
+The loaders of the libraries are then given a folder. Left to themselves they ask the hub once for
+every file, hide its answer behind an error of their own, and forget which commit they were given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import enable_progress_bars
+
+from detsd.errors import DISK_ERRORS, UserError
+
+logger = logging.getLogger("detsd")
+
+KEY = "model.pretrained_model_name_or_path"
+PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
+INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
+PATIENCE = 10  # seconds for an answer of the hub
+LONGEST_WAIT = 60  # seconds before a busy hub is asked again
+BETWEEN_LINES = 30  # seconds, in a log
+# Weights are read from safetensors only: a pickle can run code. Not the halves and other variants.
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def hub_token() -> str | None:
+    """HF_AUTH_TOKEN or HF_TOKEN, if one is set; the configs' placeholder counts as none.
+
+    Raises:
+        UserError: one that could not be sent, as in the quotes of a word processor.
+    """
+    for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
+        token = os.environ.get(name, "").strip()
+        if token and token != PLACEHOLDER_TOKEN:
+            if not re.fullmatch(r"[\w.~+/=-]+", token, re.ASCII):
+                raise UserError(
+                    f"{name} holds a character that no token has, a quote or a space perhaps; copy "
+                    "the token again"
+                )
+            return token
+    return None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base model's files, some of which may still have to be fetched.
+
+    Attributes:
+        name: folder, or name on the hub.
+        folder: where its files lie; those of the hub in the cache.
+        files: what there is to be had, here or on the hub: path in the folder -> bytes.
+        commit: the hub's commit that the files are of; None for a folder.
+        offline: why the hub is not asked for files that are missing; empty where it may be.
+    """
+
+    name: str
+    folder: Path
+    files: dict[str, int]
+    commit: str | None = None
+    offline: str = ""
+
+    def part_files(self, part: str, weights: bool = True) -> list[str]:
+        """What the loaders need of one part (`unet`): configuration, vocabulary, weights."""
+        names = (Path(name) for name in self.files)
+        return [
+            name.as_posix()
+            for name in names
+            if name.parent.as_posix() == part
+            and (
+                (weights and _is_weights(name.name))
+                or (name.suffix in (".json", ".txt") and ".index." not in name.name)
+                or name.name.endswith(".safetensors.index.json")
+            )
+        ]
+
+    def fetch(self, *parts: str, weights: bool = True) -> None:
+        """Bring what is missing of these parts into `folder`.
+
+        Args:
+            weights: False: configuration and vocabulary only, a few kilobytes.
+
+        Raises:
+            UserError: what the hub says, no network, no room.
+        """
+        wanted = [name for part in parts for name in self.part_files(part, weights)]
+        if self.commit is None:  # a folder: what it lacks, its loader tells
+            return
+        for part in parts:
+            own = [name for name in wanted if Path(name).parent.as_posix() == part]
+            is_model = f"{part}/config.json" in own  # not a vocabulary or a scheduler
+            if not own or (weights and is_model and not any(map(_is_weights, own))):
+                there = "among the files fetched before" if self.offline else "on the hub"
+                raise UserError(
+                    f"{KEY}: {self.name} has no {part} with safetensors weights {there}"
+                    + (f", and {self.offline}" if self.offline else "")
+                    + "; use a complete model in the diffusers format"
+                )
+        self.fetch_files(*wanted)
+
+    def fetch_files(self, *names: str) -> None:
+        """Bring these files into `folder`, unless they lie there.
+
+        Raises:
+            UserError: as `fetch`.
+        """
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        total = sum(self.files.get(name, 0) for name in missing)
+        room = shutil.disk_usage(self.folder).free
+        if total > room:
+            raise UserError(
+                f"{KEY}: {self.name} needs {_size(total)} more in {constants.HF_HUB_CACHE}, which "
+                f"has room for {_size(room)}; make room, or set HF_HOME to a folder with more"
+            )
+        with _told(self.name, total, self.folder.parent.parent / "blobs"):
+            for name in missing:
+                with _refusals(self.name, self.commit, name):
+                    hf_hub_download(self.name, name, revision=self.commit, token=hub_token())
+
+
+def _is_weights(name: str) -> bool:
+    return bool(WEIGHTS.fullmatch(Path(name).name))
+
+
+def find(name: str, revision: str | None = None, fetch: bool = True) -> Source:
+    """A base model by folder or hub name; of the hub's, its index alone is fetched.
+
+    Args:
+        revision: branch, tag or commit on the hub.
+        fetch: whether the hub may be asked; if not, only what was fetched before is found.
+
+    Raises:
+        UserError: neither folder nor hub model, or one that this token or machine cannot get.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return Source(name, folder, _files(folder))
+    with _refusals(name, revision, INDEX):
+        try:
+            info = _ask(name, revision) if fetch else None
+            offline = "" if fetch else "the hub was not asked"
+        except _NoAnswer as error:
+            info, offline = None, str(error)
+        if info:
+            # By branch, so that the cache knows what to give for it without the hub.
+            index = hf_hub_download(name, INDEX, revision=revision, token=hub_token())
+            folder = Path(index).parent
+            files = {s.rfilename: s.size or 0 for s in info.siblings or []}
+            return Source(name, folder, files, folder.name)
+        index = try_to_load_from_cache(name, INDEX, revision=revision)
+    if not isinstance(index, str):
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"{KEY}: {name} is no folder here, {offline}, and nothing of it{at} is in the cache "
+            f"{constants.HF_HUB_CACHE}; run this once with the hub in reach (or hf download {name} "
+            "elsewhere, and bring the cache along), or name a folder"
+        )
+    folder = Path(index).parent
+    if fetch:
+        logger.warning("%s; taking %s as it was fetched before, at %s", offline, name, folder.name)
+    return Source(name, folder, _files(folder), folder.name, offline)
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """The files of a model's folder and of the folders in it: path -> bytes."""
+    paths = [*folder.glob("*"), *folder.glob("*/*")]
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths if p.is_file()}
+
+
+class _NoAnswer(Exception):
+    """Why nothing can be had of the hub, as half a sentence."""
+
+
+def _ask(name: str, revision: str | None):
+    """What the hub says of a model. A busy one is asked three times, as late as it wishes.
+
+    Raises:
+        _NoAnswer: no hub, or one that is out of order.
+        HfHubHTTPError: it refuses.
+    """
+    token = hub_token()
+    for wait in (2, 4, None):
+        try:
+            return HfApi().model_info(
+                name, revision=revision, token=token, timeout=PATIENCE, files_metadata=True
+            )
+        except HfHubHTTPError as error:
+            code = error.response.status_code
+            if code != 429 and code < 500:
+                raise
+            if wait is None:
+                raise _NoAnswer(
+                    f"the hub ({constants.ENDPOINT}) answers {_answer(error)}"
+                ) from None
+            asked = error.response.headers.get("Retry-After", "")
+            time.sleep(min(LONGEST_WAIT, int(asked) if asked.isdigit() else wait))
+        except HFValidationError:
+            raise
+        except OfflineModeIsEnabled:
+            raise _NoAnswer("HF_HUB_OFFLINE forbids asking the hub") from None
+        except Exception as error:  # no connection, in one of a dozen classes of the HTTP libraries
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            raise _NoAnswer(
+                f"the hub ({constants.ENDPOINT}) cannot be reached ({reason})"
+            ) from None
+
+
+def _answer(error: HfHubHTTPError) -> str:
+    return f"{error.response.status_code} {error.response.reason_phrase}".strip()
+
+
+@contextlib.contextmanager
+def _refusals(name: str, revision: str | None, file: str) -> Iterator[None]:
+    """What goes wrong between here and the hub as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        chain: list[BaseException] = [error]
+        while link := chain[-1].__cause__ or chain[-1].__context__:  # the reason may be hidden
+            chain.append(link)
+        refusals = (HfHubHTTPError, HFValidationError)
+        told = next((e for e in chain if isinstance(e, refusals)), None)
+        if told is None and isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        raise UserError(f"{KEY}: {_sentence(name, revision, file, told or error)}") from None
+
+
+def _sentence(name: str, revision: str | None, file: str, error: BaseException) -> str:
+    page = f"{constants.ENDPOINT}/{name}"
+    has_token = bool(hub_token() or get_token())
+    if isinstance(error, GatedRepoError):  # first: it is a kind of not found
+        if has_token:
+            return (
+                f"{name} is gated, and the account of this token has no access to it; accept its "
+                f"licence on {page} with that account (a fine-grained token must also be allowed "
+                "to read gated models)"
+            )
+        return (
+            f"{name} is gated; accept its licence on {page} and set HF_AUTH_TOKEN to a token of "
+            "that account"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{name} has no revision {revision}; set model.revision to a branch, tag or commit"
+    if isinstance(error, EntryNotFoundError):
+        return f"{name} has no file {file}; name a complete model in the diffusers format"
+    code = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, RepositoryNotFoundError | HFValidationError) or (
+        code == 401 and not has_token
+    ):
+        token = "check the spelling" if has_token else "check the spelling, or set HF_AUTH_TOKEN"
+        who = "this token can see" if has_token else "can be seen without a token"
+        return f"{name} is neither a folder here nor a hub model that {who}; {token}"
+    if code == 401:
+        return (
+            "the hub does not accept this token; set HF_AUTH_TOKEN to one that is listed in your "
+            "hub settings"
+        )
+    if code == 403:
+        return f"the hub refuses {name} to this token (403); give the token leave to read it"
+    if code:
+        return f"{name} cannot be fetched: the hub answers {_answer(error)}; try again later"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"{name} cannot be fetched: the connection to the hub broke off ({reason}); run the same "
+        "command again, what has come down whole is kept"
+    )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def _told(name: str, total: int, blobs: Path) -> Iterator[None]:
+    """Say that files are coming down, and how far they are: bars on a terminal, lines in a log."""
+    if total < 1e6:  # configuration only
+        yield
+        return
+    if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()  # transformers' switch for its own bars turns off the hub's as well
+    print(f"fetching {name}: {_size(total)}", file=sys.stderr, flush=True)
+    before, over = _held(blobs), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(BETWEEN_LINES):
+            here = min(total, _held(blobs) - before)
+            print(f"  {_size(here)} of {_size(total)}", file=sys.stderr, flush=True)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if not sys.stderr.isatty():
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _held(blobs: Path) -> int:
+    total = 0
+    for path in blobs.glob("*"):
+        with contextlib.suppress(OSError):  # renamed when it is whole
+            total += path.stat().st_size
+    return total

@@ -1,0 +1,258 @@
+"""Models of the hub, against a stand-in: what is fetched, what is recorded, what is said."""
+
+import io
+import json
+import shutil
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hub import serve
+from huggingface_hub import constants, utils
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from detsd import hub as files_of
+from detsd.__main__ import main
+from detsd.cluster import LocalRun, read_metadata
+from detsd.config import ModelConfig
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, write_concepts
+from detsd.images import read_record
+from detsd.models import find_model, load_base_model, load_safety_checker
+
+CPU = torch.device("cpu")
+NAME = "tiny/model"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_model):
+    """A hub that serves the tiny model, a cache of its own, and no token."""
+    for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with serve() as made:
+        made.add(NAME, tiny_model)
+        made.tokens = {"hf_reader": {NAME}, "hf_other": set()}
+        monkeypatch.setattr(constants, "ENDPOINT", made.endpoint)
+        template = made.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        utils.close_session()
+        yield made
+    utils.close_session()
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """The seconds that somebody wanted to wait, in place of the wait."""
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    return waits
+
+
+def refusal(**config) -> str:
+    with pytest.raises(UserError) as caught:
+        load_base_model(ModelConfig(NAME, **config), CPU)
+    return str(caught.value)
+
+
+def test_only_what_is_needed_is_fetched_and_only_once(hub, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "full")
+    for extra in ("README.md", "v1.ckpt", "unet/diffusion_pytorch_model.bin", "vae/x.onnx",
+                  "unet/diffusion_pytorch_model.non_ema.safetensors",
+                  "safety_checker/model.safetensors"):  # fmt: skip
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_text("not asked for")
+    commit = hub.add(NAME, folder)
+    model = load_base_model(ModelConfig(NAME), CPU)
+    assert model.commit == commit
+    wanted = {p.relative_to(tiny_model).as_posix() for p in tiny_model.rglob("*") if p.is_file()}
+    assert sorted(hub.downloads()) == sorted(wanted)
+    assert torch.equal(
+        load_file(tiny_model / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"],
+        model.unet.conv_in.weight,
+    )
+    hub.asked.clear()
+    assert load_base_model(ModelConfig(NAME), CPU).commit == commit
+    assert hub.downloads() == []
+
+
+def test_a_gated_model_says_so_with_and_without_a_token(hub, monkeypatch):
+    hub.models[NAME].gated = True
+    said = refusal()
+    assert f"{NAME} is gated; accept its licence on {hub.endpoint}/{NAME}" in said
+    assert "set HF_AUTH_TOKEN" in said
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_other")
+    assert "the account of this token has no access to it" in refusal()
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_reader")
+    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
+    assert hub.seen_tokens == {"", "hf_other", "hf_reader"}
+
+
+def test_a_private_or_missing_model_and_a_wrong_token_or_revision(hub, monkeypatch):
+    hub.models[NAME].private = True
+    assert "can be seen without a token; check the spelling, or set HF_AUTH_TOKEN" in refusal()
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_other")
+    assert "nor a hub model that this token can see; check the spelling" in refusal()
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_expired")
+    said = refusal()
+    assert "the hub does not accept this token" in said
+    assert "hf_expired" not in said
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_reader")
+    assert "has no revision v9; set model.revision" in refusal(revision="v9")
+    with pytest.raises(UserError, match="neither a folder here nor a hub model"):
+        load_base_model(ModelConfig("outputs/a/folder"), CPU)
+    monkeypatch.setenv("HF_AUTH_TOKEN", "“hf_reader”")
+    assert "HF_AUTH_TOKEN holds a character that no token has" in refusal()
+    assert "reader" not in refusal()
+
+
+def test_a_refused_safety_checker_is_told_like_a_refused_model(hub, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "checked")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for part in ("safety_checker", "feature_extractor"):
+        (folder / part).mkdir(exist_ok=True)
+        (folder / part / "config.json").write_text("{}")
+        (folder / part / "model.safetensors").write_text("")
+    hub.add(NAME, folder, refused="safety_checker")
+    with pytest.raises(UserError, match=f"{NAME} is gated; accept its licence"):
+        load_safety_checker(ModelConfig(NAME), CPU, torch.float32)
+
+
+def test_what_is_no_complete_model_is_told_before_its_weights_are_fetched(
+    hub, tiny_model, tmp_path
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "pickled")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    hub.add(NAME, folder)
+    assert f"{NAME} has no unet with safetensors weights on the hub" in refusal()
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"epsilon"', '"sample"'))
+    hub.add(NAME, other)
+    assert "predicts 'sample'" in refusal()
+    (other / "model_index.json").unlink()
+    hub.add(NAME, shutil.copytree(other, tmp_path / "bare"))
+    assert f"{NAME} has no file model_index.json" in refusal()
+    assert not [path for path in hub.downloads() if path.endswith(".safetensors")]
+
+
+def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
+    hub, monkeypatch, caplog, tiny_model
+):
+    said = []
+    for endpoint, offline in (("http://127.0.0.1:9", False), (hub.endpoint, True)):
+        with monkeypatch.context() as cut:
+            cut.setattr(constants, "ENDPOINT", endpoint)
+            cut.setattr(constants, "HF_HUB_OFFLINE", offline)
+            said.append(refusal())
+    assert "the hub (http://127.0.0.1:9) cannot be reached (" in said[0]
+    assert "HF_HUB_OFFLINE forbids asking the hub" in said[1]
+    for sentence in said:
+        assert f"nothing of it is in the cache {constants.HF_HUB_CACHE}" in sentence
+        assert f"hf download {NAME}" in sentence
+        assert "scheduler_config" not in sentence
+    find_model(ModelConfig(NAME)).fetch("scheduler", "tokenizer", "text_encoder", "vae")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert f"{NAME} has no unet with safetensors weights among the files fetched" in refusal()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    find_model(ModelConfig(NAME)).fetch("unet")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    caplog.clear()
+    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
+    assert f"as it was fetched before, at {hub.models[NAME].main}" in caplog.text
+
+
+def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
+    hub.busy = 2
+    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
+    assert no_waiting == [7, 7]
+    hub.busy = 3
+    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main  # the cache's
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.busy = 3
+    assert "answers 429 Too Many Requests, and nothing of it is in the cache" in refusal()
+
+
+def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
+    hub, no_waiting, tmp_path
+):
+    hub.cut = 1
+    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.cut = -1
+    said = refusal()
+    assert "the connection to the hub broke off" in said
+    assert "run the same command again" in said
+    weights = [p for p in (tmp_path / "cache").rglob("*.safetensors") if p.exists()]
+    assert weights == []  # what carries the name is whole
+    hub.cut = 0
+    load_base_model(ModelConfig(NAME), CPU)
+
+
+def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
+    """Bars on a terminal, lines in a log."""
+    monkeypatch.setattr(files_of, "BETWEEN_LINES", 0.05)
+    hub.delay = 0.12
+    load_base_model(ModelConfig(NAME), CPU)
+    said = capsys.readouterr().err
+    assert f"fetching {NAME}: " in said
+    assert said.count(" of ") >= 2, said
+    shutil.rmtree(constants.HF_HUB_CACHE)
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    load_base_model(ModelConfig(NAME), CPU)
+    shown = sys.stderr.getvalue()
+    assert "diffusion_pytorch_model.safetensors: 100%" in shown.replace("\r", "\n")
+
+
+def test_no_room_is_told_before_the_download(hub, monkeypatch):
+    find_model(ModelConfig(NAME)).fetch("scheduler")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10))
+    hub.asked.clear()
+    assert "has room for 0.0 MB; make room, or set HF_HOME" in refusal()
+    assert hub.downloads() == []
+
+
+def test_the_commit_that_was_used_is_used_again(hub, tiny_model, tmp_path, experiment, monkeypatch):
+    """By an image made again from itself, and by a fine-tuning that goes on."""
+    first = hub.models[NAME].main
+    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], tmp_path)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "hyperparameters: {model: {pretrained_model_name_or_path: tiny/model}, grid: "
+        "{num_inference_steps: 2, prompts: a blob-thing}, concepts: {files: "
+        f"{tmp_path / 'blob-thing.safetensors'}}}}}"
+    )
+    assert main(["generate", str(grid), "--output-dir", str(tmp_path / "one")]) == 0
+    image = tmp_path / "one" / "images" / "job-00000.png"
+    assert read_record(image)["model"]["revision"] == first
+    run = ["finetune", str(experiment(model={"pretrained_model_name_or_path": NAME})),
+           "--output-dir", str(tmp_path / "run")]  # fmt: skip
+    with monkeypatch.context() as stopped:
+        steps = iter(range(1, 9))
+        stopped.setattr(LocalRun, "should_stop", lambda self: next(steps) == 4)
+        assert main(run) == 128
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert read_metadata(checkpoints / "step-00000004")["commit"] == first
+
+    changed = shutil.copytree(tiny_model, tmp_path / "changed")
+    weights = changed / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v * 1.5 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+    assert hub.add(NAME, changed) == load_base_model(ModelConfig(NAME), CPU).commit != first
+    assert main(run) == 0
+    assert read_metadata(checkpoints / "step-00000008")["commit"] == first
+    assert main(["generate", "--from", str(image), "--output-dir", str(tmp_path / "two")]) == 0
+    again = tmp_path / "two" / "images" / "job-00000.png"
+    assert np.array_equal(np.asarray(Image.open(image)), np.asarray(Image.open(again)))
+    assert read_record(again)["model"] == read_record(image)["model"]
