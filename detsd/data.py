@@ -6,7 +6,10 @@ Sample i's image, template, flip, posterior draw, timestep and noise are a pure 
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +23,16 @@ from detsd.errors import UserError
 from detsd.models import BaseModel
 from detsd.templates import TEMPLATES
 
+try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
+    from pillow_heif import register_heif_opener
+except ImportError:
+    register_heif_opener = None
+
 logger = logging.getLogger("detsd")
+
+HEIF = (".heic", ".heif", ".hif")
+# Beside pictures, and none themselves: captions and what programs leave there.
+BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
 # Streams of random numbers, kept apart so that adding one changes no other.
 ORDER, CHOICES, DRAW, VALIDATION = range(4)
@@ -42,17 +54,17 @@ def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
 def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
     """The first frame, upright, as 8-bit RGB; transparency shows the colour `behind`."""
     image.seek(0)
+    # A dark picture of 16 bits need not hold a value above 255; older versions of Pillow know such
+    # a PNG file by "I" only.
+    is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit and float greys: Pillow's own conversion clips instead of scaling.
         values = np.asarray(image, np.float64)
-        top = (
-            1.0
-            if image.mode == "F" and values.max() <= 1
-            else 255.0
-            if values.max() <= 255
-            else 65535.0
-        )
+        if image.mode == "F" and values.max() <= 1:
+            top = 1.0
+        else:
+            top = 65535.0 if is_16_bit or values.max() > 255 else 255.0
         image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -70,8 +82,38 @@ def to_square(image: Image.Image, size: int, center_crop: bool) -> Image.Image:
 
 def list_images(folder: Path) -> list[Path]:
     """Image files of a folder by name, sorted, so that every rank sees one order."""
+    if register_heif_opener:
+        register_heif_opener()
     known = Image.registered_extensions()
     return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
+
+
+def passed_over(folder: Path) -> str:
+    """A sentence on what lies beside the images of a folder and is not looked at; "" for nothing.
+
+    Captions, hidden files and what programs leave beside pictures are not worth one.
+    """
+    images = set(list_images(folder))
+    rest = sorted(
+        p for p in folder.iterdir() if p not in images and not p.name.startswith((".", "_"))
+    )
+    kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
+    said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
+    folders = [p.name for p in rest if p.is_dir() and list_images(p)]
+    said += [f"the images in the folder {name} inside it" for name in folders]
+    if not said:
+        return ""
+    heif = (
+        ""
+        if register_heif_opener or not kinds.keys() & set(HEIF)
+        else ("; pip install pillow-heif to read HEIC")
+    )
+    return f"{folder}: passing over {', '.join(said)}{heif}"
+
+
+def text_of(path: Path) -> str:
+    r"""A file's name as text; bytes that are no UTF-8, as in names of old disks, as `\xe9`."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 def read_images(
@@ -85,6 +127,8 @@ def read_images(
     if not folder.is_dir():
         raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
     images = []
+    if note := passed_over(folder):
+        logger.warning("%s", note)
     for path in list_images(folder):
         try:
             with Image.open(path) as image:
@@ -96,6 +140,7 @@ def read_images(
     if not images:
         raise UserError(
             f"{key}: folder {folder} holds no readable image; put JPEG, PNG or WebP files there"
+            + (f" ({note})" if note else "")
         )
     return images
 
@@ -117,12 +162,13 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
     """The prompts that image `path` of concept `name` may be shown with.
 
     Raises:
-        UserError: an empty caption file.
+        UserError: an empty caption file; a file name that is to be read and is no UTF-8.
     """
     sidecar = path.with_suffix(".txt")
     if config.use_caption_files and sidecar.is_file():
         try:
-            text = " ".join(sidecar.read_text(encoding="utf-8").split())
+            # "-sig": some editors begin a file with a mark that would become three tokens.
+            text = " ".join(sidecar.read_text(encoding="utf-8-sig").split())
         except (OSError, UnicodeDecodeError):
             raise UserError(f"{sidecar} cannot be read as UTF-8 text; save it again") from None
         if not text:
@@ -130,6 +176,11 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
         text = text.replace("{}", name)
         # A caption that does not say where the concept is begins with it.
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
+    if config.append_file_name_to_text and text_of(path) != path.name:
+        raise UserError(
+            f"{path.parent / text_of(path)}: the file name is no UTF-8, and "
+            "concepts.append_file_name_to_text reads it; rename the file"
+        )
     templates = list(TEMPLATES[kind])
     templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
     words = (
@@ -145,9 +196,13 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
 
 @dataclass(frozen=True)
 class Shot:
-    """One training image: its prompts and the VAE posterior of it (and of its mirror image)."""
+    """One training image: its prompts and the VAE posterior of it (and of its mirror image).
+
+    `digest` tells whether it is still the same: of the pixels that are trained on, and the prompts.
+    """
 
     path: Path
+    digest: str
     prompts: tuple[str, ...]
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
     std: torch.Tensor
@@ -178,6 +233,21 @@ def encode_image(
     return mean, std
 
 
+def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
+    """How the images of two starts of one run differ, in words; "" where they do not."""
+    kinds = {
+        "new": new.keys() - old.keys(),
+        "gone": old.keys() - new.keys(),
+        "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
+    }
+    return "; ".join(
+        f"{kind}: {', '.join(sorted(names)[:5])}"
+        + (f" and {len(names) - 5} more" * (len(names) > 5))
+        for kind, names in kinds.items()
+        if names
+    )
+
+
 class TrainingData:
     """All images of all concepts, encoded once, and the samples drawn from them.
 
@@ -191,6 +261,7 @@ class TrainingData:
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         size = config.img_size or model.image_size
         self.shots: list[Shot] = []
+        self.digests: dict[str, str] = {}  # "concept/file" -> digest, of all images
         self.validation: list[Shot] = []
         self.held_out = True
         for k, (name, folder, kind) in enumerate(
@@ -200,7 +271,11 @@ class TrainingData:
             shots = []
             for path, image in images:
                 mean, std = encode_image(model, image, config.horizontal_flip)
-                shots.append(Shot(path, tuple(prompts_for(path, name, kind, config)), mean, std))
+                prompts = tuple(prompts_for(path, name, kind, config))
+                seen = hashlib.blake2b(image.tobytes(), digest_size=8)
+                seen.update("\0".join(prompts).encode())
+                shots.append(Shot(path, seen.hexdigest(), prompts, mean, std))
+            self.digests |= {f"{name}/{text_of(s.path)}": s.digest for s in shots}
             n = len(shots)
             order = np.random.default_rng((seed, VALIDATION, k)).permutation(n)
             held = set(order[: min(max_validation, max(1, n // 10))].tolist()) if n >= 10 else set()

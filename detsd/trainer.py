@@ -25,7 +25,7 @@ from detsd import images
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, differences
-from detsd.data import Example, TrainingData
+from detsd.data import Example, TrainingData, changed_images
 from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.loss import (
@@ -397,6 +397,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "window": self._gathered_window(),
             "samples_seen": self.samples_seen,
+            "images": self.data.digests,
         }
         metadata = {
             "kind": "finetune",
@@ -448,6 +449,13 @@ class Trainer:
                 f"{path} is damaged ({type(error).__name__}); delete that checkpoint folder to "
                 "go on from the one before"
             ) from None
+        # Which image sample number i is of, and which are held out, follows from the whole list.
+        changed = changed_images(state.get("images", self.data.digests), self.data.digests)
+        if changed:
+            raise UserError(
+                f"the training images are not those that this run began with ({changed}); put them "
+                "back as they were, or begin another run (--warm-start keeps what was learned)"
+            )
         pictures = checkpoint / "pictures"
         if pictures.is_dir():
             shutil.copytree(pictures, self.run.folder, dirs_exist_ok=True)
@@ -467,16 +475,13 @@ class Trainer:
                     prompt,
                     ", ".join(self.vocabulary.names),
                 )
-        prompts = {p for shot in self.data.shots for p in shot.prompts}
+        prompts = {p for shot in [*self.data.shots, *self.data.validation] for p in shot.prompts}
         prompts |= set(self.config.inference.inference_prompts)
-        for prompt in sorted(prompts):
-            for name in self.vocabulary.cut_off(prompt):
-                logger.warning(
-                    "the prompt %r is longer than %d tokens and concept %r is cut off; shorten it",
-                    prompt,
-                    self.model.tokenizer.model_max_length,
-                    name,
-                )
+        doubts = [d for prompt in sorted(prompts) for d in self.pipeline.overlong(prompt)]
+        for doubt in doubts[:5]:
+            logger.warning("%s", doubt)
+        if len(doubts) > 5:
+            logger.warning("and %d more prompts are cut off", len(doubts) - 5)
 
 
 def refuse_changes(config: FinetuneConfig, run: Run) -> None:

@@ -1,6 +1,9 @@
 """Images of every kind, prompts, and examples that depend on (seed, index) alone."""
 
 import logging
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +80,15 @@ def test_sixteen_bit_is_scaled_not_clipped(tmp_path):
     assert abs(pixels - np.linspace(0, 255, 64)).max() <= 1
 
 
+def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path):
+    """Its largest value may fit into 8 bits."""
+    values = np.full((8, 8), 200, np.uint16)
+    for name in ("dark.png", "dark.tiff", "dark.pgm"):
+        Image.fromarray(values).save(tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            assert np.asarray(data.to_rgb(image)).max() <= 1, name
+
+
 def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), c) for c in (RED, (0, 0, 0))]
     pixels = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
@@ -102,6 +114,51 @@ def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
     assert [p.name for p, _ in images] == ["good.png"]
     assert "bad.jpg" in caplog.text
     assert "notes.md" not in caplog.text
+
+
+def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
+    """One JPEG file and three HEIC files must not train on one picture in silence."""
+    caplog.set_level(logging.WARNING)
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "a.jpg")
+    for name in ("b.heic", "c.HEIC", "d.heic", "e.mp4", "a.txt", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"?")
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(data, "register_heif_opener", None)
+    assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said == (
+        f"{tmp_path}: passing over 3 .heic, 1 .mp4, the images in the folder more inside it; "
+        "pip install pillow-heif to read HEIC"
+    )
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "x.heic").write_bytes(b"?")
+    with pytest.raises(UserError, match="no readable image.*1 .heic; pip install pillow-heif"):
+        data.read_images(only, concepts(only), 32, "key")
+
+
+def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8), RED).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.HEIC")
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.setattr(
+        data, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
+    )
+    assert data.passed_over(tmp_path) == ""
+    assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
+
+
+def test_a_file_name_that_is_no_utf8(tmp_path):
+    """The picture is read; words are not guessed from its name."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    Image.new("RGB", (8, 8), RED).save(path)
+    assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
+    assert data.text_of(path) == r"caf\xe9.png"
+    data.prompts_for(path, "x", "object", concepts(tmp_path))
+    with pytest.raises(UserError, match=r"caf\\xe9.png: the file name is no UTF-8"):
+        data.prompts_for(path, "x", "object", concepts(tmp_path, append_file_name_to_text=True))
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path):
@@ -139,6 +196,8 @@ def test_caption_files(tmp_path):
     ):
         path.with_suffix(".txt").write_text(text)
         assert data.prompts_for(path, "x", "object", on) == [prompt]
+    path.with_suffix(".txt").write_text("my x at noon", encoding="utf-8-sig")  # Notepad's
+    assert data.prompts_for(path, "x", "object", on) == ["my x at noon"]
     path.with_suffix(".txt").write_text(" ")
     with pytest.raises(UserError, match=r"a.txt is empty"):
         data.prompts_for(path, "x", "object", on)
@@ -180,6 +239,25 @@ def test_flips_are_separate_views(model, photos):
     assert flipped.shots[0].mean.shape[0] == 2
     assert torch.equal(flipped.shots[0].mean[0], plain.shots[0].mean[0])
     assert not torch.equal(flipped.shots[0].mean[1], plain.shots[0].mean[0])
+
+
+def test_every_change_of_the_images_shows_in_their_digests(model, photos, tmp_path):
+    def digests(folder, **options):
+        config = concepts(folder, use_caption_files=True, **options)
+        return data.TrainingData(config, model, seed=1, max_validation=2).digests
+
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    before = digests(folder)
+    assert len(before) == 12
+    assert data.changed_images(before, digests(folder)) == ""
+    Image.new("RGB", (40, 48), RED).save(folder / "on_a_table_3.png")
+    (folder / "on_a_table_4.txt").write_text("{} at noon")
+    (folder / "on_a_table_5.png").unlink()
+    Image.new("RGB", (40, 48), RED).save(folder / "a.png")
+    assert data.changed_images(before, digests(folder)) == (
+        "new: blob-thing/a.png; gone: blob-thing/on_a_table_5.png; changed: "
+        "blob-thing/on_a_table_3.png, blob-thing/on_a_table_4.png"
+    )
 
 
 def test_held_out_images_are_not_trained_on(model, photos, tmp_path):

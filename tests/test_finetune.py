@@ -447,6 +447,29 @@ def test_samples_of_nothing_learned_are_pointed_out(experiment, tmp_path, caplog
     assert "'a photo of a det-logo', which names none of this run's concepts (blob-thing)" in said
 
 
+def test_a_run_goes_on_with_the_images_it_began_with(
+    experiment, tmp_path, photos, monkeypatch, capsys, caplog
+):
+    """Else a held-out image could have been trained on. Its captions are looked at as well."""
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    long = "a {} on " + "very " * 80 + "old wood"
+    (folder / "on_a_table_0.txt").write_text(long)
+    path = experiment(concepts={"img_dirs": [str(folder)], "use_caption_files": True})
+    out = tmp_path / "out"
+    calls = iter([False, False, True])
+    with monkeypatch.context() as stopped:
+        stopped.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+        assert finetune(path, out) == 128
+    assert "its last words are cut off; shorten it" in caplog.text
+    (folder / "on_a_table_7.png").rename(folder / "b.png")
+    assert finetune(path, out) == 2
+    said = capsys.readouterr().err
+    assert "(new: blob-thing/b.png; gone: blob-thing/on_a_table_7.png)" in said
+    assert "--warm-start keeps what was learned" in said
+    (folder / "b.png").rename(folder / "on_a_table_7.png")
+    assert finetune(path, out) == 0
+
+
 def test_start_from_a_concept_file(experiment, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     assert finetune(experiment(), out) == 0
