@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -32,6 +33,7 @@ from detsd.errors import UserError
 logger = logging.getLogger("detsd")
 
 METADATA = "metadata.json"
+JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
 
 
 class Run:
@@ -45,6 +47,7 @@ class Run:
         latest_is_own: whether `latest` was written by this very run (resume), or by another
             (warm start: learned rows only).
         latest_uuid: what a cluster calls `latest`.
+        latest_name: what a person calls it.
     """
 
     state: PartialState
@@ -58,6 +61,10 @@ class Run:
     @property
     def is_chief(self) -> bool:
         return self.state.is_main_process
+
+    @property
+    def latest_name(self) -> str:
+        return f"checkpoint {self.latest_uuid}" if self.latest_uuid else str(self.latest)
 
     def gather(self, values: list[Any]) -> list[Any]:
         """All ranks' lists joined in the order of the ranks, on every rank. Collective."""
@@ -224,6 +231,9 @@ class ClusterRun(Run):
         info = det.get_cluster_info()
         self._trial_id = info.trial.trial_id
         self._uploaded = 0.0
+        self._judged = threading.Event()  # set where the searcher has ended this trial
+        if self.is_chief and cluster_experiment()["searcher"]["name"] in JUDGING_SEARCHERS:
+            threading.Thread(target=self._ask_the_searcher, daemon=True).start()
         if self.is_chief:
             path = context.train.get_tensorboard_path()
             path.mkdir(parents=True, exist_ok=True)
@@ -255,7 +265,24 @@ class ClusterRun(Run):
         self.state.wait_for_everyone()
 
     def should_stop(self):
-        return self.context.preempt.should_preempt()
+        # The harness tells the other ranks of a preemption, but not of what we found out ourselves.
+        asked = self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
+        return self.context.distributed.broadcast(asked)
+
+    def _ask_the_searcher(self) -> None:
+        """Look, once a second, whether the searcher has ended this trial.
+
+        Only a pause, a cancel and a kill are signalled. A trial that the searcher is done with is
+        marked, and the master waits for it to end by itself. In a thread, since a master that is
+        away lets us wait; a question that fails is no reason to end.
+        """
+        from determined.experimental import client  # here, since few trials need it
+
+        ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
+        while not self._judged.wait(1):
+            with contextlib.suppress(Exception):  # networks and masters fail in many ways
+                if client.get_trial(self._trial_id).state in ended:
+                    self._judged.set()
 
     def flush(self):
         if self.writer:
@@ -287,6 +314,8 @@ def _processes() -> PartialState:
     """Accelerate's state, with the ranks connected where there are several."""
     if "LOCAL_RANK" not in os.environ:
         return PartialState()
+    # Else Accelerate chooses a number of threads itself, and warns of it at every start.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     # One rank downloads while the others wait: longer than the libraries' ten minutes at times.
     patience = timedelta(hours=2)
     if torch.cuda.is_available():
@@ -304,12 +333,20 @@ def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
     state = _processes()
     try:
         if on_cluster():
+            for kind in ("shared", "directory"):  # said at every restore, of a whole one too
+                logging.getLogger(f"determined.common.storage.{kind}").addFilter(
+                    lambda record: "Ignoring partial checkpoint" not in record.getMessage()
+                )
             distributed = (
                 core.DistributedContext.from_torch_distributed() if "RANK" in os.environ else None
             )
             with contextlib.ExitStack() as stack:
                 context = stack.enter_context(
-                    core.init(distributed=distributed, tensorboard_mode=core.TensorboardMode.MANUAL)
+                    core.init(
+                        distributed=distributed,
+                        preempt_mode=core.PreemptMode.ChiefOnly,
+                        tensorboard_mode=core.TensorboardMode.MANUAL,
+                    )
                 )
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
                 run = ClusterRun(state, context, folder / "run")

@@ -423,19 +423,19 @@ class Trainer:
         for name, shape in wanted.items():
             if name not in learned:
                 raise UserError(
-                    f"{checkpoint} does not hold concept {name!r} but {', '.join(learned)}; "
-                    "name another checkpoint, or change concepts.concept_strs"
+                    f"{self.run.latest_name} does not hold concept {name!r} but "
+                    f"{', '.join(learned)}; name another one, or change concepts.concept_strs"
                 )
             if learned[name].shape != shape:
                 raise UserError(
-                    f"{checkpoint}: concept {name!r} has rows of shape "
+                    f"{self.run.latest_name}: concept {name!r} has rows of shape "
                     f"{tuple(learned[name].shape)}, this run needs {tuple(shape)}; "
                     "use the same base model, phrase and num_vectors"
                 )
         with torch.no_grad():
             self.rows.copy_(torch.cat([learned[name] for name in wanted]))
         if not self.run.latest_is_own:
-            self.run.say(f"starting from the rows of {checkpoint}")
+            self.run.say(f"starting from the rows of {self.run.latest_name}")
             return
         metadata = read_metadata(checkpoint)
         path = checkpoint / STATE_FILE
@@ -446,8 +446,8 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
         except Exception as error:
             raise UserError(
-                f"{path} is damaged ({type(error).__name__}); delete that checkpoint folder to "
-                "go on from the one before"
+                f"{STATE_FILE} of {self.run.latest_name} is damaged ({type(error).__name__}); "
+                "delete that checkpoint to go on from the one before"
             ) from None
         # Which image sample number i is of, and which are held out, follows from the whole list.
         changed = changed_images(state.get("images", self.data.digests), self.data.digests)

@@ -6,7 +6,9 @@ remembers that it did), and knows by itself which checkpoint a restarted trial g
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import io
 import json
 import math
 import os
@@ -25,9 +27,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
+from determined import _info
 from determined.common.util import yaml_safe_load
+from determined.experimental import client
 from tiny import ROOT
 
+from detsd.__main__ import main
+
+INFO_FILES = (_info.ClusterInfo, _info.TrialInfo, _info.RendezvousInfo, _info.ResourcesInfo)
 LAUNCHER = "python3 -m determined.launch.torch_distributed"
 
 
@@ -60,6 +67,8 @@ class Master:
         refused: why requests were refused; empty after a clean run.
         acknowledged: allocations that acknowledged their preemption.
         preempt: set while the trials are asked to stop; `preempt_told` once the newest is told.
+        judged: trials that the searcher is done with: nothing signals that to them.
+        asked: how often each trial asked for its own state.
     """
 
     def __init__(self, folder: Path):
@@ -67,12 +76,15 @@ class Master:
         self.told: list[tuple[str, dict]] = []
         self.refused: list[str] = []
         self.acknowledged: set[str] = set()
+        self.judged: set[int] = set()
+        self.asked: collections.Counter[int] = collections.Counter()
         self.preempt, self.preempt_told = threading.Event(), threading.Event()
         self._runs: dict[int, int] = {}  # how often each trial was started
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
         self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
         self._hooks: list[tuple[Callable, Callable]] = []
         self._processes: list[subprocess.Popen] = []
+        self._infos: list[Path] = []  # of every run, in order
         self._connections: set[socket.socket] = set()
         self._closing = False
         self._lock = threading.RLock()
@@ -134,9 +146,9 @@ class Master:
             if process.poll() is None:
                 self.kill(process)
                 process.communicate()
-            # The harness leaves these where TMPDIR does not reach.
-            Path(f"/tmp/pid_server-{process.info.name}").unlink(missing_ok=True)
-            for left in Path("/tmp").glob(f"tensorboard-{process.info.name}-*"):
+        for info in self._infos:  # the harness leaves these where TMPDIR does not reach
+            Path(f"/tmp/pid_server-{info.name}").unlink(missing_ok=True)
+            for left in Path("/tmp").glob(f"tensorboard-{info.name}-*"):
                 shutil.rmtree(left)
         self._scratch.cleanup()
         self._closing = True  # ends the long polls
@@ -168,7 +180,7 @@ class Master:
             while not self.preempt.is_set() and not self._closing and time.monotonic() < until:
                 time.sleep(0.02)
             # A killed trial's poll may still wait here.
-            if self.preempt.is_set() and self._processes[-1].info.name in path:
+            if self.preempt.is_set() and self._infos[-1].name in path:
                 self.preempt_told.set()
             return {"preempt": self.preempt.is_set()}
         for hook in list(self._hooks):
@@ -187,6 +199,13 @@ class Master:
             self.acknowledged.add(found[1])
         elif found := re.fullmatch(r"/api/v1/trials/(\d+)/metrics", path):
             self._hear_metrics(int(found[1]), body)
+        elif found := re.fullmatch(r"/api/v1/trials/(\d+)", path):
+            self.asked[int(found[1])] += 1
+            state = "STOPPING_COMPLETED" if int(found[1]) in self.judged else "RUNNING"
+            return {"trial": {
+                "id": int(found[1]), "experimentId": 1, "state": f"STATE_{state}", "hparams": {},
+                "restarts": 0, "startTime": "2024-01-01T00:00:00Z", "totalBatchesProcessed": 0,
+            }}  # fmt: skip
         elif re.fullmatch(r"/api/v1/trials/\d+/progress", path):
             if not 0 <= number("progress", body["progress"]) <= 1:
                 raise Refused(f"progress is {body['progress']}")
@@ -253,19 +272,15 @@ class Master:
 
     # ---- running a trial ---------------------------------------------------------------------
 
-    def start(
-        self, experiment: dict, *, command: str = "finetune", trial: int = 7, slots: int = 1,
-        launcher: bool = False, source: str | None = None, **env: str,
-    ) -> subprocess.Popen:  # fmt: skip
-        """Start `python3 -m detsd COMMAND` as this cluster's trial, restarted if it is known.
-
-        `source` is the checkpoint that a new trial starts from. With `launcher` the process is
-        Determined's, with one rank per slot.
-        """
+    def _prepare(
+        self, experiment: dict, trial: int = 7, slots: int = 1, source: str | None = None
+    ) -> tuple[Path, dict[str, str]]:
+        """Where the info files of a trial's next run lie, and its environment."""
         self._runs[trial] = self._runs.get(trial, 0) + 1
         allocation = f"{trial}.{uuid.uuid4()}"
         info = self.folder / "info" / allocation
         info.mkdir(parents=True)
+        self._infos.append(info)
         self.store("").mkdir(exist_ok=True)
         storage = {"type": "directory", "container_path": str(self.store(""))}
         experiment = {"searcher": {"name": "single", "metric": "val_loss"}} | experiment
@@ -282,7 +297,7 @@ class Master:
                 "trial_id": trial, "experiment_id": 1, "trial_seed": 0,
                 "trial_run_id": self._runs[trial], "hparams": experiment["hyperparameters"],
                 "config": experiment | {
-                    "checkpoint_storage": storage,
+                    "checkpoint_storage": experiment.get("checkpoint_storage", {}) | storage,
                     "hyperparameters": written_out(experiment["hyperparameters"]),
                 },
                 "steps_completed": 0,
@@ -296,9 +311,22 @@ class Master:
         }  # fmt: skip
         for name, content in files.items():
             (info / f"{name}.json").write_text(json.dumps(content))
-        env = os.environ | {
-            "DET_MASTER": url, "DET_USER": "u", "DET_SESSION_TOKEN": "s",
+        return info, {
+            "DET_MASTER": url, "DET_USER": "u", "DET_USER_TOKEN": "s", "DET_SESSION_TOKEN": "s",
             "DET_ALLOCATION_ID": allocation, "TRIAL_INFO_DIR": str(info),
+        }  # fmt: skip
+
+    def start(
+        self, experiment: dict, *, command: str = "finetune", trial: int = 7, slots: int = 1,
+        launcher: bool = False, source: str | None = None,
+    ) -> subprocess.Popen:  # fmt: skip
+        """Start `python3 -m detsd COMMAND` as this cluster's trial, restarted if it is known.
+
+        `source` is the checkpoint that a new trial starts from. With `launcher` the process is
+        Determined's, with one rank per slot.
+        """
+        info, env = self._prepare(experiment, trial, slots, source)
+        env |= {
             "TMPDIR": self._scratch.name,
             "PYTHONPATH": str(ROOT / "tests" / "in_a_trial"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -306,10 +334,10 @@ class Master:
             "C10D_PORT": str(free_port()),
             "INTER_TRAIN_PROCESS_COMM_PORT_1": str(free_port()),
             "INTER_TRAIN_PROCESS_COMM_PORT_2": str(free_port()),
-        } | env  # fmt: skip
+        }
         words = [*LAUNCHER.split()] if launcher else []
         process = subprocess.Popen(
-            [*words, "python3", "-m", "detsd", command], cwd=ROOT, env=env, text=True,
+            [*words, "python3", "-m", "detsd", command], cwd=ROOT, env=os.environ | env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         process.info = info
@@ -317,10 +345,36 @@ class Master:
         return process
 
     def run(self, experiment: dict, expect: int = 0, **options) -> str:
-        """`start` to its end; what it said. `expect` is its exit code."""
-        process = self.start(experiment, **options)
-        said = process.communicate(timeout=200)[0]
-        assert process.returncode == expect, said
+        """A trial's next run to its end, `options` as for `start`; what it said.
+
+        `expect` is its exit code.
+        """
+        code, said = self._run(experiment, **options)
+        assert code == expect, said
+        return said
+
+    def _run(
+        self, experiment: dict, *, command: str = "finetune", launcher: bool = False, **options
+    ) -> tuple[int, str]:
+        if launcher:
+            process = self.start(experiment, command=command, launcher=True, **options)
+            said = process.communicate(timeout=200)[0]
+            return process.returncode, said
+        # In this process, which saves the seconds that the libraries take.
+        _, env = self._prepare(experiment, **options)
+        text = io.StringIO()
+        with believing(env), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            code = main([command])
+        return code, text.getvalue()
+
+    def live(self, experiment: dict, **options) -> list[str]:
+        """A trial with the restarts that its experiment grants: what each of its runs said."""
+        said = []
+        for _ in range(1 + experiment["max_restarts"]):
+            code, text = self._run(experiment, **options)
+            said.append(text)
+            if code == 0 or matched(experiment, text):
+                break
         return said
 
     def kill(self, process: subprocess.Popen) -> None:
@@ -332,6 +386,40 @@ class Master:
     def ranks(self, process: subprocess.Popen) -> dict[int, int]:
         """Process id of each rank that has started."""
         return {int(p.suffix[1:]): int(p.read_text()) for p in process.info.glob("rank.*")}
+
+
+@contextlib.contextmanager
+def believing(env: dict[str, str]):
+    """Let this process believe that it is in a trial, as sitecustomize.py does for another."""
+    readers = [kind._from_file.__func__ for kind in INFO_FILES]
+    before = dict(os.environ), [read.__defaults__ for read in readers]
+    os.environ.update(env)
+    for read in readers:
+        read.__defaults__ = (os.path.join(env["TRIAL_INFO_DIR"], Path(read.__defaults__[0]).name),)
+    client._determined = None  # it would talk to the master of an earlier test
+    _info._info = "unloaded"  # the harness's word; it reads them once
+    try:
+        yield
+    finally:
+        _info._info = "unloaded"
+        os.environ.clear()
+        os.environ.update(before[0])
+        for read, defaults in zip(readers, before[1], strict=True):
+            read.__defaults__ = defaults
+
+
+def matched(experiment: dict, said: str) -> list[str]:
+    """Names of the policies that end a trial's restarts, if it said this.
+
+    The master looks at every line as the task printed it, without the launcher's prefix.
+    """
+    lines = [re.sub(r"^\[rank=\d+\] ", "", line) for line in said.splitlines()]
+    return [
+        policy["name"]
+        for policy in experiment["log_policies"]
+        if policy["action"] == "cancel_retries"
+        and any(re.search(policy["pattern"], line) for line in lines)
+    ]
 
 
 def written_out(value: object) -> object:

@@ -12,8 +12,9 @@ import requests
 import torch
 import yaml
 from PIL import Image
-from standin import Dropped, Master, experiment_of
+from standin import Dropped, Master, Refused, experiment_of, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import ROOT
 
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
@@ -164,6 +165,8 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     said = master.run(two_concepts, launcher=True, slots=2)
     assert "resuming after step" in said
     assert "[rank=0]" in said
+    assert "OMP_NUM_THREADS" not in said  # of Accelerate, at every start
+    assert "partial checkpoint" not in said  # of the harness
     assert master.progress()[-1] == 1.0
     assert sorted(master.metrics("training")) == list(range(2, 25, 2))
     assert sorted(master.metrics("validation")) == [8, 16, 24]
@@ -177,32 +180,85 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     # Another trial starts from these rows, at step 0 and with a rate of its own.
     two_concepts["hyperparameters"]["training"]["learning_rate"] = 1e-9
     said = master.run(two_concepts, trial=8, source=master.checkpoints()[24])
-    assert "starting from the rows of" in said
+    assert f"starting from the rows of checkpoint {master.checkpoints()[24]}" in said
     assert master.metrics("training", 8)[2]["learning_rate"] == 1e-9
     for name, learned in rows(master, 24).items():
         assert torch.allclose(rows(master, 24, trial=8)[name], learned, atol=1e-6)
 
 
-@pytest.mark.slow
+ASHA = {
+    "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 8,
+    "max_trials": 4,
+}  # fmt: skip
+
+
+def test_a_trial_that_the_searcher_is_done_with(experiment, master):
+    """No signal comes: it asks, saves and leaves, without a word of preemption."""
+    given = experiment_of(
+        experiment(
+            training={"num_sgd_steps": 9999, "checkpoint_freq": 9999},
+            inference={"inference_prompts": []},
+        )
+    )
+
+    def busy():
+        raise Refused("busy")  # no reason to end
+
+    master.when(lambda path, body: path == "/api/v1/trials/7", busy)
+    master.when(told("/metrics", 40), lambda: master.judged.add(7))
+    began = time.monotonic()
+    master.run(given | {"searcher": ASHA})
+    assert master.refused.pop() == "/api/v1/trials/7: busy"
+    assert 0 < master.asked[7] <= time.monotonic() - began
+    assert master.acknowledged == set()
+    last = max(master.stored())
+    assert 40 < last < 9999
+    assert json.loads((master.stored()[last] / "metadata.json").read_text())["complete"] is False
+
+    given["hyperparameters"]["training"]["num_sgd_steps"] = 8
+    master.run(given, trial=8)  # a searcher that ends nothing is not asked
+    assert master.asked[8] == 0
+
+
 def test_a_trial_of_a_search_that_diverges(experiment, master):
     """It reports finite values as of its last step, says why, and succeeds: no restart helps."""
     given = experiment_of(experiment(training={"optimizer_name": "sgd", "learning_rate": 1e38}))
-    given["searcher"] = {
-        "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 8,
-        "max_trials": 4,
-    }  # fmt: skip
+    given |= {"searcher": ASHA, "log_policies": POLICIES}
     said = master.run(given)
     assert "no longer finite at step 2" in said
-    assert "Traceback" not in said
+    assert matched(given, said) == []
     ((step, m),) = master.metrics("validation").items()
     assert (step, m["val_loss"], m["sgd_steps"]) == (2, 1e9, 8)
     assert set(FinetuneConfig.metrics) <= set(m)
     assert master.checkpoints() == {}
 
-    given["searcher"]["metric"] = "accuracy"  # nothing reports it, and the search would fail later
-    said = master.run(given, expect=2)
+
+POLICIES = experiment_of(ROOT / "finetune_const.yaml")["log_policies"]
+
+
+def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
+    """And the line that ends the restarts says all of it."""
+    given = experiment_of(experiment()) | {"max_restarts": 2, "log_policies": POLICIES}
+    hyperparameters = given["hyperparameters"]
+    for section, key, value, words in (
+        ("concepts", "img_dirs", [str(tmp_path / "gone")], "gone"),
+        ("training", "num_sgd_step", 3, "num_sgd_step is not a known key"),
+        ("training", "learning_rate", -1, "learning_rate"),
+    ):
+        wrong = hyperparameters | {section: hyperparameters[section] | {key: value}}
+        (said,) = master.live(given | {"hyperparameters": wrong})
+        assert "Traceback" not in said
+        (line,) = [line for line in said.splitlines() if line.startswith("detsd: ")]
+        assert words in line
+    given["searcher"] = ASHA | {"metric": "accuracy"}  # nothing reports it
+    (said,) = master.live(given)
     assert "searcher.metric: accuracy" in said
-    assert "Traceback" not in said
+
+    name = "RuntimeError: the loss of a bus"
+    assert matched(given, f"Traceback (most recent call last):\n  File\n{name}") == []
+    for line in ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",):
+        (found,) = matched(given, f"[rank=1] Traceback\n[rank=1] {line}")
+        assert "training.train_batch_size" in found
 
 
 @pytest.mark.slow
