@@ -17,6 +17,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 KEPT = ("torch", "numpy")  # built for each other and for the machine: the image's own stay
+# The cluster installs the harness that belongs to it, and nothing else may talk to its master.
+LEFT_ALONE = "determined"
 
 
 def installed(name: str) -> str | None:
@@ -46,10 +48,14 @@ def main(folder: Path) -> None:
     for wanted in read_requirements(ROOT / "requirements.txt"):
         found = installed(wanted.name)
         if found is None or not wanted.specifier.contains(found, prereleases=True):
-            missing.append(wanted)
+            if found and wanted.name == LEFT_ALONE:
+                print(f"startup-hook.sh: this cluster has determined {found}, tested is {wanted}")
+            else:
+                missing.append(wanted)
     unfit = {wanted.name for wanted in missing}
     # pip leaves alone what is installed and fits, unless something new needs a later one of it.
-    pins = [f"{name}=={installed(name)}" for name in KEPT if installed(name) and name not in unfit]
+    kept = [name for name in KEPT if name not in unfit] + [LEFT_ALONE]
+    pins = [f"{name}=={installed(name)}" for name in kept if installed(name)]
     for tested in read_requirements(tested_versions()):
         if tested.name in unfit or installed(tested.name) is None:
             pins.append(str(tested))

@@ -115,6 +115,12 @@ def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
     assert zero.returncode == 1
     assert "resources.slots_per_trial is 0" in zero.stderr
 
+    # The harness is the cluster's: another one is mentioned, kept, and pinned for pip.
+    image = Image(tmp_path / "older", complete | {"determined": "0.37.0"})
+    done = image.start()
+    assert "this cluster has determined 0.37.0, tested is determined<0.39,>=0.38.0" in done.stdout
+    assert not (tmp_path / "older" / "asked").exists()
+
     # Without diffusers: that alone, in the version tested with this Python.
     del complete["diffusers"]
     image = Image(tmp_path / "less", complete)
@@ -122,6 +128,7 @@ def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
     (asked,) = image.lines("asked")
     assert asked.startswith("diffusers")
     assert image.lines("pins")["diffusers"] == pins(tested)["diffusers"]
+    assert image.lines("pins")["determined"] == complete["determined"]
 
 
 def test_what_the_dockerfile_copies_is_all_that_its_step_needs(tmp_path):
