@@ -62,7 +62,7 @@ def finetune(args: argparse.Namespace) -> int:
         except Diverged as end:
             if not on_cluster:
                 raise
-            run.say(f"detsd: {end}")  # and success: a restarted trial would diverge again
+            run.say(f"ending here: {end}")  # and success: a restarted trial would diverge again
             return 0
         if on_cluster:
             return 0
@@ -197,6 +197,10 @@ def complain(sentence: str) -> int:
     """Say what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
     if int(os.environ.get("RANK", 0)) > 0:
         time.sleep(3)
+    if "DET_ALLOCATION_ID" in os.environ:
+        # In one line, which `log_policies` of the experiment files match and the master repeats.
+        first, *rest = sentence.split("\n  ")
+        sentence = f"{first} {'; '.join(rest)}".strip()
     print(f"detsd: {sentence}", file=sys.stderr, flush=True)
     return 2
 

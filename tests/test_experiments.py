@@ -48,6 +48,7 @@ EXPERIMENT = {
         "save_experiment_best": int, "save_trial_best": int, "save_trial_latest": int,
     },
     "bind_mounts": list,
+    "log_policies": list,
     "reproducibility": {"experiment_seed": int},
     "profiling": {"enabled": bool},
 }  # fmt: skip
@@ -108,6 +109,11 @@ def experiment_problems(experiment) -> list[str]:
     for line in experiment.get("environment", {}).get("environment_variables", []):
         if not isinstance(line, str) or "=" not in line:
             found.append(f"environment variable {line!r} is not NAME=VALUE")
+    for policy in experiment.get("log_policies", []):
+        found += problems(policy, {"name": str, "pattern": str, "action": str}, "log_policies.")
+        found += [f"log_policies: {key} is missing" for key in {"name", "pattern"} - policy.keys()]
+        if policy.get("action") not in ("cancel_retries", "exclude_node"):
+            found.append(f"log_policies has the action {policy.get('action')}")
     return found + range_problems(experiment["hyperparameters"])
 
 
@@ -150,6 +156,11 @@ def test_shipped_files(name):
     if experiment["searcher"]["name"] == "single":  # off cluster, too
         load_config(ROOT / name, kind=kind)
     assert experiment["entrypoint"] == f"{launcher} python3 -m detsd {job}"
+    # Mistakes and full GPUs end at the first try; the advice names a knob of this kind of job.
+    mistake, memory = experiment["log_policies"]
+    assert mistake["pattern"] == "^detsd: "
+    knob = {"finetune": "training.train_batch_size", "generate": "output.batch_size"}[job]
+    assert f"lower {knob}" in memory["name"]
     # Every trial gets hyperparameters that the package takes, the same after the trip.
     rng = random.Random(0)
     for _ in range(20):
@@ -182,6 +193,8 @@ def test_searches_search():
         ({"resources": {"slots": 2}}, "resources.slots is no key"),
         ({"searcher": {"name": "single", "max_time": 9}}, "searcher.max_time is no key"),
         ({"searcher": {"name": "random"}}, "searcher.max_trials is missing"),
+        ({"log_policies": [{"name": "n", "pattern": "p", "actions": []}]}, "actions is no key"),
+        ({"log_policies": [{"name": "n", "action": "cancel_retries"}]}, "pattern is missing"),
         ({"hyperparameters": {"a": {"type": "ddim"}}}, "no kind of range is called ddim"),
         ({"hyperparameters": {"a": [{"type": "int"}]}}, "inside a list"),
         ({"hyperparameters": {"a": {"type": "log", "minval": -4, "maxval": -2}}}, "base is miss"),
