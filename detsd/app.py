@@ -28,8 +28,7 @@ except ImportError:
     gr = None
 
 from detsd.errors import UserError
-from detsd.generator import fitting_batch_size, is_out_of_memory
-from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, Progress
 
 logger = logging.getLogger("detsd")
 
@@ -155,33 +154,15 @@ class Studio:
         """
         plain = self.pipe.vocabulary.plain(jobs[0].prompt)
         todo = jobs + [dataclasses.replace(job, prompt=plain) for job in jobs if beside]
-        model = self.pipe.model
-        size = fitting_batch_size(model.device, model.dtype, jobs[0].width, jobs[0].height)
         shown: list[tuple[str, str]] = []
-        while len(shown) < len(todo):
-            batch = todo[len(shown) : len(shown) + size]
 
-            def step(stock, k, t, kwargs, batch=batch):
-                share = (k + 1) / stock.num_timesteps
-                tell(
-                    (len(shown) + share * len(batch)) / len(todo),
-                    f"denoising step {k + 1} of {stock.num_timesteps}",
-                )
-                return {}
+        def look(progress: Progress) -> None:
+            tell(progress.share, f"denoising step {progress.step} of {progress.steps}")
 
-            try:
-                made = self.pipe.make(batch, callback_on_step_end=step)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise UserError(
-                        "not even one image of this size fits into memory; make it smaller"
-                    ) from None
-                size = max(1, min(size, len(batch)) // 2)
-                continue
-            paths = self.pipe.save(batch, made, self.folder)
-            for path, job, result in zip(paths, batch, made, strict=True):
+        for made in self.pipe.make_batches(todo, look=look):
+            batch = [todo[number] for number in made]
+            paths = self.pipe.save(batch, list(made.values()), self.folder)
+            for path, job, result in zip(paths, batch, made.values(), strict=True):
                 black = ", blacked out by the model's safety checker" if result.flagged else ""
                 shown.append((str(path), f"seed {job.seed}{black}"))
         return shown[: len(jobs)], shown[len(jobs) :], plain

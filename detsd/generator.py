@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from detsd import images
 from detsd.cluster import METADATA, Run, read_metadata
 from detsd.config import GenerateConfig, GridConfig
+from detsd.denoise import Conditioning
 from detsd.errors import UserError
 from detsd.formats import DICT_FILE
-from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made
+from detsd.memory import fitting_batch_size
+from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
 
 logger = logging.getLogger("detsd")
 
 MANIFEST = "manifest.jsonl"
-LARGEST_BATCH = 16
 
 
 def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
@@ -54,32 +54,6 @@ def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
             grid.all_seeds,
         )
     ]
-
-
-def batches(jobs: list[Job], size: int) -> list[list[int]]:
-    """Numbers of the jobs to be made at once, at most `size` of them; every job in one batch."""
-    groups: dict[tuple, list[int]] = {}
-    for number, job in enumerate(jobs):
-        groups.setdefault(job.batch_key, []).append(number)
-    return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
-
-
-def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, height: int) -> int:
-    """A batch that a GPU's free memory, or 4 GB of a CPU's, holds; halved later if it does not.
-
-    Stable Diffusion's UNet needs about 1.2 GB for a guided image of 512 x 512 in half precision:
-    2300 bytes per pixel and byte of the dtype.
-    """
-    free = 4e9 if device.type != "cuda" else torch.cuda.mem_get_info(device)[0]
-    per_image = 2300 * width * height * dtype.itemsize
-    return int(max(1, min(LARGEST_BATCH, 0.8 * free // per_image)))
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch raised this because a device's memory, or the CPU's, is full."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory")
-    )
 
 
 class Generator:
@@ -127,7 +101,7 @@ class Generator:
         self.limit = min(run.gather([size]))  # images made at once, from now on
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1
-        self.encodings: dict[str, torch.Tensor] = {}
+        self.encodings: dict[str, Conditioning] = {}
         self.folder = run.folder / "images"
         self.finished: dict[int, dict[str, Any]] = self._restore()
         self.begun_with = self.saved = len(self.finished)
@@ -234,46 +208,26 @@ class Generator:
         self.bar.close()
         return len(self.finished) == len(self.jobs)
 
-    def _make(self, numbers: list[int], length: int) -> dict[int, tuple[Made, int]]:
-        """Images of some jobs of a batch, with the number of images that were made at once.
+    def _make(self, numbers: list[int], length: int) -> dict[int, Made]:
+        """Images of some jobs of a batch.
 
         A batch of which a part is stored is filled up with its last job: the same shapes run the
         same kernels, so that the missing images get the pixels that they would have got.
         """
-        if length > self.limit and len(numbers) > 1:
-            half = len(numbers) // 2
-            return self._make(numbers[:half], half) | self._make(
-                numbers[half:], len(numbers) - half
-            )
-        length = min(length, self.limit)
-        jobs = [self.jobs[n] for n in numbers]
-        try:
-            made = self.pipeline.make(jobs + jobs[-1:] * (length - len(jobs)), self.encodings)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if length == 1:
-                job = jobs[0]
-                raise UserError(
-                    f"not even one image of {job.width} x {job.height} fits into the memory of "
-                    f"{self.run.state.device}; lower grid.width and grid.height, or model.precision"
-                ) from None
-            self.limit = length // 2
-        else:
-            return {n: (m, length) for n, m in zip(numbers, made[: len(numbers)], strict=True)}
-        # Out of the handler: the error would hold on to the memory.
-        if self.run.state.device.type == "cuda":
-            torch.cuda.empty_cache()
-        logger.warning(
-            "a batch of %d images does not fit into memory; going on with %d", length, self.limit
+        made = self.pipeline.make(
+            [self.jobs[n] for n in numbers],
+            at_once=self.limit,
+            fill_up_to=length,
+            encodings=self.encodings,
         )
-        return self._make(numbers, len(numbers))
+        return dict(zip(numbers, made, strict=True))
 
-    def _encode(self, made: dict[int, tuple[Made, int]]) -> list[tuple[dict[str, Any], bytes]]:
+    def _encode(self, made: dict[int, Made]) -> list[tuple[dict[str, Any], bytes]]:
         """Records and PNG files of a batch."""
         files = []
-        for number, (result, length) in made.items():
-            record = self.records[number] | {"flagged": bool(result.flagged), "batch_size": length}
+        for number, result in made.items():
+            how = {"flagged": result.flagged, "batch_size": result.batch_size}
+            record = self.records[number] | how
             files.append((record, images.png(result.image, record)))
         return files
 

@@ -11,11 +11,13 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,14 @@ from PIL import Image
 
 from detsd.concepts import Vocabulary
 from detsd.config import InferenceConfig, ModelConfig
+from detsd.denoise import Conditioning, decode, denoise, starting_noise
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
 from detsd.images import png
+from detsd.memory import fitting_batch_size, is_out_of_memory
 from detsd.models import DTYPES, BaseModel, load_base_model, load_safety_checker
+
+logger = logging.getLogger("detsd")
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -111,40 +117,43 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
     ]
 
 
+def batches(jobs: list[Job], size: int) -> list[list[int]]:
+    """Numbers of the jobs to be made at once, at most `size` of them; every job in one batch."""
+    groups: dict[tuple, list[int]] = {}
+    for number, job in enumerate(jobs):
+        groups.setdefault(job.batch_key, []).append(number)
+    return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
+
+
 @dataclass(frozen=True)
 class Made:
-    """The image of a job; `flagged` says that the model's safety checker blacked it out."""
+    """The image of a job."""
 
     image: Image.Image
-    flagged: bool
+    flagged: bool  # the model's safety checker blacked it out
+    batch_size: int  # images made at once: other batches may round otherwise
 
 
-class _Scales:
-    """The guidance scales of a batch, one per image, where diffusers expects a number.
+@dataclass(frozen=True)
+class Progress:
+    """Where the making of several jobs stands after a denoising step."""
 
-    It does two things with it: compares it with 1, and multiplies a tensor (B, 4, h, w) by it.
-    """
-
-    def __init__(self, scales: list[float], device: torch.device):
-        self.largest = max(scales)
-        self.scales = torch.tensor(scales, device=device).view(-1, 1, 1, 1)
-
-    def __gt__(self, limit: float) -> bool:
-        return self.largest > limit
-
-    def __mul__(self, difference: torch.Tensor) -> torch.Tensor:
-        # As PyTorch multiplies by a number: the scale is not rounded to half precision first.
-        return (self.scales * difference.float()).to(difference.dtype)
+    numbers: list[int]  # of the jobs that are being made at once
+    step: int  # denoising steps done of these
+    steps: int
+    timestep: int
+    latents: torch.Tensor  # (B, 4, h, w), a row for each of `numbers`
+    share: float  # of all jobs' work that is done
 
 
 class DetSDTextualInversionPipeline:
-    """A base model with concepts in it, over the stock diffusers pipeline.
+    """A base model with concepts in it.
 
     Attributes:
         model: the frozen base model.
         vocabulary: its concepts.
-        stock: the diffusers pipeline that does the work; its methods for saving memory
-            (`enable_vae_slicing`, `enable_attention_slicing`) may be called.
+        stock: the diffusers pipeline of the same parts, behind `__call__`; its methods for saving
+            memory (`enable_vae_slicing`, `enable_attention_slicing`) work on all images.
         sources: where each loaded concept came from, by its name.
     """
 
@@ -159,6 +168,7 @@ class DetSDTextualInversionPipeline:
         self.model = model
         self.vocabulary = vocabulary or Vocabulary(model.tokenizer, model.text_encoder)
         self.sources: dict[str, str] = {}
+        self.most_pixels = sys.maxsize  # of images made at once; less when memory ran out
         self.stock = StableDiffusionPipeline(
             vae=model.vae,
             text_encoder=model.text_encoder,
@@ -363,46 +373,130 @@ class DetSDTextualInversionPipeline:
             return [self.vocabulary.rewrite(p) for p in prompt]
         return self.vocabulary.rewrite(prompt) if prompt is not None else None
 
-    @torch.no_grad()
-    def make(
-        self, jobs: list[Job], encodings: dict[str, torch.Tensor] | None = None, **options: Any
-    ) -> list[Made]:
-        """The images of jobs that agree in their `batch_key`, made at once.
+    def make(self, jobs: list[Job], **options: Any) -> list[Made]:
+        """The images of any jobs, in their order; `options` as for `make_batches`."""
+        made = {n: m for batch in self.make_batches(jobs, **options) for n, m in batch.items()}
+        return [made[number] for number in sorted(made)]
+
+    def make_batches(
+        self,
+        jobs: list[Job],
+        *,
+        at_once: int | None = None,
+        fill_up_to: int = 1,
+        encodings: dict[str, Conditioning] | None = None,
+        look: Callable[[Progress], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Iterator[dict[int, Made]]:
+        """The images of any jobs by their number in the list, a batch as soon as it is made.
+
+        Jobs that agree in their `batch_key` are made at once, as many as fit into memory; a batch
+        that does not fit is halved, and so are those that come after it.
 
         Args:
-            encodings: text -> states (1, 77, D), filled and used where the rows do not change
+            at_once: the most images in a batch; default: what the free memory should hold.
+            fill_up_to: fill a smaller batch up with its last job, as far as that fits: the same
+                shapes run the same kernels, so that the pixels are those of the larger batch.
+            encodings: text -> its conditioning, filled and used where the rows do not change
                 between calls.
-            options: passed to the stock pipeline.
+            look: called after each denoising step.
+            stop: asked before each denoising step; True ends it after the batches made so far.
+
+        Raises:
+            UserError: not even one image fits into memory.
         """
-        first = jobs[0]
+        model = self.model
         encodings = {} if encodings is None else encodings
-        texts = [j.prompt for j in jobs] + [j.negative_prompt for j in jobs]
-        for text in dict.fromkeys(texts):
-            if text not in encodings:
-                encodings[text] = self.stock.encode_prompt(
-                    self.vocabulary.rewrite(text), self.model.device, 1, False
-                )[0]
-        positive = torch.cat([encodings[j.prompt] for j in jobs])  # (B, 77, D)
-        guided = first.guidance_scale > 1
-        scales = [j.guidance_scale for j in jobs]
-        usual, self.stock.scheduler = self.stock.scheduler, self._scheduler(first.scheduler_name)
-        try:
-            result = self.stock(
-                prompt_embeds=positive,
-                negative_prompt_embeds=(
-                    torch.cat([encodings[j.negative_prompt] for j in jobs]) if guided else None
-                ),
-                guidance_scale=_Scales(scales, self.model.device) if guided else 1.0,
-                num_inference_steps=first.num_inference_steps,
-                width=first.width,
-                height=first.height,
-                generator=[j.generator for j in jobs],
-                **options,
+        todo = batches(jobs, len(jobs))
+        done = 0
+        while todo:
+            numbers = todo.pop(0)
+            first = jobs[numbers[0]]
+            width, height = first.width or model.image_size, first.height or model.image_size
+            limit = at_once or fitting_batch_size(model.device, model.dtype, width, height)
+            limit = max(1, min(limit, self.most_pixels // (width * height)))
+            if len(numbers) > limit:
+                todo[:0] = [numbers[:limit], numbers[limit:]]
+                continue
+            batch = [jobs[n] for n in numbers]
+            batch += batch[-1:] * (min(fill_up_to, limit) - len(batch))
+
+            def look_at(step, steps, timestep, latents, numbers=numbers, done=done):
+                share = (done + (step + 1) / steps * len(numbers)) / len(jobs)
+                latents = latents[: len(numbers)]
+                look(Progress(numbers, step + 1, steps, timestep, latents, share))
+
+            try:
+                made = self._make_at_once(batch, encodings, look and look_at, stop)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise UserError(
+                        f"not even one image of {width} x {height} fits into the memory of "
+                        f"{model.device}; make it smaller (grid.width and grid.height), or take "
+                        "half precision (model.precision)"
+                    ) from None
+            else:
+                if made is None:
+                    return
+                done += len(numbers)
+                yield dict(zip(numbers, made[: len(numbers)], strict=True))
+                continue
+            # Out of the handler: the error would hold on to the memory.
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(batch) // 2
+            logger.warning(
+                "a batch of %d images does not fit into memory; going on with %d", len(batch), half
             )
-        finally:
-            self.stock.scheduler = usual
-        flags = result.nsfw_content_detected or [False] * len(jobs)
-        return [Made(image, flag) for image, flag in zip(result.images, flags, strict=True)]
+            self.most_pixels = half * width * height
+            todo.insert(0, numbers)
+
+    @torch.no_grad()
+    def _make_at_once(
+        self,
+        jobs: list[Job],
+        encodings: dict[str, Conditioning],
+        look: Callable[[int, int, int, torch.Tensor], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> list[Made] | None:
+        """The images of jobs that agree in their `batch_key`; None when stopped."""
+        first, model, stock = jobs[0], self.model, self.stock
+        for text in dict.fromkeys([j.prompt for j in jobs] + [j.negative_prompt for j in jobs]):
+            if text not in encodings:
+                # One by one: what else is in the batch must not show.
+                ids = self.vocabulary.token_ids([text])  # (1, 77)
+                encodings[text] = Conditioning(model.text_encoder(ids).last_hidden_state)
+        guided = first.guidance_scale > 1
+        generators = [job.generator for job in jobs]
+        scheduler = self._scheduler(first.scheduler_name)
+        latents = denoise(
+            model.unet,
+            scheduler,
+            first.num_inference_steps,
+            starting_noise(generators, self._latent_shape(first)),
+            Conditioning.cat([encodings[j.prompt] for j in jobs]),
+            Conditioning.cat([encodings[j.negative_prompt] for j in jobs]) if guided else None,
+            torch.tensor([j.guidance_scale for j in jobs]),
+            generators,
+            look and (lambda k, t, latents: look(k, len(scheduler.timesteps), t, latents)),
+            stop,
+        )
+        if latents is None:
+            return None
+        pixels, flags = decode(model.vae, latents), None
+        if stock.safety_checker is not None:
+            pixels, flags = stock.run_safety_checker(pixels, model.device, model.dtype)
+        flags = flags or [False] * len(jobs)
+        pictures = stock.image_processor.postprocess(pixels, do_denormalize=[not f for f in flags])
+        return [Made(i, bool(f), len(jobs)) for i, f in zip(pictures, flags, strict=True)]
+
+    def _latent_shape(self, job: Job) -> tuple[int, int, int]:
+        """(C, h, w) of a job's latents."""
+        size, factor = self.model.image_size, self.model.downsampling
+        sides = ((job.height or size) // factor, (job.width or size) // factor)
+        return (self.model.unet.config.in_channels, *sides)
 
     def record(self, job: Job) -> dict[str, Any]:
         """All that the pixels of a job depend on, as `images.png` writes it into a file."""
@@ -431,7 +525,7 @@ class DetSDTextualInversionPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for job, result in zip(jobs, made, strict=True):
-            record = self.record(job) | {"flagged": bool(result.flagged), "batch_size": len(jobs)}
+            record = self.record(job) | {"flagged": result.flagged, "batch_size": result.batch_size}
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
@@ -457,14 +551,13 @@ class DetSDTextualInversionPipeline:
         """
         seen, times = [], []  # latents (1, 4, h, w) after each step, and the step's timestep
 
-        def look(pipe, step, t, kwargs):
-            seen.append(kwargs["latents"])
-            times.append(int(t))
-            return {}
+        def look(progress: Progress) -> None:
+            seen.append(progress.latents)
+            times.append(progress.timestep)
 
         job = dataclasses.replace(job, scheduler_name="ddim")
-        self.make([job], callback_on_step_end=look)
-        noise = torch.randn(seen[0].shape, generator=job.generator).to(seen[0])
+        self.make([job], look=look)
+        noise = starting_noise([job.generator], self._latent_shape(job)).to(seen[0])
         times.append(0)
         seen.insert(0, noise)
         last = len(times) - 1
@@ -475,7 +568,8 @@ class DetSDTextualInversionPipeline:
             noise.shape[-2] * self.model.downsampling,
         )
         pixels = self.stock.image_processor.preprocess(picture.resize(size, Image.LANCZOS))
-        clean = self.model.vae.encode(pixels.to(noise)).latent_dist.mean
+        vae = self.model.vae
+        clean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean.float()
         clean = clean * self.model.vae.config.scaling_factor
         noised = [
             self.model.scheduler.add_noise(clean, noise, torch.tensor([times[k]])) for k in chosen
@@ -489,8 +583,7 @@ class DetSDTextualInversionPipeline:
 
     def _decoded(self, latents: torch.Tensor) -> Image.Image:
         """The picture of one image's latents (1, 4, h, w)."""
-        pixels = self.model.vae.decode(latents / self.model.vae.config.scaling_factor).sample
-        return self.stock.image_processor.postprocess(pixels)[0]
+        return self.stock.image_processor.postprocess(decode(self.model.vae, latents))[0]
 
 
 def _downloaded(uuid: str) -> Path:

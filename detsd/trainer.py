@@ -36,11 +36,12 @@ from detsd.loss import (
     squared_error,
 )
 from detsd.models import BaseModel, load_base_model
-from detsd.pipeline import DetSDTextualInversionPipeline, sample_jobs
+from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 
 logger = logging.getLogger("detsd")
 
 STATE_FILE = "trainer_state.pt"
+SAMPLES_AT_ONCE = 4
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 
@@ -349,14 +350,17 @@ class Trainer:
         if not self.jobs:
             return
         state = self.run.state
-        mine = range(state.process_index, len(self.jobs), state.num_processes)
-        # Each in a batch of its own, so that nothing beside it matters.
-        own = [(k, self.pipeline.make([self.jobs[k]])[0].image) for k in mine]
-        made = dict(sorted(self.run.gather(own)))
+        own = []
+        # Batches that the jobs alone fix: the same whatever the number of ranks.
+        todo = batches(self.jobs, SAMPLES_AT_ONCE)
+        for numbers in todo[state.process_index :: state.num_processes]:
+            made = self.pipeline.make([self.jobs[k] for k in numbers])
+            own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
+        everyone = dict(sorted(self.run.gather(own)))
         if not self.run.is_chief:
             return
         for (k, image), path in zip(
-            made.items(), self._sample_paths(self.steps_completed), strict=True
+            everyone.items(), self._sample_paths(self.steps_completed), strict=True
         ):
             path.parent.mkdir(exist_ok=True)
             image.save(path)

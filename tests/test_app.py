@@ -12,7 +12,7 @@ import torch
 from conftest import command
 from tiny import ROOT
 
-from detsd import app
+from detsd import app, pipeline
 from detsd.__main__ import main
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
@@ -80,7 +80,7 @@ def test_settings_that_are_refused(studio, change, message):
 
 def test_images_and_their_plain_twins(studio, monkeypatch):
     """Two batches of two: progress over both; files that hold their settings."""
-    monkeypatch.setattr(app, "fitting_batch_size", lambda *_: 2)
+    monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 2)
     told = []
     jobs = app.checked_jobs(studio.pipe, **GOOD)
     shown, twins, plain = studio.make(jobs, True, lambda share, text: told.append((share, text)))
@@ -91,24 +91,6 @@ def test_images_and_their_plain_twins(studio, monkeypatch):
     assert records[0]["concepts"]["blob-thing"]["source"].endswith("blob-thing.safetensors")
     assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1.0]
     assert told[0][1] == "denoising step 1 of 2"
-
-
-def test_a_batch_that_does_not_fit_is_halved(studio, monkeypatch):
-    make, sizes = studio.pipe.make, []
-
-    def small_memory(jobs, **options):
-        sizes.append(len(jobs))
-        if len(jobs) > limit:
-            raise RuntimeError("not enough memory: you tried to allocate 1 bytes")
-        return make(jobs, **options)
-
-    monkeypatch.setattr(studio.pipe, "make", small_memory)
-    jobs, limit = app.checked_jobs(studio.pipe, **GOOD), 1
-    assert len(studio.make(jobs, False, lambda *_: None)[0]) == 2
-    assert sizes == [2, 1, 1]
-    limit = 0
-    with pytest.raises(UserError, match="not even one image"):
-        studio.make(jobs, False, lambda *_: None)
 
 
 def test_loading_another_concept(studio, tmp_path):

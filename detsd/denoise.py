@@ -1,0 +1,99 @@
+"""From noise to images: pure functions of the model's parts, a sampler and each image's own noise.
+
+Latents are kept in float32 whatever the models compute in, and all noise is drawn in float32 on the
+CPU: an image starts from the same noise, and meets the same on its way, on every device.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a UNet is told of a batch of prompts."""
+
+    hidden: torch.Tensor  # (B, 77, D), states of the text encoder
+    added: dict[str, torch.Tensor] | None = None  # (B, ...) each, where a model wants more
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several, in their order."""
+        added = None
+        if parts[0].added is not None:
+            added = {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added}
+        return Conditioning(torch.cat([p.hidden for p in parts]), added)
+
+
+def starting_noise(
+    generators: Sequence[torch.Generator], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """Standard normal numbers (B, C, h, w), float32 on the CPU, each image's from its generator."""
+    return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
+
+
+@torch.no_grad()
+def denoise(
+    unet: UNet2DConditionModel,
+    scheduler: Any,
+    steps: int,
+    noise: torch.Tensor,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    guidance: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    look: Callable[[int, int, torch.Tensor], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> torch.Tensor | None:
+    """Latents (B, C, h, w), float32, from noise of the same shape.
+
+    Args:
+        scheduler: one of diffusers' samplers, which nobody else steps at the same time.
+        negative: what to keep away from; None for no guidance (arXiv 2207.12598).
+        guidance: the scale of each image (B,).
+        generators: each image's own, for samplers that add noise on the way.
+        look: called after each step with its number (from 0), its timestep and the latents.
+        stop: asked before each step; True ends it all, and None is returned.
+    """
+    scheduler.set_timesteps(steps)  # on the CPU, where samplers look up their noise levels
+    device = positive.hidden.device
+    text = positive if negative is None else Conditioning.cat([negative, positive])
+    scale = guidance.to(device, torch.float32).view(-1, 1, 1, 1)
+    options = {"return_dict": False}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = list(generators)
+    latents = noise.to(device) * scheduler.init_noise_sigma
+    # Over to the device at once: one by one, each would be waited for.
+    for k, (t, t_there) in enumerate(
+        zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True)
+    ):
+        if stop is not None and stop():
+            return None
+        scaled = scheduler.scale_model_input(latents, t).to(text.hidden.dtype)
+        prediction = unet(
+            scaled if negative is None else torch.cat([scaled, scaled]),
+            t_there,
+            encoder_hidden_states=text.hidden,
+            added_cond_kwargs=text.added,
+            return_dict=False,
+        )[0].float()
+        if negative is not None:
+            away, towards = prediction.chunk(2)
+            prediction = away + scale * (towards - away)
+        latents = scheduler.step(prediction, t, latents, **options)[0]
+        if look is not None:
+            look(k, int(t), latents)
+    return latents
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 3, H, W), float32 in about [-1, 1], of latents (B, C, h, w)."""
+    scaled = latents / vae.config.scaling_factor
+    return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float()

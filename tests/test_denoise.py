@@ -1,0 +1,189 @@
+"""The denoising loop against the stock pipeline; what many jobs share: noise, memory, a stop."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from detsd import memory, pipeline
+from detsd.denoise import Conditioning, denoise, starting_noise
+from detsd.errors import UserError
+from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+
+JOB = Job("a red ball", 7, num_inference_steps=4, guidance_scale=6.3)
+OUT = "not enough memory: you tried to allocate 1 bytes"
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def pipe(request, tiny_model, tiny_v_model):
+    folder = tiny_model if request.param == "epsilon" else tiny_v_model
+    return DetSDTextualInversionPipeline.from_pretrained(str(folder), precision="fp32")
+
+
+def pixels(made):
+    return [np.asarray(m.image) for m in made]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_pixels_are_those_of_stock_diffusers(name, pipe):
+    """Two images at once, of two prompts; with guidance and without."""
+    for scale in (6.3, 1.0):
+        job = dataclasses.replace(JOB, scheduler_name=name, guidance_scale=scale)
+        jobs = [job, dataclasses.replace(job, prompt="a dog", seed=8, negative_prompt="blue")]
+        stock = pipe(
+            [j.prompt for j in jobs],
+            negative_prompt=[j.negative_prompt for j in jobs],
+            generator=[j.generator for j in jobs],
+            guidance_scale=scale,
+            num_inference_steps=4,
+            scheduler_name=name,
+        )
+        for ours, theirs in zip(pixels(pipe.make(jobs)), stock.images, strict=True):
+            assert np.array_equal(ours, np.asarray(theirs))
+
+
+def through(dtype, name, scales, seeds, unet=None):
+    """Latents of a UNet that predicts what its text says, in a dtype."""
+
+    def speak(x, t, encoder_hidden_states, **_):
+        assert x.dtype == dtype
+        return [encoder_hidden_states[:, :1, :1, None].expand(x.shape)]
+
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    words = torch.linspace(0.5, 0.75, len(seeds)).to(dtype).view(-1, 1, 1)
+    return denoise(
+        unet or speak,
+        SCHEDULERS[name](),
+        5,
+        starting_noise(generators, (4, 2, 2)),
+        Conditioning(words),
+        Conditioning(torch.zeros_like(words)),
+        torch.tensor(scales),
+        generators,
+    )
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_same_noise_in_every_precision(name):
+    """At the start and on the way, where the models say the same."""
+    full = through(torch.float32, name, [2.0, 4.0], [1, 2])
+    for dtype in (torch.bfloat16, torch.float16):
+        half = through(dtype, name, [2.0, 4.0], [1, 2])
+        assert half.dtype == torch.float32
+        assert torch.equal(half, full)
+
+
+def test_each_image_has_its_own_scale():
+    both = through(torch.bfloat16, "ddim", [3.005, 7.55], [1, 1])
+    for k, scale in enumerate((3.005, 7.55)):
+        assert torch.equal(both[k], through(torch.bfloat16, "ddim", [scale] * 2, [1, 1])[k])
+    assert not torch.equal(both[0], both[1])
+
+
+def test_conditionings_are_joined_with_all_that_is_added():
+    parts = [
+        Conditioning(torch.full((1, 77, 2), k), {"ids": torch.full((1, 6), k)}) for k in (1, 2)
+    ]
+    both = Conditioning.cat(parts)
+    assert both.hidden.shape == (2, 77, 2)
+    assert both.added["ids"][:, 0].tolist() == [1, 2]
+    assert Conditioning.cat([Conditioning(parts[0].hidden)]).added is None
+
+
+def test_any_jobs_come_back_in_their_order(pipe):
+    """Of three samplers and sizes, three of a kind, two at once: each as it is alone."""
+    jobs = [
+        dataclasses.replace(JOB, seed=seed, scheduler_name=name, width=width)
+        for seed in (1, 2, 3)
+        for name, width in (("ddim", 32), ("euler-ancestral", None), ("pndm", 24))
+    ]
+    told = []
+    made = pipe.make(jobs, at_once=2, look=told.append)
+    assert [m.image.size for m in made] == [(32, 32), (32, 32), (24, 32)] * 3
+    assert [m.batch_size for m in made] == [2] * 6 + [1] * 3
+    for job, together in zip(jobs, pixels(made), strict=True):
+        (alone,) = pixels(pipe.make([job]))
+        assert abs(together.astype(int) - alone).max() <= 1
+    shares = [p.share for p in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert sorted({n for p in told for n in p.numbers}) == list(range(9))
+    assert {(p.step, p.steps, len(p.latents)) for p in told if p.numbers == [0, 3]} == {
+        (k, 4, 2) for k in (1, 2, 3, 4)
+    }
+    assert {p.steps for p in told if p.numbers[0] == 2} == {5}  # PNDM takes one more
+
+
+def test_what_is_made_before_a_stop_stays(pipe):
+    seen = []
+    batches = pipe.make_batches(
+        [JOB] * 5, at_once=2, look=seen.append, stop=lambda: len(seen) == 2 * 4 + 1
+    )
+    assert [list(batch) for batch in batches] == [[0, 1], [2, 3]]
+    assert len(seen) == 9  # in the third batch, after its first step
+    assert list(pipe.make_batches([JOB], stop=lambda: True)) == []
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog):
+    whole = pixels(pipe.make([JOB] * 5))
+    make, asked = DetSDTextualInversionPipeline._make_at_once, []
+
+    def cramped(self, jobs, *rest):
+        asked.append(len(jobs))
+        if len(jobs) * (jobs[0].width or 32) > room:
+            raise RuntimeError(OUT)
+        return make(self, jobs, *rest)
+
+    monkeypatch.setattr(DetSDTextualInversionPipeline, "_make_at_once", cramped)
+    monkeypatch.setattr(pipe, "most_pixels", pipe.most_pixels)
+    room = 2 * 32
+    made = pipe.make([JOB] * 5)
+    assert asked == [5, 2, 2, 1]
+    assert all(abs(a.astype(int) - b).max() <= 1 for a, b in zip(whole, pixels(made), strict=True))
+    assert "a batch of 5 images does not fit into memory; going on with 2" in caplog.text
+    asked.clear()
+    pipe.make([JOB] * 3)  # it knows by now
+    pipe.make([dataclasses.replace(JOB, width=16)] * 4)  # and counts in pixels
+    pipe.make([JOB], fill_up_to=4)
+    assert asked == [2, 1, 4, 2]
+    room = 0
+    with pytest.raises(UserError, match="not even one image of 32 x 32 fits into the memory of"):
+        pipe.make([JOB])
+    monkeypatch.setattr(pipeline, "denoise", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make(pipe, [JOB], {}, None, None)
+
+
+def test_memory_that_pytorch_keeps_counts_as_free(monkeypatch):
+    """A GPU of 10 GB with 8 reserved, 2 of them in use; asked for by number, as 2.3 wants it."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: asked.append(d) or (2e9, 10e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda d: 8e9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda d: 2e9)
+    for name in ("cuda", "cuda:1"):
+        assert memory.free_memory(torch.device(name)) == 8e9
+    assert asked == [3, 1]
+    fits = memory.fitting_batch_size(torch.device("cuda"), torch.float16, 512, 512)
+    assert fits == 0.8 * 8e9 // (2300 * 512 * 512 * 2)
+
+
+@pytest.mark.parametrize(
+    ("message", "full"),
+    [
+        (OUT, True),
+        ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
+         True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)  # fmt: skip
+def test_running_out_of_memory_is_told_from_other_errors(message, full):
+    assert memory.is_out_of_memory(RuntimeError(message)) is full
+    assert memory.is_out_of_memory(torch.cuda.OutOfMemoryError(message))
