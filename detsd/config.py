@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import json
+import reprlib
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -24,9 +26,19 @@ from detsd.errors import UserError
 from detsd.formats import file_name
 
 
-def _knob(default: Any, help: str, *, low: float | None = None, above: float | None = None) -> Any:
-    """A field with its help text and bounds: `low` is allowed itself, `above` is not."""
-    meta = {"help": help, "low": low, "above": above}
+def _knob(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A field with its help text and bounds: `low` and `high` are allowed themselves, not `above`.
+
+    `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
+    """
+    meta = {"help": help, "low": low, "above": above, "high": high}
     if default is dataclasses.MISSING:
         return field(metadata=meta)
     if isinstance(default, list):
@@ -35,6 +47,9 @@ def _knob(default: Any, help: str, *, low: float | None = None, above: float | N
 
 
 REQUIRED = dataclasses.MISSING
+LARGEST_SEED = 2**32 - 1  # PyTorch heeds 32 bits
+LARGEST_SIDE = 8192  # pixels of an image
+LONGEST_FILE_NAME = 255  # bytes, of every file system in use
 SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]
 
 
@@ -66,10 +81,16 @@ class ConceptsConfig:
         ["object"], "object or style: which templates the training prompts use"
     )
     num_vectors: list[int | None] = _knob(
-        [None], "embedding rows of each concept; null: as many as its phrase has tokens", low=1
+        [None],
+        "embedding rows of each concept; null: as many as its phrase has tokens",
+        low=1,
+        high=1000,
     )
     img_size: int | None = _knob(
-        None, "pixels a side of a training image; null: the model's own size", low=8
+        None,
+        "pixels a side of a training image; null: the model's own size",
+        low=8,
+        high=LARGEST_SIDE,
     )
     center_crop: bool = _knob(
         True, "crop the longer side away; false squeezes the whole image into the square"
@@ -86,9 +107,9 @@ class ConceptsConfig:
         False, "where IMAGE.txt lies beside IMAGE.jpg, use it as the prompt; {} marks the concept"
     )
     num_blank_prompts: int = _knob(
-        0, "times the bare concept ('{}') is added to the templates", low=0
+        0, "times the bare concept ('{}') is added to the templates", low=0, high=10_000
     )
-    num_a_prompts: int = _knob(0, "times 'a {}' is added to the templates", low=0)
+    num_a_prompts: int = _knob(0, "times 'a {}' is added to the templates", low=0, high=10_000)
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,7 @@ class TrainingConfig:
     """The optimization. Steps are optimizer steps."""
 
     num_sgd_steps: int = _knob(3000, "optimizer steps; 1000 to 5000 are usual", low=1)
-    train_batch_size: int = _knob(4, "images per process and micro-batch", low=1)
+    train_batch_size: int = _knob(4, "images per process and micro-batch", low=1, high=10_000)
     gradient_accumulation_steps: int = _knob(1, "micro-batches per optimizer step", low=1)
     optimizer_name: Literal["adam", "adamw", "sgd"] = _knob("adam", "adam, adamw or sgd")
     learning_rate: float = _knob(5e-4, "peak learning rate; 1e-4 to 5e-3", above=0)
@@ -130,7 +151,9 @@ class TrainingConfig:
     checkpoint_freq: int = _knob(100, "steps between checkpoints, validations and samples", low=1)
     metric_report_freq: int = _knob(10, "steps between reports of the training metrics", low=1)
     max_validation_images: int = _knob(8, "validation images per concept", low=1)
-    num_validation_timesteps: int = _knob(8, "fixed timesteps per validation image", low=1)
+    num_validation_timesteps: int = _knob(
+        8, "fixed timesteps per validation image", low=1, high=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -144,8 +167,10 @@ class InferenceConfig:
         7.5, "classifier-free guidance; around 3 for a strong concept", low=0
     )
     scheduler_name: SchedulerName = _knob("ddim", "the sampler")
-    seeds: list[int] = _knob([0], "seeds, the same for every prompt and checkpoint", low=0)
-    img_per_prompt: int = _knob(1, "images per prompt and seed", low=1)
+    seeds: list[int] = _knob(
+        [0], "seeds, the same for every prompt and checkpoint", low=0, high=LARGEST_SEED
+    )
+    img_per_prompt: int = _knob(1, "images per prompt and seed", low=1, high=1000)
 
 
 @dataclass(frozen=True)
@@ -191,12 +216,19 @@ class GridConfig:
         [7.5], "classifier-free guidance; around 3 for a strong concept, 1 and less: none", low=0
     )
     seeds: list[int] | None = _knob(
-        None, "seeds by name; null: num_seeds of them from first_seed on", low=0
+        None,
+        "seeds by name; null: num_seeds of them from first_seed on",
+        low=0,
+        high=LARGEST_SEED,
     )
     first_seed: int = _knob(0, "the first seed, where seeds is null", low=0)
-    num_seeds: int = _knob(1, "how many seeds, where seeds is null", low=1)
-    width: int | None = _knob(None, "of the images in pixels; null: the model's own size", low=8)
-    height: int | None = _knob(None, "of the images in pixels; null: the model's own size", low=8)
+    num_seeds: int = _knob(1, "how many seeds, where seeds is null", low=1, high=10_000_000)
+    width: int | None = _knob(
+        None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
+    )
+    height: int | None = _knob(
+        None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
+    )
 
     @property
     def all_seeds(self) -> list[int]:
@@ -280,10 +312,12 @@ def _value(kind: Any, value: Any) -> Any:
     if kind is str and isinstance(value, str):
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int and is_number and not abs(value) < 2**63:
+        raise ValueError("a whole number of at most 18 digits")
     # Whole floats arrive from Determined as int, and the other way round.
     if kind is int and is_number and float(value).is_integer():
         return int(value)
-    if kind is float and is_number and math.isfinite(value):
+    if kind is float and is_number and abs(value) < sys.float_info.max:
         return float(value)
     raise ValueError(type_name(kind))
 
@@ -308,6 +342,12 @@ def _check_concepts(c: ConceptsConfig, problems: list[str]) -> ConceptsConfig:
             f"concepts.concept_strs names {name!r} twice; give every concept its own word"
         )
     files = [file_name(name) for name in dict.fromkeys(c.concept_strs)]
+    for name in files:
+        if len(f"{name}.safetensors".encode()) > LONGEST_FILE_NAME:
+            problems.append(
+                f"concepts.concept_strs has a word of {len(name)} characters, which no file can be "
+                "named after; shorten it"
+            )
     for name in sorted({f for f in files if files.count(f) > 1}):
         problems.append(
             f"concepts.concept_strs has two words that give the file name {name!r}; rename one"
@@ -343,8 +383,8 @@ def _check_grid(g: GridConfig, problems: list[str]) -> None:
             problems.append(f"grid.{name} is empty, so there is nothing to make; name at least one")
         for value in sorted({v for v in values or [] if values.count(v) > 1}):
             problems.append(f"grid.{name} has {value!r} twice; the same images would be made twice")
-    if max(g.all_seeds, default=0) >= 2**32:
-        problems.append("grid.seeds must be less than 4294967296: PyTorch heeds only 32 bits")
+    if g.first_seed + g.num_seeds - 1 > LARGEST_SEED:
+        problems.append(f"grid.first_seed + num_seeds go beyond the largest seed, {LARGEST_SEED}")
     for name in ("width", "height"):
         if (getattr(g, name) or 0) % 8:
             problems.append(f"grid.{name} is {getattr(g, name)} but must be a multiple of 8")
@@ -376,12 +416,14 @@ def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
         try:
             values[name] = _value(hints[name], given[name])
         except ValueError as expected:
-            problems.append(f"{dot}{name} is {given[name]!r} but must be {expected}")
+            problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
-        low, above = spec.metadata.get("low"), spec.metadata.get("above")
+        low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
         for v in values[name] if isinstance(values[name], list) else [values[name]]:
             if v is not None and low is not None and v < low:
                 problems.append(f"{dot}{name} is {v} but must be at least {low}")
+            if v is not None and high is not None and v > high:
+                problems.append(f"{dot}{name} is {v} but must be at most {high}")
             if v is not None and above is not None and v <= above:
                 problems.append(f"{dot}{name} is {v} but must be greater than {above}")
     if len(problems) > before:
@@ -515,8 +557,16 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
                 raise UserError(f"--set {text}: {section} is a value, not a section of {source}")
         try:
             target[last] = yaml_safe_load(value)
+            # Nobody writes a comment there, and what follows a # would be lost without a word.
+            kept = yaml_safe_load(value.replace("#", "¤"))
         except Exception:
             raise UserError(f"--set {text}: {value!r} is not valid YAML; quote it") from None
+        as_text = json.dumps(target[last], ensure_ascii=False, default=str)
+        if as_text.replace("#", "¤") != json.dumps(kept, ensure_ascii=False, default=str):
+            raise UserError(
+                f"--set {text}: YAML takes what follows # for a comment; put quotes of YAML's own "
+                f"around the text, as in '{key}=\"{value}\"'"
+            )
 
 
 def load_config(

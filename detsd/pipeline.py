@@ -293,17 +293,24 @@ class DetSDTextualInversionPipeline:
 
     def doubts(self, prompt: str) -> list[str]:
         """What is odd about a prompt, a sentence each: misspelt concepts, words cut off."""
-        found = []
         names = self.concepts
-        for word in dict.fromkeys(
-            re.findall(r"\w+(?:-\w+)*", self.vocabulary.rewrite.without(prompt))
-        ):
-            near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+        rest = self.vocabulary.rewrite.without(prompt)
+        likenesses = []  # words of the prompt that may be meant for a concept
+        for name in names:  # but for case, hyphens and spaces
+            pattern = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", name)))
+            spelt = rf"(?<![\w-]){pattern}(?![\w-])"
+            likenesses += re.findall(spelt, rest, re.IGNORECASE)
+            rest = re.sub(spelt, " ", rest, flags=re.IGNORECASE)
+        folded = [name.casefold() for name in names]
+        for word in re.findall(r"\w+(?:-\w+)*", rest):
+            near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
             if near and not self.vocabulary.is_word(word):
-                found.append(
-                    f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
-                    f"(loaded: {', '.join(names)})"
-                )
+                likenesses.append(word)
+        found = [
+            f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
+            f"(loaded: {', '.join(names)})"
+            for word in dict.fromkeys(likenesses)
+        ]
         return found + self.overlong(prompt)
 
     def overlong(self, prompt: str, name: str = "prompt") -> list[str]:

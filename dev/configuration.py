@@ -47,6 +47,8 @@ def _kind(kind: typing.Any, bounds: typing.Mapping) -> str:
     text = type_name(kind)
     if bounds["low"] is not None:
         text += f", {bounds['low']:g} at least"
+    if bounds["high"] is not None:
+        text += f", {bounds['high']} at most"
     if bounds["above"] is not None:
         text += f", more than {bounds['above']:g}"
     return text

@@ -97,6 +97,11 @@ def test_all_problems_are_reported_together():
         ({"training": {"lr_warmup_steps": 9000}}, "lr_warmup_steps is larger"),
         ({"training": {"learning_rate": float("nan")}}, "must be a number"),
         ({"model": None}, "model must be a mapping"),
+        ({"inference": {"seeds": [2**32]}}, "inference.seeds is 4294967296 but must be at most"),
+        ({"training": {"num_sgd_steps": 10**400}}, "1000.* a whole number of at most 18 digits"),
+        ({"training": {"learning_rate": 10**400}}, "0000 but must be a number"),
+        ({"concepts": {"num_vectors": 10**17}}, "num_vectors is 10*0 but must be at most 1000"),
+        ({"concepts": {"concept_strs": "x" * 300}}, "a word of 300 characters, which no file"),
     ],
 )  # fmt: skip
 def test_what_is_refused(sections, words):
@@ -104,6 +109,19 @@ def test_what_is_refused(sections, words):
     given = given if None in sections.values() else with_values(**sections)
     with pytest.raises(UserError, match=words):
         parse_config(given, "x")
+
+
+def test_what_follows_a_hash_on_the_command_line_is_not_lost(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL}))
+    key = "inference.inference_prompts="
+    with pytest.raises(UserError, match="YAML takes what follows # for a comment"):
+        load_config(path, [f"{key}a photo of #1 logo"])
+    with pytest.raises(UserError, match="comment"):
+        load_config(path, ["concepts.transparency_color=#ffffff"])
+    for text in ("a C# logo", '"a photo of #1 logo"', "[a C#, b]"):
+        said = load_config(path, [key + text]).inference.inference_prompts
+        assert said == yaml.safe_load(f"[{text}]" if text[0] != "[" else text)
 
 
 def test_missing_required_key():

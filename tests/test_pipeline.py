@@ -224,6 +224,10 @@ def test_doubts_about_prompts(pipe):
     assert (
         "says 'det-logo', which is no loaded concept (loaded: blob-thing, det-logo-demo)" in doubt
     )
+    for spelt in ("DET-LOGO-DEMO", "det logo demo", "Det_Logo demo", "Blob Thing", "blobthing"):
+        (doubt,) = pipe.doubts(f"a photo of a {spelt}, close-up")
+        assert f"says {spelt!r}, which is no loaded concept" in doubt
+    assert pipe.doubts("a photo of a blob, and of another thing") == []
     (doubt,) = pipe.doubts("very " * 80 + "blob-thing")
     assert "84 tokens and the model reads 77" in doubt
     assert "concept blob-thing among them" in doubt
