@@ -1,6 +1,8 @@
 """Textual Inversion for Stable Diffusion, on a Determined cluster and on a laptop."""
 
+import getpass
 import os
+import tempfile
 import warnings
 
 # Before the libraries are imported, on the command line and in notebooks alike: their notes on
@@ -10,4 +12,11 @@ for name, value in {
     "DIFFUSERS_VERBOSITY": "error",
 }.items():
     os.environ.setdefault(name, value)
+# A container may run a user who has no home and no entry in its list; the libraries ask for both.
+if not os.path.isabs(os.path.expanduser("~")):
+    os.environ["HOME"] = tempfile.gettempdir()
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    os.environ["USER"] = f"uid-{os.getuid()}"
 warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, in a notebook without widgets

@@ -7,6 +7,7 @@ experiment file named on the command line. Mistakes end with one sentence and ex
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -54,7 +55,11 @@ def finetune(args: argparse.Namespace) -> int:
     with cluster.open_run(folder, args.warm_start) as run:
         if not on_cluster:
             trainer.refuse_changes(config, run)
-            if run.latest and run.latest_is_own and cluster.read_metadata(run.latest)["complete"]:
+            if (
+                run.latest
+                and run.latest_is_own
+                and cluster.read_metadata(run.latest).get("complete")
+            ):
                 run.say(f"complete: the concept lies in {run.latest}")
                 return 0
         try:
@@ -175,6 +180,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # somebody's own stream
+            stream.reconfigure(errors="replace")  # as in a terminal that knows only ASCII
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     from diffusers.utils.logging import disable_progress_bar  # late: --help need not wait for it

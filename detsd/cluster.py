@@ -8,11 +8,14 @@ marked "collective" is called by all ranks, in the same order.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -110,11 +113,24 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
         UserError: the folder is no complete checkpoint.
     """
     try:
-        return json.loads((checkpoint / METADATA).read_text())
+        facts = json.loads((checkpoint / METADATA).read_text())
     except (OSError, ValueError):
+        facts = None
+    if not isinstance(facts, dict):
         raise UserError(
             f"{checkpoint} is not a complete checkpoint (no readable {METADATA}); name another one"
-        ) from None
+        )
+    return facts
+
+
+def _sync(folder: Path) -> None:
+    """Have the disk hold a folder's files before it gets its name: a power cut empties none."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class LocalRun(Run):
@@ -136,8 +152,10 @@ class LocalRun(Run):
             raise UserError(
                 f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
             ) from None
-        done = sorted(p for p in self._checkpoints.glob("step-*") if (p / METADATA).is_file())
-        self.latest = done[-1] if done else None
+        self._hold_folder()
+        self.latest = next(
+            filter(self._is_whole, sorted(self._checkpoints.glob("step-*"))[::-1]), None
+        )
         self._source = str(warm_start.resolve()) if warm_start else None
         if self.latest and self._source:
             if read_metadata(self.latest).get("warm_start") != self._source:
@@ -149,7 +167,8 @@ class LocalRun(Run):
             self.latest, self.latest_is_own = warm_start, False
         state.wait_for_everyone()  # no rank writes before all have looked
         if self.is_chief:
-            steps = read_metadata(self.latest)["steps_completed"] if done else -1
+            own = self.latest if self.latest_is_own else None
+            steps = read_metadata(own)["steps_completed"] if own else -1
             self._forget_after(steps)
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1)
         self._handlers = {
@@ -163,13 +182,56 @@ class LocalRun(Run):
             signal.signal(number, handler)
         if self.writer:
             self.writer.close()
+        if self.is_chief:
+            self._lock.close()  # and so is given up
+
+    def _hold_folder(self) -> None:
+        """Keep other processes out of the folder until this one ends, however it ends.
+
+        Raises:
+            UserError: somebody is there already.
+        """
+        if not self.is_chief:
+            return
+        self._lock = (self.folder / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            self._lock.seek(0)
+            who = self._lock.read() or "another process"
+            raise UserError(
+                f"--output-dir {self.folder} is in use by {who}; wait for it, stop it, or name "
+                "another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    @staticmethod
+    def _is_whole(checkpoint: Path) -> bool:
+        try:
+            return isinstance(read_metadata(checkpoint).get("steps_completed"), int)
+        except UserError:
+            return False
 
     def _forget_after(self, steps: int) -> None:
-        """Drop metrics past the checkpoint: the steps they tell of are made again."""
+        """Drop metrics past the checkpoint: the steps they tell of are made again.
+
+        A line that a full disk or a power cut has torn is no line.
+        """
         path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(s for s in lines if json.loads(s)["steps_completed"] <= steps))
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["steps_completed"] <= steps:
+                    kept.append(f"{line}\n")
+        staging = path.with_name(f".{path.name}")
+        staging.write_text("".join(kept))
+        os.replace(staging, path)
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.stop_signal is not None:  # asked twice: now
@@ -188,7 +250,7 @@ class LocalRun(Run):
 
     def save(self, steps, metadata, write):
         final = self._checkpoints / f"step-{steps:08d}"
-        if self.is_chief and not (final / METADATA).is_file():
+        if self.is_chief and not self._is_whole(final):
             staging = final.with_name(f".{final.name}")
             try:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -199,6 +261,8 @@ class LocalRun(Run):
                         {"steps_completed": steps, "warm_start": self._source, **metadata}, indent=1
                     )
                 )
+                _sync(staging)
+                shutil.rmtree(final, ignore_errors=True)  # one that a power cut has torn
                 os.replace(staging, final)
             except (
                 OSError,

@@ -3,7 +3,7 @@
 import errno
 
 # A full or read-only disk, a folder of somebody else: the sentence is the system's own.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):

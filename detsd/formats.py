@@ -10,6 +10,7 @@ Embeddings are float32. Nothing that is read may run code: `weights_only=True`, 
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from dataclasses import dataclass
@@ -82,8 +83,19 @@ def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
         table[c.name] = {"initializer_strs": c.initializer, **dict(zip(keys, rows, strict=False))}
         metadata = {"format": "pt", "name": c.name, "initializer_strs": c.initializer}
         tensors = {c.name: rows[0]} if len(rows) == 1 else dict(zip(ENCODERS, rows, strict=True))
-        save_file(tensors, folder / f"{file_name(c.name)}.safetensors", metadata)
+        _save(tensors, folder / f"{file_name(c.name)}.safetensors", metadata)
     torch.save(table, folder / DICT_FILE)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file; a full disk is the OSError that every other writer raises."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def read_concepts(path: str | Path) -> list[LearnedConcept]:

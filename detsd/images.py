@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -193,11 +194,28 @@ def png(image: Image.Image, record: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
+def save(image: Image.Image, path: Path) -> None:
+    """Write a PNG file whole or not at all."""
+    staging = path.with_name(f".{path.name}")
+    image.save(staging, "PNG")
+    os.replace(staging, path)
+
+
+def read(path: Path) -> Image.Image | None:
+    """The picture in a file; None where there is no whole one."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError):  # the last: of a PNG file cut short
+        return None
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
     """The settings inside a PNG file of ours; None where the file is not whole or holds none."""
     try:
         with Image.open(path) as image:
             image.load()  # all of it: a file cut short is no image
-            return json.loads(image.text[CHUNK])
+            record = json.loads(image.text[CHUNK])
     except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
         return None
+    return record if isinstance(record, dict) else None

@@ -83,9 +83,19 @@ def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
             rows, phrase = found[0].embeddings, found[0].initializer
             rows = rows[[j % len(rows) for j in range(n or len(rows))]]
         else:
+            if (n or 0) > (window := vocabulary.tokenizer.model_max_length):
+                raise UserError(
+                    f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {window} tokens; "
+                    "1 to 16 are usual"
+                )
             phrase = " ".join(start.split())
             rows = vocabulary.phrase_rows(phrase, n, f"concepts.initializer_strs[{k}]")
         vocabulary.add(LearnedConcept(name, phrase, rows))
+        if vocabulary.cut_off(f"a photo of a {name}"):
+            raise UserError(
+                f"concepts.num_vectors[{k}]: {len(rows)} rows of {name!r} do not fit into a prompt "
+                f"of {vocabulary.tokenizer.model_max_length} tokens; 1 to 16 are usual"
+            )
 
 
 class Trainer:
@@ -363,7 +373,7 @@ class Trainer:
             everyone.items(), self._sample_paths(self.steps_completed), strict=True
         ):
             path.parent.mkdir(exist_ok=True)
-            image.save(path)
+            images.save(image, path)
             job = self.jobs[k]
             self._log_image(f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}", image)
 
@@ -379,9 +389,11 @@ class Trainer:
             return
         frames = []
         for step in steps:
-            paths = self._sample_paths(step)
-            if all(p.is_file() for p in paths):
-                frames.append((step, [Image.open(p).convert("RGB") for p in paths]))
+            pictures = [images.read(path) for path in self._sample_paths(step)]
+            if all(pictures):
+                frames.append((step, pictures))
+        if len(frames) < 2:
+            return
         picture = images.before_after(
             frames[0][1],
             frames[-1][1],
@@ -471,7 +483,9 @@ class Trainer:
     def _warn_of_prompts(self) -> None:
         if not self.run.is_chief:
             return
+        doubts = []
         for prompt in self.config.inference.inference_prompts:
+            doubts += self.pipeline.doubts(prompt)
             if not self.vocabulary.rewrite.words_in(prompt):
                 logger.warning(
                     "inference.inference_prompts has %r, which names none of this run's concepts "
@@ -480,12 +494,11 @@ class Trainer:
                     ", ".join(self.vocabulary.names),
                 )
         prompts = {p for shot in [*self.data.shots, *self.data.validation] for p in shot.prompts}
-        prompts |= set(self.config.inference.inference_prompts)
-        doubts = [d for prompt in sorted(prompts) for d in self.pipeline.overlong(prompt)]
-        for doubt in doubts[:5]:
+        too_long = [d for prompt in sorted(prompts) for d in self.pipeline.overlong(prompt)]
+        for doubt in doubts + too_long[:5]:
             logger.warning("%s", doubt)
-        if len(doubts) > 5:
-            logger.warning("and %d more prompts are cut off", len(doubts) - 5)
+        if len(too_long) > 5:
+            logger.warning("and %d more training prompts are cut off", len(too_long) - 5)
 
 
 def refuse_changes(config: FinetuneConfig, run: Run) -> None:

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import cluster
+from detsd import cluster, formats
 from detsd.__main__ import main
 from detsd.config import load_config
 from detsd.formats import read_concepts
@@ -413,6 +415,89 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000004"]
     monkeypatch.undo()
     assert finetune(experiment(), out) == 0
+
+
+def test_safetensors_on_a_full_disk_are_told_like_the_rest(
+    experiment, tmp_path, capsys, monkeypatch
+):
+    """By a real limit of a file's size, which the system reports as it does a full disk."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    real = formats.save_file
+
+    def full(tensors, path, metadata):
+        if "step-00000008" in str(path):
+            tensors = {"x": torch.ones(500_000)}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, usual[1]))
+        try:
+            real(tensors, path, metadata)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+    monkeypatch.setattr(formats, "save_file", full)
+    assert finetune(experiment(), tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "step-00000008 cannot be written" in said
+    assert "File too large" in said
+    assert "Traceback" not in said
+
+
+def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, caplog):
+    """Of every file that a run reads again: metrics, samples, a checkpoint's metadata."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert finetune(experiment(), whole) == 0
+    shutil.copytree(whole, out)
+    for metadata in ("", "null", '{"kind": "fine'):
+        (out / "checkpoints" / "step-00000008" / "metadata.json").write_text(metadata)
+        with (out / "metrics.jsonl").open("a") as f:
+            f.write('\n{"group": "training", "steps_comp')
+        sample = out / "samples" / "step-00000004-000.png"
+        sample.write_bytes(sample.read_bytes()[:200])
+        capsys.readouterr()
+        assert finetune(experiment(), out) == 0
+        assert "resuming after step 4" in capsys.readouterr().out
+        assert torch.equal(rows_of(out, 8)["blob-thing"], rows_of(whole, 8)["blob-thing"])
+        assert cluster.read_metadata(out / "checkpoints" / "step-00000008")["complete"]
+        assert sorted(metrics_of(out)) == [2, 4, 6, 8]
+    with Image.open(out / "time_lapse.gif") as gif:
+        assert gif.n_frames == 2  # without the one that is torn
+
+
+def test_two_processes_keep_out_of_one_folder(experiment, tmp_path, capsys):
+    out = tmp_path / "out"
+    with cluster.open_run(out):
+        before = sorted(p for p in out.rglob("*") if p.is_file())
+        assert finetune(experiment(), out) == 2
+        assert f"{out} is in use by process {os.getpid()} on " in capsys.readouterr().err
+        assert sorted(p for p in out.rglob("*") if p.is_file()) == before
+    assert finetune(experiment(training={"num_sgd_steps": 1}), out) == 0
+
+
+@pytest.mark.parametrize("num_vectors", [74, 80])
+def test_more_vectors_than_a_prompt_has_room_for(experiment, tmp_path, capsys, caplog, num_vectors):
+    path = experiment(concepts={"num_vectors": num_vectors})
+    assert finetune(path, tmp_path / "out") == 2
+    assert "concepts.num_vectors[0]" in capsys.readouterr().err
+    assert not caplog.records
+
+
+def test_a_user_without_home_and_entry(tmp_path, tiny_model):
+    """As containers run them; and a terminal that knows ASCII only."""
+    code = (
+        "import pwd, sys; pwd.getpwuid = lambda uid: {}[f'uid not found: {uid}']\n"
+        "from detsd.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    grid = {"prompts": "a “quoted” naïve ball", "num_inference_steps": 1}
+    config = {"model": {"pretrained_model_name_or_path": str(tiny_model)}, "grid": grid}
+    (tmp_path / "grid.yaml").write_text(json.dumps({"hyperparameters": config}))
+    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "USER", "LOGNAME")}
+    env |= {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", "grid.yaml", "--output-dir", "naïve"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "images: na?ve/images" in done.stdout
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("report_freq", [1, 2])
