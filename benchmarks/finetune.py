@@ -97,8 +97,8 @@ def main() -> None:
         },
         "benchmark",
     )
-    with TemporaryDirectory() as folder, cluster.open_run(Path(folder)) as run:
-        device = run.state.device
+    with TemporaryDirectory() as folder, cluster.open_run(Path(folder), accelerate=True) as run:
+        device = run.ranks.device
         trainer = Trainer(config, run)
 
         def ours() -> None:

@@ -52,7 +52,7 @@ def finetune(args: argparse.Namespace) -> int:
             cluster.read_metadata(args.warm_start)
     from detsd import trainer  # the libraries take seconds: a mistake above is told at once
 
-    with cluster.open_run(folder, args.warm_start) as run:
+    with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
         if not on_cluster:
             trainer.refuse_changes(config, run)
             if (

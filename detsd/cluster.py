@@ -1,8 +1,8 @@
 """Where a run keeps what it makes and whom it tells: a Determined cluster, or a folder.
 
 The only module that imports `determined.core`. `open_run` decides once; everything else is handed a
-`Run`. Ranks exchange objects through torch.distributed, which Accelerate sets up. Every method
-marked "collective" is called by all ranks, in the same order.
+`Run`. Its ranks speak over Core API in a grid of images, and over Accelerate in a fine-tuning.
+Every method marked "collective" is called by all ranks, in the same order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -25,10 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import determined as det
+import google_crc32c
+import psutil
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from determined import core
+from determined.common.api import errors as api_errors
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from detsd.errors import UserError
@@ -37,13 +43,120 @@ logger = logging.getLogger("detsd")
 
 METADATA = "metadata.json"
 JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
+# One rank downloads while the others wait: longer than the libraries' ten minutes at times.
+PATIENCE = timedelta(hours=2)
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of TensorBoard's records, in C: its own takes 70 ms for an image of 450 KB."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+record_writer.masked_crc32c = masked_crc32c
+
+
+class Ranks:
+    """The processes of a run as Core API connects them, without a process group of torch.
+
+    Attributes:
+        rank: of this process; 0 is the chief.
+        size: how many there are.
+        local_rank: of this process on its machine.
+        device: the GPU of the local rank, or what there is.
+        waiting: whether this process waits for the others.
+    """
+
+    def __init__(self, context: core.DistributedContext):
+        self.context = context
+        self.rank, self.size, self.local_rank = context.rank, context.size, context.local_rank
+        self.waiting = False
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(self.device)
+        else:
+            self.device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of the ranks. Collective."""
+        self.waiting = True
+        try:
+            return self.context.allgather(value)
+        finally:
+            self.waiting = False
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on any rank. Collective."""
+        return any(self.allgather(value))
+
+    @contextlib.contextmanager
+    def local_chief_first(self) -> Iterator[None]:
+        """One rank of each machine goes through the block before its others. Collective."""
+        if self.local_rank == 0:
+            try:
+                yield
+            finally:
+                self.context.broadcast_local(None)
+        else:
+            self.context.broadcast_local(None)
+            yield
+
+
+class AcceleratedRanks(Ranks):
+    """The processes of a run as Accelerate connects them, by NCCL or gloo."""
+
+    def __init__(self):
+        cpu = not torch.cuda.is_available() and "LOCAL_RANK" in os.environ
+        options = InitProcessGroupKwargs(timeout=PATIENCE)
+        if cpu:
+            options.backend = "gloo"
+            # Else Accelerate chooses a number of threads itself, and warns of it at every start.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+            if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+                # gloo takes the address of the host's own name, which is 127.0.0.1 on many.
+                name = os.environ.get("DET_INTER_NODE_NETWORK_INTERFACE")
+                name = name or interface_towards(os.environ["MASTER_ADDR"])
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[options])
+        self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
+        self.local_rank = self.accelerator.local_process_index
+        self.device = self.accelerator.device
+        self.waiting = False  # a rank that is gone shows in an error here
+
+    def allgather(self, value):
+        return gather_object([value]) if self.size > 1 else [value]
+
+    def any(self, value):
+        if self.size == 1:
+            return value
+        return bool(self.mean(torch.tensor(float(value), device=self.device)) > 0)
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of every rank's tensor. Collective."""
+        return self.accelerator.reduce(tensor, "mean") if self.size > 1 else tensor
+
+    def local_chief_first(self):
+        return self.accelerator.local_main_process_first()
+
+
+def interface_towards(address: str) -> str:
+    """Name of the network interface by which this machine reaches `address`, its own included."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect((address, 9))  # of a datagram socket: sends nothing
+        own = s.getsockname()[0]
+    return next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if own in (a.address for a in addresses)
+    )
 
 
 class Run:
     """What a training needs of the outside world.
 
     Attributes:
-        state: Accelerate's view of the processes and this one's device.
+        ranks: the processes, and this one's device.
         folder: where samples and pictures of this run gather.
         folder_is_kept: whether `folder` outlives the process; if not, checkpoints carry its files.
         latest: folder of the checkpoint to go on from, or None.
@@ -53,9 +166,11 @@ class Run:
         latest_name: what a person calls it.
     """
 
-    state: PartialState
+    ranks: Ranks
     folder: Path
     folder_is_kept: bool
+    keeps: int = 1  # how many of its latest checkpoints outlive an experiment
+    stop_signal: int | None = None
     latest: Path | None = None
     latest_is_own: bool = True
     latest_uuid: str = ""
@@ -63,7 +178,7 @@ class Run:
 
     @property
     def is_chief(self) -> bool:
-        return self.state.is_main_process
+        return self.ranks.rank == 0
 
     @property
     def latest_name(self) -> str:
@@ -71,7 +186,7 @@ class Run:
 
     def gather(self, values: list[Any]) -> list[Any]:
         """All ranks' lists joined in the order of the ranks, on every rank. Collective."""
-        return gather_object(values) if self.state.num_processes > 1 else values
+        return [value for each in self.ranks.allgather(values) for value in each]
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal or the task's log, once."""
@@ -83,6 +198,24 @@ class Run:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{group}/{name}", value, steps)
 
+    def log_image(self, tag: str, png: bytes, steps: int = 0) -> None:
+        """A PNG file for TensorBoard, as it is. Chief only."""
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(
+            encoded_image_string=png,
+            width=width,
+            height=height,
+            colorspace=3,  # RGB
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self.writer.file_writer.add_summary(summary, steps)
+
+    def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """`store`, and all ranks go on when it is done. Collective."""
+        if self.is_chief:
+            self.store(steps, metadata, write)
+        self.ranks.allgather(None)
+
     # The rest differs on and off cluster.
 
     def report(self, steps: int, metrics: dict[str, float], *, validation: bool = False) -> None:
@@ -92,13 +225,24 @@ class Run:
     def report_progress(self, fraction: float) -> None:
         raise NotImplementedError
 
-    def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Store what `write(folder)` puts into an empty folder, all or nothing. Collective."""
+    def store(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
+        """Store what `write(folder)` puts into an empty folder, all or nothing. Chief only.
+
+        `write` may be called again. Returns what a cluster calls the checkpoint.
+        """
+        raise NotImplementedError
+
+    def fetch(self, uuid: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Copy those files of a stored checkpoint whose names are wanted. On a cluster only."""
+        raise NotImplementedError
+
+    def asked_to_stop(self) -> bool:
+        """Whether this rank was asked to save and leave."""
         raise NotImplementedError
 
     def should_stop(self) -> bool:
-        """Whether to save and leave: preempted, or told to by a signal. Collective."""
-        raise NotImplementedError
+        """Whether any rank was asked to save and leave. Collective."""
+        return self.ranks.any(self.asked_to_stop())
 
     def flush(self) -> None:
         """Make what `writer` holds visible."""
@@ -142,9 +286,8 @@ class LocalRun(Run):
 
     folder_is_kept = True
 
-    def __init__(self, state: PartialState, folder: Path, warm_start: Path | None):
-        self.state, self.folder = state, folder
-        self.stop_signal: int | None = None
+    def __init__(self, ranks: Ranks, folder: Path, warm_start: Path | None):
+        self.ranks, self.folder = ranks, folder
         self._checkpoints = folder / "checkpoints"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +308,7 @@ class LocalRun(Run):
                 )
         elif warm_start:
             self.latest, self.latest_is_own = warm_start, False
-        state.wait_for_everyone()  # no rank writes before all have looked
+        ranks.allgather(None)  # no rank writes before all have looked
         if self.is_chief:
             own = self.latest if self.latest_is_own else None
             steps = read_metadata(own)["steps_completed"] if own else -1
@@ -234,7 +377,7 @@ class LocalRun(Run):
         os.replace(staging, path)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.stop_signal is not None:  # asked twice: now
+        if self.stop_signal is not None or self.ranks.waiting:  # asked twice, or idle: now
             raise SystemExit(128 + number)
         self.stop_signal = number
 
@@ -248,9 +391,9 @@ class LocalRun(Run):
     def report_progress(self, fraction):
         pass
 
-    def save(self, steps, metadata, write):
+    def store(self, steps, metadata, write):
         final = self._checkpoints / f"step-{steps:08d}"
-        if self.is_chief and not self._is_whole(final):
+        if not self._is_whole(final):
             staging = final.with_name(f".{final.name}")
             try:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -273,15 +416,10 @@ class LocalRun(Run):
                     f"{final} cannot be written ({error}); make room and run the same command "
                     "again, earlier checkpoints are untouched"
                 ) from None
-        self.state.wait_for_everyone()
+        return ""
 
-    def should_stop(self):
-        asked = self.stop_signal is not None
-        if self.state.num_processes == 1:
-            return asked
-        flag = torch.tensor(float(asked), device=self.state.device)
-        torch.distributed.all_reduce(flag)
-        return bool(flag > 0)
+    def asked_to_stop(self):
+        return self.stop_signal is not None
 
 
 class ClusterRun(Run):
@@ -289,12 +427,12 @@ class ClusterRun(Run):
 
     folder_is_kept = False
 
-    def __init__(self, state: PartialState, context: core.Context, folder: Path):
-        self.state, self.context, self.folder = state, context, folder
+    def __init__(self, ranks: Ranks, context: core.Context, folder: Path):
+        self.ranks, self.context, self.folder = ranks, context, folder
         folder.mkdir()
-        info = det.get_cluster_info()
-        self._trial_id = info.trial.trial_id
+        self._trial_id = det.get_cluster_info().trial.trial_id
         self._uploaded = 0.0
+        self.keeps = cluster_experiment()["checkpoint_storage"].get("save_trial_latest", 1)
         self._judged = threading.Event()  # set where the searcher has ended this trial
         if self.is_chief and cluster_experiment()["searcher"]["name"] in JUDGING_SEARCHERS:
             threading.Thread(target=self._ask_the_searcher, daemon=True).start()
@@ -321,17 +459,36 @@ class ClusterRun(Run):
         if self.is_chief:
             self.context.train.report_progress(min(1.0, fraction))
 
-    def save(self, steps, metadata, write):
-        if self.is_chief:
-            facts = {"steps_completed": steps, "trial_id": self._trial_id, **metadata}
-            with self.context.checkpoint.store_path(facts) as (path, _):
-                write(path)
-        self.state.wait_for_everyone()
+    def store(self, steps, metadata, write):
+        facts = {"steps_completed": steps, "trial_id": self._trial_id, **metadata}
+        for pause in (1, 5, 25, None):
+            try:
+                with self.context.checkpoint.store_path(facts) as (path, uuid):
+                    write(path)
+                return uuid
+            except (api_errors.MasterNotFoundException, api_errors.BadRequestException) as error:
+                # The harness waits for a master that is away, but not where it went while it
+                # answered. If it had heard us, there is one checkpoint more of the same step.
+                if pause is None:
+                    raise
+                logger.warning("the master's answer to a checkpoint was cut (%s); again", error)
+                time.sleep(pause)
+
+    def fetch(self, uuid, to, wanted=lambda name: True):
+        alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
+        with self.context.checkpoint.restore_path(uuid, alone, selector=wanted) as path:
+            # Of storage that is a folder the whole checkpoint is here, whatever is wanted.
+            shutil.copytree(
+                path, to, dirs_exist_ok=True,
+                ignore=lambda folder, names: [name for name in names if not wanted(name)],
+            )  # fmt: skip
+
+    def asked_to_stop(self):
+        return self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
 
     def should_stop(self):
-        # The harness tells the other ranks of a preemption, but not of what we found out ourselves.
-        asked = self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
-        return self.context.distributed.broadcast(asked)
+        # The harness would tell the other ranks of a preemption, but not of the searcher's word.
+        return self.context.distributed.broadcast(self.asked_to_stop())
 
     def _ask_the_searcher(self) -> None:
         """Look, once a second, whether the searcher has ended this trial.
@@ -374,61 +531,139 @@ def cluster_experiment() -> dict[str, Any]:
     return det.get_cluster_info().trial._config
 
 
-def _processes() -> PartialState:
-    """Accelerate's state, with the ranks connected where there are several."""
-    if "LOCAL_RANK" not in os.environ:
-        return PartialState()
-    # Else Accelerate chooses a number of threads itself, and warns of it at every start.
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    # One rank downloads while the others wait: longer than the libraries' ten minutes at times.
-    patience = timedelta(hours=2)
-    if torch.cuda.is_available():
-        return PartialState(timeout=patience)
-    return PartialState(cpu=True, backend="gloo", timeout=patience)
+def _distributed() -> core.DistributedContext | None:
+    """Core API's connection of as many processes as torchrun or Determined's launcher started.
+
+    None for one alone.
+    """
+    if "RANK" not in os.environ:
+        return None
+    if on_cluster():
+        return core.DistributedContext.from_torch_distributed()
+    # Its fixed ports would let a second grid on this machine fail. The launcher's store, which is
+    # there without a process group, tells all ranks which ones the chief has found.
+    store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    if rank == 0:
+        with socket.socket() as one, socket.socket() as other:
+            for s in (one, other):
+                s.bind(("", 0))
+            ports = f"{one.getsockname()[1]} {other.getsockname()[1]}"
+        store.set("detsd/ports", ports)
+    pub, pull = map(int, store.get("detsd/ports").decode().split())
+    return core.DistributedContext(
+        rank=rank,
+        size=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+        cross_rank=int(os.environ.get("GROUP_RANK", 0)),
+        cross_size=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        chief_ip=os.environ["MASTER_ADDR"],
+        pub_port=pub,
+        pull_port=pull,
+    )
 
 
 @contextlib.contextmanager
-def open_run(output_dir: Path, warm_start: Path | None = None) -> Iterator[Run]:
+def open_run(
+    output_dir: Path, warm_start: Path | None = None, *, accelerate: bool = False
+) -> Iterator[Run]:
     """The run of this process: in the trial it belongs to, else in `output_dir`.
 
     On a cluster `output_dir` and `warm_start` are not used: the trial's own checkpoint, or the one
     that its experiment names as a source, is restored on every node.
+
+    Args:
+        accelerate: connect the ranks by Accelerate, for a training, instead of by Core API. Only a
+            training restores what is packed in a checkpoint: pictures.
     """
-    state = _processes()
     try:
         if on_cluster():
-            for kind in ("shared", "directory"):  # said at every restore, of a whole one too
-                logging.getLogger(f"determined.common.storage.{kind}").addFilter(
-                    lambda record: "Ignoring partial checkpoint" not in record.getMessage()
-                )
-            distributed = (
-                core.DistributedContext.from_torch_distributed() if "RANK" in os.environ else None
-            )
-            with contextlib.ExitStack() as stack:
-                context = stack.enter_context(
-                    core.init(
-                        distributed=distributed,
-                        preempt_mode=core.PreemptMode.ChiefOnly,
-                        tensorboard_mode=core.TensorboardMode.MANUAL,
-                    )
-                )
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
-                run = ClusterRun(state, context, folder / "run")
-                latest = det.get_cluster_info().latest_checkpoint
-                if latest:
-                    # Copied, and left at once: leaving it is a collective without a time limit, in
-                    # which a failing rank would wait for the others for ever.
-                    with context.checkpoint.restore_path(latest) as path:
-                        shutil.copytree(path, folder / "latest")
-                    run.use(folder / "latest", latest)
-                yield run
-                run.flush()
-                if run.writer:
-                    run.writer.close()
+            yield from _cluster_run(accelerate)
         else:
-            run = LocalRun(state, output_dir, warm_start)
-            with contextlib.closing(run):
-                yield run
+            with contextlib.ExitStack() as stack:
+                if accelerate:
+                    ranks: Ranks = AcceleratedRanks()
+                else:
+                    context = _distributed() or core.DummyDistributedContext()
+                    ranks = Ranks(stack.enter_context(contextlib.closing(context)))
+                run = LocalRun(ranks, output_dir, warm_start)
+                yield stack.enter_context(contextlib.closing(run))
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _cluster_run(accelerate: bool) -> Iterator[Run]:
+    for kind in ("shared", "directory"):  # said at every restore, of a whole one too
+        logging.getLogger(f"determined.common.storage.{kind}").addFilter(
+            lambda record: "Ignoring partial checkpoint" not in record.getMessage()
+        )
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(
+            core.init(
+                distributed=_distributed(),
+                preempt_mode=core.PreemptMode.ChiefOnly,
+                tensorboard_mode=core.TensorboardMode.MANUAL,
+            )
+        )
+        ranks = AcceleratedRanks() if accelerate else Ranks(context.distributed)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
+        run = ClusterRun(ranks, context, folder / "run")
+        latest = det.get_cluster_info().latest_checkpoint
+        if latest:
+            if ranks.local_rank == 0:
+                run.fetch(
+                    latest, folder / "latest", lambda name: accelerate or not name.endswith(".zip")
+                )
+            run.use(context.distributed.broadcast_local(folder / "latest"), latest)
+        yield run
+        run.flush()
+        if run.writer:
+            run.writer.close()
+
+
+def downloaded(uuid: str) -> Path:
+    """The folder of a Determined checkpoint, downloaded at the first call and kept.
+
+    Raises:
+        UserError: no master, no such checkpoint, or one that cannot be downloaded.
+    """
+    folder = CACHE / uuid
+    if folder.is_dir():
+        return folder
+    staging = folder.with_name(f".{uuid}-{os.getpid()}")
+    download(uuid, staging)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(staging)  # somebody else with the same home was faster
+    return folder
+
+
+def download(uuid: str, to: Path) -> None:
+    """Download a Determined checkpoint into an empty folder.
+
+    The master and the login are those of the `det` command line.
+
+    Raises:
+        UserError: as `downloaded`.
+    """
+    from determined.experimental import client  # here, since laptops without a cluster need it not
+
+    try:
+        client.get_checkpoint(uuid).download(str(to))
+    except api_errors.NotFoundException:
+        raise UserError(f"checkpoint {uuid} is unknown to the master; check the uuid") from None
+    except api_errors.MasterNotFoundException:
+        raise UserError(
+            f"checkpoint {uuid} cannot be asked for: no Determined master was found; set DET_MASTER"
+        ) from None
+    except Exception as error:  # storage back ends raise what they like
+        shutil.rmtree(to, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {reason}); try "
+            "det checkpoint download, and load its folder"
+        ) from None

@@ -64,16 +64,16 @@ class Generator:
         m = config.model
         run.say(f"loading {m.pretrained_model_name_or_path} ...")
         # One rank of each node downloads; the others then find the files.
-        with run.state.local_main_process_first():
+        with run.ranks.local_chief_first():
             self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
                 m.pretrained_model_name_or_path,
                 revision=m.revision,
                 precision=m.precision,
-                device=run.state.device,
+                device=run.ranks.device,
             )
             self.pipeline.load_concepts(*config.concepts.files)
             self.pipeline.load_from_uuids(config.concepts.uuids)
-        if run.state.device.type == "cuda":
+        if run.ranks.device.type == "cuda":
             # Decoding needs more memory than denoising; one image at a time it is bounded.
             self.pipeline.stock.vae.enable_slicing()
         if run.folder_is_kept and run.latest:
@@ -97,7 +97,7 @@ class Generator:
             size = fitting_batch_size(model.device, model.dtype, width, height)
             if not config.output.fill_batches:
                 # Else the first ranks would make all of a small grid.
-                size = min(size, -(-len(self.jobs) // run.state.num_processes))
+                size = min(size, -(-len(self.jobs) // run.ranks.size))
         self.limit = min(run.gather([size]))  # images made at once, from now on
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1
@@ -185,8 +185,8 @@ class Generator:
             missing = [number for number in batch if number not in self.finished]
             if missing:
                 todo.append((missing, max(len(batch), self.fill_up_to)))
-        mine = todo[run.state.process_index :: run.state.num_processes]
-        rounds = -(-len(todo) // run.state.num_processes)
+        mine = todo[run.ranks.rank :: run.ranks.size]
+        rounds = -(-len(todo) // run.ranks.size)
         if self.finished:
             run.say(f"{len(self.finished)} of {len(self.jobs)} images are there already")
         self._log_stored()

@@ -12,9 +12,7 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
@@ -54,7 +52,6 @@ SCHEDULERS = {
     "euler-ancestral": EulerAncestralDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -594,38 +591,6 @@ class DetSDTextualInversionPipeline:
 
 
 def _downloaded(uuid: str) -> Path:
-    """The folder of a Determined checkpoint, downloaded at the first call.
+    from detsd.cluster import downloaded  # here, since notebooks and laptops need none of it
 
-    Raises:
-        UserError: no master, no such checkpoint, or one that cannot be downloaded.
-    """
-    # Here, since notebooks and laptops without a cluster need none of it.
-    from determined.common.api import errors as api_errors
-    from determined.experimental import client
-
-    folder = CACHE / uuid
-    if folder.is_dir():
-        return folder
-    staging = folder.with_name(f".{uuid}-{os.getpid()}")
-    try:
-        client.get_checkpoint(uuid).download(str(staging))
-    except api_errors.NotFoundException:
-        raise UserError(f"checkpoint {uuid} is unknown to the master; check the uuid") from None
-    except api_errors.MasterNotFoundException:
-        raise UserError(
-            f"checkpoint {uuid} cannot be asked for: no Determined master was found; set DET_MASTER"
-        ) from None
-    except Exception as error:  # storage back ends raise what they like
-        shutil.rmtree(staging, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {reason}); try "
-            "det checkpoint download, and load its folder"
-        ) from None
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(staging)  # somebody else with the same home was faster
-    return folder
+    return downloaded(uuid)

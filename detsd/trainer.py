@@ -106,8 +106,8 @@ class Trainer:
         t = config.training
         run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
         # One rank of each node downloads; the others then find the files.
-        with run.state.local_main_process_first():
-            self.model: BaseModel = load_base_model(self._model_config(), run.state.device)
+        with run.ranks.local_chief_first():
+            self.model: BaseModel = load_base_model(self._model_config(), run.ranks.device)
         if self.model.device.type == "cpu":
             # Several threads add up the gradients of the embedding rows in the order in which
             # they come; Adam makes other pictures of that within a few steps.
@@ -130,9 +130,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.model.device.type, enabled=self.model.dtype == torch.float16
         )
-        self.samples_per_step = (
-            t.train_batch_size * t.gradient_accumulation_steps * run.state.num_processes
-        )
+        self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
         self.steps_completed = 0
         self.samples_seen = 0
         self.window: dict[str, float] = {}  # sums since the last report
@@ -206,7 +204,7 @@ class Trainer:
             group["lr"] = rate
         sums: dict[str, torch.Tensor] = {}
         for micro in range(t.gradient_accumulation_steps):
-            share = micro * run.state.num_processes + run.state.process_index
+            share = micro * run.ranks.size + run.ranks.rank
             first = self.samples_seen + share * t.train_batch_size
             batch = [self.data.example(i) for i in range(first, first + t.train_batch_size)]
             loss, parts = self._loss(batch)
@@ -214,9 +212,7 @@ class Trainer:
             for name, value in parts.items():
                 part = value.detach() / t.gradient_accumulation_steps
                 sums[name] = sums.get(name, 0.0) + part
-        if run.state.num_processes > 1:
-            torch.distributed.all_reduce(self.rows.grad)
-            self.rows.grad /= run.state.num_processes
+        self.rows.grad = run.ranks.mean(self.rows.grad)
         self.scaler.unscale_(self.optimizer)
         if t.max_grad_norm:
             torch.nn.utils.clip_grad_norm_([self.rows], t.max_grad_norm)
@@ -306,9 +302,9 @@ class Trainer:
         """Denoising loss at fixed images, timesteps and noise, images shared over the ranks."""
         if rows is not None:
             return self._with_rows(rows, self._validation_loss)
-        state, n = self.run.state, self.config.training.num_validation_timesteps
+        ranks, n = self.run.ranks, self.config.training.num_validation_timesteps
         losses = []
-        for k in range(state.process_index, len(self.data.validation), state.num_processes):
+        for k in range(ranks.rank, len(self.data.validation), ranks.size):
             batch = self.data.validation_examples(k, n)
             x, noise, times = self._stack(batch)
             ids = self.vocabulary.token_ids([batch[0].prompt])
@@ -359,11 +355,11 @@ class Trainer:
         """One image per job, each made by one rank, written and logged by the chief."""
         if not self.jobs:
             return
-        state = self.run.state
+        ranks = self.run.ranks
         own = []
         # Batches that the jobs alone fix: the same whatever the number of ranks.
         todo = batches(self.jobs, SAMPLES_AT_ONCE)
-        for numbers in todo[state.process_index :: state.num_processes]:
+        for numbers in todo[ranks.rank :: ranks.size]:
             made = self.pipeline.make([self.jobs[k] for k in numbers])
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
         everyone = dict(sorted(self.run.gather(own)))

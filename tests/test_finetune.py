@@ -108,7 +108,7 @@ def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
 
 def test_only_the_new_rows_change(experiment, tmp_path, tiny_model):
     config = load_config(experiment(training={"optimizer_name": "adamw", "weight_decay": 0.1}))
-    with cluster.open_run(tmp_path / "out") as run:
+    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(config, run)
         assert trainer.train()
     assert not torch.equal(trainer.rows, trainer.initial_rows)

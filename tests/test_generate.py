@@ -261,7 +261,7 @@ def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
     for fill, sizes in ((False, [4, 4, 4]), (True, [12])):
         given["output"] = {"fill_batches": fill}
         with cluster.open_run(tmp_path / str(fill)) as run:
-            monkeypatch.setattr(run.state, "num_processes", 3)
+            monkeypatch.setattr(run.ranks, "size", 3)
             monkeypatch.setattr(run, "gather", lambda values: values)
             made = Generator(parse_config(given, "test", GenerateConfig), run)
         assert [len(batch) for batch in made.batches] == sizes

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from detsd import pipeline
+from detsd import cluster
 from detsd.config import GenerateConfig, InferenceConfig, SchedulerName, parse_config
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
@@ -179,7 +179,7 @@ def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
 
 def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
     """Downloaded once; what the client raises becomes a sentence. The client is a stand-in."""
-    monkeypatch.setattr(pipeline, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(cluster, "CACHE", tmp_path / "cache")
     asked = []
 
     class Checkpoint:
