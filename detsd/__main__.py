@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from detsd.errors import DISK_ERRORS, Diverged, UserError
+from detsd.sources import LAYOUTS
 
 
 def cluster_config(kind: type):
@@ -33,7 +34,7 @@ def cluster_config(kind: type):
 
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
-    from detsd import cluster
+    from detsd import cluster, sources
     from detsd.config import FinetuneConfig, load_config
 
     on_cluster = cluster.on_cluster()
@@ -49,7 +50,7 @@ def finetune(args: argparse.Namespace) -> int:
         config = load_config(args.config, args.set)
         folder = args.output_dir or Path("outputs") / Path(args.config).stem
         if args.warm_start:
-            cluster.read_metadata(args.warm_start)
+            sources.locate(args.warm_start)
     from detsd import trainer  # the libraries take seconds: a mistake above is told at once
 
     with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
@@ -129,6 +130,23 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write concepts in the layout of another tool; exit code."""
+    from detsd.formats import encode, family, file_name, read_concepts, store
+
+    concepts = [c for source in args.sources for c in read_concepts(source)]
+    folder = args.output or Path("outputs") / "exported" / args.format
+    files = encode(concepts, args.format)
+    store(files, folder)
+    for name in files:
+        print(folder / name)
+    for c in concepts:
+        also = "" if file_name(c.name) == c.name else f" (by the file's name: {file_name(c.name)})"
+        rows = "1 vector" if len(c.embeddings) == 1 else f"{len(c.embeddings)} vectors"
+        print(f"the word in prompts is {c.name}{also}; {rows} for {family(c.widths)}")
+    return 0
+
+
 def app(args: argparse.Namespace) -> int:
     """Serve the interactive demo until interrupted; exit code."""
     from detsd.app import serve
@@ -149,7 +167,9 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("config", nargs="?", help="experiment file (off cluster)")
     tune.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     tune.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
-    tune.add_argument("--warm-start", type=Path, metavar="CHECKPOINT", help="take its learned rows")
+    tune.add_argument(
+        "--warm-start", type=Path, metavar="SOURCE", help="take the learned rows of that concept"
+    )
     tune.set_defaults(run=finetune)
     grid = commands.add_parser("generate", help="make a grid of images from prompts")
     which = grid.add_mutually_exclusive_group()
@@ -164,13 +184,28 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     grid.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     grid.set_defaults(run=generate)
-    look = commands.add_parser("show", help="what a concept file or checkpoint holds")
-    look.add_argument("path", type=Path, metavar="FILE_OR_CHECKPOINT")
+    look = commands.add_parser("show", help="what a concept file, checkpoint or run folder holds")
+    what = "concept file, checkpoint or run folder"
+    look.add_argument("path", type=Path, metavar="SOURCE", help=what)
     look.add_argument("--model", help="base model to compare with; default: the one it fits")
     look.set_defaults(run=show)
+    out = commands.add_parser("export", help="write concepts for another tool")
+    out.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="file, checkpoint or run folder, or SOURCE=WORD",
+    )
+    out.add_argument("--format", required=True, choices=LAYOUTS)
+    out.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: outputs/exported/<format>"
+    )
+    out.set_defaults(run=export)
     page = commands.add_parser("app", help="the interactive demo, a page for the browser")
     page.add_argument("--model", default="demo_model", help="diffusers folder or hub model")
-    page.add_argument("--concepts", nargs="*", metavar="FILE", help="concept files or checkpoints")
+    page.add_argument(
+        "--concepts", nargs="*", metavar="SOURCE", help="concept files, checkpoint or run folders"
+    )
     page.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
     page.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
     page.add_argument("--port", type=int, help="default: the first free one from 7860 on")

@@ -50,6 +50,12 @@ REQUIRED = dataclasses.MISSING
 LARGEST_SEED = 2**32 - 1  # PyTorch heeds 32 bits
 LARGEST_SIDE = 8192  # pixels of an image
 LONGEST_FILE_NAME = 255  # bytes, of every file system in use
+
+
+class Source(str):
+    """Where a concept lies, as `detsd.sources` reads it; in YAML also `{path: word}`."""
+
+
 SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]
 
 
@@ -74,7 +80,9 @@ class ConceptsConfig:
 
     concept_strs: list[str] = _knob(REQUIRED, "the new words, as they are written in prompts")
     initializer_strs: list[str] = _knob(
-        REQUIRED, "a phrase, or a concept file of one concept, that each concept starts from"
+        REQUIRED,
+        "a phrase, or a concept file, checkpoint or run folder of one concept, that each concept "
+        "starts from",
     )
     img_dirs: list[str] = _knob(REQUIRED, "folder of training images of each concept")
     learnable_properties: list[Literal["object", "style"]] = _knob(
@@ -198,10 +206,15 @@ class FinetuneConfig:
 class LearnedConceptsConfig:
     """The concepts that prompts may name; a prompt without any is welcome too."""
 
-    files: list[str] = _knob(
-        [], "concept files or checkpoint folders; relative to where the command runs"
+    files: list[Source] = _knob(
+        [],
+        "concept files of any layout, checkpoint folders, or run folders, which stand for their "
+        "newest checkpoint; relative to where the command runs; {path: word} gives the concept "
+        "another word",
     )
-    uuids: list[str] = _knob([], "uuids of Determined checkpoints of fine-tunings")
+    uuids: list[Source] = _knob(
+        [], "uuids of Determined checkpoints of fine-tunings; {uuid: word} as above"
+    )
 
 
 @dataclass(frozen=True)
@@ -281,6 +294,7 @@ def _nearest(key: str, known: list[str]) -> str:
 def type_name(kind: Any) -> str:
     """A field's type in words."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names[Source] = "a path, or {path: word}"
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -309,7 +323,11 @@ def _value(kind: Any, value: Any) -> Any:
         return None
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is str and isinstance(value, str):
+    if kind is Source and isinstance(value, dict) and len(value) == 1:
+        ((path, word),) = value.items()
+        if isinstance(path, str) and isinstance(word, str):
+            return Source(f"{path}={word}")
+    if kind in (str, Source) and isinstance(value, str):
         return value
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int and is_number and not abs(value) < 2**63:

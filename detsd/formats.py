@@ -1,35 +1,59 @@
-"""Concept files: what they hold, reading and writing them.
+"""Concepts as files: every layout in use is read, each can be written.
 
-`learned_embeddings_dict.pt`: `{concept: {"initializer_strs": str, "learned_embeddings": [n, D]}}`,
-and `"learned_embeddings_2": [n, D2]` beside them for a model of two text encoders.
-`<concept>.safetensors`: `{concept: [n, D]}`, which diffusers, A1111 and ComfyUI load; of two
-encoders `{"clip_l": [n, D], "clip_g": [n, D2]}`, as the field has it for Stable Diffusion XL.
+| layout | what lies in the file |
+|---|---|
+| detsd | `{word: {"initializer_strs": str, "learned_embeddings": [n, D]}}` |
+| diffusers | `{word: [n, D]}`, or `[D]` |
+| a1111 | `{"string_to_param": {"*": [n, D]}, "name": word, ...}` |
+| kohya | `{"emb_params": [n, D]}` |
+| sdxl | `{"clip_l": [n, D], "clip_g": [n, D2]}` |
+| onetrainer | `{"emp_params": [n, D]}` |
 
-Embeddings are float32. Nothing that is read may run code: `weights_only=True`, safetensors.
+A concept for a model of two text encoders has `"learned_embeddings_2": [n, D2]` besides in the
+first layout, two files `word` and `word_2` in the second; kohya and OneTrainer then write the
+fifth. Where no word lies in the file, its name is the word. Rows are float32.
+
+Sources: huggingface/diffusers `loaders/textual_inversion.py`, AUTOMATIC1111 `textual_inversion.py`
+and `image_embedding.py`, ComfyUI `sd1_clip.py`, kohya-ss/sd-scripts `train_textual_inversion.py`,
+OneTrainer `StableDiffusionEmbeddingSaver.py`, rinongal/textual_inversion `embedding_manager.py`,
+Stability-AI/ModelSpec.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
+import json
 import os
-import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from detsd import content
 from detsd.errors import UserError
+from detsd.sources import DICT_FILE, file_of, split_source
 
-DICT_FILE = "learned_embeddings_dict.pt"
 ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
+OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
 FAMILIES = {  # by the widths of the rows, one per text encoder
     (128,): "the bundled model",
     (768,): "Stable Diffusion 1.x",
     (1024,): "Stable Diffusion 2.x",
     (768, 1280): "Stable Diffusion XL",
 }
+ARCHITECTURES = {  # what ModelSpec calls them; other tools sort by it
+    (768,): "stable-diffusion-v1/textual-inversion",
+    (1024,): "stable-diffusion-v2-768-v/textual-inversion",
+    (768, 1280): "stable-diffusion-xl-v1-base/textual-inversion",
+}
+MOST_NUMBERS = 2**24  # in the rows of one concept and encoder
+LONGEST_WORD = 100
 
 
 @dataclass(frozen=True)
@@ -74,91 +98,296 @@ def file_name(concept: str) -> str:
     return re.sub(r"[^\w.-]+", "_", concept).strip("._") or "concept"
 
 
-def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
-    """Write `learned_embeddings_dict.pt` and one safetensors file per concept into `folder`."""
-    table = {}
-    for c in concepts:
-        rows = [r.detach().cpu().float().clone().contiguous() for r in c.rows]
-        keys = ("learned_embeddings", "learned_embeddings_2")
-        table[c.name] = {"initializer_strs": c.initializer, **dict(zip(keys, rows, strict=False))}
-        metadata = {"format": "pt", "name": c.name, "initializer_strs": c.initializer}
-        tensors = {c.name: rows[0]} if len(rows) == 1 else dict(zip(ENCODERS, rows, strict=True))
-        _save(tensors, folder / f"{file_name(c.name)}.safetensors", metadata)
-    torch.save(table, folder / DICT_FILE)
+# ---- reading -------------------------------------------------------------------------------------
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file; a full disk is the OSError that every other writer raises."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if not number:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+def read_concepts(source: str | Path) -> list[LearnedConcept]:
+    """The concepts of a file in any layout, or of a checkpoint or run folder.
 
-
-def read_concepts(path: str | Path) -> list[LearnedConcept]:
-    """The concepts of a `.pt` dictionary, a `.safetensors` file, or a checkpoint folder.
+    Args:
+        source: a path, or `path=word`, which gives its only concept that word.
 
     Raises:
-        UserError: missing, damaged, or of an unknown layout.
+        UserError: missing, damaged, no concept, or rows that are no finite matrix.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / DICT_FILE
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a concept file or a checkpoint folder")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            with safe_open(str(path), "pt") as f:
-                facts = f.metadata() or {}
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-            if tensors.keys() == set(ENCODERS):
-                tensors = {facts.get("name", path.stem): [tensors[e] for e in ENCODERS]}
-            phrase = facts.get("initializer_strs", "")
-            found = {n: (phrase, t if isinstance(t, list) else [t]) for n, t in tensors.items()}
-        else:
-            table = torch.load(path, map_location="cpu", weights_only=True)
-            if not _is_dictionary(table):
-                raise UserError(
-                    f"{path} is not laid out as a concept file (expected {DICT_FILE}'s or a "
-                    "safetensors' layout); export the concept again"
-                )
-            found = {
-                name: (
-                    entry["initializer_strs"],
-                    [
-                        entry[k]
-                        for k in ("learned_embeddings", "learned_embeddings_2")
-                        if k in entry
-                    ],
-                )
-                for name, entry in table.items()
-            }
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError) as error:
+    path, word = split_source(source)
+    file = file_of(path)
+    concepts = _recognised(file, *content.read(file))
+    if not concepts:
+        raise UserError(f"{file} holds no concept; train one, or name another file")
+    if word and len(concepts) > 1:
         raise UserError(
-            f"{path} is damaged or no concept file ({type(error).__name__}); use an intact copy"
-        ) from None
-    concepts = []
-    for name, (phrase, matrices) in found.items():
-        if not all(isinstance(rows, torch.Tensor) for rows in matrices):
-            raise UserError(f"{path}: the rows of {name!r} are no tensor; export the concept again")
-        matrices = [rows[None] if rows.ndim == 1 else rows for rows in matrices]
-        if any(rows.ndim != 2 or not torch.isfinite(rows).all() for rows in matrices):
-            raise UserError(f"{path}: the rows of {name!r} are not a finite (n, width) matrix")
-        if len({len(rows) for rows in matrices}) > 1:
+            f"{file} holds {len(concepts)} concepts, so {word!r} cannot be the word of all; name a "
+            "file of one"
+        )
+    if word:
+        concepts = [dataclasses.replace(concepts[0], name=word)]
+    for c in concepts:
+        if not c.name.isprintable() or len(c.name) > LONGEST_WORD:
             raise UserError(
-                f"{path}: the rows of {name!r} are of another number for each text encoder; "
-                "export the concept again"
+                f"{file} calls a concept {c.name[:20]!r} ..., which nobody can write in a prompt; "
+                f"give it a word: {file}=my-word"
             )
-        concepts.append(LearnedConcept(name, phrase, *(rows.float() for rows in matrices)))
     return concepts
 
 
-def _is_dictionary(table: object) -> bool:
-    """Whether a file's content is laid out as ours; other tools have tensors at other places."""
-    return isinstance(table, dict) and all(
-        isinstance(entry, dict) and {"initializer_strs", "learned_embeddings"} <= entry.keys()
-        for entry in table.values()
+def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedConcept]:
+    """The concepts of what `content.read` found in `file`."""
+    if isinstance(table, torch.Tensor):
+        return [_concept(file, "", [table], notes)]
+    if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
+        content.refuse(file, "a PyTorch file of another kind")
+    if "string_to_param" in table:
+        rows = table["string_to_param"]
+        if isinstance(rows, torch.nn.ParameterDict):  # which no method is called of
+            rows = vars(rows).get("_parameters")
+        if not isinstance(rows, dict):
+            content.damaged(file, "string_to_param is no dictionary")
+        named = table.get("name") if len(rows) == 1 else None
+        return [
+            _concept(file, named or ("" if key == "*" else key), [matrix], table)
+            for key, matrix in rows.items()
+        ]
+    if all(isinstance(e, dict) and "learned_embeddings" in e for e in table.values()):
+        keys = ("learned_embeddings", "learned_embeddings_2")
+        return [
+            _concept(file, name, [entry[key] for key in keys if key in entry], entry)
+            for name, entry in table.items()
+        ]
+    kind = content.network(_names(table))
+    if kind:
+        content.refuse(file, kind)
+    if not all(isinstance(matrix, torch.Tensor) for matrix in table.values()):
+        content.refuse(file, "a PyTorch file of another kind")
+    if table.keys() & set(OUTPUTS):
+        raise UserError(
+            f"{file} holds rows for behind the text encoder (OneTrainer's output embedding), which "
+            "no word of a prompt stands for; train it without that option"
+        )
+    for keys in (("emb_params",), ("emp_params",), ENCODERS):
+        if table.keys() & set(keys):
+            return [_concept(file, "", [table[key] for key in keys if key in table], notes)]
+    if len(table) == 1:
+        return [_concept(file, *table, _with_second_encoder(file, table), notes)]
+    return [_concept(file, name, [matrix], notes) for name, matrix in table.items()]
+
+
+def _names(table: Mapping[str, Any]) -> list[str]:
+    """The keys of a dictionary and of those inside it: a network's tensors may lie one deeper."""
+    inside = [k for entry in table.values() if isinstance(entry, dict) for k in entry]
+    return [*table, *filter(lambda key: isinstance(key, str), inside)]
+
+
+def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The rows of a file of one word, and those of the file for the model's other text encoder.
+
+    diffusers' script for Stable Diffusion XL writes two, `learned_embeds` and `learned_embeds_2`,
+    with the step behind them in a training's midst.
+    """
+    ((word, rows),) = table.items()
+    plain = re.sub(r"(learned_embeds)_2|_2$", r"\1", file.stem)
+    second = re.sub(r"(learned_embeds)|$", r"\1_2", plain, count=1)
+    other = file.with_name((second if file.stem == plain else plain) + file.suffix)
+    if not other.is_file():
+        return [rows]
+    try:
+        beside = content.read(other)[0]
+    except UserError:  # it only has a like name
+        return [rows]
+    found = beside.get(word) if isinstance(beside, dict) and len(beside) == 1 else None
+    if not isinstance(found, torch.Tensor) or found.shape[:-1] != rows.shape[:-1]:
+        return [rows]
+    pair = [rows, found] if file.stem == plain else [found, rows]
+    widths = [matrix.shape[-1] for matrix in pair]
+    alone = all((width,) in FAMILIES for width in widths)  # of two models of one encoder each
+    return [rows] if alone or widths[0] == widths[1] else pair
+
+
+def _concept(
+    file: Path, word: str, matrices: list[Any], notes: Mapping[str, Any]
+) -> LearnedConcept:
+    """A concept of checked rows; without a `word` it has the file's name."""
+    if not word:
+        noted = notes.get("name")
+        same = isinstance(noted, str) and file_name(noted) == file.stem
+        word = noted if same else file.stem
+    rows = [_rows(file, word, matrix) for matrix in matrices]
+    if len({len(r) for r in rows}) > 1:
+        raise UserError(
+            f"{file}: {word!r} has another number of rows for each text encoder; export it again"
+        )
+
+    def text(*keys: str) -> str:
+        return next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
+
+    steps = notes.get("steps", notes.get("step"))
+    return LearnedConcept(
+        word,
+        text("initializer_strs"),
+        *rows,
+        model=text("model", "sd_checkpoint_name"),
+        model_hash=text("model_hash", "sd_checkpoint"),
+        steps=int(steps) if re.fullmatch(r"\d{1,9}", str(steps)) else None,
     )
+
+
+def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
+    """A matrix (n, D), or one row (D,), as finite float32 rows (n, D) of their own memory."""
+    plain = (
+        type(matrix) in (torch.Tensor, torch.nn.Parameter)
+        and matrix.layout == torch.strided
+        and matrix.device.type == "cpu"
+        and matrix.is_floating_point()
+        and matrix.ndim in (1, 2)
+        and 0 < matrix.numel() <= MOST_NUMBERS  # few bytes can stand for any number of them
+    )
+    if not plain:
+        shape = f" of shape {tuple(matrix.shape)}" if isinstance(matrix, torch.Tensor) else ""
+        raise UserError(
+            f"{file}: the rows of {word[:LONGEST_WORD]!r} are a {type(matrix).__name__}{shape}, "
+            "not a matrix of floating point numbers (n, width); export the concept again"
+        )
+    rows = matrix.detach().to(torch.float32, copy=True).contiguous()
+    if not torch.isfinite(rows).all():
+        raise UserError(
+            f"{file}: the rows of {word!r} are not finite; export an earlier state of the concept"
+        )
+    return rows[None] if rows.ndim == 1 else rows
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
+    """Write `learned_embeddings_dict.pt` and one safetensors file per concept into `folder`."""
+    files = encode(concepts, "detsd")
+    for c in concepts:
+        files |= encode([c], "diffusers" if len(c.rows) == 1 else "sdxl")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
+    """Files of concepts by their names; float32, and as much as the layout tells besides.
+
+    Args:
+        layout: one of `LAYOUTS`.
+
+    Raises:
+        UserError: two concepts for one file name, or one that the layout has no place for.
+    """
+    files: dict[str, bytes] = {}
+    if layout == "detsd":
+        table = {c.name: _entry(c) for c in concepts}
+        if len(table) < len(concepts):
+            raise UserError("two of the concepts have the same word; rename one: FILE=WORD")
+        return {DICT_FILE: _pickled(table)}
+    for c in concepts:
+        made = _tensor_files(c, layout)
+        for name in made.keys() & files.keys():
+            raise UserError(
+                f"two of the concepts would be written to {name}; rename one: FILE=WORD"
+            )
+        files |= made
+    return files
+
+
+def store(files: dict[str, bytes], folder: Path) -> None:
+    """Put files into `folder`, each as a whole; it is made.
+
+    Raises:
+        UserError: a file of that name holds something else; nothing is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        path = folder / name
+        if path.exists() and (not path.is_file() or path.read_bytes() != data):
+            raise UserError(f"{path} exists already and holds something else; name another folder")
+    for name, data in files.items():
+        staging = folder / f".{name}.tmp"
+        staging.write_bytes(data)
+        os.replace(staging, folder / name)
+
+
+def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
+    stem, rows = file_name(c.name), [_rows(Path(c.name), c.name, r.cpu()) for r in c.rows]
+    if layout == "a1111":
+        if len(rows) > 1:
+            raise UserError(
+                f"{c.name} has rows of two text encoders, for which A1111 reads --format sdxl"
+            )
+        return {f"{stem}.pt": _pickled(
+            {
+                "string_to_token": {"*": 265},  # as A1111 has it
+                "string_to_param": {"*": rows[0]},
+                "name": c.name,
+                "step": c.steps,
+                "sd_checkpoint": c.model_hash or None,
+                "sd_checkpoint_name": c.model or None,
+                "initializer_strs": c.initializer,
+            }
+        )}  # fmt: skip
+    if layout == "diffusers":
+        return {
+            f"{stem}{number}.safetensors": _safetensors(c, {c.name: matrix})
+            for number, matrix in zip(("", "_2"), rows, strict=False)
+        }
+    if len(rows) == 2:
+        keys = ENCODERS
+    elif layout == "sdxl":
+        raise UserError(
+            f"{c.name} fits {family(c.widths)}, which has one text encoder; the layout sdxl holds "
+            "rows of two: use another --format"
+        )
+    else:
+        keys = ("emb_params",) if layout == "kohya" else ("emp_params",)
+    return {f"{stem}.safetensors": _safetensors(c, dict(zip(keys, rows, strict=True)))}
+
+
+def _entry(c: LearnedConcept) -> dict[str, Any]:
+    """A concept in detsd's own layout; what is not known is left out."""
+    keys = ("learned_embeddings", "learned_embeddings_2")
+    known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
+    return {
+        "initializer_strs": c.initializer,
+        **{k: _rows(Path(c.name), c.name, r.cpu()) for k, r in zip(keys, c.rows, strict=False)},
+        **{key: value for key, value in known.items() if value not in ("", None)},
+    }
+
+
+def _pickled(table: dict[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    torch.save(table, stream)
+    return stream.getvalue()
+
+
+def _safetensors(c: LearnedConcept, tensors: dict[str, torch.Tensor]) -> bytes:
+    """A safetensors file with what other tools show of it.
+
+    The names of the notes are A1111's, and ModelSpec's where it has a name for the family.
+    """
+    metadata = {
+        "format": "pt",
+        "name": c.name,
+        "initializer_strs": c.initializer,
+        "step": "" if c.steps is None else str(c.steps),
+        "sd_checkpoint_name": c.model,
+        "sd_checkpoint": c.model_hash,
+    }
+    plain = safetensors.torch.save(tensors)
+    start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, behind the header
+    if c.widths in ARCHITECTURES:
+        metadata |= {
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": ARCHITECTURES[c.widths],
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": c.name,
+            "modelspec.trigger_phrase": c.name,
+            "modelspec.usage_hint": f"write {c.name} in the prompt",
+            "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[start:]).hexdigest()}",
+        }
+    notes = {"__metadata__": {key: value for key, value in metadata.items() if value}}
+    # The library would shuffle the notes; so equal concepts make equal files.
+    header = json.dumps(notes | json.loads(plain[8:start])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + plain[start:]

@@ -41,6 +41,7 @@ from detsd.formats import LearnedConcept, read_concepts
 from detsd.images import png
 from detsd.memory import fitting_batch_size, is_out_of_memory
 from detsd.models import DTYPES, BaseModel, load_base_model, load_safety_checker
+from detsd.sources import locate
 
 logger = logging.getLogger("detsd")
 
@@ -152,6 +153,7 @@ class DetSDTextualInversionPipeline:
         stock: the diffusers pipeline of the same parts, behind `__call__`; its methods for saving
             memory (`enable_vae_slicing`, `enable_attention_slicing`) work on all images.
         sources: where each loaded concept came from, by its name.
+        named: what was named to load it, by its name: a run's folder, say.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class DetSDTextualInversionPipeline:
         self.model = model
         self.vocabulary = vocabulary or Vocabulary(model.tokenizer, model.text_encoder)
         self.sources: dict[str, str] = {}
+        self.named: dict[str, str] = {}
         self.most_pixels = sys.maxsize  # of images made at once; less when memory ran out
         self.stock = StableDiffusionPipeline(
             vae=model.vae,
@@ -215,12 +218,22 @@ class DetSDTextualInversionPipeline:
         return self.vocabulary.names
 
     def load_concepts(self, *paths: str | Path) -> list[str]:
-        """Load concept files or checkpoint folders; the new words.
+        """Load concepts; the new words.
+
+        Args:
+            paths: concept files of any layout, checkpoint folders, or run folders, which stand for
+                their newest checkpoint; `path=word` gives a concept that word.
 
         Raises:
             UserError: a missing or damaged file, a concept of another width, one loaded twice.
         """
-        return [word for path in paths for word in self._add(read_concepts(path), str(path))]
+        words = []
+        for path in paths:
+            source = locate(path)  # what an image notes stays the same when a run goes on
+            added = self._add(read_concepts(source), source)
+            self.named |= dict.fromkeys(added, str(path))
+            words += added
+        return words
 
     def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
         """Load concepts of Determined checkpoints; the new words.
@@ -228,14 +241,14 @@ class DetSDTextualInversionPipeline:
         The master and the login are those of the `det` command line. A checkpoint is downloaded
         once and kept in `~/.cache/detsd`.
 
+        Args:
+            uuids: `uuid`, or `uuid=word`, which gives its only concept that word.
+
         Raises:
             UserError: no master, an unknown uuid, or what `load_concepts` raises.
         """
-        return [
-            word
-            for uuid in uuids
-            for word in self._add(read_concepts(_downloaded(uuid)), f"uuid:{uuid}")
-        ]
+        sources = [f"uuid:{uuid}" for uuid in uuids]
+        return [word for s in sources for word in self._add(read_concepts(_fetched(s)), s)]
 
     def _add(self, concepts: list[LearnedConcept], source: str) -> list[str]:
         for concept in concepts:  # first: of a file that holds a bad one, none is loaded
@@ -264,14 +277,13 @@ class DetSDTextualInversionPipeline:
         if not old:
             self.vocabulary.remove(name)  # which tells those that are loaded
         source = self.sources[name]
-        uuid = source.removeprefix("uuid:")
-        found = read_concepts(source if uuid == source else _downloaded(uuid))
-        new = [c for c in found if c.name == name]
+        newest = source if source.startswith("uuid:") else locate(self.named.get(name, source))
+        new = [c for c in read_concepts(_fetched(newest)) if c.name == name]
         if not new:
-            raise UserError(f"{source} holds no concept {name!r} any more; load it anew")
+            raise UserError(f"{newest} holds no concept {name!r} any more; load it anew")
         self.unload(name)
         try:
-            self._add(new, source)
+            self._add(new, newest)
         except UserError:
             self._add(old, source)
             raise
@@ -588,6 +600,14 @@ class DetSDTextualInversionPipeline:
     def _decoded(self, latents: torch.Tensor) -> Image.Image:
         """The picture of one image's latents (1, 4, h, w)."""
         return self.stock.image_processor.postprocess(decode(self.model.vae, latents))[0]
+
+
+def _fetched(source: str) -> str:
+    """A source with the folder of a Determined checkpoint in place of `uuid:...`."""
+    if not source.startswith("uuid:"):
+        return source
+    uuid, equals, word = source.removeprefix("uuid:").partition("=")
+    return f"{_downloaded(uuid)}{equals}{word}"
 
 
 def _downloaded(uuid: str) -> Path:

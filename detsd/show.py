@@ -15,6 +15,7 @@ from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
 from detsd.models import load_token_table
+from detsd.sources import locate, split_source
 
 BUNDLED = "demo_model"
 FAMILIES = {  # by the width of the rows
@@ -36,8 +37,9 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
     Raises:
         UserError: no readable concept file; a `model` that cannot be loaded or has another width.
     """
-    path = Path(path)
+    path = locate(path)
     concepts = read_concepts(path)
+    path = split_source(path)[0]
     widths = sorted({c.embeddings.shape[1] for c in concepts})
     facts = _metadata(path)
     trained_on = facts.get("config", {}).get("model", {})
@@ -91,7 +93,7 @@ def _metadata(path: Path) -> dict:
     from detsd.cluster import read_metadata
 
     try:
-        facts = read_metadata(path if path.is_dir() else path.parent)
+        facts = read_metadata(path.parent)
     except UserError:
         return {}
     return facts if isinstance(facts, dict) and facts.get("kind") == "finetune" else {}

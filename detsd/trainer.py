@@ -37,6 +37,7 @@ from detsd.loss import (
 )
 from detsd.models import BaseModel, load_base_model
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
+from detsd.sources import is_source
 
 logger = logging.getLogger("detsd")
 
@@ -76,7 +77,7 @@ def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
     for k, (name, start, n) in enumerate(
         zip(c.concept_strs, c.initializer_strs, c.num_vectors, strict=True)
     ):
-        if Path(start).suffix in (".pt", ".safetensors"):
+        if is_source(start):
             found = read_concepts(start)
             if len(found) != 1:
                 raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
@@ -436,7 +437,8 @@ class Trainer:
             if name not in learned:
                 raise UserError(
                     f"{self.run.latest_name} does not hold concept {name!r} but "
-                    f"{', '.join(learned)}; name another one, or change concepts.concept_strs"
+                    f"{', '.join(learned)}; name another one, give its concept that word "
+                    "(FILE=WORD), or change concepts.concept_strs"
                 )
             if learned[name].shape != shape:
                 raise UserError(

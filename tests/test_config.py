@@ -8,7 +8,7 @@ import yaml
 from tiny import ROOT
 
 from detsd import config as cfg
-from detsd.config import FinetuneConfig, differences, load_config, parse_config
+from detsd.config import FinetuneConfig, GenerateConfig, differences, load_config, parse_config
 from detsd.errors import UserError
 
 MINIMAL = {
@@ -202,3 +202,15 @@ def test_differences_name_the_keys():
     assert differences(a, b) == ["training.learning_rate was 0.0005, is 0.5"]
     assert differences(a, a) == []
     assert isinstance(parse_config(MINIMAL, "x"), FinetuneConfig)
+
+
+def test_a_concept_can_be_given_another_word():
+    minimal = {"model": {"pretrained_model_name_or_path": "m"}, "grid": {"prompts": "x"}}
+    given = [{"a.pt": "cat-toy"}, "b.pt", "c.pt=dog-toy"]
+    config = parse_config({**minimal, "concepts": {"files": given}}, "x", GenerateConfig)
+    assert config.concepts.files == ["a.pt=cat-toy", "b.pt", "c.pt=dog-toy"]
+    config = parse_config({**minimal, "concepts": {"files": given[0]}}, "x", GenerateConfig)
+    assert config.concepts.files == ["a.pt=cat-toy"]
+    for wrong in ({"a.pt": 3}, {"a.pt": "x", "b.pt": "y"}, {}):
+        with pytest.raises(UserError, match=r"must be a path, or \{path: word\}"):
+            parse_config({**minimal, "concepts": {"files": [wrong]}}, "x", GenerateConfig)

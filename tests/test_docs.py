@@ -12,10 +12,12 @@ import pytest
 from conftest import run_detsd
 from determined.cli import cli as det_cli
 from determined.cli._declarative_argparse import add_args
+from layouts import LAYOUTS
 from tiny import ROOT
 
 from detsd.__main__ import main, parser
 from detsd.config import FinetuneConfig, GenerateConfig, load_config
+from detsd.sources import LAYOUTS as WRITTEN
 from dev import configuration, pictures
 
 PAGES = [ROOT / "README.md", ROOT / "demo_model" / "README.md", ROOT / "dev" / "LOG.md"]
@@ -107,8 +109,6 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
         return [*args, *(word for key in keys for word in ("--set", key))]
 
     assert main(short(["finetune", "finetune_demo.yaml"])) == 0  # as make demo does
-    checkpoints = tmp_path / "outputs" / "finetune_demo" / "checkpoints"
-    (checkpoints / "step-00000002").rename(checkpoints / "step-00000300")
     ran = []
     for line in commands((ROOT / "README.md").read_text()):
         words = shlex.split(line)
@@ -122,7 +122,8 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
         else:
             assert main(short(args)) == 0, line
         ran.append(args[0])
-    assert {kind: ran.count(kind) for kind in set(ran)} == {"finetune": 5, "generate": 2, "show": 2}
+    counts = {kind: ran.count(kind) for kind in set(ran)}
+    assert counts == {"finetune": 5, "generate": 2, "show": 2, "export": 2}
     for name in ("my_concept", "longer", "more", "two", "det-logo-demo"):
         assert (tmp_path / "outputs" / name / "before_after.png").is_file()
     snippet = (ROOT / "README.md").read_text().split("### In your own code\n\n")[1]
@@ -150,6 +151,21 @@ def test_det_commands_are_real(monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             det.parse_args([*arguments(mention), "--help"])
         assert caught.value.code == 0, mention
+
+
+def test_the_table_of_layouts_is_what_the_tests_write_and_read():
+    """`layouts.LAYOUTS` is tested file by file; a format of the table can be written."""
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| layout | is read") :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert {row[0].partition(", the paper's")[0] for row in rows} == LAYOUTS.keys()
+    for name, _, written, large, word in rows:
+        _, encoders, by_file = LAYOUTS[name.partition(", the paper's")[0]]
+        assert (2 in encoders) == (large != "no") or large == "as ComfyUI's"
+        assert (1 not in encoders) == (large == "only")
+        assert by_file == (word == "the file's name")
+        assert written.strip("`") in (*WRITTEN, "")
+    assert sorted(row[2].strip("`") for row in rows if row[2]) == sorted(WRITTEN)
 
 
 def test_readme_names_every_file_at_the_top():

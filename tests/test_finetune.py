@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import command, run_detsd
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
@@ -381,7 +381,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(experiment, tmp_path, capsys,
         (["--set", "model.pretrained_model_name_or_path=no/such-model"], "no/such-model"),
         (["--set", "nonsense"], "--set nonsense is not KEY=VALUE"),
         (["--warm-start", broken], "is damaged"),
-        (["--warm-start", tmp_path], "not a complete checkpoint"),
+        (["--warm-start", tmp_path / "nothing"], "does not exist"),
         (["--warm-start", start, "--set", f"model.pretrained_model_name_or_path={other}"], "shape"),
         (["--output-dir", experiment("file.yaml") / "x"], "--output-dir"),
     ]
@@ -559,9 +559,37 @@ def test_start_from_a_concept_file(experiment, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     assert finetune(experiment(), out) == 0
     file = out / "checkpoints" / "step-00000008" / "blob-thing.safetensors"
-    path = experiment(concepts={"initializer_strs": [str(file)]}, training={"learning_rate": 1e-9})
-    assert finetune(path, again) == 0
-    assert torch.allclose(rows_of(again, 8)["blob-thing"], rows_of(out, 8)["blob-thing"], atol=1e-6)
+    brief = {"learning_rate": 1e-9, "num_sgd_steps": 1}
+    for k, source in enumerate((file, out)):  # the run stands for its newest checkpoint
+        path = experiment(concepts={"initializer_strs": [str(source)]}, training=brief)
+        assert finetune(path, again / str(k)) == 0
+        learned = rows_of(again / str(k), 1)["blob-thing"]
+        assert torch.allclose(learned, rows_of(out, 8)["blob-thing"], atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["red.bin", "RED.PT", "red.safetensors=ball", "folder"])
+def test_a_path_is_never_a_phrase(experiment, tmp_path, monkeypatch, capsys, start):
+    path = experiment(concepts={"initializer_strs": [start]})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert finetune(path, tmp_path / "out") == 2
+    assert start.partition("=")[0] in capsys.readouterr().err
+
+
+def test_warm_start_from_any_concept(experiment, tmp_path, capsys):
+    """A run folder, and another tool's file under another word."""
+    file = tmp_path / "learned_embeds.safetensors"
+    save_file({"<toy>": torch.randn(2, 16)}, file)
+    path = experiment(training={"learning_rate": 1e-9, "num_sgd_steps": 1, "checkpoint_freq": 1})
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert finetune(path, first, "--warm-start", file) == 2
+    assert "FILE=WORD" in capsys.readouterr().err
+    start = f"{file}=blob-thing"
+    assert finetune(path, first, "--warm-start", start) == 0
+    assert finetune(path, second, "--warm-start", first) == 0
+    for out in (first, second):
+        assert torch.allclose(rows_of(out, 1)["blob-thing"], load_file(file)["<toy>"], atol=1e-6)
+    assert finetune(path, first, "--warm-start", start) == 0  # complete
 
 
 def test_no_token_is_ever_written(experiment, tmp_path, monkeypatch, capsys):

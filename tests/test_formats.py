@@ -1,95 +1,429 @@
-"""Concept files: round trips, and damaged or foreign ones refused with a sentence."""
+"""Concept files: every layout read and written; what is none named, and never run."""
 
+import dataclasses
+import io
+import json
+import os
 import pickle
+import struct
+import subprocess
+import sys
+import zipfile
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from layouts import LAYOUTS, diffusers, kohya, kohya_pt, pickled, tensors, textual_inversion
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import ROOT
 
+from detsd import content
+from detsd.__main__ import main
 from detsd.errors import UserError
-from detsd.formats import DICT_FILE, LearnedConcept, file_name, read_concepts, write_concepts
+from detsd.formats import LearnedConcept, encode, file_name, read_concepts, store, write_concepts
+from detsd.sources import DICT_FILE, is_source, locate
+from detsd.sources import LAYOUTS as WRITTEN
 
+ONE = [torch.randn(3, 768)]
+TWO = [torch.randn(3, 768), torch.randn(3, 1280)]
 CONCEPTS = [
     LearnedConcept("blob-thing", "red ball", torch.randn(2, 16)),
     LearnedConcept("other/thing", "blue cube", torch.randn(3, 16)),
 ]
+SDXL = LearnedConcept("<x-thing>", "red ball", *TWO, model="xl", model_hash="1a2b", steps=70)
+CASES = [
+    (writer, ONE if encoders == 1 else TWO, by_file)
+    for writers, numbers, by_file in LAYOUTS.values()
+    for encoders in numbers
+    for writer in (writers if encoders == 1 else writers[:1])
+]
 
 
-def test_dictionary_round_trip(tmp_path):
+def same(a: LearnedConcept, b: LearnedConcept) -> bool:
+    fields = [f.name for f in dataclasses.fields(a) if not f.name.startswith("embeddings")]
+    alike = all(getattr(a, name) == getattr(b, name) for name in fields)
+    return alike and len(a.rows) == len(b.rows) and all(map(torch.equal, a.rows, b.rows))
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("writer", "rows", "by_file"), CASES, ids=[f"{w.__name__}-{len(r)}" for w, r, _ in CASES]
+)
+def test_what_another_tool_wrote_is_read(tmp_path, writer, rows, by_file):
+    """Equal rows, the right word, whatever the suffix says; `=word` gives another one."""
+    path = writer(tmp_path / "learned_embeds", "<cat-toy>", [r.clone() for r in rows])
+    (concept,) = read_concepts(path)
+    assert concept.name == ("learned_embeds" if by_file else "<cat-toy>")
+    wanted = [rows[0][:1]] if len(concept.embeddings) == 1 else rows
+    assert len(concept.rows) == len(wanted)
+    assert all(map(torch.equal, concept.rows, wanted))
+    assert all(r.dtype == torch.float32 and r.is_contiguous() for r in concept.rows)
+    assert not any(r.requires_grad for r in concept.rows)
+    (renamed,) = read_concepts(f"{path}=my-toy")
+    assert same(renamed, dataclasses.replace(concept, name="my-toy"))
+    if len(rows) == 1 or writer is not diffusers:
+        for suffix in (".PT", ".jpg", ""):
+            other = path.with_name("copy" + suffix)
+            other.write_bytes(path.read_bytes())
+            (copy,) = read_concepts(other)
+            assert all(map(torch.equal, copy.rows, concept.rows))
+            assert copy.name == ("copy" if by_file else "<cat-toy>")
+
+
+def test_what_a_file_tells_besides_is_kept(tmp_path):
+    a1111 = LAYOUTS["A1111"][0][0](tmp_path / "a", "cat-toy", ONE)
+    (concept,) = read_concepts(a1111)
+    assert (concept.steps, concept.model) == (1200, "v1-5-pruned-emaonly")
+    assert concept.model_hash == "81761151"
+
+
+@pytest.mark.parametrize("named", ["learned_embeds", "learned_embeds_2", "folder"])
+def test_the_pair_of_diffusers_is_one_concept(tmp_path, named):
+    path = diffusers(tmp_path / "learned_embeds", "x", TWO)
+    assert path == tmp_path / "learned_embeds.safetensors"
+    (concept,) = read_concepts(tmp_path if named == "folder" else tmp_path / f"{named}.safetensors")
+    assert all(map(torch.equal, concept.rows, TWO))
+
+
+def test_files_of_like_names_are_no_pair(tmp_path):
+    """Of Stable Diffusion 1 and 2; of another word; damaged."""
+    tensors(tmp_path / "x", {"x": ONE[0]})
+    for other in ({"x": torch.ones(3, 1024)}, {"y": TWO[1]}, {"x": torch.ones(9, 1280)}):
+        tensors(tmp_path / "x_2", other)
+        assert read_concepts(tmp_path / "x.safetensors")[0].widths == (768,)
+    (tmp_path / "x_2.safetensors").write_text("no")
+    assert read_concepts(tmp_path / "x.safetensors")[0].widths == (768,)
+
+
+def test_half_precision_and_many_concepts(tmp_path):
+    rows = torch.randn(2, 16).bfloat16()
+    path = tensors(tmp_path / "two", {"a": rows, "b": rows.half()})
+    a, b = read_concepts(path)
+    assert (a.name, b.name) == ("a", "b")
+    assert torch.equal(a.embeddings, rows.float())
+    assert torch.equal(b.embeddings, rows.half().float())
+    with pytest.raises(UserError, match="holds 2 concepts, so 'c' cannot be the word of all"):
+        read_concepts(f"{path}=c")
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
+    for step in (20, 100):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        write_concepts([dataclasses.replace(CONCEPTS[0], steps=step)], folder)
+    (tmp_path / "checkpoints" / "step-00000300").mkdir()  # without a concept
+    (tmp_path / "checkpoints" / ".step-00000400").mkdir()
+    write_concepts(CONCEPTS, tmp_path / "checkpoints" / ".step-00000400")  # not whole
+    for source in (tmp_path, tmp_path / "checkpoints", folder):
+        assert read_concepts(source)[0].steps == 100
+        assert locate(f"{source}=word") == f"{folder / DICT_FILE}=word"
+
+
+def test_what_is_a_source_and_what_a_phrase(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "red ball").mkdir()
+    (tmp_path / "a=b").mkdir()
+    tensors(tmp_path / "a=b" / "x", {"x": ONE[0]})
+    sources = ["red ball", "gone.bin", "GONE.PT", "gone.pt=word", "a=b", "a=b/x.safetensors=word"]
+    phrases = ["red cube", "version 3.5 of it", "a = b", "x" * 5000, "a\0b", "", "e=mc2"]
+    assert [s for s in sources + phrases if is_source(s)] == sources
+    assert read_concepts("a=b/x.safetensors")[0].name == "x"
+    assert read_concepts("a=b/x.safetensors=word")[0].name == "word"
+    with pytest.raises(UserError, match=r"gone\.pt does not exist"):
+        read_concepts("gone.pt=word")
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_all_and_a_file_of_each(tmp_path):
     write_concepts(CONCEPTS, tmp_path)
     for where in (tmp_path, tmp_path / DICT_FILE):
-        for given, read in zip(CONCEPTS, read_concepts(where), strict=True):
-            assert (read.name, read.initializer) == (given.name, given.initializer)
-            assert torch.equal(read.embeddings, given.embeddings)
-
-
-def test_dictionary_layout(tmp_path):
-    write_concepts(CONCEPTS, tmp_path)
+        assert all(map(same, read_concepts(where), CONCEPTS))
     table = torch.load(tmp_path / DICT_FILE, weights_only=True)
     assert table["blob-thing"]["initializer_strs"] == "red ball"
-    assert table["blob-thing"]["learned_embeddings"].shape == (2, 16)
     # A slice saved as a view would drag the whole table along.
     assert table["blob-thing"]["learned_embeddings"].untyped_storage().nbytes() == 2 * 16 * 4
-
-
-def test_rows_of_two_text_encoders(tmp_path):
-    two = LearnedConcept("wide-thing", "red ball", torch.randn(2, 16), torch.randn(2, 24))
-    write_concepts([two, CONCEPTS[0]], tmp_path)
-    assert set(load_file(tmp_path / "wide-thing.safetensors")) == {"clip_l", "clip_g"}
-    for where in (tmp_path, tmp_path / "wide-thing.safetensors"):
-        read = read_concepts(where)[0]
-        assert (read.name, read.initializer, read.widths) == ("wide-thing", "red ball", (16, 24))
-        assert all(map(torch.equal, read.rows, two.rows))
-
-
-def test_one_file_per_concept_with_its_own_rows_only(tmp_path):
-    write_concepts(CONCEPTS, tmp_path)
     assert set(load_file(tmp_path / "blob-thing.safetensors")) == {"blob-thing"}
-    (read,) = read_concepts(tmp_path / "other_thing.safetensors")
-    assert (read.name, read.initializer) == ("other/thing", "blue cube")
+    assert same(read_concepts(tmp_path / "other_thing.safetensors")[0], CONCEPTS[1])
     assert file_name("../x y") == "x_y"
 
 
-def test_diffusers_reads_our_safetensors(tmp_path, tiny_model):
-    write_concepts(CONCEPTS[:1], tmp_path)
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_model, safety_checker=None)
-    pipe.load_textual_inversion(tmp_path / "blob-thing.safetensors")
-    table = pipe.text_encoder.get_input_embeddings().weight
-    assert torch.equal(table[-2:], CONCEPTS[0].embeddings)
+@pytest.mark.parametrize("layout", WRITTEN)
+def test_export_loses_nothing(tmp_path, layout):
+    one = dataclasses.replace(SDXL, embeddings_2=None, name="other/thing")
+    for concept in (one, SDXL):
+        folder = tmp_path / str(len(concept.rows))
+        if (layout, len(concept.rows)) in (("a1111", 2), ("sdxl", 1)):
+            with pytest.raises(UserError, match="--format"):
+                encode([concept], layout)
+            continue
+        store(encode([concept], layout), folder)
+        path = sorted(folder.iterdir())[0]
+        assert same(read_concepts(path)[0], concept)
+        store(encode([concept], layout), folder)  # the same again is no clash
+        assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
+        with pytest.raises(UserError, match="exists already and holds something else"):
+            store({path.name: b"other"}, folder)
+        assert same(read_concepts(path)[0], concept)
+    clash = [one, dataclasses.replace(one, name="other thing" if layout != "detsd" else one.name)]
+    if layout != "sdxl":
+        with pytest.raises(UserError, match="FILE=WORD"):
+            encode(clash, layout)
 
 
-@pytest.mark.parametrize("name", [DICT_FILE, "blob-thing.safetensors"])
-def test_truncated_files_are_refused(tmp_path, name):
-    write_concepts(CONCEPTS[:1], tmp_path)
-    path = tmp_path / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        read_concepts(path)
+def test_a_renamed_file_has_its_new_name(tmp_path):
+    store(encode([CONCEPTS[1]], "kohya"), tmp_path)
+    (tmp_path / "other_thing.safetensors").rename(tmp_path / "mine.safetensors")
+    assert read_concepts(tmp_path / "mine.safetensors")[0].name == "mine"
 
 
-def test_code_in_a_pickle_is_not_run(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
+def test_what_other_tools_show(tmp_path):
+    store(encode([SDXL], "sdxl"), tmp_path)
+    with safe_open(tmp_path / "x-thing.safetensors", "pt") as f:
+        notes = f.metadata()
+    assert notes["modelspec.architecture"] == "stable-diffusion-xl-v1-base/textual-inversion"
+    assert {"modelspec.sai_model_spec", "modelspec.implementation"} <= notes.keys()
+    assert notes["modelspec.title"] == notes["name"] == "<x-thing>"
+    assert (notes["step"], notes["sd_checkpoint_name"], notes["sd_checkpoint"]) == (
+        "70", "xl", "1a2b")  # fmt: skip
 
-    path = tmp_path / "trap.pt"
-    torch.save({"x": Trap()}, path)
-    with pytest.raises(UserError, match="damaged or no concept file"):
-        read_concepts(path)
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match="damaged or no concept file"):
-        read_concepts(path)
+
+STOCK = """
+import json, sys
+import numpy as np, torch
+from diffusers import StableDiffusionPipeline
+model, prompt, out, *files = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+pipe.set_progress_bar_config(disable=True)
+for file in files:
+    layout, path, word = json.loads(file)
+    if layout == "detsd":
+        path = {word: torch.load(path, weights_only=True)[word]["learned_embeddings"]}
+    pipe.load_textual_inversion(path, token=f"{word}-{layout}")
+    image = pipe(prompt.replace(word, f"{word}-{layout}"), num_inference_steps=3, output_type="np",
+                 generator=torch.Generator().manual_seed(7)).images[0]
+    np.save(f"{out}/{layout}.npy", (image * 255).round().astype("uint8"))
+assert not any(name.startswith("detsd") for name in sys.modules)
+"""
+
+
+def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
+    import numpy as np
+
+    from detsd.pipeline import DetSDTextualInversionPipeline, Job
+
+    source = tmp_path / "source"
+    source.mkdir()
+    write_concepts(CONCEPTS[:1], source)
+    files = []
+    for layout in WRITTEN:
+        command = ["export", str(source), "--format", layout, "--output", str(tmp_path / layout)]
+        assert main(command) == (2 if layout == "sdxl" else 0)
+        if layout != "sdxl":
+            (path,) = (tmp_path / layout).iterdir()
+            files.append(json.dumps([layout, str(path), "blob-thing"]))
+    prompt = "a photo of a blob-thing on grass"
+    subprocess.run(
+        [sys.executable, "-c", STOCK, str(tiny_model), prompt, str(tmp_path), *files],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ""},
+    )
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
+    plain = np.asarray(pipe.make([Job(prompt, 7, num_inference_steps=3)])[0].image)
+    pipe.load_concepts(source)
+    ours = np.asarray(pipe.make([Job(prompt, 7, num_inference_steps=3)])[0].image)
+    assert not np.array_equal(ours, plain)
+    for layout in set(WRITTEN) - {"sdxl"}:
+        assert np.array_equal(np.load(tmp_path / f"{layout}.npy"), ours), layout
+
+
+# ---- what is no concept, and what means harm -----------------------------------------------------
+
+
+class Trap:
+    """Unpickled, it would leave a file called `ran`."""
+
+    def __reduce__(self):
+        return (open, ("ran", "w"))
+
+
+def zipped(path, members: dict[str, bytes]):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def picture(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, kind)
+    return stream.getvalue()
+
+
+FILES = {
+    "empty.pt": (b"", "is empty"),
+    "noise.pt": (bytes(range(256)), "unknown kind, or damaged"),
+    "text.pt": (b"a text\n" * 500, "is a text, not a concept"),
+    "umlaut.txt": ("ä".encode() * 2000, "is a text, not a concept"),
+    "experiment.yaml": (b"name: x\n", "is a YAML file, not a concept"),
+    "photo.PT": (picture("JPEG"), r"is a picture \(JPEG\)"),
+    "photo.bin": (picture("WEBP"), r"is a picture \(WebP\)"),
+    "photo.png": (picture("PNG"), r"is a picture \(PNG\) without a concept inside"),
+    "cut.png": (picture("PNG")[:40], r"is damaged \(cut short\)"),
+    "page.safetensors": (b"\n<!DOCTYPE html><html>", r"is a web page \(HTML\).*download the file"),
+    "page.pt": (b"<HTML lang='en'>", "is a web page"),
+    "pointer.bin": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "packed.pt": (b"\x1f\x8b\x08", r"is an archive \(gzip\).*unpack it"),
+    "model.pt": (b"GGUF\3\0\0\0", r"is a whole model \(GGUF\)"),
+    "huge-header.safetensors": (struct.pack("<Q", 10**11) + b"{" * 9, "is damaged .cut short: its"),
+    "no-json.safetensors": (struct.pack("<Q", 9) + b"{" * 9, "its header is no JSON"),
+    "list.pt": (pickle.dumps([1]), "is damaged"),
+    "trap.pt": (pickle.dumps(Trap(), 2), r"trap\.pt holds code \(.*open\), which is not run"),
+    "trap4.bin": (pickle.dumps(Trap(), 4), r"holds code \(.*open\), which is not run"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_concept_is_called_what_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    data, message = FILES[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+        read_concepts(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
     assert not (tmp_path / "ran").exists()
 
 
-def test_foreign_and_missing_files_are_refused(tmp_path):
-    for foreign in ([1, 2], {"cat-toy": torch.ones(2, 768)}, {"string_to_param": {"*": 1}}):
-        torch.save(foreign, tmp_path / "foreign.pt")
-        with pytest.raises(UserError, match="not laid out"):
-            read_concepts(tmp_path / "foreign.pt")
-    with pytest.raises(UserError, match="does not exist"):
-        read_concepts(tmp_path / "gone.pt")
-    write_concepts([LearnedConcept("x", "y", torch.full((1, 4), float("nan")))], tmp_path)
-    with pytest.raises(UserError, match="finite"):
-        read_concepts(tmp_path)
+TABLES = {
+    "code": ({"x": Trap()}, r"holds code \(.*open\), which is not run"),
+    "module": (torch.nn.Linear(2, 2), r"holds code \(torch.nn.modules.linear.Linear"),
+    "nothing": ({}, "holds no concept"),
+    "numbers": ({1: torch.ones(2)}, "PyTorch file of another kind"),
+    "texts": (["a", "b"], "PyTorch file of another kind"),
+    "optimizer": ({"state": {}, "param_groups": []}, "PyTorch file of another kind"),
+    "lora": ({"lora_unet_mid.lora_down.weight": torch.ones(2, 2)}, "is a LoRA"),
+    "model": ({"state_dict": {"model.diffusion_model.x": torch.ones(2)}}, "is a whole model"),
+    "layer": ({"encoder.0.weight": torch.ones(2, 2)}, "is part of a model"),
+    "table": ({"string_to_param": {"*": 1}, "name": "x"}, "are a int, not a matrix"),
+    "params": ({"string_to_param": [1]}, "string_to_param is no dictionary"),
+    "nan": ({"x": torch.full((1, 4), float("nan"))}, "not finite"),
+    "infinite": ({"x": torch.full((1, 4), 1e300, dtype=torch.float64)}, "not finite"),
+    "integers": ({"x": torch.ones(1, 4, dtype=torch.long)}, "not a matrix of floating point"),
+    "cube": ({"x": torch.ones(1, 2, 4)}, r"shape \(1, 2, 4\), not a matrix"),
+    "no rows": ({"x": torch.ones(0, 768)}, r"shape \(0, 768\), not a matrix"),
+    "sparse": ({"x": torch.ones(2, 2).to_sparse()}, "not a matrix"),
+    "meta": ({"x": torch.ones(2, 2, device="meta")}, "not a matrix"),
+    # A few bytes that stand for 4 TB.
+    "stretched": ({"x": torch.ones(1, 1).expand(10**9, 1000)}, r"1000000000, 1000\), not a matrix"),
+    "uneven": ({"clip_l": TWO[0], "clip_g": TWO[1][:2]}, "another number of rows"),
+    "output": ({"emp_params": ONE[0] * 0, "emp_params_out": ONE[0]}, "behind the text encoder"),
+    "newline": ({"a\nb": torch.ones(1, 4)}, r"give it a word: .*=my-word"),
+    "long": ({"x" * 10**6: torch.ones(1, 4)}, "nobody can write"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
+def test_tables_that_are_no_concept(tmp_path, monkeypatch, name, zipped):
+    monkeypatch.chdir(tmp_path)
+    table, message = TABLES[name]
+    path = pickled(tmp_path / "x", table, zipped=zipped)
+    with pytest.raises(UserError, match=message) as caught:
+        read_concepts(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) * 2 + 300
+    assert not (tmp_path / "ran").exists()
+
+
+def test_networks_as_safetensors(tmp_path):
+    rows = torch.ones(2, 2)
+    for key, kind in {
+        "lora_unet_down.lora_up.weight": "a LoRA",
+        "unet.down_blocks.0.lora_A.weight": "a LoRA",
+        "model.diffusion_model.out.2.bias": "a whole model",
+        "down_blocks.0.conv.weight": "part of a model",
+    }.items():
+        with pytest.raises(UserError, match=f"is {kind}, not a concept"):
+            read_concepts(tensors(tmp_path / "x", {key: rows}))
+    save_file({"lora_girl": rows}, tmp_path / "word.safetensors")
+    assert read_concepts(tmp_path / "word.safetensors")[0].name == "lora_girl"
+
+
+def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
+    """A zip bomb; a pickle, a safetensors file and a picture larger than any concept."""
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", pickle.dumps({}, 2))
+        with archive.open("bomb/data/0", "w", force_zip64=True) as member:
+            for _ in range(100):
+                member.write(bytes(2**18))
+    assert bomb.stat().st_size < 10**5
+    model = pickled(tmp_path / "model", {"model.diffusion_model.x": torch.ones(2**10)}, ".ckpt")
+    monkeypatch.setattr(torch, "load", None)  # nothing gets that far
+    monkeypatch.setattr(content, "LARGEST", 2**11)
+    with pytest.raises(UserError, match=r"an archive that unpacks to 0\.0 GB"):
+        read_concepts(bomb)
+    with pytest.raises(UserError, match="is a whole model"):
+        read_concepts(model)
+    for writer in (kohya, kohya_pt):
+        with pytest.raises(UserError, match=r"GB, not a concept"):
+            read_concepts(writer(tmp_path / "x", "", ONE))
+    monkeypatch.setattr(content, "LARGEST_HEADER", 10)
+    with pytest.raises(UserError, match="whose header alone has"):
+        read_concepts(kohya(tmp_path / "x", "", ONE))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_files_are_refused(tmp_path, zipped):
+    paths = [pickled(tmp_path / "a", {"x": ONE[0]}, zipped=zipped), kohya(tmp_path / "b", "", ONE)]
+    for path in paths:
+        whole = path.read_bytes()
+        for length in (9, 40, 200, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(UserError, match="damaged"):
+                read_concepts(path)
+
+
+def test_archives_that_are_no_pytorch_files(tmp_path):
+    zipped(tmp_path / "a.pt", {"../../x.txt": b"x"})
+    with pytest.raises(UserError, match=r"is an archive \(zip\).*unpack it"):
+        read_concepts(tmp_path / "a.pt")
+    zipped(tmp_path / "b.pt", {"../data.pkl": pickle.dumps({}, 2)})
+    with pytest.raises(UserError, match=r"is damaged|holds no concept"):
+        read_concepts(tmp_path / "b.pt")
+    assert sorted(p.name for p in tmp_path.parent.iterdir() if "x.txt" in p.name) == []
+
+
+def test_a_file_that_older_pytorch_cannot_read_safely(tmp_path, monkeypatch):
+    path = textual_inversion(tmp_path / "x", "", ONE)
+    monkeypatch.delattr(torch.serialization, "safe_globals")
+    with pytest.raises(UserError, match=r"holds a ParameterDict.*PyTorch 2\.5 or later"):
+        read_concepts(path)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in ("/dev/zero", tmp_path / "pipe.pt"):
+        with pytest.raises(UserError, match="is a device, pipe or socket"):
+            read_concepts(path)
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    with pytest.raises(UserError, match=r"loop\.pt does not exist"):
+        read_concepts(tmp_path / "loop.pt")
+    for name, what in {
+        "": "a folder without a concept",
+        "model_index.json": "a whole model's folder",
+        "adapter_config.json": "a LoRA's folder",
+        "metrics.jsonl": "a run without a complete checkpoint",
+    }.items():
+        folder = tmp_path / f"of {name}"
+        folder.mkdir()
+        if name:
+            (folder / name).touch()
+        with pytest.raises(UserError, match=f"is {what}"):
+            read_concepts(folder)
+    with pytest.raises(UserError, match="whole model"):
+        read_concepts(ROOT / "demo_model")

@@ -177,6 +177,27 @@ def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
     assert pipe.concepts == ["blob-thing"]
 
 
+def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
+    """What an image notes is the checkpoint; what is loaded again is the run's newest."""
+    run = tmp_path / "run"
+    for step, name in ((1, "cube-thing"), (2, "cube-thing")):
+        folder = run / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        write_concepts([LearnedConcept(name, "", torch.full((1, 16), float(step)))], folder)
+        if step == 1:
+            assert pipe.load_concepts(f"{run}=cat-toy", run) == ["cat-toy", "cube-thing"]
+            first = str(folder / "learned_embeddings_dict.pt")
+    used = pipe.identity("a cat-toy and a cube-thing")
+    assert used["cat-toy"]["source"] == f"{first}=cat-toy"
+    assert used["cube-thing"]["source"] == first
+    for name in ("cat-toy", "cube-thing"):
+        pipe.reload(name)
+    rows = {c.name: c.embeddings for c in pipe.vocabulary.concepts()}
+    assert torch.equal(rows["cat-toy"], torch.full((1, 16), 2.0))
+    assert torch.equal(rows["cube-thing"], torch.full((1, 16), 2.0))
+    assert "step-00000002" in pipe.identity("a cube-thing")["cube-thing"]["source"]
+
+
 def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
     """Downloaded once; what the client raises becomes a sentence. The client is a stand-in."""
     monkeypatch.setattr(cluster, "CACHE", tmp_path / "cache")
@@ -195,6 +216,9 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "get_checkpoint", Checkpoint)
     assert pipe.load_from_uuids(["thing-one", "thing-two"]) == ["thing-one", "thing-two"]
     assert pipe.identity("a thing-two")["thing-two"]["source"] == "uuid:thing-two"
+    assert pipe.load_from_uuids(["thing-one=cat-toy"]) == ["cat-toy"]
+    assert pipe.identity("a cat-toy")["cat-toy"]["source"] == "uuid:thing-one=cat-toy"
+    pipe.reload("cat-toy")
     with pytest.raises(UserError, match="twice"):
         pipe.load_from_uuids(["thing-one"])
     assert asked == ["thing-one", "thing-two"]

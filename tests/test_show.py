@@ -92,10 +92,10 @@ def test_a_base_model_that_is_gone_is_no_reason_to_say_nothing(checkpoint):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.pt", None, "does not exist; name a concept file or a checkpoint folder"),
-        ("noise.pt", b"noise", "is damaged or no concept file"),
-        ("noise.safetensors", b"noise", "is damaged or no concept file"),
-        ("metadata.json", b"{", "is damaged or no concept file"),
+        ("missing.pt", None, "does not exist; name a concept file, a checkpoint or a run folder"),
+        ("noise.pt", b"\0noise", "is a file of unknown kind, or damaged"),
+        ("noise.safetensors", b"noise", "is a text, not a concept"),
+        ("metadata.json", b"{", "is a text, not a concept"),
     ],
 )
 def test_what_is_no_concept_file(tmp_path, capsys, name, content, message):

@@ -1,0 +1,281 @@
+"""What lies in a file that nobody vouches for: tensors and notes, or a sentence on what it is.
+
+A file is recognised by its content, never by its suffix. Sizes are bounded before anything is read,
+and a pickle may name tensors and containers only.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import contextlib
+import io
+import json
+import os
+import pickletools
+import re
+import stat
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from detsd.errors import UserError
+
+LARGEST = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
+LARGEST_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
+
+PICTURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"RIFF": "WebP",
+}
+ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"\xfd7zXZ": "xz"}
+PNG_KEYWORD = b"sd-ti-embedding"
+
+# What PyTorch itself pickles of tensors; its own reader allows no more, and ParameterDict is added.
+_TENSOR_CODE = re.compile(
+    r"torch\.(\w+Storage|storage\.\w+|Size|Tensor|device|b?float\w*|_utils\._rebuild_\w+"
+    r"|nn\.parameter\.Parameter|nn\.modules\.container\.ParameterDict)"
+    r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
+)
+# By the names of the tensors, the telling ones first.
+_NETWORKS = {
+    "a LoRA": r"lora_(unet|te|down|up|[AB])|\.lora[_.]|\.hada_w|\.lokr_|\.oft_",
+    "a whole model": r"model\.diffusion_model\.|cond_stage_model\.|conditioner\.embedders",
+    "an IP-Adapter": r"ip_adapter\.",
+    "a ControlNet": r"control_model\.|controlnet_",
+    "part of a model": r"\.(weight|bias)$",
+}
+
+
+def refuse(path: Path, what: str, instead: str = "name a concept file") -> NoReturn:
+    """Say what a file is, and what to do.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{path} is {what}, not a concept; {instead}")
+
+
+def damaged(path: Path, how: str = "") -> NoReturn:
+    """Say that a file is damaged.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{path} is damaged{how and f' ({how})'}; use an intact copy")
+
+
+def network(names: Iterable[str]) -> str | None:
+    """What kind of network has tensors of these names; None for a concept's."""
+    text = "\n".join(names)
+    return next((k for k, signs in _NETWORKS.items() if re.search(signs, text, re.M)), None)
+
+
+def read(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a file holds, and the notes in its header.
+
+    Returns:
+        The tensors, in the containers they were stored in; the metadata of a safetensors file.
+
+    Raises:
+        UserError: whatever is no plain tensors and texts of at most `LARGEST` bytes.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            refuse(path, "a device, pipe or socket")
+        if status.st_size == 0:
+            raise UserError(f"{path} is empty; use an intact copy")
+        with path.open("rb") as file:
+            return _read(path, file, status.st_size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+
+
+def _read(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, str]]:
+    head = file.read(1024)
+    file.seek(0)
+    if head.startswith(b"PK\x03\x04"):
+        return _read_zip(path, file), {}
+    if head[5:9] == b"\0\0\0{":  # the header's length, below 2^40, and its beginning
+        return _read_safetensors(path, file, size)
+    if head[:1] == b"\x80":
+        return _read_pickle(path, file, size), {}
+    picture = next((kind for start, kind in PICTURES.items() if head.startswith(start)), None)
+    if picture == "PNG":
+        return _read_png(path, file, size), {}
+    if picture and (picture != "WebP" or head[8:12] == b"WEBP"):
+        refuse(path, f"a picture ({picture})")
+    if head.startswith(b"version https://git-lfs.github.com/"):
+        refuse(path, "a Git LFS pointer, which stands for a file", "fetch that with git lfs pull")
+    if re.match(rb"\W*(!doctype\s+)?html\b", head, re.I):
+        refuse(path, "a web page (HTML)", "download the file itself")
+    archive = next((kind for start, kind in ARCHIVES.items() if head.startswith(start)), None)
+    if archive:
+        refuse(path, f"an archive ({archive})", "unpack it and name the file inside")
+    if head.startswith(b"GGUF"):
+        refuse(path, "a whole model (GGUF)")
+    with contextlib.suppress(UnicodeDecodeError):
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a last character may be cut
+        if "\0" not in text:
+            yaml = path.suffix.lower() in (".yaml", ".yml")
+            refuse(path, "a YAML file" if yaml else "a text")
+    refuse(path, "a file of unknown kind, or damaged")
+
+
+# ---- safetensors ---------------------------------------------------------------------------------
+
+
+def _read_safetensors(
+    path: Path, file: BinaryIO, size: int
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:
+        damaged(path, f"cut short: its header has {length} bytes, the file {size}")
+    if length > LARGEST_HEADER:
+        refuse(path, f"a file whose header alone has {length / 1e6:.0f} MB")
+    try:
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+    except (ValueError, RecursionError, AttributeError):
+        damaged(path, "its header is no JSON")
+    kind = network(header)
+    if kind:
+        refuse(path, kind)
+    if size > LARGEST:
+        refuse(path, f"a file of {size / 1e9:.1f} GB")
+    try:
+        with safe_open(str(path), "pt") as f:
+            # Copied: what is read lies in the file itself, which somebody may write to.
+            return {name: f.get_tensor(name).clone() for name in f.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, RuntimeError, ValueError, MemoryError) as error:
+        damaged(path, " ".join(str(error).split())[:100])
+
+
+# ---- pickles -------------------------------------------------------------------------------------
+
+
+def _read_zip(path: Path, file: BinaryIO) -> Any:
+    """What `torch.save` wrote: a zip archive of a pickle and the tensors' bytes."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            pickles = [m for m in members if m.filename.endswith("/data.pkl")]
+            if not pickles:
+                refuse(path, "an archive (zip)", "unpack it and name the file inside")
+            with archive.open(pickles[0]) as member:
+                code, texts = _scan(member.read(LARGEST_HEADER))
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ):
+        damaged(path, "cut short")
+    unpacked = sum(m.file_size for m in members)
+    if unpacked > LARGEST:
+        refuse(path, network(texts) or f"an archive that unpacks to {unpacked / 1e9:.1f} GB")
+    return _load(path, code)
+
+
+def _read_pickle(path: Path, file: BinaryIO, size: int) -> Any:
+    """What `torch.save` wrote before PyTorch 1.6: pickles, and the tensors' bytes behind them."""
+    code, texts = _scan(file.read(LARGEST_HEADER))
+    if size > LARGEST:
+        refuse(path, network(texts) or f"a file of {size / 1e9:.1f} GB")
+    return _load(path, code)
+
+
+def _scan(data: bytes) -> tuple[set[str], list[str]]:
+    """The classes and functions that the first pickles in `data` name, and their texts.
+
+    Nothing is run. A file may hold several pickles: PyTorch's older layout has five.
+    """
+    code: set[str] = set()
+    texts: list[str] = []
+    stream = io.BytesIO(data)
+    with contextlib.suppress(Exception):  # cut short, or no pickle: what was seen will do
+        for _ in range(5):
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name in ("GLOBAL", "INST"):
+                    code.add(argument.replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    code.add(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    return code, texts
+
+
+def _load(path: Path, code: set[str]) -> Any:
+    """The tensors and containers of a pickle that names `code`."""
+    allow = getattr(torch.serialization, "safe_globals", None)  # PyTorch 2.5 has it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with allow([torch.nn.ParameterDict]) if allow else contextlib.nullcontext():
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a reader of foreign bytes fails in every possible way
+        foreign = sorted(name for name in code if not _TENSOR_CODE.fullmatch(name))
+        if foreign:
+            raise UserError(
+                f"{path} holds code ({', '.join(foreign[:3])}), which is not run; use a "
+                "safetensors file of the concept"
+            ) from None
+        if not allow and any(name.endswith("ParameterDict") for name in code):
+            raise UserError(
+                f"{path} holds a ParameterDict, which PyTorch {torch.__version__} cannot read "
+                "safely; export it with PyTorch 2.5 or later"
+            ) from None
+        damaged(path, type(error).__name__)
+
+
+# ---- PNG -----------------------------------------------------------------------------------------
+
+
+def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
+    """The concept that A1111 writes into its preview pictures: JSON in base64 in a text chunk.
+
+    A PNG file is a signature and chunks of length, kind, content and checksum; texts stand before
+    or behind the pixels (https://www.w3.org/TR/png-3/#5DataRep).
+    """
+    if size > LARGEST:
+        refuse(path, f"a picture (PNG) of {size / 1e9:.1f} GB")
+    file.seek(8)
+    while len(start := file.read(8)) == 8:
+        length, kind = int.from_bytes(start[:4], "big"), start[4:]
+        if length > size - file.tell():
+            damaged(path, "cut short")
+        if kind == b"IEND":
+            refuse(path, "a picture (PNG) without a concept inside")
+        if kind != b"tEXt" or length > LARGEST_HEADER:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        content, checksum = file.read(length), file.read(4)
+        keyword, _, text = content.partition(b"\0")
+        if keyword == PNG_KEYWORD:
+            if checksum != zlib.crc32(kind + content).to_bytes(4, "big"):
+                damaged(path, "a checksum is wrong")
+            try:
+                return json.loads(base64.b64decode(text, validate=True), object_hook=_tensors)
+            except (ValueError, TypeError, RuntimeError, RecursionError, binascii.Error) as error:
+                damaged(path, " ".join(str(error).split())[:100])
+    damaged(path, "cut short")
+
+
+def _tensors(entry: dict[str, Any]) -> Any:
+    """A1111's JSON of a tensor as a tensor; what else the JSON holds stays."""
+    return torch.tensor(entry["TORCHTENSOR"]) if "TORCHTENSOR" in entry else entry

@@ -1,0 +1,73 @@
+"""Where a concept comes from: `path`, or `path=word`, which gives its only concept that word.
+
+A path is a concept file, a checkpoint's folder, or a run's, which stands for its newest checkpoint.
+Of the standard library alone, so that a mistake is told before anything large is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from detsd.errors import UserError
+
+DICT_FILE = "learned_embeddings_dict.pt"
+LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
+SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png")  # that a concept file may have
+
+
+def split_source(source: str | Path) -> tuple[Path, str]:
+    """The path of `path` or `path=word`, and the word, else ""."""
+    text = str(source)
+    if not os.path.exists(text):
+        path, _, word = text.rpartition("=")
+        if path and word.strip() and is_path(path):
+            return Path(path), word.strip()
+    return Path(text), ""
+
+
+def is_path(text: str) -> bool:
+    """Whether a text names a file or folder, there or missing, rather than being a phrase."""
+    return os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES
+
+
+def is_source(text: str) -> bool:
+    """Whether a text names where a concept lies, rather than being a phrase."""
+    return is_path(text) or split_source(text)[1] != ""
+
+
+def locate(source: str | Path) -> str:
+    """The source with a file in place of a folder: of a run, that of its newest checkpoint.
+
+    Raises:
+        UserError: nothing there, or a folder without a concept.
+    """
+    path, word = split_source(source)
+    return f"{file_of(path)}={word}" if word else str(file_of(path))
+
+
+def file_of(path: Path) -> Path:
+    """The concept file that a path stands for.
+
+    Raises:
+        UserError: nothing there, or a folder without a concept.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist; name a concept file, a checkpoint or a run folder")
+    if not path.is_dir():
+        return path
+    for name in (DICT_FILE, "learned_embeds.safetensors", "learned_embeds.bin"):
+        if (path / name).is_file():
+            return path / name
+    for parent in (path / "checkpoints", path):  # what carries the name is whole
+        steps = sorted(s for s in parent.glob("step-*") if (s / DICT_FILE).is_file())
+        if steps:
+            return steps[-1] / DICT_FILE
+    what = "a folder without a concept"
+    if (path / "model_index.json").is_file():
+        what = "a whole model's folder, not a concept's"
+    elif [*path.glob("adapter_config.json"), *path.glob("pytorch_lora_weights.*")]:
+        what = "a LoRA's folder, not a concept's"
+    elif (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+        what = "a run without a complete checkpoint"
+    raise UserError(f"{path} is {what}; name a concept file, a checkpoint or a run folder")
