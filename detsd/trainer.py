@@ -43,6 +43,7 @@ logger = logging.getLogger("detsd")
 
 STATE_FILE = "trainer_state.pt"
 SAMPLES_AT_ONCE = 4
+VALIDATED_AT_ONCE = 8  # noised copies of a validation image
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 
@@ -174,7 +175,6 @@ class Trainer:
             bar.update()
             for name, value in parts.items():  # tensors: reading one out would wait for the device
                 self.window[name] = self.window.get(name, 0.0) + value
-            self.window["steps"] = self.window.get("steps", 0) + 1
             self._clocked += 1
             last = self.steps_completed == t.num_sgd_steps
             if self.steps_completed % t.metric_report_freq == 0 or last:
@@ -188,7 +188,7 @@ class Trainer:
             if last:
                 self._draw_progress()
             if due or stop:
-                if not torch.isfinite(self.rows.detach().norm()):  # between two reports
+                if self._has_diverged():  # between two reports
                     self._diverge()
                 self._save()
             self._clock += time.monotonic() - began  # samples per second are of training
@@ -198,7 +198,10 @@ class Trainer:
         return self.steps_completed == t.num_sgd_steps
 
     def _step(self) -> dict[str, torch.Tensor]:
-        """One optimizer step on this rank's share of the next samples; loss parts, detached."""
+        """One optimizer step on this rank's share of the next samples.
+
+        Returns the parts of the loss, detached, and under "steps" whether they count: 1 or 0.
+        """
         t, run = self.config.training, self.run
         rate = learning_rate(self.steps_completed, t, self.samples_per_step)
         for group in self.optimizer.param_groups:
@@ -220,7 +223,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return sums
+        # fp16 overflows now and then. The scaler leaves such a step out, and so do the means.
+        finite = torch.stack(list(sums.values())).isfinite().all()
+        counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
+        return {"steps": finite.float(), **counted}
 
     def _loss(self, batch: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         t = self.config.training
@@ -273,10 +279,10 @@ class Trainer:
         sums = self._gathered_window()
         self.window = {}
         steps = sums.pop("steps")
-        metrics = {name: value / steps for name, value in sums.items()}
+        metrics = {name: value / steps for name, value in sums.items()} if steps else {}
         norms = self.rows.detach().norm(dim=1)
         metrics["row_norm_mean"], metrics["row_norm_max"] = float(norms.mean()), float(norms.max())
-        if not all(map(math.isfinite, metrics.values())):
+        if self._has_diverged():
             self._diverge()
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         metrics["learning_rate"] = learning_rate(self.steps_completed - 1, t, self.samples_per_step)
@@ -284,14 +290,15 @@ class Trainer:
         metrics["samples_per_second"] = clocked * self.samples_per_step / max(seconds, 1e-9)
         run.report(self.steps_completed, metrics)
         run.report_progress(self.steps_completed / t.num_sgd_steps)
+        loss = metrics.get("loss", math.nan)  # nan: every step since the last report was left out
         line = (
-            f"step {self.steps_completed}/{t.num_sgd_steps}  loss {metrics['loss']:.4f}  "
+            f"step {self.steps_completed}/{t.num_sgd_steps}  loss {loss:.4f}  "
             f"{metrics['samples_per_second']:.1f} samples/s"
         )
         if bar.disable:
             run.say(line)
         else:
-            bar.set_postfix_str(f"loss {metrics['loss']:.4f}")
+            bar.set_postfix_str(f"loss {loss:.4f}")
 
     def _gathered_window(self) -> dict[str, float]:
         """The window's sums, averaged over the ranks."""
@@ -306,11 +313,15 @@ class Trainer:
         ranks, n = self.run.ranks, self.config.training.num_validation_timesteps
         losses = []
         for k in range(ranks.rank, len(self.data.validation), ranks.size):
-            batch = self.data.validation_examples(k, n)
-            x, noise, times = self._stack(batch)
-            ids = self.vocabulary.token_ids([batch[0].prompt])
-            hidden = self.model.text_encoder(ids).last_hidden_state.expand(n, -1, -1)
-            losses.append((k, float(self._denoise_error(x, noise, times, hidden).mean())))
+            examples = self.data.validation_examples(k, n)
+            ids = self.vocabulary.token_ids([examples[0].prompt])
+            hidden = self.model.text_encoder(ids).last_hidden_state  # (1, 77, D)
+            errors = []
+            for first in range(0, n, VALIDATED_AT_ONCE):
+                x, noise, times = self._stack(examples[first : first + VALIDATED_AT_ONCE])
+                states = hidden.expand(len(x), -1, -1)
+                errors.append(self._denoise_error(x, noise, times, states))
+            losses.append((k, float(torch.cat(errors).mean())))
         # Summed in the order of the images, so that the number of ranks does not show.
         values = [value for _, value in sorted(self.run.gather(losses))]
         return sum(values) / len(values)
@@ -318,7 +329,14 @@ class Trainer:
     def _validate(self) -> None:
         loss = self._validation_loss()
         if not math.isfinite(loss):
-            self._diverge()
+            if not self.scaler.is_enabled() or self._has_diverged():
+                self._diverge()
+            logger.warning(
+                "val_loss at step %d is beyond the range of fp16 and is not reported; "
+                "model.precision: bf16 or fp32 has more",
+                self.steps_completed,
+            )
+            return
         self._report_validation(loss, self.steps_completed)
         self.run.say(
             f"step {self.steps_completed}  val_loss {loss:.4f}  "
@@ -335,6 +353,11 @@ class Trainer:
             "sgd_steps": float(sgd_steps),  # the time_metric of a search
         }
         self.run.report(self.steps_completed, metrics, validation=True)
+
+    def _has_diverged(self) -> bool:
+        """Whether the rows are lost, or no scale is left that fp16 gradients fit into."""
+        collapsed = self.scaler.is_enabled() and self.scaler.get_scale() < 1
+        return collapsed or not bool(torch.isfinite(self.rows.detach().norm()))
 
     def _diverge(self) -> None:
         """Tell the searcher a large finite value, and end.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import cluster, formats
+from detsd import cluster, formats, trainer
 from detsd.__main__ import main
 from detsd.config import load_config
 from detsd.formats import read_concepts
@@ -470,6 +470,58 @@ def test_two_processes_keep_out_of_one_folder(experiment, tmp_path, capsys):
         assert f"{out} is in use by process {os.getpid()} on " in capsys.readouterr().err
         assert sorted(p for p in out.rglob("*") if p.is_file()) == before
     assert finetune(experiment(training={"num_sgd_steps": 1}), out) == 0
+
+
+def overflow_at(monkeypatch, steps):
+    """Let the loss of these steps (from 0) be beyond all numbers, as fp16's is now and then."""
+    real = Trainer._loss
+
+    def loss(self, batch):
+        found, parts = real(self, batch)
+        factor = math.inf if self.steps_completed in steps else 1.0
+        return found * factor, {name: value * factor for name, value in parts.items()}
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+
+
+def test_one_overflow_in_fp16_is_left_out(experiment, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    overflow_at(monkeypatch, {2, 6, 7})
+    path = experiment(model={"precision": "fp16"}, inference={"inference_prompts": []})
+    assert finetune(path, out) == 0
+    told = metrics_of(out)
+    assert {step: "loss" in m for step, m in told.items()} == {2: True, 4: True, 6: True, 8: False}
+    assert all(math.isfinite(v) for m in told.values() for v in m.values() if v != m["group"])
+    state = torch.load(out / "checkpoints" / "step-00000008" / "trainer_state.pt")
+    assert state["scaler"]["scale"] == 65536 / 2**3
+
+
+def test_a_collapsed_scale_is_a_divergence(experiment, tmp_path, monkeypatch, capsys):
+    overflow_at(monkeypatch, range(100))
+    change = {"num_sgd_steps": 20, "checkpoint_freq": 20, "metric_report_freq": 1}
+    path = experiment(
+        model={"precision": "fp16"}, inference={"inference_prompts": []}, training=change
+    )
+    assert finetune(path, tmp_path / "out") == 2
+    assert "no longer finite at step 17" in capsys.readouterr().err
+
+
+def test_validation_is_made_in_bounded_batches(experiment, tmp_path, monkeypatch):
+    change = {"num_sgd_steps": 1, "num_validation_timesteps": 20}
+    path = experiment(inference={"inference_prompts": []}, training=change)
+    real, sizes, losses = Trainer._denoise_error, set(), []
+
+    def error(self, x, *rest):
+        sizes.add(len(x))
+        return real(self, x, *rest)
+
+    monkeypatch.setattr(Trainer, "_denoise_error", error)
+    for at_once in (8, 20):
+        monkeypatch.setattr(trainer, "VALIDATED_AT_ONCE", at_once)
+        assert finetune(path, tmp_path / str(at_once)) == 0
+        losses.append(metrics_of(tmp_path / str(at_once), "validation")[1]["val_loss"])
+    assert sizes == {4, 8, 20}
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("num_vectors", [74, 80])
