@@ -198,8 +198,9 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
     if not isinstance(found, torch.Tensor) or found.shape[:-1] != rows.shape[:-1]:
         return [rows]
     pair = [rows, found] if file.stem == plain else [found, rows]
-    widths = [matrix.shape[-1] for matrix in pair]
-    alone = all((width,) in FAMILIES for width in widths)  # of two models of one encoder each
+    widths = tuple(matrix.shape[-1] for matrix in pair)
+    # Of two models with one encoder each.
+    alone = widths not in FAMILIES and all((width,) in FAMILIES for width in widths)
     return [rows] if alone or widths[0] == widths[1] else pair
 
 
