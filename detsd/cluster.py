@@ -38,6 +38,7 @@ from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from detsd.errors import UserError
+from detsd.watch import check_gpus, together
 
 logger = logging.getLogger("detsd")
 
@@ -215,6 +216,29 @@ class Run:
         if self.is_chief:
             self.store(steps, metadata, write)
         self.ranks.allgather(None)
+
+    def agree(self, **facts: dict[str, Any]) -> None:
+        """Refuse ranks that differ in what must be equal, before they train on it. Collective.
+
+        Args:
+            facts: what must be equal, in words -> its parts.
+
+        Raises:
+            UserError: naming what differs, and between whom.
+        """
+        chief, *others = self.ranks.allgather(facts)
+        for rank, found in enumerate(others, 1):
+            for what, parts in chief.items():
+                names = sorted({*parts, *found[what]})
+                unequal = [n for n in names if parts.get(n) != found[what].get(n)]
+                if unequal:
+                    name = unequal[0]
+                    more = f", and in {len(unequal) - 1} more" if len(unequal) > 1 else ""
+                    raise UserError(
+                        f"ranks 0 and {rank} differ in their {what.replace('_', ' ')}: {name} is "
+                        f"{parts.get(name)!r} here and {found[what].get(name)!r} there{more}; "
+                        "start all of them with the same files, packages and kind of device"
+                    )
 
     # The rest differs on and off cluster.
 
@@ -576,23 +600,27 @@ def open_run(
         accelerate: connect the ranks by Accelerate, for a training, instead of by Core API. Only a
             training restores what is packed in a checkpoint: pictures.
     """
-    try:
+    check_gpus()
+    with contextlib.ExitStack() as stack:
         if on_cluster():
-            yield from _cluster_run(accelerate)
+            run = stack.enter_context(_cluster_run(accelerate))
         else:
-            with contextlib.ExitStack() as stack:
-                if accelerate:
-                    ranks: Ranks = AcceleratedRanks()
-                else:
-                    context = _distributed() or core.DummyDistributedContext()
-                    ranks = Ranks(stack.enter_context(contextlib.closing(context)))
-                run = LocalRun(ranks, output_dir, warm_start)
-                yield stack.enter_context(contextlib.closing(run))
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            if accelerate:
+                ranks: Ranks = AcceleratedRanks()
+            else:
+                context = _distributed() or core.DummyDistributedContext()
+                ranks = Ranks(stack.enter_context(contextlib.closing(context)))
+            stack.enter_context(together())
+            run = LocalRun(ranks, output_dir, warm_start)
+            stack.enter_context(contextlib.closing(run))
+        yield run
+        run.ranks.allgather(None)  # nobody leaves a rank that is still at work
+    # Not where something was raised: what waits for the other ranks could wait for ever.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
+@contextlib.contextmanager
 def _cluster_run(accelerate: bool) -> Iterator[Run]:
     for kind in ("shared", "directory"):  # said at every restore, of a whole one too
         logging.getLogger(f"determined.common.storage.{kind}").addFilter(
@@ -607,6 +635,7 @@ def _cluster_run(accelerate: bool) -> Iterator[Run]:
             )
         )
         ranks = AcceleratedRanks() if accelerate else Ranks(context.distributed)
+        stack.enter_context(together())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
         run = ClusterRun(ranks, context, folder / "run")
         latest = det.get_cluster_info().latest_checkpoint

@@ -609,6 +609,16 @@ def load_config(
     return parse_config(hyperparameters, str(path), kind)
 
 
+def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A configuration's `asdict` as "section.key" -> value."""
+    found = {}
+    for key, value in config.items():
+        found |= (
+            flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        )
+    return found
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """Which keys differ between two configurations' `asdict`, as "section.key was 1, is 2"."""
     found = []

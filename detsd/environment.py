@@ -29,6 +29,12 @@ def installed(name: str) -> str | None:
         return None
 
 
+def packages() -> dict[str, str | None]:
+    """The versions of what results depend on, as far as software goes."""
+    names = ("torch", "numpy", "diffusers", "transformers", "accelerate")
+    return {name: installed(name) for name in names}
+
+
 def read_requirements(path: Path) -> list[Requirement]:
     """The requirements in `path`, comments left out."""
     lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())

@@ -27,11 +27,13 @@ from tqdm import tqdm
 
 from detsd import images
 from detsd.cluster import METADATA, Run, read_metadata
-from detsd.config import GenerateConfig, GridConfig
+from detsd.config import GenerateConfig, GridConfig, flat
 from detsd.denoise import Conditioning
+from detsd.environment import packages
 from detsd.errors import UserError
 from detsd.formats import DICT_FILE
 from detsd.memory import fitting_batch_size
+from detsd.models import pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
 
 logger = logging.getLogger("detsd")
@@ -62,6 +64,11 @@ class Generator:
     def __init__(self, config: GenerateConfig, run: Run):
         self.config, self.run = config, run
         m = config.model
+        run.agree(
+            configuration=flat(dataclasses.asdict(config)),
+            package_versions=packages(),
+            precision={"dtype": str(pick_dtype(m.precision, run.ranks.device))},
+        )
         run.say(f"loading {m.pretrained_model_name_or_path} ...")
         # One rank of each node downloads; the others then find the files.
         with run.ranks.local_chief_first():
@@ -87,6 +94,11 @@ class Generator:
         self.records = [
             {"job": number, **self.pipeline.record(job)} for number, job in enumerate(self.jobs)
         ]
+        learned = self.pipeline.identity(" ".join(self.pipeline.concepts))
+        run.agree(
+            base_model={"commit": model.commit},
+            concepts={name: found["sha256"] for name, found in learned.items()},
+        )
         if run.is_chief:
             texts = dict.fromkeys([*config.grid.prompts, *config.grid.negative_prompts])
             for doubt in (d for text in texts for d in self.pipeline.doubts(text)):

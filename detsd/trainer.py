@@ -24,8 +24,9 @@ from tqdm import tqdm
 from detsd import images
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
-from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, differences
+from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, differences, flat
 from detsd.data import Example, TrainingData, changed_images
+from detsd.environment import packages
 from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.loss import (
@@ -35,7 +36,7 @@ from detsd.loss import (
     prediction_target,
     squared_error,
 )
-from detsd.models import BaseModel, load_base_model
+from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.sources import is_source
 
@@ -106,6 +107,11 @@ class Trainer:
     def __init__(self, config: FinetuneConfig, run: Run):
         self.config, self.run = config, run
         t = config.training
+        run.agree(
+            configuration=flat(dataclasses.asdict(config)),
+            package_versions=packages(),
+            precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device))},
+        )
         run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
         # One rank of each node downloads; the others then find the files.
         with run.ranks.local_chief_first():
@@ -127,6 +133,7 @@ class Trainer:
         self.jobs = sample_jobs(config.inference, size)
         self.pipeline.check(self.jobs)
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
+        run.agree(training_images=self.data.digests, base_model={"commit": self.model.commit})
         self._warn_of_prompts()
         self.optimizer = make_optimizer(self.rows, t)
         self.scaler = torch.amp.GradScaler(
@@ -434,6 +441,7 @@ class Trainer:
             "window": self._gathered_window(),
             "samples_seen": self.samples_seen,
             "images": self.data.digests,
+            "threads": torch.get_num_threads(),
         }
         metadata = {
             "kind": "finetune",
@@ -500,6 +508,16 @@ class Trainer:
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]
         self.run.say(f"resuming after step {self.steps_completed}")
+        threads = state.get("threads", torch.get_num_threads())
+        if self.model.device.type == "cpu" and threads != torch.get_num_threads():
+            logger.warning(
+                "this run began on %d CPU threads and goes on on %d: sums are rounded otherwise, "
+                "so that its rows will not be those of an undisturbed run; OMP_NUM_THREADS=%d "
+                "makes them so",
+                threads,
+                torch.get_num_threads(),
+                threads,
+            )
 
     def _warn_of_prompts(self) -> None:
         if not self.run.is_chief:

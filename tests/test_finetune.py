@@ -604,7 +604,10 @@ def test_a_run_goes_on_with_the_images_it_began_with(
     assert "(new: blob-thing/b.png; gone: blob-thing/on_a_table_7.png)" in said
     assert "--warm-start keeps what was learned" in said
     (folder / "b.png").rename(folder / "on_a_table_7.png")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert finetune(path, out) == 0
+    assert "this run began on 1 CPU threads and goes on on 3" in caplog.text
+    assert "OMP_NUM_THREADS=1 makes them so" in caplog.text
 
 
 def test_start_from_a_concept_file(experiment, tmp_path):

@@ -1,0 +1,225 @@
+"""Several processes of one run: what they refuse, and that one which fails ends the others.
+
+The processes are forked, so that none has to load the libraries; this one keeps their store, as
+torchrun does.
+"""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from datetime import timedelta
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from detsd import cluster, watch
+from detsd.cluster import AcceleratedRanks, Run
+from detsd.config import load_config
+from detsd.errors import UserError
+from detsd.trainer import Trainer
+
+
+def in_two_ranks(folder, body) -> tuple[list[int], list[str], float]:
+    """Exit codes, what each said, and seconds of two ranks that call `body(run)`."""
+    store = torch.distributed.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+    )
+    began = time.monotonic()
+    pids = []
+    for rank in range(2):
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            os._exit(_rank(rank, store.port, folder, body))
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    seconds = time.monotonic() - began
+    return codes, [(folder / f"rank-{rank}.txt").read_text() for rank in range(2)], seconds
+
+
+def _rank(rank, port, folder, body) -> int:
+    os.dup2(os.open(folder / f"rank-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+    try:
+        with cluster.open_run(folder / "out", accelerate=True) as run:
+            body(run)
+        return 0
+    except UserError as error:
+        print(f"detsd: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as end:
+        return int(end.code)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def fail() -> None:
+    raise UserError("the disk of this node is gone")
+
+
+def before_the_others_wait(run):
+    if run.ranks.rank == 1:
+        fail()
+    run.gather([run.ranks.rank])
+
+
+def as_the_one_that_goes_first(run):
+    with run.ranks.local_chief_first():
+        if run.ranks.rank == 0:
+            fail()
+
+
+def as_one_that_goes_second(run):
+    with run.ranks.local_chief_first():
+        if run.ranks.rank == 1:
+            fail()
+    run.gather([1])
+
+
+def in_a_step(run):
+    for step in range(3):
+        if step == 2 and run.ranks.rank == 1:
+            raise RuntimeError("CUDA out of memory")
+        run.ranks.mean(torch.ones(3))
+
+
+def while_the_chief_writes(run):
+    run.save(1, {}, lambda folder: fail())
+
+
+def when_asked_to_stop(run):
+    if run.ranks.rank == 0:
+        fail()
+    run.should_stop()
+
+
+def at_the_end(run):
+    if run.ranks.rank == 1:
+        fail()
+
+
+PLACES = [
+    before_the_others_wait,
+    as_the_one_that_goes_first,
+    as_one_that_goes_second,
+    in_a_step,
+    while_the_chief_writes,
+    when_asked_to_stop,
+    at_the_end,
+]
+
+
+def test_two_ranks_that_do_not_fail(tmp_path):
+    def body(run):
+        assert run.gather([run.ranks.rank]) == [0, 1]
+        run.agree(configuration={"a": 1})
+        run.save(1, {}, lambda folder: (folder / "x").write_text("x"))
+
+    codes, said, _ = in_two_ranks(tmp_path, body)
+    assert codes == [0, 0], said
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
+    """Within seconds, and its reason is not buried under what the others make of it."""
+    codes, said, seconds = in_two_ranks(tmp_path, place)
+    assert 0 not in codes, said
+    assert seconds < 20
+    if place is in_a_step:
+        assert "CUDA out of memory" in said[1]
+        assert "Traceback" not in said[0]
+    else:
+        assert "".join(said).count("detsd: the disk of this node is gone") == 1
+        assert "Traceback" not in "".join(said)
+
+
+def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
+    """As NCCL waits for a rank that is gone."""
+    monkeypatch.setattr(watch, "GRACE", 1.0)
+
+    def body(run):
+        if run.ranks.rank == 1:
+            fail()
+        monkeypatch.setattr(AcceleratedRanks, "allgather", lambda *a: time.sleep(100))
+        run.gather([1])
+
+    codes, said, seconds = in_two_ranks(tmp_path, body)
+    assert codes == [1, 2], said
+    assert seconds < 20
+
+
+def test_a_group_is_not_taken_apart_where_something_was_raised(tmp_path, monkeypatch):
+    """It may wait for the others, too."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: time.sleep(100))
+    with contextlib.suppress(UserError), cluster.open_run(tmp_path):
+        fail()
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(
+        UserError, match="2 processes were started on a machine with 1 GPU; start 1"
+    ):
+        next(cluster.open_run(tmp_path).gen)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    watch.check_gpus()
+
+
+@pytest.mark.parametrize(
+    ("what", "other", "words"),
+    [
+        (
+            "configuration",
+            {"training.learning_rate": 0.2},
+            "training.learning_rate is 0.1 here and",
+        ),
+        ("package_versions", {"torch": "2.3"}, "package versions: torch is '2.6' here and '2.3'"),
+        ("precision", {"dtype": "torch.float16"}, "dtype is 'torch.bfloat16' here and"),
+        ("training_images", {"x/a.png": "1", "x/b.png": "2"}, "x/b.png is None here and '2' there"),
+        ("base_model", {"commit": "1234"}, "base model: commit is None here and '1234' there"),
+    ],
+)
+def test_ranks_that_differ_are_refused_by_name(what, other, words):
+    facts = {
+        "configuration": {"training.learning_rate": 0.1},
+        "package_versions": {"torch": "2.6"},
+        "precision": {"dtype": "torch.bfloat16"},
+        "training_images": {"x/a.png": "1"},
+        "base_model": {"commit": None},
+    }
+    run = Run()
+    run.ranks = SimpleNamespace(allgather=lambda mine: [mine, mine, mine])
+    run.agree(**facts)
+    run.ranks = SimpleNamespace(allgather=lambda mine: [mine, mine, mine | {what: other}])
+    with pytest.raises(UserError, match="ranks 0 and 2 differ in their") as caught:
+        run.agree(**facts)
+    assert words in str(caught.value)
+
+
+def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(Run, "agree", lambda self, **facts: asked.update(facts))
+    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
+        Trainer(load_config(experiment()), run)
+    assert asked["configuration"]["concepts.concept_strs"] == ["blob-thing"]
+    assert asked["package_versions"]["torch"] == version("torch")
+    assert asked["precision"] == {"dtype": "torch.float32"}
+    assert len(asked["training_images"]) == 12
+    assert asked["base_model"] == {"commit": None}
