@@ -141,7 +141,8 @@ def export(args: argparse.Namespace) -> int:
     for name in files:
         print(folder / name)
     for c in concepts:
-        also = "" if file_name(c.name) == c.name else f" (by the file's name: {file_name(c.name)})"
+        by_file = file_name(c.name)
+        also = "" if by_file == c.name else f" (where the file's name counts: {by_file})"
         rows = "1 vector" if len(c.embeddings) == 1 else f"{len(c.embeddings)} vectors"
         print(f"the word in prompts is {c.name}{also}; {rows} for {family(c.widths)}")
     return 0

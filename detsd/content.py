@@ -260,7 +260,7 @@ def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
         if length > size - file.tell():
             damaged(path, "cut short")
         if kind == b"IEND":
-            refuse(path, "a picture (PNG) without a concept inside")
+            refuse(path, "a picture (PNG)")
         if kind != b"tEXt" or length > LARGEST_HEADER:
             file.seek(length + 4, os.SEEK_CUR)
             continue

@@ -274,7 +274,7 @@ FILES = {
     "experiment.yaml": (b"name: x\n", "is a YAML file, not a concept"),
     "photo.PT": (picture("JPEG"), r"is a picture \(JPEG\)"),
     "photo.bin": (picture("WEBP"), r"is a picture \(WebP\)"),
-    "photo.png": (picture("PNG"), r"is a picture \(PNG\) without a concept inside"),
+    "photo.png": (picture("PNG"), r"is a picture \(PNG\), not a concept"),
     "cut.png": (picture("PNG")[:40], r"is damaged \(cut short\)"),
     "page.safetensors": (b"\n<!DOCTYPE html><html>", r"is a web page \(HTML\).*download the file"),
     "page.pt": (b"<HTML lang='en'>", "is a web page"),
