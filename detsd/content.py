@@ -231,9 +231,10 @@ def _load(path: Path, code: set[str]) -> Any:
     except Exception as error:  # a reader of foreign bytes fails in every possible way
         foreign = sorted(name for name in code if not _TENSOR_CODE.fullmatch(name))
         if foreign:
+            names = "".join(filter(str.isprintable, ", ".join(foreign)))[:100]
             raise UserError(
-                f"{path} holds code ({', '.join(foreign[:3])}), which is not run; use a "
-                "safetensors file of the concept"
+                f"{path} holds code ({names}), which is not run; use a safetensors file of the "
+                "concept"
             ) from None
         if not allow and any(name.endswith("ParameterDict") for name in code):
             raise UserError(

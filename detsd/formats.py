@@ -143,10 +143,9 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
             rows = vars(rows).get("_parameters")
         if not isinstance(rows, dict):
             content.damaged(file, "string_to_param is no dictionary")
-        named = table.get("name") if len(rows) == 1 else None
+        named = {"*": ""} | ({key: table.get("name") for key in rows} if len(rows) == 1 else {})
         return [
-            _concept(file, named or ("" if key == "*" else key), [matrix], table)
-            for key, matrix in rows.items()
+            _concept(file, named.get(key, key), [matrix], table) for key, matrix in rows.items()
         ]
     if all(isinstance(e, dict) and "learned_embeddings" in e for e in table.values()):
         keys = ("learned_embeddings", "learned_embeddings_2")
@@ -195,7 +194,9 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
     except UserError:  # it only has a like name
         return [rows]
     found = beside.get(word) if isinstance(beside, dict) and len(beside) == 1 else None
-    if not isinstance(found, torch.Tensor) or found.shape[:-1] != rows.shape[:-1]:
+    if not isinstance(found, torch.Tensor) or not found.ndim == rows.ndim > 0:
+        return [rows]
+    if found.shape[:-1] != rows.shape[:-1]:
         return [rows]
     pair = [rows, found] if file.stem == plain else [found, rows]
     widths = tuple(matrix.shape[-1] for matrix in pair)
@@ -205,30 +206,34 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
 
 
 def _concept(
-    file: Path, word: str, matrices: list[Any], notes: Mapping[str, Any]
+    file: Path, word: Any, matrices: list[Any], notes: Mapping[str, Any]
 ) -> LearnedConcept:
     """A concept of checked rows; without a `word` it has the file's name."""
-    if not word:
+    if not isinstance(word, str) or not word:
         noted = notes.get("name")
         same = isinstance(noted, str) and file_name(noted) == file.stem
         word = noted if same else file.stem
     rows = [_rows(file, word, matrix) for matrix in matrices]
     if len({len(r) for r in rows}) > 1:
         raise UserError(
-            f"{file}: {word!r} has another number of rows for each text encoder; export it again"
+            f"{file}: {word[:LONGEST_WORD]!r} has another number of rows for each text encoder; "
+            "export it again"
         )
 
     def text(*keys: str) -> str:
         return next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
 
-    steps = notes.get("steps", notes.get("step"))
+    counted = (notes.get("steps"), notes.get("step"))
+    steps = [
+        int(n) for n in counted if isinstance(n, int | str) and re.fullmatch(r"\d{1,9}", f"{n}")
+    ]
     return LearnedConcept(
         word,
         text("initializer_strs"),
         *rows,
         model=text("model", "sd_checkpoint_name"),
         model_hash=text("model_hash", "sd_checkpoint"),
-        steps=int(steps) if re.fullmatch(r"\d{1,9}", str(steps)) else None,
+        steps=steps[0] if steps else None,
     )
 
 
@@ -251,7 +256,8 @@ def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
     rows = matrix.detach().to(torch.float32, copy=True).contiguous()
     if not torch.isfinite(rows).all():
         raise UserError(
-            f"{file}: the rows of {word!r} are not finite; export an earlier state of the concept"
+            f"{file}: the rows of {word[:LONGEST_WORD]!r} are not finite; export an earlier state "
+            "of the concept"
         )
     return rows[None] if rows.ndim == 1 else rows
 

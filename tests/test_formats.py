@@ -96,6 +96,10 @@ def test_files_of_like_names_are_no_pair(tmp_path):
     for other in ({"x": torch.ones(3, 1024)}, {"y": TWO[1]}, {"x": torch.ones(9, 1280)}):
         tensors(tmp_path / "x_2", other)
         assert read_concepts(tmp_path / "x.safetensors")[0].widths == (768,)
+    tensors(tmp_path / "y", {"y": torch.tensor(1.0)})
+    tensors(tmp_path / "y_2", {"y": torch.tensor(1.0)})
+    with pytest.raises(UserError, match="not a matrix"):
+        read_concepts(tmp_path / "y.safetensors")
     (tmp_path / "x_2.safetensors").write_text("no")
     assert read_concepts(tmp_path / "x.safetensors")[0].widths == (768,)
 
@@ -413,6 +417,20 @@ def test_archives_that_are_no_pytorch_files(tmp_path):
     with pytest.raises(UserError, match=r"is damaged|holds no concept"):
         read_concepts(tmp_path / "b.pt")
     assert sorted(p.name for p in tmp_path.parent.iterdir() if "x.txt" in p.name) == []
+
+
+def test_odd_notes_are_no_notes(tmp_path):
+    for odd in (5, None, torch.ones(3), ["x"], {}, ""):
+        notes = dict.fromkeys(("name", "step", "sd_checkpoint", "sd_checkpoint_name"), odd)
+        table = {"string_to_param": {"*": ONE[0]}, **notes, "initializer_strs": odd}
+        (concept,) = read_concepts(pickled(tmp_path / "x", table))
+        steps = odd if isinstance(odd, int) else None
+        assert same(concept, LearnedConcept("x", "", ONE[0], steps=steps))
+    (concept,) = read_concepts(pickled(tmp_path / "y", {"string_to_param": {7: ONE[0]}}))
+    assert concept.name == "y"
+    two = {"*": ONE[0], "b": ONE[0]}
+    names = [c.name for c in read_concepts(pickled(tmp_path / "z", {"string_to_param": two}))]
+    assert names == ["z", "b"]
 
 
 def test_a_file_that_older_pytorch_cannot_read_safely(tmp_path, monkeypatch):
