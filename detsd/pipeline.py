@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -144,6 +145,23 @@ class Progress:
     share: float  # of all jobs' work that is done
 
 
+def _in_float32(scheduler: Any) -> Any:
+    """A sampler for the stock pipeline that computes in float32, and draws its noise so.
+
+    PyTorch 2.3 draws normal numbers of half precision from 8 or 11 random bits: none is beyond
+    3.3, and far too many are zero.
+    """
+    step = scheduler.step
+
+    @functools.wraps(step)  # diffusers looks at its signature
+    def in_float32(model_output, timestep, sample, *places, **options):
+        made = step(model_output.float(), timestep, sample.float(), *places, **options)
+        return (made[0].to(sample.dtype), *made[1:])
+
+    scheduler.step = in_float32
+    return scheduler
+
+
 class DetSDTextualInversionPipeline:
     """A base model with concepts in it.
 
@@ -174,7 +192,7 @@ class DetSDTextualInversionPipeline:
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
             unet=model.unet,
-            scheduler=self._scheduler(scheduler_name),
+            scheduler=_in_float32(self._scheduler(scheduler_name)),
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             requires_safety_checker=safety_checker is not None,
@@ -376,13 +394,40 @@ class DetSDTextualInversionPipeline:
         of which those up to `guidance_scale` may also be given by place, as there.
         """
         if scheduler_name:
-            self.stock.scheduler = self._scheduler(scheduler_name)
+            self.stock.scheduler = _in_float32(self._scheduler(scheduler_name))
+        if options.get("latents") is None and self.model.dtype != torch.float32:
+            options["latents"] = self._starting_latents(prompt, *places[:2], **options)
         return self.stock(
             self._rewritten(prompt),
             *places,
             negative_prompt=self._rewritten(negative_prompt),
             **options,
         )
+
+    def _starting_latents(
+        self,
+        prompt: str | list[str] | None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_images_per_prompt: int = 1,
+        **options: Any,
+    ) -> torch.Tensor:
+        """The noise (B, C, h, w) that diffusers would draw, but drawn in float32."""
+        count = len(prompt if isinstance(prompt, list) else options.get("prompt_embeds", [None]))
+        size, factor = self.model.image_size, self.model.downsampling
+        shape = (
+            self.model.unet.config.in_channels,
+            (height or size) // factor,
+            (width or size) // factor,
+        )
+        many = isinstance(generator, list)
+        noise = [
+            torch.randn((1, *shape) if many else (count * num_images_per_prompt, *shape),
+                        generator=g, device=g.device if g else "cpu")
+            for g in (generator if many else [generator])
+        ]  # fmt: skip
+        return torch.cat(noise).to(self.model.device, self.model.dtype)
 
     def _rewritten(self, prompt: str | list[str] | None) -> str | list[str] | None:
         if isinstance(prompt, list):

@@ -157,6 +157,27 @@ def test_as_many_steps_as_timesteps_are_refused(pipe):
         assert max(scheduler.timesteps) == 1000
 
 
+@pytest.mark.parametrize("name", ["ddim", "euler-ancestral"])
+def test_a_call_draws_its_noise_in_float32_too(name, tiny_model, monkeypatch):
+    """Whatever the precision of the model: in half precision PyTorch 2.3 has few bits."""
+    half = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model), precision="bf16")
+    drawn, real = [], torch.randn
+
+    def randn(*shape, **options):
+        drawn.append(options.get("dtype") or torch.float32)
+        return real(*shape, **options)
+
+    monkeypatch.setattr(torch, "randn", randn)
+    options = {"num_inference_steps": 2, "scheduler_name": name, "num_images_per_prompt": 2}
+    seed = torch.Generator().manual_seed
+    two = half(["a ball", "a cat"], generator=seed(1), **options).images
+    assert len(two) == 4
+    seeds = [torch.Generator().manual_seed(k) for k in range(2)]
+    assert len(half("a ball", 64, 32, generator=seeds, **options).images) == 2
+    assert set(drawn) == {torch.float32}
+    assert len(half("a ball", **options).images) == 2
+
+
 def test_a_scale_of_one_needs_no_guidance(pipe):
     plain = dataclasses.replace(JOB, guidance_scale=1.0)
     assert plain.batch_key != JOB.batch_key
