@@ -165,6 +165,12 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
         )
     for keys in (("emb_params",), ("emp_params",), ENCODERS):
         if table.keys() & set(keys):
+            others = ", ".join(sorted(table.keys() - set(keys)))[:LONGEST_WORD]
+            if others:
+                raise UserError(
+                    f"{file} is for a model of other text encoders ({others!r} is in it); detsd "
+                    "supports Stable Diffusion 1.x, 2.x and XL"
+                )
             return [_concept(file, "", [table[key] for key in keys if key in table], notes)]
     if len(table) == 1:
         return [_concept(file, *table, _with_second_encoder(file, table), notes)]

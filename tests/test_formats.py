@@ -327,6 +327,7 @@ TABLES = {
     "stretched": ({"x": torch.ones(1, 1).expand(10**9, 1000)}, r"1000000000, 1000\), not a matrix"),
     "uneven": ({"clip_l": TWO[0], "clip_g": TWO[1][:2]}, "another number of rows"),
     "output": ({"emp_params": ONE[0] * 0, "emp_params_out": ONE[0]}, "behind the text encoder"),
+    "flux": ({"clip_l": ONE[0], "t5": torch.ones(3, 4096)}, r"other text encoders \('t5' is in it"),
     "newline": ({"a\nb": torch.ones(1, 4)}, r"give it a word: .*=my-word"),
     "long": ({"x" * 10**6: torch.ones(1, 4)}, "nobody can write"),
 }
