@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from detsd import cluster
 from detsd.config import GenerateConfig, InferenceConfig, SchedulerName, parse_config
+from detsd.denoise import starting_noise
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.generator import remake_hyperparameters
@@ -333,6 +334,8 @@ def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
     assert times == sorted(times, reverse=True)
     assert times[-1] == 0
     assert reverse[-1].tobytes() == pipe.make([JOB])[0].image.tobytes()
+    used = starting_noise([JOB.generator], pipe._latent_shape(JOB))  # by the image itself, as well
+    assert reverse[0].tobytes() == pipe._decoded(used).tobytes()
     # At the start both are the same noise, but for what is left of the picture in it.
     start, end = (
         np.abs(np.asarray(reverse[k], int) - np.asarray(forward[k], int)).mean() for k in (0, -1)
