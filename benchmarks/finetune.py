@@ -29,7 +29,9 @@ from detsd.trainer import Trainer
 def textbook(config, device: torch.device):
     """A function that makes one step of the textbook loop."""
     model = load_base_model(config.model, device)
-    tokenizer, text = model.tokenizer, model.text_encoder
+    side = model.vocabulary.sides[0]
+    tokenizer, text = side.tokenizer, side.encoder
+    text.set_input_embeddings(side.embedding.base)  # as it comes
     phrase = tokenizer(config.concepts.initializer_strs[0], add_special_tokens=False).input_ids
     words = [f"<word{k}>" for k in range(len(phrase))]
     first = len(tokenizer)
@@ -43,7 +45,7 @@ def textbook(config, device: torch.device):
     optimizer = torch.optim.Adam([table], config.training.learning_rate)
     size = config.concepts.img_size or model.image_size
     folder = Path(config.concepts.img_dirs[0])
-    images = [to_tensor(i) for _, i in read_images(folder, config.concepts, size, "img_dirs")]
+    images = [to_tensor(i) for _, i, _ in read_images(folder, config.concepts, size, "img_dirs")]
     batch, rng = config.training.train_batch_size, torch.Generator().manual_seed(0)
 
     def step() -> None:

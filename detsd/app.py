@@ -340,9 +340,7 @@ def serve(
         raise UserError(
             "the demo needs gradio, which is not installed; run pip install -r requirements-app.txt"
         )
-    pipe = DetSDTextualInversionPipeline.from_pretrained(model)
-    pipe.load_concepts(*concepts)
-    pipe.load_from_uuids(uuids)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(model, concepts=concepts, uuids=uuids)
     fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own from the network
     theme = gr.themes.Default(
         primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]

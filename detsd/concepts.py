@@ -1,21 +1,22 @@
 """Concepts: new words whose embedding rows live beside a frozen text encoder.
 
-`Vocabulary(tokenizer, text_encoder)` is the one way to put concepts into a model. A concept's word
-in a prompt is replaced by as many placeholder tokens as it has rows. The base table is never
-written to: the rows are a separate float32 parameter, and a thin layer looks up the one or the
-other.
+A `Vocabulary` is the one way to put concepts into a model. It holds the model's text sides, one or,
+in Stable Diffusion XL, two: a tokenizer, its encoder, and the rows. A concept's word in a prompt is
+replaced by as many placeholder tokens as it has rows. The base table is never written to: the rows
+are a separate float32 parameter, and a thin layer looks up the one or the other.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import torch
 import torch.nn as nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from detsd.errors import UserError
-from detsd.formats import LearnedConcept
+from detsd.formats import LearnedConcept, family
 
 
 class ConceptEmbedding(nn.Module):
@@ -88,23 +89,105 @@ class PromptRewriter:
         return self._pattern.findall(prompt)
 
 
-class Vocabulary:
-    """A tokenizer and text encoder, and the concepts added to them.
+# `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no time of day and no ratio like (16:9).
+WEIGHTED = re.compile(
+    r"\((?=[^()\[\]]*[^\W\d])([^()\[\]:]*)(?::\s*(?:\d?\.\d+|\d)\s*\)|\)\d?\.\d+)"
+)
 
-    The constructor puts a `ConceptEmbedding` in place of the text encoder's table; adding concepts
-    extends it. `names` lists them in the order of their rows.
+
+def unweighted(prompt: str) -> str:
+    """The prompt without weights of words, which the model would take for words of their own."""
+    while (bare := WEIGHTED.sub(r"\1", prompt)) != prompt:  # from the innermost outwards
+        prompt = bare
+    return prompt
+
+
+class TextSide:
+    """A tokenizer, its frozen text encoder, and the rows of concepts for it.
+
+    The constructor puts a `ConceptEmbedding` in place of the encoder's table.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel):
-        self.tokenizer, self.text_encoder = tokenizer, text_encoder
-        base = text_encoder.get_input_embeddings()
+    def __init__(
+        self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel | CLIPTextModelWithProjection
+    ):
+        base = encoder.get_input_embeddings()
         if isinstance(base, ConceptEmbedding):
             raise ValueError("this text encoder already has a Vocabulary")
+        self.tokenizer, self.encoder = tokenizer, encoder
         self.embedding = ConceptEmbedding(base, first_id=len(tokenizer))
-        text_encoder.set_input_embeddings(self.embedding)
+        encoder.set_input_embeddings(self.embedding)
+        # An encoder whose configuration says 2, as those of Stable Diffusion XL do, takes the
+        # largest id for the end of a prompt, where it pools; those of concepts are larger.
+        getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+
+    @property
+    def width(self) -> int:
+        return self.embedding.base.embedding_dim
+
+    def ids(self, texts: list[str]) -> torch.Tensor:
+        """Tokenized, padded and cut to the window: (B, 77) on the encoder's device."""
+        ids = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return ids.to(self.embedding.weight.device)
+
+    def phrase_rows(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
+        """The base table's rows (n, D), float32, of a phrase's tokens."""
+        ids = self.tokenizer(phrase, add_special_tokens=False).input_ids
+        ids = [ids[k % len(ids)] for k in range(num_vectors or len(ids))]
+        return self.embedding.weight[ids].detach().float().clone()
+
+
+def check_fit(concept: LearnedConcept, widths: tuple[int, ...], model: str) -> None:
+    """Whether a concept's rows fit the text encoders of a base model.
+
+    Raises:
+        UserError: naming both.
+    """
+    if concept.widths == widths:
+        return
+    whose = "the text encoder's width is" if len(widths) == 1 else "the text encoders' widths are"
+    raise UserError(
+        f"concept {concept.name!r} does not fit {model}: it has rows of width "
+        f"{_and(concept.widths)}, but {whose} {_and(widths)}; it was learned on "
+        f"{concept.model or family(concept.widths)}, and {model} is {family(widths)}"
+    )
+
+
+def _and(numbers: tuple[int, ...]) -> str:
+    return " and ".join(map(str, numbers))
+
+
+class Vocabulary:
+    """A model's text sides, and the concepts added to them.
+
+    `names` lists the concepts in the order of their rows.
+
+    Args:
+        tokenizer_2, text_encoder_2: the second side, where the model has two.
+        model: its name, for messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel,
+        tokenizer_2: CLIPTokenizer | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        model: str = "the base model",
+    ):
+        self.sides = (TextSide(tokenizer, text_encoder),)
+        if text_encoder_2 is not None:
+            self.sides += (TextSide(tokenizer_2, text_encoder_2),)
+        self.model = model
         self._base_tokens = frozenset(tokenizer.get_vocab())
         self._slices: dict[str, slice] = {}
-        self._phrases: dict[str, str] = {}
+        self._loaded: dict[str, LearnedConcept] = {}
         self.rewrite = PromptRewriter({})
 
     @property
@@ -112,15 +195,33 @@ class Vocabulary:
         return list(self._slices)
 
     @property
-    def width(self) -> int:
-        return self.embedding.base.embedding_dim
+    def widths(self) -> tuple[int, ...]:
+        """Of the text encoders."""
+        return tuple(side.width for side in self.sides)
 
-    def phrase_ids(self, phrase: str) -> list[int]:
-        """Token ids of a phrase, without start and end."""
-        return self.tokenizer(phrase, add_special_tokens=False).input_ids
+    @property
+    def rows(self) -> tuple[nn.Parameter, ...]:
+        """The learned rows (N, D), float32, of every side."""
+        return tuple(side.embedding.rows for side in self.sides)
 
-    def phrase_rows(self, phrase: str, num_vectors: int | None, key: str) -> torch.Tensor:
-        """The base table's rows (n, D), float32, of a phrase's tokens.
+    def set_rows(self, rows: tuple[nn.Parameter, ...]) -> None:
+        """Look up these rows (N, D) from now on, one matrix for every side."""
+        for side, matrix in zip(self.sides, rows, strict=True):
+            side.embedding.set_rows(matrix)
+
+    @property
+    def window(self) -> int:
+        """Tokens of a prompt that the model reads, start and end among them: 77."""
+        return self.sides[0].tokenizer.model_max_length
+
+    def length(self, prompt: str) -> int:
+        """A prompt's tokens, start and end among them, concepts by their rows."""
+        return len(self.sides[0].tokenizer(self.text(prompt)).input_ids)
+
+    def phrase_rows(
+        self, phrase: str, num_vectors: int | None, key: str
+    ) -> tuple[torch.Tensor, ...]:
+        """The base table's rows (n, D), float32, of a phrase's tokens, for every side.
 
         Fewer or more rows than tokens when `num_vectors` says so: the first ones, or over again
         from the start.
@@ -128,12 +229,9 @@ class Vocabulary:
         Raises:
             UserError: the phrase has no token.
         """
-        ids = self.phrase_ids(phrase)
-        if not ids:
+        if not self.sides[0].tokenizer(phrase, add_special_tokens=False).input_ids:
             raise UserError(f"{key} is empty; give a phrase that describes the concept")
-        n = num_vectors or len(ids)
-        ids = [ids[k % len(ids)] for k in range(n)]
-        return self.embedding.weight[ids].detach().float().clone()
+        return tuple(side.phrase_rows(phrase, num_vectors) for side in self.sides)
 
     def check(self, concept: LearnedConcept) -> None:
         """Whether a concept can be added; nothing is changed.
@@ -141,7 +239,7 @@ class Vocabulary:
         Raises:
             UserError: a word the tokenizer has, a concept added twice, rows of another width.
         """
-        name, rows = concept.name, concept.embeddings
+        name = concept.name
         if not name.strip() or name != name.strip():
             raise UserError(f"concept {name!r} is empty or has spaces around it; give it a word")
         if name in self._slices:
@@ -151,11 +249,7 @@ class Vocabulary:
                 f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "
                 f"choose a new word such as {name + '-concept'!r}"
             )
-        if rows.shape[1] != self.width:
-            raise UserError(
-                f"concept {name!r} has rows of width {rows.shape[1]}, but the text encoder's width "
-                f"is {self.width}; it was learned on another base model"
-            )
+        check_fit(concept, self.widths, self.model)
 
     def add(self, concept: LearnedConcept) -> None:
         """Add a concept with its rows.
@@ -164,16 +258,17 @@ class Vocabulary:
             UserError: what `check` raises; a word like one that the tokenizer was given before.
         """
         self.check(concept)
-        name, rows = concept.name, concept.embeddings
-        start = len(self.embedding.rows)
+        name, count = concept.name, len(concept.embeddings)
+        start = len(self.rows[0])
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         # Lower case without spaces: the older tokenizers fold added tokens as they fold text.
-        tokens = [f"<{slug}|{start + k}>" for k in range(len(rows))]
-        if self.tokenizer.add_tokens(tokens) != len(tokens):
-            raise UserError(f"concept {name!r} clashes with tokens of the tokenizer; rename it")
-        self.embedding.extend(rows)
-        self._slices[name] = slice(start, start + len(rows))
-        self._phrases[name] = concept.initializer
+        tokens = [f"<{slug}|{start + k}>" for k in range(count)]
+        for side, rows in zip(self.sides, concept.rows, strict=True):
+            if side.tokenizer.add_tokens(tokens) != count:
+                raise UserError(f"concept {name!r} clashes with tokens of the tokenizer; rename it")
+            side.embedding.extend(rows)
+        self._slices[name] = slice(start, start + count)
+        self._loaded[name] = concept
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
 
     def remove(self, name: str) -> None:
@@ -188,16 +283,21 @@ class Vocabulary:
         if name not in self._slices:
             loaded = ", ".join(self.names) or "none"
             raise UserError(f"concept {name!r} is not loaded; those that are: {loaded}")
-        del self._slices[name], self._phrases[name]
+        del self._slices[name], self._loaded[name]
         left = {n: tokens for n, tokens in self.rewrite.replacements.items() if n != name}
         self.rewrite = PromptRewriter(left)
+
+    def text(self, prompt: str) -> str:
+        """A prompt as it is tokenized: without weights, the concepts as their tokens."""
+        return self.rewrite(unweighted(prompt))
 
     def plain(self, prompt: str) -> str:
         """The prompt with each concept's initial phrase in place of its word.
 
         A concept whose file tells no phrase becomes "thing".
         """
-        return PromptRewriter({name: p or "thing" for name, p in self._phrases.items()})(prompt)
+        phrases = {name: c.initializer or "thing" for name, c in self._loaded.items()}
+        return PromptRewriter(phrases)(prompt)
 
     def is_word(self, name: str) -> bool:
         """Whether a concept's name is one token of the base vocabulary, as `cat` is."""
@@ -205,31 +305,31 @@ class Vocabulary:
 
     def concepts(self) -> list[LearnedConcept]:
         """All concepts with a copy of their rows."""
-        rows = self.embedding.rows.detach()
+        fields = ("embeddings", "embeddings_2")
         return [
-            LearnedConcept(name, self._phrases[name], rows[part].cpu().float().clone())
+            dataclasses.replace(
+                self._loaded[name],
+                **{
+                    field: rows.detach()[part].cpu().float().clone()
+                    for field, rows in zip(fields, self.rows, strict=False)
+                },
+            )
             for name, part in self._slices.items()
         ]
 
     def token_ids(self, prompts: list[str]) -> torch.Tensor:
-        """Rewritten, tokenized, padded and cut to the window: (B, 77) on the encoder's device."""
-        ids = self.tokenizer(
-            [self.rewrite(p) for p in prompts],
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return ids.to(self.embedding.weight.device)
+        """What the first side's encoder is given: (B, 77) on its device."""
+        return self.sides[0].ids([self.text(p) for p in prompts])
 
     def cut_off(self, prompt: str) -> list[str]:
         """The concepts of a prompt that its window of 77 tokens cuts, wholly or in part."""
         ids = self.token_ids([prompt])[0].tolist()
+        first = self.sides[0].embedding.first_id
         named = self.rewrite.words_in(prompt)
         lost = []
         for name in dict.fromkeys(named):
             part = self._slices[name]
-            kept = sum(ids.count(self.embedding.first_id + k) for k in range(part.start, part.stop))
+            kept = sum(ids.count(first + k) for k in range(part.start, part.stop))
             if kept < named.count(name) * (part.stop - part.start):
                 lost.append(name)
         return lost

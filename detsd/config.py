@@ -64,13 +64,18 @@ class ModelConfig:
     """The frozen base model."""
 
     pretrained_model_name_or_path: str = _knob(
-        REQUIRED, "folder in the diffusers format, or the name of a model on the Hugging Face hub"
+        REQUIRED,
+        "Stable Diffusion 1.x, 2.x, XL or a fine-tune of these: a folder in the diffusers format, "
+        "one .safetensors file, or the name of a model on the Hugging Face hub",
     )
     revision: str | None = _knob(None, "branch, tag or commit of the hub model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _knob(
         "auto",
         "of the frozen weights; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 "
         "elsewhere (many CPUs run bf16 a hundred times slower)",
+    )
+    safety_checker: bool = _knob(
+        True, "whether grids go through the model's own safety checker, where it has one"
     )
 
 
@@ -151,6 +156,9 @@ class TrainingConfig:
         "weight of the squared distance between the text encoder's states with the learned rows "
         "and with the initializer's; keeps prompts editable; 0.01 to 1",
         low=0,
+    )
+    gradient_checkpointing: bool = _knob(
+        False, "compute the UNet's activations twice instead of keeping them: less memory, slower"
     )
     min_snr_gamma: float | None = _knob(
         None, "min-SNR loss weighting (arXiv 2303.09556), usually 5; null: the plain loss", above=0

@@ -20,7 +20,7 @@ from PIL import Image, ImageColor, ImageOps
 from detsd.concepts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.errors import UserError
-from detsd.models import BaseModel
+from detsd.models import BaseModel, Frame
 from detsd.templates import TEMPLATES
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
@@ -80,6 +80,18 @@ def to_square(image: Image.Image, size: int, center_crop: bool) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
+def frame(width: int, height: int, size: int, center_crop: bool) -> Frame:
+    """What `to_square` makes of an image, as Stable Diffusion XL was told of its training images.
+
+    The crop is counted in pixels of the scaled image (arXiv 2307.01952, section 2.2).
+    """
+    if not center_crop:
+        return (height, width, 0, 0, size, size)
+    scale = size / min(width, height)
+    top, left = (max(0, round((side * scale - size) / 2)) for side in (height, width))
+    return (height, width, top, left, size, size)
+
+
 def list_images(folder: Path) -> list[Path]:
     """Image files of a folder by name, sorted, so that every rank sees one order."""
     if register_heif_opener:
@@ -118,8 +130,10 @@ def text_of(path: Path) -> str:
 
 def read_images(
     folder: Path, config: ConceptsConfig, size: int, key: str
-) -> list[tuple[Path, Image.Image]]:
-    """All readable images of a folder as squares; unreadable ones are named and skipped.
+) -> list[tuple[Path, Image.Image, Frame]]:
+    """All readable images of a folder as squares, with their frames.
+
+    Unreadable ones are named and skipped.
 
     Raises:
         UserError: no such folder, or no readable image in it.
@@ -136,7 +150,8 @@ def read_images(
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
             logger.warning("%s cannot be read and is skipped (%s)", path, error)
             continue
-        images.append((path, to_square(rgb, size, config.center_crop)))
+        where = frame(*rgb.size, size, config.center_crop)
+        images.append((path, to_square(rgb, size, config.center_crop), where))
     if not images:
         raise UserError(
             f"{key}: folder {folder} holds no readable image; put JPEG, PNG or WebP files there"
@@ -206,6 +221,7 @@ class Shot:
     prompts: tuple[str, ...]
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
     std: torch.Tensor
+    frame: Frame
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,7 @@ class Example:
     x: torch.Tensor  # (4, h, w), a draw from the posterior, scaled
     noise: torch.Tensor  # (4, h, w)
     t: int
+    frame: Frame
 
 
 @torch.no_grad()
@@ -225,7 +242,7 @@ def encode_image(
     """Posterior mean and std (views, 4, h, w) on the CPU, one view at a time."""
     views = [image, ImageOps.mirror(image)] if flip else [image]
     posteriors = [
-        model.vae.encode(to_tensor(v)[None].to(model.device, model.dtype)).latent_dist
+        model.vae.encode(to_tensor(v)[None].to(model.device, model.vae.dtype)).latent_dist
         for v in views
     ]
     mean = torch.cat([p.mean for p in posteriors]).float().cpu()
@@ -269,12 +286,12 @@ class TrainingData:
         ):
             images = read_images(Path(folder), config, size, f"concepts.img_dirs[{k}]")
             shots = []
-            for path, image in images:
+            for path, image, where in images:
                 mean, std = encode_image(model, image, config.horizontal_flip)
                 prompts = tuple(prompts_for(path, name, kind, config))
                 seen = hashlib.blake2b(image.tobytes(), digest_size=8)
                 seen.update("\0".join(prompts).encode())
-                shots.append(Shot(path, seen.hexdigest(), prompts, mean, std))
+                shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where))
             self.digests |= {f"{name}/{text_of(s.path)}": s.digest for s in shots}
             n = len(shots)
             order = np.random.default_rng((seed, VALIDATION, k)).permutation(n)
@@ -315,4 +332,4 @@ class TrainingData:
     def _noised(self, shot: Shot, view: int, prompt: str, t: int, stream: int, i: int) -> Example:
         mean, std = shot.mean[view], shot.std[view]
         draw, noise = _normal((2, *mean.shape), self.seed, stream, i)
-        return Example(prompt, (mean + std * draw) * self.scaling, noise, t)
+        return Example(prompt, (mean + std * draw) * self.scaling, noise, t, shot.frame)

@@ -42,7 +42,7 @@ from detsd.sources import DICT_FILE, file_of, split_source
 ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
 FAMILIES = {  # by the widths of the rows, one per text encoder
-    (128,): "the bundled model",
+    (128,): "demo_model, the bundled one",
     (768,): "Stable Diffusion 1.x",
     (1024,): "Stable Diffusion 2.x",
     (768, 1280): "Stable Diffusion XL",
@@ -90,7 +90,7 @@ class LearnedConcept:
 
 def family(widths: tuple[int, ...]) -> str:
     """The models whose text encoders have these widths, in words."""
-    return FAMILIES.get(widths, f"a model of text width {' and '.join(map(str, widths))}")
+    return FAMILIES.get(widths, f"another model (text width {' and '.join(map(str, widths))})")
 
 
 def file_name(concept: str) -> str:

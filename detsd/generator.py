@@ -77,9 +77,10 @@ class Generator:
                 revision=m.revision,
                 precision=m.precision,
                 device=run.ranks.device,
+                safety_checker=m.safety_checker,
+                concepts=config.concepts.files,
+                uuids=config.concepts.uuids,
             )
-            self.pipeline.load_concepts(*config.concepts.files)
-            self.pipeline.load_from_uuids(config.concepts.uuids)
         if run.ranks.device.type == "cuda":
             # Decoding needs more memory than denoising; one image at a time it is bounded.
             self.pipeline.stock.vae.enable_slicing()
@@ -113,7 +114,7 @@ class Generator:
         self.limit = min(run.gather([size]))  # images made at once, from now on
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1
-        self.encodings: dict[str, Conditioning] = {}
+        self.encodings: dict[tuple, Conditioning] = {}
         self.folder = run.folder / "images"
         self.finished: dict[int, dict[str, Any]] = self._restore()
         self.begun_with = self.saved = len(self.finished)

@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import enable_progress_bars
 
 from detsd.errors import DISK_ERRORS, UserError
+from detsd.families import SUPPORTED, without_index
 
 logger = logging.getLogger("detsd")
 
@@ -44,8 +45,11 @@ INDEX = "model_index.json"  # what makes a folder or repository a model in the d
 PATIENCE = 10  # seconds for an answer of the hub
 LONGEST_WAIT = 60  # seconds before a busy hub is asked again
 BETWEEN_LINES = 30  # seconds, in a log
-# Weights are read from safetensors only: a pickle can run code. Not the halves and other variants.
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?\.safetensors")
+# Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
+# stand in where there are no others.
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
+)
 
 
 def hub_token() -> str | None:
@@ -76,6 +80,8 @@ class Source:
         files: what there is to be had, here or on the hub: path in the folder -> bytes.
         commit: the hub's commit that the files are of; None for a folder.
         offline: why the hub is not asked for files that are missing; empty where it may be.
+        single: the one file that holds all the weights, in the original layout of Stable Diffusion;
+            `folder` then has the configuration that such a file lacks.
     """
 
     name: str
@@ -83,20 +89,28 @@ class Source:
     files: dict[str, int]
     commit: str | None = None
     offline: str = ""
+    single: Path | None = None
+
+    def weights(self, part: str) -> list[str]:
+        """The files of a part's weights: those in half precision only where there are no others."""
+        found = [n for n in self.files if Path(n).parent.as_posix() == part and _is_weights(n)]
+        return [n for n in found if ".fp16" not in n] or found
+
+    def variant(self, part: str) -> str | None:
+        """What the loaders call the kind of `weights(part)`."""
+        return "fp16" if any(".fp16" in name for name in self.weights(part)) else None
 
     def part_files(self, part: str, weights: bool = True) -> list[str]:
         """What the loaders need of one part (`unet`): configuration, vocabulary, weights."""
         names = (Path(name) for name in self.files)
-        return [
+        small = [
             name.as_posix()
             for name in names
             if name.parent.as_posix() == part
-            and (
-                (weights and _is_weights(name.name))
-                or (name.suffix in (".json", ".txt") and ".index." not in name.name)
-                or name.name.endswith(".safetensors.index.json")
-            )
+            and name.suffix in (".json", ".txt")
+            and (".index." not in name.name or ".safetensors.index." in name.name)
         ]
+        return small + (self.weights(part) if weights else [])
 
     def fetch(self, *parts: str, weights: bool = True) -> None:
         """Bring what is missing of these parts into `folder`.
@@ -158,7 +172,7 @@ def find(name: str, revision: str | None = None, fetch: bool = True) -> Source:
     """
     folder = Path(name)
     if folder.is_dir():
-        return Source(name, folder, _files(folder))
+        return Source(name, folder, files_of(folder))
     with _refusals(name, revision, INDEX):
         try:
             info = _ask(name, revision) if fetch else None
@@ -166,10 +180,12 @@ def find(name: str, revision: str | None = None, fetch: bool = True) -> Source:
         except _NoAnswer as error:
             info, offline = None, str(error)
         if info:
+            files = {s.rfilename: s.size or 0 for s in info.siblings or []}
+            if INDEX not in files:
+                raise UserError(f"{KEY}: {name} is {without_index(files)}; {SUPPORTED}")
             # By branch, so that the cache knows what to give for it without the hub.
             index = hf_hub_download(name, INDEX, revision=revision, token=hub_token())
             folder = Path(index).parent
-            files = {s.rfilename: s.size or 0 for s in info.siblings or []}
             return Source(name, folder, files, folder.name)
         index = try_to_load_from_cache(name, INDEX, revision=revision)
     if not isinstance(index, str):
@@ -182,10 +198,10 @@ def find(name: str, revision: str | None = None, fetch: bool = True) -> Source:
     folder = Path(index).parent
     if fetch:
         logger.warning("%s; taking %s as it was fetched before, at %s", offline, name, folder.name)
-    return Source(name, folder, _files(folder), folder.name, offline)
+    return Source(name, folder, files_of(folder), folder.name, offline)
 
 
-def _files(folder: Path) -> dict[str, int]:
+def files_of(folder: Path) -> dict[str, int]:
     """The files of a model's folder and of the folders in it: path -> bytes."""
     paths = [*folder.glob("*"), *folder.glob("*/*")]
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths if p.is_file()}

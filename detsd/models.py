@@ -1,33 +1,68 @@
-"""Load and freeze a base model: tokenizer, text encoder, VAE, UNet, noise scheduler.
+"""Load and freeze a base model: its text sides, VAE, UNet and noise scheduler.
 
-Constants (scaling factor, betas, prediction type, image size, text width) are read from the model,
-so that the bundled one, Stable Diffusion 1.x and its relatives differ by a path only.
+Constants (scaling factor, betas, prediction type, image size, text widths) are read from the model,
+so that the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ by a path only.
+What is peculiar to XL stands in `BaseModel.conditioning`: two text encoders, of which the second
+one's pooled states and the frame of the image are told to the UNet as well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
+from detsd.concepts import Vocabulary, check_fit
 from detsd.config import ModelConfig
+from detsd.denoise import Conditioning
 from detsd.errors import UserError
+from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
+from detsd.formats import LearnedConcept
 from detsd.hub import INDEX, KEY, Source, find
+from detsd.single_file import (
+    find_single_file,
+    is_single_file,
+    mended,
+    read_single_file,
+    token_tables,
+    tokenizer_of,
+    told_of_scheduler,
+)
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
 disable_transformers_progress_bar()
 
+ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # of the first and the second text side
+PICKLED = "pytorch_model.bin"
+ERRORS = (OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, SafetensorError,
+          pickle.UnpicklingError)  # that the libraries raise over files  # fmt: skip
+NO_CHECKER = "model.safety_checker: false makes images without it"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Height and width of the whole image, top and left of the crop from it, height and width shown.
+Frame = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,14 +70,14 @@ class BaseModel:
     """A frozen latent diffusion model, in evaluation mode on one device."""
 
     name: str
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
+    vocabulary: Vocabulary  # its tokenizers and text encoders, and the concepts added to them
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler  # of training: adds noise, names the target
     sampling_scheduler_config: dict  # of the model's own sampler
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of text encoders and UNet
+    no_prompt_is_zero: bool = False  # what is to be kept away from, where nothing is named
     commit: str | None = None  # of the hub, that the weights came from; None for a folder
 
     @property
@@ -54,6 +89,69 @@ class BaseModel:
     def image_size(self) -> int:
         """Pixels a side of the images that the UNet was trained on."""
         return self.unet.config.sample_size * self.downsampling
+
+    def conditioning(
+        self, prompts: list[str], frames: Sequence[Frame] | None = None
+    ) -> Conditioning:
+        """What the UNet is told of prompts with concepts in them.
+
+        Args:
+            frames: of each prompt's image, which Stable Diffusion XL is told (arXiv 2307.01952);
+                default: whole images of the model's own size.
+        """
+        texts = [self.vocabulary.text(prompt) for prompt in prompts]
+        sides = self.vocabulary.sides
+        if len(sides) == 1:
+            return Conditioning(sides[0].encoder(sides[0].ids(texts)).last_hidden_state)
+        said = [side.encoder(side.ids(texts), output_hidden_states=True) for side in sides]
+        size = self.image_size
+        frames = frames or [(size, size, 0, 0, size, size)] * len(prompts)
+        return Conditioning(
+            # Of the layers before the last.
+            torch.cat([s.hidden_states[-2] for s in said], dim=-1),
+            {
+                "text_embeds": said[-1].text_embeds,  # pooled, (B, P)
+                "time_ids": torch.tensor(frames, dtype=torch.float32, device=self.device),
+            },
+        )
+
+    def away_from(self, prompts: list[str], frames: Sequence[Frame] | None = None) -> Conditioning:
+        """What the UNet is told of negative prompts."""
+        told = self.conditioning(prompts, frames)
+        if not self.no_prompt_is_zero:
+            return told
+        none = torch.tensor([not p for p in prompts], device=self.device)
+        pooled = told.added["text_embeds"].masked_fill(none[:, None], 0)
+        return Conditioning(
+            told.hidden.masked_fill(none[:, None, None], 0), told.added | {"text_embeds": pooled}
+        )
+
+    def stock_pipeline(
+        self, scheduler: Any, safety_checker: Any = None, feature_extractor: Any = None
+    ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """The diffusers pipeline of the same parts."""
+        first, *second = self.vocabulary.sides
+        parts = {
+            "vae": self.vae,
+            "unet": self.unet,
+            "scheduler": scheduler,
+            "tokenizer": first.tokenizer,
+            "text_encoder": first.encoder,
+            "feature_extractor": feature_extractor,
+        }
+        if second:
+            return StableDiffusionXLPipeline(
+                **parts,
+                tokenizer_2=second[0].tokenizer,
+                text_encoder_2=second[0].encoder,
+                force_zeros_for_empty_prompt=self.no_prompt_is_zero,
+                add_watermarker=False,
+            )
+        return StableDiffusionPipeline(
+            **parts,
+            safety_checker=safety_checker,
+            requires_safety_checker=safety_checker is not None,
+        )
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -80,24 +178,93 @@ def find_model(config: ModelConfig, fetch: bool = True) -> Source:
     Raises:
         UserError: as `hub.find`.
     """
-    return find(resolve(config.pretrained_model_name_or_path), config.revision, fetch)
+    name = resolve(config.pretrained_model_name_or_path)
+    if is_single_file(name):
+        with _loading(name):
+            return find_single_file(name)
+    return find(name, config.revision, fetch)
 
 
 @contextlib.contextmanager
-def _loading(name: str) -> Iterator[None]:
+def _loading(name: str, remedy: str = "") -> Iterator[None]:
     """What goes wrong in reading a model's files as one sentence."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{KEY}: {name} cannot be loaded; give a complete diffusers folder or a hub model that "
-            f"has safetensors weights (reason: {reason})"
+            f"{KEY}: {name} cannot be loaded; "
+            + (
+                remedy
+                or "give a complete diffusers folder or a hub model that has safetensors weights"
+            )
+            + f" (reason: {reason})"
         ) from None
 
 
-def load_token_table(config: ModelConfig, fetch: bool = True) -> tuple[CLIPTokenizer, torch.Tensor]:
-    """A base model's tokenizer and its table of embedding rows (V, D), float32; nothing else of it.
+@dataclass(frozen=True)
+class Kind:
+    """What a supported base model is, told by a few kilobytes of its files."""
+
+    sides: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
+    widths: tuple[int, ...]  # of the text encoders
+    sampler: dict  # of its own scheduler
+    no_prompt_is_zero: bool
+    vae_overflows: bool  # in half precision
+
+    def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the VAE, where the other parts have `dtype`."""
+        return torch.float32 if self.vae_overflows and dtype == torch.float16 else dtype
+
+
+def examine(source: Source) -> Kind:
+    """What a model is; of a hub model's files only the small ones are fetched.
+
+    Raises:
+        UserError: a model that is not supported.
+    """
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{KEY}: {source.name} is {what}; {SUPPORTED}")
+
+    if INDEX not in source.files:
+        raise refuse(without_index(source.files))
+    with _loading(source.name):
+        index = _read(source, INDEX)
+    if what := unsupported_index(index):
+        raise refuse(what)
+    two = bool((index.get("text_encoder_2") or [None])[-1])
+    ends = ("", "_2") if two else ("",)
+    sides = tuple((f"tokenizer{end}", f"text_encoder{end}") for end in ends)
+    encoders = [encoder for _, encoder in sides]
+    source.fetch("scheduler", "unet", "vae", *encoders, weights=False)
+    with _loading(source.name):
+        parts = ("unet", "vae", *encoders)
+        configs = {part: _read(source, f"{part}/config.json") for part in parts}
+        configs["scheduler"] = _read(source, "scheduler/scheduler_config.json")
+        if source.single:
+            configs["scheduler"] |= told_of_scheduler(source.single)
+    if what := unsupported_parts(configs):
+        raise refuse(what)
+    return Kind(
+        sides,
+        tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
+        configs["scheduler"],
+        two and index.get("force_zeros_for_empty_prompt", True),
+        two and configs["vae"].get("force_upcast", True),
+    )
+
+
+def _read(source: Source, name: str) -> dict:
+    return json.loads((source.folder / name).read_text(encoding="utf-8"))
+
+
+def load_token_tables(
+    config: ModelConfig, fetch: bool = True
+) -> list[tuple[CLIPTokenizer, torch.Tensor]]:
+    """A base model's tokenizers and their tables of embedding rows (V, D), float32.
+
+    One of each for every text encoder, and nothing else of the model.
 
     Args:
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
@@ -106,55 +273,89 @@ def load_token_table(config: ModelConfig, fetch: bool = True) -> tuple[CLIPToken
         UserError: as `load_base_model`.
     """
     source = find_model(config, fetch)
-    source.fetch("tokenizer", "text_encoder")
-    with _loading(config.pretrained_model_name_or_path):
-        tokenizer, text_encoder = _text_side(source.folder)
-    return tokenizer, text_encoder.get_input_embeddings().weight.detach().float()
+    kind = examine(source)
+    source.fetch(*(part for side in kind.sides for part in side))
+    with _loading(source.name):
+        if source.single:
+            tables = token_tables([source.single])
+        else:
+            files = [[source.folder / n for n in source.weights(part)] for _, part in kind.sides]
+            tables = [table for part in files for table in token_tables(part)]
+        tokenizers = [_tokenizer(source, part) for part, _ in kind.sides]
+        return list(zip(tokenizers, tables, strict=True))
 
 
-def _text_side(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    return (
-        CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True),
-    )
+def _tokenizer(source: Source, part: str) -> CLIPTokenizer:
+    if source.single:
+        return tokenizer_of(source, part)
+    return CLIPTokenizer.from_pretrained(source.folder, subfolder=part)
 
 
-def load_base_model(config: ModelConfig, device: torch.device) -> BaseModel:
-    """Load `config.pretrained_model_name_or_path` from a folder or the hub, and freeze it.
+def load_base_model(
+    config: ModelConfig, device: torch.device, concepts: Iterable[LearnedConcept] = ()
+) -> BaseModel:
+    """Load `config.pretrained_model_name_or_path`, a folder, file or hub model, and freeze it.
 
     Only safetensors weights are read. The token goes to the hub alone.
 
+    Args:
+        concepts: what is going to be added to it; whether they fit is found out first.
+
     Raises:
-        UserError: missing, gated or unreachable model, or a prediction type that is not supported.
+        UserError: missing, gated or unreachable model, one that is not supported, or concepts of
+            another.
     """
     name = config.pretrained_model_name_or_path
     dtype = pick_dtype(config.precision, device)
     source = find_model(config)
-    source.fetch("scheduler", weights=False)
+    kind = examine(source)
+    for concept in concepts:
+        check_fit(concept, kind.widths, name)
+    source.fetch(*(part for side in kind.sides for part in side), "vae", "unet")
+
+    vae_dtype = kind.vae_dtype(dtype)
     with _loading(name):
-        # First, since transformers 4's tokenizer would not say that there is no such model.
-        sampler = DDPMScheduler.load_config(source.folder, subfolder="scheduler")
+        tokenizers = [_tokenizer(source, part) for part, _ in kind.sides]
+        if source.single:
+            encoders, vae, unet = read_single_file(source, tokenizers, dtype, vae_dtype)
+        else:
+            # In the final dtype from the start, or cast here where the keyword for it has another
+            # name in each version: the device never holds more.
+            encoders = [
+                _load(cls, source, part).to(dtype=dtype)
+                for cls, (_, part) in zip(ENCODERS, kind.sides, strict=False)
+            ]
+            vae = _load(AutoencoderKL, source, "vae", torch_dtype=vae_dtype)
+            unet = _load(UNet2DConditionModel, source, "unet", torch_dtype=dtype)
+        for part in (*encoders, vae, unet):
+            part.requires_grad_(False).eval().to(device)
+        sampler = kind.sampler
+        if source.single:
+            sampler = mended(sampler, unet)
         scheduler = DDPMScheduler.from_config(sampler)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"{KEY}: {name} predicts {scheduler.config.prediction_type!r}; use a model that "
-            "predicts epsilon or v_prediction"
-        )
-    source.fetch("tokenizer", "text_encoder", "vae", "unet")
-    with _loading(name):
-        weights = {"use_safetensors": True}
-        tokenizer, text_encoder = _text_side(source.folder)
-        vae = AutoencoderKL.from_pretrained(source.folder, subfolder="vae", **weights)
-        unet = UNet2DConditionModel.from_pretrained(source.folder, subfolder="unet", **weights)
-    for part in (text_encoder, vae, unet):
-        # Cast after loading: the keyword for it has another name in each library and version.
-        part.requires_grad_(False).eval().to(device)
-        if part.dtype != dtype:
-            part.to(dtype=dtype)
+    texts = [part for side in zip(tokenizers, encoders, strict=True) for part in side]
     return BaseModel(
-        name, tokenizer, text_encoder, vae, unet, scheduler, dict(sampler), device, dtype,
+        name,
+        Vocabulary(*texts, model=name),
+        vae,
+        unet,
+        scheduler,
+        sampler,
+        device,
+        dtype,
+        kind.no_prompt_is_zero,
         source.commit,
-    )  # fmt: skip
+    )
+
+
+def _load(cls: type, source: Source, part: str, **options):
+    return cls.from_pretrained(
+        source.folder,
+        subfolder=part,
+        use_safetensors=True,
+        variant=source.variant(part),
+        **options,
+    )
 
 
 def load_safety_checker(
@@ -166,14 +367,25 @@ def load_safety_checker(
         UserError: the model names a checker that cannot be loaded.
     """
     source = find_model(config)
-    with _loading(config.pretrained_model_name_or_path):
-        parts = json.loads((source.folder / INDEX).read_text(encoding="utf-8"))
-    if not (parts.get("safety_checker") or [None])[-1]:
+    if source.single:
         return None, None
-    source.fetch("safety_checker", "feature_extractor")
-    with _loading(config.pretrained_model_name_or_path):
+    with _loading(source.name):
+        index = _read(source, INDEX)
+    if not (index.get("safety_checker") or [None])[-1]:
+        return None, None
+    safe = bool(source.weights("safety_checker"))
+    if safe:
+        source.fetch("safety_checker")
+    else:
+        source.fetch("safety_checker", weights=False)
+        source.fetch_files(f"safety_checker/{PICKLED}")
+    source.fetch("feature_extractor")
+    with _loading(f"the safety checker of {source.name}", NO_CHECKER):
         checker = StableDiffusionSafetyChecker.from_pretrained(
-            source.folder, subfolder="safety_checker", use_safetensors=True
+            source.folder,
+            subfolder="safety_checker",
+            use_safetensors=safe,  # else as tensors alone out of a pickle, where PyTorch can
+            variant=source.variant("safety_checker"),
         )
         processor = CLIPImageProcessor.from_pretrained(source.folder, subfolder="feature_extractor")
-    return checker.requires_grad_(False).eval().to(device, dtype), processor
+    return checker.requires_grad_(False).eval().to(dtype=dtype).to(device), processor

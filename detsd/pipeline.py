@@ -30,18 +30,17 @@ from diffusers import (
     EulerDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
 )
 from PIL import Image
 
-from detsd.concepts import Vocabulary
+from detsd.concepts import unweighted
 from detsd.config import InferenceConfig, ModelConfig
 from detsd.denoise import Conditioning, decode, denoise, starting_noise
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
 from detsd.images import png
 from detsd.memory import fitting_batch_size, is_out_of_memory
-from detsd.models import DTYPES, BaseModel, load_base_model, load_safety_checker
+from detsd.models import DTYPES, BaseModel, Frame, load_base_model, load_safety_checker
 from detsd.sources import locate
 
 logger = logging.getLogger("detsd")
@@ -54,6 +53,10 @@ SCHEDULERS = {
     "euler-ancestral": EulerAncestralDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
+
+
+# What may be given to a call by place, as in `StableDiffusionPipeline`.
+PLACES = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -177,25 +180,17 @@ class DetSDTextualInversionPipeline:
     def __init__(
         self,
         model: BaseModel,
-        vocabulary: Vocabulary | None = None,
         scheduler_name: str = "ddim",
         safety_checker: Any = None,
         feature_extractor: Any = None,
     ):
         self.model = model
-        self.vocabulary = vocabulary or Vocabulary(model.tokenizer, model.text_encoder)
+        self.vocabulary = model.vocabulary
         self.sources: dict[str, str] = {}
         self.named: dict[str, str] = {}
         self.most_pixels = sys.maxsize  # of images made at once; less when memory ran out
-        self.stock = StableDiffusionPipeline(
-            vae=model.vae,
-            text_encoder=model.text_encoder,
-            tokenizer=model.tokenizer,
-            unet=model.unet,
-            scheduler=_in_float32(self._scheduler(scheduler_name)),
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            requires_safety_checker=safety_checker is not None,
+        self.stock = model.stock_pipeline(
+            _in_float32(self._scheduler(scheduler_name)), safety_checker, feature_extractor
         )
         self.stock.set_progress_bar_config(disable=True)
 
@@ -209,24 +204,35 @@ class DetSDTextualInversionPipeline:
         device: str | torch.device | None = None,
         scheduler_name: str = "ddim",
         safety_checker: bool = True,
+        concepts: Iterable[str | Path] = (),
+        uuids: Iterable[str] = (),
     ) -> DetSDTextualInversionPipeline:
-        """Load a diffusers folder or hub model, with its safety checker where it has one.
+        """Load a base model, with its safety checker where it has one.
 
         Args:
+            pretrained_model_name_or_path: a diffusers folder, a single file, or a hub model.
             precision: fp32, bf16, fp16, or auto (what the device does well).
             device: default: the GPU where there is one, else the CPU.
+            concepts, uuids: loaded too, as by `load_concepts` and `load_from_uuids`; whether they
+                fit the model is found out before its weights are fetched.
 
         Raises:
-            UserError: a model that cannot be loaded, an unknown scheduler.
+            UserError: a model that cannot be loaded, an unknown scheduler, concepts that cannot be
+                loaded or do not fit.
         """
+        learned = [_found(source) for source in concepts]
+        learned += [_found(f"uuid:{uuid}") for uuid in uuids]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = ModelConfig(pretrained_model_name_or_path, revision, precision)
-        model = load_base_model(config, device)
+        model = load_base_model(config, device, [c for found, *_ in learned for c in found])
         checker = (None, None)
         if safety_checker:
             of_the_same = dataclasses.replace(config, revision=model.commit or revision)
             checker = load_safety_checker(of_the_same, device, model.dtype)
-        return cls(model, None, scheduler_name, *checker)
+        pipe = cls(model, scheduler_name, *checker)
+        for found in learned:
+            pipe._add(*found)
+        return pipe
 
     # ---- concepts ----------------------------------------------------------------------------
 
@@ -245,13 +251,7 @@ class DetSDTextualInversionPipeline:
         Raises:
             UserError: a missing or damaged file, a concept of another width, one loaded twice.
         """
-        words = []
-        for path in paths:
-            source = locate(path)  # what an image notes stays the same when a run goes on
-            added = self._add(read_concepts(source), source)
-            self.named |= dict.fromkeys(added, str(path))
-            words += added
-        return words
+        return [word for path in paths for word in self._add(*_found(path))]
 
     def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
         """Load concepts of Determined checkpoints; the new words.
@@ -265,15 +265,15 @@ class DetSDTextualInversionPipeline:
         Raises:
             UserError: no master, an unknown uuid, or what `load_concepts` raises.
         """
-        sources = [f"uuid:{uuid}" for uuid in uuids]
-        return [word for s in sources for word in self._add(read_concepts(_fetched(s)), s)]
+        return [word for uuid in uuids for word in self._add(*_found(f"uuid:{uuid}"))]
 
-    def _add(self, concepts: list[LearnedConcept], source: str) -> list[str]:
+    def _add(self, concepts: list[LearnedConcept], source: str, named: str) -> list[str]:
         for concept in concepts:  # first: of a file that holds a bad one, none is loaded
             self.vocabulary.check(concept)
         for concept in concepts:
             self.vocabulary.add(concept)
             self.sources[concept.name] = source
+            self.named[concept.name] = named
         return [concept.name for concept in concepts]
 
     def unload(self, name: str) -> None:
@@ -294,16 +294,16 @@ class DetSDTextualInversionPipeline:
         old = [c for c in self.vocabulary.concepts() if c.name == name]
         if not old:
             self.vocabulary.remove(name)  # which tells those that are loaded
-        source = self.sources[name]
-        newest = source if source.startswith("uuid:") else locate(self.named.get(name, source))
-        new = [c for c in read_concepts(_fetched(newest)) if c.name == name]
+        source, named = self.sources[name], self.named[name]
+        found, newest, _ = _found(named)
+        new = [c for c in found if c.name == name]
         if not new:
             raise UserError(f"{newest} holds no concept {name!r} any more; load it anew")
         self.unload(name)
         try:
-            self._add(new, newest)
+            self._add(new, newest, named)
         except UserError:
-            self._add(old, source)
+            self._add(old, source, named)
             raise
 
     def identity(self, text: str) -> dict[str, dict[str, str]]:
@@ -338,12 +338,21 @@ class DetSDTextualInversionPipeline:
             f"(loaded: {', '.join(names)})"
             for word in dict.fromkeys(likenesses)
         ]
+        if unweighted(prompt) != prompt:
+            found.append(
+                f"the prompt {prompt!r} weighs words, which detsd does not: it "
+                f"reads {unweighted(prompt)!r}"
+            )
+        if marks := re.findall(r"\[[^\[\]]+\]|\(\([^()]+\)\)", prompt):
+            found.append(
+                f"the prompt {prompt!r} has {' '.join(marks)}, which other programs take for a "
+                "weight and the model for brackets; leave the brackets out"
+            )
         return found + self.overlong(prompt)
 
     def overlong(self, prompt: str, name: str = "prompt") -> list[str]:
         """A sentence where a prompt is longer than the model's window, which cuts it off."""
-        window = self.model.tokenizer.model_max_length
-        length = len(self.model.tokenizer(self.vocabulary.rewrite(prompt)).input_ids)
+        window, length = self.vocabulary.window, self.vocabulary.length(prompt)
         if length <= window:
             return []
         lost = self.vocabulary.cut_off(prompt)
@@ -395,13 +404,11 @@ class DetSDTextualInversionPipeline:
         """
         if scheduler_name:
             self.stock.scheduler = _in_float32(self._scheduler(scheduler_name))
+        options |= dict(zip(PLACES, places, strict=False))  # other places in XL's pipeline
         if options.get("latents") is None and self.model.dtype != torch.float32:
-            options["latents"] = self._starting_latents(prompt, *places[:2], **options)
+            options["latents"] = self._starting_latents(prompt, **options)
         return self.stock(
-            self._rewritten(prompt),
-            *places,
-            negative_prompt=self._rewritten(negative_prompt),
-            **options,
+            self._rewritten(prompt), negative_prompt=self._rewritten(negative_prompt), **options
         )
 
     def _starting_latents(
@@ -431,8 +438,8 @@ class DetSDTextualInversionPipeline:
 
     def _rewritten(self, prompt: str | list[str] | None) -> str | list[str] | None:
         if isinstance(prompt, list):
-            return [self.vocabulary.rewrite(p) for p in prompt]
-        return self.vocabulary.rewrite(prompt) if prompt is not None else None
+            return [self.vocabulary.text(p) for p in prompt]
+        return self.vocabulary.text(prompt) if prompt is not None else None
 
     def make(self, jobs: list[Job], **options: Any) -> list[Made]:
         """The images of any jobs, in their order; `options` as for `make_batches`."""
@@ -445,7 +452,7 @@ class DetSDTextualInversionPipeline:
         *,
         at_once: int | None = None,
         fill_up_to: int = 1,
-        encodings: dict[str, Conditioning] | None = None,
+        encodings: dict[tuple, Conditioning] | None = None,
         look: Callable[[Progress], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Iterator[dict[int, Made]]:
@@ -458,8 +465,8 @@ class DetSDTextualInversionPipeline:
             at_once: the most images in a batch; default: what the free memory should hold.
             fill_up_to: fill a smaller batch up with its last job, as far as that fits: the same
                 shapes run the same kernels, so that the pixels are those of the larger batch.
-            encodings: text -> its conditioning, filled and used where the rows do not change
-                between calls.
+            encodings: what the UNet is told of a text, filled and used where the rows do not
+                change between calls.
             look: called after each denoising step.
             stop: asked before each denoising step; True ends it after the batches made so far.
 
@@ -518,17 +525,22 @@ class DetSDTextualInversionPipeline:
     def _make_at_once(
         self,
         jobs: list[Job],
-        encodings: dict[str, Conditioning],
+        encodings: dict[tuple, Conditioning],
         look: Callable[[int, int, int, torch.Tensor], None] | None,
         stop: Callable[[], bool] | None,
     ) -> list[Made] | None:
         """The images of jobs that agree in their `batch_key`; None when stopped."""
         first, model, stock = jobs[0], self.model, self.stock
-        for text in dict.fromkeys([j.prompt for j in jobs] + [j.negative_prompt for j in jobs]):
-            if text not in encodings:
-                # One by one: what else is in the batch must not show.
-                ids = self.vocabulary.token_ids([text])  # (1, 77)
-                encodings[text] = Conditioning(model.text_encoder(ids).last_hidden_state)
+
+        def told(job: Job, negative: bool) -> Conditioning:
+            """One by one: what else is in the batch must not show."""
+            frame = self._frame(job)
+            key = (job.negative_prompt if negative else job.prompt, negative, frame)
+            if key not in encodings:
+                call = model.away_from if negative else model.conditioning
+                encodings[key] = call([key[0]], [frame])
+            return encodings[key]
+
         guided = first.guidance_scale > 1
         generators = [job.generator for job in jobs]
         scheduler = self._scheduler(first.scheduler_name)
@@ -537,8 +549,8 @@ class DetSDTextualInversionPipeline:
             scheduler,
             first.num_inference_steps,
             starting_noise(generators, self._latent_shape(first)),
-            Conditioning.cat([encodings[j.prompt] for j in jobs]),
-            Conditioning.cat([encodings[j.negative_prompt] for j in jobs]) if guided else None,
+            Conditioning.cat([told(job, False) for job in jobs]),
+            Conditioning.cat([told(job, True) for job in jobs]) if guided else None,
             torch.tensor([j.guidance_scale for j in jobs]),
             generators,
             look and (lambda k, t, latents: look(k, len(scheduler.timesteps), t, latents)),
@@ -547,17 +559,26 @@ class DetSDTextualInversionPipeline:
         if latents is None:
             return None
         pixels, flags = decode(model.vae, latents), None
-        if stock.safety_checker is not None:
+        if self.checks_safety:
             pixels, flags = stock.run_safety_checker(pixels, model.device, model.dtype)
         flags = flags or [False] * len(jobs)
         pictures = stock.image_processor.postprocess(pixels, do_denormalize=[not f for f in flags])
         return [Made(i, bool(f), len(jobs)) for i, f in zip(pictures, flags, strict=True)]
 
+    @property
+    def checks_safety(self) -> bool:
+        """Whether images go through a safety checker, which Stable Diffusion XL has none of."""
+        return getattr(self.stock, "safety_checker", None) is not None
+
+    def _frame(self, job: Job) -> Frame:
+        """A whole image of the job's size."""
+        height, width = job.height or self.model.image_size, job.width or self.model.image_size
+        return (height, width, 0, 0, height, width)
+
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
         """(C, h, w) of a job's latents."""
-        size, factor = self.model.image_size, self.model.downsampling
-        sides = ((job.height or size) // factor, (job.width or size) // factor)
-        return (self.model.unet.config.in_channels, *sides)
+        height, width, factor = *self._frame(job)[:2], self.model.downsampling
+        return (self.model.unet.config.in_channels, height // factor, width // factor)
 
     def record(self, job: Job) -> dict[str, Any]:
         """All that the pixels of a job depend on, as `images.png` writes it into a file."""
@@ -573,6 +594,7 @@ class DetSDTextualInversionPipeline:
                 "pretrained_model_name_or_path": self.model.name,
                 "revision": self.model.commit,
                 "precision": next(k for k, v in DTYPES.items() if v == self.model.dtype),
+                "safety_checker": self.checks_safety,
             },
             "concepts": self.identity(f"{job.prompt} {job.negative_prompt}"),
         }
@@ -647,12 +669,17 @@ class DetSDTextualInversionPipeline:
         return self.stock.image_processor.postprocess(decode(self.model.vae, latents))[0]
 
 
-def _fetched(source: str) -> str:
-    """A source with the folder of a Determined checkpoint in place of `uuid:...`."""
-    if not source.startswith("uuid:"):
-        return source
-    uuid, equals, word = source.removeprefix("uuid:").partition("=")
-    return f"{_downloaded(uuid)}{equals}{word}"
+def _found(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
+    """The concepts of a path or `uuid:...`, where they lie, and what was named.
+
+    Where they lie is what an image notes: the same file still when a run has gone on.
+    """
+    named = str(named)
+    if not named.startswith("uuid:"):
+        source = locate(named)
+        return read_concepts(source), source, named
+    uuid, equals, word = named.removeprefix("uuid:").partition("=")
+    return read_concepts(f"{_downloaded(uuid)}{equals}{word}"), named, named
 
 
 def _downloaded(uuid: str) -> Path:

@@ -13,17 +13,11 @@ from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
 from detsd.errors import UserError
-from detsd.formats import LearnedConcept, read_concepts
-from detsd.models import load_token_table
+from detsd.formats import LearnedConcept, family, read_concepts
+from detsd.models import load_token_tables
 from detsd.sources import locate, split_source
 
 BUNDLED = "demo_model"
-FAMILIES = {  # by the width of the rows
-    128: f"{BUNDLED}, the bundled one",
-    768: "Stable Diffusion 1.x, as CompVis/stable-diffusion-v1-4",
-    1024: "Stable Diffusion 2.x, as stabilityai/stable-diffusion-2-1",
-    1280: "the second text encoder of Stable Diffusion XL",
-}
 
 
 def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> str:
@@ -40,7 +34,7 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
     path = locate(path)
     concepts = read_concepts(path)
     path = split_source(path)[0]
-    widths = sorted({c.embeddings.shape[1] for c in concepts})
+    kinds = sorted({c.widths for c in concepts})
     facts = _metadata(path)
     trained_on = facts.get("config", {}).get("model", {})
     name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
@@ -50,30 +44,30 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
     if trained_on:
         lines.append(f"base model: {trained_on['pretrained_model_name_or_path']} (trained on it)")
     else:
-        lines += [f"base model: {FAMILIES.get(w, 'unknown')} (width {w})" for w in widths]
-    tokenizer, table = None, None
-    if model or trained_on or any(FAMILIES.get(w, "").startswith(BUNDLED) for w in widths):
+        lines += [f"base model: {family(k)} (width {_and(k)})" for k in kinds]
+    tables: list[tuple[CLIPTokenizer, torch.Tensor]] = []
+    if model or trained_on or any(family(k).startswith(BUNDLED) for k in kinds):
         revision = None if model else trained_on.get("revision")
         try:
-            tokenizer, table = load_token_table(ModelConfig(name, revision), fetch=bool(model))
+            tables = load_token_tables(ModelConfig(name, revision), fetch=bool(model))
         except UserError as error:
             if model:
                 raise
             lines.append(f"no comparison with the vocabulary: {error}")
             if not Path(name).is_absolute():
                 lines.append(f"--model {name} asks the hub for it")
-        if table is not None and table.shape[1] not in widths:
-            problem = (
-                f"{name} has rows of width {table.shape[1]}, {path} of width "
-                f"{' and '.join(map(str, widths))}"
+        own = tuple(table.shape[1] for _, table in tables)
+        if tables and own not in kinds:
+            problem = f"{name} has rows of width {_and(own)}, {path} of width " + " or ".join(
+                map(_and, kinds)
             )
             if model:
-                fits = " and ".join(FAMILIES.get(w, "another model") for w in widths)
+                fits = " or ".join(map(family, kinds))
                 raise UserError(f"{problem}: it fits {fits}; name that with --model")
             lines.append(f"no comparison with the vocabulary: {problem}")
     else:
         lines.append("no comparison with the vocabulary: name the base model with --model for one")
-    if table is not None:
+    for _, table in tables:
         norms = table.norm(dim=1)
         low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
         lines.append(
@@ -81,7 +75,7 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
             f"{low:.3f} to {high:.3f} for 9 in 10"
         )
     for concept in concepts:
-        lines += ["", *_concept_lines(concept, tokenizer, table, nearest)]
+        lines += ["", *_concept_lines(concept, tables, nearest)]
     return "\n".join(lines)
 
 
@@ -99,26 +93,38 @@ def _metadata(path: Path) -> dict:
     return facts if isinstance(facts, dict) and facts.get("kind") == "finetune" else {}
 
 
+def _and(widths: tuple[int, ...]) -> str:
+    return " and ".join(map(str, widths))
+
+
 def _concept_lines(
-    concept: LearnedConcept, tokenizer: CLIPTokenizer | None, table: torch.Tensor | None, k: int
+    concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]], k: int
 ) -> list[str]:
-    rows = concept.embeddings  # (n, D)
-    if table is not None and table.shape[1] != rows.shape[1]:
-        table = None  # a file for several text encoders
-    norms = rows.norm(dim=1)
     lines = [
         concept.name,
-        f"  vectors: {len(rows)} of width {rows.shape[1]}",
+        f"  vectors: {len(concept.embeddings)} of width {_and(concept.widths)}",
         f"  initializer: {concept.initializer or 'not told by the file'}",
     ]
-    if table is None:
-        return [*lines, "  norms: " + "  ".join(f"{n:.3f}" for n in norms)]
-    unit = F.normalize(table, dim=1)
+    if concept.widths != tuple(table.shape[1] for _, table in tables):
+        tables = []
+    for place, rows in enumerate(concept.rows):
+        if tables:
+            lines += _row_lines(rows, concept.initializer, *tables[place], k)
+        else:
+            lines.append("  norms: " + "  ".join(f"{n:.3f}" for n in rows.norm(dim=1)))
+    return lines
+
+
+def _row_lines(
+    rows: torch.Tensor, phrase: str, tokenizer: CLIPTokenizer, table: torch.Tensor, k: int
+) -> list[str]:
+    """Rows (n, D) of one text encoder beside its table (V, D)."""
+    norms, unit = rows.norm(dim=1), F.normalize(table, dim=1)
     likeness = F.normalize(rows, dim=1) @ unit.T  # (n, V) cosines
     likeness[:, tokenizer.all_special_ids] = -1
     values, ids = likeness.topk(k)
-    start = tokenizer(concept.initializer, add_special_tokens=False).input_ids
-    lines.append("  row   norm  began as (cosine)    nearest words of the vocabulary (cosine)")
+    start = tokenizer(phrase, add_special_tokens=False).input_ids
+    lines = ["  row   norm  began as (cosine)    nearest words of the vocabulary (cosine)"]
     for j in range(len(rows)):
         began = ""
         if start:

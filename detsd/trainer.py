@@ -26,6 +26,7 @@ from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, differences, flat
 from detsd.data import Example, TrainingData, changed_images
+from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
@@ -59,13 +60,13 @@ def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> f
     return peak * shapes[config.lr_scheduler]
 
 
-def make_optimizer(rows: torch.Tensor, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(rows: tuple[torch.Tensor, ...], config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam, AdamW or SGD over the rows alone."""
     if config.optimizer_name == "sgd":
-        return torch.optim.SGD([rows], config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.SGD(rows, config.learning_rate, weight_decay=config.weight_decay)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[config.optimizer_name](
-        [rows],
+        rows,
         config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
@@ -83,21 +84,21 @@ def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
             found = read_concepts(start)
             if len(found) != 1:
                 raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
-            rows, phrase = found[0].embeddings, found[0].initializer
-            rows = rows[[j % len(rows) for j in range(n or len(rows))]]
+            rows, phrase = found[0].rows, found[0].initializer
+            rows = tuple(r[[j % len(r) for j in range(n or len(r))]] for r in rows)
         else:
-            if (n or 0) > (window := vocabulary.tokenizer.model_max_length):
+            if (n or 0) > (window := vocabulary.window):
                 raise UserError(
                     f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {window} tokens; "
                     "1 to 16 are usual"
                 )
             phrase = " ".join(start.split())
             rows = vocabulary.phrase_rows(phrase, n, f"concepts.initializer_strs[{k}]")
-        vocabulary.add(LearnedConcept(name, phrase, rows))
+        vocabulary.add(LearnedConcept(name, phrase, *rows))
         if vocabulary.cut_off(f"a photo of a {name}"):
             raise UserError(
-                f"concepts.num_vectors[{k}]: {len(rows)} rows of {name!r} do not fit into a prompt "
-                f"of {vocabulary.tokenizer.model_max_length} tokens; 1 to 16 are usual"
+                f"concepts.num_vectors[{k}]: {len(rows[0])} rows of {name!r} do not fit into a "
+                f"prompt of {vocabulary.window} tokens; 1 to 16 are usual"
             )
 
 
@@ -113,27 +114,37 @@ class Trainer:
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device))},
         )
         run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
+        brought = [s for s in config.concepts.initializer_strs if is_source(s)]
+        brought += [run.latest] if run.latest and not run.latest_is_own else []
+        learned = [concept for source in brought for concept in read_concepts(source)]
         # One rank of each node downloads; the others then find the files.
         with run.ranks.local_chief_first():
-            self.model: BaseModel = load_base_model(self._model_config(), run.ranks.device)
+            self.model: BaseModel = load_base_model(self._model_config(), run.ranks.device, learned)
         if self.model.device.type == "cpu":
             # Several threads add up the gradients of the embedding rows in the order in which
             # they come; Adam makes other pictures of that within a few steps.
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
-        self.vocabulary = Vocabulary(self.model.tokenizer, self.model.text_encoder)
+        self.vocabulary = self.model.vocabulary
         add_concepts(self.vocabulary, config)
-        self.rows = self.vocabulary.embedding.rows  # (N, D) float32, the only trainable tensor
-        self.initial_rows = self.rows.detach().clone()
-        self.usual_norm = float(self.vocabulary.embedding.weight.float().norm(dim=1).mean())
+        # (N, D) float32, one matrix per text encoder: the only trainable tensors.
+        self.rows = self.vocabulary.rows
+        self.initial_rows = tuple(rows.detach().clone() for rows in self.rows)
+        self.usual_norms = [
+            float(side.embedding.weight.float().norm(dim=1).mean())
+            for side in self.vocabulary.sides
+        ]
         size = config.concepts.img_size or self.model.image_size
         # Without a safety checker: the samples of a training in progress are for its owner's eyes,
         # and a blacked-out one is taken for a failure.
-        self.pipeline = DetSDTextualInversionPipeline(self.model, self.vocabulary)
+        self.pipeline = DetSDTextualInversionPipeline(self.model)
         self.jobs = sample_jobs(config.inference, size)
         self.pipeline.check(self.jobs)
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
         run.agree(training_images=self.data.digests, base_model={"commit": self.model.commit})
+        if t.gradient_checkpointing:
+            self.model.unet.enable_gradient_checkpointing()
+        self.model.vae.to("cpu")  # all images are encoded; it comes back for samples
         self._warn_of_prompts()
         self.optimizer = make_optimizer(self.rows, t)
         self.scaler = torch.amp.GradScaler(
@@ -223,10 +234,11 @@ class Trainer:
             for name, value in parts.items():
                 part = value.detach() / t.gradient_accumulation_steps
                 sums[name] = sums.get(name, 0.0) + part
-        self.rows.grad = run.ranks.mean(self.rows.grad)
+        for rows in self.rows:
+            rows.grad = run.ranks.mean(rows.grad)
         self.scaler.unscale_(self.optimizer)
         if t.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_([self.rows], t.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.rows, t.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -238,20 +250,20 @@ class Trainer:
     def _loss(self, batch: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         t = self.config.training
         x, noise, times = self._stack(batch)  # (B, 4, h, w) twice, (B,)
-        ids = self.vocabulary.token_ids([e.prompt for e in batch])  # (B, 77)
-        hidden = self.model.text_encoder(ids).last_hidden_state  # (B, 77, D)
+        prompts, frames = [e.prompt for e in batch], [e.frame for e in batch]
+        told = self.model.conditioning(prompts, frames)
         weight = min_snr_weight(self.model.scheduler, times, t.min_snr_gamma)
-        mse = (self._denoise_error(x, noise, times, hidden) * weight).mean()
+        mse = (self._denoise_error(x, noise, times, told) * weight).mean()
         loss, parts = mse, {"mse": mse}
         if t.norm_reg_weight:
-            parts["norm_reg"] = norm_penalty(self.rows, self.usual_norm)
+            parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.usual_norms))
             loss = loss + t.norm_reg_weight * parts["norm_reg"]
         if t.hidden_reg_weight:
             with torch.no_grad():
                 reference = self._with_rows(
-                    self.initial_rows, lambda: self.model.text_encoder(ids).last_hidden_state
+                    self.initial_rows, lambda: self.model.conditioning(prompts, frames)
                 )
-            parts["hidden_reg"] = hidden_penalty(hidden, reference)
+            parts["hidden_reg"] = hidden_penalty(told.hidden, reference.hidden)
             loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
         return loss, {"loss": loss, **parts}
 
@@ -263,20 +275,20 @@ class Trainer:
             torch.tensor([e.t for e in batch], device=device),
         )
 
-    def _denoise_error(self, x, noise, times, hidden) -> torch.Tensor:
+    def _denoise_error(self, x, noise, times, told: Conditioning) -> torch.Tensor:
         """Squared error (B,) of the UNet's prediction from the noised latents."""
         noisy = self.model.scheduler.add_noise(x, noise, times).to(self.model.dtype)
         target = prediction_target(self.model.scheduler, x, noise, times)
-        return squared_error(self.model.unet(noisy, times, hidden).sample, target)
+        said = self.model.unet(noisy, times, told.hidden, added_cond_kwargs=told.added).sample
+        return squared_error(said, target)
 
-    def _with_rows(self, rows: torch.Tensor, call):
+    def _with_rows(self, rows: tuple[torch.Tensor, ...], call):
         """`call()` with other rows in place of the trained ones, which are not touched."""
-        embedding = self.vocabulary.embedding
-        embedding.set_rows(torch.nn.Parameter(rows, requires_grad=False))
+        self.vocabulary.set_rows(tuple(torch.nn.Parameter(r, requires_grad=False) for r in rows))
         try:
             return call()
         finally:
-            embedding.set_rows(self.rows)
+            self.vocabulary.set_rows(self.rows)
 
     # ---- what is told ------------------------------------------------------------------------
 
@@ -287,8 +299,10 @@ class Trainer:
         self.window = {}
         steps = sums.pop("steps")
         metrics = {name: value / steps for name, value in sums.items()} if steps else {}
-        norms = self.rows.detach().norm(dim=1)
-        metrics["row_norm_mean"], metrics["row_norm_max"] = float(norms.mean()), float(norms.max())
+        for end, rows in zip(("", "_2"), self.rows, strict=False):
+            norms = rows.detach().norm(dim=1)
+            metrics[f"row_norm_mean{end}"] = float(norms.mean())
+            metrics[f"row_norm_max{end}"] = float(norms.max())
         if self._has_diverged():
             self._diverge()
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
@@ -313,7 +327,7 @@ class Trainer:
         return {name: sum(w[name] for w in everyone) / len(everyone) for name in everyone[0]}
 
     @torch.no_grad()
-    def _validation_loss(self, rows: torch.Tensor | None = None) -> float:
+    def _validation_loss(self, rows: tuple[torch.Tensor, ...] | None = None) -> float:
         """Denoising loss at fixed images, timesteps and noise, images shared over the ranks."""
         if rows is not None:
             return self._with_rows(rows, self._validation_loss)
@@ -321,13 +335,12 @@ class Trainer:
         losses = []
         for k in range(ranks.rank, len(self.data.validation), ranks.size):
             examples = self.data.validation_examples(k, n)
-            ids = self.vocabulary.token_ids([examples[0].prompt])
-            hidden = self.model.text_encoder(ids).last_hidden_state  # (1, 77, D)
+            told = self.model.conditioning([examples[0].prompt], [examples[0].frame])
             errors = []
             for first in range(0, n, VALIDATED_AT_ONCE):
                 x, noise, times = self._stack(examples[first : first + VALIDATED_AT_ONCE])
-                states = hidden.expand(len(x), -1, -1)
-                errors.append(self._denoise_error(x, noise, times, states))
+                same = Conditioning.cat([told] * len(x))
+                errors.append(self._denoise_error(x, noise, times, same))
             losses.append((k, float(torch.cat(errors).mean())))
         # Summed in the order of the images, so that the number of ranks does not show.
         values = [value for _, value in sorted(self.run.gather(losses))]
@@ -364,7 +377,7 @@ class Trainer:
     def _has_diverged(self) -> bool:
         """Whether the rows are lost, or no scale is left that fp16 gradients fit into."""
         collapsed = self.scaler.is_enabled() and self.scaler.get_scale() < 1
-        return collapsed or not bool(torch.isfinite(self.rows.detach().norm()))
+        return collapsed or not all(torch.isfinite(rows.detach().norm()) for rows in self.rows)
 
     def _diverge(self) -> None:
         """Tell the searcher a large finite value, and end.
@@ -390,9 +403,11 @@ class Trainer:
         own = []
         # Batches that the jobs alone fix: the same whatever the number of ranks.
         todo = batches(self.jobs, SAMPLES_AT_ONCE)
+        self.model.vae.to(self.model.device)
         for numbers in todo[ranks.rank :: ranks.size]:
             made = self.pipeline.make([self.jobs[k] for k in numbers])
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
+        self.model.vae.to("cpu")
         everyone = dict(sorted(self.run.gather(own)))
         if not self.run.is_chief:
             return
@@ -452,7 +467,13 @@ class Trainer:
         }
 
         def write(folder: Path) -> None:
-            write_concepts(self.vocabulary.concepts(), folder)
+            facts = {
+                "model": self.model.name,
+                "model_hash": self.model.commit or "",
+                "steps": self.steps_completed,
+            }
+            learned = self.vocabulary.concepts()
+            write_concepts([dataclasses.replace(c, **facts) for c in learned], folder)
             torch.save(state, folder / STATE_FILE)
             if not self.run.folder_is_kept:  # pictures come along, so that a resumed run has them
                 shutil.copytree(self.run.folder, folder / "pictures")
@@ -462,23 +483,26 @@ class Trainer:
 
     def _restore(self, checkpoint: Path) -> None:
         """Everything from this run's own checkpoint; the learned rows only from another's."""
-        learned = {c.name: c.embeddings for c in read_concepts(checkpoint)}
-        wanted = {c.name: c.embeddings.shape for c in self.vocabulary.concepts()}
-        for name, shape in wanted.items():
+        learned = {c.name: c for c in read_concepts(checkpoint)}
+        wanted = {c.name: [tuple(r.shape) for r in c.rows] for c in self.vocabulary.concepts()}
+        for name, shapes in wanted.items():
             if name not in learned:
                 raise UserError(
                     f"{self.run.latest_name} does not hold concept {name!r} but "
                     f"{', '.join(learned)}; name another one, give its concept that word "
                     "(FILE=WORD), or change concepts.concept_strs"
                 )
-            if learned[name].shape != shape:
+            found = [tuple(r.shape) for r in learned[name].rows]
+            if found != shapes:
                 raise UserError(
                     f"{self.run.latest_name}: concept {name!r} has rows of shape "
-                    f"{tuple(learned[name].shape)}, this run needs {tuple(shape)}; "
+                    f"{' and '.join(map(str, found))}, this run needs "
+                    f"{' and '.join(map(str, shapes))}; "
                     "use the same base model, phrase and num_vectors"
                 )
         with torch.no_grad():
-            self.rows.copy_(torch.cat([learned[name] for name in wanted]))
+            for k, rows in enumerate(self.rows):
+                rows.copy_(torch.cat([learned[name].rows[k] for name in wanted]))
         if not self.run.latest_is_own:
             self.run.say(f"starting from the rows of {self.run.latest_name}")
             return

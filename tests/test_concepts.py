@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from detsd.concepts import PromptRewriter, Vocabulary
 from detsd.config import ModelConfig
@@ -18,8 +19,7 @@ WORDS = st.from_regex(r"[a-z]{1,4}(-[a-z]{1,4}){0,2}", fullmatch=True)
 
 @pytest.fixture
 def vocabulary(tiny_model):
-    model = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
-    return Vocabulary(model.tokenizer, model.text_encoder)
+    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu")).vocabulary
 
 
 def learned(name, n=2, width=16, fill=1.0):
@@ -54,21 +54,22 @@ def test_longest_first_at_word_boundaries():
 
 
 def test_the_same_prompt_without_concepts_gives_the_same_states(tiny_model):
-    model = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
-    ids = model.tokenizer(["a photo of a cat"], return_tensors="pt").input_ids
-    before = model.text_encoder(ids).last_hidden_state
-    vocabulary = Vocabulary(model.tokenizer, model.text_encoder)
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(tiny_model, subfolder="text_encoder")
+    ids = tokenizer(["a photo of a cat"], return_tensors="pt").input_ids
+    before = encoder(ids).last_hidden_state
+    vocabulary = Vocabulary(tokenizer, encoder)
     vocabulary.add(learned("blob-thing"))
-    assert torch.equal(model.text_encoder(ids).last_hidden_state, before)
+    assert torch.equal(encoder(ids).last_hidden_state, before)
 
 
 def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
     """A concept that has learned nothing yet is its phrase."""
     rows = vocabulary.phrase_rows("red ball", None, "key")
-    vocabulary.add(LearnedConcept("blob-thing", "red ball", rows))
+    vocabulary.add(LearnedConcept("blob-thing", "red ball", *rows))
     ids = vocabulary.token_ids(["a photo of a blob-thing on wood", "a photo of a red ball on wood"])
     assert ids[0].tolist() != ids[1].tolist()
-    states = vocabulary.text_encoder(ids).last_hidden_state
+    states = vocabulary.sides[0].encoder(ids).last_hidden_state
     assert torch.equal(states[0], states[1])
 
 
@@ -78,7 +79,7 @@ def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
     found = {c.name: c.embeddings for c in vocabulary.concepts()}
     assert found["blob-thing"].tolist() == [[1.0] * 16] * 3
     assert found["blob-thing-two"].tolist() == [[2.0] * 16] * 2
-    first = vocabulary.embedding.first_id
+    first = vocabulary.sides[0].embedding.first_id
     ids = vocabulary.token_ids(["a blob-thing and a blob-thing-two"])[0].tolist()
     assert [i - first for i in ids if i >= first] == [0, 1, 2, 3, 4]
 
@@ -87,13 +88,13 @@ def test_names_with_capitals_and_odd_characters(vocabulary):
     for name in ("<My Cat>", "Ünïcødé-Ding", "猫-猫"):
         vocabulary.add(learned(name, 1))
         ids = vocabulary.token_ids([f"a photo of {name}, sitting"])[0]
-        assert (ids >= vocabulary.embedding.first_id).sum() == 1
+        assert (ids >= vocabulary.sides[0].embedding.first_id).sum() == 1
 
 
 def test_num_vectors_repeats_or_cuts_the_phrase(vocabulary):
-    two = vocabulary.phrase_rows("red ball", None, "key")
-    assert torch.equal(vocabulary.phrase_rows("red ball", 3, "key"), two[[0, 1, 0]])
-    assert torch.equal(vocabulary.phrase_rows("red ball", 1, "key"), two[:1])
+    (two,) = vocabulary.phrase_rows("red ball", None, "key")
+    assert torch.equal(vocabulary.phrase_rows("red ball", 3, "key")[0], two[[0, 1, 0]])
+    assert torch.equal(vocabulary.phrase_rows("red ball", 1, "key")[0], two[:1])
 
 
 @pytest.mark.parametrize(

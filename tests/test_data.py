@@ -111,7 +111,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
     (tmp_path / "notes.md").write_text("no image")
     caplog.set_level(logging.WARNING)
     images = data.read_images(tmp_path, concepts(tmp_path), 32, "key")
-    assert [p.name for p, _ in images] == ["good.png"]
+    assert [p.name for p, _, _ in images] == ["good.png"]
     assert "bad.jpg" in caplog.text
     assert "notes.md" not in caplog.text
 

@@ -139,7 +139,7 @@ def test_what_is_no_complete_model_is_told_before_its_weights_are_fetched(
     assert "predicts 'sample'" in refusal()
     (other / "model_index.json").unlink()
     hub.add(NAME, shutil.copytree(other, tmp_path / "bare"))
-    assert f"{NAME} has no file model_index.json" in refusal()
+    assert f"{NAME} is no model in the diffusers format (it has no model_index.json)" in refusal()
     assert not [path for path in hub.downloads() if path.endswith(".safetensors")]
 
 

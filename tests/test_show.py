@@ -12,13 +12,13 @@ from detsd.__main__ import main
 from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
-from detsd.models import load_token_table
+from detsd.models import load_token_tables
 from detsd.show import describe
 
 
 @pytest.fixture(scope="module")
 def table(tiny_model):
-    return load_token_table(ModelConfig(str(tiny_model)))
+    return load_token_tables(ModelConfig(str(tiny_model)))[0]
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_file_for_two_text_encoders(tmp_path):
     save_file(concepts, tmp_path / "two.safetensors")
     head, *parts = describe(tmp_path / "two.safetensors").split("\n\n")
     assert "demo_model, the bundled one (width 128)" in head
-    assert "Stable Diffusion 1.x, as CompVis/stable-diffusion-v1-4 (width 768)" in head
+    assert "base model: Stable Diffusion 1.x (width 768)" in head
     large, small = sorted(parts)
     assert "norms: 27.713  27.713" in large
     assert "nearest words" in small

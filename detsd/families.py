@@ -1,0 +1,143 @@
+"""Which models are supported, and what the others are: told by small files, before any weights.
+
+Pure functions of file names, of the JSON files of the diffusers format, and of the names and shapes
+of the tensors in a single file. What is not supported comes back in words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and XL, and fine-tunes of these"
+PIPELINES = {
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+}
+# What takes other channels than its latents, by their number.
+CHANNELS = {
+    5: "a depth-to-image model",
+    7: "an upscaler",
+    8: "a model for editing images",
+    9: "an inpainting model",
+}
+PARTS = {  # of a supported model, and the classes they may have
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
+
+
+def without_index(files: Iterable[str]) -> str:
+    """What a folder or repository without model_index.json is, by its files' names."""
+    names = sorted(files)
+    single = [n for n in names if n.endswith(".safetensors") and "/" not in n]
+    if "adapter_config.json" in names or any("lora" in n.lower() for n in single):
+        return "a LoRA, which changes a base model and is none"
+    if "config.json" in names:
+        return "one part of a model, or a model of another kind (it has no model_index.json)"
+    if single:
+        return f"a folder without model_index.json; if {single[0]} is a whole model, name that file"
+    return "no model in the diffusers format (it has no model_index.json)"
+
+
+def unsupported_index(index: Mapping[str, Any]) -> str:
+    """What a model of this model_index.json is; empty where it may be supported."""
+    classes = {part: (index.get(part) or [None])[-1] for part in PARTS}
+    if classes["text_encoder_2"] and not classes["text_encoder"] and classes["unet"]:
+        return "the refiner of Stable Diffusion XL"
+    name = str(index.get("_class_name", ""))
+    if name not in PIPELINES:
+        return f"of another kind ({_spaced(name) or 'its model_index.json names none'})"
+    for part, known in PARTS.items():
+        if classes[part] not in known and (classes[part] or part != "text_encoder_2"):
+            return f"of another kind (its {part} is {classes[part] or 'missing'})"
+    return ""
+
+
+def _spaced(name: str) -> str:
+    """`StableDiffusion3Pipeline` -> `Stable Diffusion 3`."""
+    words = name.removesuffix("Pipeline")
+    return re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])", " ", words)
+
+
+def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a model is whose parts have these configurations; empty for a supported one.
+
+    Args:
+        configs: by the names of the parts, `scheduler` among them.
+    """
+    unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if channels != latents:
+        what = CHANNELS.get(channels, "of another kind")
+        return f"{what} (its UNet takes {channels} channels for latents of {latents})"
+    if unet.get("time_cond_proj_dim"):
+        return "a consistency model (its UNet takes the guidance scale)"
+    if unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        return "of another kind (its UNet takes a class)"
+    if str(scheduler.get("_class_name", "")).startswith("EDM"):
+        return "a model of the EDM formulation"
+    added, second = unet.get("addition_embed_type"), configs.get("text_encoder_2")
+    if added != ("text_time" if second else None):
+        return f"of another kind (its UNet takes {added or 'no size and no pooled text'})"
+    if second:
+        told = unet.get("projection_class_embeddings_input_dim")
+        sizes = 6 * (unet.get("addition_time_embed_dim") or 0)
+        if told != second.get("projection_dim", 512) + sizes:
+            return "of another kind (its UNet is not told the pooled text and six sizes)"
+    predicted = scheduler.get("prediction_type", "epsilon")
+    if predicted not in ("epsilon", "v_prediction"):
+        return f"a model that predicts {predicted!r} and neither noise nor v"
+    return ""
+
+
+# ---- single files ------------------------------------------------------------------------------
+
+FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+TEXT = {  # where a single file has the text encoder that tells its family
+    "conditioner.embedders.1.model.": "sdxl",
+    "cond_stage_model.model.": "sd2",
+    "cond_stage_model.transformer.": "sd1",
+}
+
+
+def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
+    """(family, "") of a supported single file, else ("", what it is), by its tensors."""
+    names = list(shapes)
+
+    def has(*beginnings: str) -> bool:
+        return any(name.startswith(beginnings) for name in names)
+
+    if FIRST_CONVOLUTION not in shapes:
+        if any("lora" in name or name.endswith(".alpha") for name in names):
+            return "", "a LoRA, which changes a base model and is none"
+        if has("double_blocks.", "model.diffusion_model.double_blocks."):
+            return "", "of another kind (Flux)"
+        if has("joint_blocks.", "model.diffusion_model.joint_blocks."):
+            return "", "of another kind (Stable Diffusion 3)"
+        if has("control_model.", "controlnet_"):
+            return "", "a ControlNet"
+        if has("first_stage_model.", "encoder.down."):
+            return "", "a VAE alone"
+        if len(names) <= 4:
+            return "", "no base model; a concept, perhaps, which belongs under concepts"
+        return "", "no whole Stable Diffusion model in the original layout"
+    channels = shapes[FIRST_CONVOLUTION][1]
+    if channels != 4:
+        what = CHANNELS.get(channels, "of another kind")
+        return "", f"{what} (its UNet takes {channels} channels)"
+    if has("embedder.model."):
+        return "", "of another kind (unCLIP)"
+    for beginning, family in TEXT.items():
+        if has(beginning):
+            if has("first_stage_model."):
+                return family, ""
+            return "", "incomplete (it has no VAE)"
+    if has("conditioner.embedders.0.model."):
+        return "", "the refiner of Stable Diffusion XL"
+    return "", "of another kind (its text encoder is not CLIP), or has no text encoder"

@@ -1,0 +1,128 @@
+"""Stable Diffusion in one safetensors file, in the layout of the original code, with no network.
+
+Such a file holds tensors and no configuration. That of the three families lies in detsd/configs, a
+few kilobytes; the vocabulary is the bundled model's, which is CLIP's own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors import safe_open
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from detsd.errors import UserError
+from detsd.families import SUPPORTED, single_family
+from detsd.hub import KEY, Source, files_of
+
+CONFIGS = Path(__file__).parent / "configs"
+VOCABULARY = Path(__file__).parent.parent / "demo_model" / "tokenizer"
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def is_single_file(name: str) -> bool:
+    """Whether a base model's name is that of a file, there or missing."""
+    return Path(name).is_file() or Path(name).suffix.lower() in SUFFIXES
+
+
+def find_single_file(name: str) -> Source:
+    """A file's weights with its family's configuration.
+
+    Raises:
+        UserError: missing, a pickle, or a model that is not supported.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"{KEY}: {name} does not exist; name a file, a folder or a hub model")
+    with path.open("rb") as f:
+        start = f.read(9)
+    if start[8:] != b"{":
+        pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+        what = "a pickle, which can run code when it is read" if pickled else "no safetensors file"
+        raise UserError(
+            f"{KEY}: {name} is {what}; convert it to safetensors on a machine that may be lost, as "
+            "docs/models.md tells"
+        )
+    with safe_open(name, "pt") as f:
+        shapes = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
+    family, what = single_family(shapes)
+    if what:
+        raise UserError(f"{KEY}: {name} is {what}; {SUPPORTED}")
+    return Source(name, CONFIGS / family, files_of(CONFIGS / family), single=path)
+
+
+def told_of_scheduler(path: Path) -> dict:
+    """What a file says of its noise schedule, in the words of diffusers' configurations.
+
+    As ModelSpec has it in the metadata, or by the empty tensors that mark variants of Stable
+    Diffusion XL.
+    """
+    with safe_open(str(path), "pt") as f:
+        spec, names = f.metadata() or {}, set(f.keys())
+    told = {"rescale_betas_zero_snr": True} if "ztsnr" in names else {}
+    said = spec.get("modelspec.prediction_type", "")
+    if "v_pred" in names or said.startswith("v"):
+        return told | {"prediction_type": "v_prediction"}
+    if said.startswith("eps"):
+        return told | {"prediction_type": "epsilon"}
+    return told
+
+
+@torch.no_grad()
+def mended(sampler: dict, unet: UNet2DConditionModel) -> dict:
+    """The scheduler's configuration with what the UNet predicts, where nothing tells: SD 2.x.
+
+    Of an input that is all noise, the noise is the input itself, and v is about minus the picture.
+    A1111 tells the two kinds apart so, with this input and this threshold. The one that predicts
+    noise was trained on images of 512 pixels.
+    """
+    if "prediction_type" not in sampler:
+        noise = torch.full((1, 4, 8, 8), 0.5, dtype=unet.dtype, device=unet.device)
+        states = torch.full((1, 2, unet.config.cross_attention_dim), 0.5).to(noise)
+        is_v = float((unet(noise, 999, states).sample - noise).mean()) < -1
+        sampler = sampler | {"prediction_type": "v_prediction" if is_v else "epsilon"}
+        if not is_v:
+            unet.register_to_config(sample_size=64)
+    return sampler
+
+
+def tokenizer_of(source: Source, part: str) -> CLIPTokenizer:
+    """The bundled vocabulary with the family's pad token."""
+    facts = json.loads((source.folder / part / "tokenizer_config.json").read_text())
+    return CLIPTokenizer.from_pretrained(VOCABULARY, pad_token=facts["pad_token"])
+
+
+def token_tables(files: list[Path]) -> list[torch.Tensor]:
+    """The tables (V, D), float32, of the text encoders in these files, in the model's order."""
+    found = {}
+    for path in files:
+        with safe_open(str(path), "pt") as f:
+            for name in f.keys():  # noqa: SIM118
+                if name.endswith("token_embedding.weight"):
+                    found[name] = f.get_tensor(name).float()
+    return [found[name] for name in sorted(found)]
+
+
+def read_single_file(
+    source: Source, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae_dtype: torch.dtype
+) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], AutoencoderKL, UNet2DConditionModel]:
+    """Text encoders, VAE and UNet, on the CPU in their final dtype."""
+    options = {"config": str(source.folder), "local_files_only": True}
+    vae = AutoencoderKL.from_single_file(
+        str(source.single), subfolder="vae", torch_dtype=vae_dtype, **options
+    )
+    parts = {"vae": vae, "tokenizer": tokenizers[0], "torch_dtype": dtype}
+    if len(tokenizers) == 2:
+        parts["tokenizer_2"] = tokenizers[1]
+        pipe = StableDiffusionXLPipeline.from_single_file(str(source.single), **parts, **options)
+        return [pipe.text_encoder, pipe.text_encoder_2], vae, pipe.unet
+    pipe = StableDiffusionPipeline.from_single_file(str(source.single), **parts, **options)
+    return [pipe.text_encoder], vae, pipe.unet

@@ -1,0 +1,512 @@
+"""Stable Diffusion 1.x, 2.x and XL alike; held equal to stock diffusers on tiny random models."""
+
+import dataclasses
+import json
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_detsd
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
+from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModelWithProjection as CLIPTextModel2
+
+from detsd import cluster, data, models, single_file
+from detsd.__main__ import main
+from detsd.config import ModelConfig, load_config
+from detsd.errors import UserError
+from detsd.families import single_family, unsupported_index, unsupported_parts, without_index
+from detsd.formats import FAMILIES as FAMILY_NAMES
+from detsd.formats import LearnedConcept, read_concepts, write_concepts
+from detsd.models import load_base_model
+from detsd.pipeline import DetSDTextualInversionPipeline, Job
+from detsd.trainer import Trainer
+
+CPU = torch.device("cpu")
+WIDTHS = {"sd1": (16,), "sd2": (24,), "sdxl": (16, 24)}
+PROMPT = "a blob-thing on wood"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny model of every family."""
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in FAMILIES.items()}
+
+
+def blob(family: str) -> LearnedConcept:
+    torch.manual_seed(1)
+    return LearnedConcept("blob-thing", "red ball", *(torch.randn(2, w) for w in WIDTHS[family]))
+
+
+def stock(folder, concept: LearnedConcept | None = None):
+    """The stock pipeline, with a concept as diffusers loads it."""
+    two = (folder / "text_encoder_2").is_dir()
+    pipe = (StableDiffusionXLPipeline if two else StableDiffusionPipeline).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for rows, end in zip(concept.rows if concept else (), ("", "_2"), strict=False):
+        parts = {"text_encoder": f"text_encoder{end}", "tokenizer": f"tokenizer{end}"}
+        pipe.load_textual_inversion(
+            {concept.name: rows},
+            token=concept.name,
+            **{name: getattr(pipe, part) for name, part in parts.items()},
+        )
+    return pipe
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("negative", ["", "red"])
+def test_images_equal_those_of_stock_diffusers(family, negative, folders):
+    concept = blob(family)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))
+    pipe.vocabulary.add(concept)
+    job = Job(PROMPT, 7, negative, num_inference_steps=3, scheduler_name="euler", height=40)
+    (made,) = pipe.make([job])
+    theirs = stock(folders[family], concept)
+    theirs.scheduler = pipe._scheduler("euler")
+    options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 40, "width": 32}
+    options |= {"negative_prompt": negative or None, "output_type": "np"}
+    want = theirs(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
+    assert abs(np.asarray(made.image).astype(int) - np.round(want * 255)).max() <= 1
+    pipe.stock.scheduler = pipe._scheduler("euler")
+    got = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_pooled_states_are_of_the_end_token_though_added_ids_are_larger(tmp_path):
+    """The configurations of the real model say 2 for the end token: the largest id counts."""
+    model = load_base_model(ModelConfig(str(save_tiny_sdxl(tmp_path, eos_token_id=2))), CPU)
+    model.vocabulary.add(blob("sdxl"))
+    side = model.vocabulary.sides[1]
+    prompts = [PROMPT, "a dog"]
+    ids = side.ids([model.vocabulary.rewrite(p) for p in prompts])
+    assert ids[0].max() >= side.embedding.first_id
+    states = side.encoder.text_model(ids).last_hidden_state  # (2, 77, D)
+    want = torch.stack(
+        [
+            side.encoder.text_projection.weight @ states[k, ids[k].tolist().index(49407)]
+            for k in range(2)
+        ]
+    )
+    got = model.conditioning(prompts).added["text_embeds"]
+    torch.testing.assert_close(got, want)
+
+
+def test_stable_diffusion_xl_is_told_both_encoders_and_the_frame(folders):
+    model = load_base_model(ModelConfig(str(folders["sdxl"])), CPU)
+    told = model.conditioning(["a dog", "a cat"], [(48, 40, 4, 0, 32, 32), (1, 2, 3, 4, 5, 6)])
+    assert told.hidden.shape == (2, 77, 40)
+    assert told.added["time_ids"].tolist() == [[48, 40, 4, 0, 32, 32], [1, 2, 3, 4, 5, 6]]
+    assert model.conditioning(["a dog"]).added["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
+    hidden, nothing, pooled, _ = stock(folders["sdxl"]).encode_prompt("a dog")
+    torch.testing.assert_close(told.hidden[:1], hidden)
+    torch.testing.assert_close(told.added["text_embeds"][:1], pooled)
+    away = model.away_from(["", "red"])
+    assert torch.equal(away.hidden[:1], nothing)
+    assert not away.added["text_embeds"][0].any()
+    assert away.hidden[1].any()
+    other = dataclasses.replace(model, no_prompt_is_zero=False)
+    assert other.away_from([""]).hidden.any()
+
+
+def test_frames_say_where_a_square_was_cut_out():
+    assert data.frame(640, 480, 32, center_crop=False) == (480, 640, 0, 0, 32, 32)
+    assert data.frame(64, 32, 32, center_crop=True) == (32, 64, 0, 16, 32, 32)
+    assert data.frame(100, 400, 50, center_crop=True) == (400, 100, 75, 0, 50, 50)
+    assert data.frame(32, 32, 32, center_crop=True) == (32, 32, 0, 0, 32, 32)
+
+
+@pytest.fixture
+def tuned(experiment, tmp_path, folders):
+    """Fine-tune a family in this process; the exit code."""
+
+    def run(family, out, *extra):
+        file = experiment(
+            model={"pretrained_model_name_or_path": str(folders[family])},
+            training={"norm_reg_weight": 0.1, "hidden_reg_weight": 0.1},
+        )
+        return main(["finetune", str(file), "--output-dir", str(tmp_path / out), *extra])
+
+    return run
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_every_family_is_learned_resumed_shown_and_drawn(
+    family, tuned, tmp_path, folders, monkeypatch, capsys
+):
+    assert tuned(family, "whole") == 0
+    checks = iter([False, False, False, False, False, True])  # stopped at step 6, past a checkpoint
+    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(checks))
+    assert tuned(family, "parts") == 128
+    monkeypatch.undo()
+    assert tuned(family, "parts") == 0
+    assert "resuming after step 6" in capsys.readouterr().out
+    last = "checkpoints/step-00000008"
+    (whole,), (parts,) = (read_concepts(tmp_path / name / last) for name in ("whole", "parts"))
+    assert whole.widths == WIDTHS[family]
+    assert all(map(torch.equal, whole.rows, parts.rows))
+    (start,) = read_concepts(tmp_path / "whole/checkpoints/step-00000004")
+    assert not any(map(torch.equal, whole.rows, start.rows))  # of every encoder
+    assert main(["show", str(tmp_path / "whole" / last)]) == 0
+    assert f"of width {' and '.join(map(str, WIDTHS[family]))}" in capsys.readouterr().out
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))
+    pipe.load_concepts(tmp_path / "whole" / last)
+    (made,) = pipe.make([Job("a photo of a blob-thing", 1, num_inference_steps=2)])
+    sample = tmp_path / "whole/samples/step-00000008-001.png"
+    assert sample.is_file()
+    assert made.image.size == (32, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_new_rows_change(family, experiment, tmp_path, folders):
+    model = {"pretrained_model_name_or_path": str(folders[family])}
+    decay = {"num_sgd_steps": 2, "optimizer_name": "adamw", "weight_decay": 0.1}
+    config = load_config(experiment(model=model, training=decay))
+    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
+        trainer = Trainer(config, run)
+        assert trainer.train()
+    assert not any(map(torch.equal, trainer.rows, trainer.initial_rows))
+    fresh = load_base_model(config.model, CPU)
+    for parts in (lambda m: [m.unet, m.vae], lambda m: [s.encoder for s in m.vocabulary.sides]):
+        for trained, untouched in zip(parts(trainer.model), parts(fresh), strict=True):
+            now, before = trained.state_dict(), untouched.state_dict()
+            changed = [k for k in before if not torch.equal(now[k], before[k])]
+            assert [k.split(".")[-1] for k in changed] == ["rows"] * ("learned.rows" in str([*now]))
+            learning = [k for k, p in trained.named_parameters() if p.requires_grad]
+            assert learning == changed
+
+
+def test_a_concept_of_another_family_is_refused_by_both_names(folders, tmp_path):
+    write_concepts([dataclasses.replace(blob("sdxl"), model="some/xl-model")], tmp_path)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sd2"]))
+    with pytest.raises(UserError) as caught:
+        pipe.load_concepts(tmp_path)
+    for words in ("'blob-thing'", str(folders["sd2"]), "width 16 and 24, but the text encoder's"):
+        assert words in str(caught.value)
+
+
+# ---- what is supported, and what is not --------------------------------------------------------
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_the_supported_families_are_told_by_their_small_files(folders):
+    for family, folder in folders.items():
+        assert not unsupported_index(read(folder, "model_index.json"))
+        kind = models.examine(models.find_model(ModelConfig(str(folder))))
+        assert kind.widths == WIDTHS[family]
+        assert kind.no_prompt_is_zero is kind.vae_overflows is (family == "sdxl")
+        half = kind.vae_dtype(torch.float16)
+        assert half == (torch.float32 if family == "sdxl" else torch.float16)
+        assert kind.vae_dtype(torch.bfloat16) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"_class_name": "FluxPipeline"}, "of another kind (Flux)"),
+        ({"_class_name": "StableDiffusion3Pipeline"}, "(Stable Diffusion 3)"),
+        ({"_class_name": "StableDiffusionXLInpaintPipeline"}, "(Stable Diffusion XL Inpaint)"),
+        ({"_class_name": "PixArtAlphaPipeline"}, "(Pix Art Alpha)"),
+        ({"text_encoder": [None, None]}, "the refiner of Stable Diffusion XL"),
+        ({"text_encoder": ["transformers", "XLMRobertaModel"]}, "text_encoder is XLMRobertaModel"),
+        ({"vae": ["diffusers", "AutoencoderTiny"]}, "its vae is AutoencoderTiny"),
+    ],
+)
+def test_what_another_index_says(changes, words, folders):
+    index = read(folders["sdxl"], "model_index.json")
+    assert words in unsupported_index(index | changes)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("unet", {"in_channels": 9}, "an inpainting model (its UNet takes 9 channels"),
+        ("unet", {"in_channels": 8}, "a model for editing images"),
+        ("unet", {"time_cond_proj_dim": 256}, "a consistency model"),
+        ("unet", {"class_embed_type": "projection"}, "takes a class"),
+        ("unet", {"addition_embed_type": None}, "no size and no pooled text"),
+        ("unet", {"projection_class_embeddings_input_dim": 60}, "not told the pooled text"),
+        ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDM"),
+        ("scheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
+    ],
+)
+def test_what_other_parts_say(part, changes, words, folders):
+    folder = folders["sdxl"]
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    configs = {name: read(folder, f"{name}/config.json") for name in names}
+    configs["scheduler"] = read(folder, "scheduler/scheduler_config.json")
+    assert not unsupported_parts(configs)
+    assert words in unsupported_parts(configs | {part: configs[part] | changes})
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tmp_path):
+    """Without weights in the folder: a sentence on these would come were they looked for."""
+    folder = tmp_path / "inpainting"
+    shutil.copytree(folders["sd1"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = read(folder, "unet/config.json")
+    (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
+    with pytest.raises(UserError, match="is an inpainting model .* supported are Stable Diff"):
+        load_base_model(ModelConfig(str(folder)), CPU)
+    shutil.copy(folders["sd1"] / "unet/config.json", folder / "unet/config.json")
+    with pytest.raises(UserError, match="concept 'blob-thing' does not fit"):
+        load_base_model(ModelConfig(str(folder)), CPU, [blob("sdxl")])
+    (folder / "model_index.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="is a LoRA, which changes a base model"):
+        load_base_model(ModelConfig(str(folder)), CPU)
+    assert "name that file" in without_index(["model.safetensors", "README.md"])
+    assert "one part of a model" in without_index(["config.json", "x.safetensors"])
+    assert "no model in the diffusers format" in without_index(["README.md"])
+
+
+# ---- the forms that a model comes in -----------------------------------------------------------
+
+
+def states(model):
+    told = model.conditioning(["a dog"])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = model.unet(noise, 500, told.hidden, added_cond_kwargs=told.added).sample
+        return told.hidden, said, model.vae.decode(noise).sample
+
+
+def test_halves_alone_load_without_being_told(folders, tmp_path):
+    """A folder with .fp16 weights only; beside whole ones these are not looked at."""
+    halves = save_tiny_sdxl(tmp_path / "halves", variant="fp16")
+    whole = shutil.copytree(folders["sdxl"], tmp_path / "whole")
+    a, b = (load_base_model(ModelConfig(str(f)), CPU) for f in (halves, whole))
+    assert a.unet.dtype == a.vae.dtype == torch.float32
+    for name, weight in b.unet.state_dict().items():
+        assert torch.equal(a.unet.state_dict()[name], weight.half().float()), name
+    for file in halves.rglob("*.fp16.safetensors"):
+        shutil.copy(file, whole / file.relative_to(halves))
+    c = load_base_model(ModelConfig(str(whole)), CPU)
+    assert all(map(torch.equal, states(c), states(b)))
+    half = load_base_model(ModelConfig(str(whole), precision="fp16"), CPU)
+    assert (half.unet.dtype, half.vae.dtype) == (torch.float16, torch.float32)
+
+
+@pytest.fixture
+def configs(tmp_path, folders, monkeypatch):
+    """The configurations of the tiny families in place of the real ones."""
+    for family, folder in folders.items():
+        small = shutil.copytree(
+            folder, tmp_path / "configs" / family, ignore=shutil.ignore_patterns("*.safetensors")
+        )
+        pads = ("<|endoftext|>", "!") if family == "sdxl" else ("!" if family == "sd2" else None,)
+        for end, pad in zip(("", "_2"), pads, strict=False):
+            facts = {"pad_token": pad or "<|endoftext|>"}
+            (small / f"tokenizer{end}/tokenizer_config.json").write_text(json.dumps(facts))
+    file = tmp_path / "configs/sd2/scheduler/scheduler_config.json"
+    scheduler = json.loads(file.read_text())
+    del scheduler["prediction_type"]  # which nothing but the weights tells
+    file.write_text(json.dumps(scheduler))
+    monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_file_is_the_folder(family, tmp_path, folders, configs):
+    spec = {"modelspec.prediction_type": "v"} if family == "sd2" else None
+    file = save_single_file(folders[family], tmp_path / "model.safetensors", spec)
+    whole, single = (load_base_model(ModelConfig(str(p)), CPU) for p in (folders[family], file))
+    for part in ("unet", "vae"):
+        a, b = (getattr(model, part).state_dict() for model in (whole, single))
+        assert a.keys() == b.keys()
+        assert all(map(torch.equal, a.values(), b.values()))
+    torch.testing.assert_close(states(whole), states(single))
+    assert single.scheduler.config.prediction_type == whole.scheduler.config.prediction_type
+    assert single.no_prompt_is_zero == whole.no_prompt_is_zero
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(file))  # asks for a checker, too
+    pipe.vocabulary.add(blob(family))
+    assert pipe.make([Job(PROMPT, 1, num_inference_steps=2)])[0].image.size == (32, 32)
+    tables = models.load_token_tables(ModelConfig(str(file)))
+    wanted = models.load_token_tables(ModelConfig(str(folders[family])))
+    assert len(tables) == len(WIDTHS[family])
+    for (tokenizer, table), (other, want) in zip(tables, wanted, strict=True):
+        assert torch.equal(table, want)
+        assert tokenizer.pad_token == other.pad_token
+
+
+def test_stable_diffusion_2_is_asked_what_it_predicts(folders):
+    unet = load_base_model(ModelConfig(str(folders["sd2"])), CPU).unet
+    unet.conv_out.weight.zero_()
+    for bias, predicted, size in ((-0.8, "v_prediction", 8), (0.5, "epsilon", 64)):
+        unet.conv_out.bias.fill_(bias)  # all that it says
+        assert single_file.mended({}, unet)["prediction_type"] == predicted
+        assert unet.config.sample_size == size
+    assert single_file.mended({"prediction_type": "told"}, unet)["prediction_type"] == "told"
+
+
+def test_the_configurations_that_come_along_are_the_real_models():
+    """Parameters of the published models, counted without any memory for them."""
+    counts = {
+        "sd1": (859_520_964, 83_653_863, 123_060_480),
+        "sd2": (865_910_724, 83_653_863, 340_387_840),
+        "sdxl": (2_567_463_684, 83_653_863, 123_060_480, 694_659_840),
+    }
+    page = (ROOT / "docs" / "models.md").read_text()
+    for family, wanted in counts.items():
+        folder = single_file.CONFIGS / family
+        index = read(folder, "model_index.json")
+        assert not unsupported_index(index)
+        with torch.device("meta"):
+            parts = [
+                UNet2DConditionModel.from_config(read(folder, "unet/config.json")),
+                AutoencoderKL.from_config(read(folder, "vae/config.json")),
+                CLIPTextModel(CLIPTextConfig(**read(folder, "text_encoder/config.json"))),
+            ]
+            if family == "sdxl":
+                second = CLIPTextConfig(**read(folder, "text_encoder_2/config.json"))
+                parts.append(CLIPTextModel2(second))
+        assert tuple(sum(p.numel() for p in m.parameters()) for m in parts) == wanted
+        widths = tuple(part.config.hidden_size for part in parts[2:])
+        size = (sum(wanted) - wanted[1]) * 2 / 1e9  # in half precision, without the VAE
+        row = rf"\| {FAMILY_NAMES[widths]} \| {' and '.join(map(str, widths))} \|.*\| {size:.2f} GB"
+        assert re.search(row, page)
+        names = ("unet", "vae", *(n for n in index if n.startswith("text_encoder")))
+        configs = {name: read(folder, f"{name}/config.json") for name in names}
+        configs["scheduler"] = read(folder, "scheduler/scheduler_config.json")
+        assert not unsupported_parts(configs)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["lora_unet_down.alpha"], "a LoRA"),
+        (["double_blocks.0.x"], "Flux"),
+        (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
+        (["emb_params"], "a concept, perhaps"),
+        (["first_stage_model.x"], "a VAE alone"),
+        ([f"x{k}" for k in range(9)], "no whole Stable Diffusion model"),
+    ],
+)
+def test_single_files_of_other_kinds(names, words, tmp_path):
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=f"x.safetensors is .*{words}"):
+        load_base_model(ModelConfig(str(tmp_path / "x.safetensors")), CPU)
+
+
+def test_whole_single_files_of_other_kinds():
+    whole = {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}
+    text = "cond_stage_model.transformer.x"
+    assert single_family(whole | {text: (1,), "first_stage_model.x": (1,)}) == ("sd1", "")
+    assert "it has no VAE" in single_family(whole | {text: (1,)})[1]
+    assert "refiner" in single_family(whole | {"conditioner.embedders.0.model.x": (1,)})[1]
+    assert "unCLIP" in single_family(whole | {"embedder.model.x": (1,)})[1]
+    assert "not CLIP" in single_family(whole)[1]
+    nine = {"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}
+    assert "an inpainting model" in single_family(nine)[1]
+
+
+def test_pickles_and_missing_files_are_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
+    (tmp_path / "text.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    for name, words in (
+        ("model.ckpt", "is a pickle, which can run code when it is read; convert it"),
+        ("text.safetensors", "is no safetensors file"),
+        ("gone.safetensors", "does not exist; name a file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_base_model(ModelConfig(str(tmp_path / name)), CPU)
+
+
+def test_a_safety_checker_that_is_a_pickle(folders, tmp_path):
+    """Read as tensors alone; a switch does without."""
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "image_size": 32, "patch_size": 16}  # fmt: skip
+    sizes = CLIPConfig(vision_config=tower, text_config={"hidden_size": 16}, projection_dim=16)
+    folder = shutil.copytree(folders["sd1"], tmp_path / "model")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder,
+        safety_checker=StableDiffusionSafetyChecker(sizes),
+        feature_extractor=CLIPImageProcessor(size=32, crop_size=32),
+    )
+    pipe.save_pretrained(folder)
+    part = folder / "safety_checker"
+    weights = load_file(part / "model.safetensors")
+    torch.save(weights, part / "pytorch_model.bin")
+    (part / "model.safetensors").unlink()
+    checker, _ = models.load_safety_checker(ModelConfig(str(folder)), CPU, torch.float32)
+    assert all(torch.equal(checker.state_dict()[k], v) for k, v in weights.items())
+    (part / "pytorch_model.bin").write_bytes(pickle.dumps(shutil.rmtree))
+    with pytest.raises(UserError, match="model.safety_checker: false makes images without it"):
+        DetSDTextualInversionPipeline.from_pretrained(str(folder))
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folder), safety_checker=False)
+    assert pipe.record(Job("a dog", 0))["model"]["safety_checker"] is False
+
+
+# ---- memory, and prompts with weights ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_computing_activations_twice_changes_nothing_but_memory(
+    family, experiment, tmp_path, folders
+):
+    rows = []
+    for twice in (False, True):
+        config = load_config(
+            experiment(
+                model={"pretrained_model_name_or_path": str(folders[family])},
+                training={"gradient_checkpointing": twice, "num_sgd_steps": 2},
+                inference={"inference_prompts": []},
+            )
+        )
+        with cluster.open_run(tmp_path / str(twice), accelerate=True) as run:
+            trainer = Trainer(config, run)
+            assert trainer.model.unet.is_gradient_checkpointing is twice
+            trainer.train()
+            rows.append(trainer.rows)
+    assert all(map(torch.equal, *rows))
+
+
+def test_weights_of_words_are_left_out_and_told(folders):
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sd1"]))
+    pipe.vocabulary.add(blob("sd1"))
+    ids = pipe.vocabulary.token_ids
+    plain = ids(["a blob-thing on wood"])
+    for prompt in ("a (blob-thing:1.3) on wood", "a (blob-thing)1.3 on (wood:.8)",
+                   "((a blob-thing:1.1) on wood:2)"):  # fmt: skip
+        assert torch.equal(ids([prompt]), plain)
+        assert any("which detsd does not" in doubt for doubt in pipe.doubts(prompt))
+    for prompt in ("a photo (16:9)", "at noon (at 10:30)", "a (red) ball", "f(x) = 2"):
+        assert pipe.vocabulary.text(prompt) == prompt
+        assert pipe.doubts(prompt) == []
+    (doubt,) = pipe.doubts("a [blob-thing] and a ((dog))")
+    assert "[blob-thing] ((dog)), which other programs take for a weight" in doubt
+
+
+@pytest.mark.slow
+def test_a_grid_of_stable_diffusion_xl_on_two_ranks(folders, tmp_path):
+    write_concepts([blob("sdxl")], tmp_path)
+    hyperparameters = {
+        "model": {"pretrained_model_name_or_path": str(folders["sdxl"])},
+        "concepts": {"files": [str(tmp_path)]},
+        "grid": {"prompts": [PROMPT, "a dog"], "seeds": [1, 2], "num_inference_steps": 2},
+        "output": {"batch_size": 2},
+    }
+    file = tmp_path / "grid.yaml"
+    file.write_text(json.dumps({"name": "grid", "hyperparameters": hyperparameters}))
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert main(["generate", str(file), "--output-dir", str(one)]) == 0
+    done = run_detsd("generate", file, "--output-dir", two, ranks=2)
+    assert done.returncode == 0, done.stderr
+    names = [f"images/job-{k:05d}.png" for k in range(4)]
+    assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
+    assert len({(one / n).read_bytes() for n in names}) == 4
+    assert (
+        main(["generate", "--from", str(one / names[0]), "--output-dir", str(tmp_path / "x")]) == 0
+    )
+    assert (tmp_path / "x" / names[0]).is_file()
