@@ -71,8 +71,8 @@ class ModelConfig:
     revision: str | None = _knob(None, "branch, tag or commit of the hub model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _knob(
         "auto",
-        "of the frozen weights; auto: bf16 on GPUs that have it, fp16 on older ones, fp32 "
-        "elsewhere (many CPUs run bf16 a hundred times slower)",
+        "of the frozen weights; auto: on GPUs bf16 for training (fp16 on older ones) and fp16 for "
+        "images, fp32 elsewhere (many CPUs run bf16 a hundred times slower)",
     )
     safety_checker: bool = _knob(
         True, "whether grids go through the model's own safety checker, where it has one"

@@ -23,9 +23,11 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    __version__,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
+from packaging.version import Version
 from safetensors import SafetensorError
 from transformers import (
     CLIPImageProcessor,
@@ -154,13 +156,18 @@ class BaseModel:
         )
 
 
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of frozen weights: as told, or the fastest that the hardware does well."""
+def pick_dtype(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
+    """The dtype of frozen weights: as told, or the fastest that the hardware does well.
+
+    bf16 has the range of float32, which gradients need, and fp16 the finer steps: images in it come
+    nine times nearer to those in float32 (dev/LOG.md).
+    """
     if precision != "auto":
         return DTYPES[precision]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.bfloat16 if training and has_bf16 else torch.float16
 
 
 def resolve(name: str) -> str:
@@ -292,7 +299,11 @@ def _tokenizer(source: Source, part: str) -> CLIPTokenizer:
 
 
 def load_base_model(
-    config: ModelConfig, device: torch.device, concepts: Iterable[LearnedConcept] = ()
+    config: ModelConfig,
+    device: torch.device,
+    concepts: Iterable[LearnedConcept] = (),
+    *,
+    training: bool = False,
 ) -> BaseModel:
     """Load `config.pretrained_model_name_or_path`, a folder, file or hub model, and freeze it.
 
@@ -300,13 +311,14 @@ def load_base_model(
 
     Args:
         concepts: what is going to be added to it; whether they fit is found out first.
+        training: whether gradients will go through it.
 
     Raises:
         UserError: missing, gated or unreachable model, one that is not supported, or concepts of
             another.
     """
     name = config.pretrained_model_name_or_path
-    dtype = pick_dtype(config.precision, device)
+    dtype = pick_dtype(config.precision, device, training)
     source = find_model(config)
     kind = examine(source)
     for concept in concepts:
@@ -329,6 +341,7 @@ def load_base_model(
             unet = _load(UNet2DConditionModel, source, "unet", torch_dtype=dtype)
         for part in (*encoders, vae, unet):
             part.requires_grad_(False).eval().to(device)
+        _mend_sample_size(unet)
         sampler = kind.sampler
         if source.single:
             sampler = mended(sampler, unet)
@@ -346,6 +359,16 @@ def load_base_model(
         kind.no_prompt_is_zero,
         source.commit,
     )
+
+
+def _mend_sample_size(unet: UNet2DConditionModel) -> None:
+    """Read the size of old models as diffusers' pipeline does, before anything goes by it.
+
+    Files of the first Stable Diffusion models, written before diffusers 0.9, say 32 for 64.
+    """
+    written = Version(unet.config.get("_diffusers_version", __version__)).release
+    if written < (0, 9) and unet.config.sample_size < 64:
+        unet.register_to_config(sample_size=64)
 
 
 def _load(cls: type, source: Source, part: str, **options):

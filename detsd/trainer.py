@@ -111,7 +111,7 @@ class Trainer:
         run.agree(
             configuration=flat(dataclasses.asdict(config)),
             package_versions=packages(),
-            precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device))},
+            precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
         run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
         brought = [s for s in config.concepts.initializer_strs if is_source(s)]
@@ -119,7 +119,9 @@ class Trainer:
         learned = [concept for source in brought for concept in read_concepts(source)]
         # One rank of each node downloads; the others then find the files.
         with run.ranks.local_chief_first():
-            self.model: BaseModel = load_base_model(self._model_config(), run.ranks.device, learned)
+            self.model: BaseModel = load_base_model(
+                self._model_config(), run.ranks.device, learned, training=True
+            )
         if self.model.device.type == "cpu":
             # Several threads add up the gradients of the embedding rows in the order in which
             # they come; Adam makes other pictures of that within a few steps.

@@ -1,6 +1,8 @@
 """The pipeline: schedulers, concepts from everywhere, pixels that depend on their own job alone."""
 
 import dataclasses
+import json
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -15,12 +17,13 @@ from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from detsd import cluster
-from detsd.config import GenerateConfig, InferenceConfig, SchedulerName, parse_config
+from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.denoise import starting_noise
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.generator import remake_hyperparameters
 from detsd.images import read_record
+from detsd.models import load_base_model, pick_dtype
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
 
 BLOB = LearnedConcept("blob-thing", "ball", torch.ones(2, 16))
@@ -177,6 +180,31 @@ def test_a_call_draws_its_noise_in_float32_too(name, tiny_model, monkeypatch):
     assert len(half("a ball", 64, 32, generator=seeds, **options).images) == 2
     assert set(drawn) == {torch.float32}
     assert len(half("a ball", **options).images) == 2
+
+
+def test_images_prefer_fp16_and_training_bf16_on_gpus(monkeypatch):
+    gpu = torch.device("cuda")
+    for capability, training in (((7, 0), torch.float16), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a, c=capability: c)
+        assert pick_dtype("auto", gpu) == torch.float16
+        assert pick_dtype("auto", gpu, training=True) == training
+    for device in (torch.device("cpu"), torch.device("mps")):
+        assert pick_dtype("auto", device) == pick_dtype("auto", device, True) == torch.float32
+    assert pick_dtype("fp32", gpu) == torch.float32
+
+
+def test_an_old_models_size_is_mended_before_anything_goes_by_it(tiny_model, tmp_path):
+    """Files of before diffusers 0.9 say 32 for 64, which its pipeline mends when it is made."""
+    folder = shutil.copytree(tiny_model, tmp_path / "old")
+    file = folder / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"_diffusers_version": "0.6.0"}))
+    model = load_base_model(ModelConfig(str(folder)), torch.device("cpu"))
+    assert model.image_size == 64 * model.downsampling
+    size = model.image_size
+    assert DetSDTextualInversionPipeline(model).stock.unet.config.sample_size == 64
+    assert model.image_size == size
+    assert load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu")).image_size == 32
 
 
 def test_a_scale_of_one_needs_no_guidance(pipe):
