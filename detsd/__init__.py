@@ -5,6 +5,8 @@ import os
 import tempfile
 import warnings
 
+__version__ = "0.1.0"
+
 # Before the libraries are imported, on the command line and in notebooks alike: their notes on
 # optional packages say nothing to somebody who trains a concept.
 for name, value in {

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The one door: python -m detsd finetune | generate ...
 
 On a cluster the configuration and the latest checkpoint come from the trial; off cluster from the
@@ -8,14 +9,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
 
+from detsd import __version__, checks, progress, trial
+from detsd.config import (
+    FinetuneConfig,
+    GenerateConfig,
+    ModelConfig,
+    check_experiment,
+    load_config,
+    override,
+    parse_config,
+)
 from detsd.errors import DISK_ERRORS, Diverged, UserError
-from detsd.sources import LAYOUTS
+from detsd.images import remake_hyperparameters
+from detsd.names import BUNDLED, resolve
+from detsd.sources import LAYOUTS, locate
+
+# As it was called: the command that installing brings, or the module.
+DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 
 
 def cluster_config(kind: type):
@@ -24,45 +42,36 @@ def cluster_config(kind: type):
     Raises:
         UserError: every problem found.
     """
-    from detsd import cluster
-    from detsd.config import check_experiment, parse_config
-
     source = "the experiment's configuration"
-    check_experiment(cluster.cluster_experiment(), source, kind)
-    return parse_config(cluster.cluster_hyperparameters(), source, kind)
+    check_experiment(trial.cluster_experiment(), source, kind)
+    return parse_config(trial.cluster_hyperparameters(), source, kind)
 
 
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
-    from detsd import cluster, sources
-    from detsd.config import FinetuneConfig, load_config
-
-    on_cluster = cluster.on_cluster()
+    on_cluster = trial.on_cluster()
     if on_cluster:
         config = cluster_config(FinetuneConfig)
         folder = Path()
+        checks.check_finetune(config, "the experiment's configuration")
     else:
         if args.config is None:
             raise UserError(
-                "no experiment file given and no cluster found; write e.g. "
-                "python -m detsd finetune finetune_demo.yaml"
+                f"no experiment file given and no cluster found; write e.g. {DOOR} finetune "
+                "finetune_demo.yaml"
             )
         config = load_config(args.config, args.set)
-        folder = args.output_dir or Path("outputs") / Path(args.config).stem
-        if args.warm_start:
-            sources.locate(args.warm_start)
-    from detsd import trainer  # the libraries take seconds: a mistake above is told at once
-
+        folder = args.output_dir or Path("outputs") / args.config.stem
+        checks.check_finetune(config, str(args.config), args.config.parent)
+        checks.check_output(folder)
+        latest = checks.check_resume(config, folder, args.warm_start)
+        steps = trial.read_metadata(latest)["steps_completed"] if latest else 0
+        if steps >= config.training.num_sgd_steps:
+            print(f"complete: the concept lies in {latest}")
+            return 0
+    with progress.waiting("loading the libraries", log=False):
+        from detsd import cluster, trainer
     with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
-        if not on_cluster:
-            trainer.refuse_changes(config, run)
-            if (
-                run.latest
-                and run.latest_is_own
-                and cluster.read_metadata(run.latest).get("complete")
-            ):
-                run.say(f"complete: the concept lies in {run.latest}")
-                return 0
         try:
             done = trainer.Trainer(config, run).train()
         except Diverged as end:
@@ -75,37 +84,100 @@ def finetune(args: argparse.Namespace) -> int:
         if not done:
             run.say("stopped; the same command goes on from here")
             return 128 + (run.stop_signal or 0)
-        steps = config.training.num_sgd_steps
-        run.say(f"learned concept: {run.folder / 'checkpoints' / f'step-{steps:08d}'}")
-        if (run.folder / "before_after.png").is_file():
-            run.say(f"before and after: {run.folder / 'before_after.png'}")
-            run.say(f"time-lapse: {run.folder / 'time_lapse.gif'} and time_lapse.png")
+        if run.is_chief:
+            say_what_next(config, folder)
     return 0
+
+
+def say_what_next(config: FinetuneConfig, folder: Path) -> None:
+    """Where a finished fine-tuning lies, and the commands that one wants then, to be pasted."""
+    checkpoint = folder / "checkpoints" / f"step-{config.training.num_sgd_steps:08d}"
+    progress.say(f"learned concept: {checkpoint}")
+    if (folder / "before_after.png").is_file():
+        progress.say(f"before and after: {folder / 'before_after.png'}")
+        progress.say(f"time-lapse: {folder / 'time_lapse.gif'} and time_lapse.png")
+    i, words = config.inference, config.concepts.concept_strs
+    model, revision = config.model.pretrained_model_name_or_path, config.model.revision
+    settings = {
+        "model.pretrained_model_name_or_path": model,
+        **({"model.revision": revision} if revision else {}),
+        "concepts.files": checkpoint,
+        "grid.prompts": i.inference_prompts or [f"a photo of a {word}" for word in words],
+        "grid.scheduler_names": i.scheduler_name,
+        "grid.num_inference_steps": i.num_inference_steps,
+        "grid.guidance_scales": [2, 4, 7],
+        "grid.num_seeds": 3,
+    }
+    pairs = [
+        f"{key}={json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v}"
+        for key, v in settings.items()
+    ]
+    other = [] if model == BUNDLED else ["--model", model]
+    grid = [word for pair in pairs for word in ("--set", pair)]
+    say_commands(
+        {
+            "look at what was learned": [DOOR, "show", folder],
+            "play with it in a browser": [DOOR, "app", *other, "--concepts", folder],
+            "make a grid of images": [
+                DOOR, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
+            ],
+            "take it to another program": [DOOR, "export", folder, "--format", "a1111"],
+            "see how it went": tensorboard(folder),
+        }
+    )  # fmt: skip
+
+
+def say_commands(commands: dict[str, list]) -> None:
+    """Commands under what they are for."""
+    progress.say("next:")
+    for what, words in commands.items():
+        door, *rest = map(str, words)
+        progress.say(f"  {what}:\n    {door} {shlex.join(rest)}")
+
+
+def tensorboard(folder: Path) -> list[str]:
+    """The command that shows a run's metrics and images beside those of its neighbours.
+
+    Without the last option TensorBoard shows ten images under a name and drops the others.
+    """
+    beside = folder.parent if folder.parent.name == "outputs" else folder
+    return ["tensorboard", "--logdir", str(beside), "--samples_per_plugin", "images=100"]
 
 
 def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
-    from detsd import cluster
-    from detsd.config import GenerateConfig, load_config, override, parse_config
-    from detsd.generator import Generator, compare, remake_hyperparameters
-
-    on_cluster = cluster.on_cluster()
+    on_cluster = trial.on_cluster()
     if on_cluster:
         config = cluster_config(GenerateConfig)
         folder = Path()
-    elif args.source:
-        hyperparameters = remake_hyperparameters(args.source)
-        override(hyperparameters, args.set or [], str(args.source))
-        config = parse_config(hyperparameters, str(args.source), GenerateConfig)
-        folder = args.output_dir or Path("outputs") / f"from-{args.source.stem}"
-    elif args.config:
-        config = load_config(args.config, args.set, GenerateConfig)
-        folder = args.output_dir or Path("outputs") / Path(args.config).stem
+        checks.check_generate(config, "the experiment's configuration")
     else:
-        raise UserError(
-            "no experiment file given and no cluster found; write e.g. "
-            "python -m detsd generate generate_demo.yaml"
-        )
+        if args.source:
+            hyperparameters = remake_hyperparameters(args.source)
+            override(hyperparameters, args.set or [], str(args.source))
+            config = parse_config(hyperparameters, str(args.source), GenerateConfig)
+            folder = args.output_dir or Path("outputs") / f"from-{args.source.stem}"
+            checks.check_generate(config, str(args.source))
+        elif args.config:
+            config = load_config(args.config, args.set, GenerateConfig)
+            folder = args.output_dir or Path("outputs") / args.config.stem
+            checks.check_generate(config, str(args.config), args.config.parent)
+        elif args.set:
+            hyperparameters = {}
+            override(hyperparameters, args.set, "the command line")
+            config = parse_config(hyperparameters, "the command line", GenerateConfig)
+            folder = args.output_dir or Path("outputs") / "grid"
+            checks.check_generate(config, "the command line")
+        else:
+            raise UserError(
+                f"no experiment file given and no cluster found; write e.g. {DOOR} generate "
+                "generate_demo.yaml"
+            )
+        checks.check_output(folder)
+        checks.check_grid_folder(folder)
+    with progress.waiting("loading the libraries", log=False):
+        from detsd import cluster
+        from detsd.generator import Generator, compare
     with cluster.open_run(folder) as run:
         generator = Generator(config, run)
         done = generator.generate()
@@ -117,16 +189,27 @@ def generate(args: argparse.Namespace) -> int:
         if args.source and not args.set:
             if run.is_chief:  # who wrote it
                 run.say(f"{generator.path(0)}: {compare(generator.path(0), args.source)}")
-        else:
+        elif run.is_chief:
             run.say(f"images: {generator.folder}, contact sheets: {run.folder / 'sheets'}")
+            again = [DOOR, "generate", "--from", generator.path(0)]
+            say_commands({"make one of them again": again, "see them all": tensorboard(folder)})
     return 0
 
 
 def show(args: argparse.Namespace) -> int:
     """Say what a concept file or checkpoint holds; exit code."""
-    from detsd.show import describe
+    locate(args.path)
+    with progress.waiting("loading the libraries", log=False):
+        from detsd.show import examine, plot, report
 
-    print(describe(args.path, args.model))
+    facts = examine(args.path, args.model)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False, indent=1))
+    else:
+        print(report(facts))
+    if args.plot:
+        plot(facts, args.plot)
+        print(f"picture: {args.plot}", file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
@@ -150,22 +233,30 @@ def export(args: argparse.Namespace) -> int:
 
 def app(args: argparse.Namespace) -> int:
     """Serve the interactive demo until interrupted; exit code."""
-    from detsd.app import serve
-    from detsd.models import resolve
-
     concepts = args.concepts
-    if concepts is None and not args.uuid and args.model == "demo_model":
+    if concepts is None and not args.uuid and args.model == BUNDLED:
         concepts = [resolve("learned_embeddings_dict_demo.pt")]
+    problems = checks.model_problems(ModelConfig(args.model))
+    problems += [p for c in concepts or [] for p in checks.source_problems(str(c), "--concepts")]
+    if problems:
+        raise UserError(problems[0])
+    with progress.waiting("loading the libraries", log=False):
+        from detsd.app import serve
+
     serve(args.model, concepts or [], args.uuid or [], args.host, args.port)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one subcommand per job."""
-    door = argparse.ArgumentParser(prog="python -m detsd", description="Textual Inversion")
-    commands = door.add_subparsers(dest="command", required=True)
+    door = argparse.ArgumentParser(
+        prog=DOOR, description="Teach Stable Diffusion a new word (Textual Inversion)."
+    )
+    door.add_argument("--version", action="version", version=f"detsd {__version__}")
+    door.set_defaults(run=None)
+    commands = door.add_subparsers(dest="command", metavar="COMMAND")
     tune = commands.add_parser("finetune", help="learn new concepts from images")
-    tune.add_argument("config", nargs="?", help="experiment file (off cluster)")
+    tune.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
     tune.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     tune.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     tune.add_argument(
@@ -174,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     tune.set_defaults(run=finetune)
     grid = commands.add_parser("generate", help="make a grid of images from prompts")
     which = grid.add_mutually_exclusive_group()
-    which.add_argument("config", nargs="?", help="experiment file (off cluster)")
+    which.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
     which.add_argument(
         "--from",
         type=Path,
@@ -189,6 +280,10 @@ def parser() -> argparse.ArgumentParser:
     what = "concept file, checkpoint or run folder"
     look.add_argument("path", type=Path, metavar="SOURCE", help=what)
     look.add_argument("--model", help="base model to compare with; default: the one it fits")
+    look.add_argument("--json", action="store_true", help="for programs")
+    look.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the rows' lengths and nearest words, too"
+    )
     look.set_defaults(run=show)
     out = commands.add_parser("export", help="write concepts for another tool")
     out.add_argument(
@@ -203,7 +298,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.set_defaults(run=export)
     page = commands.add_parser("app", help="the interactive demo, a page for the browser")
-    page.add_argument("--model", default="demo_model", help="diffusers folder or hub model")
+    page.add_argument("--model", default=BUNDLED, help="diffusers folder or hub model")
     page.add_argument(
         "--concepts", nargs="*", metavar="SOURCE", help="concept files, checkpoint or run folders"
     )
@@ -219,13 +314,23 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # somebody's own stream
             stream.reconfigure(errors="replace")  # as in a terminal that knows only ASCII
-    args = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    from diffusers.utils.logging import disable_progress_bar  # late: --help need not wait for it
+    door = parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete a line
+        import argcomplete
 
-    disable_progress_bar()
+        argcomplete.autocomplete(door)
+    args = door.parse_args(argv)
+    if args.run is None:
+        door.print_help()
+        return 0
+    handler = progress.LogHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         return args.run(args)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except UserError as error:
         return complain(str(error))
     except OSError as error:

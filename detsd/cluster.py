@@ -37,12 +37,20 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
+from detsd import progress
 from detsd.errors import UserError
+from detsd.trial import (
+    METADATA,
+    cluster_experiment,
+    is_whole,
+    latest_checkpoint,
+    on_cluster,
+    read_metadata,
+)
 from detsd.watch import check_gpus, together
 
 logger = logging.getLogger("detsd")
 
-METADATA = "metadata.json"
 JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
 # One rank downloads while the others wait: longer than the libraries' ten minutes at times.
@@ -192,7 +200,7 @@ class Run:
     def say(self, text: str) -> None:
         """A line for the person at the terminal or the task's log, once."""
         if self.is_chief:
-            print(text, flush=True)
+            progress.say(text)
 
     def log_scalars(self, steps: int, metrics: dict[str, float], group: str) -> None:
         if self.writer:
@@ -242,6 +250,9 @@ class Run:
 
     # The rest differs on and off cluster.
 
+    def begin(self) -> None:
+        """From here on something is written: what could be wrong from the start has been seen."""
+
     def report(self, steps: int, metrics: dict[str, float], *, validation: bool = False) -> None:
         """Report metrics of `steps` completed steps. Chief only does anything."""
         raise NotImplementedError
@@ -274,23 +285,6 @@ class Run:
             self.writer.flush()
 
 
-def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's metadata.
-
-    Raises:
-        UserError: the folder is no complete checkpoint.
-    """
-    try:
-        facts = json.loads((checkpoint / METADATA).read_text())
-    except (OSError, ValueError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise UserError(
-            f"{checkpoint} is not a complete checkpoint (no readable {METADATA}); name another one"
-        )
-    return facts
-
-
 def _sync(folder: Path) -> None:
     """Have the disk hold a folder's files before it gets its name: a power cut empties none."""
     for path in [*folder.rglob("*"), folder]:
@@ -313,6 +307,7 @@ class LocalRun(Run):
     def __init__(self, ranks: Ranks, folder: Path, warm_start: Path | None):
         self.ranks, self.folder = ranks, folder
         self._checkpoints = folder / "checkpoints"
+        self._begun = self._stops_gently = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -320,9 +315,7 @@ class LocalRun(Run):
                 f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
             ) from None
         self._hold_folder()
-        self.latest = next(
-            filter(self._is_whole, sorted(self._checkpoints.glob("step-*"))[::-1]), None
-        )
+        self.latest = latest_checkpoint(folder)
         self._source = str(warm_start.resolve()) if warm_start else None
         if self.latest and self._source:
             if read_metadata(self.latest).get("warm_start") != self._source:
@@ -333,23 +326,31 @@ class LocalRun(Run):
         elif warm_start:
             self.latest, self.latest_is_own = warm_start, False
         ranks.allgather(None)  # no rank writes before all have looked
-        if self.is_chief:
-            own = self.latest if self.latest_is_own else None
-            steps = read_metadata(own)["steps_completed"] if own else -1
-            self._forget_after(steps)
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1)
         self._handlers = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
 
+    def begin(self):
+        self._begun = True
+        if self.is_chief:
+            own = self.latest if self.latest_is_own else None
+            steps = read_metadata(own)["steps_completed"] if own else -1
+            self._forget_after(steps)
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=steps + 1)
+
     def close(self) -> None:
-        """Close the writer and give the signals back."""
+        """Close the writer and give the signals back; a folder that stayed empty goes."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self.writer:
             self.writer.close()
         if self.is_chief:
+            if not self._begun:
+                with contextlib.suppress(OSError):
+                    if [p.name for p in self.folder.iterdir()] == [".lock"]:
+                        (self.folder / ".lock").unlink()
+                        self.folder.rmdir()
             self._lock.close()  # and so is given up
 
     def _hold_folder(self) -> None:
@@ -376,13 +377,6 @@ class LocalRun(Run):
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
 
-    @staticmethod
-    def _is_whole(checkpoint: Path) -> bool:
-        try:
-            return isinstance(read_metadata(checkpoint).get("steps_completed"), int)
-        except UserError:
-            return False
-
     def _forget_after(self, steps: int) -> None:
         """Drop metrics past the checkpoint: the steps they tell of are made again.
 
@@ -401,9 +395,12 @@ class LocalRun(Run):
         os.replace(staging, path)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.stop_signal is not None or self.ranks.waiting:  # asked twice, or idle: now
+        # Asked twice, idle, or with nothing to lose yet: now.
+        if self.stop_signal is not None or self.ranks.waiting or not self._stops_gently:
+            self.say("stopped")
             raise SystemExit(128 + number)
         self.stop_signal = number
+        self.say("stopping: what is made is being stored; ask again to leave at once")
 
     def report(self, steps, metrics, *, validation=False):
         if self.is_chief:
@@ -417,7 +414,7 @@ class LocalRun(Run):
 
     def store(self, steps, metadata, write):
         final = self._checkpoints / f"step-{steps:08d}"
-        if not self._is_whole(final):
+        if not is_whole(final):
             staging = final.with_name(f".{final.name}")
             try:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -443,6 +440,7 @@ class LocalRun(Run):
         return ""
 
     def asked_to_stop(self):
+        self._stops_gently = True  # by now there is something to lose
         return self.stop_signal is not None
 
 
@@ -536,23 +534,6 @@ class ClusterRun(Run):
             time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
             self.context.train.upload_tensorboard_files()
             self._uploaded = time.monotonic()
-
-
-def on_cluster() -> bool:
-    """Whether this process is a task of a Determined trial (a notebook task is not)."""
-    info = det.get_cluster_info()
-    return info is not None and info.task_type == "TRIAL"
-
-
-def cluster_hyperparameters() -> dict[str, Any]:
-    """The trial's hyperparameters, as the searcher chose them."""
-    return det.get_cluster_info().trial.hparams
-
-
-def cluster_experiment() -> dict[str, Any]:
-    """The configuration of the trial's experiment, as the master completed it."""
-    # The harness keeps it private, since its shape may change with the version; ours is pinned.
-    return det.get_cluster_info().trial._config
 
 
 def _distributed() -> core.DistributedContext | None:

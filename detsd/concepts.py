@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, family
+from detsd.names import is_word, word_problem
 
 
 class ConceptEmbedding(nn.Module):
@@ -240,15 +241,11 @@ class Vocabulary:
             UserError: a word the tokenizer has, a concept added twice, rows of another width.
         """
         name = concept.name
-        if not name.strip() or name != name.strip():
-            raise UserError(f"concept {name!r} is empty or has spaces around it; give it a word")
         if name in self._slices:
             raise UserError(f"concept {name!r} is loaded twice; load it once, or rename one")
-        if self.is_word(name):
-            raise UserError(
-                f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "
-                f"choose a new word such as {name + '-concept'!r}"
-            )
+        problem = word_problem(name, self._base_tokens)
+        if problem:
+            raise UserError(problem)
         check_fit(concept, self.widths, self.model)
 
     def add(self, concept: LearnedConcept) -> None:
@@ -301,7 +298,7 @@ class Vocabulary:
 
     def is_word(self, name: str) -> bool:
         """Whether a concept's name is one token of the base vocabulary, as `cat` is."""
-        return name in self._base_tokens or f"{name.lower()}</w>" in self._base_tokens
+        return is_word(name, self._base_tokens)
 
     def concepts(self) -> list[LearnedConcept]:
         """All concepts with a copy of their rows."""

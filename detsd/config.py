@@ -23,7 +23,7 @@ from determined.common.util import yaml_safe_load
 from PIL import ImageColor
 
 from detsd.errors import UserError
-from detsd.formats import file_name
+from detsd.names import file_name, find
 
 
 def _knob(
@@ -33,12 +33,14 @@ def _knob(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    path: bool = False,
 ) -> Any:
     """A field with its help text and bounds: `low` and `high` are allowed themselves, not `above`.
 
     `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
+    A `path` is looked for beside the configuration first.
     """
-    meta = {"help": help, "low": low, "above": above, "high": high}
+    meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
     if default is dataclasses.MISSING:
         return field(metadata=meta)
     if isinstance(default, list):
@@ -67,6 +69,7 @@ class ModelConfig:
         REQUIRED,
         "Stable Diffusion 1.x, 2.x, XL or a fine-tune of these: a folder in the diffusers format, "
         "one .safetensors file, or the name of a model on the Hugging Face hub",
+        path=True,
     )
     revision: str | None = _knob(None, "branch, tag or commit of the hub model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _knob(
@@ -88,8 +91,9 @@ class ConceptsConfig:
         REQUIRED,
         "a phrase, or a concept file, checkpoint or run folder of one concept, that each concept "
         "starts from",
+        path=True,
     )
-    img_dirs: list[str] = _knob(REQUIRED, "folder of training images of each concept")
+    img_dirs: list[str] = _knob(REQUIRED, "folder of training images of each concept", path=True)
     learnable_properties: list[Literal["object", "style"]] = _knob(
         ["object"], "object or style: which templates the training prompts use"
     )
@@ -217,8 +221,9 @@ class LearnedConceptsConfig:
     files: list[Source] = _knob(
         [],
         "concept files of any layout, checkpoint folders, or run folders, which stand for their "
-        "newest checkpoint; relative to where the command runs; {path: word} gives the concept "
+        "newest checkpoint; {path: word} gives the concept "
         "another word",
+        path=True,
     )
     uuids: list[Source] = _knob(
         [], "uuids of Determined checkpoints of fine-tunings; {uuid: word} as above"
@@ -294,8 +299,20 @@ class GenerateConfig:
 # ---- checking ----------------------------------------------------------------------------------
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _nearest(key: str, kind: type) -> str:
+    """What the unknown `key` of `kind` may have been meant to be."""
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if key not in close:  # in a section, though given outside of all?
+        below = {
+            f.name: f"{name}.{f.name}"
+            for name in known
+            if dataclasses.is_dataclass(hints[name])
+            for f in dataclasses.fields(hints[name])
+        }
+        inside = difflib.get_close_matches(key, below, n=1, cutoff=0.8)
+        close = [below[inside[0]]] if inside else close
     return f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(known)
 
 
@@ -416,7 +433,9 @@ def _check_grid(g: GridConfig, problems: list[str]) -> None:
             problems.append(f"grid.{name} is {getattr(g, name)} but must be a multiple of 8")
 
 
-def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
+def _section(
+    kind: type, given: Any, path: str, problems: list[str], beside: Path | None = None
+) -> Any:
     """`given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
     before = len(problems)
     if not isinstance(given, dict):
@@ -428,7 +447,7 @@ def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
     values = {}
     for key in given:
         if key not in known:
-            problems.append(f"{dot}{key} is not a known key; {_nearest(str(key), list(known))}")
+            problems.append(f"{dot}{key} is not a known key; {_nearest(str(key), kind)}")
     for name, spec in known.items():
         required = spec.default is REQUIRED and spec.default_factory is REQUIRED
         nested = dataclasses.is_dataclass(hints[name])
@@ -437,13 +456,16 @@ def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
                 problems.append(f"{dot}{name} is missing; {spec.metadata.get('help', 'add it')}")
             continue
         if nested:
-            values[name] = _section(hints[name], given[name], f"{dot}{name}", problems)
+            values[name] = _section(hints[name], given[name], f"{dot}{name}", problems, beside)
             continue
         try:
             values[name] = _value(hints[name], given[name])
         except ValueError as expected:
             problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
+        if spec.metadata["path"]:
+            v = values[name]
+            values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
         low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
         for v in values[name] if isinstance(values[name], list) else [values[name]]:
             if v is not None and low is not None and v < low:
@@ -467,19 +489,32 @@ def _section(kind: type, given: Any, path: str, problems: list[str]) -> Any:
 Config = TypeVar("Config", FinetuneConfig, GenerateConfig)
 
 
-def parse_config(hyperparameters: Any, source: str, kind: type[Config] = FinetuneConfig) -> Config:
+def parse_config(
+    hyperparameters: Any,
+    source: str,
+    kind: type[Config] = FinetuneConfig,
+    beside: Path | None = None,
+) -> Config:
     """Check a `hyperparameters` mapping; `source` names it in messages.
+
+    Args:
+        beside: the folder in which relative paths are looked for first.
 
     Raises:
         UserError: listing every problem found.
     """
     problems: list[str] = []
-    config = _section(kind, hyperparameters, "", problems)
+    config = _section(kind, hyperparameters, "", problems, beside)
+    refuse(problems, source)
+    return config
+
+
+def refuse(problems: list[str], source: str) -> None:
+    """Raise the problems of a configuration, if there are any, as one UserError."""
     if problems:
         lines = "\n  ".join(problems)
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(f"{source} has {count} under hyperparameters:\n  {lines}")
-    return config
 
 
 def check_experiment(experiment: Any, source: str, kind: type) -> None:
@@ -493,6 +528,11 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
     hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
     if not hyperparameters or not isinstance(hyperparameters, dict):
         raise UserError(f"{source} has no hyperparameters section; see finetune_demo.yaml for one")
+    own, other = ("training", "grid") if kind is FinetuneConfig else ("grid", "training")
+    if other in hyperparameters and own not in hyperparameters:
+        what = {"grid": "a grid of images", "training": "a fine-tuning"}[other]
+        command = {"grid": "generate", "training": "finetune"}[other]
+        raise UserError(f"{source} describes {what}; run it with {command}")
     for name in ("resources", "searcher"):
         if not isinstance(experiment.get(name) or {}, dict):
             raise UserError(
@@ -614,7 +654,7 @@ def load_config(
             f"{path} holds a search range (type: {error}); submit it with det e create, or give "
             "the value with --set"
         ) from None
-    return parse_config(hyperparameters, str(path), kind)
+    return parse_config(hyperparameters, str(path), kind, Path(path).parent)
 
 
 def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:

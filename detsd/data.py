@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,22 +16,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageOps
 
+from detsd.checks import list_images, passed_over
 from detsd.concepts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.errors import UserError
 from detsd.models import BaseModel, Frame
+from detsd.progress import Bar, Work
 from detsd.templates import TEMPLATES
-
-try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
-    from pillow_heif import register_heif_opener
-except ImportError:
-    register_heif_opener = None
 
 logger = logging.getLogger("detsd")
 
-HEIF = (".heic", ".heif", ".hif")
-# Beside pictures, and none themselves: captions and what programs leave there.
-BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
+PICTURES = 6  # of each concept kept as images
 
 # Streams of random numbers, kept apart so that adding one changes no other.
 ORDER, CHOICES, DRAW, VALIDATION = range(4)
@@ -90,37 +84,6 @@ def frame(width: int, height: int, size: int, center_crop: bool) -> Frame:
     scale = size / min(width, height)
     top, left = (max(0, round((side * scale - size) / 2)) for side in (height, width))
     return (height, width, top, left, size, size)
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by name, sorted, so that every rank sees one order."""
-    if register_heif_opener:
-        register_heif_opener()
-    known = Image.registered_extensions()
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
-
-
-def passed_over(folder: Path) -> str:
-    """A sentence on what lies beside the images of a folder and is not looked at; "" for nothing.
-
-    Captions, hidden files and what programs leave beside pictures are not worth one.
-    """
-    images = set(list_images(folder))
-    rest = sorted(
-        p for p in folder.iterdir() if p not in images and not p.name.startswith((".", "_"))
-    )
-    kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
-    said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
-    folders = [p.name for p in rest if p.is_dir() and list_images(p)]
-    said += [f"the images in the folder {name} inside it" for name in folders]
-    if not said:
-        return ""
-    heif = (
-        ""
-        if register_heif_opener or not kinds.keys() & set(HEIF)
-        else ("; pip install pillow-heif to read HEIC")
-    )
-    return f"{folder}: passing over {', '.join(said)}{heif}"
 
 
 def text_of(path: Path) -> str:
@@ -278,6 +241,7 @@ class TrainingData:
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         size = config.img_size or model.image_size
         self.shots: list[Shot] = []
+        self.pictures: dict[str, list[Image.Image]] = {}  # a few of each concept, to be looked at
         self.digests: dict[str, str] = {}  # "concept/file" -> digest, of all images
         self.validation: list[Shot] = []
         self.held_out = True
@@ -286,12 +250,16 @@ class TrainingData:
         ):
             images = read_images(Path(folder), config, size, f"concepts.img_dirs[{k}]")
             shots = []
-            for path, image, where in images:
-                mean, std = encode_image(model, image, config.horizontal_flip)
-                prompts = tuple(prompts_for(path, name, kind, config))
-                seen = hashlib.blake2b(image.tobytes(), digest_size=8)
-                seen.update("\0".join(prompts).encode())
-                shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where))
+            work = {"images": Work(1, total=len(images))}
+            with Bar(work, f"encoding the images of {name}", leave=False) as bar:
+                for path, image, where in images:
+                    mean, std = encode_image(model, image, config.horizontal_flip)
+                    prompts = tuple(prompts_for(path, name, kind, config))
+                    seen = hashlib.blake2b(image.tobytes(), digest_size=8)
+                    seen.update("\0".join(prompts).encode())
+                    shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where))
+                    bar.done("images")
+            self.pictures[name] = [image for _, image, _ in images[:: -(-len(images) // PICTURES)]]
             self.digests |= {f"{name}/{text_of(s.path)}": s.digest for s in shots}
             n = len(shots)
             order = np.random.default_rng((seed, VALIDATION, k)).permutation(n)

@@ -37,6 +37,7 @@ import torch
 
 from detsd import content
 from detsd.errors import UserError
+from detsd.names import file_name
 from detsd.sources import DICT_FILE, file_of, split_source
 
 ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
@@ -91,11 +92,6 @@ class LearnedConcept:
 def family(widths: tuple[int, ...]) -> str:
     """The models whose text encoders have these widths, in words."""
     return FAMILIES.get(widths, f"another model (text width {' and '.join(map(str, widths))})")
-
-
-def file_name(concept: str) -> str:
-    """A concept's word as a file name: letters, digits, `-`, `_` and `.` stay."""
-    return re.sub(r"[^\w.-]+", "_", concept).strip("._") or "concept"
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -23,9 +23,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from detsd import images
+from detsd import checks, images
 from detsd.cluster import METADATA, Run, read_metadata
 from detsd.config import GenerateConfig, GridConfig, flat
 from detsd.denoise import Conditioning
@@ -35,6 +34,7 @@ from detsd.formats import DICT_FILE
 from detsd.memory import fitting_batch_size
 from detsd.models import pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
+from detsd.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")
 
@@ -58,6 +58,11 @@ def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
     ]
 
 
+def _kind(job: Job) -> str:
+    """Of the work of its denoising steps."""
+    return "guided" if job.guidance_scale > 1 else "plain"
+
+
 class Generator:
     """Pipeline, jobs and finished images of one grid; complete when constructed."""
 
@@ -69,9 +74,9 @@ class Generator:
             package_versions=packages(),
             precision={"dtype": str(pick_dtype(m.precision, run.ranks.device))},
         )
-        run.say(f"loading {m.pretrained_model_name_or_path} ...")
+        loading = waiting(f"loading {m.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
-        with run.ranks.local_chief_first():
+        with loading, run.ranks.local_chief_first():
             self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
                 m.pretrained_model_name_or_path,
                 revision=m.revision,
@@ -84,10 +89,8 @@ class Generator:
         if run.ranks.device.type == "cuda":
             # Decoding needs more memory than denoising; one image at a time it is bounded.
             self.pipeline.stock.vae.enable_slicing()
-        if run.folder_is_kept and run.latest:
-            raise UserError(
-                f"--output-dir {run.folder} holds a fine-tuning; give the images another folder"
-            )
+        if run.folder_is_kept:
+            checks.check_grid_folder(run.folder)
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = grid_jobs(config.grid, model.image_size)
@@ -115,6 +118,7 @@ class Generator:
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1
         self.encodings: dict[tuple, Conditioning] = {}
+        run.begin()
         self.folder = run.folder / "images"
         self.finished: dict[int, dict[str, Any]] = self._restore()
         self.begun_with = self.saved = len(self.finished)
@@ -127,12 +131,6 @@ class Generator:
         self.encoding: Future | None = None
         self.writing: Future | None = None
         self.began = time.monotonic()
-        self.bar = tqdm(
-            total=len(self.jobs),
-            initial=len(self.finished),
-            unit="image",
-            disable=None if run.is_chief else True,  # None: only on a terminal
-        )
 
     def _load_source(self) -> str:
         """Load the concepts of the checkpoint that the experiment names as its source; its uuid.
@@ -204,7 +202,8 @@ class Generator:
             run.say(f"{len(self.finished)} of {len(self.jobs)} images are there already")
         self._log_stored()
         self.began = time.monotonic()
-        with self.pool:
+        work = self._work([number for missing, _ in mine for number in missing])
+        with self.pool, Bar(work, self._count()) as self.bar:
             for number in range(rounds):
                 made = self._make(*mine[number]) if number < len(mine) else {}
                 self._hand_over()
@@ -218,8 +217,17 @@ class Generator:
                     break
             if not rounds:
                 self._save()
-        self.bar.close()
         return len(self.finished) == len(self.jobs)
+
+    def _work(self, numbers: list[int]) -> dict[str, Work]:
+        """The denoising steps of some jobs, with guidance and without; costs in passes."""
+        kinds = {"guided": Work(2), "plain": Work(1)}
+        for job in (self.jobs[n] for n in numbers):
+            kinds[_kind(job)].total += job.num_inference_steps
+        return kinds
+
+    def _count(self) -> str:
+        return f"{len(self.finished)}/{len(self.jobs)} images"
 
     def _make(self, numbers: list[int], length: int) -> dict[int, Made]:
         """Images of some jobs of a batch.
@@ -232,6 +240,7 @@ class Generator:
             at_once=self.limit,
             fill_up_to=length,
             encodings=self.encodings,
+            look=lambda now: self.bar.done(_kind(self.jobs[numbers[0]]), len(now.numbers)),
         )
         return dict(zip(numbers, made, strict=True))
 
@@ -256,7 +265,7 @@ class Generator:
             self.writing = self.pool.submit(self._write, files)
         for record, _ in files:
             self.finished[record["job"]] = record
-        self.bar.update(len(files))
+        self.bar.draw(text=self._count())
         self.run.report_progress(len(self.finished) / len(self.jobs))
 
     def _write(self, files: list[tuple[dict[str, Any], bytes]]) -> None:
@@ -317,8 +326,8 @@ class Generator:
             self._write_manifest()
             if complete:
                 self._draw_sheets()
-        if self.bar.disable:
-            run.say(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
+        if self.bar.disable and count > self.begun_with:
+            run.say(f"{self._count()}, {rate:.2f} images/s")
         if not run.folder_is_kept and count > self.saved:
             facts = {
                 "kind": "generate",
@@ -371,40 +380,6 @@ class Generator:
             return images.notice("flagged by the safety checker", size)
         with Image.open(self.path(record["job"])) as image:
             return image.convert("RGB")
-
-
-def remake_hyperparameters(path: Path) -> dict[str, Any]:
-    """The `hyperparameters` section that makes an image again from the settings inside it.
-
-    Raises:
-        UserError: the file holds none.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
-    record = images.read_record(path)
-    if record is None:
-        raise UserError(
-            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
-            "it (image editors and chat programs strip them)"
-        )
-    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
-    uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
-    return {
-        "model": record["model"],
-        "concepts": {"files": [s for s in sources if not s.startswith("uuid:")], "uuids": uuids},
-        "grid": {
-            "prompts": record["prompt"],
-            "negative_prompts": record["negative_prompt"],
-            "scheduler_names": record["scheduler_name"],
-            "num_inference_steps": record["num_inference_steps"],
-            "guidance_scales": record["guidance_scale"],
-            "seeds": record["seed"],
-            "width": record["width"],
-            "height": record["height"],
-        },
-        # As many at once as then: other batch sizes may run other kernels and round otherwise.
-        "output": {"batch_size": record["batch_size"], "fill_batches": True},
-    }
 
 
 def compare(again: Path, original: Path) -> str:

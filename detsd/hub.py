@@ -36,6 +36,7 @@ from huggingface_hub.utils import enable_progress_bars
 
 from detsd.errors import DISK_ERRORS, UserError
 from detsd.families import SUPPORTED, without_index
+from detsd.progress import say
 
 logger = logging.getLogger("detsd")
 
@@ -320,13 +321,13 @@ def _told(name: str, total: int, blobs: Path) -> Iterator[None]:
         return
     if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
         enable_progress_bars()  # transformers' switch for its own bars turns off the hub's as well
-    print(f"fetching {name}: {_size(total)}", file=sys.stderr, flush=True)
+    say(f"fetching {name}: {_size(total)}", sys.stderr)
     before, over = _held(blobs), threading.Event()
 
     def watch() -> None:
         while not over.wait(BETWEEN_LINES):
             here = min(total, _held(blobs) - before)
-            print(f"  {_size(here)} of {_size(total)}", file=sys.stderr, flush=True)
+            say(f"  {_size(here)} of {_size(total)}", sys.stderr)
 
     watcher = threading.Thread(target=watch, daemon=True)
     if not sys.stderr.isatty():

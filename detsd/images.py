@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import logging
 import os
-import textwrap
+import re
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from detsd.errors import UserError
+
+logger = logging.getLogger("detsd")
 
 INK, PALE, PAPER = (34, 36, 42), (104, 108, 118), (255, 255, 255)
 GAP, MARGIN = 8, 16  # between images, around a sheet
@@ -28,8 +34,52 @@ SAMPLERS = {
 CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
 
 
-def _font(size: int) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """DejaVu Sans (Latin, Cyrillic, Greek and more); where it lacks a character, another that has
+    all of the text. Without one there are boxes in their place, and a warning says so."""
+    needed = frozenset(c for c in text if c.isprintable() and not c.isspace())
+    return ImageFont.truetype(_font_file(needed), size)
+
+
+_told: set[str] = set()  # characters that no font has, and that somebody was warned of
+
+
+@functools.cache
+def _font_file(needed: frozenset[str]) -> str:
+    """The font file that has the characters, or most of them."""
+    import matplotlib  # late: most of what imports this module draws no label
+
+    usual = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    missing = _missing(usual, needed)
+    if not missing:
+        return usual
+    from matplotlib.font_manager import findSystemFonts  # later still: it lists all fonts
+
+    upright = ("sans", "regular")  # rather than serifs, bold or slanted faces
+    files = sorted(findSystemFonts(), key=lambda f: [w not in f.lower() for w in upright] + [f])
+    for file in files:
+        if not _missing(file, needed):
+            return file
+    if missing - _told:
+        _told.update(missing)
+        logger.warning(
+            "no font here has %s: labels show boxes in their place; install one that has, such as "
+            "Noto Sans CJK",
+            " ".join(sorted(missing)[:10]),
+        )
+    return usual
+
+
+def _missing(file: str, needed: frozenset[str]) -> set[str]:
+    """Those of the characters that a font file does not have."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        ImageFont.truetype(file, 14)  # of bitmaps, as for emoji, are of no use
+        font = FT2Font(file)
+    except (OSError, RuntimeError):
+        return set(needed)
+    return {c for c in needed if not font.get_char_index(ord(c))}
 
 
 def enlarge(image: Image.Image) -> Image.Image:
@@ -45,10 +95,10 @@ def notice(text: str, size: tuple[int, int]) -> Image.Image:
     """
     tile = _tile(Image.new("RGB", size, INK))
     pen = ImageDraw.Draw(tile)
-    lines = textwrap.wrap(text, max(8, tile.width // 9))
+    lines = _wrapped(text, tile.width - 8, 14)
     for k, line in enumerate(lines):
         middle = tile.height // 2 + 20 * k - 10 * (len(lines) - 1)
-        pen.text((tile.width // 2, middle), line, PAPER, _font(14), anchor="mm")
+        pen.text((tile.width // 2, middle), line, PAPER, _font(14, line), anchor="mm")
     return tile
 
 
@@ -72,8 +122,8 @@ def sheet(
     w, h = rows[0][0].size
     columns = max(map(len, rows))
     width = max(columns * (w + GAP) - GAP, 2 * SHOWN) + 2 * MARGIN
-    labels = [_wrapped(label, width, 14) for label in row_labels]
-    heading = _wrapped(title, width, 18)
+    labels = [_wrapped(label, width - 2 * MARGIN, 14) for label in row_labels]
+    heading = _wrapped(title, width - 2 * MARGIN, 18)
     top = MARGIN + len(heading) * 24 + (GAP if heading else 0)
     over = 20 if column_labels else 0
     lines = sum(map(len, labels))
@@ -81,16 +131,16 @@ def sheet(
     canvas = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(canvas)
     for k, text in enumerate(heading):
-        pen.text((MARGIN, MARGIN + 24 * k), text, INK, _font(18))
+        pen.text((MARGIN, MARGIN + 24 * k), text, INK, _font(18, text))
     y = top
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         for text in label:
-            pen.text((MARGIN, y), text, INK, _font(14))
+            pen.text((MARGIN, y), text, INK, _font(14, text))
             y += 20
         if number == 0:
             for k, text in enumerate(column_labels or []):
                 middle = MARGIN + k * (w + GAP) + w // 2
-                pen.text((middle, y), text, PALE, _font(14), anchor="ma")
+                pen.text((middle, y), text, PALE, _font(14, text), anchor="ma")
             y += over
         for k, image in enumerate(row):
             canvas.paste(image, (MARGIN + k * (w + GAP), y))
@@ -99,24 +149,49 @@ def sheet(
 
 
 def _wrapped(text: str, width: int, size: int) -> list[str]:
-    """The lines of a text of font size `size` on a sheet `width` pixels wide."""
-    return textwrap.wrap(text, max(20, int((width - 2 * MARGIN) / (size * 0.52))))
+    """The lines of a text of font size `size`, at most `width` pixels wide each."""
+    font, lines = _font(size, text), [""]
+    # Words, with the space before them; those of scripts without spaces may break anywhere.
+    for part in re.findall(r"\s*[\u2e80-\uffef]|\s*[^\s\u2e80-\uffef]+", text):
+        if lines[-1] and font.getlength(lines[-1] + part) > width:
+            lines.append("")
+        part = part if lines[-1] else part.lstrip()
+        while font.getlength(part) > width:  # longer than a line, as a path may be
+            cut = next(k for k in range(len(part), 0, -1) if font.getlength(part[:k]) <= width)
+            lines[-1:] = [part[:cut], ""]
+            part = part[cut:]
+        lines[-1] += part
+    return [line for line in lines if line]
 
 
 def before_after(
-    before: list[Image.Image], after: list[Image.Image], prompts: list[str], phrase: str
+    before: list[Image.Image],
+    after: list[Image.Image],
+    prompts: list[str],
+    plain: list[str],
+    taught: dict[str, list[Image.Image]],
 ) -> Image.Image:
-    """Per prompt the images of the phrase and, under the same seeds, of the learned concept."""
-    groups: dict[str, tuple[list, list]] = {}
-    for old, new, prompt in zip(before, after, prompts, strict=True):
-        pair = groups.setdefault(prompt, ([], []))
+    """What was to be learned, and per prompt the images before and, under equal seeds, after.
+
+    Args:
+        plain: each prompt with the concepts' phrases in place of their words: what `before` is of.
+        taught: training images by concept.
+    """
+    groups: dict[tuple[str, str], tuple[list, list]] = {}
+    for old, new, prompt, phrase in zip(before, after, prompts, plain, strict=True):
+        pair = groups.setdefault((prompt, phrase), ([], []))
         pair[0].append(old)
         pair[1].append(new)
-    rows, labels = [], []
-    for prompt, (old, new) in groups.items():
+    columns = max(3, *(len(old) for old, _ in groups.values()))
+    size = before[0].size
+    rows = [
+        [i.resize(size, Image.Resampling.LANCZOS) for i in k[:columns]] for k in taught.values()
+    ]
+    labels = [f"training images of {name}" for name in taught]
+    for (prompt, phrase), (old, new) in groups.items():
         rows += [old, new]
-        labels += [f"before: {prompt}", "after, same seeds"]
-    return sheet(rows, labels, title=f"learned from “{phrase}”")
+        labels += [f"before: {phrase}", f"after, same seeds: {prompt}"]
+    return sheet(rows, labels)
 
 
 def process_strip(
@@ -132,16 +207,26 @@ def process_strip(
 
 
 def time_lapse(
-    frames: list[tuple[int, list[Image.Image]]], labels: list[str], folder: Path, limit: int = 4
+    frames: list[tuple[int, list[Image.Image]]], prompts: list[str], folder: Path, limit: int = 4
 ) -> None:
-    """`time_lapse.gif` and `time_lapse.png` (a strip) of the first `limit` samples, by step.
+    """`time_lapse.gif` and `time_lapse.png` (a strip) of every prompt's samples, by step.
 
     Args:
-        labels: what each sample is of; rows of the strip stand under them.
+        prompts: of each sample. Those of one prompt, at most `limit`, stand in a row of the moving
+            picture; the strip shows the first of them.
     """
-    shown = [(step, images[:limit]) for step, images in frames]
-    pictures = [sheet([images], [""], title=f"step {step}") for step, images in shown]
-    last = len(pictures) - 1
+    rows: dict[str, list[int]] = {}
+    for k, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(k)
+    pictures = [
+        sheet(
+            [[images[k] for k in row[:limit]] for row in rows.values()],
+            list(rows),
+            title=f"step {step}",
+        )
+        for step, images in frames
+    ]
+    last = len(frames) - 1
     pictures[0].save(
         folder / "time_lapse.gif",
         save_all=True,
@@ -150,11 +235,11 @@ def time_lapse(
         loop=0,
     )
     # A strip shows at most eight moments, evenly chosen, first and last among them.
-    wanted = min(8, len(shown))
-    chosen = [shown[round(k * last / max(1, wanted - 1))] for k in range(wanted)]
-    rows = [[images[k] for _, images in chosen] for k in range(min(2, len(shown[0][1])))]
-    strip = sheet(rows, labels[: len(rows)], [f"step {step}" for step, _ in chosen])
-    strip.save(folder / "time_lapse.png")
+    wanted = min(8, len(frames))
+    chosen = [frames[round(k * last / max(1, wanted - 1))] for k in range(wanted)]
+    strip = [[images[row[0]] for _, images in chosen] for row in rows.values()]
+    picture = sheet(strip, list(rows), [f"step {step}" for step, _ in chosen])
+    save(picture, folder / "time_lapse.png")
 
 
 # ---- settings inside files -----------------------------------------------------------------------
@@ -219,3 +304,37 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def remake_hyperparameters(path: Path) -> dict[str, Any]:
+    """The `hyperparameters` section that makes an image again from the settings inside it.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
+    record = read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
+            "it (image editors and chat programs strip them)"
+        )
+    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
+    uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
+    return {
+        "model": record["model"],
+        "concepts": {"files": [s for s in sources if not s.startswith("uuid:")], "uuids": uuids},
+        "grid": {
+            "prompts": record["prompt"],
+            "negative_prompts": record["negative_prompt"],
+            "scheduler_names": record["scheduler_name"],
+            "num_inference_steps": record["num_inference_steps"],
+            "guidance_scales": record["guidance_scale"],
+            "seeds": record["seed"],
+            "width": record["width"],
+            "height": record["height"],
+        },
+        # As many at once as then: other batch sizes may run other kernels and round otherwise.
+        "output": {"batch_size": record["batch_size"], "fill_batches": True},
+    }

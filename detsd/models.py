@@ -13,7 +13,6 @@ import json
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +43,7 @@ from detsd.errors import UserError
 from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
 from detsd.formats import LearnedConcept
 from detsd.hub import INDEX, KEY, Source, find
+from detsd.names import resolve
 from detsd.single_file import (
     find_single_file,
     is_single_file,
@@ -168,12 +168,6 @@ def pick_dtype(precision: str, device: torch.device, training: bool = False) -> 
         return torch.float32
     has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
     return torch.bfloat16 if training and has_bf16 else torch.float16
-
-
-def resolve(name: str) -> str:
-    """A local path as it is, or beside the package (`demo_model`); else a hub name."""
-    beside = Path(__file__).parent.parent / name
-    return str(beside) if not Path(name).exists() and beside.exists() else name
 
 
 def find_model(config: ModelConfig, fetch: bool = True) -> Source:

@@ -14,17 +14,15 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from detsd import images
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
-from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, differences, flat
+from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data import Example, TrainingData, changed_images
 from detsd.denoise import Conditioning
 from detsd.environment import packages
@@ -39,6 +37,7 @@ from detsd.loss import (
 )
 from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
+from detsd.progress import Bar, Work, waiting
 from detsd.sources import is_source
 
 logger = logging.getLogger("detsd")
@@ -113,12 +112,12 @@ class Trainer:
             package_versions=packages(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
-        run.say(f"loading {config.model.pretrained_model_name_or_path} ...")
         brought = [s for s in config.concepts.initializer_strs if is_source(s)]
         brought += [run.latest] if run.latest and not run.latest_is_own else []
         learned = [concept for source in brought for concept in read_concepts(source)]
+        loading = waiting(f"loading {config.model.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
-        with run.ranks.local_chief_first():
+        with loading, run.ranks.local_chief_first():
             self.model: BaseModel = load_base_model(
                 self._model_config(), run.ranks.device, learned, training=True
             )
@@ -158,12 +157,15 @@ class Trainer:
         self.window: dict[str, float] = {}  # sums since the last report
         if run.latest:
             self._restore(run.latest)
-        self.initial_val_loss = self._validation_loss(self.initial_rows)
+        self.validating = Work(1, total=len(self._validated()) * t.num_validation_timesteps)
+        with Bar({"validation": self.validating}, "validating the phrase", leave=False) as self.bar:
+            self.initial_val_loss = self._validation_loss(self.initial_rows)
         if not math.isfinite(self.initial_val_loss):
             raise UserError(
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
                 "training; set model.precision to fp32, or use another base model"
             )
+        run.begin()
 
     def _model_config(self) -> ModelConfig:
         """The configured base model, of the hub's at the commit that this run began with."""
@@ -179,43 +181,68 @@ class Trainer:
         if self.steps_completed >= t.num_sgd_steps:
             run.report_progress(1.0)
             return True
+        with Bar(self._work(), f"{self.steps_completed}/{t.num_sgd_steps} steps") as self.bar:
+            self._train()
+        return self.steps_completed == t.num_sgd_steps
+
+    def _train(self) -> None:
+        t, run, bar = self.config.training, self.run, self.bar
         if self.steps_completed == 0:
+            self._log_training_images()
             self._with_rows(self.initial_rows, self._sample)  # what the phrase alone gives
-        bar = tqdm(
-            total=t.num_sgd_steps,
-            initial=self.steps_completed,
-            unit="step",
-            disable=None if run.is_chief else True,  # None: only on a terminal
-        )
         self._clock, self._clocked = time.monotonic(), 0
         while self.steps_completed < t.num_sgd_steps:
             parts = self._step()
             self.steps_completed += 1
             self.samples_seen += self.samples_per_step
-            bar.update()
+            bar.text = f"{self.steps_completed}/{t.num_sgd_steps} steps"
+            bar.done("steps")
             for name, value in parts.items():  # tensors: reading one out would wait for the device
                 self.window[name] = self.window.get(name, 0.0) + value
             self._clocked += 1
             last = self.steps_completed == t.num_sgd_steps
             if self.steps_completed % t.metric_report_freq == 0 or last:
-                self._report(bar)
+                self._report()
             stop = run.should_stop()
             due = self.steps_completed % t.checkpoint_freq == 0 or last
-            began = time.monotonic()
+            began, note = time.monotonic(), bar.note
             if due:
                 self._validate()
                 self._sample()
             if last:
+                bar.draw(note="drawing")
                 self._draw_progress()
             if due or stop:
                 if self._has_diverged():  # between two reports
                     self._diverge()
                 self._save()
+            bar.note = note
             self._clock += time.monotonic() - began  # samples per second are of training
             if stop:
                 break
-        bar.close()
-        return self.steps_completed == t.num_sgd_steps
+
+    def _work(self) -> dict[str, Work]:
+        """What this rank has to do, and has done, of each kind; costs in passes of the UNet."""
+        t, steps = self.config.training, self.steps_completed
+        validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
+        each = len(self._validated()) * t.num_validation_timesteps
+        self.validating.total, self.validating.done = validations * each, done * each
+        samples = sum(self.jobs[k].num_inference_steps for batch in self._own() for k in batch)
+        guided = self.config.inference.guidance_scale > 1
+        return {
+            # Forward and backward, and the frozen text encoder's share.
+            "steps": Work(
+                3 * t.train_batch_size * t.gradient_accumulation_steps, t.num_sgd_steps, steps
+            ),
+            "validation": self.validating,
+            "samples": Work(
+                1 + guided, (validations + 1) * samples, (done + (steps > 0)) * samples
+            ),
+        }
+
+    def _own(self) -> list[list[int]]:
+        """Numbers of the samples that this rank makes, in batches that the jobs alone fix."""
+        return batches(self.jobs, SAMPLES_AT_ONCE)[self.run.ranks.rank :: self.run.ranks.size]
 
     def _step(self) -> dict[str, torch.Tensor]:
         """One optimizer step on this rank's share of the next samples.
@@ -294,7 +321,7 @@ class Trainer:
 
     # ---- what is told ------------------------------------------------------------------------
 
-    def _report(self, bar: tqdm) -> None:
+    def _report(self) -> None:
         """Means over the steps since the last report and over ranks."""
         t, run = self.config.training, self.run
         sums = self._gathered_window()
@@ -318,24 +345,28 @@ class Trainer:
             f"step {self.steps_completed}/{t.num_sgd_steps}  loss {loss:.4f}  "
             f"{metrics['samples_per_second']:.1f} samples/s"
         )
-        if bar.disable:
+        if self.bar.disable:
             run.say(line)
         else:
-            bar.set_postfix_str(f"loss {loss:.4f}")
+            self.bar.draw(note=f"loss {loss:.4f}")
 
     def _gathered_window(self) -> dict[str, float]:
         """The window's sums, averaged over the ranks."""
         everyone = self.run.gather([{k: float(v) for k, v in self.window.items()}])
         return {name: sum(w[name] for w in everyone) / len(everyone) for name in everyone[0]}
 
+    def _validated(self) -> range:
+        """Numbers of the validation images that this rank looks at."""
+        return range(self.run.ranks.rank, len(self.data.validation), self.run.ranks.size)
+
     @torch.no_grad()
     def _validation_loss(self, rows: tuple[torch.Tensor, ...] | None = None) -> float:
         """Denoising loss at fixed images, timesteps and noise, images shared over the ranks."""
         if rows is not None:
             return self._with_rows(rows, self._validation_loss)
-        ranks, n = self.run.ranks, self.config.training.num_validation_timesteps
+        n = self.config.training.num_validation_timesteps
         losses = []
-        for k in range(ranks.rank, len(self.data.validation), ranks.size):
+        for k in self._validated():
             examples = self.data.validation_examples(k, n)
             told = self.model.conditioning([examples[0].prompt], [examples[0].frame])
             errors = []
@@ -343,12 +374,14 @@ class Trainer:
                 x, noise, times = self._stack(examples[first : first + VALIDATED_AT_ONCE])
                 same = Conditioning.cat([told] * len(x))
                 errors.append(self._denoise_error(x, noise, times, same))
+                self.bar.done("validation", len(x))
             losses.append((k, float(torch.cat(errors).mean())))
         # Summed in the order of the images, so that the number of ranks does not show.
         values = [value for _, value in sorted(self.run.gather(losses))]
         return sum(values) / len(values)
 
     def _validate(self) -> None:
+        self.bar.draw(note="validating")
         loss = self._validation_loss()
         if not math.isfinite(loss):
             if not self.scaler.is_enabled() or self._has_diverged():
@@ -401,13 +434,14 @@ class Trainer:
         """One image per job, each made by one rank, written and logged by the chief."""
         if not self.jobs:
             return
-        ranks = self.run.ranks
+        self.bar.draw(note="samples")
         own = []
-        # Batches that the jobs alone fix: the same whatever the number of ranks.
-        todo = batches(self.jobs, SAMPLES_AT_ONCE)
         self.model.vae.to(self.model.device)
-        for numbers in todo[ranks.rank :: ranks.size]:
-            made = self.pipeline.make([self.jobs[k] for k in numbers])
+        for numbers in self._own():
+            made = self.pipeline.make(
+                [self.jobs[k] for k in numbers],
+                look=lambda now: self.bar.done("samples", len(now.numbers)),
+            )
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
         self.model.vae.to("cpu")
         everyone = dict(sorted(self.run.gather(own)))
@@ -425,6 +459,11 @@ class Trainer:
         pixels = np.asarray(image)  # (H, W, 3) uint8
         self.run.writer.add_image(tag, pixels, self.steps_completed, dataformats="HWC")
 
+    def _log_training_images(self) -> None:
+        if self.run.is_chief:
+            for name, pictures in self.data.pictures.items():
+                self._log_image(f"training images/{name}", images.sheet([pictures], [name]))
+
     def _draw_progress(self) -> None:
         """Before/after and time-lapse from the samples of all checkpoints."""
         folder = self.run.folder / "samples"
@@ -438,16 +477,17 @@ class Trainer:
                 frames.append((step, pictures))
         if len(frames) < 2:
             return
+        prompts = [job.prompt for job in self.jobs]
         picture = images.before_after(
             frames[0][1],
             frames[-1][1],
-            [job.prompt for job in self.jobs],
-            ", ".join(c.initializer for c in self.vocabulary.concepts()),
+            prompts,
+            [self.vocabulary.plain(prompt) for prompt in prompts],
+            self.data.pictures,
         )
         picture.save(self.run.folder / "before_after.png")
         self._log_image("before_after", picture)
-        labels = [f"{job.prompt}, seed {job.seed}" for job in self.jobs]
-        images.time_lapse(frames, labels, self.run.folder)
+        images.time_lapse(frames, prompts, self.run.folder)
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -534,6 +574,7 @@ class Trainer:
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]
         self.run.say(f"resuming after step {self.steps_completed}")
+        self._tell_of_more_steps(metadata.get("config", {}).get("training", {}))
         threads = state.get("threads", torch.get_num_threads())
         if self.model.device.type == "cpu" and threads != torch.get_num_threads():
             logger.warning(
@@ -544,6 +585,25 @@ class Trainer:
                 torch.get_num_threads(),
                 threads,
             )
+
+    def _tell_of_more_steps(self, before: dict) -> None:
+        """What a larger `num_sgd_steps` than the run began with means for the learning rate."""
+        t = self.config.training
+        old = before.get("num_sgd_steps", t.num_sgd_steps)
+        if t.num_sgd_steps <= old:
+            return
+        said = f"{t.num_sgd_steps} steps instead of {old}: "
+        if t.lr_scheduler == "constant":
+            self.run.say(f"{said}the same as a run that began with them")
+            return
+        step = self.steps_completed
+        n = self.samples_per_step
+        was = learning_rate(step, dataclasses.replace(t, num_sgd_steps=old), n) if step < old else 0
+        self.run.say(
+            f"{said}from here on the learning rate is that of a {t.lr_scheduler} of "
+            f"{t.num_sgd_steps} steps, {learning_rate(step, t, n):.3g} where it was {was:.3g}; a "
+            "run that began with them would end elsewhere"
+        )
 
     def _warn_of_prompts(self) -> None:
         if not self.run.is_chief:
@@ -564,20 +624,3 @@ class Trainer:
             logger.warning("%s", doubt)
         if len(too_long) > 5:
             logger.warning("and %d more training prompts are cut off", len(too_long) - 5)
-
-
-def refuse_changes(config: FinetuneConfig, run: Run) -> None:
-    """Off cluster, a run goes on with the configuration it began with.
-
-    Raises:
-        UserError: naming every key that differs.
-    """
-    if run.latest and run.latest_is_own:
-        old: dict[str, Any] = read_metadata(run.latest).get("config", {})
-        changed = differences(old, dataclasses.asdict(config))
-        if changed:
-            raise UserError(
-                f"{run.folder} holds a run with another configuration ({'; '.join(changed)}); "
-                "change it back, or give --output-dir a new folder (and --warm-start to keep what "
-                "was learned)"
-            )

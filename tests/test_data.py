@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detsd import data
+from detsd import checks, data
 from detsd.config import ConceptsConfig, ModelConfig
 from detsd.errors import UserError
 from detsd.models import load_base_model
@@ -125,7 +125,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(data, "register_heif_opener", None)
+    monkeypatch.setattr(checks, "register_heif_opener", None)
     assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
@@ -144,7 +144,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
     (tmp_path / "a.png").rename(tmp_path / "a.HEIC")
     monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
     monkeypatch.setattr(
-        data, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
+        checks, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
     assert data.passed_over(tmp_path) == ""
     assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1

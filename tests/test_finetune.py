@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, save_tiny_model
 
 from detsd import cluster, formats, trainer
-from detsd.__main__ import main
+from detsd.__main__ import main, parser
 from detsd.config import load_config
 from detsd.formats import read_concepts
 from detsd.trainer import Trainer, learning_rate
@@ -39,11 +41,19 @@ def finetune(path, folder, *extra):
     return main(["finetune", str(path), "--output-dir", str(folder), *map(str, extra)])
 
 
-def test_what_a_run_leaves_behind(experiment, tmp_path, capsys):
+def test_what_a_run_leaves_behind(experiment, tmp_path, tiny_model, capsys, monkeypatch):
     out = tmp_path / "out"
     assert finetune(experiment(), out) == 0
     said = capsys.readouterr().out
     assert "before_after.png" in said
+    assert f"tensorboard --logdir {out} --samples_per_plugin images=100" in said
+    next_ones = re.findall(r"^    python -m detsd (.*)$", said, re.M)
+    assert [shlex.split(line)[0] for line in next_ones] == ["show", "app", "generate", "export"]
+    assert parser().parse_args(shlex.split(next_ones[1])).model == str(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    for line in (next_ones[0], *next_ones[2:]):
+        assert main(shlex.split(line)) == 0
+    assert len(list(tmp_path.glob("out-grid/images/*.png"))) == 9
     for step in (4, 8):
         folder = out / "checkpoints" / f"step-{step:08d}"
         assert {p.name for p in folder.iterdir()} == {
@@ -75,6 +85,7 @@ def test_what_a_run_leaves_behind(experiment, tmp_path, capsys):
     assert len(samples) == 2
     assert [e.step for e in events.Images(samples[0])] == [0, 4, 8]
     assert [e.step for e in events.Images("before_after")] == [8]
+    assert [e.step for e in events.Images("training images/blob-thing")] == [0]
 
 
 def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
@@ -103,6 +114,36 @@ def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
     other = out / "checkpoints" / "step-00000004"
     assert finetune(path, again, "--warm-start", other) == 2
     assert "already holds another run" in capsys.readouterr().err
+
+
+def test_more_steps_go_on_in_the_same_folder(experiment, tmp_path, capsys):
+    """With a constant rate they end where a run that began with them does, bit for bit."""
+    for shape, words in (
+        ("constant", "12 steps instead of 8: the same as a run that began with them"),
+        ("cosine", "of a cosine of 12 steps, 0.0025 where it was 0"),
+    ):
+        out, whole = tmp_path / shape, tmp_path / f"{shape}-whole"
+        path = experiment(training={"lr_scheduler": shape})
+        more = ("--set", "training.num_sgd_steps=12")
+        assert finetune(path, out) == 0
+        capsys.readouterr()
+        assert finetune(path, out, *more) == 0
+        assert words in capsys.readouterr().out
+        assert finetune(path, whole, *more) == 0
+        same = torch.equal(*(rows_of(f, 12)["blob-thing"] for f in (out, whole)))
+        assert same == (shape == "constant")
+    assert sorted(metrics_of(out)) == [2, 4, 6, 8, 10, 12]
+    capsys.readouterr()
+    assert finetune(path, out, *more) == 0
+    assert "complete" in capsys.readouterr().out
+    for change in (
+        ("--set", "training.num_sgd_steps=9"),
+        (*more, "--set", "training.train_seed=1"),
+    ):
+        assert finetune(path, out, *change) == 2
+        assert "another configuration" in capsys.readouterr().err
+    with Image.open(out / "time_lapse.gif") as gif:
+        assert gif.n_frames == 4
 
 
 def test_two_concepts_at_once(experiment, tmp_path, photos):

@@ -56,12 +56,75 @@ def test_time_lapse(tmp_path):
         assert strip.height < labelled
 
 
-def test_before_after_pairs_equal_seeds():
-    prompts = ["p", "p", "q"]
+def test_before_after_pairs_equal_seeds_below_what_was_taught():
+    prompts = ["a p", "a p", "a q"]
     picture = images.before_after(
-        [tile(10), tile(20), tile(30)], [tile(110), tile(120), tile(130)], prompts, "phrase"
+        [tile(10), tile(20), tile(30)],
+        [tile(110), tile(120), tile(130)],
+        prompts,
+        ["a phrase", "a phrase", "another"],
+        {"p": [tile(200, 48)] * 9, "q": [tile(210)]},
     )
     pixels = np.asarray(picture).astype(int)
-    same = [(pixels == (v, 40, 40)).all(-1).sum(1) > 100 for v in (10, 110, 30, 130)]
+    same = [(pixels == (v, 40, 40)).all(-1).sum(1) > 100 for v in (200, 210, 10, 110, 30, 130)]
     tops = [int(np.flatnonzero(rows)[0]) for rows in same]
     assert tops == sorted(tops)
+    assert picture.width < 4 * 192  # of nine training images no more than fit
+
+
+def test_every_prompt_of_a_time_lapse_has_a_row_and_a_label(tmp_path, monkeypatch):
+    drawn = []
+    sheet = images.sheet
+    monkeypatch.setattr(images, "sheet", lambda *a, **k: drawn.append(a) or sheet(*a, **k))
+    prompts = ["one"] * 6 + ["two"] * 2 + ["three"]
+    frames = [(step, [tile(k) for k in range(9)]) for step in (0, 10)]
+    images.time_lapse(frames, prompts, tmp_path)
+    for rows, labels, *_ in drawn:
+        assert labels == ["one", "two", "three"]
+        assert len(rows) == 3
+    assert [len(row) for row in drawn[0][0]] == [4, 2, 1]
+    assert [len(row) for row in drawn[-1][0]] == [2, 2, 2]  # a column for each moment
+
+
+def ink(text, **fonts) -> set[bytes]:
+    """The shapes of a text's characters, as they are drawn in the font of the whole."""
+    font = images._font(20, text)
+    return {bytes(font.getmask(c)) for c in text if not c.isspace()}
+
+
+def test_labels_in_many_scripts_have_shapes_of_their_own():
+    for text in ("Łódź—“é”", "кирцла", "ΕληνικάΩ", "żßøğ…×"):
+        assert len(ink(text)) == len(text)
+
+
+def test_a_character_that_no_font_has_is_told_once(caplog, monkeypatch):
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf"])
+    monkeypatch.setattr(images, "_told", set())
+    images._font_file.cache_clear()
+    images.sheet([[tile(1)]], ["漢字"], title="漢")
+    images._font_file.cache_clear()
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "no font here has 字 漢" in said or "no font here has 漢 字" in said
+    assert "Noto Sans CJK" in said
+
+
+def test_a_font_of_the_system_is_taken_where_the_usual_one_lacks_something(monkeypatch, caplog):
+    import matplotlib
+    from matplotlib import font_manager
+
+    other = f"{matplotlib.get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf", other])
+    images._font_file.cache_clear()
+    assert images._font(14, "漢").path == other
+    assert images._font(14, "é").path.endswith("DejaVuSans.ttf")
+    images._font_file.cache_clear()
+    assert not caplog.records
+
+
+def test_text_without_spaces_is_wrapped():
+    path = "/a/very/long/path" * 9
+    lines = images._wrapped(f"see {path}", 200, 14)
+    assert all(images._font(14).getlength(line) <= 200 for line in lines)
+    assert "".join(lines).replace(" ", "") == f"see{path}"

@@ -21,8 +21,7 @@ from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, Scheduler
 from detsd.denoise import starting_noise
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
-from detsd.generator import remake_hyperparameters
-from detsd.images import read_record
+from detsd.images import read_record, remake_hyperparameters
 from detsd.models import load_base_model, pick_dtype
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
 

@@ -1,0 +1,241 @@
+"""Mistakes told at once: what can be seen before the libraries, which take seconds, are loaded.
+
+Nothing is written and nothing fetched. What needs the model itself is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from detsd.config import FinetuneConfig, GenerateConfig, ModelConfig, differences, refuse
+from detsd.errors import UserError
+from detsd.families import SUPPORTED, unsupported_index, without_index
+from detsd.names import BUNDLED, looked, resolve, word_problem
+from detsd.sources import is_source, locate, split_source
+from detsd.trial import latest_checkpoint, read_metadata
+
+try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
+    from pillow_heif import register_heif_opener
+except ImportError:
+    register_heif_opener = None
+
+HEIF = (".heic", ".heif", ".hif")
+# Beside pictures, and none themselves: captions and what programs leave there.
+BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
+
+INDEX = "model_index.json"
+
+
+def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
+    """Whether the model, images, words and files that a fine-tuning names are there.
+
+    Args:
+        source: what the configuration is called in messages.
+        beside: its folder.
+
+    Raises:
+        UserError: naming every problem.
+    """
+    c = config.concepts
+    problems = model_problems(config.model, beside)
+    tokens = vocabulary(config.model)
+    for k, name in enumerate(c.concept_strs):
+        problem = word_problem(name, tokens)
+        if problem:
+            problems.append(f"concepts.concept_strs[{k}]: {problem}")
+    for k, start in enumerate(c.initializer_strs):
+        if not start.strip():
+            problems.append(
+                f"concepts.initializer_strs[{k}] is empty; give a phrase that describes the concept"
+            )
+        elif is_source(start):
+            problems += source_problems(start, f"concepts.initializer_strs[{k}]", beside)
+    for k, folder in enumerate(c.img_dirs):
+        problem = folder_problem(folder, beside)
+        if problem:
+            problems.append(f"concepts.img_dirs[{k}]: {problem}")
+    refuse(problems, source)
+
+
+def check_generate(config: GenerateConfig, source: str, beside: Path | None = None) -> None:
+    """Whether the model and the concept files that a grid names are there.
+
+    Raises:
+        UserError: naming every problem.
+    """
+    problems = model_problems(config.model, beside)
+    for k, name in enumerate(config.concepts.files):
+        problems += source_problems(name, f"concepts.files[{k}]", beside)
+    refuse(problems, source)
+
+
+def source_problems(source: str, key: str, beside: Path | None = None) -> list[str]:
+    """What is wrong with where a concept is to come from, short of its file's content."""
+    try:
+        locate(source)
+    except UserError as error:
+        there = split_source(source)[0].exists()
+        return [f"{key}: {error}" + ("" if there else looked(source, beside))]
+    return []
+
+
+def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
+    """What is wrong with a base model that shows without loading or asking for it."""
+    name = config.pretrained_model_name_or_path
+    key = "model.pretrained_model_name_or_path"
+    path = Path(resolve(name))
+    if path.is_dir():
+        try:
+            index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            found = without_index(f"{p.relative_to(path)}" for p in path.rglob("*"))
+            return [f"{key}: {name} is {found}; {SUPPORTED}"]
+        except (OSError, ValueError):
+            return [f"{key}: {path / INDEX} is damaged; use an intact copy"]
+        found = unsupported_index(index) if isinstance(index, dict) else "no model"
+        return [f"{key}: {name} is {found}; {SUPPORTED}"] if found else []
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".safetensors"
+    if path.exists() or hub:
+        return []
+    if name == BUNDLED:
+        return [
+            f"{key}: the bundled model is not installed with the package; run in the folder of the "
+            f"repository, or name its {BUNDLED} folder"
+        ]
+    return [
+        f"{key}: {name} does not exist{looked(name, beside)}; name a folder in the diffusers "
+        "format, or a model on the hub as OWNER/NAME"
+    ]
+
+
+def vocabulary(config: ModelConfig) -> dict[str, int]:
+    """A base model's tokens and their ids, from the tokenizer's own file; {} where it is not here.
+
+    Of a hub model, the file is read where it was fetched before.
+    """
+    name = resolve(config.pretrained_model_name_or_path)
+    # The older tokenizers write the one file, the newer ones the other.
+    for file in ("tokenizer/vocab.json", "tokenizer/tokenizer.json"):
+        path: Any = Path(name) / file
+        if not Path(name).exists() and "/" in name:
+            from huggingface_hub import try_to_load_from_cache  # late: a third of a second
+
+            path = try_to_load_from_cache(name, file, revision=config.revision)
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return content["model"]["vocab"] if file.endswith("tokenizer.json") else content
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # whoever loads the model will say so
+    return {}
+
+
+def folder_problem(folder: str, beside: Path | None = None) -> str | None:
+    """What is wrong with a folder of training images; None where it holds some."""
+    path = Path(folder)
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else f"does not exist{looked(folder, beside)}"
+        return f"folder {folder} {what}; name a folder of images"
+    if not any(list_images(path)):
+        rest = passed_over(path)
+        found = f" ({rest})" if rest else ""
+        return f"folder {folder} holds no readable image; put JPEG, PNG or WebP files there{found}"
+    return None
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Image files of a folder by name, sorted, so that every rank sees one order."""
+    if register_heif_opener:
+        register_heif_opener()
+    known = Image.registered_extensions()
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
+
+
+def passed_over(folder: Path) -> str:
+    """A sentence on what lies beside the images of a folder and is not looked at; "" for nothing.
+
+    Captions, hidden files and what programs leave beside pictures are not worth one.
+    """
+    images = set(list_images(folder))
+    rest = sorted(
+        p for p in folder.iterdir() if p not in images and not p.name.startswith((".", "_"))
+    )
+    kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
+    said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
+    folders = [p.name for p in rest if p.is_dir() and list_images(p)]
+    said += [f"the images in the folder {name} inside it" for name in folders]
+    if not said:
+        return ""
+    heif = (
+        ""
+        if register_heif_opener or not kinds.keys() & set(HEIF)
+        else ("; pip install pillow-heif to read HEIC")
+    )
+    return f"{folder}: passing over {', '.join(said)}{heif}"
+
+
+def check_output(folder: Path) -> None:
+    """Whether `--output-dir` can be made and written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(
+            f"--output-dir {folder} cannot be made: {there} is no folder; name another one"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir {folder}: {there} cannot be written to; name another folder")
+
+
+def check_grid_folder(folder: Path) -> None:
+    """Whether a grid's images may gather in `folder`.
+
+    Raises:
+        UserError: a fine-tuning lies there.
+    """
+    if latest_checkpoint(folder):
+        raise UserError(
+            f"--output-dir {folder} holds a fine-tuning; give the images another folder"
+        )
+
+
+def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) -> Path | None:
+    """The checkpoint from which a fine-tuning in `folder` goes on, if there is one.
+
+    A run goes on with the configuration that it began with; only `training.num_sgd_steps` may grow.
+
+    Raises:
+        UserError: naming every key that differs; another warm start; no checkpoint to start from.
+    """
+    if warm_start:
+        locate(warm_start)
+    latest = latest_checkpoint(folder)
+    if not latest:
+        return None
+    facts = read_metadata(latest)
+    if warm_start and facts.get("warm_start") != str(warm_start.resolve()):
+        raise UserError(
+            f"--output-dir {folder} already holds another run; give this warm start a new folder"
+        )
+    old, new = facts.get("config", {}), dataclasses.asdict(config)
+    steps = old.get("training", {}).get("num_sgd_steps", 0)
+    if config.training.num_sgd_steps > steps > 0:
+        old["training"]["num_sgd_steps"] = config.training.num_sgd_steps
+    changed = differences(old, new)
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}); change it "
+            "back, or give --output-dir a new folder (and --warm-start to keep what was learned)"
+        )
+    return latest

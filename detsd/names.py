@@ -1,0 +1,65 @@
+"""Names as configurations give them: of concepts, files, folders and models.
+
+Of the standard library alone, so that a mistake in them is told before anything large is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Container
+from pathlib import Path
+
+BUNDLED = "demo_model"
+
+
+def file_name(concept: str) -> str:
+    """A concept's word as a file name: letters, digits, `-`, `_` and `.` stay."""
+    return re.sub(r"[^\w.-]+", "_", concept).strip("._") or "concept"
+
+
+def is_word(name: str, tokens: Container[str]) -> bool:
+    """Whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
+    return name in tokens or f"{name.lower()}</w>" in tokens
+
+
+def word_problem(name: str, tokens: Container[str]) -> str | None:
+    """Why `name` cannot be a concept beside the vocabulary `tokens`; None where it can."""
+    if not name.strip() or name != name.strip():
+        return f"concept {name!r} is empty or has spaces around it; give it a word"
+    if is_word(name, tokens):
+        return (
+            f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "
+            f"choose a new word such as {name + '-concept'!r}"
+        )
+    return None
+
+
+def find(name: str, beside: Path | None = None) -> str:
+    """A path that a configuration names, `~` expanded: beside the configuration where it is there.
+
+    Args:
+        beside: the configuration's folder. What is not found in it stays as it is, relative to the
+            working directory; a model's name on the hub does, too.
+    """
+    name = os.path.expanduser(name) if name.startswith("~") else name
+    if beside in (None, Path()) or not name or os.path.isabs(name):
+        return name
+    if (beside / name).exists():
+        return str(beside / name)
+    path, _, word = name.rpartition("=")  # of a concept under another word
+    return f"{beside / path}={word}" if path and (beside / path).exists() else name
+
+
+def looked(name: str, beside: Path | None = None) -> str:
+    """Where `find` looked for `name`, for the end of a sentence."""
+    if os.path.isabs(name):
+        return ""
+    places = [str(beside.resolve())] if beside not in (None, Path()) else []
+    return f" (looked in {' and in '.join([*places, os.getcwd()])})"
+
+
+def resolve(name: str) -> str:
+    """A local path as it is, or beside the package (`demo_model`); else a hub name."""
+    beside = Path(__file__).parent.parent / name
+    return str(beside) if name and not Path(name).exists() and beside.exists() else name

@@ -1,0 +1,160 @@
+"""What a person sees while something runs: lines, and below them a bar with the time left.
+
+Off a terminal the bars are silent and the lines stand alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """A line above whatever bar stands; on the standard output, unless told otherwise."""
+    stream = stream or sys.stdout
+    with contextlib.suppress(RuntimeError):  # a signal's handler may interrupt another line
+        tqdm.write(text, file=stream)
+        stream.flush()
+
+
+class LogHandler(logging.Handler):
+    """Log lines on the standard error, above whatever bar stands."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), sys.stderr)
+
+
+@dataclass
+class Work:
+    """One kind of work: how much of it there is, and how long a unit has taken so far.
+
+    Attributes:
+        cost: of a unit, beside those of other kinds, as a guess: the UNet's passes over an image.
+    """
+
+    cost: float
+    total: int = 0
+    done: int = 0
+    seconds: float = 0.0  # of the units seen, the later ones weighing more
+    seen: float = 0.0
+
+    def took(self, seconds: float, units: int) -> None:
+        """Note that `units` more are done, in `seconds`."""
+        fade = 0.97**units  # some 30 units count: the first are slower, and machines change
+        self.seconds, self.seen = self.seconds * fade + seconds, self.seen * fade + units
+        self.done += units
+
+    @property
+    def left(self) -> int:
+        return max(0, self.total - self.done)
+
+
+def seconds_left(kinds: dict[str, Work]) -> float | None:
+    """The time that what is left of every kind takes, each at its own speed.
+
+    A kind of which nothing was seen yet is judged by its cost; None where nothing was seen at all.
+    """
+    cost = sum(w.seen * w.cost for w in kinds.values())
+    if not cost:
+        return None
+    usual = sum(w.seconds for w in kinds.values()) / cost
+    return sum(w.left * (w.seconds / w.seen if w.seen else w.cost * usual) for w in kinds.values())
+
+
+class Bar(tqdm):
+    """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
+
+    Off a terminal there is a line a minute instead. Ranks but the first are silent.
+
+    Attributes:
+        text: what stands behind the bar, such as "50/300 steps".
+        note: what stands at its end.
+    """
+
+    def __init__(self, kinds: dict[str, Work], text: str, *, leave: bool = True):
+        self.kinds, self.text, self.note = kinds, text, ""
+        self._clock = self._drawn = time.monotonic()
+        super().__init__(
+            total=sum(w.cost * w.total for w in kinds.values()) or 1,
+            initial=sum(w.cost * w.done for w in kinds.values()),
+            bar_format="{percentage:3.0f}%|{bar}| {text} [{elapsed}<{left}{note}]",
+            disable=None if is_first() else True,  # None: only on a terminal
+            dynamic_ncols=True,
+            leave=leave,
+        )
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """tqdm's values for the bar's format, and ours."""
+        return {
+            **super().format_dict,
+            "text": self.text,
+            "left": self._left(),
+            "note": f", {self.note}" if self.note else "",
+        }
+
+    def _left(self) -> str:
+        left = seconds_left(self.kinds)
+        return "?" if left is None else self.format_interval(left)
+
+    def done(self, kind: str, units: int = 1) -> None:
+        """Count units of a kind, which took the time since the last call, and show it."""
+        now = time.monotonic()
+        self.kinds[kind].took(now - self._clock, units)
+        self._clock = now
+        self.n = sum(w.cost * min(w.done, w.total) for w in self.kinds.values())
+        if now - self._drawn > (60 if self.disable else 0.1):
+            self.draw()
+
+    def draw(self, text: str | None = None, note: str | None = None) -> None:
+        """Show the bar as it is now, with another text or note."""
+        self.text = self.text if text is None else text
+        self.note = self.note if note is None else note
+        if not self.disable:
+            self._drawn = time.monotonic()
+            self.refresh()
+        elif time.monotonic() - self._drawn > 60 and is_first():
+            self._drawn = time.monotonic()
+            say(f"{self.text}, {self._left()} left")
+
+
+@contextlib.contextmanager
+def waiting(text: str, log: bool = True) -> Iterator[None]:
+    """Say what takes time: on a terminal with a clock that runs until it is over.
+
+    Args:
+        log: whether to say it off a terminal, too.
+    """
+    if not is_first() or not sys.stderr.isatty():
+        if is_first() and log:
+            say(f"{text} ...")
+        yield
+        return
+    over = threading.Event()
+    with tqdm(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock:
+
+        def run() -> None:
+            while not over.wait(0.5):
+                clock.refresh()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: the launchers count them in RANK."""
+    return int(os.environ.get("RANK", 0)) == 0

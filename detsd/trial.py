@@ -1,0 +1,60 @@
+"""What a trial and a checkpoint say of themselves; imports no library that takes long."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import determined as det
+
+from detsd.errors import UserError
+
+METADATA = "metadata.json"
+
+
+def on_cluster() -> bool:
+    """Whether this process is a task of a Determined trial (a notebook task is not)."""
+    info = det.get_cluster_info()
+    return info is not None and info.task_type == "TRIAL"
+
+
+def cluster_hyperparameters() -> dict[str, Any]:
+    """The trial's hyperparameters, as the searcher chose them."""
+    return det.get_cluster_info().trial.hparams
+
+
+def cluster_experiment() -> dict[str, Any]:
+    """The configuration of the trial's experiment, as the master completed it."""
+    # The harness keeps it private, since its shape may change with the version; ours is pinned.
+    return det.get_cluster_info().trial._config
+
+
+def read_metadata(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's metadata.
+
+    Raises:
+        UserError: the folder is no complete checkpoint.
+    """
+    try:
+        facts = json.loads((checkpoint / METADATA).read_text())
+    except (OSError, ValueError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(
+            f"{checkpoint} is not a complete checkpoint (no readable {METADATA}); name another one"
+        )
+    return facts
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a folder is a complete checkpoint."""
+    try:
+        return isinstance(read_metadata(checkpoint).get("steps_completed"), int)
+    except UserError:
+        return False
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run's folder off cluster, or None."""
+    return next(filter(is_whole, sorted(folder.glob("checkpoints/step-*"), reverse=True)), None)

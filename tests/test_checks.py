@@ -1,0 +1,118 @@
+"""Mistakes are told before anything large is loaded and anything is written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tiny import ROOT
+
+from detsd import checks
+from detsd.__main__ import main
+from detsd.config import ModelConfig, load_config
+from detsd.errors import UserError
+from detsd.names import find
+
+# Command line (@ is the folder of the test), what is said.
+MISTAKES = [
+    ("finetune", "no experiment file given"),
+    ("finetune @/gone.yaml", "gone.yaml does not exist"),
+    ("finetune generate_demo.yaml", "describes a grid of images; run it with generate"),
+    ("generate finetune_demo.yaml", "describes a fine-tuning; run it with finetune"),
+    ("finetune finetune_demo.yaml --set num_sgd_steps=3", "mean 'training.num_sgd_steps'?"),
+    ("generate generate_demo.yaml --set seed=3", "did you mean 'grid.seeds'?"),
+    ("finetune finetune_demo.yaml --set concepts.concept_strs=cat", "already a word"),
+    ("finetune finetune_demo.yaml --set concepts.img_dirs=[gone]", "gone does not exist (looked"),
+    ("finetune finetune_demo.yaml --set concepts.img_dirs=[@]", "no readable image"),
+    ("finetune finetune_demo.yaml --set concepts.initializer_strs=['']", "[0] is empty"),
+    ("finetune finetune_demo.yaml --set concepts.initializer_strs=[a.pt]", "a.pt does not exist"),
+    ("finetune finetune_demo.yaml --set model.pretrained_model_name_or_path=x", "OWNER/NAME"),
+    ("finetune finetune_demo.yaml --set model.pretrained_model_name_or_path=@", "model_index.json"),
+    ("finetune finetune_demo.yaml --warm-start @/gone", "gone does not exist"),
+    ("finetune finetune_demo.yaml --output-dir LICENSE/x", "LICENSE is no folder"),
+    ("generate generate_demo.yaml --set concepts.files=[gone.pt]", "gone.pt does not exist"),
+    ("generate --from @/gone.png", "gone.png does not exist"),
+    ("show @/gone.pt", "gone.pt does not exist"),
+    ("app --concepts @/gone.pt", "gone.pt does not exist"),
+    ("app --model @/gone", "gone does not exist"),
+]
+
+CALL = """
+import json, sys
+from detsd.__main__ import main
+print(json.dumps([main(line.split()) for line in json.load(sys.stdin)]))
+large = {"torch", "numpy", "diffusers", "transformers", "accelerate", "gradio"} & sys.modules.keys()
+sys.exit(f"loaded {large}" if large else 0)
+"""
+
+
+def test_mistakes_are_told_before_the_libraries_are_loaded(tmp_path):
+    lines = [line.replace("@", str(tmp_path)) for line, _ in MISTAKES]
+    run = subprocess.run(
+        [sys.executable, "-c", CALL], cwd=ROOT, input=json.dumps(lines), capture_output=True,
+        text=True, env=os.environ, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [2] * len(MISTAKES)
+    said = run.stderr.split("detsd: ")[1:]
+    for (line, words), text in zip(MISTAKES, said, strict=True):
+        assert words in text, line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_leaves_no_folder_behind(experiment, tmp_path, capsys):
+    """Also one that shows only once the model is there."""
+    out = tmp_path / "out"
+    late = "inference.num_inference_steps=1000"
+    assert main(["finetune", str(experiment()), "--set", late, "--output-dir", str(out)]) == 2
+    assert "num_inference_steps" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path):
+    given = yaml.safe_load((ROOT / "finetune_demo.yaml").read_text())
+    given["hyperparameters"]["concepts"] |= {"concept_strs": "dog", "img_dirs": "photos"}
+    path = tmp_path / "a.yaml"
+    path.write_text(yaml.safe_dump(given))
+    with pytest.raises(UserError) as caught:
+        checks.check_finetune(load_config(path), str(path), tmp_path)
+    text = str(caught.value)
+    assert "2 problems" in text
+    assert "'dog' is already a word" in text
+    assert f"photos does not exist (looked in {tmp_path} and in {os.getcwd()})" in text
+
+
+def test_paths_beside_the_configuration_come_first(tmp_path, monkeypatch):
+    beside, working = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (beside / "mine", working / "mine", working / "theirs"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(working)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = beside / "a.yaml"
+    path.write_text((ROOT / "finetune_demo.yaml").read_text())
+
+    def paths(name):
+        config = load_config(
+            path,
+            [f"concepts.img_dirs={name}", f"model.pretrained_model_name_or_path={name}"],
+        )
+        assert config.model.pretrained_model_name_or_path == config.concepts.img_dirs[0]
+        return config.concepts.img_dirs[0]
+
+    assert paths("mine") == str(beside / "mine")
+    assert paths("theirs") == "theirs"  # in the working directory
+    assert paths("~/project") == str(beside)
+    assert paths("nowhere/model") == "nowhere/model"  # perhaps on the hub
+    # Where the configuration lies in the working directory, names stay as they are.
+    assert find("mine/", (beside / "a.yaml").relative_to(beside).parent) == "mine/"
+
+
+def test_words_are_found_in_either_file_of_a_tokenizer(tiny_model, tmp_path):
+    """transformers 4 writes vocab.json, transformers 5 tokenizer.json."""
+    ours = checks.vocabulary(ModelConfig("demo_model"))
+    assert ours["cat</w>"] > 0
+    assert checks.vocabulary(ModelConfig(str(tiny_model))) == ours
+    assert checks.vocabulary(ModelConfig(str(tmp_path))) == {}
+    assert checks.vocabulary(ModelConfig("nobody/never-fetched")) == {}

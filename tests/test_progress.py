@@ -1,0 +1,176 @@
+"""What a person sees: lines above bars, times that count all that is left, answers to Ctrl-C."""
+
+import contextlib
+import io
+import re
+import time
+from collections.abc import Iterator
+
+import pexpect
+import pytest
+import yaml
+from conftest import command
+from tiny import ROOT
+
+from detsd import progress
+from detsd.progress import Bar, Work, seconds_left
+
+CLOCK = r"(?:\d+:)?\d\d:\d\d"
+BAR = re.compile(rf" *\d+%\|.*\| .*\[{CLOCK}<(?:{CLOCK}|\?).*\]")
+
+
+def screen(sent: str) -> list[str]:
+    """The lines of a terminal that was sent this."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|[\s\S]", sent):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[A":
+            row = max(0, row - 1)
+        elif len(part) == 1:
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is one."""
+
+    def isatty(self):
+        return True
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[Terminal]:
+    """A terminal in place of both standard streams."""
+    both = Terminal()
+    with contextlib.redirect_stdout(both), contextlib.redirect_stderr(both):
+        yield both
+
+
+def test_the_time_left_counts_every_kind_of_work_at_its_own_speed():
+    steps, samples = Work(3, total=100), Work(2, total=10)
+    kinds = {"steps": steps, "samples": samples}
+    assert seconds_left(kinds) is None  # nothing seen
+    samples.took(4, 2)
+    assert seconds_left(kinds) == pytest.approx(8 * 2 + 100 * 3)  # a second per pass
+    for _ in range(100):
+        steps.took(0.5, 1)
+    assert seconds_left(kinds) == pytest.approx(16)  # at 100 of 100 steps, the samples are left
+    samples.took(0, 9)  # more than there were, as where a batch is made again
+    assert seconds_left(kinds) == 0
+
+
+def test_a_speed_that_changes_is_noticed():
+    work = Work(1, total=1000)
+    for seconds in [1.0] * 100 + [0.1] * 100:
+        work.took(seconds, 1)
+    assert seconds_left({"steps": work}) == pytest.approx(80, rel=0.5)
+
+
+def test_lines_stand_above_the_bar():
+    with terminal() as there, Bar({"steps": Work(1, 4)}, "0/4 steps") as bar:
+        for k in range(4):
+            bar.draw(text=f"{k + 1}/4 steps")
+            bar.done("steps")
+            progress.say(f"line {k}")
+    *lines, last = screen(there.getvalue())
+    assert lines == [f"line {k}" for k in range(4)]
+    assert BAR.fullmatch(last)
+    assert last.startswith("100%")
+    assert "4/4 steps" in last
+
+
+def test_off_a_terminal_there_is_no_bar_and_a_line_a_minute(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Bar({"images": Work(1, 5)}, "encoding") as bar:
+        for _ in range(5):
+            now[0] += 25
+            bar.done("images")
+    out, err = capsys.readouterr()
+    assert out == "encoding, 00:50 left\n"
+    assert err == ""
+
+
+def test_other_ranks_are_silent(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with terminal() as there, progress.waiting("loading"), Bar({"steps": Work(1, 2)}, "") as bar:
+        bar.done("steps")
+    assert there.getvalue() == ""
+
+
+def test_waiting_shows_that_it_moves():
+    with terminal() as there, progress.waiting("loading a model"):
+        time.sleep(0.7)
+    assert there.getvalue().count("loading a model ... 00:00") >= 2
+    assert screen(there.getvalue()) == []  # and leaves nothing behind
+
+
+def spawn(*args) -> pexpect.spawn:
+    """detsd in a terminal of its own; what it sends is kept in `.logfile_read`."""
+    start, *rest = command(*args)
+    session = pexpect.spawn(
+        start, rest, cwd=ROOT, timeout=240, encoding="utf-8", dimensions=(40, 100)
+    )
+    session.logfile_read = io.StringIO()
+    return session
+
+
+@pytest.mark.slow
+def test_a_session_of_fine_tuning(experiment, tmp_path):
+    """Lines and bars apart from loading to the answer to Ctrl-C, which comes at once."""
+    path = experiment(training={"num_sgd_steps": 40_000, "checkpoint_freq": 20})
+    session = spawn("finetune", path, "--output-dir", tmp_path / "out")
+    session.expect("loading the libraries")
+    session.expect(r"loading \S+ \.\.\.")
+    session.expect("step 40  val_loss")
+    session.sendintr()
+    session.expect("stopping: what is made is being stored")
+    session.expect("the same command goes on from here")
+    session.expect(pexpect.EOF)
+    session.close()
+    assert session.exitstatus == 130
+    lines = screen(session.logfile_read.getvalue())
+    told = [line for line in lines if "val_loss" in line]
+    assert len(told) >= 2
+    for line in told:
+        assert re.fullmatch(r"step \d+  val_loss \d\.\d{4}  \(initializer \d\.\d{4}\)", line)
+    (bar,) = [line for line in lines if "steps [" in line]
+    assert BAR.fullmatch(bar)
+    assert re.search(r"/40000 steps \[", bar)
+    assert len(list(tmp_path.glob("out/checkpoints/step-*"))) >= 2
+
+
+@pytest.mark.slow
+def test_a_session_of_a_grid(tiny_model, tmp_path):
+    """The bar moves by denoising steps within the one batch; Ctrl-C before the first image."""
+    path = tmp_path / "grid.yaml"
+    grid = {
+        "prompts": "a ball",
+        "num_inference_steps": 60,
+        "num_seeds": 4,
+        "scheduler_names": "ddim",
+    }
+    given = {"model": {"pretrained_model_name_or_path": str(tiny_model)}, "grid": grid}
+    path.write_text(yaml.safe_dump({"hyperparameters": given}))
+    session = spawn("generate", path, "--output-dir", tmp_path / "out")
+    session.expect(pexpect.EOF)
+    session.close()
+    assert session.exitstatus == 0
+    sent = session.logfile_read.getvalue()
+    moments = {int(p) for p in re.findall(r"(\d+)%\|[^\r]*?0/4 images", sent)}
+    assert len(moments - {0, 100}) >= 2, sent
+    assert "0.00 images/s" not in sent
+    session = spawn("generate", path, "--output-dir", tmp_path / "other")
+    session.expect("loading the libraries")
+    session.sendintr()
+    session.expect("stopped")
+    session.expect(pexpect.EOF)
+    session.close()
+    assert session.exitstatus == 130
+    assert "Traceback" not in session.logfile_read.getvalue()
+    assert not (tmp_path / "other").exists()
