@@ -1,0 +1,65 @@
+"""`pip install .` gives the package alone, its requirements, and the command `detsd`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import Distribution
+
+import pytest
+from packaging.requirements import Requirement
+from tiny import ROOT
+
+import detsd
+from detsd.environment import read_requirements
+
+
+@pytest.mark.slow
+def test_pip_install(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy(ROOT / name, source)
+    for name in ("detsd", "demo_model", "tests", "benchmarks", "dev", "docs", "det_logos"):
+        # What else lies at the top must not come along; of the package, all.
+        keep = shutil.ignore_patterns("__pycache__", *([] if name == "detsd" else ["*.*"]))
+        shutil.copytree(ROOT / name, source / name, ignore=keep)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    subprocess.run([*pip, "-q", "--target", target, source], check=True, timeout=240)
+    assert {p.name for p in target.iterdir()} == {
+        "bin", "detsd", f"detsd-{detsd.__version__}.dist-info",
+    }  # fmt: skip
+    ours = {p.name for p in (ROOT / "detsd").glob("*.py")}
+    assert {p.name for p in (target / "detsd").glob("*.py")} == ours
+    found = Distribution.at(next(target.glob("*.dist-info")))
+    wanted = {str(r) for r in read_requirements(ROOT / "requirements.txt")}
+    needs = [Requirement(text) for text in found.requires]
+    assert {str(r) for r in needs if not r.marker} == wanted
+    (extra,) = [r for r in needs if r.marker]
+    page = (ROOT / "requirements-app.txt").read_text().splitlines()
+    assert f"{extra.name}{extra.specifier}" in [
+        str(Requirement(r)) for r in page if r[0] not in "#-"
+    ]
+
+    def call(*args):
+        return subprocess.run(
+            [target / "bin" / "detsd", *args], cwd=tmp_path, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(target)}, timeout=120,
+        )  # fmt: skip
+
+    said = call()
+    assert said.returncode == 0
+    assert re.search(r"^usage: detsd .*\n\nTeach ", said.stdout, re.M | re.S)
+    assert call("--version").stdout == f"detsd {detsd.__version__}\n"
+    away = call("app")
+    assert away.returncode == 2
+    assert "the bundled model is not installed with the package" in away.stderr
