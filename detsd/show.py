@@ -1,4 +1,4 @@
-"""What a concept file or checkpoint holds: python -m detsd show learned_embeddings_dict_demo.pt
+"""What a concept file, checkpoint or run folder holds: python -m detsd show SOURCE
 
 Only the text side of the base model is loaded: its vocabulary is what the rows are compared with.
 """
@@ -6,6 +6,7 @@ Only the text side of the base model is loaded: its vocabulary is what the rows 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,13 @@ from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.models import load_token_tables
+from detsd.names import BUNDLED
 from detsd.sources import locate, split_source
+from detsd.trial import read_metadata
 
-BUNDLED = "demo_model"
 
-
-def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> str:
-    """The report, as text.
+def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:
+    """All that is told of a source, as JSON takes it.
 
     Args:
         model: the base model to compare with; default: the one that the checkpoint names, else the
@@ -38,14 +39,12 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
     facts = _metadata(path)
     trained_on = facts.get("config", {}).get("model", {})
     name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
-    count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
-    steps = f", after {facts['steps_completed']} steps" if facts else ""
-    lines = [f"{path}: {count}{steps}"]
     if trained_on:
-        lines.append(f"base model: {trained_on['pretrained_model_name_or_path']} (trained on it)")
+        base = [f"{trained_on['pretrained_model_name_or_path']} (trained on it)"]
     else:
-        lines += [f"base model: {family(k)} (width {_and(k)})" for k in kinds]
+        base = [f"{family(k)} (width {_and(k)})" for k in kinds]
     tables: list[tuple[CLIPTokenizer, torch.Tensor]] = []
+    notes = []
     if model or trained_on or any(family(k).startswith(BUNDLED) for k in kinds):
         revision = None if model else trained_on.get("revision")
         try:
@@ -53,9 +52,9 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
         except UserError as error:
             if model:
                 raise
-            lines.append(f"no comparison with the vocabulary: {error}")
+            notes.append(f"no comparison with the vocabulary: {error}")
             if not Path(name).is_absolute():
-                lines.append(f"--model {name} asks the hub for it")
+                notes.append(f"--model {name} asks the hub for it")
         own = tuple(table.shape[1] for _, table in tables)
         if tables and own not in kinds:
             problem = f"{name} has rows of width {_and(own)}, {path} of width " + " or ".join(
@@ -64,81 +63,182 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> st
             if model:
                 fits = " or ".join(map(family, kinds))
                 raise UserError(f"{problem}: it fits {fits}; name that with --model")
-            lines.append(f"no comparison with the vocabulary: {problem}")
+            notes.append(f"no comparison with the vocabulary: {problem}")
     else:
-        lines.append("no comparison with the vocabulary: name the base model with --model for one")
-    for _, table in tables:
-        norms = table.norm(dim=1)
-        low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
-        lines.append(
-            f"vocabulary: {len(table)} rows, norm {float(norms.mean()):.3f} on average, "
-            f"{low:.3f} to {high:.3f} for 9 in 10"
-        )
-    for concept in concepts:
-        lines += ["", *_concept_lines(concept, tables, nearest)]
-    return "\n".join(lines)
+        notes.append("no comparison with the vocabulary: name the base model with --model for one")
+    return {
+        "source": str(path),
+        "steps": facts.get("steps_completed"),
+        "base_models": base,
+        "notes": notes,
+        "vocabularies": [_vocabulary(table) for _, table in tables],
+        "concepts": [_concept(concept, tables, nearest) for concept in concepts],
+    }
 
 
 def _metadata(path: Path) -> dict:
-    """What the fine-tuning's checkpoint that `path` is, or lies in, says of itself; else {}.
+    """What the fine-tuning's checkpoint that `path` lies in says of itself; else {}.
 
     A grid's checkpoint holds concepts that something else has learned.
     """
-    from detsd.cluster import read_metadata
-
     try:
         facts = read_metadata(path.parent)
     except UserError:
         return {}
-    return facts if isinstance(facts, dict) and facts.get("kind") == "finetune" else {}
+    return facts if facts.get("kind") == "finetune" else {}
 
 
 def _and(widths: tuple[int, ...]) -> str:
     return " and ".join(map(str, widths))
 
 
-def _concept_lines(
+def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
+    """The lengths of a vocabulary's rows (V, D): on average, and between which 9 in 10 lie."""
+    norms = table.norm(dim=1)
+    low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
+    return {"rows": len(table), "norm": float(norms.mean()), "norm_low": low, "norm_high": high}
+
+
+def _concept(
     concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]], k: int
-) -> list[str]:
-    lines = [
-        concept.name,
-        f"  vectors: {len(concept.embeddings)} of width {_and(concept.widths)}",
-        f"  initializer: {concept.initializer or 'not told by the file'}",
-    ]
+) -> dict[str, Any]:
+    """A concept's rows, of each text encoder that it has some for."""
     if concept.widths != tuple(table.shape[1] for _, table in tables):
         tables = []
+    encoders = []
     for place, rows in enumerate(concept.rows):
+        told = [{"norm": float(norm)} for norm in rows.norm(dim=1)]
         if tables:
-            lines += _row_lines(rows, concept.initializer, *tables[place], k)
-        else:
-            lines.append("  norms: " + "  ".join(f"{n:.3f}" for n in rows.norm(dim=1)))
-    return lines
+            _compare(told, rows, concept.initializer, *tables[place], k)
+        encoders.append({"width": rows.shape[1], "rows": told})
+    return {
+        "name": concept.name,
+        "initializer": concept.initializer,
+        "text_encoders": encoders,
+    }
 
 
-def _row_lines(
-    rows: torch.Tensor, phrase: str, tokenizer: CLIPTokenizer, table: torch.Tensor, k: int
-) -> list[str]:
-    """Rows (n, D) of one text encoder beside its table (V, D)."""
-    norms, unit = rows.norm(dim=1), F.normalize(table, dim=1)
-    likeness = F.normalize(rows, dim=1) @ unit.T  # (n, V) cosines
+def _compare(
+    told: list[dict[str, Any]],
+    rows: torch.Tensor,
+    phrase: str,
+    tokenizer: CLIPTokenizer,
+    table: torch.Tensor,
+    k: int,
+) -> None:
+    """Add to what is told of rows (n, D) the words of a vocabulary (V, D) beside them."""
+    likeness = F.normalize(rows, dim=1) @ F.normalize(table, dim=1).T  # (n, V) cosines
     likeness[:, tokenizer.all_special_ids] = -1
-    values, ids = likeness.topk(k)
+    ids = likeness.topk(k).indices
     start = tokenizer(phrase, add_special_tokens=False).input_ids
-    lines = ["  row   norm  began as (cosine)    nearest words of the vocabulary (cosine)"]
-    for j in range(len(rows)):
-        began = ""
-        if start:
-            token = start[j % len(start)]  # as Vocabulary.phrase_rows repeats them
-            began = f"{_word(tokenizer, token)} {likeness[j, token]:.2f}"
-        near = ", ".join(
-            f"{_word(tokenizer, i)} {v:.2f}"
-            for i, v in zip(ids[j].tolist(), values[j].tolist(), strict=True)
-        )
-        lines.append(f"  {j + 1:3d} {norms[j]:6.3f}  {began:19}  {near}")
-    return lines
+
+    def word(row: int, token: int) -> dict[str, Any]:
+        return {"word": _word(tokenizer, token), "cosine": float(likeness[row, token])}
+
+    for j, row in enumerate(told):
+        # As Vocabulary.phrase_rows repeats the phrase's tokens.
+        row["began_as"] = word(j, start[j % len(start)]) if start else None
+        row["nearest"] = [word(j, token) for token in ids[j].tolist()]
 
 
 def _word(tokenizer: CLIPTokenizer, token: int) -> str:
     """A token as one reads it; a hyphen stands where the word goes on."""
     ends = tokenizer.convert_ids_to_tokens(token).endswith("</w>")
     return tokenizer.decode([token]).strip() + ("" if ends else "-")
+
+
+def _said(words: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{w['word']} {w['cosine']:.2f}" for w in words)
+
+
+def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> str:
+    """What `examine` finds, as text."""
+    return report(examine(path, model, nearest))
+
+
+def report(facts: dict[str, Any]) -> str:
+    """What `examine` found, as text."""
+    concepts = facts["concepts"]
+    count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
+    steps = "" if facts["steps"] is None else f", after {facts['steps']} steps"
+    lines = [f"{facts['source']}: {count}{steps}"]
+    lines += [f"base model: {name}" for name in facts["base_models"]]
+    lines += facts["notes"]
+    lines += [
+        f"vocabulary: {v['rows']} rows, norm {v['norm']:.3f} on average, {v['norm_low']:.3f} to "
+        f"{v['norm_high']:.3f} for 9 in 10"
+        for v in facts["vocabularies"]
+    ]
+    for concept in concepts:
+        encoders = concept["text_encoders"]
+        lines += [
+            "",
+            concept["name"],
+            f"  vectors: {len(encoders[0]['rows'])} of width "
+            + _and(tuple(e["width"] for e in encoders)),
+            f"  initializer: {concept['initializer'] or 'not told by the file'}",
+        ]
+        for encoder in encoders:
+            lines += _row_lines(encoder["rows"])
+    return "\n".join(lines)
+
+
+def _row_lines(rows: list[dict[str, Any]]) -> list[str]:
+    if "nearest" not in rows[0]:
+        return ["  norms: " + "  ".join(f"{row['norm']:.3f}" for row in rows)]
+    lines = ["  row   norm  began as (cosine)    nearest words of the vocabulary (cosine)"]
+    for j, row in enumerate(rows):
+        began = _said([row["began_as"]]) if row["began_as"] else ""
+        lines.append(f"  {j + 1:3d} {row['norm']:6.3f}  {began:19}  {_said(row['nearest'])}")
+    return lines
+
+
+def plot(facts: dict[str, Any], file: Path) -> None:
+    """Draw what `examine` found: a bar for the length of every row, beside it the nearest words.
+
+    Raises:
+        UserError: a kind of file that cannot be written.
+    """
+    from matplotlib.figure import Figure  # late: only this needs it
+
+    panels = [
+        (concept, encoder, place)
+        for concept in facts["concepts"]
+        for place, encoder in enumerate(concept["text_encoders"])
+    ]
+    heights = [len(encoder["rows"]) + 2 for _, encoder, _ in panels]
+    figure = Figure(figsize=(11, 0.34 * sum(heights) + 0.8), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
+        :, 0
+    ]
+    for axis, (concept, encoder, place) in zip(axes, panels, strict=True):
+        rows, numbers = encoder["rows"], range(len(encoder["rows"]))
+        norms = [row["norm"] for row in rows]
+        axis.barh(numbers, norms, color="#3b6fb6", height=0.7)
+        labels = [
+            f"{row['began_as']['word']}  {j + 1}" if row.get("began_as") else str(j + 1)
+            for j, row in enumerate(rows)
+        ]
+        axis.set_yticks(numbers, labels)
+        axis.invert_yaxis()
+        several = len(concept["text_encoders"]) > 1
+        axis.set_title(
+            concept["name"] + (f", text encoder {place + 1}" if several else ""), loc="left"
+        )
+        same = concept["text_encoders"] and any("nearest" in row for row in rows)
+        if same:
+            usual = facts["vocabularies"][place]
+            axis.axvspan(
+                usual["norm_low"], usual["norm_high"], color="#d9a441", alpha=0.35, lw=0,
+                label="9 in 10 words of the vocabulary",
+            )  # fmt: skip
+            for j, row in enumerate(rows):
+                axis.text(norms[j], j, f"  {_said(row['nearest'][:4])}", va="center", fontsize=8)
+            axis.legend(loc="lower right", fontsize=8, frameon=False)
+        axis.set_xlim(0, max(norms) * (1.9 if same else 1.1) or 1)
+        axis.set_xlabel("length of the row; beside it the nearest words and their cosines")
+        axis.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(file, dpi=110)
+    except ValueError as error:
+        raise UserError(f"--plot {file}: {' '.join(str(error).split())}") from None

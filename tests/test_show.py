@@ -1,9 +1,11 @@
 """What `show` says of concept files and checkpoints, right and wrong ones."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tiny import ROOT
 
@@ -11,9 +13,9 @@ from detsd import models
 from detsd.__main__ import main
 from detsd.config import ModelConfig
 from detsd.errors import UserError
-from detsd.formats import LearnedConcept, write_concepts
+from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.models import load_token_tables
-from detsd.show import describe
+from detsd.show import describe, examine, plot, report
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,48 @@ def test_a_model_is_fetched_only_when_named(checkpoint, monkeypatch):
     with pytest.raises(UserError, match="nobody/never-fetched is no folder here"):
         describe(checkpoint, "nobody/never-fetched")
     assert asked.pop()[-1] is True
+
+
+def test_json_says_what_the_text_says(checkpoint, capsys):
+    assert main(["show", str(checkpoint), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == examine(checkpoint)
+    assert report(facts) == describe(checkpoint)
+    assert facts["steps"] == 40
+    assert [c["name"] for c in facts["concepts"]] == ["blob-thing", "other-thing"]
+    ((encoder,), _) = (c["text_encoders"] for c in facts["concepts"])
+    assert encoder["width"] == 16
+    learned = read_concepts(checkpoint)[0].embeddings
+    assert [row["norm"] for row in encoder["rows"]] == pytest.approx(learned.norm(dim=1).tolist())
+    for row, word in zip(encoder["rows"], ("red", "ball"), strict=True):
+        cosines = [near["cosine"] for near in row["nearest"]]
+        assert cosines == sorted(cosines, reverse=True)
+        assert len(cosines) == 5
+        assert row["began_as"] == row["nearest"][0] == {"word": word, "cosine": cosines[0]}
+
+
+def test_a_run_folder_stands_for_its_newest_checkpoint(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    for step in (20, 40):
+        shutil.copytree(checkpoint, run / "checkpoints" / f"step-{step:08d}",
+                        ignore=shutil.ignore_patterns("run"))  # fmt: skip
+    facts = examine(run)
+    assert "step-00000040" in facts.pop("source")
+    known = examine(checkpoint)
+    del known["source"]
+    assert facts == known
+
+
+def test_a_picture_of_rows_and_words(checkpoint, tmp_path, capsys):
+    file = tmp_path / "rows.png"
+    assert main(["show", str(checkpoint), "--plot", str(file)]) == 0
+    assert f"picture: {file}" in capsys.readouterr().out
+    with Image.open(file) as picture:
+        assert min(picture.size) > 100
+        colours = {pixel for _, pixel in picture.convert("RGB").getcolors(1 << 20)}
+    assert (59, 111, 182) in colours  # bars
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, foreign)
+    plot(examine(foreign), tmp_path / "two.png")  # no vocabulary to compare with, two encoders
+    assert main(["show", str(checkpoint), "--plot", str(tmp_path / "rows.nonsense")]) == 2
+    assert "rows.nonsense" in capsys.readouterr().err
