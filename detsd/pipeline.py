@@ -319,7 +319,7 @@ class DetSDTextualInversionPipeline:
         }
 
     def doubts(self, prompt: str) -> list[str]:
-        """What is odd about a prompt, a sentence each: misspelt concepts, words cut off."""
+        """What is odd about a prompt, a sentence each: misspelt concepts, weights, a lost end."""
         names = self.concepts
         rest = self.vocabulary.rewrite.without(prompt)
         likenesses = []  # words of the prompt that may be meant for a concept
@@ -338,6 +338,11 @@ class DetSDTextualInversionPipeline:
             f"(loaded: {', '.join(names)})"
             for word in dict.fromkeys(likenesses)
         ]
+        return found + self.weights(prompt) + self.overlong(prompt)
+
+    def weights(self, prompt: str) -> list[str]:
+        """A sentence where a prompt weighs words, as other programs understand it."""
+        found = []
         if unweighted(prompt) != prompt:
             found.append(
                 f"the prompt {prompt!r} weighs words, which detsd does not: it "
@@ -348,7 +353,7 @@ class DetSDTextualInversionPipeline:
                 f"the prompt {prompt!r} has {' '.join(marks)}, which other programs take for a "
                 "weight and the model for brackets; leave the brackets out"
             )
-        return found + self.overlong(prompt)
+        return found
 
     def overlong(self, prompt: str, name: str = "prompt") -> list[str]:
         """A sentence where a prompt is longer than the model's window, which cuts it off."""

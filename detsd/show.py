@@ -114,6 +114,9 @@ def _concept(
     return {
         "name": concept.name,
         "initializer": concept.initializer,
+        "model": concept.model,
+        "model_hash": concept.model_hash,
+        "steps": concept.steps,
         "text_encoders": encoders,
     }
 
@@ -178,6 +181,10 @@ def report(facts: dict[str, Any]) -> str:
             + _and(tuple(e["width"] for e in encoders)),
             f"  initializer: {concept['initializer'] or 'not told by the file'}",
         ]
+        if concept["model"] and facts["steps"] is None:  # else the checkpoint has told
+            at = f" at {concept['model_hash']}" * bool(concept["model_hash"])
+            steps = f", {concept['steps']} steps" * (concept["steps"] is not None)
+            lines.append(f"  learned on: {concept['model']}{at}{steps}")
         for encoder in encoders:
             lines += _row_lines(encoder["rows"])
     return "\n".join(lines)

@@ -30,7 +30,8 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 def is_single_file(name: str) -> bool:
     """Whether a base model's name is that of a file, there or missing."""
-    return Path(name).is_file() or Path(name).suffix.lower() in SUFFIXES
+    path = Path(name)
+    return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
 def find_single_file(name: str) -> Source:
@@ -42,6 +43,11 @@ def find_single_file(name: str) -> Source:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"{KEY}: {name} does not exist; name a file, a folder or a hub model")
+    if not VOCABULARY.is_dir():
+        raise UserError(
+            f"{KEY}: a single file needs the vocabulary in demo_model/tokenizer, which is not in "
+            f"{VOCABULARY.parent.parent}; run detsd from its repository, or name a folder"
+        )
     with path.open("rb") as f:
         start = f.read(9)
     if start[8:] != b"{":

@@ -619,8 +619,10 @@ class Trainer:
                     ", ".join(self.vocabulary.names),
                 )
         prompts = {p for shot in [*self.data.shots, *self.data.validation] for p in shot.prompts}
-        too_long = [d for prompt in sorted(prompts) for d in self.pipeline.overlong(prompt)]
-        for doubt in doubts + too_long[:5]:
+        misread = []
+        for prompt in sorted(prompts):
+            misread += self.pipeline.overlong(prompt) + self.pipeline.weights(prompt)
+        for doubt in doubts + misread[:5]:
             logger.warning("%s", doubt)
-        if len(too_long) > 5:
-            logger.warning("and %d more training prompts are cut off", len(too_long) - 5)
+        if len(misread) > 5:
+            logger.warning("and %d more training prompts are misread so", len(misread) - 5)

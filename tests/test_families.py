@@ -472,6 +472,46 @@ def test_computing_activations_twice_changes_nothing_but_memory(
     assert all(map(torch.equal, *rows))
 
 
+def test_weights_reach_the_device_in_their_final_precision(folders, monkeypatch):
+    moved, real = {}, torch.nn.Module.to
+
+    def to(self, *args, **options):
+        if isinstance(args[0] if args else None, torch.device):
+            moved[type(self).__name__] = {p.dtype for p in self.parameters()}
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    load_base_model(ModelConfig(str(folders["sdxl"]), precision="bf16"), CPU)
+    assert len(moved) == 4
+    assert set(map(frozenset, moved.values())) == {frozenset({torch.bfloat16})}
+
+
+def test_the_vae_is_on_the_device_only_while_it_is_needed(experiment, tmp_path, monkeypatch):
+    calls, real = [], AutoencoderKL.to
+    monkeypatch.setattr(
+        AutoencoderKL, "to", lambda self, *a, **k: calls.append(a[0]) or real(self, *a, **k)
+    )
+    change = {"num_sgd_steps": 2, "checkpoint_freq": 2}
+    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
+        trainer = Trainer(load_config(experiment(training=change)), run)
+        assert calls == [run.ranks.device, "cpu"]  # for the training images
+        trainer.train()
+    assert calls[2:] == [run.ranks.device, "cpu"] * 2  # for the samples before and after
+
+
+def test_a_file_that_has_left_its_checkpoint_says_what_it_was_learned_on(
+    tuned, tmp_path, folders, capsys
+):
+    assert tuned("sdxl", "out", "--set", "training.num_sgd_steps=1") == 0
+    file = shutil.copy(tmp_path / "out/checkpoints/step-00000001/blob-thing.safetensors", tmp_path)
+    capsys.readouterr()
+    assert main(["show", str(file)]) == 0
+    assert f"  learned on: {folders['sdxl']}, 1 steps\n" in capsys.readouterr().out
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sd1"]))
+    with pytest.raises(UserError, match=f"it was learned on {folders['sdxl']}, and"):
+        pipe.load_concepts(file)
+
+
 def test_weights_of_words_are_left_out_and_told(folders):
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sd1"]))
     pipe.vocabulary.add(blob("sd1"))
