@@ -249,7 +249,8 @@ def test_an_image_whose_concept_was_learned_anew(given, concepts, tmp_path, caps
         assert image.text["parameters"].splitlines()[1] == "Negative prompt: a dog"
     write_concepts([LearnedConcept("zyx-two", "", torch.ones(2, 16))], concepts)
     assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
-    assert f"zyx-two in {concepts} has other rows now than then" in capsys.readouterr().out
+    file = concepts / "learned_embeddings_dict.pt"
+    assert f"zyx-two in {file} has other rows now than then" in capsys.readouterr().out
     assert call("generate", "--from", tmp_path / "gone.png") == 2
     assert "gone.png does not exist" in capsys.readouterr().err
 
@@ -385,7 +386,7 @@ def test_searchers_may_vary_any_field(given, tmp_path):
         ({"seeds": [1, 2, 1]}, "grid.seeds has 1 twice; the same images would be made twice"),
         ({"prompts": ["a", "a"]}, "grid.prompts has 'a' twice"),
         ({"seeds": [1], "num_seeds": 3}, "are both given; keep one way"),
-        ({"seeds": [2**32]}, "must be less than 4294967296"),
+        ({"seeds": [2**32]}, "must be at most 4294967295"),
         ({"width": 100}, "grid.width is 100 but must be a multiple of 8"),
         ({"scheduler_names": "ddpm"}, "grid.scheduler_names is 'ddpm' but must be one of ddim"),
         ({"guidance_scale": 3}, "did you mean 'guidance_scales'?"),
