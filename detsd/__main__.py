@@ -67,7 +67,8 @@ def finetune(args: argparse.Namespace) -> int:
         latest = checks.check_resume(config, folder, args.warm_start)
         steps = trial.read_metadata(latest)["steps_completed"] if latest else 0
         if steps >= config.training.num_sgd_steps:
-            print(f"complete: the concept lies in {latest}")
+            if progress.is_first():
+                progress.say(f"complete: the concept lies in {latest}")
             return 0
     with progress.waiting("loading the libraries", log=False):
         from detsd import cluster, trainer
