@@ -190,6 +190,7 @@ class Trainer:
         if self.steps_completed == 0:
             self._log_training_images()
             self._with_rows(self.initial_rows, self._sample)  # what the phrase alone gives
+            bar.note = ""
         self._clock, self._clocked = time.monotonic(), 0
         while self.steps_completed < t.num_sgd_steps:
             parts = self._step()
