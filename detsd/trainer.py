@@ -213,6 +213,7 @@ class Trainer:
             if last:
                 bar.draw(note="drawing")
                 self._draw_progress()
+                bar.done("drawing")
             if due or stop:
                 if self._has_diverged():  # between two reports
                     self._diverge()
@@ -239,6 +240,7 @@ class Trainer:
             "samples": Work(
                 1 + guided, (validations + 1) * samples, (done + (steps > 0)) * samples
             ),
+            "drawing": Work(0, 1, seconds=2, seen=1),  # on any device
         }
 
     def _own(self) -> list[list[int]]:
