@@ -116,6 +116,30 @@ def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
     assert "already holds another run" in capsys.readouterr().err
 
 
+def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_path):
+    """From the start, and from a checkpoint on: nothing is left at the end, nor done too often."""
+    config = load_config(experiment(training={"num_sgd_steps": 7, "checkpoint_freq": 3}))
+    out = tmp_path / "out"
+    counts = []
+    for gone in ((), ("step-00000007", "step-00000006")):
+        for name in gone:
+            shutil.rmtree(out / "checkpoints" / name)
+        with cluster.open_run(out, accelerate=True) as run:
+            trainer = Trainer(config, run)
+            began = {kind: work.done for kind, work in trainer._work().items()}
+            assert trainer.train()
+        kinds = trainer.bar.kinds
+        assert {kind: work.done for kind, work in kinds.items()} == {
+            kind: work.total for kind, work in kinds.items()
+        }
+        counts.append({kind: work.total - began[kind] for kind, work in kinds.items()})
+    # Samples: two of two steps, at 0, 3, 6 and 7; validation: two images at two timesteps.
+    assert counts == [
+        {"steps": 7, "validation": 3 * 4, "samples": 4 * 4, "drawing": 1},
+        {"steps": 4, "validation": 2 * 4, "samples": 2 * 4, "drawing": 1},
+    ]
+
+
 def test_more_steps_go_on_in_the_same_folder(experiment, tmp_path, capsys):
     """With a constant rate they end where a run that began with them does, bit for bit."""
     for shape, words in (
