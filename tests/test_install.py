@@ -50,10 +50,10 @@ def test_pip_install(tmp_path):
         str(Requirement(r)) for r in page if r[0] not in "#-"
     ]
 
-    def call(*args):
+    def call(*args, **env):
         return subprocess.run(
             [target / "bin" / "detsd", *args], cwd=tmp_path, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(target)}, timeout=120,
+            env=os.environ | {"PYTHONPATH": str(target)} | env, timeout=120,
         )  # fmt: skip
 
     said = call()
@@ -63,3 +63,8 @@ def test_pip_install(tmp_path):
     away = call("app")
     assert away.returncode == 2
     assert "the bundled model is not installed with the package" in away.stderr
+    # As the shell asks after register-python-argcomplete: the words that may stand there.
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_TYPE": "9"}
+    call(**asked, COMP_LINE="detsd gen", COMP_POINT="9")
+    assert answer.read_text().split() == ["generate"]
