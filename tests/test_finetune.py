@@ -133,10 +133,10 @@ def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_pat
             kind: work.total for kind, work in kinds.items()
         }
         counts.append({kind: work.total - began[kind] for kind, work in kinds.items()})
-    # Samples: two of two steps, at 0, 3, 6 and 7; validation: two images at two timesteps.
+    # Samples: two of two steps, at 0, 3, 6 and 7; validation: one image at two timesteps.
     assert counts == [
-        {"steps": 7, "validation": 3 * 4, "samples": 4 * 4, "drawing": 1},
-        {"steps": 4, "validation": 2 * 4, "samples": 2 * 4, "drawing": 1},
+        {"steps": 7, "validation": 3 * 2, "samples": 4 * 4, "drawing": 1},
+        {"steps": 4, "validation": 2 * 2, "samples": 2 * 4, "drawing": 1},
     ]
 
 
