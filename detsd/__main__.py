@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -234,9 +235,14 @@ def export(args: argparse.Namespace) -> int:
 
 def app(args: argparse.Namespace) -> int:
     """Serve the interactive demo until interrupted; exit code."""
-    concepts = args.concepts
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "the demo needs gradio, which is not installed; run pip install -r requirements-app.txt"
+        )
+    concepts, pictures = args.concepts, {}
     if concepts is None and not args.uuid and args.model == BUNDLED:
         concepts = [resolve("learned_embeddings_dict_demo.pt")]
+        pictures = {"det-logo-demo": "det_logos"}
     problems = checks.model_problems(ModelConfig(args.model))
     problems += [p for c in concepts or [] for p in checks.source_problems(str(c), "--concepts")]
     if problems:
@@ -244,7 +250,7 @@ def app(args: argparse.Namespace) -> int:
     with progress.waiting("loading the libraries", log=False):
         from detsd.app import serve
 
-    serve(args.model, concepts or [], args.uuid or [], args.host, args.port)
+    serve(args.model, concepts or [], args.uuid or [], args.host, args.port, pictures)
     return 0
 
 

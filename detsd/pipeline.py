@@ -369,6 +369,12 @@ class DetSDTextualInversionPipeline:
 
     # ---- images ------------------------------------------------------------------------------
 
+    @property
+    def own_scheduler(self) -> str:
+        """The short name of the sampler that the model brings along; ddim for one not in ours."""
+        own = self.model.sampling_scheduler_config.get("_class_name")
+        return next((name for name, kind in SCHEDULERS.items() if kind.__name__ == own), "ddim")
+
     def check(self, jobs: list[Job]) -> None:
         """Whether the model can make these jobs.
 

@@ -1,23 +1,35 @@
-"""The demo: what its settings allow, and the page itself in a real browser."""
+"""The demo: what its form allows, what its buttons do, its endpoints, and the page in a browser."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
+import threading
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import command
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny import ROOT
 
-from detsd import app, pipeline
+from detsd import app, app_tabs, pipeline
 from detsd.__main__ import main
+from detsd.app_form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
-from detsd.images import read_record
+from detsd.images import CHUNK, read_record
+from detsd.learning import Learning
 from detsd.pipeline import DetSDTextualInversionPipeline
+from detsd.studio import Making, Studio, Words, watched
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -43,14 +55,38 @@ def concept_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_model, concept_file, tmp_path_factory):
-    pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
-    pipe.load_concepts(concept_file)
-    return app.Studio(pipe, tmp_path_factory.mktemp("made"))
+def pipe(tiny_model, concept_file):
+    made = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
+    made.load_concepts(concept_file)
+    return made
 
 
-def test_settings_become_jobs(studio):
-    jobs = app.checked_jobs(studio.pipe, **GOOD)
+@pytest.fixture
+def studio(pipe, tmp_path):
+    yield Studio(pipe, tmp_path / "made")
+    for name in set(pipe.concepts) - {"blob-thing"}:
+        pipe.unload(name)
+
+
+def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str) -> Path:
+    """A folder as a fine-tuning leaves it, as far as the page looks at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_concepts([concept], folder)
+    concepts = {
+        "concept_strs": [concept.name],
+        "img_dirs": [str(pictures)],
+        "learnable_properties": [kind],
+    }
+    facts = {"kind": "finetune", "steps_completed": 8, "config": {"concepts": concepts}}
+    (folder / "metadata.json").write_text(json.dumps(facts))
+    return folder
+
+
+# ---- the form ------------------------------------------------------------------------------------
+
+
+def test_a_form_becomes_jobs(studio):
+    jobs = copies(checked_job(studio.pipe, **GOOD), 2)
     assert [job.seed for job in jobs] == [5, 6]
     assert {(job.prompt, job.width, job.height) for job in jobs} == {("a blob-thing", 32, 40)}
 
@@ -73,48 +109,356 @@ def test_settings_become_jobs(studio):
         ({"scheduler": "ddpm"}, "scheduler 'ddpm' is unknown; use one of ddim"),
     ],
 )
-def test_settings_that_are_refused(studio, change, message):
+def test_forms_that_are_refused(studio, change, message):
     with pytest.raises(UserError, match=message):
-        app.checked_jobs(studio.pipe, **GOOD | change)
+        checked_job(studio.pipe, **GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("axis", "text", "values"),
+    [
+        ("nothing", "", [None]),
+        ("seed", "1, 3,7", [1, 3, 7]),
+        ("seed", "1-4, 9", [1, 2, 3, 4, 9]),
+        ("steps", "30-10 (-10)", [30, 20, 10]),
+        ("steps", "10-30 [3]", [10, 20, 30]),
+        ("guidance scale", "1.5-3 (+0.5)", [1.5, 2.0, 2.5, 3.0]),
+        ("guidance scale", "1-2 [3]", [1.0, 1.5, 2.0]),
+        ("scheduler", "ddim, euler", ["ddim", "euler"]),
+        ("prompt", "a cat, red\n\n a dog ", ["a cat, red", "a dog"]),
+    ],
+)
+def test_values_of_an_axis_as_a1111_writes_them(axis, text, values):
+    assert axis_values(axis, text) == values
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (("colour", "1"), ("nothing", ""), "the axis 'colour' is unknown; use one of nothing, "),
+        (("seed", " , "), ("nothing", ""), "the axis 'seed' has no values; write e.g. 0-2"),
+        (("seed", "one"), ("nothing", ""), "'seed' says 'one', which is no number and no range"),
+        (("steps", "1-9 (+0)"), ("nothing", ""), "no number and no range"),
+        (("steps", "1-9 (-1)"), ("nothing", ""), "no number and no range"),
+        (("seed", "1, 1-3"), ("nothing", ""), "the axis 'seed' has 1 twice"),
+        (("seed", "1"), ("seed", "2"), "both axes are 'seed'"),
+        (
+            ("seed", "1-999999999"),
+            ("nothing", ""),
+            f"65 x 1 images and the page makes {MOST_CELLS}",
+        ),
+        (("guidance scale", "90"), ("nothing", ""), "must be a number from 0 to 50, not 90"),
+        (("words of the prompt", "cat, dog"), ("nothing", ""), "looks for 'cat', which the prompt"),
+    ],
+)
+def test_grids_that_are_refused(studio, x, y, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        grid_jobs(studio.pipe, checked_job(studio.pipe, **GOOD), x, y)
+
+
+def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(studio):
+    job = checked_job(studio.pipe, **GOOD)
+    x, y = ("words of the prompt", "red, blue"), ("prompt", "a red ball\na red blob-thing")
+    jobs, columns, rows = grid_jobs(studio.pipe, job, x, y)
+    assert [j.prompt for j in jobs] == [
+        "a red ball", "a blue ball", "a red blob-thing", "a blue blob-thing",
+    ]  # fmt: skip
+    assert (columns, rows) == (["red", "blue"], ["a red ball", "a red blob-thing"])
+    jobs, columns, rows = grid_jobs(studio.pipe, job, ("guidance scale", "1.5, 3"), ("seed", "7"))
+    assert jobs == [replace(job, guidance_scale=g, seed=7) for g in (1.5, 3.0)]
+    assert (columns, rows) == (["guidance 1.5", "guidance 3"], ["seed 7"])
+    for axis, (_, usual) in AXES.items():  # what the page offers can be made
+        changed = replace(job, prompt="a photo of a cat")
+        assert grid_jobs(studio.pipe, changed, (axis, usual), ("nothing", ""))
+
+
+# ---- what a model can draw -----------------------------------------------------------------------
+
+
+def test_what_a_model_can_draw_is_told_by_its_folder(studio, tmp_path, caplog):
+    assert Words.of(str(tmp_path)) is None
+    table = {"media": ["ink"], "objects": ["red ball"], "grounds": ["on <i>ice</i>"]}
+    path = tmp_path / "vocabulary.json"
+    path.write_text(json.dumps(table | {"words": ["A", "red", "ball", "of", "ink", "style", "in",
+                                                  "the", "blob", "cat"]}))  # fmt: skip
+    studio.words = Words.of(str(tmp_path))
+    assert "<b>things</b> red ball" in app_tabs.draws(studio)
+    assert "on &lt;i&gt;ice&lt;/i&gt;" in app_tabs.draws(studio)
+    assert studio.notes("a red blob-thing of ink-red, Ink!") == []
+    assert studio.notes("a blob-thing and a Dragon’s") == [
+        "this model was never shown the words “and”, “dragon’s”"
+    ]
+    assert studio.examples() != []  # none of ours can be drawn in these words; all are offered
+    for broken in ("[1]", "{", '{"words": 3}'):
+        path.write_text(broken)
+        assert Words.of(str(tmp_path)) is None
+        assert "vocabulary.json cannot be read" in caplog.text
+        caplog.clear()
+    studio.words = None
+    assert studio.notes("a dragon") == []
+    assert app_tabs.draws(studio) == ""
+
+
+# ---- images --------------------------------------------------------------------------------------
 
 
 def test_images_and_their_plain_twins(studio, monkeypatch):
-    """Two batches of two: progress over both; files that hold their settings."""
+    """Two batches of two: progress over both; files, and larger ones, that hold their settings."""
     monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 2)
-    told = []
-    jobs = app.checked_jobs(studio.pipe, **GOOD)
-    shown, twins, plain = studio.make(jobs, True, lambda share, text: told.append((share, text)))
-    assert plain == "a red ball"
-    assert [caption for _, caption in shown + twins] == ["seed 5", "seed 6"] * 2
-    records = [read_record(file) for file, _ in shown + twins]
+    jobs = copies(checked_job(studio.pipe, **GOOD), 2)
+    making = Making(previews=True)
+    shown = studio.make(jobs + studio.twins(jobs), making)
+    assert sorted(shown) == [0, 1, 2, 3]
+    assert (making.share, making.text) == (1.0, "denoising step 2 of 2, 2 of 4 images made")
+    assert making.preview.size == (2 * 32, 40)
+    assert [one.caption for one in shown.values()] == ["seed 5", "seed 6"] * 2
+    records = [read_record(one.path) for one in shown.values()]
     assert [r["prompt"] for r in records] == ["a blob-thing"] * 2 + ["a red ball"] * 2
     assert records[0]["concepts"]["blob-thing"]["source"].endswith("blob-thing.safetensors")
-    assert [share for share, _ in told] == [0.25, 0.5, 0.75, 1.0]
-    assert told[0][1] == "denoising step 1 of 2"
+    assert Image.open(shown[0].larger).size == (12 * 32, 12 * 40)
+    assert read_record(shown[0].larger) == records[0]
+    assert f"{shown[0].larger.name}" in app_tabs.files(list(shown.values()))
+    assert studio.no_twin("a blob-thing") == ""
+    assert "names no concept (blob-thing)" in studio.no_twin("a red ball")
 
 
-def test_loading_another_concept(studio, tmp_path):
-    write_concepts([LearnedConcept("cube-thing", "", torch.ones(1, 16))], tmp_path)
-    assert studio.load(str(tmp_path), None) == ["cube-thing"]
-    assert "**cube-thing**: 1 vector" in studio.about()
-    assert ["a photo of a blob-thing and a cube-thing"] in studio.examples()
-    with pytest.raises(UserError, match="nothing is named"):
-        studio.load(" ", None)
-    with pytest.raises(UserError, match="loaded twice"):
-        studio.load(None, str(tmp_path / "cube-thing.safetensors"))
-    with pytest.raises(UserError, match="is named and a file uploaded; take one of them away"):
-        studio.load(str(tmp_path), str(tmp_path / "cube-thing.safetensors"))
+def test_stopped_between_steps_what_is_made_stays(studio, monkeypatch):
+    """Whoever stops looking stops it too, and the next one finds the model free."""
+    monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 1)
+    jobs = copies(checked_job(studio.pipe, **GOOD), 3)
+    studio.ask("somebody")
+    making = studio.next_of("somebody")
+    save = studio.pipe.save
+
+    def save_and_stop(*args):
+        assert not studio.stop("somebody else")
+        assert studio.stop("somebody")
+        return save(*args)
+
+    monkeypatch.setattr(studio.pipe, "save", save_and_stop)
+    shown = studio.make(jobs, making)
+    studio.done("somebody", making)
+    assert list(shown) == [0]
+    assert not studio.stop("somebody")
+    sheet = Image.open(studio.sheet(shown, ["a", "b", "c"], [""], "stopped"))
+    assert sheet.width > 3 * 160
+    monkeypatch.setattr(studio.pipe, "save", save)
+    going = threading.Event()
+    monkeypatch.setattr(studio, "_preview", lambda progress: going.set())
+    left = Making(previews=True)
+    looks = watched(
+        lambda: studio.make([replace(jobs[0], num_inference_steps=200)] * 8, left), left
+    )
+    assert next(looks) is left
+    assert going.wait(60)
+    looks.close()
+    assert left.stopped.is_set()
+    assert left.share < 1
+    assert len(studio.make(jobs[:1])) == 1
 
 
-def test_one_thing_at_a_time(studio):
-    """What touches the model waits in one queue, whoever asks."""
-    calls = {f.api_name: f for f in app.page(studio).fns.values()}
-    assert calls["generate"].concurrency_id == calls["load"].concurrency_id == "model"
-    assert calls["generate"].concurrency_limit == calls["load"].concurrency_limit == 1
+def test_an_image_dropped_fills_the_form(studio, tmp_path):
+    job = checked_job(studio.pipe, **GOOD)
+    path = studio.make([job])[0].path
+    assert studio.settings(path) == (job, [])
+    record = read_record(path)
+
+    def dropped(**change):
+        file = tmp_path / "dropped.png"
+        info = PngInfo()
+        info.add_text(CHUNK, json.dumps(record | change))
+        Image.new("RGB", (8, 8)).save(file, pnginfo=info)
+        return studio.settings(file)
+
+    other = dropped(
+        model={"pretrained_model_name_or_path": "another"},
+        concepts={"blob-thing": {"sha256": "0"}, "cube-thing": {"sha256": "0"}},
+    )
+    assert other[0] == job
+    assert other[1] == [
+        f"it was made on another, this is {studio.pipe.model.name}",
+        "its concept blob-thing had other rows than the one loaded here",
+        "its concept cube-thing is not loaded",
+    ]
+    with pytest.raises(UserError, match="from 1 to 200"):
+        dropped(num_inference_steps=10**9)
+    for broken in ({"seed": "five"}, {"concepts": 3}, {"prompt": ["a"]}, {"width": {}}):
+        with pytest.raises(UserError, match="settings that cannot be read"):
+            dropped(**broken)
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (8, 8)).save(plain)
+    with pytest.raises(UserError, match=f"plain.png holds no settings of {CHUNK}"):
+        studio.settings(plain)
+
+
+# ---- concepts ------------------------------------------------------------------------------------
+
+
+def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(studio, tmp_path, photos):
+    blob = studio.concepts()[0]
+    assert (blob["name"], blob["vectors"], blob["training_pictures"]) == ("blob-thing", 2, 0)
+    studio.pictures = {"blob-thing": str(photos)}
+    assert len(studio.training_pictures("blob-thing")) == 12
+    assert "a photo of a blob-thing on a white background" in studio.examples()
+    folder = tmp_path / "step-00000008"
+    checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(1, 16)), photos, "style")
+    assert studio.load(str(folder), None) == ["ink-look"]
+    assert "**ink-look**: 1 vector" in app_tabs.about(studio)
+    ink = studio.concepts()[1]
+    assert (ink["kind"], ink["training_pictures"]) == ("style", 12)
+    assert ink["source"].startswith(str(folder))
+    assert "a cat in the style of ink-look" in studio.examples()
+    assert "a blob-thing in the style of ink-look" in studio.examples()
+    small = studio.thumbnails(studio.training_pictures("ink-look")[:2])
+    assert [max(Image.open(path).size) <= 256 for path in small] == [True, True]
+    assert studio.load(f"{folder}=other-look") == ["other-look"]
+    assert len(studio.training_pictures("other-look")) == 12
+    checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(3, 16)), photos, "style")
+    assert studio.replace(folder) == ["ink-look"]
+    assert studio.concepts()[-1]["vectors"] == 3
+    for text, file, message in (
+        (" ", None, "nothing is named"),
+        (None, str(folder / "ink-look.safetensors"), "loaded twice"),
+        (str(folder), str(folder), "is named and a file uploaded; take one of them away"),
+    ):
+        with pytest.raises(UserError, match=message):
+            studio.load(text, file)
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def learning(studio, tmp_path, monkeypatch):
+    """Without a process, whose command line is kept instead."""
+    made = Learning(studio.pipe, tmp_path / "outputs")
+    process = SimpleNamespace(returncode=None, poll=lambda: process.returncode, signals=[])
+    process.send_signal = process.signals.append
+
+    def begin(words, **_):
+        process.words, process.returncode = words, None
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    made.process = process
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"word": " "}, "the word is empty"),
+        ({"word": "cat"}, "the model knows 'cat' already; write a new word: my-cat"),
+        ({"phrase": ""}, "the phrase is empty"),
+        ({"pictures": []}, "there are no pictures"),
+        ({"kind": "face"}, "an object or a style, not 'face'"),
+        ({"num_sgd_steps": 0}, "training.num_sgd_steps is 0 but must be at least 1"),
+        ({"learning_rate": None}, "training.learning_rate is None"),
+        ({"pictures": ["/nowhere/a.png"]}, "/nowhere/a.png cannot be read"),
+    ],
+)
+def test_what_cannot_be_learned_leaves_nothing_behind(learning, photos, change, message):
+    good = {"word": "my-cat", "phrase": "grey cat", "pictures": [next(photos.iterdir())]}
+    with pytest.raises(UserError, match=message):
+        learning.start(**good | change)
+    assert learning.runs() == []
+    assert not learning.running
+
+
+def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
+    """Its files, how it is told to go while it does, and when it may be begun again."""
+    assert learning.standing() is None
+    pictures = [p for p in sorted(photos.iterdir()) for _ in range(2)]  # names that clash
+    folder = learning.start(
+        "my-cat", " grey  cat", pictures, "style", num_sgd_steps=8, checkpoint_freq=4,
+        train_batch_size=4,
+    )  # fmt: skip
+    assert learning.process.words[1:4] == ["-m", "detsd", "finetune"]
+    assert len(list((folder / "training_pictures").iterdir())) == 24
+    assert learning.running
+    assert studio.busy() == ""
+    studio.busy = learning.busy
+    with pytest.raises(UserError, match="is being learned; wait for it, or stop it"):
+        studio.make([checked_job(studio.pipe, **GOOD)])
+    with pytest.raises(UserError, match="is being learned"):
+        learning.go_on("my-cat")
+    now = learning.standing()
+    assert (now.word, now.step, now.steps, now.sampled, now.problem) == ("my-cat", 0, 8, (), "")
+    lines = [
+        {"group": "training", "steps_completed": 4, "loss": 0.5, "samples_per_second": 2.0},
+        {"group": "validation", "steps_completed": 4, "val_loss": 0.4, "val_loss_initializer": 0.6},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"group": "trai'  # the last one half written
+    (folder / "metrics.jsonl").write_text(text)
+    (folder / "samples").mkdir()
+    for step in (0, 4):
+        for k in range(4 if step == 0 else 3):  # the last one is still being made
+            Image.new("RGB", (32, 32)).save(folder / "samples" / f"step-{step:08d}-{k:03d}.png")
+    now = learning.standing()
+    assert (now.step, now.loss, now.val_loss, now.phrase_loss) == (4, 0.5, 0.4, 0.6)
+    assert (now.seconds_left, now.sampled) == (4 * 4 / 2.0, (0,))
+    assert learning.time_lapse(now, tmp_path) is None
+    Image.new("RGB", (32, 32)).save(folder / "samples" / "step-00000004-003.png")
+    now = learning.standing()
+    assert now.samples(4)[0][1].startswith("step 4: a cat in the style of my-cat")
+    assert learning.time_lapse(now, tmp_path).is_file()
+    learning.stop()
+    learning.stop()  # asked twice, it would end without a checkpoint
+    assert len(learning.process.signals) == 1
+    learning.process.returncode = 143
+    assert not learning.running
+    assert learning.standing().problem == ""
+    assert learning.take_finished() is None
+    cat = LearnedConcept("my-cat", "grey cat", torch.ones(2, 16))
+    checkpoint(folder / "checkpoints" / "step-00000004", cat, photos, "style")
+    assert not learning.standing().complete
+    with pytest.raises(UserError, match="holds what was learned for 'my-cat' before"):
+        learning.start("my-cat", "cat", pictures)
+    with pytest.raises(UserError, match="no run '../x' that a page began; those are: my-cat"):
+        learning.go_on("../x")
+    assert Learning(studio.pipe, learning.root).runs() == ["my-cat"]  # another page's life
+    assert learning.go_on("my-cat") == folder
+    assert learning.running
+    (folder / "log.txt").write_text("loading ...\ndetsd: the disk is full; make room\n")
+    learning.process.returncode = 2
+    assert learning.standing().problem == "the disk is full; make room"
+    assert learning.take_finished() is None
+    learning.go_on("my-cat")
+    checkpoint(folder / "checkpoints" / "step-00000008", cat, photos, "style")
+    learning.process.returncode = 0
+    assert learning.standing().complete
+    assert learning.take_finished() == folder
+    assert learning.take_finished() is None
+    assert studio.replace(folder) == ["my-cat"]
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def test_one_thing_at_a_time_and_programs_see_endpoints_alone(studio, tmp_path):
+    """What touches the model waits in one queue, whoever asks; parameters have names."""
+    page = app.page(studio, Learning(studio.pipe, tmp_path))
+    public = {f.api_name: f for f in page.fns.values() if f.api_visibility == "public"}
+    assert set(public) == {
+        "generate", "grid", "stop", "model", "concepts", "load", "unload", "reload", "learn",
+        "go_on", "learning_status", "stop_learning",
+    }  # fmt: skip
+    for name in ("generate", "grid", "load", "unload", "reload", "learn", "go_on"):
+        assert public[name].concurrency_id == "model"
+        assert public[name].concurrency_limit == 1
+    own = [f for f in page.fns.values() if f.api_visibility != "public" and f.queue]
+    own = [f for f in own if f.name != "leave"]  # which touches nothing
+    assert {f.concurrency_id for f in own} == {"model"}
+    text = (ROOT / "docs" / "app.md").read_text()
+    for endpoint, facts in page.get_api_info()["named_endpoints"].items():
+        for name in [endpoint, *(p["parameter_name"] for p in facts["parameters"])]:
+            assert re.search(rf"`{name}[`=]", text), f"docs/app.md does not tell of {name}"
 
 
 def test_without_gradio_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(app, "gr", None)
+    for name in [name for name in sys.modules if name.startswith("detsd.app")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app"]) == 2
     assert "pip install -r requirements-app.txt" in capsys.readouterr().err
 
@@ -128,19 +472,32 @@ def test_a_port_that_is_taken(tiny_model, capsys):
     assert f"--port {port} is taken on 127.0.0.1, or" in capsys.readouterr().err
 
 
-@pytest.fixture
-def address(tiny_model, concept_file, tmp_path):
-    """The demo on the tiny model, as a user starts it, on a port that is free."""
+@pytest.fixture(scope="module")
+def address(tiny_model, photos, tmp_path_factory):
+    """The demo on the tiny model, as a user starts it, on a port that is free.
+
+    The model's folder says what it can draw, the concept's where its pictures are.
+    """
+    folder = tmp_path_factory.mktemp("served")
+    model = folder / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "vocabulary.json").write_text(
+        json.dumps(
+            {"objects": ["red ball"], "words": ["a", "photo", "of", "on", "white", "background"]}
+        )
+    )
+    concept = LearnedConcept("blob-thing", "red ball", torch.ones(2, 16))
+    checkpoint(folder / "blob", concept, photos, "object")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    log = tmp_path / "log"
-    args = ["app", "--model", tiny_model, "--concepts", concept_file, "--port", port]
+    log = folder / "log"
+    args = ["app", "--model", model, "--concepts", folder / "blob", "--port", port]
     with log.open("w") as out:
         server = subprocess.Popen(
             command(*args),
-            cwd=ROOT,
-            env=os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio")},
+            cwd=folder,
+            env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "gradio"), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=out,
             text=True,
@@ -152,14 +509,68 @@ def address(tiny_model, concept_file, tmp_path):
         assert "Traceback" not in log.read_text()
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
         server.stdout.close()
+
+
+def example() -> str:
+    """The program that docs/app.md shows."""
+    return re.search(r"```python\n(.*?)```", (ROOT / "docs" / "app.md").read_text(), re.S)[1]
+
+
+@pytest.mark.slow
+def test_programs_use_the_page(address, studio, photos, tmp_path, monkeypatch, capsys):
+    """The example of the documents, word for word; then what it leaves out."""
+    from gradio_client import Client, exceptions
+
+    monkeypatch.chdir(tmp_path)
+    program = example().replace("http://127.0.0.1:7860/", address)
+    exec(program.replace("det-logo-demo", "blob-thing"), {})
+    told = capsys.readouterr().out
+    assert "seed 7" in told
+    client = Client(address, verbose=False)
+    settings = {"steps": 2, "scheduler": "ddim", "height": 40}
+    made = client.predict(
+        prompt="a blob-thing", count=2, seed=5, plain=True, **settings, api_name="/generate"
+    )
+    assert [one["seed"] for one in made["images"] + made["plain_images"]] == [5, 6, 5, 6]
+    assert made["plain_images"][0]["prompt"] == "a red ball"
+    # What comes is what the same settings give anywhere.
+    job = checked_job(studio.pipe, **GOOD | {"guidance": 4})
+    assert read_record(made["images"][0]["file"])["seed"] == 5
+    own = studio.make(copies(job, 2) + studio.twins(copies(job, 2)))
+    assert Image.open(made["images"][1]["file"]).tobytes() == Image.open(own[1].path).tobytes()
+    sheet = client.predict(
+        prompt="a blob-thing", x_axis="seed", x_values="0-1", **settings, api_name="/grid"
+    )
+    assert Image.open(sheet["sheet"]).width > 2 * 160
+    assert len(sheet["images"]) == 2
+    with pytest.raises(exceptions.AppError, match="the prompt is empty"):
+        client.predict(prompt=" ", api_name="/generate")
+    with pytest.raises(exceptions.AppError, match="there are no pictures"):
+        client.predict(word="my-cat", phrase="cat", pictures=[], api_name="/learn")
+    assert client.predict(api_name="/learning_status") == {}
+    assert client.predict(api_name="/stop") is False
+    assert client.predict(api_name="/model")["image_size"] == 32
+
+    def asked(request):
+        with urllib.request.urlopen(request) as answer:
+            return answer.read().decode()
+
+    # As curl does.
+    url = f"{address}gradio_api/call/v2/generate"
+    body = json.dumps({"prompt": "a blob-thing", "steps": 2}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    event = json.loads(asked(request))["event_id"]
+    image = json.loads(asked(f"{url}/{event}").rpartition("data: ")[2])[0]["images"][0]
+    with urllib.request.urlopen(image["file"]["url"]) as file:
+        assert Image.open(file).size == (32, 32)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here, and none could be installed")
-def test_the_page_in_a_browser(address, tmp_path):
-    """Write a prompt, generate, see and download images, turn knobs, click an example, err."""
+def test_the_page_in_a_browser(address, photos, tmp_path):
+    """Everything on it, one after the other, on a telephone and on a screen."""
     from playwright.sync_api import expect, sync_playwright
 
     elsewhere = []
@@ -169,77 +580,186 @@ def test_the_page_in_a_browser(address, tmp_path):
             contextlib.closing(playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
         )
         page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        page.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
         page.on(
             "request",
             lambda r: r.url.startswith((address, "data:", "blob:")) or elsewhere.append(r.url),
         )
-        page.goto(address)
-        expect(page.locator("#about")).to_contain_text("blob-thing: 2 vectors")
 
-        prompt = page.locator("#prompt textarea")
-        prompt.fill("a drawing of a blob-thing")
+        def at(name):
+            return page.locator(f"#{name}")
+
+        def write(name, value):
+            field = page.locator(f"#{name} :is(textarea, input):visible").first
+            field.fill(str(value))
+            field.press("Tab")
+            expect(field).to_have_value(str(value))
+
+        page.goto(address)
+        expect(at("about")).to_contain_text("blob-thing: 2 vectors")
+
+        # Images with their plain twins, and what the concept was learned from.
+        write("prompt", "a drawing of a blob-thing")
         page.locator("#advanced button").first.click()
-        for knob, value in (("guidance", "2.5"), ("steps", "2"), ("count", "2"), ("seed", "7")):
-            page.locator(f"#{knob} input[type=number]").fill(value)
+        for knob, value in (("guidance", 2.5), ("steps", 2), ("count", 2), ("seed", 7)):
+            page.locator(f"#{knob} input[type=number]").fill(str(value))
             page.locator(f"#{knob} input[type=number]").press("Tab")
         page.get_by_label("Beside it").check()
-        page.locator("#go").click()
+        at("go").click()
         images = page.locator("#gallery .grid-wrap img")
         expect(images).to_have_count(2)
         expect(page.locator("#plain .grid-wrap img")).to_have_count(2)
-        expect(page.locator("#words")).to_contain_text("a drawing of a blob-thing")
-        expect(page.locator("#plain-words")).to_contain_text("a drawing of a red ball")
+        expect(at("words")).to_contain_text("a drawing of a blob-thing")
+        expect(at("plain-words")).to_contain_text("a drawing of a red ball")
+        expect(page.locator("#taught img")).to_have_count(8)
+        expect(page.locator("#taught img").last).not_to_have_js_property("naturalWidth", 0)
         images.first.scroll_into_view_if_needed()  # the browser may leave it unloaded till then
         expect(images.first).to_have_js_property("naturalWidth", 32)
         # Nothing is wider than a telephone; on a screen the twins stand side by side.
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        left, right = (page.locator(f"#{name}") for name in ("gallery", "plain"))
-        assert left.bounding_box()["x"] == right.bounding_box()["x"]
+        assert at("gallery").bounding_box()["x"] == at("plain").bounding_box()["x"]
         page.set_viewport_size({"width": 1280, "height": 800})
-        a, b = left.bounding_box(), right.bounding_box()
+        a, b = at("gallery").bounding_box(), at("plain").bounding_box()
         assert a["x"] + a["width"] <= b["x"]
         assert a["y"] == b["y"]
-        page.set_viewport_size({"width": 390, "height": 844})
 
+        # The opened image fills the window, and nothing shines through; both sizes come down.
         images.first.click()
-        with page.expect_download() as download:
-            page.locator("#gallery [title=Download], #gallery [aria-label=Download]").first.click()
-        file = tmp_path / "downloaded.png"
-        download.value.save_as(file)
-        record = read_record(file)
-        assert (record["prompt"], record["seed"], record["guidance_scale"]) == (
-            "a drawing of a blob-thing", 7, 2.5,
-        )  # fmt: skip
+        opened = page.locator("#gallery .preview")
+        expect(opened).to_be_visible()
+        assert opened.bounding_box() == {"x": 0, "y": 0, "width": 1280, "height": 800}
+        colour = opened.evaluate("e => getComputedStyle(e).backgroundColor")
+        assert re.fullmatch(r"rgb\(\d+, \d+, \d+\)", colour)  # with no share of transparency
+        box = opened.locator("img").first.bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 800
         page.keyboard.press("Escape")
+        sizes = []
+        for link in page.locator("#files li").first.locator("a").all():
+            with page.expect_download() as download:
+                link.click()
+            file = tmp_path / download.value.suggested_filename
+            download.value.save_as(file)
+            record = read_record(file)
+            assert (record["prompt"], record["seed"], record["guidance_scale"]) == (
+                "a drawing of a blob-thing", 7, 2.5,
+            )  # fmt: skip
+            sizes.append(Image.open(file).size)
+        assert sizes == [(32, 32), (512, 512)]
 
-        page.get_by_text("a neon picture of a blob-thing on a brick wall").click()
-        expect(prompt).to_have_value("a neon picture of a blob-thing on a brick wall")
-        page.locator("#dice").click()
-        expect(page.locator("#seed input")).not_to_have_value("7")
-
-        for knob, value in (("steps", "100"), ("count", "8")):
-            page.locator(f"#{knob} input[type=number]").fill(value)
-            page.locator(f"#{knob} input[type=number]").press("Tab")
-        page.locator("#go").click()
-        expect(page.get_by_text(re.compile(r"denoising step \d+ of 100")).first).to_be_visible()
-        expect(images).to_have_count(8)
-
-        page.locator("#width input").fill("4000")
-        page.locator("#go").click()
-        expect(page.locator(".toast-body").first).to_contain_text(
+        # A mistake is told under the button; the images stay to be seen.
+        write("width", 4000)
+        at("go").click()
+        expect(page.locator("#status .error")).to_have_text(
             "the width must be a number from 16 to 64, not 4000"
         )
-        assert "Traceback" not in page.content()
-
-        write_concepts([LearnedConcept("cube-thing", "dice", torch.ones(1, 16))], tmp_path)
-        page.get_by_role("tab", name="Load a concept").click()
-        page.locator("#source textarea, #source input").fill(
-            str(tmp_path / "cube-thing.safetensors")
+        centre = (
+            "e => { const r = e.getBoundingClientRect(); e.scrollIntoView(); "
+            "const s = e.getBoundingClientRect(); return e.contains(document.elementFromPoint("
+            "s.x + r.width / 2, s.y + r.height / 2)); }"
         )
-        page.locator("#load").click()
-        expect(page.locator("#loaded")).to_contain_text("Loaded cube-thing")
+        expect(images).to_have_count(2)
+        assert images.first.evaluate(centre)
+
+        # An image dropped fills the form again.
+        write("prompt", "something else")
+        page.locator("#drop input[type=file]").set_input_files(file)
+        expect(page.locator("#prompt textarea")).to_have_value("a drawing of a blob-thing")
+        expect(page.locator("#width input")).to_have_value("32")
+        expect(page.locator("#count input[type=number]")).to_have_value("1")
+
+        # Notes where one types; an example; the dice.
+        write("prompt", "a photo of a dragon")
+        expect(at("hint")).to_contain_text("never shown the word “dragon”")
+        expect(at("hint")).to_contain_text("the prompt names no concept (blob-thing)")
+        expect(at("draws")).to_contain_text("things red ball")
+        page.locator("#examples").get_by_text("a photo of a blob-thing on a white").click()
+        expect(page.locator("#prompt textarea")).to_have_value(
+            "a photo of a blob-thing on a white background"
+        )
+        at("dice").click()
+        expect(page.locator("#seed input")).not_to_have_value("7")
+
+        # Seen while they are made, and stopped.
+        for knob, value in (("steps", 100), ("count", 8)):
+            page.locator(f"#{knob} input[type=number]").fill(str(value))
+            page.locator(f"#{knob} input[type=number]").press("Tab")
+        at("go").click()
+        expect(page.get_by_text(re.compile(r"denoising step \d+ of 100")).first).to_be_visible()
+        expect(page.locator("#preview img")).to_be_visible()
+        at("stop").click()
+        expect(at("status")).to_contain_text("Stopped: nothing was made.")
+        expect(at("preview")).to_be_hidden()
+        expect(images).to_have_count(2)
+
+        # A grid of what the form says.
+        page.locator("#steps input[type=number]").fill("2")
+        page.locator("#steps input[type=number]").press("Tab")
+        page.get_by_role("tab", name="Grid").click()
+        write("x-values", "1, 3")
+        write("y-values", "one")
+        at("grid-go").click()
+        expect(page.locator("#grid-status .error")).to_contain_text("which is no number")
+        write("y-values", "0-1")
+        at("grid-go").click()
+        expect(page.locator("#sheet img")).not_to_have_js_property("naturalWidth", 0)
+
+        # Concepts come, are read again, and go; a mistake takes the message before it away.
+        folder = checkpoint(
+            tmp_path / "step", LearnedConcept("cube-thing", "", torch.ones(1, 16)), photos, "style"
+        )
+        page.get_by_role("tab", name="Concepts").click()
+        write("source", folder)
+        at("load").click()
+        expect(at("loaded")).to_contain_text("Loaded cube-thing")
         expect(page.locator("#source textarea, #source input")).to_have_value("")
-        expect(page.locator("#about")).to_contain_text("cube-thing: 1 vector")
+        expect(at("about")).to_contain_text("cube-thing: 1 vector")
+        expect(at("facts")).to_contain_text("a style")
+        expect(page.locator("#pictures img")).to_have_count(12)
+        at("load").click()
+        expect(at("loaded")).to_have_text("nothing is named; write a path or a uuid, or upload a "
+                                          "file")  # fmt: skip
+        write_concepts([LearnedConcept("cube-thing", "", torch.ones(3, 16))], folder)
+        at("reload").click()
+        expect(at("about")).to_contain_text("cube-thing: 3 vectors")
+        at("unload").click()
+        expect(at("about")).not_to_contain_text("cube-thing")
+
+        # A concept is learned: told how it goes, stopped, gone on with, and used.
+        page.get_by_role("tab", name="Learn").click()
+        at("learn-go").click()
+        expect(page.locator("#learn-said .error")).to_contain_text("the word is empty")
+        page.locator("#learn-pictures input[type=file]").set_input_files(sorted(photos.iterdir()))
+        expect(page.locator("#learn-pictures .grid-wrap img")).to_have_count(12)
+        write("word", "my-photo")
+        write("phrase", "red ball")
+        page.locator("#training button").first.click()
+        write("learn-steps", 100_000)
+        write("every", 3)
+        at("learn-go").click()
+        expect(page.locator("#samples .grid-wrap img")).to_have_count(4)
+        expect(page.locator("#lapse img")).not_to_have_js_property("naturalWidth", 0)
+        expect(at("learn-status")).to_contain_text("of the phrase")
+        page.reload()  # closing the page stops nothing
+        page.get_by_role("tab", name="Learn").click()
+        expect(at("learn-status")).to_contain_text(re.compile(r"my-photo: step \d+ of 100000"))
+        at("learn-stop").click()
+        expect(at("learn-status")).to_contain_text(re.compile(r"stopped at step \d+"))
+        stopped = int(re.search(r"step (\d+)", at("learn-status").inner_text())[1])
+        at("use").click()
+        expect(at("about")).to_contain_text("my-photo: 2 vectors")
+        at("resume").click()
+        expect(at("learn-status")).to_contain_text(re.compile(r"my-photo: step \d+ of 100000"))
+        page.wait_for_function(
+            "n => +document.querySelector('#learn-status').innerText.match(/step (\\d+)/)[1] > n",
+            arg=stopped,
+        )
+        page.get_by_role("tab", name="Generate").click()
+        at("go").click()
+        expect(page.locator("#status .error")).to_contain_text("is being learned; wait for it")
+        page.get_by_role("tab", name="Learn").click()
+        at("learn-stop").click()
+        expect(at("learn-status")).to_contain_text("stopped at step")
+        assert "Traceback" not in page.content()
     assert elsewhere == []
