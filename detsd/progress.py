@@ -38,7 +38,8 @@ class Work:
     """One kind of work: how much of it there is, and how long a unit has taken so far.
 
     Attributes:
-        cost: of a unit, beside those of other kinds, as a guess: the UNet's passes over an image.
+        cost: of a unit, beside those of other kinds, as a guess: the UNet's passes over an image;
+            0 of what takes its own time on any device.
     """
 
     cost: float
@@ -66,7 +67,7 @@ def seconds_left(kinds: dict[str, Work]) -> float | None:
     cost = sum(w.seen * w.cost for w in kinds.values())
     if not cost:
         return None
-    usual = sum(w.seconds for w in kinds.values()) / cost
+    usual = sum(w.seconds for w in kinds.values() if w.cost) / cost
     return sum(w.left * (w.seconds / w.seen if w.seen else w.cost * usual) for w in kinds.values())
 
 

@@ -62,6 +62,10 @@ def test_the_time_left_counts_every_kind_of_work_at_its_own_speed():
     assert seconds_left(kinds) == pytest.approx(16)  # at 100 of 100 steps, the samples are left
     samples.took(0, 9)  # more than there were, as where a batch is made again
     assert seconds_left(kinds) == 0
+    # What takes its own time on any device says nothing of the others.
+    fresh = {"steps": Work(3, total=10), "samples": samples, "drawing": Work(0, 1, 0, 5.0, 1.0)}
+    samples.seconds, samples.seen = 2.0, 1.0
+    assert seconds_left(fresh) == pytest.approx(10 * 3 + 5)
 
 
 def test_a_speed_that_changes_is_noticed():
