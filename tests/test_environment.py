@@ -35,7 +35,7 @@ class Image:
         (site,) = (folder / "python").glob("lib/python3*/site-packages")
         (site / "packaging").symlink_to(Path(packaging.__file__).parent)
         for name, version in packages.items():
-            info = site / f"{name}-{version}.dist-info"
+            info = site / f"{name.replace('-', '_')}-{version}.dist-info"  # as in a wheel
             info.mkdir()
             (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
         command = folder / "bin" / "python3"
