@@ -217,7 +217,10 @@ def show(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write concepts in the layout of another tool; exit code."""
-    from detsd.formats import encode, family, file_name, read_concepts, store
+    for source in args.sources:
+        locate(source)
+    with progress.waiting("loading the libraries", log=False):
+        from detsd.formats import encode, family, file_name, read_concepts, store
 
     concepts = [c for source in args.sources for c in read_concepts(source)]
     folder = args.output or Path("outputs") / "exported" / args.format

@@ -35,6 +35,7 @@ MISTAKES = [
     ("generate generate_demo.yaml --set concepts.files=[gone.pt]", "gone.pt does not exist"),
     ("generate --from @/gone.png", "gone.png does not exist"),
     ("show @/gone.pt", "gone.pt does not exist"),
+    ("export @/gone.pt --format a1111", "gone.pt does not exist"),
     ("app --concepts @/gone.pt", "gone.pt does not exist"),
     ("app --model @/gone", "gone does not exist"),
 ]
