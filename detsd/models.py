@@ -260,6 +260,16 @@ def _read(source: Source, name: str) -> dict:
     return json.loads((source.folder / name).read_text(encoding="utf-8"))
 
 
+def fetch_vocabulary(config: ModelConfig) -> None:
+    """Fetch of a hub model what words can be checked by, before its weights are fetched.
+
+    Raises:
+        UserError: as `load_base_model`.
+    """
+    source = find_model(config)
+    source.fetch(*(tokenizer for tokenizer, _ in examine(source).sides), weights=False)
+
+
 def load_token_tables(
     config: ModelConfig, fetch: bool = True
 ) -> list[tuple[CLIPTokenizer, torch.Tensor]]:

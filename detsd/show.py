@@ -46,7 +46,7 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
     tables: list[tuple[CLIPTokenizer, torch.Tensor]] = []
     notes = []
     if model or trained_on or any(family(k).startswith(BUNDLED) for k in kinds):
-        revision = None if model else trained_on.get("revision")
+        revision = None if model else facts.get("commit") or trained_on.get("revision")
         try:
             tables = load_token_tables(ModelConfig(name, revision), fetch=bool(model))
         except UserError as error:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from detsd import images
+from detsd.checks import check_finetune
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
@@ -35,7 +36,7 @@ from detsd.loss import (
     prediction_target,
     squared_error,
 )
-from detsd.models import BaseModel, load_base_model, pick_dtype
+from detsd.models import BaseModel, fetch_vocabulary, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.progress import Bar, Work, waiting
 from detsd.sources import is_source
@@ -115,6 +116,9 @@ class Trainer:
         brought = [s for s in config.concepts.initializer_strs if is_source(s)]
         brought += [run.latest] if run.latest and not run.latest_is_own else []
         learned = [concept for source in brought for concept in read_concepts(source)]
+        with run.ranks.local_chief_first():
+            fetch_vocabulary(self._model_config())
+        check_finetune(config, "the configuration")  # once more, by the words of a hub model
         loading = waiting(f"loading {config.model.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
         with loading, run.ranks.local_chief_first():

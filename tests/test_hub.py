@@ -143,6 +143,21 @@ def test_what_is_no_complete_model_is_told_before_its_weights_are_fetched(
     assert not [path for path in hub.downloads() if path.endswith(".safetensors")]
 
 
+def test_mistakes_are_told_before_the_weights_are_fetched(hub, tmp_path, experiment, capsys):
+    """Words, by the model's own vocabulary; concepts, by the width of its text encoder."""
+    model = {"pretrained_model_name_or_path": NAME}
+    path = experiment(model=model, concepts={"concept_strs": ["cat"]})
+    assert main(["finetune", str(path), "--output-dir", str(tmp_path / "a")]) == 2
+    assert "'cat' is already a word" in capsys.readouterr().err
+    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 32))], tmp_path)
+    grid = {"model": model, "grid": {"prompts": "x"}, "concepts": {"files": str(tmp_path)}}
+    (tmp_path / "grid.yaml").write_text(json.dumps({"hyperparameters": grid}))
+    assert main(["generate", str(tmp_path / "grid.yaml"), "--output-dir", str(tmp_path / "b")]) == 2
+    assert "32" in capsys.readouterr().err
+    assert hub.downloads()
+    assert not [name for name in hub.downloads() if name.endswith(".safetensors")]
+
+
 def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
     hub, monkeypatch, caplog, tiny_model
 ):
