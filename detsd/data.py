@@ -6,11 +6,17 @@ Sample i's image, template, flip, posterior draw, timestep and noise are a pure 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import logging
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +36,8 @@ PICTURES = 6  # of each concept kept as images
 
 # Streams of random numbers, kept apart so that adding one changes no other.
 ORDER, CHOICES, DRAW, VALIDATION = range(4)
+PIXELS_AT_ONCE = 2**21  # through the VAE: 8 images of 512 x 512, about 3 GB in half precision
+A, B = TypeVar("A"), TypeVar("B")
 
 
 def _seed(*parts: int) -> int:
@@ -91,36 +99,56 @@ def text_of(path: Path) -> str:
     return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
+def ahead(call: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
+    """`call(item)` of every item, in their order, made by threads that run a little ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[B]] = deque()
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def read_images(
     folder: Path, config: ConceptsConfig, size: int, key: str
-) -> list[tuple[Path, Image.Image, Frame]]:
+) -> Iterator[tuple[Path, Image.Image, Frame]]:
     """All readable images of a folder as squares, with their frames.
 
     Unreadable ones are named and skipped.
+
+    Several are decoded at once, and only a few are held.
 
     Raises:
         UserError: no such folder, or no readable image in it.
     """
     if not folder.is_dir():
         raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
-    images = []
     if note := passed_over(folder):
         logger.warning("%s", note)
-    for path in list_images(folder):
+
+    def read(path: Path) -> tuple[Path, Image.Image | Exception, Frame | None]:
         try:
             with Image.open(path) as image:
                 rgb = to_rgb(image, config.transparency_color)
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
-            logger.warning("%s cannot be read and is skipped (%s)", path, error)
-            continue
+            return path, error, None
         where = frame(*rgb.size, size, config.center_crop)
-        images.append((path, to_square(rgb, size, config.center_crop), where))
-    if not images:
+        return path, to_square(rgb, size, config.center_crop), where
+
+    count = 0
+    for path, image, where in ahead(read, list_images(folder), min(8, os.cpu_count() or 1)):
+        if isinstance(image, Exception):
+            logger.warning("%s cannot be read and is skipped (%s)", path, image)
+            continue
+        count += 1
+        yield path, image, where
+    if not count:
         raise UserError(
             f"{key}: folder {folder} holds no readable image; put JPEG, PNG or WebP files there"
             + (f" ({note})" if note else "")
         )
-    return images
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -199,18 +227,16 @@ class Example:
 
 
 @torch.no_grad()
-def encode_image(
-    model: BaseModel, image: Image.Image, flip: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior mean and std (views, 4, h, w) on the CPU, one view at a time."""
-    views = [image, ImageOps.mirror(image)] if flip else [image]
-    posteriors = [
-        model.vae.encode(to_tensor(v)[None].to(model.device, model.vae.dtype)).latent_dist
-        for v in views
-    ]
-    mean = torch.cat([p.mean for p in posteriors]).float().cpu()
-    std = torch.cat([p.std for p in posteriors]).float().cpu()
-    return mean, std
+def encode_images(
+    model: BaseModel, images: list[Image.Image], flip: bool
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each image's posterior mean and std (views, 4, h, w) on the CPU, encoded at once."""
+    views = [v for i in images for v in ([i, ImageOps.mirror(i)] if flip else [i])]
+    pixels = torch.stack([to_tensor(v) for v in views])
+    posterior = model.vae.encode(pixels.to(model.device, model.vae.dtype)).latent_dist
+    mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
+    each = len(views) // len(images)
+    return list(zip(mean.split(each), std.split(each), strict=True))
 
 
 def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
@@ -237,9 +263,12 @@ class TrainingData:
 
     def __init__(self, config: ConceptsConfig, model: BaseModel, seed: int, max_validation: int):
         self.seed = seed
+        self.start = np.random.default_rng((seed, CHOICES)).uniform()  # of the timesteps
+        self._order = functools.lru_cache(4)(self._draw_order)  # a batch may end one and begin one
         self.scaling = float(model.vae.config.scaling_factor)
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         size = config.img_size or model.image_size
+        at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
         self.shots: list[Shot] = []
         self.pictures: dict[str, list[Image.Image]] = {}  # a few of each concept, to be looked at
         self.digests: dict[str, str] = {}  # "concept/file" -> digest, of all images
@@ -248,18 +277,23 @@ class TrainingData:
         for k, (name, folder, kind) in enumerate(
             zip(config.concept_strs, config.img_dirs, config.learnable_properties, strict=True)
         ):
-            images = read_images(Path(folder), config, size, f"concepts.img_dirs[{k}]")
             shots = []
-            work = {"images": Work(1, total=len(images))}
-            with Bar(work, f"encoding the images of {name}", leave=False) as bar:
-                for path, image, where in images:
-                    mean, std = encode_image(model, image, config.horizontal_flip)
-                    prompts = tuple(prompts_for(path, name, kind, config))
-                    seen = hashlib.blake2b(image.tobytes(), digest_size=8)
-                    seen.update("\0".join(prompts).encode())
-                    shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where))
-                    bar.done("images")
-            self.pictures[name] = [image for _, image, _ in images[:: -(-len(images) // PICTURES)]]
+            images = read_images(Path(folder), config, size, f"concepts.img_dirs[{k}]")
+            total = len(list_images(Path(folder))) if Path(folder).is_dir() else 0
+            shown = self.pictures.setdefault(name, [])
+            with Bar(
+                {"images": Work(1, total=total)}, f"encoding the images of {name}", leave=False
+            ) as bar:
+                while batch := list(itertools.islice(images, at_once)):
+                    encoded = encode_images(model, [i for _, i, _ in batch], config.horizontal_flip)
+                    for (path, image, where), (mean, std) in zip(batch, encoded, strict=True):
+                        prompts = tuple(prompts_for(path, name, kind, config))
+                        seen = hashlib.blake2b(image.tobytes(), digest_size=8)
+                        seen.update("\0".join(prompts).encode())
+                        if len(shots) % -(-total // PICTURES) == 0:
+                            shown.append(image)
+                        shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where))
+                    bar.done("images", len(batch))
             self.digests |= {f"{name}/{text_of(s.path)}": s.digest for s in shots}
             n = len(shots)
             order = np.random.default_rng((seed, VALIDATION, k)).permutation(n)
@@ -277,15 +311,16 @@ class TrainingData:
         """
         n = len(self.shots)
         epoch, place = divmod(i, n)
-        shot = self.shots[
-            int(np.random.default_rng((self.seed, ORDER, epoch)).permutation(n)[place])
-        ]
+        shot = self.shots[self._order(epoch, n)[place]]
         rng = np.random.default_rng((self.seed, CHOICES, i))
         prompt = shot.prompts[int(rng.integers(len(shot.prompts)))]
         view = int(rng.integers(len(shot.mean)))
-        start = np.random.default_rng((self.seed, CHOICES)).uniform()
-        t = int((start + i * 0.6180339887498949) % 1 * self.num_timesteps)
+        t = int((self.start + i * 0.6180339887498949) % 1 * self.num_timesteps)
         return self._noised(shot, view, prompt, t, DRAW, i)
+
+    def _draw_order(self, epoch: int, n: int) -> np.ndarray:
+        """The order (n,) of the images in an epoch."""
+        return np.random.default_rng((self.seed, ORDER, epoch)).permutation(n)
 
     def validation_examples(self, k: int, timesteps: int) -> list[Example]:
         """The fixed examples of validation image k: even timesteps, fixed noise and prompt."""

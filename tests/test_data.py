@@ -110,7 +110,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not an image")
     (tmp_path / "notes.md").write_text("no image")
     caplog.set_level(logging.WARNING)
-    images = data.read_images(tmp_path, concepts(tmp_path), 32, "key")
+    images = list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))
     assert [p.name for p, _, _ in images] == ["good.png"]
     assert "bad.jpg" in caplog.text
     assert "notes.md" not in caplog.text
@@ -126,7 +126,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(checks, "register_heif_opener", None)
-    assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
+    assert len(list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
         f"{tmp_path}: passing over 3 .heic, 1 .mp4, the images in the folder more inside it; "
@@ -136,7 +136,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     only.mkdir()
     (only / "x.heic").write_bytes(b"?")
     with pytest.raises(UserError, match="no readable image.*1 .heic; pip install pillow-heif"):
-        data.read_images(only, concepts(only), 32, "key")
+        list(data.read_images(only, concepts(only), 32, "key"))
 
 
 def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
@@ -147,14 +147,14 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
         checks, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
     assert data.passed_over(tmp_path) == ""
-    assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
+    assert len(list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
 
 
 def test_a_file_name_that_is_no_utf8(tmp_path):
     """The picture is read; words are not guessed from its name."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     Image.new("RGB", (8, 8), RED).save(path)
-    assert len(data.read_images(tmp_path, concepts(tmp_path), 32, "key")) == 1
+    assert len(list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     assert data.text_of(path) == r"caf\xe9.png"
     data.prompts_for(path, "x", "object", concepts(tmp_path))
     with pytest.raises(UserError, match=r"caf\\xe9.png: the file name is no UTF-8"):
@@ -163,9 +163,9 @@ def test_a_file_name_that_is_no_utf8(tmp_path):
 
 def test_empty_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"concepts.img_dirs\[0\].*no readable image"):
-        data.read_images(tmp_path, concepts(tmp_path), 32, "concepts.img_dirs[0]")
+        list(data.read_images(tmp_path, concepts(tmp_path), 32, "concepts.img_dirs[0]"))
     with pytest.raises(UserError, match="does not exist"):
-        data.read_images(tmp_path / "gone", concepts(tmp_path), 32, "concepts.img_dirs[0]")
+        list(data.read_images(tmp_path / "gone", concepts(tmp_path), 32, "concepts.img_dirs[0]"))
 
 
 def test_prompts(tmp_path):
@@ -230,6 +230,41 @@ def test_timesteps_are_uniform_and_spread(model, photos):
     counts = np.histogram(times, bins=8, range=(0, 1000))[0]
     assert counts.min() >= 7
     assert counts.max() <= 9
+
+
+def test_work_ahead_keeps_its_order_and_stays_near():
+    """Three threads; never more than a few results that nobody has taken."""
+    begun = []
+
+    def square(n):
+        begun.append(n)
+        return n * n
+
+    for n, result in enumerate(data.ahead(square, range(50), 3)):
+        assert result == n * n
+        assert len(begun) <= n + 1 + 2 * 3
+    with pytest.raises(ZeroDivisionError):
+        list(data.ahead(lambda n: 1 // n, [1, 0], 1))
+
+
+def test_images_encoded_at_once_are_those_encoded_alone(model, photos):
+    images = [image for _, image, _ in data.read_images(photos, concepts(photos), 32, "key")]
+    together = data.encode_images(model, images, True)
+    assert len(together) == 12
+    for image, (mean, std) in zip(images, together, strict=True):
+        ((alone, spread),) = data.encode_images(model, [image], True)
+        assert mean.shape == std.shape == (2, 4, 8, 8)
+        torch.testing.assert_close(mean, alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(std, spread, rtol=1e-4, atol=1e-5)
+
+
+def test_an_epoch_is_shuffled_once(model, photos):
+    d = data.TrainingData(concepts(photos), model, 1, 2)
+    n = len(d.shots)
+    for first in range(0, 3 * n, 4):  # batches that end in one epoch and begin in the next
+        for i in range(first, first + 4):
+            d.example(i)
+    assert d._order.cache_info().misses == 3 + (3 * n % 4 > 0)
 
 
 def test_flips_are_separate_views(model, photos):
