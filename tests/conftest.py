@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+import detsd  # first: it sets what torch reads when it is imported  # noqa: F401, I001
 import numpy as np
 import pytest
 import yaml

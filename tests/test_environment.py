@@ -149,3 +149,21 @@ def test_what_the_dockerfile_copies_is_all_that_its_step_needs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "diffusers" in done.stdout
     assert image.lines("pins")["diffusers"]
+
+
+def test_waiting_threads_spin_briefly_unless_somebody_says_otherwise():
+    """GNU OpenMP reads it when torch is imported; so nothing of detsd may import torch before."""
+    look = (
+        "import os, sys, detsd; assert 'torch' not in sys.modules; "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    free = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for given, expected in (
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ):
+        told = subprocess.run(
+            [sys.executable, "-c", look], cwd=ROOT, env=free | given, capture_output=True, text=True
+        )
+        assert told.stdout.strip() == expected, told.stderr
