@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
@@ -118,6 +119,10 @@ class TextSide:
         self.tokenizer, self.encoder = tokenizer, encoder
         self.embedding = ConceptEmbedding(base, first_id=len(tokenizer))
         encoder.set_input_embeddings(self.embedding)
+        # Texts that are remembered, and their ids (n, 77) in half the space.
+        self._places: dict[str, int] = {}
+        window, device = tokenizer.model_max_length, base.weight.device
+        self._table = torch.empty(0, window, dtype=torch.int32, device=device)
         # An encoder whose configuration says 2, as those of Stable Diffusion XL do, takes the
         # largest id for the end of a prompt, where it pools; those of concepts are larger.
         getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
@@ -128,14 +133,26 @@ class TextSide:
 
     def ids(self, texts: list[str]) -> torch.Tensor:
         """Tokenized, padded and cut to the window: (B, 77) on the encoder's device."""
-        ids = self.tokenizer(
+        places = [self._places.get(text) for text in texts]
+        if None in places:
+            return self._tokenized(texts).to(self.embedding.weight.device)
+        return torch.stack([self._table[k] for k in places]).long()
+
+    def remember(self, texts: Iterable[str]) -> None:
+        """Tokenize texts now: for their `ids` nothing is then to be done or waited for."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._places]
+        self._places |= {text: len(self._places) + k for k, text in enumerate(new)}
+        parts = [self._tokenized(new[k : k + 1024]).int() for k in range(0, len(new), 1024)]
+        self._table = torch.cat([self._table, *(p.to(self._table.device) for p in parts)])
+
+    def _tokenized(self, texts: list[str]) -> torch.Tensor:
+        return self.tokenizer(
             texts,
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        return ids.to(self.embedding.weight.device)
 
     def phrase_rows(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
         """The base table's rows (n, D), float32, of a phrase's tokens."""
@@ -287,6 +304,20 @@ class Vocabulary:
     def text(self, prompt: str) -> str:
         """A prompt as it is tokenized: without weights, the concepts as their tokens."""
         return self.rewrite(unweighted(prompt))
+
+    def remember(self, prompts: Iterable[str]) -> None:
+        """Tokenize prompts once for all, after all concepts are added."""
+        texts = [self.text(prompt) for prompt in prompts]
+        for side in self.sides:
+            side.remember(texts)
+
+    def surely_fits(self, prompt: str) -> bool:
+        """Whether the window holds a prompt, told without tokenizing: a token is a byte or more."""
+        prompt = unweighted(prompt)
+        placed = sum(
+            len(self.rewrite.replacements[w].split()) for w in self.rewrite.words_in(prompt)
+        )
+        return 2 + placed + len(self.rewrite.without(prompt).encode()) <= self.window
 
     def plain(self, prompt: str) -> str:
         """The prompt with each concept's initial phrase in place of its word.

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,6 +224,42 @@ class Example:
     noise: torch.Tensor  # (4, h, w)
     t: int
     frame: Frame
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples as a step takes them."""
+
+    prompts: list[str]
+    x: torch.Tensor  # (B, 4, h, w)
+    noise: torch.Tensor  # (B, 4, h, w)
+    t: torch.Tensor  # (B,)
+    frames: torch.Tensor  # (B, 6)
+
+    @staticmethod
+    def of(examples: Sequence[Example]) -> Batch:
+        """Examples stacked, on the CPU."""
+        return Batch(
+            [e.prompt for e in examples],
+            torch.stack([e.x for e in examples]),
+            torch.stack([e.noise for e in examples]),
+            torch.tensor([e.t for e in examples]),
+            torch.tensor([e.frame for e in examples], dtype=torch.float32),
+        )
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on a device; from pinned memory it is copied while others compute."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self, device: torch.device) -> Batch:
+        """The same in memory from which a GPU copies by itself; as it is for other devices."""
+        if device.type != "cuda":
+            return self
+        with torch.cuda.device(device):  # said anew in every thread: it would open the first GPU
+            return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(self.prompts, *map(change, (self.x, self.noise, self.t, self.frames)))
 
 
 @torch.no_grad()

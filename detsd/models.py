@@ -93,7 +93,7 @@ class BaseModel:
         return self.unet.config.sample_size * self.downsampling
 
     def conditioning(
-        self, prompts: list[str], frames: Sequence[Frame] | None = None
+        self, prompts: list[str], frames: Sequence[Frame] | torch.Tensor | None = None
     ) -> Conditioning:
         """What the UNet is told of prompts with concepts in them.
 
@@ -107,13 +107,14 @@ class BaseModel:
             return Conditioning(sides[0].encoder(sides[0].ids(texts)).last_hidden_state)
         said = [side.encoder(side.ids(texts), output_hidden_states=True) for side in sides]
         size = self.image_size
-        frames = frames or [(size, size, 0, 0, size, size)] * len(prompts)
+        if frames is None:
+            frames = [(size, size, 0, 0, size, size)] * len(prompts)
         return Conditioning(
             # Of the layers before the last.
             torch.cat([s.hidden_states[-2] for s in said], dim=-1),
             {
                 "text_embeds": said[-1].text_embeds,  # pooled, (B, P)
-                "time_ids": torch.tensor(frames, dtype=torch.float32, device=self.device),
+                "time_ids": torch.as_tensor(frames, dtype=torch.float32, device=self.device),
             },
         )
 

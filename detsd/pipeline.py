@@ -357,6 +357,8 @@ class DetSDTextualInversionPipeline:
 
     def overlong(self, prompt: str, name: str = "prompt") -> list[str]:
         """A sentence where a prompt is longer than the model's window, which cuts it off."""
+        if self.vocabulary.surely_fits(prompt):
+            return []
         window, length = self.vocabulary.window, self.vocabulary.length(prompt)
         if length <= window:
             return []

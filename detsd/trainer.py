@@ -8,12 +8,16 @@ samples, and the rows' gradients are averaged: nothing else has to be synchronis
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +28,7 @@ from detsd.checks import check_finetune
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
-from detsd.data import Example, TrainingData, changed_images
+from detsd.data import Batch, TrainingData, ahead, changed_images
 from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import Diverged, UserError
@@ -46,6 +50,8 @@ logger = logging.getLogger("detsd")
 STATE_FILE = "trainer_state.pt"
 SAMPLES_AT_ONCE = 4
 VALIDATED_AT_ONCE = 8  # noised copies of a validation image
+LONG_RUN = 1000  # steps that are worth the minutes of a compiler
+COMPILER = "inductor"
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 
@@ -58,6 +64,15 @@ def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> f
     done = (step - config.lr_warmup_steps) / max(1, left)
     shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return peak * shapes[config.lr_scheduler]
+
+
+def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether the step is to be compiled.
+
+    By the configuration and the kind of device alone: resumed, a run takes the same kernels.
+    """
+    pays = device.type == "cuda" and config.num_sgd_steps >= LONG_RUN
+    return config.compile == "on" or (config.compile == "auto" and pays)
 
 
 def make_optimizer(rows: tuple[torch.Tensor, ...], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -150,6 +165,8 @@ class Trainer:
         if t.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
         self.model.vae.to("cpu")  # all images are encoded; it comes back for samples
+        shots = [*self.data.shots, *self.data.validation]
+        self.vocabulary.remember(prompt for shot in shots for prompt in shot.prompts)
         self._warn_of_prompts()
         self.optimizer = make_optimizer(self.rows, t)
         self.scaler = torch.amp.GradScaler(
@@ -161,6 +178,10 @@ class Trainer:
         self.window: dict[str, float] = {}  # sums since the last report
         if run.latest:
             self._restore(run.latest)
+        self._seen_at_start = self.samples_seen
+        # Drawn by a thread while others compute.
+        self._batches = ahead(self._draw, itertools.count(), 1)
+        self._unet = self._step_unet()
         self.validating = Work(1, total=len(self._validated()) * t.num_validation_timesteps)
         with Bar({"validation": self.validating}, "validating the phrase", leave=False) as self.bar:
             self.initial_val_loss = self._validation_loss(self.initial_rows)
@@ -185,7 +206,8 @@ class Trainer:
         if self.steps_completed >= t.num_sgd_steps:
             run.report_progress(1.0)
             return True
-        with Bar(self._work(), f"{self.steps_completed}/{t.num_sgd_steps} steps") as self.bar:
+        self.bar = Bar(self._work(), f"{self.steps_completed}/{t.num_sgd_steps} steps")
+        with self.bar, contextlib.closing(self._batches):
             self._train()
         return self.steps_completed == t.num_sgd_steps
 
@@ -261,11 +283,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, torch.Tensor] = {}
-        for micro in range(t.gradient_accumulation_steps):
-            share = micro * run.ranks.size + run.ranks.rank
-            first = self.samples_seen + share * t.train_batch_size
-            batch = [self.data.example(i) for i in range(first, first + t.train_batch_size)]
-            loss, parts = self._loss(batch)
+        for _ in range(t.gradient_accumulation_steps):
+            loss, parts = self._loss(next(self._batches).on(self.model.device))
             self.scaler.scale(loss / t.gradient_accumulation_steps).backward()
             for name, value in parts.items():
                 part = value.detach() / t.gradient_accumulation_steps
@@ -283,13 +302,43 @@ class Trainer:
         counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
         return {"steps": finite.float(), **counted}
 
-    def _loss(self, batch: list[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _step_unet(self) -> Callable[..., Any]:
+        """The UNet of the step: where that is wanted, compiled for batches of its size, and tried.
+
+        For the step alone: of other shapes, as samples and validation have them, each would be
+        compiled anew.
+        """
+        device, self._unet = self.model.device, self.model.unet
+        if not wants_compiler(self.config.training, device):
+            return self._unet
+        self.run.say("compiling the UNet ...")
+        batch = self._draw(0).on(device)
+        with torch.no_grad():
+            plain = float(self._loss(batch)[0])
+        try:
+            self._unet = torch.compile(self.model.unet, backend=COMPILER, dynamic=False)
+            loss = self._loss(batch)[0]
+            loss.backward()  # this, too, is compiled now
+            problem = "" if abs(float(loss) - plain) <= 0.02 * plain else "it gives another loss"
+        except Exception as error:  # compilers raise what they like
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        self.optimizer.zero_grad(set_to_none=True)
+        if problem:
+            logger.warning("training.compile: going on without, since %s", problem)
+        return self.model.unet if problem else self._unet
+
+    def _draw(self, micro: int) -> Batch:
+        """This rank's samples of a micro-batch, counted from the start of this process."""
+        size, ranks = self.config.training.train_batch_size, self.run.ranks
+        first = self._seen_at_start + (micro * ranks.size + ranks.rank) * size
+        examples = [self.data.example(i) for i in range(first, first + size)]
+        return Batch.of(examples).pinned(self.model.device)
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         t = self.config.training
-        x, noise, times = self._stack(batch)  # (B, 4, h, w) twice, (B,)
-        prompts, frames = [e.prompt for e in batch], [e.frame for e in batch]
-        told = self.model.conditioning(prompts, frames)
-        weight = min_snr_weight(self.model.scheduler, times, t.min_snr_gamma)
-        mse = (self._denoise_error(x, noise, times, told) * weight).mean()
+        told = self.model.conditioning(batch.prompts, batch.frames)
+        weight = min_snr_weight(self.model.scheduler, batch.t, t.min_snr_gamma)
+        mse = (self._denoise_error(self._unet, batch, told) * weight).mean()
         loss, parts = mse, {"mse": mse}
         if t.norm_reg_weight:
             parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.usual_norms))
@@ -297,25 +346,20 @@ class Trainer:
         if t.hidden_reg_weight:
             with torch.no_grad():
                 reference = self._with_rows(
-                    self.initial_rows, lambda: self.model.conditioning(prompts, frames)
+                    self.initial_rows, lambda: self.model.conditioning(batch.prompts, batch.frames)
                 )
             parts["hidden_reg"] = hidden_penalty(told.hidden, reference.hidden)
             loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
         return loss, {"loss": loss, **parts}
 
-    def _stack(self, batch: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        device = self.model.device
-        return (
-            torch.stack([e.x for e in batch]).to(device),
-            torch.stack([e.noise for e in batch]).to(device),
-            torch.tensor([e.t for e in batch], device=device),
-        )
-
-    def _denoise_error(self, x, noise, times, told: Conditioning) -> torch.Tensor:
-        """Squared error (B,) of the UNet's prediction from the noised latents."""
-        noisy = self.model.scheduler.add_noise(x, noise, times).to(self.model.dtype)
-        target = prediction_target(self.model.scheduler, x, noise, times)
-        said = self.model.unet(noisy, times, told.hidden, added_cond_kwargs=told.added).sample
+    def _denoise_error(
+        self, unet: Callable[..., Any], batch: Batch, told: Conditioning
+    ) -> torch.Tensor:
+        """Squared error (B,) of a UNet's prediction from the noised latents."""
+        model = self.model
+        noisy = model.scheduler.add_noise(batch.x, batch.noise, batch.t).to(model.dtype)
+        target = prediction_target(model.scheduler, batch.x, batch.noise, batch.t)
+        said = unet(noisy, batch.t, told.hidden, added_cond_kwargs=told.added).sample
         return squared_error(said, target)
 
     def _with_rows(self, rows: tuple[torch.Tensor, ...], call):
@@ -378,10 +422,10 @@ class Trainer:
             told = self.model.conditioning([examples[0].prompt], [examples[0].frame])
             errors = []
             for first in range(0, n, VALIDATED_AT_ONCE):
-                x, noise, times = self._stack(examples[first : first + VALIDATED_AT_ONCE])
-                same = Conditioning.cat([told] * len(x))
-                errors.append(self._denoise_error(x, noise, times, same))
-                self.bar.done("validation", len(x))
+                batch = Batch.of(examples[first : first + VALIDATED_AT_ONCE]).on(self.model.device)
+                same = Conditioning.cat([told] * len(batch.t))
+                errors.append(self._denoise_error(self.model.unet, batch, same))
+                self.bar.done("validation", len(batch.t))
             losses.append((k, float(torch.cat(errors).mean())))
         # Summed in the order of the images, so that the number of ranks does not show.
         values = [value for _, value in sorted(self.run.gather(losses))]

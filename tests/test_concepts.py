@@ -84,6 +84,28 @@ def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
     assert [i - first for i in ids if i >= first] == [0, 1, 2, 3, 4]
 
 
+def test_remembered_prompts_have_the_same_ids(vocabulary):
+    vocabulary.add(learned("blob-thing", 3))
+    prompts = ["a blob-thing", "a dog", "very " * 90 + "blob-thing", "a blob-thing"]
+    fresh = vocabulary.token_ids(prompts)
+    vocabulary.remember(prompts[:2])
+    assert torch.equal(vocabulary.token_ids(prompts), fresh)  # two of them are not known
+    vocabulary.remember(prompts)
+    tokenizer, vocabulary.sides[0].tokenizer = vocabulary.sides[0].tokenizer, None
+    assert torch.equal(vocabulary.token_ids(prompts), fresh)
+    vocabulary.sides[0].tokenizer = tokenizer
+
+
+def test_what_surely_fits_fits(vocabulary):
+    vocabulary.add(learned("blob-thing", 60))
+    for n in range(0, 40):
+        prompt = "a (猫:1.2) x-y blob-thing " + "é " * n
+        if vocabulary.surely_fits(prompt):
+            assert vocabulary.length(prompt) <= vocabulary.window
+    assert vocabulary.surely_fits("a blob-thing")
+    assert not vocabulary.surely_fits("a blob-thing and a blob-thing")
+
+
 def test_names_with_capitals_and_odd_characters(vocabulary):
     for name in ("<My Cat>", "Ünïcødé-Ding", "猫-猫"):
         vocabulary.add(learned(name, 1))

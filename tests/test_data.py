@@ -258,6 +258,18 @@ def test_images_encoded_at_once_are_those_encoded_alone(model, photos):
         torch.testing.assert_close(std, spread, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_is_its_examples(model, photos):
+    d = data.TrainingData(concepts(photos), model, 1, 2)
+    examples = [d.example(i) for i in (5, 6, 7)]
+    cpu = torch.device("cpu")
+    batch = data.Batch.of(examples).pinned(cpu).on(cpu)
+    assert batch.prompts == [e.prompt for e in examples]
+    assert batch.t.tolist() == [e.t for e in examples]
+    for k, e in enumerate(examples):
+        assert torch.equal(batch.x[k], e.x)
+        assert torch.equal(batch.noise[k], e.noise)
+
+
 def test_an_epoch_is_shuffled_once(model, photos):
     d = data.TrainingData(concepts(photos), model, 1, 2)
     n = len(d.shots)
@@ -272,7 +284,7 @@ def test_flips_are_separate_views(model, photos):
     flipped = data.TrainingData(concepts(photos, horizontal_flip=True), model, 1, 2)
     assert plain.shots[0].mean.shape[0] == 1
     assert flipped.shots[0].mean.shape[0] == 2
-    assert torch.equal(flipped.shots[0].mean[0], plain.shots[0].mean[0])
+    torch.testing.assert_close(flipped.shots[0].mean[0], plain.shots[0].mean[0])
     assert not torch.equal(flipped.shots[0].mean[1], plain.shots[0].mean[0])
 
 

@@ -22,7 +22,7 @@ from tiny import ROOT, save_tiny_model
 
 from detsd import cluster, formats, trainer
 from detsd.__main__ import main, parser
-from detsd.config import load_config
+from detsd.config import TrainingConfig, load_config
 from detsd.formats import read_concepts
 from detsd.trainer import Trainer, learning_rate
 
@@ -561,9 +561,9 @@ def test_validation_is_made_in_bounded_batches(experiment, tmp_path, monkeypatch
     path = experiment(inference={"inference_prompts": []}, training=change)
     real, sizes, losses = Trainer._denoise_error, set(), []
 
-    def error(self, x, *rest):
-        sizes.add(len(x))
-        return real(self, x, *rest)
+    def error(self, unet, batch, *rest):
+        sizes.add(len(batch.t))
+        return real(self, unet, batch, *rest)
 
     monkeypatch.setattr(Trainer, "_denoise_error", error)
     for at_once in (8, 20):
@@ -719,3 +719,36 @@ def test_the_demo_learns_the_logo(tmp_path):
     last = metrics_of(tmp_path, "validation")[100]
     assert last["val_loss"] == last["val_loss_held_out"]
     assert last["val_loss"] < 0.92 * last["val_loss_initializer"]  # .89 when measured
+
+
+def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, caplog):
+    """Within the precision; resumed, to the bit. A compiler that fails costs a line."""
+    monkeypatch.setattr(trainer, "COMPILER", "aot_eager")  # of the same graphs, without the minutes
+
+    def train(name, setting):
+        inference = {"inference_prompts": []}
+        path = experiment(f"{name}.yaml", training={"compile": setting}, inference=inference)
+        assert finetune(path, tmp_path / name) == 0
+        return rows_of(tmp_path / name, 8)["blob-thing"]
+
+    plain, compiled = train("plain", "off"), train("compiled", "on")
+    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-4)
+    last = tmp_path / "compiled" / "checkpoints" / "step-00000008"
+    shutil.rmtree(last)
+    assert torch.equal(train("compiled", "on"), compiled)
+    assert "going on without" not in caplog.text
+    monkeypatch.setattr(trainer, "COMPILER", lambda *_: 1 / 0)
+    assert torch.equal(train("failing", "on"), plain)
+    assert "training.compile: going on without, since" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "steps", "expected"),
+    [
+        ("auto", "cpu", 9999, False), ("auto", "cuda", 9999, True), ("auto", "cuda", 999, False),
+        ("on", "cpu", 1, True), ("off", "cuda", 9999, False),
+    ],
+)  # fmt: skip
+def test_what_is_compiled(setting, device, steps, expected):
+    config = TrainingConfig(compile=setting, num_sgd_steps=steps)
+    assert trainer.wants_compiler(config, torch.device(device)) is expected
