@@ -12,18 +12,20 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from layouts import LAYOUTS, diffusers, kohya, kohya_pt, pickled, tensors, textual_inversion
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import ROOT
+from tiny import ROOT, save_tiny_sdxl
 
 from detsd import content
 from detsd.__main__ import main
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, encode, file_name, read_concepts, store, write_concepts
+from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.sources import DICT_FILE, is_source, locate
 from detsd.sources import LAYOUTS as WRITTEN
 
@@ -201,51 +203,69 @@ def test_what_other_tools_show(tmp_path):
 STOCK = """
 import json, sys
 import numpy as np, torch
-from diffusers import StableDiffusionPipeline
-model, prompt, out, *files = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-pipe.set_progress_bar_config(disable=True)
-for file in files:
-    layout, path, word = json.loads(file)
-    if layout == "detsd":
-        path = {word: torch.load(path, weights_only=True)[word]["learned_embeddings"]}
-    pipe.load_textual_inversion(path, token=f"{word}-{layout}")
-    image = pipe(prompt.replace(word, f"{word}-{layout}"), num_inference_steps=3, output_type="np",
-                 generator=torch.Generator().manual_seed(7)).images[0]
-    np.save(f"{out}/{layout}.npy", (image * 255).round().astype("uint8"))
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+out, prompt, word, plan = sys.argv[1:]
+for model, exports in json.loads(plan).items():
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    sides = [(pipe.text_encoder, pipe.tokenizer)]
+    if hasattr(pipe, "text_encoder_2"):
+        sides.append((pipe.text_encoder_2, pipe.tokenizer_2))
+    for layout, files in exports.items():
+        token = f"{word}-{layout}"
+        if layout == "detsd":
+            entry = torch.load(files[0], weights_only=True)[word]
+            files = [entry[f"learned_embeddings{end}"] for end in ("", "_2")[:len(sides)]]
+        elif len(files) < len(sides):
+            table = load_file(files[0])
+            files = [table["clip_l"], table["clip_g"]]
+        for (encoder, tokenizer), file in zip(sides, files, strict=True):
+            pipe.load_textual_inversion(
+                file, token=token, text_encoder=encoder, tokenizer=tokenizer
+            )
+        image = pipe(
+            prompt.replace(word, token), num_inference_steps=3, guidance_scale=7.5,
+            output_type="np", generator=torch.Generator().manual_seed(7),
+        ).images[0]
+        np.save(f"{out}/{len(sides)}-{layout}.npy", (image * 255).round().astype("uint8"))
 assert not any(name.startswith("detsd") for name in sys.modules)
 """
 
 
 def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
-    import numpy as np
-
-    from detsd.pipeline import DetSDTextualInversionPipeline, Job
-
-    source = tmp_path / "source"
-    source.mkdir()
-    write_concepts(CONCEPTS[:1], source)
-    files = []
-    for layout in WRITTEN:
-        command = ["export", str(source), "--format", layout, "--output", str(tmp_path / layout)]
-        assert main(command) == (2 if layout == "sdxl" else 0)
-        if layout != "sdxl":
-            (path,) = (tmp_path / layout).iterdir()
-            files.append(json.dumps([layout, str(path), "blob-thing"]))
-    prompt = "a photo of a blob-thing on grass"
+    """Of one text encoder and of two, in a process without detsd."""
+    one = CONCEPTS[0]
+    concepts = (one, dataclasses.replace(one, embeddings_2=torch.randn(2, 24)))
+    models = (str(tiny_model), str(save_tiny_sdxl(tmp_path / "sdxl")))
+    plan = {model: {} for model in models}
+    for model, concept in zip(models, concepts, strict=True):
+        source = tmp_path / f"source{len(concept.rows)}"
+        source.mkdir()
+        write_concepts([concept], source)
+        for layout in WRITTEN:
+            folder = tmp_path / f"{layout}{len(concept.rows)}"
+            code = main(["export", str(source), "--format", layout, "--output", str(folder)])
+            assert code == (2 if (layout, len(concept.rows)) in (("a1111", 2), ("sdxl", 1)) else 0)
+            if code == 0:
+                plan[model][layout] = sorted(map(str, folder.iterdir()))
+    prompt = f"a photo of a {one.name} on grass"
     subprocess.run(
-        [sys.executable, "-c", STOCK, str(tiny_model), prompt, str(tmp_path), *files],
+        [sys.executable, "-c", STOCK, str(tmp_path), prompt, one.name, json.dumps(plan)],
         check=True,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": ""},
     )
-    pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
-    plain = np.asarray(pipe.make([Job(prompt, 7, num_inference_steps=3)])[0].image)
-    pipe.load_concepts(source)
-    ours = np.asarray(pipe.make([Job(prompt, 7, num_inference_steps=3)])[0].image)
-    assert not np.array_equal(ours, plain)
-    for layout in set(WRITTEN) - {"sdxl"}:
-        assert np.array_equal(np.load(tmp_path / f"{layout}.npy"), ours), layout
+    for model, concept, sampler in zip(models, concepts, ("ddim", "euler"), strict=True):
+        pipe = DetSDTextualInversionPipeline.from_pretrained(model)
+        job = Job(prompt, 7, num_inference_steps=3, scheduler_name=sampler)
+        plain = np.asarray(pipe.make([job])[0].image)
+        pipe.load_concepts(tmp_path / f"source{len(concept.rows)}")
+        ours = np.asarray(pipe.make([job])[0].image)
+        assert not np.array_equal(ours, plain)
+        for layout in plan[model]:
+            theirs = np.load(tmp_path / f"{len(concept.rows)}-{layout}.npy")
+            assert np.array_equal(theirs, ours), layout
 
 
 # ---- what is no concept, and what means harm -----------------------------------------------------
