@@ -82,7 +82,7 @@ def source_problems(source: str, key: str, beside: Path | None = None) -> list[s
     try:
         locate(source)
     except UserError as error:
-        there = split_source(source)[0].exists()
+        there = os.path.exists(split_source(source)[0])  # also of names too long for a file
         return [f"{key}: {error}" + ("" if there else looked(source, beside))]
     return []
 

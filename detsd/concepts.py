@@ -259,10 +259,12 @@ class Vocabulary:
         """
         name = concept.name
         if name in self._slices:
-            raise UserError(f"concept {name!r} is loaded twice; load it once, or rename one")
+            raise UserError(
+                f"concept {name!r} is loaded twice; load it once, or rename one: FILE=WORD"
+            )
         problem = word_problem(name, self._base_tokens)
         if problem:
-            raise UserError(problem)
+            raise UserError(f"{problem}; FILE=WORD gives the concept of a file another word")
         check_fit(concept, self.widths, self.model)
 
     def add(self, concept: LearnedConcept) -> None:

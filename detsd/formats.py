@@ -88,6 +88,12 @@ class LearnedConcept:
         """Of the text encoders that the rows fit."""
         return tuple(rows.shape[1] for rows in self.rows)
 
+    @property
+    def digest(self) -> str:
+        """What tells these rows from others."""
+        data = b"".join(rows.cpu().float().numpy().tobytes() for rows in self.rows)
+        return hashlib.sha256(data).hexdigest()[:16]
+
 
 def family(widths: tuple[int, ...]) -> str:
     """The models whose text encoders have these widths, in words."""

@@ -312,7 +312,7 @@ class DetSDTextualInversionPipeline:
         return {
             c.name: {
                 "source": self.sources.get(c.name, ""),
-                "sha256": hashlib.sha256(c.embeddings.numpy().tobytes()).hexdigest()[:16],
+                "sha256": c.digest,
             }
             for c in self.vocabulary.concepts()
             if c.name in used

@@ -183,6 +183,13 @@ def test_export_loses_nothing(tmp_path, layout):
             encode(clash, layout)
 
 
+def test_a_digest_is_of_the_rows_of_every_text_encoder():
+    first = dataclasses.replace(SDXL, embeddings=TWO[0] + 1)
+    second = dataclasses.replace(SDXL, embeddings_2=TWO[1] + 1)
+    assert len({c.digest for c in (SDXL, first, second)}) == 3
+    assert dataclasses.replace(SDXL, name="other", steps=1).digest == SDXL.digest
+
+
 def test_a_renamed_file_has_its_new_name(tmp_path):
     store(encode([CONCEPTS[1]], "kohya"), tmp_path)
     (tmp_path / "other_thing.safetensors").rename(tmp_path / "mine.safetensors")
