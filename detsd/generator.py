@@ -79,7 +79,7 @@ class Generator:
         with loading, run.ranks.local_chief_first():
             self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
                 m.pretrained_model_name_or_path,
-                revision=m.revision,
+                revision=m.revision or self._commit(),
                 precision=m.precision,
                 device=run.ranks.device,
                 safety_checker=m.safety_checker,
@@ -131,6 +131,12 @@ class Generator:
         self.encoding: Future | None = None
         self.writing: Future | None = None
         self.began = time.monotonic()
+
+    def _commit(self) -> str | None:
+        """The hub's commit that the images stored so far are of, to go on with it; else None."""
+        stored = map(images.read_record, sorted((self.run.folder / "images").glob("job-*.png")))
+        first = next(filter(None, stored), {})
+        return first.get("model", {}).get("revision")
 
     def _load_source(self) -> str:
         """Load the concepts of the checkpoint that the experiment names as its source; its uuid.

@@ -240,7 +240,7 @@ def test_no_room_is_told_before_the_download(hub, monkeypatch):
 
 
 def test_the_commit_that_was_used_is_used_again(hub, tiny_model, tmp_path, experiment, monkeypatch):
-    """By an image made again from itself, and by a fine-tuning that goes on."""
+    """By an image made again from itself, and by a fine-tuning and a grid that go on."""
     first = hub.models[NAME].main
     write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], tmp_path)
     grid = tmp_path / "grid.yaml"
@@ -267,6 +267,9 @@ def test_the_commit_that_was_used_is_used_again(hub, tiny_model, tmp_path, exper
     assert hub.add(NAME, changed) == load_base_model(ModelConfig(NAME), CPU).commit != first
     assert main(run) == 0
     assert read_metadata(checkpoints / "step-00000008")["commit"] == first
+    more = [str(grid), "--set", "grid.num_seeds=2", "--output-dir", str(tmp_path / "one")]
+    assert main(["generate", *more]) == 0
+    assert read_record(image.with_name("job-00001.png"))["model"]["revision"] == first
     assert main(["generate", "--from", str(image), "--output-dir", str(tmp_path / "two")]) == 0
     again = tmp_path / "two" / "images" / "job-00000.png"
     assert np.array_equal(np.asarray(Image.open(image)), np.asarray(Image.open(again)))
