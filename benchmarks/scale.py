@@ -1,0 +1,219 @@
+"""A grid of 100,000 images over 64 ranks on one machine, with a stand-in for the denoiser.
+
+    python -m benchmarks.scale [--images 100000] [--ranks 64] [--side 64] [--seconds 60]
+
+Everything but the model is real: the ranks are processes that speak over Core API, one of them is
+the chief, who writes files, draws contact sheets and stores checkpoints (into a folder). Twice:
+
+    taking: images come ready as fast as they are asked for; what one chief takes.
+    mixed:  batches of 20 and of 50 steps take their time; what the ranks lose by waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import socket
+import struct
+import time
+import zlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detsd import cluster, generator, images
+from detsd.config import GenerateConfig, parse_config
+from detsd.generator import Generator
+from detsd.pipeline import Made
+
+
+class StandIn:
+    """A pipeline that makes images of noise, `seconds_per_step` for each step of a batch."""
+
+    seconds_per_step = 0.0
+    busy = 0.0  # seconds spent in making, of this process
+
+    def __init__(self, side: int):
+        self.model = SimpleNamespace(
+            image_size=side, device=torch.device("cpu"), dtype=torch.float32, commit=None
+        )
+        self.concepts: list[str] = []
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        self.image = Image.fromarray(pixels)
+
+    def from_pretrained(self, *_, **__):
+        return self
+
+    def load_concepts(self, *_):
+        return []
+
+    def load_from_uuids(self, _):
+        return []
+
+    def check(self, _):
+        pass
+
+    def identity(self, _):
+        return {}
+
+    def doubts(self, _):
+        return []
+
+    def record(self, job):
+        return {
+            "prompt": job.prompt, "negative_prompt": "", "seed": job.seed, "width": job.width,
+            "height": job.height, "guidance_scale": job.guidance_scale, "concepts": {},
+            "num_inference_steps": job.num_inference_steps, "scheduler_name": job.scheduler_name,
+            "model": {"pretrained_model_name_or_path": "none"},
+        }  # fmt: skip
+
+    def make(self, jobs, **_):
+        seconds = self.seconds_per_step * jobs[0].num_inference_steps
+        time.sleep(seconds)
+        self.busy += seconds
+        return [Made(self.image, False, len(jobs))] * len(jobs)
+
+
+class FolderRun(cluster.LocalRun):
+    """Stores checkpoints as a cluster does, in a folder."""
+
+    folder_is_kept = False
+    keeps = 1000
+    storage: Path
+    resident: list[int]  # bytes of memory at each checkpoint
+
+    def store(self, steps, metadata, write):
+        uuid = f"{steps:08d}"
+        (self.storage / uuid).mkdir()
+        write(self.storage / uuid)
+        facts = {"steps_completed": steps, **metadata}
+        (self.storage / uuid / cluster.METADATA).write_text(json.dumps(facts))
+        self.resident.append(memory())
+        return uuid
+
+    def fetch(self, uuid, to, wanted=lambda name: True):
+        to.mkdir(exist_ok=True)
+        for path in (self.storage / uuid).iterdir():
+            if path.is_file() and wanted(path.name):
+                shutil.copy(path, to)
+
+
+def memory() -> int:
+    """Bytes of memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def quick_png(image: Image.Image):
+    """`images.png`, for one image: a rank's encoding is not what is measured here."""
+    bare = images.png(image)
+
+    def png(_, record=None):
+        text = b"detsd\0" + json.dumps(record).encode()
+        chunk = struct.pack(">I", len(text)) + b"tEXt" + text
+        chunk += struct.pack(">I", zlib.crc32(b"tEXt" + text))
+        return bare[:33] + chunk + bare[33:]  # behind the header
+
+    return png
+
+
+def a_rank(rank: int, args, given: dict, folder: Path, port: int, out) -> None:
+    """One process of the grid; the chief, and everybody's time, through `out`."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.ranks),
+        "LOCAL_WORLD_SIZE": str(args.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    cluster.LocalRun = FolderRun
+    FolderRun.storage, FolderRun.resident = folder / "storage", []
+    with cluster.open_run(folder / "run") as run:
+        grid = Generator(parse_config(given, "benchmark", GenerateConfig), run)
+        run.ranks.allgather(None)
+        began = time.monotonic()
+        assert grid.generate()
+        out.put((rank, grid.pipeline.busy, time.monotonic() - began, FolderRun.resident))
+
+
+def run_grid(args, given: dict, folder: Path) -> dict[int, tuple]:
+    """All ranks of a grid in `folder`; by rank: seconds of making, of all, memory."""
+    (folder / "storage").mkdir(parents=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    out = fork.SimpleQueue()
+    processes = [
+        fork.Process(target=a_rank, args=(rank, args, given, folder, port, out))
+        for rank in range(args.ranks)
+    ]
+    for process in processes:
+        process.start()
+    found = {r: rest for r, *rest in (out.get() for _ in processes)}
+    for process in processes:
+        process.join()
+    return found
+
+
+def a_grid(images_: int, steps: list[int], batch: int, freq: int) -> dict:
+    return {
+        "model": {"pretrained_model_name_or_path": "none"},
+        "grid": {
+            "prompts": [f"prompt {k}" for k in range(10)],
+            "guidance_scales": [2, 3, 4, 5],
+            "num_inference_steps": steps,
+            "num_seeds": max(1, images_ // (40 * len(steps))),
+        },
+        "output": {"batch_size": batch, "checkpoint_freq": freq},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--ranks", type=int, default=64)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60, help="of the mixed grid, about")
+    args = parser.parse_args()
+    stand_in = StandIn(args.side)
+    generator.DetSDTextualInversionPipeline = stand_in
+    images.png = quick_png(stand_in.image)
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "taking"
+        given = a_grid(args.images, [20], 16, 5)
+        found = run_grid(args, given, folder)
+        _, seconds, resident = found[0]
+        count = len(list((folder / "run" / "images").glob("*.png")))
+        size = sum(p.stat().st_size for p in (folder / "run" / "images").glob("*.png"))
+        stored = sum(p.stat().st_size for p in (folder / "storage").rglob("*") if p.is_file())
+        print(f"{count} images of {size / count / 1e3:.0f} KB over {args.ranks} ranks")
+        print(f"taking: {count / seconds:.0f} images/s in {len(resident)} checkpoints")
+        print(f"memory of the chief: {resident[0] / 1e6:.0f} MB at the first, "
+              f"{resident[-1] / 1e6:.0f} MB at the last checkpoint")  # fmt: skip
+        print(f"bytes of all checkpoints: {stored / size:.2f} times those of the images")
+        shutil.rmtree(folder / "run")
+        cluster.LocalRun = FolderRun
+        FolderRun.storage = folder / "storage"
+        with cluster.open_run(folder / "run") as run:
+            run.latest = max((folder / "storage").iterdir())
+            run.latest_uuid = run.latest.name
+            began = time.monotonic()
+            grid = Generator(parse_config(given, "benchmark", GenerateConfig), run)
+            assert len(grid.album.finished) == count
+            print(f"resuming: {time.monotonic() - began:.1f} s until the first batch")
+        # As many batches as take the time, of 20 and of 50 steps, 35 on average.
+        StandIn.seconds_per_step = args.seconds / 35 / 20  # a rank makes twenty batches
+        given = a_grid(args.ranks * 20 * 4, [20, 50], 4, 5)
+        found = run_grid(args, given, Path(name) / "mixed")
+        busy, wall = sum(b for b, _, _ in found.values()), max(w for _, w, _ in found.values())
+        print(f"mixed steps: {1 - busy / args.ranks / wall:.1%} of the ranks' time lost")
+
+
+if __name__ == "__main__":
+    main()
