@@ -82,7 +82,7 @@ def main() -> None:
         plain = plain_loop(generator, folder / "concept", folder / "plain")
         apart = max(
             np.abs(
-                np.asarray(Image.open(generator.path(n)), int)
+                np.asarray(Image.open(generator.album.path(n)), int)
                 - np.asarray(Image.open(folder / "plain" / f"{n}.png"), int)
             ).max()
             for n in range(len(generator.jobs))

@@ -189,12 +189,24 @@ def generate(args: argparse.Namespace) -> int:
             run.say("stopped; the same command goes on from here")
             return 128 + (run.stop_signal or 0)
         if args.source and not args.set:
-            if run.is_chief:  # who wrote it
-                run.say(f"{generator.path(0)}: {compare(generator.path(0), args.source)}")
-        elif run.is_chief:
-            run.say(f"images: {generator.folder}, contact sheets: {run.folder / 'sheets'}")
-            again = [DOOR, "generate", "--from", generator.path(0)]
+            if generator.album:  # who wrote it
+                path = generator.album.path(0)
+                run.say(f"{path}: {compare(path, args.source)}")
+        elif generator.album:
+            album = generator.album
+            run.say(f"images: {album.folder}, contact sheets: {run.folder / 'sheets'}")
+            again = [DOOR, "generate", "--from", album.path(0)]
             say_commands({"make one of them again": again, "see them all": tensorboard(folder)})
+    return 0
+
+
+def download(args: argparse.Namespace) -> int:
+    """Fetch all that a checkpoint of the cluster stands for; exit code."""
+    from detsd.album import collect
+
+    folder = args.output_dir or Path("outputs") / args.uuid
+    count = collect(args.uuid, folder)
+    print(f"{folder}: {count} images" if count else f"{folder}")
     return 0
 
 
@@ -286,6 +298,10 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     grid.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     grid.set_defaults(run=generate)
+    fetch = commands.add_parser("download", help="fetch all images of a grid from the cluster")
+    fetch.add_argument("uuid", help="its newest checkpoint (det e list-checkpoints)")
+    fetch.add_argument("--output-dir", type=Path, help="default: outputs/UUID")
+    fetch.set_defaults(run=download)
     look = commands.add_parser("show", help="what a concept file, checkpoint or run folder holds")
     what = "concept file, checkpoint or run folder"
     look.add_argument("path", type=Path, metavar="SOURCE", help=what)

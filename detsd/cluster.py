@@ -20,7 +20,8 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,19 @@ class Run:
         """Make what `writer` holds visible."""
         if self.writer:
             self.writer.flush()
+
+
+def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
+    """Many files as one, under their names below `root`; pictures are compressed already."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for path in files:
+            packed.write(path, path.relative_to(root))
+
+
+def unpack(archive: Path, root: Path) -> None:
+    """Lay the files that `pack` took back below `root`."""
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(root)
 
 
 def _sync(folder: Path) -> None:
@@ -555,7 +569,7 @@ def _distributed() -> core.DistributedContext | None:
             ports = f"{one.getsockname()[1]} {other.getsockname()[1]}"
         store.set("detsd/ports", ports)
     pub, pull = map(int, store.get("detsd/ports").decode().split())
-    return core.DistributedContext(
+    context = core.DistributedContext(
         rank=rank,
         size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ["LOCAL_RANK"]),
@@ -566,6 +580,8 @@ def _distributed() -> core.DistributedContext | None:
         pub_port=pub,
         pull_port=pull,
     )
+    context.store = store  # lives on: where no launcher keeps one, it is the chief's own
+    return context
 
 
 @contextlib.contextmanager

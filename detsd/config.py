@@ -284,8 +284,11 @@ class OutputConfig:
         "fill every batch up to batch_size: costs time in small grids, and gives the pixels of a "
         "larger one bit for bit",
     )
-    checkpoint_freq: int = _knob(
-        10, "batches per process between checkpoints (on a cluster) and progress reports", low=1
+    checkpoint_freq: int = _knob(10, "batches per process between checkpoints, on a cluster", low=1)
+    tensorboard: Literal["auto", "images", "sheets"] = _knob(
+        "auto",
+        "every image under a tag of its own besides the contact sheets, or these alone; auto: "
+        "images up to 2000 of them, beyond which TensorBoard becomes unusable",
     )
 
 

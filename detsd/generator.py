@@ -3,21 +3,18 @@
     Generator(config, run).generate()
 
 The jobs are numbered; jobs that agree in steps, scheduler and size form batches, which are fixed by
-the grid and the batch size. The ranks take batches in turn, the chief keeps the images. An image is
-finished when its file is stored, and the files say which ones are: nothing else has to be kept for
-a run to go on after a pause, a crash or on another number of processes.
+the grid and the batch size. Ranks get batches as they come free, the chief keeps the images. What
+is stored says which images are finished: nothing else has to be kept for a run to go on after a
+pause, a crash or on another number of processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
-import os
 import shutil
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,13 @@ import numpy as np
 from PIL import Image
 
 from detsd import checks, images
-from detsd.cluster import METADATA, Run, read_metadata
+from detsd.album import Album
+from detsd.cluster import Run, read_metadata
 from detsd.config import GenerateConfig, GridConfig, flat
 from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import UserError
+from detsd.exchange import Exchange
 from detsd.formats import DICT_FILE
 from detsd.memory import fitting_batch_size
 from detsd.models import pick_dtype
@@ -37,8 +36,6 @@ from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
 from detsd.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")
-
-MANIFEST = "manifest.jsonl"
 
 
 def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
@@ -95,9 +92,6 @@ class Generator:
         model = self.pipeline.model
         self.jobs = grid_jobs(config.grid, model.image_size)
         self.pipeline.check(self.jobs)
-        self.records = [
-            {"job": number, **self.pipeline.record(job)} for number, job in enumerate(self.jobs)
-        ]
         learned = self.pipeline.identity(" ".join(self.pipeline.concepts))
         run.agree(
             base_model={"commit": model.commit},
@@ -118,19 +112,14 @@ class Generator:
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1
         self.encodings: dict[tuple, Conditioning] = {}
+        self.album: Album | None = None  # on the chief
         run.begin()
-        self.folder = run.folder / "images"
-        self.finished: dict[int, dict[str, Any]] = self._restore()
-        self.begun_with = self.saved = len(self.finished)
-        # Jobs whose images TensorBoard is known to have: a crash may come between the storing of a
-        # checkpoint and the upload. Off cluster a run begins its event files anew.
-        resumed = run.latest and run.latest_is_own
-        self.shown = set(read_metadata(run.latest)["shown"]) if resumed else set()
-        # One thread encodes and writes while the device makes the next batch.
-        self.pool = ThreadPoolExecutor(1)
-        self.encoding: Future | None = None
-        self.writing: Future | None = None
-        self.began = time.monotonic()
+        if run.is_chief:
+            every = config.output.checkpoint_freq * self.limit * run.ranks.size
+            self.album = Album(run, config, self.jobs, self.record, self.source, every)
+        problem = run.ranks.allgather(self.album.problem if self.album else "")[0]
+        if problem:
+            raise UserError(problem)
 
     def _commit(self) -> str | None:
         """The hub's commit that the images stored so far are of, to go on with it; else None."""
@@ -150,80 +139,49 @@ class Generator:
         uuid = read_metadata(latest)["source"] if own else self.run.latest_uuid
         for word in self.pipeline.load_concepts(latest):
             self.pipeline.sources[word] = f"uuid:{uuid}"
-        if self.run.is_chief and not own:
+        if self.run.is_chief:
             shutil.copy(latest / DICT_FILE, self.run.folder)
         return uuid
 
-    def path(self, number: int) -> Path:
-        """The file of a job's image."""
-        return self.folder / f"job-{number:05d}.png"
-
-    def _restore(self) -> dict[int, dict[str, Any]]:
-        """The records of the images that are stored already, by job, the same on every rank.
-
-        Raises:
-            UserError: an image of another grid.
-        """
-        found: dict[int, dict[str, Any]] = {}
-        problem = ""
-        if self.run.is_chief:
-            if self.run.latest and self.run.latest_is_own:
-                shutil.copytree(self.run.latest, self.run.folder, dirs_exist_ok=True)
-                (self.run.folder / METADATA).unlink()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self.folder.glob("job-*.png")):
-                record = images.read_record(path)
-                if record is None:  # cut short by a crash
-                    continue
-                number = record.get("job", -1)
-                if path != self.path(number):  # brought or renamed by hand
-                    continue
-                mine = self.records[number] if number < len(self.records) else {}
-                other = [key for key in mine if record.get(key) != mine[key]]
-                if (other or not mine) and not problem:
-                    what = f"its {', '.join(other)} differ" if other else "it has no such job"
-                    problem = (
-                        f"{path} is an image of another grid than this one ({what}); give "
-                        "--output-dir a new folder, or start a new experiment"
-                    )
-                found[number] = record
-        problem, found = self.run.gather([(problem, found)])[0]
-        if problem:
-            raise UserError(problem)
-        return found
+    def record(self, number: int) -> dict[str, Any]:
+        """The settings of a job, as they go into its file."""
+        return {"job": number, **self.pipeline.record(self.jobs[number])}
 
     # ---- the loop ----------------------------------------------------------------------------
 
     def generate(self) -> bool:
         """Make what is missing. False when stopped before the end, with all that is made stored."""
-        run = self.run
-        todo = []  # (missing jobs, length of their batch)
+        album, encoder = self.album, ThreadPoolExecutor(1)
+        if album:
+            if album.finished:
+                self.run.say(f"{len(album.finished)} of {len(self.jobs)} images are there already")
+            album.show_stored()
+        todo = self._todo() if album else []
+        work = self._work([number for numbers, _ in todo for number in numbers])
+        with Bar(work, self._count()) as self.bar, encoder:
+            if album:
+                album.tells = self.bar.disable
+            with Exchange(self.run, todo, self._take) as exchange:
+                for numbers, length in exchange:
+                    made = self._make(numbers, length)
+                    exchange.hand_in(encoder.submit(self._encode, made))
+            return album.finish() if album else not exchange.stopped
+
+    def _take(self, files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
+        if not self.bar.disable:
+            self.bar.draw(text=self._count())
+        return self.album.take(files)
+
+    def _todo(self) -> list[tuple[list[int], int]]:
+        """The missing jobs of each batch and its length, in the order of making."""
+        todo = []
         for batch in self.batches:
-            missing = [number for number in batch if number not in self.finished]
+            missing = [number for number in batch if number not in self.album.finished]
             if missing:
                 todo.append((missing, max(len(batch), self.fill_up_to)))
-        mine = todo[run.ranks.rank :: run.ranks.size]
-        rounds = -(-len(todo) // run.ranks.size)
-        if self.finished:
-            run.say(f"{len(self.finished)} of {len(self.jobs)} images are there already")
-        self._log_stored()
-        self.began = time.monotonic()
-        work = self._work([number for missing, _ in mine for number in missing])
-        with self.pool, Bar(work, self._count()) as self.bar:
-            for number in range(rounds):
-                made = self._make(*mine[number]) if number < len(mine) else {}
-                self._hand_over()
-                self.encoding = self.pool.submit(self._encode, made)
-                stop = run.should_stop()
-                last = number == rounds - 1
-                if stop or last or (number + 1) % self.config.output.checkpoint_freq == 0:
-                    self._hand_over()
-                    self._save()
-                if stop:
-                    break
-            if not rounds:
-                self._save()
-        return len(self.finished) == len(self.jobs)
+        if self.run.ranks.size > 1:  # the long ones first: short ones fill up the ends
+            todo.sort(key=lambda task: -self.jobs[task[0][0]].num_inference_steps * task[1])
+        return todo
 
     def _work(self, numbers: list[int]) -> dict[str, Work]:
         """The denoising steps of some jobs, with guidance and without; costs in passes."""
@@ -233,7 +191,7 @@ class Generator:
         return kinds
 
     def _count(self) -> str:
-        return f"{len(self.finished)}/{len(self.jobs)} images"
+        return f"{self.album.received if self.album else 0}/{len(self.jobs)} images"
 
     def _make(self, numbers: list[int], length: int) -> dict[int, Made]:
         """Images of some jobs of a batch.
@@ -246,146 +204,22 @@ class Generator:
             at_once=self.limit,
             fill_up_to=length,
             encodings=self.encodings,
-            look=lambda now: self.bar.done(_kind(self.jobs[numbers[0]]), len(now.numbers)),
+            look=lambda now: self._look(numbers[0], len(now.numbers)),
         )
         return dict(zip(numbers, made, strict=True))
 
-    def _encode(self, made: dict[int, Made]) -> list[tuple[dict[str, Any], bytes]]:
-        """Records and PNG files of a batch."""
+    def _look(self, number: int, count: int) -> None:
+        """Move the bar by a step of so many images; as if the other ranks were as fast."""
+        if not self.bar.disable:
+            self.bar.done(_kind(self.jobs[number]), count * self.run.ranks.size)
+
+    def _encode(self, made: dict[int, Made]) -> list[tuple[int, dict[str, Any], bytes]]:
+        """Job, how it was made, and PNG file, of a batch's images."""
         files = []
         for number, result in made.items():
             how = {"flagged": result.flagged, "batch_size": result.batch_size}
-            record = self.records[number] | how
-            files.append((record, images.png(result.image, record)))
+            files.append((number, how, images.png(result.image, self.record(number) | how)))
         return files
-
-    def _hand_over(self) -> None:
-        """Give the encoded images of all ranks to the chief, who writes them. Collective."""
-        if self.encoding is None:
-            return
-        files = self.run.gather(self.encoding.result())
-        self.encoding = None
-        if self.writing:
-            self.writing.result()  # raises what went wrong in writing
-        if self.run.is_chief:
-            self.writing = self.pool.submit(self._write, files)
-        for record, _ in files:
-            self.finished[record["job"]] = record
-        self.bar.draw(text=self._count())
-        self.run.report_progress(len(self.finished) / len(self.jobs))
-
-    def _write(self, files: list[tuple[dict[str, Any], bytes]]) -> None:
-        for record, content in files:
-            path = self.path(record["job"])
-            staging = path.with_suffix(".tmp")
-            staging.write_bytes(content)
-            os.replace(staging, path)  # what carries the name is whole
-            if record["flagged"]:
-                logger.warning(
-                    "%s is black: the model's safety checker flagged it (prompt %r, seed %d)",
-                    path,
-                    record["prompt"],
-                    record["seed"],
-                )
-            self._log(record)
-
-    # ---- what is left behind -------------------------------------------------------------------
-
-    def _log(self, record: dict[str, Any]) -> None:
-        """An image under a tag of its own, so that TensorBoard's sampling can hide none."""
-        job = self.jobs[record["job"]]
-        parts = [
-            job.prompt,
-            f"guidance {job.guidance_scale:g}, {job.num_inference_steps} steps, "
-            f"{job.scheduler_name}"
-            + (f", not {job.negative_prompt}" if job.negative_prompt else ""),
-            f"seed {job.seed}",
-        ]
-        pixels = np.asarray(self._tile(record))  # (H, W, 3) uint8
-        tag = "/".join(part.replace("/", "|") for part in parts)
-        self.run.writer.add_image(tag, pixels, dataformats="HWC")
-
-    def _log_stored(self) -> None:
-        """Put into TensorBoard what is stored and may not be there."""
-        if self.run.is_chief:
-            for number in sorted(self.finished.keys() - self.shown):
-                self._log(self.finished[number])
-
-    def _write_manifest(self) -> None:
-        lines = [
-            json.dumps({"file": f"images/{self.path(n).name}", **record}, ensure_ascii=False)
-            for n, record in sorted(self.finished.items())
-        ]
-        staging = self.run.folder / f".{MANIFEST}"
-        staging.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(staging, self.run.folder / MANIFEST)
-
-    def _save(self) -> None:
-        """Store all images so far. Collective."""
-        run, count = self.run, len(self.finished)
-        complete = count == len(self.jobs)
-        if self.writing:
-            self.writing.result()
-            self.writing = None
-        rate = (count - self.begun_with) / max(time.monotonic() - self.began, 1e-9)
-        if run.is_chief:
-            self._write_manifest()
-            if complete:
-                self._draw_sheets()
-        if self.bar.disable and count > self.begun_with:
-            run.say(f"{self._count()}, {rate:.2f} images/s")
-        if not run.folder_is_kept and count > self.saved:
-            facts = {
-                "kind": "generate",
-                "config": dataclasses.asdict(self.config),
-                "complete": complete,
-                "source": self.source,
-                "shown": sorted(self.shown),
-            }
-            run.report(count, {"images_per_second": rate})
-            run.report(count, {"images": count}, validation=True)
-            run.save(count, facts, lambda to: shutil.copytree(run.folder, to, dirs_exist_ok=True))
-            self.saved = count
-        run.flush()
-        self.shown = set(self.finished)
-
-    def _draw_sheets(self) -> None:
-        """A contact sheet per prompt, negative prompt and scheduler: seeds by settings."""
-        folder = self.run.folder / "sheets"
-        folder.mkdir(exist_ok=True)
-        groups: dict[tuple, dict[tuple, int]] = {}
-        for number, job in enumerate(self.jobs):
-            group = (job.prompt, job.negative_prompt, job.scheduler_name)
-            cell = (job.seed, job.num_inference_steps, job.guidance_scale)
-            groups.setdefault(group, {})[cell] = number
-        g = self.config.grid
-        several_steps = len(g.num_inference_steps) > 1
-        for k, ((prompt, negative, scheduler), cells) in enumerate(groups.items()):
-            columns = list(itertools.product(g.num_inference_steps, g.guidance_scales))
-            labels = [
-                f"guidance {scale:g}" + (f", {steps} steps" if several_steps else "")
-                for steps, scale in columns
-            ]
-            rows = [
-                [self._tile(self.finished[cells[(seed, *column)]]) for column in columns]
-                for seed in g.all_seeds
-            ]
-            title = prompt + (f"  —  not: {negative}" if negative else "")
-            if len(g.scheduler_names) > 1:
-                title += f"  —  {scheduler}"
-            picture = images.sheet(rows, [f"seed {s}" for s in g.all_seeds], labels, title)
-            picture.save(folder / f"sheet-{k:03d}.png")
-            self.run.writer.add_image(
-                f"sheets/{title.replace('/', '|')}", np.asarray(picture), dataformats="HWC"
-            )
-
-    def _tile(self, record: dict[str, Any]) -> Image.Image:
-        """A stored image; in place of a black one, the reason."""
-        if record["flagged"]:
-            size = (record["width"], record["height"])
-            return images.notice("flagged by the safety checker", size)
-        with Image.open(self.path(record["job"])) as image:
-            return image.convert("RGB")
 
 
 def compare(again: Path, original: Path) -> str:

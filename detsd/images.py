@@ -32,6 +32,7 @@ SAMPLERS = {
     "dpmsolver++": "DPM++ 2M",
 }
 CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
+END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
@@ -264,7 +265,7 @@ def parameters(record: dict[str, Any]) -> str:
     return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in facts.items())])
 
 
-def png(image: Image.Image, record: dict[str, Any]) -> bytes:
+def png(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
     """A PNG file with its settings in two text chunks: `parameters`, and JSON under `detsd`.
 
     Args:
@@ -272,8 +273,9 @@ def png(image: Image.Image, record: dict[str, Any]) -> bytes:
             `scheduler_name`, `width`, `height`, `model`, `concepts`, and whatever else is JSON.
     """
     info = PngInfo()
-    info.add_text("parameters", parameters(record))
-    info.add_text(CHUNK, json.dumps(record, ensure_ascii=False))
+    if record:
+        info.add_text("parameters", parameters(record))
+        info.add_text(CHUNK, json.dumps(record, ensure_ascii=False))
     file = io.BytesIO()
     image.save(file, "PNG", pnginfo=info)
     return file.getvalue()
@@ -298,9 +300,14 @@ def read(path: Path) -> Image.Image | None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The settings inside a PNG file of ours; None where the file is not whole or holds none."""
     try:
+        with path.open("rb") as file:
+            file.seek(-len(END), os.SEEK_END)
+            if file.read() != END:  # cut short
+                return None
         with Image.open(path) as image:
-            image.load()  # all of it: a file cut short is no image
-            record = json.loads(image.text[CHUNK])
+            if CHUNK not in image.info:  # where an editor wrote the texts behind the pixels
+                image.load()
+            record = json.loads(image.info[CHUNK])
     except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
         return None
     return record if isinstance(record, dict) else None

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+LINE = 10.0  # seconds between two lines off a terminal
+
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """A line above whatever bar stands; on the standard output, unless told otherwise."""
@@ -74,7 +76,7 @@ def seconds_left(kinds: dict[str, Work]) -> float | None:
 class Bar(tqdm):
     """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
 
-    Off a terminal there is a line a minute instead. Ranks but the first are silent.
+    Off a terminal there is a line every ten seconds instead. Ranks but the first are silent.
 
     Attributes:
         text: what stands behind the bar, such as "50/300 steps".
@@ -113,7 +115,7 @@ class Bar(tqdm):
         self.kinds[kind].took(now - self._clock, units)
         self._clock = now
         self.n = sum(w.cost * min(w.done, w.total) for w in self.kinds.values())
-        if now - self._drawn > (60 if self.disable else 0.1):
+        if now - self._drawn > (LINE if self.disable else 0.1):
             self.draw()
 
     def draw(self, text: str | None = None, note: str | None = None) -> None:
@@ -123,7 +125,7 @@ class Bar(tqdm):
         if not self.disable:
             self._drawn = time.monotonic()
             self.refresh()
-        elif time.monotonic() - self._drawn > 60 and is_first():
+        elif time.monotonic() - self._drawn > LINE and is_first():
             self._drawn = time.monotonic()
             say(f"{self.text}, {self._left()} left")
 

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from detsd import images
 from detsd.checks import check_finetune
-from detsd.cluster import Run, read_metadata
+from detsd.cluster import Run, pack, read_metadata, unpack
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data import Batch, TrainingData, ahead, changed_images
@@ -48,6 +47,7 @@ from detsd.sources import is_source
 logger = logging.getLogger("detsd")
 
 STATE_FILE = "trainer_state.pt"
+SAMPLES = "samples.zip"  # in a checkpoint on a cluster: the samples since the start
 SAMPLES_AT_ONCE = 4
 VALIDATED_AT_ONCE = 8  # noised copies of a validation image
 LONG_RUN = 1000  # steps that are worth the minutes of a compiler
@@ -504,11 +504,11 @@ class Trainer:
             path.parent.mkdir(exist_ok=True)
             images.save(image, path)
             job = self.jobs[k]
-            self._log_image(f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}", image)
+            tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
+            self.run.log_image(tag, path.read_bytes(), self.steps_completed)
 
     def _log_image(self, tag: str, image: Image.Image) -> None:
-        pixels = np.asarray(image)  # (H, W, 3) uint8
-        self.run.writer.add_image(tag, pixels, self.steps_completed, dataformats="HWC")
+        self.run.log_image(tag, images.png(image), self.steps_completed)
 
     def _log_training_images(self) -> None:
         if self.run.is_chief:
@@ -569,7 +569,10 @@ class Trainer:
             write_concepts([dataclasses.replace(c, **facts) for c in learned], folder)
             torch.save(state, folder / STATE_FILE)
             if not self.run.folder_is_kept:  # pictures come along, so that a resumed run has them
-                shutil.copytree(self.run.folder, folder / "pictures")
+                samples = sorted((self.run.folder / "samples").glob("*.png"))
+                pack(folder / SAMPLES, samples, self.run.folder)  # hundreds of small files as one
+                for path in self.run.folder.glob("*.*"):
+                    shutil.copy(path, folder)
 
         self.run.flush()  # first: a crash in between repeats these steps, and shows them again
         self.run.save(self.steps_completed, metadata, write)
@@ -618,9 +621,8 @@ class Trainer:
                 f"the training images are not those that this run began with ({changed}); put them "
                 "back as they were, or begin another run (--warm-start keeps what was learned)"
             )
-        pictures = checkpoint / "pictures"
-        if pictures.is_dir():
-            shutil.copytree(pictures, self.run.folder, dirs_exist_ok=True)
+        if (checkpoint / SAMPLES).is_file():
+            unpack(checkpoint / SAMPLES, self.run.folder)
         self.window = dict(state["window"])
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -42,14 +43,21 @@ class Refused(Exception):
     """What the master answers with an error."""
 
 
+class Unknown(Exception):
+    """What the master answers with 404."""
+
+
 class Dropped(Exception):
     """The connection breaks before the master has heard the request."""
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody has, out of those that systems give to outgoing connections meanwhile."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("", port))
+            return port
 
 
 def number(name: str, value: object) -> float:
@@ -69,6 +77,7 @@ class Master:
         preempt: set while the trials are asked to stop; `preempt_told` once the newest is told.
         judged: trials that the searcher is done with: nothing signals that to them.
         asked: how often each trial asked for its own state.
+        cut: of the next request (path, body) for which it is true the answer breaks off half-way.
     """
 
     def __init__(self, folder: Path):
@@ -77,6 +86,7 @@ class Master:
         self.refused: list[str] = []
         self.acknowledged: set[str] = set()
         self.judged: set[int] = set()
+        self.cut: Callable[[str, dict], bool] | None = None
         self.asked: collections.Counter[int] = collections.Counter()
         self.preempt, self.preempt_told = threading.Event(), threading.Event()
         self._runs: dict[int, int] = {}  # how often each trial was started
@@ -99,6 +109,7 @@ class Master:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # an answer goes out at once: who hangs up hangs up between two
 
             def log_message(self, *args):
                 pass
@@ -122,6 +133,8 @@ class Master:
                 except Refused as error:
                     master.refused.append(f"{url.path}: {error}")
                     status, reply = 400, {"error": {"code": 3, "error": str(error)}}
+                except Unknown:
+                    status, reply = 404, {"message": "not found"}
                 except Dropped:
                     self.close_connection = True
                     return
@@ -130,6 +143,9 @@ class Master:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
+                if master.cut and master.cut(url.path, body):
+                    master.cut = None
+                    data, self.close_connection = data[:-1], True
                 self.wfile.write(data)
 
             do_GET = do_POST = do_PATCH = do_PUT = answer
@@ -209,6 +225,8 @@ class Master:
         elif re.fullmatch(r"/api/v1/trials/\d+/progress", path):
             if not 0 <= number("progress", body["progress"]) <= 1:
                 raise Refused(f"progress is {body['progress']}")
+        elif found := re.fullmatch(r"/api/v1/checkpoints/(.+)", path):
+            return {"checkpoint": self._described(found[1])}
         elif path == "/api/v1/checkpoints":
             if "steps_completed" not in body["metadata"]:
                 raise Refused("a checkpoint without steps_completed")
@@ -231,6 +249,34 @@ class Master:
             if row[name] != metrics[name]:
                 raise Refused(f"{name} is told twice for step {told['stepsCompleted']}")
         row.update(metrics)
+
+    def _described(self, uuid: str) -> dict:
+        if uuid not in self._checkpoints:
+            raise Unknown
+        report = self._checkpoints[uuid]
+        storage = {"type": "directory", "container_path": str(self.store(""))}
+        return {
+            "uuid": uuid, "state": "STATE_COMPLETED", "metadata": report["metadata"],
+            "resources": report["resources"], "training": {
+                "experimentConfig": {"checkpoint_storage": storage}, "experimentId": 1,
+                "trialId": 7, "hparams": {},
+            },
+        }  # fmt: skip
+
+    def collect_garbage(self, latest: int) -> int:
+        """What the master does at the end of an experiment and after `det e continue`.
+
+        Of each trial's checkpoints the `latest` newest stay; how many went.
+        """
+        gone = 0
+        for task in {c["taskId"] for c in self._checkpoints.values()}:
+            own = [u for u, c in self._checkpoints.items() if c["taskId"] == task]
+            own.sort(key=lambda u: self._checkpoints[u]["metadata"]["steps_completed"])
+            for old in own[:-latest]:
+                del self._checkpoints[old]
+                shutil.rmtree(self.store(old))
+                gone += 1
+        return gone
 
     # ---- what it knows afterwards ------------------------------------------------------------
 
@@ -358,7 +404,7 @@ class Master:
     ) -> tuple[int, str]:
         if launcher:
             process = self.start(experiment, command=command, launcher=True, **options)
-            said = process.communicate(timeout=200)[0]
+            said = self.end(process)
             return process.returncode, said
         # In this process, which saves the seconds that the libraries take.
         _, env = self._prepare(experiment, **options)
@@ -377,11 +423,17 @@ class Master:
                 break
         return said
 
+    def end(self, process: subprocess.Popen) -> str:
+        """Wait for a process that ends by itself, and for its container with it; what it said."""
+        process.wait(timeout=120)
+        self.kill(process)  # ranks that the launcher left
+        return process.communicate()[0]
+
     def kill(self, process: subprocess.Popen) -> None:
         """SIGKILL, as when the machine goes: nothing of the task gets to say goodbye."""
-        for group in [process.pid, *self.ranks(process).values()]:
+        for member in [process.pid, *self.ranks(process).values()]:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(os.getpgid(group), signal.SIGKILL)
+                os.killpg(os.getpgid(member), signal.SIGKILL)
 
     def ranks(self, process: subprocess.Popen) -> dict[int, int]:
         """Process id of each rank that has started."""

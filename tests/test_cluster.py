@@ -2,20 +2,25 @@
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
 import time
+import zipfile
+from unittest.mock import MagicMock
 
 import pytest
 import requests
 import torch
 import yaml
+from determined.experimental import client
 from PIL import Image
-from standin import Dropped, Master, Refused, experiment_of, matched
+from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT
 
+from detsd import cluster
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
@@ -91,8 +96,12 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
     last = master.stored(1)[24]
     assert {
         "learned_embeddings_dict.pt", "metadata.json", "before_after.png", "time_lapse.gif",
-        "step-00000000-001.png", *(f"{name}.safetensors" for name in CONCEPTS),
-    } <= {p.name for p in last.rglob("*")}  # fmt: skip
+        *(f"{name}.safetensors" for name in CONCEPTS),
+    } <= {p.name for p in last.iterdir()}  # fmt: skip
+    assert len(list(last.rglob("*"))) < 12  # hundreds of samples are one file
+    with zipfile.ZipFile(last / "samples.zip") as samples:
+        assert len(samples.namelist()) == 8
+        assert "samples/step-00000000-001.png" in samples.namelist()
     (events,) = master.folder.rglob("events.out.tfevents.*")
     seen = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
     assert [e.step for e in seen.Scalars("validation/val_loss")] == [8, 16, 24]
@@ -150,7 +159,7 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
         lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL),
     )
     began = time.monotonic()
-    said = failing.communicate(timeout=120)[0]
+    said = master.end(failing)
     assert failing.returncode not in (0, None), said
     assert time.monotonic() - began < 110
     assert list(master.stored()) == [8, 16]
@@ -262,25 +271,25 @@ def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
+def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeypatch):
     """Twelve images of concepts that lie in a checkpoint: every image is made once, and right."""
     learned = torch.linspace(-1, 1, 32).reshape(2, 16)
     source = master.store("source")
     source.mkdir(parents=True)
     write_concepts([LearnedConcept(name, "", learned) for name in CONCEPTS], source)
     (source / "metadata.json").write_text(json.dumps({"steps_completed": 9, "trial_id": 5}))
-    grid = {
-        "prompts": ["a photo of a blob-thing", "a blob-thing-two beside a blob-thing"],
-        "guidance_scales": [2, 3.5],
-        "seeds": [0, 1, 2],
-        "num_inference_steps": 2,
-    }
     given = {
         "searcher": {"name": "single", "metric": "images", "smaller_is_better": False},
+        "checkpoint_storage": {"save_trial_latest": 8},
         "hyperparameters": {
             "model": {"pretrained_model_name_or_path": str(tiny_model)},
-            "grid": grid,
-            "output": {"batch_size": 1, "checkpoint_freq": 2},
+            "grid": {
+                "prompts": ["a photo of a blob-thing", "a blob-thing-two beside a blob-thing"],
+                "guidance_scales": [2, 3.5],
+                "seeds": [0, 1, 2],
+                "num_inference_steps": 20,  # long enough to be caught half-way
+            },
+            "output": {"batch_size": 1, "checkpoint_freq": 1},
         },
     }
     path = tmp_path / "undisturbed.yaml"  # off cluster, in this process: the same images
@@ -300,39 +309,54 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
     assert len(undisturbed) == 12
     options = {"command": "generate", "source": "source"}
     failing = master.start(given, launcher=True, slots=2, **options)
-    master.when(told("/checkpoints", 4), lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL))
-    said = failing.communicate(timeout=120)[0]
+    master.when(told("/checkpoints", 2), lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL))
+    said = master.end(failing)
     assert failing.returncode not in (0, None), said
-    assert 0 < max(master.stored()) < 12
+    before = max(master.stored())
+    assert 0 < before < 12
 
-    before, wanted = max(master.stored()), random.randint(1, 3)
-    print(f"asked to pause {wanted} images after {before}")
-    pause(master, (before + wanted) / 12)
-    assert "are there already" in master.run(given, launcher=True, slots=2, **options)
-    assert before < max(master.stored()) < 12
+    master.when(told("/checkpoints", before + 2), master.preempt.set)
+    assert f"{before} of 12 images are there already" in master.run(given, **options)
+    assert before + 2 <= max(master.stored()) < 12
     assert len(master.acknowledged) == 1
     master.preempt.clear()
+    collected = master.collect_garbage(8)
 
     def kill():
         master.kill(process)
         raise Dropped
 
-    process = master.start(given, **options)
+    process = master.start(given, launcher=True, slots=2, **options)
     master.when(told("/checkpoints", 12), kill)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    said = master.end(process)
+    assert process.returncode == -signal.SIGKILL, said
     assert max(master.stored()) < 12
-    master.when(told("/metrics", 12), lambda: master.refuse_connections(2))
-    master.run(given, launcher=True, slots=2, **options)
+    collected += master.collect_garbage(8)
 
-    last = master.stored()[12]
-    assert images(last) == undisturbed
-    manifest = [json.loads(line) for line in (last / "manifest.jsonl").read_text().splitlines()]
+    master.when(told("/metrics", 12), lambda: master.refuse_connections(2))
+    master.cut = told("/checkpoints", 12)  # heard, but nobody learns that
+    master.run(given, **options)
+    assert master.cut is None
+    collected += master.collect_garbage(8)
+    print(f"{collected} checkpoints collected")
+
+    # One command fetches what lies in several checkpoints.
+    last = master.checkpoints()[12]
+    env = {"DET_MASTER": f"http://127.0.0.1:{master.server.server_port}", "DET_USER": "u"}
+    for name, value in (env | {"DET_USER_TOKEN": "s"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(client, "_determined", None)
+    fetched = tmp_path / "fetched"
+    assert json.loads((master.store(last) / "metadata.json").read_text())["shards"]
+    assert main(["download", last, "--output-dir", str(fetched)]) == 0
+    assert images(fetched) == undisturbed
+    manifest = [json.loads(line) for line in (fetched / "manifest.jsonl").read_text().splitlines()]
     assert [record["job"] for record in manifest] == list(range(12))
     assert [sorted(manifest[n]["concepts"]) for n in (0, 11)] == [["blob-thing"], list(CONCEPTS)]
     assert manifest[0]["concepts"]["blob-thing"]["source"] == "uuid:source"
-    assert len(list((last / "sheets").glob("*.png"))) == 2
-    assert master.metrics("validation") == {n: {"images": n} for n in master.stored()}
+    assert len(list((fetched / "sheets").glob("*.png"))) == 2
+    reported = master.metrics("validation")
+    assert reported == {n: {"images": n} for n in reported}
     assert all(m["images_per_second"] > 0 for m in master.metrics("training").values())
     assert max(master.progress()) == 1.0
 
@@ -345,9 +369,57 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path):
         tags |= set(seen.Tags()["images"])
     assert len([tag for tag in tags if not tag.startswith("sheets/")]) == 12
 
-    whole = master.run(given, trial=1, launcher=True, **options)  # and undisturbed, one slot
-    assert "12/12 images" in whole
-    assert images(master.stored(1)[12]) == undisturbed
+
+def test_the_interface_that_leads_to_the_chief_is_chosen_for_gloo(monkeypatch):
+    monkeypatch.setattr(cluster, "Accelerator", MagicMock())
+    for name, value in {
+        "LOCAL_RANK": "0",
+        "GROUP_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name, wanted in (
+        ("", "lo"),
+        ("DET_INTER_NODE_NETWORK_INTERFACE", "eth9"),
+        ("GLOO_SOCKET_IFNAME", "ib0"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+            if name:
+                patch.setenv(name, wanted)
+            cluster.AcceleratedRanks()
+            assert os.environ["GLOO_SOCKET_IFNAME"] == wanted
+            os.environ.pop("GLOO_SOCKET_IFNAME")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    cluster.AcceleratedRanks()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def a_node(rank, port, out):
+    """One of two nodes of one process each; the chief's is reached by its address alone."""
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "GROUP_RANK": str(rank), "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    context = cluster._distributed()
+    out.put((port, context.allgather((rank, context.local_rank))))
+    context.allgather(None)  # nobody leaves one that still listens
+
+
+def test_two_grids_of_two_nodes_on_one_machine_do_not_meet():
+    fork = multiprocessing.get_context("fork")
+    out = fork.SimpleQueue()
+    ports = [free_port(), free_port()]
+    nodes = [fork.Process(target=a_node, args=(r, p, out)) for p in ports for r in (0, 1)]
+    for node in nodes:
+        node.start()
+    found = [out.get() for _ in nodes]
+    assert sorted(found) == [(port, [(0, 0), (1, 0)]) for port in sorted(ports * 2)]
+    for node in nodes:
+        node.join(60)
+        assert node.exitcode == 0
+    assert not torch.distributed.is_initialized()
 
 
 def test_the_stand_in_refuses_what_a_master_would(tmp_path):

@@ -113,7 +113,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     for line in commands((ROOT / "README.md").read_text()):
         words = shlex.split(line)
         args = words[words.index("detsd") + 1 :] if "detsd" in words else ["make"]
-        if args[0] in ("make", "app") or "finetune_const.yaml" in args:
+        if args[0] in ("make", "app", "download") or "finetune_const.yaml" in args:
             continue
         args = [str(tmp_path / a) if a.startswith("outputs/") else a for a in args]
         if words[0] == "torchrun":

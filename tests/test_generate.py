@@ -284,8 +284,8 @@ def test_texts_are_encoded_once(given, tmp_path, monkeypatch):
 def test_pictures_brought_by_hand_are_left_alone(given, tmp_path):
     made = generate(given, tmp_path / "out")
     before = pixels(tmp_path / "out")
-    made.path(5).rename(made.folder / "best.png")
-    Image.new("RGB", (8, 8)).save(made.folder / "photo.png")
+    made.album.path(5).rename(made.album.folder / "best.png")
+    Image.new("RGB", (8, 8)).save(made.album.folder / "photo.png")
     generate(given, tmp_path / "out")
     after = pixels(tmp_path / "out")
     assert after.pop("photo.png")
@@ -296,7 +296,7 @@ def test_pictures_brought_by_hand_are_left_alone(given, tmp_path):
 def test_a_damaged_image_is_made_again(given, tmp_path):
     made = generate(given, tmp_path / "out")
     before = pixels(tmp_path / "out")
-    path = made.path(5)
+    path = made.album.path(5)
     path.write_bytes(path.read_bytes()[:200])
     generate(given, tmp_path / "out")
     assert pixels(tmp_path / "out") == before
@@ -333,7 +333,7 @@ def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplo
     assert "a batch of 4 images does not fit into memory; going on with 2" in caplog.text
     for n in range(24):
         a, b = (
-            np.asarray(Image.open(tmp_path / name / "images" / whole.path(n).name), int)
+            np.asarray(Image.open(tmp_path / name / "images" / whole.album.path(n).name), int)
             for name in ("whole", "halved")
         )
         assert abs(a - b).max() <= 1
@@ -358,7 +358,7 @@ def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, cap
     monkeypatch.setattr(DetSDTextualInversionPipeline, "_make_at_once", prude)
     given["grid"] |= {"prompts": "a zyx-two", "num_inference_steps": 2, "guidance_scales": 4}
     made = generate(given, tmp_path / "out")
-    assert [made.finished[n]["flagged"] for n in range(3)] == [False, False, True]
+    assert [made.album.finished[n]["flagged"] for n in range(3)] == [False, False, True]
     assert "job-00002.png is black: the model's safety checker flagged it" in caplog.text
     events = tags(tmp_path / "out")
     (event,) = events.Images("a zyx-two/guidance 4, 2 steps, ddim/seed 2")

@@ -1,0 +1,475 @@
+"""What a grid leaves behind, kept by its chief: images, contact sheets, TensorBoard, checkpoints.
+
+Off cluster the folder is the store: the files say which images are there. On a cluster a checkpoint
+holds the images made since the one before, and names those that hold the rest:
+
+    images.zip      images/job-00000.png, ..., with their settings inside
+    manifest.jsonl  a line of settings per image of this checkpoint
+    sheets/         contact sheets that became complete
+    metadata.json   "shards": the uuids of the checkpoints that hold the other images
+
+What they hold together grows as the images do. But an experiment keeps only as many of its latest
+checkpoints as `checkpoint_storage.save_trial_latest` says: beyond half of these, a new one takes
+over the images of the oldest that is needed, and with only one or two kept each holds all images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from detsd import images
+from detsd.cluster import METADATA, Run, download, pack, read_metadata, unpack
+from detsd.config import GenerateConfig
+from detsd.errors import UserError
+from detsd.formats import DICT_FILE
+from detsd.pipeline import Job
+
+logger = logging.getLogger("detsd")
+
+MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"
+MOST_TAGS = 2000  # TensorBoard becomes unusable with more images under a tag each
+SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
+BEHIND = 512  # images that may wait to be written; their memory is the chief's
+TELL = 10.0  # seconds between two lines of progress
+
+
+@dataclass
+class Shard:
+    """A stored checkpoint: the images that it alone holds."""
+
+    uuid: str
+    numbers: list[int]
+    sheets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """A contact sheet: seeds by settings."""
+
+    title: str
+    row_labels: list[str]
+    column_labels: list[str]
+    cells: list[list[int]]  # job numbers
+    missing: int
+
+
+def pages(jobs: list[Job]) -> list[Page]:
+    """A contact sheet per prompt, negative prompt and scheduler, or several of `SHEET_TILES`."""
+    groups: dict[tuple, dict[tuple, int]] = {}
+    for number, job in enumerate(jobs):
+        group = (job.prompt, job.negative_prompt, job.scheduler_name)
+        cell = (job.seed, (job.num_inference_steps, job.guidance_scale))
+        groups.setdefault(group, {})[cell] = number
+    several_schedulers = len({scheduler for _, _, scheduler in groups}) > 1
+    several_steps = len({job.num_inference_steps for job in jobs}) > 1
+    found = []
+    for (prompt, negative, scheduler), cells in groups.items():
+        seeds = list(dict.fromkeys(seed for seed, _ in cells))
+        settings = list(dict.fromkeys(setting for _, setting in cells))
+        title = prompt + (f"  —  not: {negative}" if negative else "")
+        title += f"  —  {scheduler}" if several_schedulers else ""
+        across = [settings[k : k + SHEET_COLUMNS] for k in range(0, len(settings), SHEET_COLUMNS)]
+        height = max(1, SHEET_TILES // len(across[0]))
+        down = [seeds[k : k + height] for k in range(0, len(seeds), height)]
+        several = len(across) * len(down) > 1
+        for number, (rows, columns) in enumerate(itertools.product(down, across)):
+            found.append(
+                Page(
+                    title + (f"  —  {number + 1}" if several else ""),
+                    [f"seed {seed}" for seed in rows],
+                    [
+                        f"guidance {scale:g}" + (f", {steps} steps" if several_steps else "")
+                        for steps, scale in columns
+                    ],
+                    [[cells[(seed, setting)] for setting in columns] for seed in rows],
+                    len(rows) * len(columns),
+                )
+            )
+    return found
+
+
+def still_kept(shards: int, keeps: int) -> int:
+    """How many shards, the newest, go on to hold their images when one is added to `shards`.
+
+    The new one takes in what the others hold. With room for as many again: an answer of the master
+    that was cut may leave a checkpoint twice.
+    """
+    return min(shards, max(1, keeps // 2) - 1)
+
+
+class Album:
+    """The images of a grid on its chief; complete when constructed.
+
+    Attributes:
+        finished: what shows of the making of each stored image ("flagged", "batch_size"), by job.
+        problem: why this is no place for the grid's images, in a sentence; "" if it is one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: GenerateConfig,
+        jobs: list[Job],
+        record: Callable[[int], dict[str, Any]],
+        source: str,
+        save_every: int,
+    ):
+        """
+        Args:
+            record: the settings of a job, by its number.
+            source: uuid of the checkpoint that the concepts came from, or "".
+            save_every: images between two checkpoints.
+        """
+        self.run, self.config, self.jobs, self.record = run, config, jobs, record
+        self.source, self.save_every = source, save_every
+        self.folder = run.folder / "images"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / SHEETS).mkdir(exist_ok=True)
+        self.finished: dict[int, dict[str, Any]] = {}
+        self.shards: list[Shard] = []
+        self.problem = ""
+        if run.folder_is_kept:
+            self._find_files()
+        elif run.latest and run.latest_is_own:
+            self._find_shards()
+        self.received = self.begun_with = len(self.finished)
+        self._new: list[int] = []  # jobs whose images no checkpoint holds
+        self.pages = pages(jobs)
+        self._place = {
+            n: place
+            for place, page in enumerate(self.pages)
+            for n in itertools.chain.from_iterable(page.cells)
+        }
+        for number in self.finished:
+            self.pages[self._place[number]].missing -= 1
+        way = config.output.tensorboard
+        self.each = way == "images" or (way == "auto" and len(jobs) <= MOST_TAGS)
+        # One thread writes in the order of coming; others draw. The chief makes images meanwhile.
+        self._writer, self._artists = ThreadPoolExecutor(1), ThreadPoolExecutor(4)
+        self._writing: deque[Future] = deque()
+        self._drawing: dict[int, Future] = {}
+        self._fetching = threading.Lock()
+        self._told = self._began = time.monotonic()
+        self._line = self._began, self.received  # when the last line was told, and its count
+        self._reported = self.received
+        self.tells = True  # lines; a bar may stand in their place
+
+    # ---- what is there already -----------------------------------------------------------------
+
+    def path(self, number: int) -> Path:
+        """The file of a job's image."""
+        return self.folder / f"job-{number:05d}.png"
+
+    def _find_files(self) -> None:
+        for path in sorted(self.folder.glob("job-*.png")):
+            record = images.read_record(path)
+            if record is None:  # cut short by a crash
+                continue
+            if path == self.path(record.get("job", -1)):  # else brought or renamed by hand
+                self._found(record, str(path))
+
+    def _find_shards(self) -> None:
+        latest = self.run.latest
+        metadata = read_metadata(latest)
+        for uuid in [*metadata["shards"], self.run.latest_uuid]:
+            shard = Shard(uuid, [])
+            with tempfile.TemporaryDirectory() as name:
+                folder = latest if uuid == self.run.latest_uuid else Path(name)
+                try:
+                    if folder != latest:
+                        self.run.fetch(uuid, folder, lambda name: name == MANIFEST)
+                    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+                except Exception as error:  # storage back ends raise what they like
+                    logger.warning(
+                        "checkpoint %s is gone (%s): its images are made again", uuid, error
+                    )
+                    continue
+            for line in lines:
+                record = json.loads(line)
+                self._found(record, f"image {record['job']} of checkpoint {uuid}")
+                shard.numbers.append(record["job"])
+            self.shards.append(shard)
+            if folder == latest:
+                shard.sheets = self._copy_sheets(latest)
+
+    def _found(self, record: dict[str, Any], name: str) -> None:
+        number = record["job"]
+        mine = self.record(number) if number < len(self.jobs) else {}
+        other = [key for key in mine if record.get(key) != mine[key]]
+        if mine and not other:
+            self.finished[number] = {key: record[key] for key in ("flagged", "batch_size")}
+        elif not self.problem:
+            what = f"its {', '.join(other)} differ" if other else "it has no such job"
+            self.problem = (
+                f"{name} is an image of another grid than this one ({what}); give "
+                "--output-dir a new folder, or start a new experiment"
+            )
+
+    def show_stored(self) -> None:
+        """Put into TensorBoard what is stored and may not be there.
+
+        Off cluster a run begins its event files anew. On a cluster a crash may have come between
+        the storing of the latest checkpoint and the upload.
+        """
+        last = self.shards[-1] if self.shards else Shard("", [])
+        if self.each:
+            for number in sorted(self.finished) if self.run.folder_is_kept else last.numbers:
+                self._log(number)
+        else:
+            self.run.say(
+                f"TensorBoard gets contact sheets, not {len(self.jobs)} single images "
+                f"(output.tensorboard: {self.config.output.tensorboard}; auto: above {MOST_TAGS})"
+            )
+        for place, page in enumerate(self.pages):
+            path = self._sheet(place)
+            stored = path.is_file() and (self.run.folder_is_kept or path.name in last.sheets)
+            if not page.missing and stored:
+                self._log_sheet(place)
+            elif not page.missing and self.run.folder_is_kept:
+                self._drawing[place] = self._artists.submit(self._draw, place)
+
+    # ---- what comes ----------------------------------------------------------------------------
+
+    def take(self, files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
+        """Keep images: job, how it was made, PNG file. False while no more should come."""
+        self.received += len(files)
+        if files:
+            self._writing.append(self._writer.submit(self._write, files))
+        if time.monotonic() - self._told >= TELL:
+            self._told = time.monotonic()
+            self._writing.append(self._writer.submit(self._tell))
+        while self._writing and self._writing[0].done():
+            self._writing.popleft().result()  # raises what went wrong
+        return self.received - len(self.finished) < BEHIND
+
+    def _write(self, files: list[tuple[int, dict[str, Any], bytes]]) -> None:
+        for number, how, content in files:
+            path = self.path(number)
+            staging = path.with_suffix(".tmp")
+            staging.write_bytes(content)
+            os.replace(staging, path)  # what carries the name is whole
+            self.finished[number] = how
+            self._new.append(number)
+            if how["flagged"]:
+                job = self.jobs[number]
+                logger.warning(
+                    "%s is black: the model's safety checker flagged it (prompt %r, seed %d)",
+                    path, job.prompt, job.seed,
+                )  # fmt: skip
+            if self.each:
+                self._log(number)
+            place = self._place[number]
+            self.pages[place].missing -= 1
+            if not self.pages[place].missing:
+                self._drawing[place] = self._artists.submit(self._draw, place)
+        if len(self._new) >= self.save_every and len(self.finished) < len(self.jobs):
+            self._store()
+
+    def finish(self) -> bool:
+        """Store all that has come; whether that is all there is."""
+        while self._writing:
+            self._writing.popleft().result()
+        self._writer.submit(self._finish).result()
+        self._writer.shutdown()
+        self._artists.shutdown()
+        return len(self.finished) == len(self.jobs)
+
+    def _finish(self) -> None:
+        if self.run.folder_is_kept:
+            self._drawn()
+            staging = self.run.folder / f".{MANIFEST}"
+            with staging.open("w", encoding="utf-8") as file:
+                file.writelines(map(self._manifest_line, sorted(self.finished)))
+            os.replace(staging, self.run.folder / MANIFEST)
+        self._store()
+        self._tell(last=True)
+
+    # ---- what is told --------------------------------------------------------------------------
+
+    def _tell(self, last: bool = False) -> None:
+        """A line and a metric: of the time since the last ones, or, at the end, of all of it."""
+        count, now = self.received, time.monotonic()
+        since, before = (self._began, self.begun_with) if last else self._line
+        if now - since < 1 and not last:
+            return
+        self._line = now, count
+        rate = (count - before) / max(now - since, 1e-9)
+        if self.tells and count > self.begun_with:
+            self.run.say(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
+        if count > self._reported:
+            self._reported = count
+            self.run.report(count, {"images_per_second": rate})
+        self.run.report_progress(count / len(self.jobs))
+
+    def _log(self, number: int) -> None:
+        """An image under a tag of its own, so that TensorBoard's sampling can hide none."""
+        job = self.jobs[number]
+        parts = [
+            job.prompt,
+            f"guidance {job.guidance_scale:g}, {job.num_inference_steps} steps, "
+            f"{job.scheduler_name}"
+            + (f", not {job.negative_prompt}" if job.negative_prompt else ""),
+            f"seed {job.seed}",
+        ]
+        if self.finished[number]["flagged"]:
+            png = images.png(self._tile(number))
+        else:
+            self._have(number)
+            png = self.path(number).read_bytes()
+        self.run.log_image("/".join(part.replace("/", "|") for part in parts), png)
+
+    # ---- contact sheets ------------------------------------------------------------------------
+
+    def _sheet(self, place: int) -> Path:
+        return self.run.folder / SHEETS / f"sheet-{place:03d}.png"
+
+    def _draw(self, place: int) -> None:
+        page, path = self.pages[place], self._sheet(place)
+        rows = [[self._tile(number) for number in row] for row in page.cells]
+        picture = images.sheet(rows, page.row_labels, page.column_labels, page.title)
+        staging = path.with_suffix(".tmp")
+        # The lightest compression: at the usual one a sheet of 256 tiles takes seconds.
+        picture.save(staging, "PNG", compress_level=1)
+        os.replace(staging, path)
+        self._log_sheet(place)
+
+    def _log_sheet(self, place: int) -> None:
+        tag = f"sheets/{self.pages[place].title.replace('/', '|')}"
+        self.run.log_image(tag, self._sheet(place).read_bytes())
+
+    def _tile(self, number: int) -> Image.Image:
+        """A stored image; in place of a black one, the reason."""
+        if self.finished[number]["flagged"]:
+            job = self.jobs[number]
+            return images.notice("flagged by the safety checker", (job.width, job.height))
+        self._have(number)
+        with Image.open(self.path(number)) as image:
+            return image.convert("RGB")
+
+    def _drawn(self) -> list[str]:
+        """Names of the sheets that were drawn since this was last asked; waits for them."""
+        done, self._drawing = self._drawing, {}
+        for future in done.values():
+            future.result()
+        return [self._sheet(place).name for place in done]
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def _have(self, number: int) -> None:
+        """Bring the shard of an image here, where it is not."""
+        with self._fetching:
+            if not self.path(number).is_file():
+                (shard,) = (s for s in self.shards if number in s.numbers)
+                self._fetch(shard)
+
+    def _fetch(self, shard: Shard) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            self.run.fetch(shard.uuid, Path(name))
+            unpack(Path(name) / IMAGES, self.run.folder)
+            shard.sheets = self._copy_sheets(Path(name))
+
+    def _copy_sheets(self, checkpoint: Path) -> list[str]:
+        sheets = sorted((checkpoint / SHEETS).glob("*.png"))
+        for sheet in sheets:
+            shutil.copy(sheet, self.run.folder / SHEETS)
+        return [sheet.name for sheet in sheets]
+
+    def _store(self) -> None:
+        """On a cluster, a checkpoint of the images that none holds yet."""
+        self._tell()
+        if self.run.folder_is_kept or not self._new:
+            self.run.flush()
+            return
+        count = len(self.finished)
+        first = len(self.shards) - still_kept(len(self.shards), self.run.keeps)
+        numbers, sheets = list(self._new), self._drawn()
+        for shard in self.shards[:first]:
+            if not all(self.path(n).is_file() for n in shard.numbers):
+                with self._fetching:
+                    self._fetch(shard)
+            numbers += shard.numbers
+            sheets += shard.sheets
+        facts = {
+            "kind": "generate",
+            "config": dataclasses.asdict(self.config),
+            "complete": count == len(self.jobs),
+            "source": self.source,
+            "images": count,
+            "shards": [shard.uuid for shard in self.shards[first:]],
+        }
+
+        def write(to: Path) -> None:
+            pack(to / IMAGES, map(self.path, sorted(numbers)), self.run.folder)
+            with (to / MANIFEST).open("w", encoding="utf-8") as file:
+                file.writelines(map(self._manifest_line, sorted(numbers)))
+            (to / SHEETS).mkdir(exist_ok=True)
+            for name in sheets:
+                shutil.copy(self.run.folder / SHEETS / name, to / SHEETS)
+            if (self.run.folder / DICT_FILE).is_file():
+                shutil.copy(self.run.folder / DICT_FILE, to)
+
+        self.run.report(count, {"images": count}, validation=True)
+        uuid = self.run.store(count, facts, write)
+        self.shards = [*self.shards[first:], Shard(uuid, numbers, sheets)]
+        self._new = []
+        self.run.flush()
+
+    def _manifest_line(self, number: int) -> str:
+        record = self.record(number) | self.finished[number]
+        name = f"{self.folder.name}/{self.path(number).name}"
+        return json.dumps({"file": name, **record}, ensure_ascii=False) + "\n"
+
+
+def collect(uuid: str, folder: Path) -> int:
+    """Download a checkpoint, and of a grid all others that hold its images, into one folder.
+
+    What is packed is unpacked; of a grid the folder becomes what a run off cluster leaves behind.
+
+    Returns:
+        How many images a grid's manifest names; 0 for a fine-tuning.
+
+    Raises:
+        UserError: the folder is not empty, or as `cluster.download`.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder with --output-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+
+    def fetch(uuid: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as name:
+            checkpoint = Path(name) / uuid
+            download(uuid, checkpoint)
+            metadata = read_metadata(checkpoint)
+            if metadata.get("kind") == "generate":
+                lines.extend((checkpoint / MANIFEST).read_text(encoding="utf-8").splitlines())
+            for packed in checkpoint.glob("*.zip"):
+                unpack(packed, folder)
+                packed.unlink()
+            shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+        return metadata
+
+    metadata = fetch(uuid)
+    for other in metadata.get("shards", []):
+        fetch(other)
+    if metadata.get("kind") == "generate":
+        (folder / METADATA).unlink()
+        lines.sort(key=lambda line: json.loads(line)["job"])
+        (folder / MANIFEST).write_text("".join(f"{s}\n" for s in lines), encoding="utf-8")
+    return len(lines)

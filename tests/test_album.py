@@ -1,0 +1,145 @@
+"""What a grid's chief keeps: shards that outlive garbage collection, contact sheets, lines."""
+
+import contextlib
+import itertools
+import json
+
+import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
+
+from detsd import album, cluster, images
+from detsd.album import Album, pages, still_kept
+from detsd.config import GenerateConfig, GridConfig, parse_config
+from detsd.generator import grid_jobs
+
+
+@settings(deadline=None, max_examples=60)
+@drawn(st.integers(1, 120), st.integers(1, 300), st.integers(0, 299))
+def test_what_is_needed_is_among_what_is_kept(keeps, count, twice):
+    """At any moment, and nothing is lost; one is there twice, since its answer was cut."""
+    shards: list[tuple[int, int]] = []  # images, number of the checkpoint
+    checkpoints = written = 0
+    for number in range(count):
+        first = len(shards) - still_kept(len(shards), keeps)
+        held = 1 + sum(images for images, _ in shards[:first])
+        checkpoints += 2 if number == twice and keeps > 3 else 1
+        shards = [*shards[first:], (held, checkpoints)]
+        written += held
+        assert sum(images for images, _ in shards) == number + 1
+        assert all(checkpoint > checkpoints - keeps for _, checkpoint in shards)
+    if count <= keeps:
+        assert written <= 2 * count
+
+
+def test_contact_sheets_hold_every_image_once_and_are_bounded():
+    grid = GridConfig(
+        ["a", "b"], scheduler_names=["ddim", "euler"], num_seeds=30,
+        guidance_scales=[float(k) for k in range(1, 41)],
+    )  # fmt: skip
+    jobs = grid_jobs(grid, 32)
+    found = pages(jobs)
+    numbers = [n for page in found for row in page.cells for n in row]
+    assert sorted(numbers) == list(range(len(jobs)))
+    assert len({page.title for page in found}) == len(found)
+    for page in found:
+        assert page.missing == sum(map(len, page.cells)) <= album.SHEET_TILES
+        for row, label in zip(page.cells, page.row_labels, strict=True):
+            assert {f"seed {jobs[n].seed}" for n in row} == {label}
+        assert len(page.column_labels) == len(page.cells[0]) <= album.SHEET_COLUMNS
+
+
+def test_the_checksum_is_tensorboards():
+    for data in (b"", b"1", bytes(range(256)) * 5):
+        assert cluster.masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)
+
+
+@pytest.fixture
+def opened(tmp_path, capsys):
+    """An album of 12 images, of two prompts, without a model."""
+
+    def open_(**output):
+        given = {
+            "model": {"pretrained_model_name_or_path": "none"},
+            "grid": {"prompts": ["a", "b"], "guidance_scales": [1, 2], "num_seeds": 3},
+            "output": output,
+        }
+        config = parse_config(given, "test", GenerateConfig)
+        jobs = grid_jobs(config.grid, 16)
+
+        def record(number):
+            job = jobs[number]
+            return {
+                "job": number, "prompt": job.prompt, "negative_prompt": "", "seed": job.seed,
+                "guidance_scale": job.guidance_scale, "num_inference_steps": 50,
+                "scheduler_name": "ddim", "width": 16, "height": 16, "concepts": {},
+                "model": {"pretrained_model_name_or_path": "none"},
+            }  # fmt: skip
+
+        run = stack.enter_context(cluster.open_run(tmp_path / "out"))
+        run.begin()
+        return Album(run, config, jobs, record, "", 4)
+
+    with contextlib.ExitStack() as stack:
+        yield open_
+
+
+def files(kept: Album, numbers) -> list:
+    how = {"flagged": False, "batch_size": 2}
+    return [
+        (n, how, images.png(Image.new("RGB", (16, 16), (9 * n, 0, 0)), kept.record(n) | how))
+        for n in numbers
+    ]
+
+
+def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
+    kept = opened()
+    kept.show_stored()
+    made = files(kept, range(12))
+    assert kept.take(made[:5])
+    assert kept.take(made[5:])
+    assert kept.finish()
+    kept.run.flush()
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
+    tags = events.Tags()["images"]
+    assert len(tags) == 12 + 2
+    (event,) = events.Images("b/guidance 2, 50 steps, ddim/seed 1")
+    assert event.encoded_image_string == made[10][2]
+    assert (event.width, event.height) == (16, 16)
+
+
+def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(album, "MOST_TAGS", 11)
+    kept = opened()
+    kept.show_stored()
+    assert "TensorBoard gets contact sheets, not 12 single images" in capsys.readouterr().out
+    kept.take(files(kept, range(12)))
+    assert kept.finish()
+    kept.run.flush()
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
+    assert sorted(events.Tags()["images"]) == ["sheets/a", "sheets/b"]
+
+
+@pytest.mark.parametrize(("way", "each"), [("sheets", False), ("images", True), ("auto", True)])
+def test_the_way_of_tensorboard_can_be_told(opened, way, each):
+    assert opened(tensorboard=way).each is each
+
+
+def test_lines_and_metrics_come_while_nothing_is_stored(opened, tmp_path, monkeypatch, capsys):
+    clock = itertools.count(0, 6)
+    monkeypatch.setattr(album.time, "monotonic", lambda: float(next(clock)))
+    kept = opened()
+    for n in range(10):
+        kept.take(files(kept, [n]))
+    assert not kept.finish()
+    said = [s for s in capsys.readouterr().out.splitlines() if "images/s" in s]
+    assert len(said) > 3
+    told = [json.loads(s) for s in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["steps_completed"] for line in told]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 10
+    assert all(line["images_per_second"] > 0 for line in told)
