@@ -311,14 +311,14 @@ class Trainer:
         device, self._unet = self.model.device, self.model.unet
         if not wants_compiler(self.config.training, device):
             return self._unet
-        self.run.say("compiling the UNet ...")
         batch = self._draw(0).on(device)
         with torch.no_grad():
             plain = float(self._loss(batch)[0])
         try:
-            self._unet = torch.compile(self.model.unet, backend=COMPILER, dynamic=False)
-            loss = self._loss(batch)[0]
-            loss.backward()  # this, too, is compiled now
+            with waiting("compiling the UNet"):
+                self._unet = torch.compile(self.model.unet, backend=COMPILER, dynamic=False)
+                loss = self._loss(batch)[0]
+                loss.backward()  # this, too, is compiled now
             problem = "" if abs(float(loss) - plain) <= 0.02 * plain else "it gives another loss"
         except Exception as error:  # compilers raise what they like
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
