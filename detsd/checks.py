@@ -112,7 +112,7 @@ def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]
         ]
     return [
         f"{key}: {name} does not exist{looked(name, beside)}; name a folder in the diffusers "
-        "format, or a model on the hub as OWNER/NAME"
+        "format, a .safetensors file, or a model on the hub as OWNER/NAME"
     ]
 
 
