@@ -41,7 +41,10 @@ def without_index(files: Iterable[str]) -> str:
     if "config.json" in names:
         return "one part of a model, or a model of another kind (it has no model_index.json)"
     if single:
-        return f"a folder without model_index.json; if {single[0]} is a whole model, name that file"
+        return (
+            f"not in the diffusers format (it has no model_index.json); if {single[0]} in it is a "
+            "whole model, name that file, on this machine"
+        )
     return "no model in the diffusers format (it has no model_index.json)"
 
 
