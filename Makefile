@@ -22,8 +22,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks.finetune
-	$(BIN)/python -m benchmarks.generate
+	$(BIN)/python -m benchmarks --write
 
 clean:
 	rm -rf $(VENV) outputs

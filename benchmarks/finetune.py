@@ -1,124 +1,175 @@
-"""Samples per second of fine-tuning, beside a textbook loop, in one run.
+"""Samples per second of fine-tuning, beside a textbook loop and beside the UNet's own time.
 
-    python -m benchmarks.finetune [--model demo_model] [--batch 8] [--steps 20]
-
-The textbook loop is the one of most tutorials: the VAE encodes every image in every step, and the
-optimizer holds the whole token table, of which all rows but the new ones are put back afterwards.
-Both get the same model, images, batch size, precision and device; they take turns, and the best of
-three rounds counts.
+The textbook loop is the one of most tutorials: the VAE encodes every image and the tokenizer every
+prompt in every step, and the optimizer holds the whole token table, of which all rows but the new
+ones are put back afterwards. All get the same model, images, batch size, precision and device.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.measure import in_turn, operations, peak_memory, waits
 from detsd import cluster
-from detsd.config import parse_config
-from detsd.data import read_images, to_tensor
+from detsd.config import FinetuneConfig, parse_config
+from detsd.data import TrainingData, read_images, to_tensor
 from detsd.loss import prediction_target
-from detsd.models import load_base_model
-from detsd.trainer import Trainer
+from detsd.models import BaseModel, load_base_model
+from detsd.trainer import Trainer, add_concepts
+
+IMAGES = "det_logos"
+HEAD = [
+    "model", "batch", "textbook", "detsd", "detsd / textbook", "drawn inline", "channels_last",
+    "compiled", "bare UNet", "detsd / bare", "TFLOP/s", "of the peak", "peak GB", "waits a step",
+]  # fmt: skip
 
 
-def textbook(config, device: torch.device):
+def configuration(model: str, batch: int, **training) -> FinetuneConfig:
+    """A fine-tuning of the shipped pictures on a base model."""
+    return parse_config(
+        {
+            "model": {"pretrained_model_name_or_path": model},
+            "concepts": {
+                "concept_strs": ["word-word"],
+                "initializer_strs": ["brain logo, sharp lines"],
+                "img_dirs": [IMAGES],
+            },
+            "training": {
+                "train_batch_size": batch,
+                "learning_rate": 1e-3,
+                "max_validation_images": 1,
+                "num_validation_timesteps": 1,
+            }
+            | training,
+        },
+        "benchmark",
+    )
+
+
+@contextlib.contextmanager
+def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
+    """A trainer whose run leaves nothing behind."""
+    with TemporaryDirectory() as place, cluster.open_run(Path(place), accelerate=True) as run:
+        yield Trainer(config, run)
+
+
+def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]:
     """A function that makes one step of the textbook loop."""
     model = load_base_model(config.model, device)
-    side = model.vocabulary.sides[0]
-    tokenizer, text = side.tokenizer, side.encoder
-    text.set_input_embeddings(side.embedding.base)  # as it comes
-    phrase = tokenizer(config.concepts.initializer_strs[0], add_special_tokens=False).input_ids
-    words = [f"<word{k}>" for k in range(len(phrase))]
-    first = len(tokenizer)
-    tokenizer.add_tokens(words)
-    text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    table = text.get_input_embeddings().weight
-    with torch.no_grad():
-        table[first:] = table[phrase]
-    table.requires_grad_(True)
-    frozen = table.detach()[:first].clone()
-    optimizer = torch.optim.Adam([table], config.training.learning_rate)
-    size = config.concepts.img_size or model.image_size
+    add_concepts(model.vocabulary, config)
+    tables, frozen = [], []
+    for side in model.vocabulary.sides:
+        whole = torch.cat([side.embedding.weight.float(), side.embedding.rows.detach()])
+        embedding = torch.nn.Embedding.from_pretrained(whole.to(model.dtype), freeze=False)
+        side.encoder.set_input_embeddings(embedding)
+        tables.append(embedding.weight)
+        frozen.append(side.embedding.weight)
+    optimizer = torch.optim.AdamW(tables, config.training.learning_rate)
     folder = Path(config.concepts.img_dirs[0])
-    images = [to_tensor(i) for _, i, _ in read_images(folder, config.concepts, size, "img_dirs")]
+    shown = read_images(folder, config.concepts, model.image_size, "img_dirs")
+    images = [to_tensor(image) for _, image, *_ in shown]
     batch, rng = config.training.train_batch_size, torch.Generator().manual_seed(0)
 
     def step() -> None:
         chosen = torch.randint(len(images), (batch,), generator=rng).tolist()
-        pixels = torch.stack([images[k] for k in chosen]).to(device, model.dtype)
+        pixels = torch.stack([images[k] for k in chosen]).to(device, model.vae.dtype)
         with torch.no_grad():
             x = model.vae.encode(pixels).latent_dist.sample() * model.vae.config.scaling_factor
+        x = x.to(model.dtype)
         noise = torch.randn_like(x)
         t = torch.randint(0, model.scheduler.config.num_train_timesteps, (batch,), device=device)
-        ids = tokenizer(
-            [f"a photo of a {' '.join(words)}"] * batch, padding="max_length", return_tensors="pt"
-        ).input_ids.to(device)
-        hidden = text(ids).last_hidden_state
-        said = model.unet(model.scheduler.add_noise(x, noise, t), t, hidden).sample
+        told = model.conditioning(["a photo of a word-word"] * batch)
+        noisy = model.scheduler.add_noise(x, noise, t)
+        said = model.unet(noisy, t, told.hidden, added_cond_kwargs=told.added).sample
         target = prediction_target(model.scheduler, x, noise, t)
         F.mse_loss(said.float(), target.float()).backward()
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            table[:first] = frozen
+            for table, rows in zip(tables, frozen, strict=True):
+                table[: len(rows)] = rows
 
     return step
 
 
-def timed(step, count: int, device: torch.device) -> float:
-    """Seconds of `count` steps."""
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def bare_unet(model: BaseModel, batch: int) -> Callable[[], None]:
+    """Forward and backward of the frozen UNet alone, for the gradient of what it is told."""
+    config, size = model.unet.config, model.unet.config.sample_size
+    x = torch.randn(batch, config.in_channels, size, size, device=model.device).to(model.dtype)
+    t = torch.full((batch,), 500, device=model.device)
+    with torch.no_grad():
+        told = model.conditioning(["a photo"] * batch)
+    hidden = told.hidden.clone().requires_grad_(True)
+
+    def step() -> None:
+        said = model.unet(x, t, hidden, added_cond_kwargs=told.added).sample
+        said.float().pow(2).mean().backward()
+        hidden.grad = None
+
+    return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo_model")
-    parser.add_argument("--images", default="det_logos")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
-    args = parser.parse_args()
-    config = parse_config(
-        {
-            "model": {"pretrained_model_name_or_path": args.model},
-            "concepts": {
-                "concept_strs": ["word-word"],
-                "initializer_strs": ["brain logo, sharp lines"],
-                "img_dirs": [args.images],
-            },
-            "training": {"train_batch_size": args.batch, "learning_rate": 1e-3},
-        },
-        "benchmark",
-    )
-    with TemporaryDirectory() as folder, cluster.open_run(Path(folder), accelerate=True) as run:
-        device = run.ranks.device
-        trainer = Trainer(config, run)
+def rows(
+    name: str, folder: str, batches: list[int], count: int, compile_too: bool, peak: float
+) -> list[list[object]]:
+    """A row of the table for each batch size; `peak` in operations a second."""
+    made = []
+    for batch in batches:
+        settings = configuration(folder, batch, compile="off")
+        with trainer_of(settings) as trainer:
+            model, device = trainer.model, trainer.model.device
+            bare = bare_unet(model, batch)
+            seconds = in_turn(
+                {"detsd": trainer._step, "textbook": textbook(settings, device), "bare": bare},
+                count,
+                device,
+            )
+            work = operations(bare)
+            memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
+            drawn, trainer._batches = trainer._batches, map(trainer._draw, itertools.count())
+            inline = in_turn({"": trainer._step}, count, device)[""]
+            trainer._batches = drawn
+            model.unet.to(memory_format=torch.channels_last)
+            last = in_turn({"": trainer._step}, count, device)[""]
+        compiled = None
+        if compile_too:
+            settings = configuration(folder, batch, compile="on")
+            with (
+                TemporaryDirectory() as place,
+                cluster.open_run(Path(place), accelerate=True) as run,
+            ):
+                compiled = in_turn({"": Trainer(settings, run)._step}, count, device)[""]
+        rate = work / seconds["bare"]
+        made.append([
+            name, batch, batch / seconds["textbook"], batch / seconds["detsd"],
+            seconds["textbook"] / seconds["detsd"], batch / inline, batch / last,
+            compiled and batch / compiled, batch / seconds["bare"],
+            seconds["detsd"] / seconds["bare"], rate / 1e12, f"{rate / peak:.0%}",
+            memory and memory / 1e9, told,
+        ])  # fmt: skip
+    return made
 
-        def ours() -> None:
-            trainer._step()
-            trainer.samples_seen += trainer.samples_per_step
 
-        loops = {"textbook loop": textbook(config, device), "detsd": ours}
-        best = dict.fromkeys(loops, float("inf"))
-        for step in loops.values():
-            timed(step, 3, device)
-        for _ in range(3):
-            for name, step in loops.items():
-                best[name] = min(best[name], timed(step, args.steps, device))
-    print(f"{args.model}, batch {args.batch}, {device}, {trainer.model.dtype}")
-    for name, seconds in best.items():
-        print(f"{name:>14}: {args.batch * args.steps / seconds:8.1f} samples/s")
-    print(f"{'ratio':>14}: {best['textbook loop'] / best['detsd']:8.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def data_rows(folder: str, counts: list[int], steps: int) -> list[list[object]]:
+    """How the time of a step, and of drawing a sample, goes with the number of images."""
+    made = []
+    with trainer_of(configuration(folder, 8, compile="off")) as trainer:
+        data: TrainingData = trainer.data
+        shots = data.shots
+        for count in counts:
+            data.shots = [shots[k % len(shots)] for k in range(count)]
+            numbers = itertools.count()
+            seconds = in_turn(
+                {"step": trainer._step, "sample": lambda n=numbers: data.example(next(n))},
+                steps,
+                trainer.model.device,
+            )
+            made.append([count, 1000 * seconds["step"], 1000 * seconds["sample"]])
+    return made

@@ -1,0 +1,86 @@
+"""Clocks and counters: seconds that alternate, floating point operations, memory, waiting."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROUNDS = 3
+
+
+def timed(call: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds of one of `count` calls."""
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / count
+
+
+def in_turn(
+    calls: dict[str, Callable[[], object]], count: int, device: torch.device
+) -> dict[str, float]:
+    """Seconds of one call of each: they take turns, and the best of three rounds counts."""
+    best = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        timed(call, 2, device)  # first: kernels are chosen, caches filled
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            best[name] = min(best[name], timed(call, count, device))
+    return best
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Floating point operations a second of a large product of matrices: what can be had at all."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / in_turn({"": lambda: a @ b}, 5, device)[""]
+
+
+def operations(call: Callable[[], object]) -> int:
+    """Floating point operations of a call: products of matrices, convolutions, attention."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes of a GPU that a call has in use at most; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def waits(call: Callable[[], object], device: torch.device) -> int | None:
+    """How often a call waits for the GPU, as CUDA's own check counts it; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(w.message) for w in told)
+
+
+def table(head: list[str], rows: list[list[object]]) -> str:
+    """A table in Markdown; None is a dash, floats with three digits that count."""
+
+    def cell(value: object) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.3g}" if isinstance(value, float) and value < 100 else (
+            f"{value:.0f}" if isinstance(value, float) else str(value)
+        )  # fmt: skip
+
+    lines = [head, ["---"] * len(head), *[[cell(v) for v in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
