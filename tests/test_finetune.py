@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import cluster, formats, trainer
+from detsd import cluster, trainer
 from detsd.__main__ import main, parser
 from detsd.config import TrainingConfig, load_config
-from detsd.formats import read_concepts
+from detsd.formats import LearnedConcept, read_concepts
 from detsd.trainer import Trainer, learning_rate
 
 
@@ -469,23 +469,21 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
     assert finetune(experiment(), out) == 0
 
 
-def test_safetensors_on_a_full_disk_are_told_like_the_rest(
-    experiment, tmp_path, capsys, monkeypatch
-):
+def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, capsys, monkeypatch):
     """By a real limit of a file's size, which the system reports as it does a full disk."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    real = formats.save_file
+    real = trainer.write_concepts
 
-    def full(tensors, path, metadata):
-        if "step-00000008" in str(path):
-            tensors = {"x": torch.ones(500_000)}
+    def full(concepts, folder):
+        if "step-00000008" in str(folder):
+            concepts = [LearnedConcept("x", "", torch.ones(1, 500_000))]
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, usual[1]))
         try:
-            real(tensors, path, metadata)
+            real(concepts, folder)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
-    monkeypatch.setattr(formats, "save_file", full)
+    monkeypatch.setattr(trainer, "write_concepts", full)
     assert finetune(experiment(), tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "step-00000008 cannot be written" in said
