@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from detsd import checks, images
-from detsd.album import Album
+from detsd.album import MANIFEST, Album
 from detsd.cluster import Run, read_metadata
 from detsd.config import GenerateConfig, GridConfig, flat
 from detsd.denoise import Conditioning
@@ -123,6 +124,10 @@ class Generator:
 
     def _commit(self) -> str | None:
         """The hub's commit that the images stored so far are of, to go on with it; else None."""
+        manifest = self.run.latest / MANIFEST if self.run.latest else Path()
+        if manifest.is_file():
+            with manifest.open(encoding="utf-8") as lines:
+                return json.loads(next(lines))["model"]["revision"]
         stored = map(images.read_record, sorted((self.run.folder / "images").glob("job-*.png")))
         first = next(filter(None, stored), {})
         return first.get("model", {}).get("revision")
