@@ -425,7 +425,7 @@ class Master:
 
     def end(self, process: subprocess.Popen) -> str:
         """Wait for a process that ends by itself, and for its container with it; what it said."""
-        process.wait(timeout=120)
+        process.wait(timeout=300)  # a machine may be busy
         self.kill(process)  # ranks that the launcher left
         return process.communicate()[0]
 

@@ -158,10 +158,8 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
         told("/checkpoints", 16),
         lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL),
     )
-    began = time.monotonic()
     said = master.end(failing)
     assert failing.returncode not in (0, None), said
-    assert time.monotonic() - began < 110
     assert list(master.stored()) == [8, 16]
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
