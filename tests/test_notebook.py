@@ -3,18 +3,21 @@
 import nbformat
 import pytest
 from determined.common.util import yaml_safe_load
-from nbclient import NotebookClient
 from tiny import ROOT
 
 from detsd.images import read_record
+from dev.notebook import NOTEBOOK, execute, make_small
 
-NOTEBOOK = ROOT / "textual_inversion.ipynb"
 
-
-def test_committed_without_outputs_and_with_short_cells():
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+def test_committed_as_run_once_from_top_to_bottom_with_small_pictures():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = [kind for cell in code for o in cell.outputs for kind in o.get("data", {})]
+    assert kinds.count("image/jpeg") == 4
+    assert "image/png" not in kinds
+    assert NOTEBOOK.stat().st_size < 500_000
+    assert "/home/" not in NOTEBOOK.read_text()
     assert max(len(cell.source.splitlines()) for cell in code) <= 16
     assert any(cell.source.startswith("uuids = []") for cell in code)
 
@@ -26,18 +29,21 @@ def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
-    ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    execute(notebook, tmp_path)
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 4
     text = "".join(o.get("text", "") for o in outputs if o.get("name") == "stdout")
     assert "det-logo-demo: 11 vectors, learned from 'brain logo, sharp lines" in text
-    assert "Steps: 25, Sampler: DDIM, CFG scale: 4, Seed: 0" in text
+    assert "Steps: 25, Sampler: Euler a, CFG scale: 4, Seed: 0" in text
     saved = sorted((tmp_path / "outputs" / "notebook").glob("*.png"))
     assert sorted(read_record(path)["seed"] for path in saved) == [0, 1, 2, 3]
     assert "note:" not in text
+    make_small(notebook)
+    assert [o for o in outputs if "image/jpeg" in o.get("data", {})] == pictures
     # Nothing but what the cells say: no warnings, no loading bars.
     assert [o.text for o in outputs if o.get("name") == "stderr"] == []
 
