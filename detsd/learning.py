@@ -31,6 +31,7 @@ from detsd.names import BUNDLED, file_name, resolve
 from detsd.pipeline import DetSDTextualInversionPipeline, sample_jobs
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
+MOST_FRAMES = 24  # of a time-lapse that is drawn again and again
 SAMPLES = {
     "object": ("a photo of a {}", "a watercolor painting of a {} on a night sky"),
     "style": ("a cat in the style of {}", "a house on a night sky in the style of {}"),
@@ -308,7 +309,8 @@ class Learning:
         if standing.complete and finished.is_file():
             return finished
         frames = []
-        for step in standing.sampled:
+        every = -(-len(standing.sampled) // MOST_FRAMES) or 1
+        for step in standing.sampled[::-every][::-1]:  # the last one among them
             try:
                 paths = _samples(standing.folder, step)
                 frames.append((step, [Image.open(path).convert("RGB") for path in paths]))

@@ -736,7 +736,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         write("phrase", "red ball")
         page.locator("#training button").first.click()
         write("learn-steps", 100_000)
-        write("every", 3)
+        write("every", 40)
         at("learn-go").click()
         expect(page.locator("#samples .grid-wrap img")).to_have_count(4)
         expect(page.locator("#lapse img")).not_to_have_js_property("naturalWidth", 0)
