@@ -29,7 +29,6 @@ footer { display: none !important; }
 .gallery .grid-wrap { height: auto !important; max-height: none !important; }
 .gallery .preview { position: fixed !important; inset: 0; z-index: 1000; height: 100dvh !important;
   background: var(--background-fill-primary) !important; }
-.strip img { width: 100% !important; height: auto !important; max-width: none !important; }
 .status:has(.prose:empty), .thumbnails:has(.prose:empty) { display: none !important; }
 .status p { margin: 0; }
 .status .error { color: var(--error-text-color, #b91c1c); }

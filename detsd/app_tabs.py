@@ -252,7 +252,7 @@ def progress(prefix: str, label: str) -> dict[str, Any]:
         "status": gr.HTML(elem_id=f"{prefix}status", elem_classes="status"),
         "preview": gr.Image(
             visible=False, show_label=False, interactive=False, elem_id=f"{prefix}preview",
-            elem_classes="strip", buttons=[], format="jpeg",
+            buttons=[], format="jpeg",
         ),
     }  # fmt: skip
 
@@ -336,14 +336,10 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
             first = todo[0]
             mine = [one for k, one in shown.items() if k < n]
             others = [one for k, one in shown.items() if k >= n]
-            notes = studio.notes(first.prompt)
-            if both and (reason := studio.no_twin(first.prompt)):
-                notes.append(reason)
             named = dict.fromkeys(studio.pipe.vocabulary.rewrite.words_in(first.prompt))
             pictures = [p for name in named for p in studio.training_pictures(name)[:SHOWN]]
             columns = 1 if others else 2  # side by side: seed beside seed
             return {
-                c["status"]: status(notes=notes),
                 gallery: gr.Gallery([(s.path, s.caption) for s in mine], columns=columns),
                 words: gr.Markdown(html.escape(first.prompt), visible=bool(others)),
                 plain: [(s.path, s.caption) for s in others],

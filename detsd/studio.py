@@ -384,7 +384,8 @@ class Studio:
         strip = Image.new("RGB", (len(pictures) * width, height))
         for k, picture in enumerate(pictures):
             strip.paste(picture, (k * width, 0))
-        return strip
+        factor = max(1, LARGER // strip.width)
+        return strip.resize((strip.width * factor, strip.height * factor))
 
     def _larger(self, path: Path, made: Made) -> Path | None:
         """A copy of a small image at a whole multiple of its size, with the same settings."""

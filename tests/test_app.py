@@ -210,7 +210,7 @@ def test_images_and_their_plain_twins(studio, monkeypatch):
     shown = studio.make(jobs + studio.twins(jobs), making)
     assert sorted(shown) == [0, 1, 2, 3]
     assert (making.share, making.text) == (1.0, "denoising step 2 of 2, 2 of 4 images made")
-    assert making.preview.size == (2 * 32, 40)
+    assert making.preview.size == (512, 8 * 40)  # of two images, large enough to be seen
     assert [one.caption for one in shown.values()] == ["seed 5", "seed 6"] * 2
     records = [read_record(one.path) for one in shown.values()]
     assert [r["prompt"] for r in records] == ["a blob-thing"] * 2 + ["a red ball"] * 2
