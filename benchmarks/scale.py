@@ -88,7 +88,7 @@ class FolderRun(cluster.LocalRun):
     folder_is_kept = False
     keeps = 1000
     storage: Path
-    resident: list[int]  # bytes of memory at each checkpoint
+    resident: list[tuple[float, int, int]]  # at each checkpoint: moment, images, bytes of memory
 
     def store(self, steps, metadata, write):
         uuid = f"{steps:08d}"
@@ -96,14 +96,14 @@ class FolderRun(cluster.LocalRun):
         write(self.storage / uuid)
         facts = {"steps_completed": steps, **metadata}
         (self.storage / uuid / cluster.METADATA).write_text(json.dumps(facts))
-        self.resident.append(memory())
+        self.resident.append((time.monotonic(), steps, memory()))
         return uuid
 
     def fetch(self, uuid, to, wanted=lambda name: True):
-        to.mkdir(exist_ok=True)
-        for path in (self.storage / uuid).iterdir():
-            if path.is_file() and wanted(path.name):
-                shutil.copy(path, to)
+        shutil.copytree(
+            self.storage / uuid, to, dirs_exist_ok=True,
+            ignore=lambda folder, names: [name for name in names if not wanted(name)],
+        )  # fmt: skip
 
 
 def memory() -> int:
@@ -138,11 +138,12 @@ def a_rank(rank: int, args, given: dict, folder: Path, port: int, out) -> None:
         run.ranks.allgather(None)
         began = time.monotonic()
         assert grid.generate()
-        out.put((rank, grid.pipeline.busy, time.monotonic() - began, FolderRun.resident))
+        stored = [(moment - began, *rest) for moment, *rest in FolderRun.resident]
+        out.put((rank, grid.pipeline.busy, time.monotonic() - began, stored))
 
 
 def run_grid(args, given: dict, folder: Path) -> dict[int, tuple]:
-    """All ranks of a grid in `folder`; by rank: seconds of making, of all, memory."""
+    """All ranks of a grid in `folder`; by rank: seconds of making, of all, its checkpoints."""
     (folder / "storage").mkdir(parents=True)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -189,14 +190,19 @@ def main() -> None:
         given = a_grid(args.images, [20], 16, 5)
         found = run_grid(args, given, folder)
         _, seconds, resident = found[0]
+        taking, taken, _ = resident[max(0, len(resident) - 2)]  # the last one waits for all sheets
         count = len(list((folder / "run" / "images").glob("*.png")))
         size = sum(p.stat().st_size for p in (folder / "run" / "images").glob("*.png"))
         stored = sum(p.stat().st_size for p in (folder / "storage").rglob("*") if p.is_file())
         print(f"{count} images of {size / count / 1e3:.0f} KB over {args.ranks} ranks")
-        print(f"taking: {count / seconds:.0f} images/s in {len(resident)} checkpoints")
-        print(f"memory of the chief: {resident[0] / 1e6:.0f} MB at the first, "
-              f"{resident[-1] / 1e6:.0f} MB at the last checkpoint")  # fmt: skip
-        print(f"bytes of all checkpoints: {stored / size:.2f} times those of the images")
+        print(f"taking: {taken / taking:.0f} images/s until the last checkpoint but one, "
+              f"{count / seconds:.0f} until all contact sheets are drawn; "
+              f"{len(resident)} checkpoints")  # fmt: skip
+        print(f"memory of the chief: {resident[0][-1] / 1e6:.0f} MB at the first, "
+              f"{resident[-1][-1] / 1e6:.0f} MB at the last checkpoint")  # fmt: skip
+        sheets = sum(p.stat().st_size for p in (folder / "storage").rglob("*.png"))
+        print(f"bytes of all checkpoints: {(stored - sheets) / size:.2f} times the images', "
+              f"and {sheets / size:.2f} times for contact sheets")  # fmt: skip
         shutil.rmtree(folder / "run")
         cluster.LocalRun = FolderRun
         FolderRun.storage = folder / "storage"

@@ -5,12 +5,15 @@ holds the images made since the one before, and names those that hold the rest:
 
     images.zip      images/job-00000.png, ..., with their settings inside
     manifest.jsonl  a line of settings per image of this checkpoint
-    sheets/         contact sheets that became complete
-    metadata.json   "shards": the uuids of the checkpoints that hold the other images
+    sheets/         contact sheets that were drawn
+    metadata.json   "shards": the uuids of the checkpoints that hold the other images;
+                    "sheets": the names of its sheets
 
 What they hold together grows as the images do. But an experiment keeps only as many of its latest
 checkpoints as `checkpoint_storage.save_trial_latest` says: beyond half of these, a new one takes
 over the images of the oldest that is needed, and with only one or two kept each holds all images.
+No checkpoint waits for a contact sheet: one that is still being drawn comes with a later one,
+and a run that goes on draws those that are complete and that none holds.
 """
 
 from __future__ import annotations
@@ -193,7 +196,8 @@ class Album:
                 folder = latest if uuid == self.run.latest_uuid else Path(name)
                 try:
                     if folder != latest:
-                        self.run.fetch(uuid, folder, lambda name: name == MANIFEST)
+                        self.run.fetch(uuid, folder, lambda name: name in (MANIFEST, METADATA))
+                    shard.sheets = read_metadata(folder).get("sheets", [])
                     lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
                 except Exception as error:  # storage back ends raise what they like
                     logger.warning(
@@ -236,12 +240,12 @@ class Album:
                 f"TensorBoard gets contact sheets, not {len(self.jobs)} single images "
                 f"(output.tensorboard: {self.config.output.tensorboard}; auto: above {MOST_TAGS})"
             )
-        for place, page in enumerate(self.pages):
+        held = {name for shard in self.shards for name in shard.sheets}
+        for place in (k for k, page in enumerate(self.pages) if not page.missing):
             path = self._sheet(place)
-            stored = path.is_file() and (self.run.folder_is_kept or path.name in last.sheets)
-            if not page.missing and stored:
+            if path.is_file() and (self.run.folder_is_kept or path.name in last.sheets):
                 self._log_sheet(place)
-            elif not page.missing and self.run.folder_is_kept:
+            elif path.name not in held:
                 self._drawing[place] = self._artists.submit(self._draw, place)
 
     # ---- what comes ----------------------------------------------------------------------------
@@ -287,12 +291,12 @@ class Album:
             self._writing.popleft().result()
         self._writer.submit(self._finish).result()
         self._writer.shutdown()
-        self._artists.shutdown()
+        self._artists.shutdown(cancel_futures=True)  # of a stopped grid, who goes on draws them
         return len(self.finished) == len(self.jobs)
 
     def _finish(self) -> None:
         if self.run.folder_is_kept:
-            self._drawn()
+            self._drawn(wait=True)
             staging = self.run.folder / f".{MANIFEST}"
             with staging.open("w", encoding="utf-8") as file:
                 file.writelines(map(self._manifest_line, sorted(self.finished)))
@@ -362,11 +366,11 @@ class Album:
         with Image.open(self.path(number)) as image:
             return image.convert("RGB")
 
-    def _drawn(self) -> list[str]:
-        """Names of the sheets that were drawn since this was last asked; waits for them."""
-        done, self._drawing = self._drawing, {}
-        for future in done.values():
-            future.result()
+    def _drawn(self, wait: bool) -> list[str]:
+        """Names of the sheets that were drawn since this was last asked; of all, if it waits."""
+        done = [place for place, future in self._drawing.items() if wait or future.done()]
+        for place in done:
+            self._drawing.pop(place).result()
         return [self._sheet(place).name for place in done]
 
     # ---- checkpoints ---------------------------------------------------------------------------
@@ -398,7 +402,8 @@ class Album:
             return
         count = len(self.finished)
         first = len(self.shards) - still_kept(len(self.shards), self.run.keeps)
-        numbers, sheets = list(self._new), self._drawn()
+        # Drawing takes longer than writing: to wait for it would hold up what comes meanwhile.
+        numbers, sheets = list(self._new), self._drawn(wait=count == len(self.jobs))
         for shard in self.shards[:first]:
             if not all(self.path(n).is_file() for n in shard.numbers):
                 with self._fetching:
@@ -412,6 +417,7 @@ class Album:
             "source": self.source,
             "images": count,
             "shards": [shard.uuid for shard in self.shards[first:]],
+            "sheets": sheets,
         }
 
         def write(to: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import threading
 
 import pytest
 from hypothesis import given as drawn
@@ -12,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
+from benchmarks.scale import FolderRun
 from detsd import album, cluster, images
 from detsd.album import Album, pages, still_kept
 from detsd.config import GenerateConfig, GridConfig, parse_config
@@ -62,7 +64,7 @@ def test_the_checksum_is_tensorboards():
 def opened(tmp_path, capsys):
     """An album of 12 images, of two prompts, without a model."""
 
-    def open_(**output):
+    def open_(folder="out", latest=None, **output):
         given = {
             "model": {"pretrained_model_name_or_path": "none"},
             "grid": {"prompts": ["a", "b"], "guidance_scales": [1, 2], "num_seeds": 3},
@@ -80,7 +82,9 @@ def opened(tmp_path, capsys):
                 "model": {"pretrained_model_name_or_path": "none"},
             }  # fmt: skip
 
-        run = stack.enter_context(cluster.open_run(tmp_path / "out"))
+        run = stack.enter_context(cluster.open_run(tmp_path / folder))
+        if latest:
+            run.latest, run.latest_uuid = latest, latest.name
         run.begin()
         return Album(run, config, jobs, record, "", 4)
 
@@ -122,6 +126,42 @@ def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, ca
     kept.run.flush()
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
     assert sorted(events.Tags()["images"]) == ["sheets/a", "sheets/b"]
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, crashes):
+    """Nor is one lost: it comes with a later checkpoint, or whoever goes on draws it."""
+    monkeypatch.setattr(cluster, "LocalRun", FolderRun)
+    monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
+    monkeypatch.setattr(FolderRun, "resident", [], raising=False)
+    FolderRun.storage.mkdir()
+    may_draw, draw = threading.Event(), Album._draw
+
+    def drawn_late(*place):
+        assert may_draw.wait(120)
+        draw(*place)
+
+    monkeypatch.setattr(Album, "_draw", drawn_late)
+    kept = opened()
+    for numbers in (range(6), range(6, 10)):  # all of a sheet, and most of the other
+        kept.take(files(kept, numbers))
+    kept._writer.submit(int).result(60)  # all of that is written
+    stored = sorted(FolderRun.storage.iterdir())
+    assert [path.name for path in stored] == ["00000006", "00000010"]
+    assert not list(FolderRun.storage.rglob("*.png"))
+    may_draw.set()
+    if crashes:
+        kept = opened("another", latest=stored[-1])
+        kept.show_stored()
+    kept.take(files(kept, [10, 11]))
+    assert kept.finish()
+    sheets = sorted(path.name for path in FolderRun.storage.rglob("*.png"))
+    assert sheets == ["sheet-000.png", "sheet-001.png"]
+    again = opened("again", latest=FolderRun.storage / "00000012")
+    assert len(again.finished) == 12
+    again.show_stored()
+    assert not again._drawing  # a finished grid restarted: nothing more
+    assert again.finish()
 
 
 @pytest.mark.parametrize(("way", "each"), [("sheets", False), ("images", True), ("auto", True)])
