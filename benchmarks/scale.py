@@ -72,7 +72,7 @@ class StandIn:
             "prompt": job.prompt, "negative_prompt": "", "seed": job.seed, "width": job.width,
             "height": job.height, "guidance_scale": job.guidance_scale, "concepts": {},
             "num_inference_steps": job.num_inference_steps, "scheduler_name": job.scheduler_name,
-            "model": {"pretrained_model_name_or_path": "none"},
+            "model": {"pretrained_model_name_or_path": "none", "revision": None},
         }  # fmt: skip
 
     def make(self, jobs, **_):
