@@ -537,7 +537,7 @@ def test_programs_use_the_page(address, studio, photos, tmp_path, monkeypatch, c
     assert made["plain_images"][0]["prompt"] == "a red ball"
     # What comes is what the same settings give anywhere.
     job = checked_job(studio.pipe, **GOOD | {"guidance": 4})
-    assert read_record(made["images"][0]["file"])["seed"] == 5
+    assert read_record(Path(made["images"][0]["file"]))["seed"] == 5
     own = studio.make(copies(job, 2) + studio.twins(copies(job, 2)))
     assert Image.open(made["images"][1]["file"]).tobytes() == Image.open(own[1].path).tobytes()
     sheet = client.predict(

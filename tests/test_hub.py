@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import threading
 import time
 
 import numpy as np
@@ -47,9 +48,14 @@ def hub(tmp_path, monkeypatch, tiny_model):
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    """The seconds that somebody wanted to wait, in place of the wait."""
+    """The seconds that this thread wanted to wait, in place of the wait."""
     waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waits.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
     return waits
 
 

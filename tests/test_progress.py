@@ -88,15 +88,15 @@ def test_lines_stand_above_the_bar():
     assert "4/4 steps" in last
 
 
-def test_off_a_terminal_there_is_no_bar_and_a_line_a_minute(capsys, monkeypatch):
+def test_off_a_terminal_there_is_no_bar_and_a_line_every_ten_seconds(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Bar({"images": Work(1, 5)}, "encoding") as bar:
         for _ in range(5):
-            now[0] += 25
+            now[0] += 4
             bar.done("images")
     out, err = capsys.readouterr()
-    assert out == "encoding, 00:50 left\n"
+    assert out == "encoding, 00:08 left\n"
     assert err == ""
 
 
