@@ -9,7 +9,6 @@ Everything is measured on pictures drawn from a seed of their own. Prints the fi
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -23,7 +22,6 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from demo_model import logo, world
-from demo_model.media import COLORED_BACKGROUNDS, COLORS
 from demo_model.train import load_tokenizer, psnr, to_tensor
 from demo_model.world import Scene
 from detsd.concepts import Vocabulary
@@ -34,41 +32,49 @@ from detsd.loss import prediction_target
 HERE = Path(__file__).parent
 SHEETS = HERE / "sheets"
 FRESH_SEED = 2  # training drew seed 0, validation 1
-TRAINED_ON = "core"  # which of world.WORLDS
 CONTROL_TIMESTEPS = (250, 450, 600, 750, 900)
 CAPTIONS = 10  # the true one and nine others
 
 PROMPTS = (
     "a watercolor painting of a red star on a night sky",
-    "a photo of a blue fish on a yellow background",
-    "a flat vector illustration of a green tree on ocean waves",
-    "an ink doodle of an orange cat on a brick wall",
+    "a photo of a green ring with a white star inside on orange checks",
+    "an ink doodle of a blue moon above a yellow square on pink stripes",
+    "a flat vector illustration of a black cat to the left of a pink flower on a white background",
     "a neon sign of a pink heart on a black background",
-    "a Van Gogh painting of a yellow house on the grass, thick strokes",
-    "pixel art of a red mushroom on a blue background",
+    "a photo of a red mushroom with white dots on the grass",
+    "a Van Gogh painting of a yellow house on ocean waves",
+    "pixel art of a red circle above a yellow circle above a green circle on a gray background",
     "a tarot illustration of a white moon on a galaxy",
-    "a photo of a purple flower on a green background",
-    "a photo of a brown boat on blue stripes",
-    "a flat vector illustration of a teal graph of six connected red circles on a white background",
+    "a photo of six orange circles in a ring on a blue gradient",
+    "a flat vector illustration of a circle of three stripes, red, white and blue on a teal "
+    "background",
+    "a photo of a yellow circle with a smiling black face on a purple background",
+    "a photo of a brain logo of five big green circles joined by thick white lines, one inside on "
+    "a black background",
+    "a flat vector illustration of a brain logo of eight big blue circles joined by thick black "
+    "lines, two inside, a tail at the bottom on a white background",
     "a rendering of a brain logo, sharp lines, connected circles, concept art",
 )
 CONCEPT = "det-logo-demo"
-PHRASE = "brain logo, sharp lines, connected circles, concept art"
+PHRASE = "brain logo of seven yellow circles joined by red lines, two inside, a tail at the bottom"
 BY_HAND = (
-    "red brain logo, sharp lines, connected yellow circles",
-    "brain logo of ten yellow circles joined by red lines",
-    "brain logo with red lines and yellow circles",
     "brain logo, sharp red lines, connected yellow circles",
+    "logo of yellow circles joined by red lines",
+    "brain logo of seven big yellow circles joined by thick red lines",
+    "brain logo of seven big yellow circles joined by thick red lines, two inside, a tail at the "
+    "bottom right",
 )
 CONCEPT_PROMPTS = (
     "a photo of a {} on a white background",
     "a flat vector illustration of a {} on a green background",
     "a watercolor painting of a {} on a night sky",
-    "an ink doodle of a {} on yellow stripes",
-    "a Van Gogh painting of a {} on a galaxy, thick strokes",
+    "an ink doodle of a {} on blue stripes",
+    "a Van Gogh painting of a {} on a blue background",
     "a neon sign of a {} on a black background",
-    "a tarot illustration of a {} on pink checks",
+    "a tarot illustration of a {} on purple checks",
 )
+# What the caption control asks for, and of how many captions at most.
+ATTRIBUTES = ("color", "object", "number", "position", "background", "style")
 
 
 def load(path: Path = HERE) -> StableDiffusionPipeline:
@@ -130,43 +136,21 @@ class Denoiser:
         return error.view(count, steps).mean(1)
 
 
-def variants(scene: Scene, attribute: str, rng: np.random.Generator) -> list[Scene]:
-    """Up to nine scenes whose captions differ from `scene`'s in one attribute."""
-    kinds = world.WORLDS[TRAINED_ON]
-    if attribute == "color":
-        taken = {scene.color, scene.background_color, scene.accent if scene.is_graph else None}
-        options = [dataclasses.replace(scene, color=c) for c in COLORS if c not in taken]
-    elif attribute == "style":
-        options = [dataclasses.replace(scene, medium=m) for m in kinds.media if m != scene.medium]
-    elif attribute == "object":
-        solid = [
-            dataclasses.replace(scene, kind=k, count=0, inner=0)
-            for k in kinds.kinds
-            if k != scene.kind
-        ]
-        logos = [
-            dataclasses.replace(scene, kind=f"{k} logo", count=scene.count or 8)
-            for k in kinds.outlines
-            if f"{k} logo" != scene.kind
-        ]
-        options = solid + logos
-    else:
-        options = [
-            dataclasses.replace(scene, background=b, background_color=c)
-            for b in kinds.backgrounds
-            for c in (COLORS if b in COLORED_BACKGROUNDS else (None,))
-            if (b, c) != (scene.background, scene.background_color)
-        ]
-        rng.shuffle(options)
+def wrong_captions(scene: Scene, attribute: str, rng: np.random.Generator) -> list[str]:
+    """Up to nine canonical captions that differ from `scene`'s in one attribute."""
+    options = world.variants(scene, attribute)
+    rng.shuffle(options)
+    if attribute == "background":
         # One of each kind of ground first, then the second of each: not nine plain ones.
         seen: Counter[str] = Counter()
         turns = []
         for option in options:
             turns.append(seen[option.background])
             seen[option.background] += 1
-        return [options[k] for k in np.argsort(turns, kind="stable")][: CAPTIONS - 1]
-    rng.shuffle(options)
-    return options[: CAPTIONS - 1]
+        options = [options[k] for k in np.argsort(turns, kind="stable")]
+    told = dict.fromkeys(map(world.caption, options))
+    told.pop(world.caption(scene), None)
+    return list(told)[: CAPTIONS - 1]
 
 
 # Of an image, a function from a list of captions to the index of the best.
@@ -195,17 +179,19 @@ def by_similarity(clip: CLIPModel) -> Judge:
 def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str, float]:
     """Share of pictures whose true caption is judged the best, per attribute.
 
-    Of ten captions; of eight for the style, since the world has eight.
+    Of ten captions, or as many as there are (eight styles, six orders of stripes), over the
+    pictures that have the attribute.
     """
-    right = dict.fromkeys(("color", "object", "background", "style"), 0)
+    right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
     for index in range(first, first + count):
-        image, _, scene = world.picture(FRESH_SEED, index, TRAINED_ON)
+        image, _, scene = world.picture(FRESH_SEED, index)
         best = judge(image)
         rng = np.random.default_rng((FRESH_SEED, index, 1))
-        for attribute in right:
-            scenes = [scene, *variants(scene, attribute, rng)]
-            right[attribute] += best([world.caption(s) for s in scenes]) == 0
-    return {name: hits / count for name, hits in right.items()}
+        for attribute, hits in right.items():
+            wrong = wrong_captions(scene, attribute, rng)
+            if wrong:
+                hits.append(best([world.caption(scene), *wrong]) == 0)
+    return {name: sum(hits) / max(1, len(hits)) for name, hits in right.items()}
 
 
 @torch.no_grad()
@@ -236,9 +222,7 @@ def clip_logits(
 def clip_report(path: Path = HERE / "clip", count: int = 200) -> dict[str, float]:
     """Share of 256 fresh pictures whose own caption is the nearest; caption control by CLIP."""
     clip = CLIPModel.from_pretrained(path).float()
-    images, captions, _ = zip(
-        *(world.picture(FRESH_SEED, k, TRAINED_ON) for k in range(256)), strict=True
-    )
+    images, captions, _ = zip(*(world.picture(FRESH_SEED, k) for k in range(256)), strict=True)
     nearest = clip_logits(clip, load_tokenizer(), list(images), list(captions)).argmax(1)
     control = caption_control(by_similarity(clip), count)
     return {

@@ -1,7 +1,7 @@
 """What the world's objects look like: outlines in the square [-1, 1] x [-1, 1], y pointing down.
 
-An object is a list of `Part`s painted in order. Parametric families (polygons, stars, letters,
-graphs of circles joined by lines) draw their parameters from the generator they are given.
+An object is a list of `Part`s painted in order. What varies of an object (the petals of a flower)
+is drawn from the generator that it is given. Compositions put several objects into one square.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Points = list[tuple[float, float]]
 class Part(NamedTuple):
     """One polygon (or stroke, when `width` is set) and what it is painted with."""
 
-    role: str  # "main" | "accent" | "shade" (the main colour, darker) | "hole" (the background)
+    # "main" | "accent" | "third" | their darker "shade", "accent shade" | "hole" (the background)
+    role: str
     points: Points
     width: float = 0.0  # stroke width in units of the square; 0 fills the polygon
 
@@ -250,99 +251,95 @@ KINDS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
     for letter, strokes in LETTERS.items()
 }
 
-# Shapes whose outline can be drawn as a logo of connected circles.
-LOGO_OUTLINES: dict[str, Points] = {
-    "brain": BRAIN,
-    "heart": _heart(),
-    "star": starry(5, 0.45),
-    "house": [(-0.75, 0.85), (-0.75, -0.1), (0, -0.9), (0.75, -0.1), (0.75, 0.85)],
-    "diamond": [(0, -1), (0.7, 0), (0, 1), (-0.7, 0)],
-    "drop": _drop(),
-    "leaf": _leaf(),
-}
 
-
-class Graph(NamedTuple):
-    """Circles joined by lines: node centres in the unit square and pairs of node indices."""
-
-    nodes: Points
-    edges: list[tuple[int, int]]
-
-    def signature(self) -> tuple[int, ...]:
-        """Sorted node degrees: two graphs of different signatures are different drawings."""
-        degree = [0] * len(self.nodes)
-        for a, b in self.edges:
-            degree[a] += 1
-            degree[b] += 1
-        return tuple(sorted(degree))
-
-    def parts(self, node_radius: float, line_width: float, hollow: bool) -> list[Part]:
-        lines = [Part("main", [self.nodes[a], self.nodes[b]], line_width) for a, b in self.edges]
-        disks = [Part("accent", circle(x, y, node_radius, 20)) for x, y in self.nodes]
-        holes = [Part("hole", circle(x, y, 0.5 * node_radius, 16)) for x, y in self.nodes]
-        return lines + disks + (holes if hollow else [])
-
-
-# The logo of det_logos/: a brain in profile, seven circles around, two inside, one for the stem. It
-# is drawn nowhere in the training world (world.py rejects every graph with its signature).
-DET_LOGO = Graph(
-    nodes=[
-        (-0.9, 0.12), (-0.72, -0.5), (-0.12, -0.85), (0.52, -0.66), (0.9, -0.08), (0.55, 0.42),
-        (-0.42, 0.56), (-0.18, -0.14), (0.36, -0.12), (0.24, 0.95),
-    ],
-    edges=[
-        (0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 0), (0, 7), (2, 7), (7, 8), (3, 8),
-        (8, 5), (7, 6), (5, 9),
-    ],
-)  # fmt: skip
-
-
-def along(outline: Points, n: int, rng: np.random.Generator) -> Points:
-    """`n` points spread evenly along a closed outline, from a random start."""
-    corners = np.array(outline + outline[:1])
-    lengths = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(corners, axis=0).T))])
-    at = (rng.uniform() + np.arange(n)) / n * lengths[-1]
+def moved(parts: list[Part], x: float, y: float, r: float, accent: bool = False) -> list[Part]:
+    """An object at (x, y) with radius r, in the second colour if `accent`."""
+    roles = {"main": "accent", "shade": "accent shade"} if accent else {}
     return [
-        (float(np.interp(s, lengths, corners[:, 0])), float(np.interp(s, lengths, corners[:, 1])))
-        for s in at
+        Part(
+            roles.get(part.role, part.role),
+            [(x + r * a, y + r * b) for a, b in part.points],
+            r * part.width,
+        )
+        for part in parts
     ]
 
 
-def logo_graph(outline: Points, n: int, inner: int, rng: np.random.Generator) -> Graph:
-    """`n` circles in a closed chain along the outline, `inner` more joined to their nearest."""
-    nodes = along(outline, n, rng)
-    edges = [(k, (k + 1) % n) for k in range(n)]
-    centre = np.mean(nodes, axis=0)
-    for k in range(inner):
-        angle = rng.uniform(0, 2 * math.pi) if inner == 1 else math.pi * 2 * k / inner
-        reach = rng.uniform(0.0, 0.15) if inner == 1 else rng.uniform(0.25, 0.35)
-        nodes.append(
-            (float(centre[0] + reach * math.cos(angle)), float(centre[1] + reach * math.sin(angle)))
-        )
-        distance = np.hypot(*(np.array(nodes[:n]) - nodes[-1]).T)
-        edges += [(n + k, int(j)) for j in np.argsort(distance)[: int(rng.integers(2, 4))]]
-    if inner == 2:
-        edges.append((n, n + 1))
-    return Graph(nodes, edges)
+def band(points: Points, top: float, bottom: float) -> Points:
+    """The part of a polygon between two heights (Sutherland and Hodgman, 1974)."""
+    for limit, sign in ((top, 1), (bottom, -1)):
+        kept: Points = []
+        for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
+            inside, next_inside = sign * (y0 - limit) >= 0, sign * (y1 - limit) >= 0
+            if inside:
+                kept.append((x0, y0))
+            if inside != next_inside:
+                kept.append((x0 + (x1 - x0) * (limit - y0) / (y1 - y0), limit))
+        points = kept
+    return points
 
 
-LAYOUTS = ("ring", "wheel", "spokes", "zigzag", "triangle mesh")
+def striped(points: Points) -> list[Part]:
+    """A filled outline in three stripes, from top to bottom: main, accent, third."""
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    third = (high - low) / 3
+    return [
+        Part(role, band(points, low + k * third, low + (k + 1) * third))
+        for k, role in enumerate(("main", "accent", "third"))
+    ]
 
 
-def layout_graph(layout: str, n: int, rng: np.random.Generator) -> Graph:
-    """A graph of `n` circles in one of LAYOUTS."""
-    phase = rng.uniform(0, 2 * math.pi)
-    if layout == "ring":
-        return Graph(regular(n, 0.85, phase), [(k, (k + 1) % n) for k in range(n)])
-    if layout in ("wheel", "spokes"):
-        rim = n - 1
-        edges = [(k, rim) for k in range(rim)]
-        if layout == "wheel":
-            edges += [(k, (k + 1) % rim) for k in range(rim)]
-        return Graph([*regular(rim, 0.88, phase), (0.0, 0.0)], edges)
-    xs = np.linspace(-0.9, 0.9, n)
-    nodes = [(float(x), float((-1) ** k * rng.uniform(0.3, 0.6))) for k, x in enumerate(xs)]
-    edges = [(k, k + 1) for k in range(n - 1)]
-    if layout == "triangle mesh":
-        edges += [(k, k + 2) for k in range(n - 2)]
-    return Graph(nodes, edges)
+def face(points: Points, happy: bool) -> list[Part]:
+    """An outline with two eyes and a mouth, which smiles or not."""
+    bend = 1 if happy else -1
+    arc = [(0.1 * k, 0.42 + bend * (0.1 - 0.01 * k * k)) for k in range(-4, 5)]
+    eyes = [circle(-0.34, -0.22, 0.17), circle(0.34, -0.22, 0.17)]
+    return (
+        [Part("main", points)] + [Part("accent", eye) for eye in eyes] + [Part("accent", arc, 0.17)]
+    )
+
+
+def around(kind: list[Part], count: int) -> list[Part]:
+    """`count` equal objects in a ring, the first at the top."""
+    r = 0.29 if count < 7 else 0.25
+    places = regular(count, 1 - r)
+    return [part for x, y in places for part in moved(kind, x, y, r)]
+
+
+INNER: dict[int, Points] = {
+    0: [],
+    1: [(0.0, 0.0)],
+    2: [(-0.36, 0.05), (0.36, 0.05)],
+    3: [(0.0, -0.36), (-0.36, 0.28), (0.36, 0.28)],
+}
+TAILS = {"": None, "bottom": 90.0, "bottom left": 125.0, "bottom right": 55.0}  # degrees
+
+
+def logo(count: int, inner: int, tail: str, big: bool, thick: bool) -> list[Part]:
+    """A brain logo: `count` circles in a closed chain, `inner` inside, one more at the stem.
+
+    Always upright, the first circle at the top: where a logo stands and how it is turned would be
+    one thing more to learn and says nothing about it. The inner circles are joined to one another
+    and to those nearest of the chain, the stem to the one nearest.
+    """
+    ring, up = (0.66, 0.2) if tail else (0.78, 0.0)
+    nodes = regular(count, ring)
+    edges = [(k, (k + 1) % count) for k in range(count)]
+
+    def nearest(point: tuple[float, float], n: int) -> list[int]:
+        return sorted(range(count), key=lambda k: round(math.dist(point, nodes[k]), 6))[:n]
+
+    middle = [(ring * x, ring * y) for x, y in INNER[inner]]
+    for k, point in enumerate(middle):
+        edges += [(count + k, j) for j in nearest(point, 3 if inner == 1 else 2)]
+        edges += [(count + k, count + j) for j in range(k)]
+    stem: Points = []
+    if TAILS[tail] is not None:
+        turn = math.radians(TAILS[tail])
+        stem = [(1.52 * ring * math.cos(turn), 1.52 * ring * math.sin(turn))]
+        edges.append((count + inner, nearest(stem[0], 1)[0]))
+    nodes = [(x, y - up) for x, y in nodes + middle + stem]
+    width, radius = ring * (0.2 if thick else 0.12), ring * (0.27 if big else 0.2)
+    return [Part("main", [nodes[a], nodes[b]], width) for a, b in edges] + [
+        Part("accent", circle(x, y, radius, 24)) for x, y in nodes
+    ]

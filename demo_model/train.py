@@ -1,17 +1,23 @@
-"""Train the bundled model from nothing: pictures, VAE, CLIP, UNet, export.
+"""Train the bundled model: pictures, VAE, CLIP, UNet and text tower, CLIP again, export.
 
     python -m demo_model.train                         # every stage that is not done, then export
+    python -m demo_model.train --start-from demo_model # the same from the weights of an export
     python -m demo_model.train --stage unet --steps 20000
     python -m demo_model.train --stage export          # write demo_model/ from the work folder
 
 Each stage resumes from its own checkpoint in `--work-dir`, on the CPU or a GPU, and can be moved
 between them. Step k's batch, noise and timesteps are a function of (seed, k), so an interrupted run
 ends where an uninterrupted one does. The learning rate is constant after its warm-up and falls to
-zero over the last quarter: raising `--steps` later continues a run whose decay was not the end.
+zero over the last part: raising `--steps` later continues a run whose decay was not the end.
 
-The stages are those of the real model (arXiv 2112.10752): an autoencoder that everything else looks
-through; a CLIP (arXiv 2103.00020) whose text tower is then frozen; a UNet that predicts v
-(arXiv 2202.00512) from cached latents.
+The stages:
+
+vae      an autoencoder that everything else looks through (arXiv 2112.10752)
+clip     text and pictures by contrast (arXiv 2103.00020), with captions to reject that are wrong in
+         a colour, a shape, a number or a place (arXiv 2210.01936)
+unet     a UNet that predicts v (arXiv 2202.00512) from cached latents, and the text tower with it
+decoder  the decoder alone, on latents with a little noise, which is how a UNet leaves them
+judge    CLIP's other half alone, against the text tower as it is now
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +47,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_model import logo, world
-from demo_model.media import COLORS
 
 HERE = Path(__file__).parent
 SEED = 0
 CAPTIONS_PER_PICTURE = 4
 HELD_OUT = 512  # pictures of another seed, for validation
 TEXT_FILE = "../text_encoder/model.safetensors"  # as seen from clip/
+LOGO_SHARE = 2.5  # of a logo in the UNet's batches, beside any other picture
 NETWORK_BATCH = 64  # pictures at a time where no gradient is needed
 
 
@@ -147,26 +153,32 @@ def fit(
     loss_of: Callable[[int, torch.Generator], tuple[torch.Tensor, dict[str, float]]],
     args: argparse.Namespace,
     steps: int,
-    lr: float,
+    rates: dict[str, float],
     validate: Callable[[torch.nn.Module], dict[str, float]],
     every: int = 500,
     ema_decay: float = 0.999,
+    falling: float = 0.25,
 ) -> None:
     """Train `model` in place for `steps` steps and leave the EMA of its weights in it.
 
+    `rates` holds the peak learning rate of the parameters whose name begins with its key, with a
+    clipping of the gradient's norm for each; the rate falls over the last `falling` of the steps.
     `loss_of(step, rng)` returns the loss of one batch and what to log. State (weights, their EMA,
     the optimizer's moments, the step) is written to `<work>/<name>.pt` every `every` steps and on
     SIGTERM, and read back from there.
     """
     path = args.work_dir / f"{name}.pt"
     log = args.work_dir / f"{name}.log"
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=lr,
-        betas=(0.9, 0.98),
-    )
+    groups, members = [], []
+    for prefix, rate in rates.items():
+        mine = {k: p for k, p in model.named_parameters() if k.startswith(prefix)}
+        mine = {k: p for k, p in mine.items() if p.requires_grad}
+        members.append(list(mine.values()))
+        matrices = [p for k, p in mine.items() if p.ndim > 1 and "token_embedding" not in k]
+        others = [p for k, p in mine.items() if p.ndim <= 1 or "token_embedding" in k]
+        groups.append({"params": matrices, "weight_decay": 0.01, "peak": rate})
+        groups.append({"params": others, "weight_decay": 0.0, "peak": rate})
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98))
     average = copy.deepcopy(model).eval()
     first = 0
     if path.exists():
@@ -193,9 +205,8 @@ def fit(
     model.train()
     for step in range(first, steps):
         left = (steps - step) / steps
-        rate = lr * min(1.0, (step + 1) / 100) * min(1.0, left / 0.25)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["peak"] * min(1.0, (step + 1) / 100) * min(1.0, left / falling)
         rng = torch.Generator().manual_seed(
             int(np.random.SeedSequence((SEED, step)).generate_state(1)[0])
         )
@@ -203,7 +214,8 @@ def fit(
             loss, parts = loss_of(step, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(decay + plain, 1.0)
+        for parameters in members:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         with torch.no_grad():
             weight = 1 - min(ema_decay, (1 + step) / (10 + step))
@@ -229,6 +241,17 @@ def fit(
     model.eval()
 
 
+def begin(args: argparse.Namespace, part: str, model: torch.nn.Module) -> None:
+    """Give a new model the weights of `--start-from`, if there are any of that part."""
+    if args.start_from is None:
+        return
+    files = sorted((args.start_from / part).glob("*.safetensors"))
+    weights = {k: v.float() for file in files for k, v in load_file(file).items()}
+    if part == "clip":  # whose text tower is stored once, as the text encoder
+        weights |= load_file(args.start_from / "text_encoder" / "model.safetensors")
+    model.load_state_dict(weights)
+
+
 def finish(path: Path, model: torch.nn.Module) -> None:
     save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, path)
 
@@ -236,39 +259,36 @@ def finish(path: Path, model: torch.nn.Module) -> None:
 # ---- stage 0: pictures -----------------------------------------------------------------------
 
 
-def _draw(job: tuple[str, int, int, int]) -> tuple[np.ndarray, list[str]]:
+def _draw(job: tuple[str, int, int, int]) -> tuple[np.ndarray, list[list[str]]]:
     kind, seed, start, stop = job
     images, captions = [], []
     for index in range(start, stop):
         image, text, scene = world.picture(seed, index, kind)
         images.append(np.asarray(image))
-        others = np.random.default_rng((seed, index, 7))
-        captions += [text] + [world.caption(scene, others) for _ in range(CAPTIONS_PER_PICTURE - 1)]
+        rng = np.random.default_rng((seed, index, 7))
+        true = [text] + [world.caption(scene, rng) for _ in range(CAPTIONS_PER_PICTURE - 1)]
+        captions.append(true + world.lies(scene, rng))
     return np.stack(images), captions
 
 
-def draw_pictures(args: argparse.Namespace, name: str, kind: str, seed: int, count: int) -> None:
-    """Draw `count` pictures of world `kind` to `<work>/<name>.npy` (N, 64, 64, 3) and `.json`."""
-    if (args.work_dir / f"{name}.json").exists():
-        return
-    began = time.time()
-    jobs = [(kind, seed, k, min(k + 500, count)) for k in range(0, count, 500)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        drawn = pool.map(_draw, jobs, chunksize=1)
-    np.save(args.work_dir / f"{name}.npy", np.concatenate([images for images, _ in drawn]))
-    captions = [text for _, texts in drawn for text in texts]
-    (args.work_dir / f"{name}.json").write_text(json.dumps(captions))
-    print(f"{count} pictures of the {kind} world in {time.time() - began:.0f} s", flush=True)
+def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list[list[str]]]:
+    """A picture set (N, 64, 64, 3) and a list of captions for each; drawn at the first call.
 
-
-def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list[str]]:
-    images = np.load(args.work_dir / f"{name}.npy", mmap_mode="r")
-    return images, json.loads((args.work_dir / f"{name}.json").read_text())
-
-
-def shows_graph(captions: list[str]) -> torch.Tensor:
-    """Which pictures (N,) show circles joined by lines, by their `load_pictures` captions."""
-    return torch.tensor(["circles" in text for text in captions[::CAPTIONS_PER_PICTURE]])
+    The first CAPTIONS_PER_PICTURE captions are true, the others are `world.lies`. Sets are "rich",
+    "core", and "held-rich" and "held" of another seed.
+    """
+    images, captions = (args.work_dir / f"{name}.{suffix}" for suffix in ("npy", "json"))
+    if not captions.exists():
+        held, kind = name.startswith("held"), "rich" if name.endswith("rich") else "core"
+        count = HELD_OUT if held else args.pictures // 3 if kind == "rich" else args.pictures
+        jobs = [(kind, int(held), k, min(k + 500, count)) for k in range(0, count, 500)]
+        began = time.time()
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+            drawn = pool.map(_draw, jobs, chunksize=1)
+        np.save(images, np.concatenate([pictures for pictures, _ in drawn]))
+        captions.write_text(json.dumps([texts for _, lists in drawn for texts in lists]))
+        print(f"{count} pictures of the {kind} world in {time.time() - began:.0f} s", flush=True)
+    return np.load(images, mmap_mode="r"), json.loads(captions.read_text())
 
 
 def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
@@ -298,23 +318,22 @@ def vae_quality(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> float:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    images, _ = load_pictures(args, "rich")
+    images, captions = load_pictures(args, "rich")
     # Thin lines of one colour between circles of another are the hardest thing in this world and
     # what the logo is made of: half of every batch shows them.
-    core, captions = load_pictures(args, "core")
-    graphs = shows_graph(captions).nonzero().flatten()
-    held, _ = load_pictures(args, "held-rich")
-    logos = np.stack([logo.picture(k)[0] for k in range(len(logo.SCENES))])
-    vae = new_vae().to(args.device, memory_format=torch.channels_last)
-    steps = args.steps or 6300
+    logos = torch.tensor(["logo" in texts[0] for texts in captions]).nonzero().flatten()
+    vae = new_vae()
+    begin(args, "vae", vae)
+    vae.to(args.device, memory_format=torch.channels_last)
+    steps = args.steps or 4000
 
     def loss_of(step: int, rng: torch.Generator):
         # Crops are four times as many for the same work; the last tenth sees whole pictures.
         whole = step > 0.9 * steps
         batch = 10 if whole else 24
-        chosen = torch.randint(len(images), (batch // 2,), generator=rng).numpy()
-        drawn = graphs[torch.randint(len(graphs), (batch // 2,), generator=rng)].numpy()
-        x = to_tensor(np.concatenate([images[chosen], core[drawn]]), args.device)
+        chosen = torch.randint(len(images), (batch // 2,), generator=rng)
+        drawn = logos[torch.randint(len(logos), (batch // 2,), generator=rng)]
+        x = to_tensor(images[torch.cat([chosen, drawn]).numpy()], args.device)
         if not whole:
             at = torch.randint(0, world.SIZE // 2 + 1, (batch, 2), generator=rng).tolist()
             half = world.SIZE // 2
@@ -324,30 +343,67 @@ def train_vae(args: argparse.Namespace) -> None:
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(x)
         y = vae.decode(posterior.mean + posterior.std * noise).sample
-        absolute = (y - x).abs().mean()
-        square = (y - x).pow(2).mean()
-        outline = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
+        loss, parts = picture_loss(y, x)
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        loss = absolute + 2 * square + 0.5 * outline + 1e-3 * kl
-        return loss, {"mse": square.detach(), "edge": outline.detach(), "kl": kl.detach()}
+        return loss + 1e-3 * kl, parts | {"kl": kl.detach()}
 
-    def validate(model) -> dict[str, float]:
-        return {
-            "psnr": vae_quality(model, held[:128], args.device),
-            "psnr_logo": vae_quality(model, logos, args.device),
-        }
-
-    fit("vae", vae, loss_of, args, steps=steps, lr=2e-3, validate=validate)
+    fit("vae", vae, loss_of, args, steps, {"": 1.5e-3}, vae_checks(args), falling=0.5)
     finish(args.work_dir / "vae.safetensors", vae)
     for stale in args.work_dir.glob("*.latents"):
         stale.unlink()
 
 
+def picture_loss(y: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """How far a reconstruction (B, 3, H, W) is from its picture, outlines counted twice."""
+    square = (y - x).pow(2).mean()
+    outline = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
+    loss = (y - x).abs().mean() + 2 * square + 0.5 * outline
+    return loss, {"mse": square.detach(), "edge": outline.detach()}
+
+
+def vae_checks(args: argparse.Namespace) -> Callable[[AutoencoderKL], dict[str, float]]:
+    held, _ = load_pictures(args, "held-rich")
+    logos = np.stack([np.asarray(logo.picture(k)[0]) for k in range(len(logo.SCENES))])
+    return lambda vae: {
+        "psnr": vae_quality(vae, held[:128], args.device),
+        "psnr_logo": vae_quality(vae, logos, args.device),
+    }
+
+
+def train_decoder(args: argparse.Namespace) -> None:
+    """The encoder stays, so the latents that the UNet learned stay what they are."""
+    images, captions = load_pictures(args, "core")
+    latents = encode_latents(args, "core")
+    logos = torch.tensor(["logo" in texts[0] for texts in captions]).nonzero().flatten()
+    vae = new_vae()
+    vae.load_state_dict(load_file(args.work_dir / "vae.safetensors"))
+    vae.to(args.device, memory_format=torch.channels_last).requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    spread = float(latents[:4096, :4].float().std())
+
+    def loss_of(step: int, rng: torch.Generator):
+        chosen = torch.randint(len(images), (6,), generator=rng)
+        drawn = logos[torch.randint(len(logos), (6,), generator=rng)]
+        chosen = torch.cat([chosen, drawn])
+        x = to_tensor(images[chosen.numpy()], args.device)
+        z = latents[chosen, :4].float()
+        strength = 0.15 * spread * torch.rand(len(z), 1, 1, 1, generator=rng)
+        z = (z + strength * torch.randn(z.shape, generator=rng)).to(args.device)
+        return picture_loss(vae.decode(z).sample, x)
+
+    rates = {"decoder": 1e-3}
+    fit("decoder", vae, loss_of, args, args.steps or 1500, rates, vae_checks(args), falling=0.7)
+    finish(args.work_dir / "decoder.safetensors", vae)
+
+
 @torch.no_grad()
-def encode_latents(args: argparse.Namespace, vae: AutoencoderKL, name: str) -> torch.Tensor:
+def encode_latents(args: argparse.Namespace, name: str) -> torch.Tensor:
     """Posterior means and stds of a picture set, (N, 8, 16, 16) in half precision, cached."""
     path = args.work_dir / f"{name}.latents"
     if not path.exists():
+        vae = new_vae()
+        vae.load_state_dict(load_file(args.work_dir / "vae.safetensors"))
+        vae.to(args.device).eval()
         images, _ = load_pictures(args, name)
         latents = torch.empty(
             (len(images), 8, world.SIZE // 4, world.SIZE // 4), dtype=torch.float16
@@ -374,62 +430,92 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return encoded.input_ids.int()
 
 
-def one_token_words(tokenizer: CLIPTokenizer, words: Iterable[str]) -> set[int]:
-    """The ids of those words that are one token each."""
-    ids = (tokenizer(word, add_special_tokens=False).input_ids for word in words)
-    return {found[0] for found in ids if len(found) == 1}
+def compact(text: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave a text tower the rows of the words that occur in `ids`, which are all that train.
 
-
-def altered(tokens: list[int], choices: set[int], rng: np.random.Generator) -> list[int]:
-    """A caption that is wrong in one kind of word, equally long.
-
-    Words of `choices` (ids) that the caption holds change places if there are two or more, every
-    other time; else one of them becomes another. Without any, the caption comes back as it was.
+    Returns:
+        The words' ids, ascending (n,), and of every id its place among them (V,).
     """
-    present = sorted(choices.intersection(tokens))
-    if not present:
-        return tokens
-    if len(present) > 1 and rng.uniform() < 0.5:
-        change = dict(zip(present, present[1:] + present[:1], strict=True))
-    else:
-        change = {rng.choice(present): int(rng.choice(sorted(choices.difference(present))))}
-    return [change.get(token, token) for token in tokens]
+    used = torch.unique(ids).long()
+    table = text.embeddings.token_embedding.weight.detach()
+    place = torch.zeros(len(table), dtype=torch.long)
+    place[used] = torch.arange(len(used))
+    rows = torch.nn.Embedding.from_pretrained(table[used.to(table.device)].clone(), freeze=False)
+    text.embeddings.token_embedding = rows
+    return used, place
+
+
+def spread_out(state: dict[str, torch.Tensor], table: torch.Tensor, used: torch.Tensor) -> dict:
+    """The weights of a text tower with `compact`'s rows put back into the whole table."""
+    key = next(k for k in state if k.endswith("token_embedding.weight"))
+    table = table.clone()
+    table[used] = state[key].to(table)
+    return state | {key: table}
+
+
+def all_ids(args: argparse.Namespace, tokenizer: CLIPTokenizer, name: str) -> torch.Tensor:
+    """Token ids of the captions of a picture set, true ones first (N, captions, 77)."""
+    captions = load_pictures(args, name)[1]
+    ids = token_ids(tokenizer, [text for texts in captions for text in texts])
+    return ids.view(len(captions), -1, 77)
 
 
 def train_clip(args: argparse.Namespace) -> None:
-    images, captions = load_pictures(args, "core")
-    held, held_captions = load_pictures(args, "held")
+    clip = new_clip(load_tokenizer())
+    begin(args, "clip", clip)
+    steps, rates = args.steps or 400, {"": 5e-4}
+    contrast(args, "clip", clip, steps, rates)
+
+
+def train_judge(args: argparse.Namespace) -> None:
+    """The text tower stays, so the prompts that the UNet learned stay what they are."""
+    clip = new_clip(load_tokenizer())
+    weights = load_file(args.work_dir / "clip.safetensors")
+    clip.load_state_dict(weights | load_file(args.work_dir / "text.safetensors"))
+    clip.text_model.requires_grad_(False)
+    contrast(args, "judge", clip, args.steps or 600, {"": 1e-3})
+
+
+def contrast(
+    args: argparse.Namespace, name: str, clip: CLIPModel, steps: int, rates: dict[str, float]
+) -> None:
+    """Train a CLIP on pictures, their captions, and captions that are wrong in one thing.
+
+    Medium, ground and colours together tell almost any two pictures of a batch apart, so that a
+    plain contrast never teaches what a fish is, or how many. Each picture therefore also has three
+    captions to reject (`world.lies`).
+    """
+    images, _ = load_pictures(args, "core")
+    held, _ = load_pictures(args, "held")
     tokenizer = load_tokenizer()
-    ids = token_ids(tokenizer, captions).view(len(images), CAPTIONS_PER_PICTURE, 77)
-    held_ids = token_ids(tokenizer, held_captions[::CAPTIONS_PER_PICTURE])
-    clip = new_clip(tokenizer).to(args.device)
-    # Colours, medium and ground together tell almost any two pictures of a batch apart, so that a
-    # plain contrast never teaches what a fish is. Each picture therefore also has captions to
-    # reject that differ from its own in the object, or in a colour (arXiv 2210.01936).
-    objects = one_token_words(tokenizer, ("graph", *world.KINDS))
-    colors = one_token_words(tokenizer, COLORS)
-    wrong = (objects, objects, colors)
+    ids, held_ids = (all_ids(args, tokenizer, kind) for kind in ("core", "held"))
+    clip.to(args.device)
+    table = clip.text_model.embeddings.token_embedding.weight.detach().clone()
+    used, place = compact(clip.text_model, torch.cat([ids.flatten(), held_ids.flatten()]))
+    if not clip.text_model.final_layer_norm.weight.requires_grad:
+        clip.text_model.embeddings.requires_grad_(False)
+    last = int(place[tokenizer.eos_token_id])
 
     def encode_text(model, tokens: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D) of captions (B, 77)."""
         # The tower is causal and pools at the first end token: cutting the padding changes nothing.
         longest = int((tokens != tokenizer.eos_token_id).sum(1).max()) + 1
-        pooled = model.text_model(input_ids=tokens[:, :longest].long().to(args.device))
-        return F.normalize(model.text_projection(pooled.pooler_output), dim=-1)
+        tokens = tokens[:, :longest].long()
+        mine = place[tokens].to(args.device)
+        states = model.text_model(input_ids=mine).last_hidden_state
+        ends = (mine == last).int().argmax(1)
+        pooled = states[torch.arange(len(states)), ends]
+        return F.normalize(model.text_projection(pooled), dim=-1)
 
-    def contrast(model, pictures, tokens, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def compare(model, pictures, tokens, wrong) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss, and which pictures (B,) have their own caption nearest of all."""
-        rng = np.random.default_rng(seed)
-        lies = torch.tensor([[altered(row, w, rng) for w in wrong] for row in tokens.tolist()])
         pooled = model.vision_model(pixel_values=to_tensor(pictures, args.device)).pooler_output
         seen = F.normalize(model.visual_projection(pooled), dim=-1)
-        told = encode_text(model, torch.cat([tokens, lies.flatten(0, 1)]))
+        told = encode_text(model, torch.cat([tokens, wrong.flatten(0, 1)]))
         scale = model.logit_scale.exp()
-        own, false = told[: len(seen)], told[len(seen) :].view(len(seen), len(wrong), -1)
+        own, false = told[: len(seen)], told[len(seen) :].view(len(seen), wrong.shape[1], -1)
         logits = scale * seen @ own.T  # (B, B)
         against = scale * torch.einsum("bd,bkd->bk", seen, false)
-        unchanged = (lies == tokens[:, None]).all(-1).to(against.device)
-        against = against.masked_fill(unchanged, -torch.inf)
         same = torch.arange(len(seen), device=logits.device)
         captions_of = torch.cat([logits, against], 1)
         loss = (F.cross_entropy(captions_of, same) + F.cross_entropy(logits.T, same)) / 2
@@ -439,63 +525,72 @@ def train_clip(args: argparse.Namespace) -> None:
         batch = 96
         chosen = torch.randint(len(images), (batch,), generator=rng)
         which = torch.randint(CAPTIONS_PER_PICTURE, (batch,), generator=rng)
-        seed = int(torch.randint(2**31, (), generator=rng))
-        loss, right = contrast(clip, images[chosen.numpy()], ids[chosen, which], seed)
+        wrong = ids[chosen, CAPTIONS_PER_PICTURE:]
+        loss, right = compare(clip, images[chosen.numpy()], ids[chosen, which], wrong)
         with torch.no_grad():
             clip.logit_scale.clamp_(max=4.2)  # a temperature of 1/66, as CLIP's own cap of 1/100
         return loss, {"right": right.float().mean()}
 
     @torch.no_grad()
     def validate(model) -> dict[str, float]:
-        loss, right = contrast(model, held[:256], held_ids[:256], 0)
+        tokens = held_ids[:256]
+        loss, right = compare(model, held[:256], tokens[:, 0], tokens[:, CAPTIONS_PER_PICTURE:])
         return {"val_loss": float(loss), "right_of_256": float(right.float().mean())}
 
-    fit("clip", clip, loss_of, args, args.steps or 3200, 1e-3, validate, every=100, ema_decay=0.98)
-    finish(args.work_dir / "clip.safetensors", clip)
+    fit(name, clip, loss_of, args, steps, rates, validate, 100, ema_decay=0.98, falling=0.5)
+    state = spread_out(clip.state_dict(), table, used)
+    save_file({k: v.contiguous().cpu() for k, v in state.items()},
+              args.work_dir / f"{name}.safetensors")  # fmt: skip
 
 
-# ---- stage 3: the UNet -------------------------------------------------------------------------
+# ---- stage 3: the UNet and the text tower ------------------------------------------------------
+
+
+class TextToNoise(torch.nn.Module):
+    """What trains together: the UNet and the tower that reads for it."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: torch.nn.Module):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, noisy, t, tokens) -> torch.Tensor:
+        hidden = self.text(input_ids=tokens).last_hidden_state  # (B, 77, 128)
+        return self.unet(noisy, t, hidden).sample.float()
 
 
 def train_unet(args: argparse.Namespace) -> None:
-    vae = new_vae().to(args.device).eval()
-    vae.load_state_dict(load_file(args.work_dir / "vae.safetensors"))
-    latents, held = (encode_latents(args, vae, name) for name in ("core", "held"))
+    latents, held = (encode_latents(args, name) for name in ("core", "held"))
     scale = 1 / float(latents[:4096, :4].float().std())
     (args.work_dir / "scaling_factor.json").write_text(json.dumps(scale))
     tokenizer = load_tokenizer()
-    text = new_clip(tokenizer).text_model.to(args.device).eval()
-    weights = load_file(args.work_dir / "clip.safetensors")
-    text.load_state_dict(
-        {
-            k.removeprefix("text_model."): v
-            for k, v in weights.items()
-            if k.startswith("text_model.")
-        }
-    )
-    captions = load_pictures(args, "core")[1]
-    ids = token_ids(tokenizer, captions).view(-1, CAPTIONS_PER_PICTURE, 77)
-    # Circles joined by lines are three pictures in ten and learned early; nineteen kinds of thing
-    # share the rest. Half of the graphs' share goes to the things.
-    share = torch.where(shows_graph(captions), 0.5, 1.0)
-    held_ids = token_ids(tokenizer, load_pictures(args, "held")[1])[::CAPTIONS_PER_PICTURE]
+    clip = new_clip(tokenizer)
+    clip.load_state_dict(load_file(args.work_dir / "clip.safetensors"))
+    text = clip.text_model
+    ids = all_ids(args, tokenizer, "core")[:, :CAPTIONS_PER_PICTURE]
+    held_ids = all_ids(args, tokenizer, "held")[:, 0]
     empty = token_ids(tokenizer, [""])[0]
-    unet = new_unet().to(args.device, memory_format=torch.channels_last)
+    table = text.embeddings.token_embedding.weight.detach().clone()
+    used, place = compact(text, torch.cat([ids.flatten(), held_ids.flatten(), empty]))
+    ids, held_ids, empty = (place[i.long()] for i in (ids, held_ids, empty))
+    unet = new_unet()
+    begin(args, "unet", unet)
+    model = TextToNoise(unet, text).to(args.device)
+    model.unet.to(memory_format=torch.channels_last)
     alphas = new_scheduler().alphas_cumprod.to(args.device)
     batch = 32
 
-    @torch.no_grad()
-    def states(tokens: torch.Tensor) -> torch.Tensor:
-        return text(input_ids=tokens.long().to(args.device)).last_hidden_state  # (B, 77, 128)
-
-    def error(model, x, noise, t, hidden) -> torch.Tensor:
+    def error(model, x, noise, t, tokens) -> torch.Tensor:
         """Squared error of v per sample (B,); x and noise (B, 4, 16, 16)."""
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
         v = a.sqrt() * noise - (1 - a).sqrt() * x
-        return (model(noisy, t, hidden).sample.float() - v).pow(2).mean((1, 2, 3))
+        return (model(noisy, t, tokens.to(args.device)) - v).pow(2).mean((1, 2, 3))
+
+    # Nothing else has so much to get right at once: a logo is drawn as often as two other figures.
+    captions = load_pictures(args, "core")[1]
+    share = torch.tensor([LOGO_SHARE if "logo" in texts[0] else 1.0 for texts in captions])
 
     def loss_of(step: int, rng: torch.Generator):
         chosen = torch.multinomial(share, batch, generator=rng)
@@ -506,17 +601,24 @@ def train_unet(args: argparse.Namespace) -> None:
         tokens[torch.rand(batch, generator=rng) < 0.1] = empty
         # One timestep from each of `batch` intervals of equal probability: low variance between
         # batches. What a thing is decides the error of the noisier timesteps alone (`dev/LOG.md`),
-        # so they are drawn more often: with a density of t to the 2/3, a tenth lie below 250.
+        # so they are drawn more often: with a density of t to the 1/3.
         even = (torch.arange(batch) + torch.rand(batch, generator=rng)) / batch
-        t = (even**0.6 * 1000).long().clamp_(max=999).to(args.device)
+        t = (even**0.75 * 1000).long().clamp_(max=999).to(args.device)
         noise = torch.randn(mean.shape, generator=rng).to(mean)
         # Unweighted: min-SNR would leave a hundredth of the weight to the noisiest third, where the
         # shape of a 16 x 16 latent is decided.
-        return error(unet, x, noise, t, states(tokens)).mean(), {}
+        return error(model, x, noise, t, tokens).mean(), {}
 
     fixed = torch.Generator().manual_seed(1)
     held_noise = torch.randn((256, 4, world.SIZE // 4, world.SIZE // 4), generator=fixed)
     held_t = torch.randint(0, 1000, (256,), generator=fixed)
+
+    def write(model: TextToNoise) -> None:
+        finish(args.work_dir / "unet.safetensors", model.unet)
+        state = {f"text_model.{k}": v for k, v in model.text.state_dict().items()}
+        state = spread_out(state, table, used)
+        save_file({k: v.contiguous().cpu() for k, v in state.items()},
+                  args.work_dir / "text.safetensors")  # fmt: skip
 
     @torch.no_grad()
     def validate(model) -> dict[str, float]:
@@ -532,13 +634,15 @@ def train_unet(args: argparse.Namespace) -> None:
                 s = slice(k, k + NETWORK_BATCH)
                 x = held[s, :4].float().to(args.device) * scale
                 t, noise = held_t[s].to(args.device), held_noise[s].to(args.device)
-                parts.append(error(model, x, noise, t, states(tokens[s])))
+                parts.append(error(model, x, noise, t, tokens[s]))
             result[name] = float(torch.cat(parts).mean())
-        finish(args.work_dir / "unet.safetensors", model)  # so that a look is possible at any time
+        write(model)  # so that a look is possible at any time
         return result
 
-    fit("unet", unet, loss_of, args, args.steps or 22_000, 1e-3, validate)
-    finish(args.work_dir / "unet.safetensors", unet)
+    rates = {"unet": 8e-4, "text": 3e-4}
+    steps = args.steps or 20_000
+    fit("unet", model, loss_of, args, steps, rates, validate, ema_decay=0.998, falling=0.4)
+    write(model)
 
 
 # ---- export ------------------------------------------------------------------------------------
@@ -553,9 +657,16 @@ def export(args: argparse.Namespace) -> None:
     """
     tokenizer = load_tokenizer()
     clip = new_clip(tokenizer)
-    clip.load_state_dict(load_file(args.work_dir / "clip.safetensors"))
+
+    # The latest of each part, so that a look is possible at any time.
+    def latest(*names: str) -> dict[str, torch.Tensor]:
+        files = [args.work_dir / f"{name}.safetensors" for name in names]
+        return load_file(next(file for file in files if file.exists()))
+
+    text = args.work_dir / "text.safetensors"
+    clip.load_state_dict(latest("judge", "clip") | (load_file(text) if text.exists() else {}))
     vae, unet = new_vae(), new_unet()
-    vae.load_state_dict(load_file(args.work_dir / "vae.safetensors"))
+    vae.load_state_dict(latest("decoder", "vae"))
     unet.load_state_dict(load_file(args.work_dir / "unet.safetensors"))
     scale = json.loads((args.work_dir / "scaling_factor.json").read_text())
     vocabulary = {p.name: p.read_bytes() for p in (HERE / "tokenizer").iterdir()}
@@ -594,29 +705,34 @@ def export(args: argparse.Namespace) -> None:
         config.write_text(json.dumps(facts, indent=1) + "\n")
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    words = json.dumps(world.vocabulary(), indent=1)
+    (args.export_to / "vocabulary.json").write_text(words + "\n")
     print(f"exported to {args.export_to}")
 
 
-STAGES = {"vae": train_vae, "clip": train_clip, "unet": train_unet, "export": export}
+STAGES = {
+    "vae": train_vae,
+    "clip": train_clip,
+    "unet": train_unet,
+    "decoder": train_decoder,
+    "judge": train_judge,
+    "export": export,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=("pictures", *STAGES, "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--work-dir", type=Path, default=HERE / "work")
     parser.add_argument("--steps", type=int, default=0, help="total steps of the chosen stage")
-    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--pictures", type=int, default=32_000)
+    parser.add_argument("--start-from", type=Path, help="an exported model to start from")
     parser.add_argument("--export-to", type=Path, default=HERE)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     torch.set_flush_denormal(True)  # denormals slow CPU convolutions down many times
-    if args.stage != "export":
-        draw_pictures(args, "held-rich", "rich", 1, HELD_OUT)
-        draw_pictures(args, "rich", "rich", 0, args.pictures // 3)
-        draw_pictures(args, "held", "core", 1, HELD_OUT)
-        draw_pictures(args, "core", "core", 0, args.pictures)
     try:
         for name, stage in STAGES.items():
             if args.stage in (name, "all"):
