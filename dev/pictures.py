@@ -31,34 +31,79 @@ def pipeline() -> DetSDTextualInversionPipeline:
     return pipe
 
 
-def hero() -> None:
-    """hero.png: training images, the plain phrase, the concept, under equal seeds."""
-    pipe = pipeline()
-    word = pipe.concepts[0]
-    prompts = [f"a photo of a {word} on a white background", f"a watercolor painting of a {word}"]
-    settings = {
-        "guidance_scale": 4,
-        "num_inference_steps": 30,
-        "scheduler_name": "euler-ancestral",
-    }
-    jobs = [Job(p, s, **settings) for p in prompts for s in range(3)]
+MEDIA = ("a photo of", "a flat vector illustration of", "an ink doodle of", "a neon sign of")
+SETTINGS = {"guidance_scale": 4, "num_inference_steps": 30, "scheduler_name": "euler-ancestral"}
+
+
+def before_and_after(
+    pipe: DetSDTextualInversionPipeline, taught: list[Path], prompts: list[str], seeds: int = 2
+) -> Image.Image:
+    """Training pictures above; below them the plain phrase and the word, under equal seeds.
+
+    Args:
+        prompts: with `{}` where the phrase or the word goes; a column for each and each seed.
+    """
+    (concept,) = pipe.vocabulary.concepts()
+    jobs = [
+        Job(p.format(f"a {concept.name}"), s, **SETTINGS) for p in prompts for s in range(seeds)
+    ]
     plain = pipe.make([replace(j, prompt=pipe.vocabulary.plain(j.prompt)) for j in jobs])
     learned = pipe.make(jobs)
-    taught = sorted(Path("det_logos").iterdir())[4::7][: len(jobs)]
     size = (pipe.model.image_size,) * 2
-    phrase = pipe.vocabulary.concepts()[0].initializer
-    images.sheet(
+    shown = taught[:: max(1, len(taught) // len(jobs))][: len(jobs)]
+    return images.sheet(
         [
-            [Image.open(path).convert("RGB").resize(size, Image.LANCZOS) for path in taught],
+            [Image.open(path).convert("RGB").resize(size, Image.LANCZOS) for path in shown],
             [made.image for made in plain],
             [made.image for made in learned],
         ],
         [
-            f"some of the {len(list(Path('det_logos').iterdir()))} training images",
-            f"before: “{phrase}”, as a photo on a white background and as a watercolor painting",
-            f"after, same seeds: “{word}”",
+            f"{len(shown)} of the {len(taught)} training pictures",
+            f"before: “{concept.initializer}”",
+            f"after, same seeds: “{concept.name}”",
         ],
-    ).save(DOCS / "hero.png")
+    )
+
+
+def hero() -> None:
+    """hero.png: training pictures, the plain phrase, the concept, in four media."""
+    taught = sorted(Path("det_logos").iterdir())
+    prompts = [f"{medium} {{}} on a white background" for medium in MEDIA[:3]]
+    prompts.append(f"{MEDIA[3]} {{}} on a black background")
+    before_and_after(pipeline(), taught, prompts).save(DOCS / "hero.png")
+
+
+def learned(word: str, phrase: str, folder: str, *settings: str) -> DetSDTextualInversionPipeline:
+    """The bundled model with a concept that `finetune_demo.yaml` learned from other pictures."""
+    pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
+    with TemporaryDirectory() as out:
+        values = [
+            f"concepts.concept_strs={word}", f"concepts.initializer_strs={phrase}",
+            f"concepts.img_dirs={folder}",
+            f"inference.inference_prompts=a photo of a {word}", *settings,
+        ]  # fmt: skip
+        sets = [text for value in values for text in ("--set", value)]
+        detsd("finetune", "finetune_demo.yaml", *sets, "--output-dir", out)
+        pipe.load_concepts(Path(out) / "checkpoints" / "step-00000300")
+    return pipe
+
+
+def own() -> None:
+    """own.png: a concept of one's own, from eight plain pictures without captions."""
+    folder = "examples/ring_and_dot"
+    plain = "concepts.append_file_name_to_text=false"
+    pipe = learned("ring-and-dot", "round emblem with a middle", folder, plain)
+    prompts = ["a photo of {}", "a photo of {} on a night sky", "an ink doodle of {}",
+               "a neon sign of {}"]  # fmt: skip
+    before_and_after(pipe, sorted(Path(folder).iterdir()), prompts).save(DOCS / "own.png")
+
+
+def style() -> None:
+    """style.png: a style, from eight pictures of different things."""
+    folder = "examples/glow_style"
+    pipe = learned("glow-style", "bright picture", folder, "concepts.learnable_properties=style")
+    prompts = [f"in the style of {{}} of a {t}" for t in ("cat", "house", "circle", "cross")]
+    before_and_after(pipe, sorted(Path(folder).iterdir()), prompts).save(DOCS / "style.png")
 
 
 def process() -> None:
@@ -80,6 +125,34 @@ def grid() -> None:
     with TemporaryDirectory() as folder:
         detsd("generate", "generate_demo.yaml", "--output-dir", folder)
         shutil.copyfile(Path(folder) / "sheets" / "sheet-001.png", DOCS / "grid.png")
+
+
+def tensorboard() -> None:
+    """tensorboard.png: the samples of `make demo` in TensorBoard, in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    with TemporaryDirectory() as folder:
+        detsd("finetune", "finetune_demo.yaml", "--output-dir", f"{folder}/outputs/finetune_demo")
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tensorboard.main", "--logdir", f"{folder}/outputs",
+             "--samples_per_plugin", "images=100", "--port", "0"],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            address = next(line for line in server.stderr if "http://" in line).split("http://")[1]
+            with sync_playwright() as play:
+                browser = play.chromium.launch(
+                    executable_path=shutil.which("chromium"),
+                    args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+                )
+                page = browser.new_page(viewport={"width": 1180, "height": 760})
+                page.goto(f"http://{address.split('/')[0]}/#images")
+                page.wait_for_timeout(12_000)  # it draws nothing before its own first poll
+                page.screenshot(path=DOCS / "tensorboard.png")
+                browser.close()
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def app() -> None:
@@ -118,7 +191,7 @@ def detsd(*args: str) -> None:
     subprocess.run([sys.executable, "-m", "detsd", *args], check=True)
 
 
-PICTURES = {f.__name__: f for f in (hero, process, finetuning, grid, app)}
+PICTURES = {f.__name__: f for f in (hero, own, style, process, finetuning, grid, tensorboard, app)}
 
 
 def main() -> None:

@@ -123,8 +123,16 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
             assert main(short(args)) == 0, line
         ran.append(args[0])
     counts = {kind: ran.count(kind) for kind in set(ran)}
-    assert counts == {"finetune": 5, "generate": 2, "show": 2, "export": 2}
-    for name in ("my_concept", "longer", "more", "two", "det-logo-demo"):
+    assert counts == {"finetune": 7, "generate": 2, "show": 2, "export": 2}
+    for name in (
+        "my_concept",
+        "ring-and-dot",
+        "glow-style",
+        "longer",
+        "more",
+        "two",
+        "det-logo-demo",
+    ):
         assert (tmp_path / "outputs" / name / "before_after.png").is_file()
     snippet = (ROOT / "README.md").read_text().split("### In your own code\n\n")[1]
     names = {}
