@@ -242,8 +242,8 @@ assert not any(name.startswith("detsd") for name in sys.modules)
 
 def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
     """Of one text encoder and of two, in a process without detsd."""
-    one = CONCEPTS[0]
-    concepts = (one, dataclasses.replace(one, embeddings_2=torch.randn(2, 24)))
+    one, seeded = CONCEPTS[0], torch.Generator().manual_seed(0)
+    concepts = (one, dataclasses.replace(one, embeddings_2=torch.randn(2, 24, generator=seeded)))
     models = (str(tiny_model), str(save_tiny_sdxl(tmp_path / "sdxl")))
     plan = {model: {} for model in models}
     for model, concept in zip(models, concepts, strict=True):
@@ -272,7 +272,11 @@ def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
         assert not np.array_equal(ours, plain)
         for layout in plan[model]:
             theirs = np.load(tmp_path / f"{len(concept.rows)}-{layout}.npy")
-            assert np.array_equal(theirs, ours), layout
+            # Equal but for a last bit of a sum here and there, which another process may round
+            # otherwise (where its memory lies decides the kernels).
+            apart = abs(theirs.astype(int) - ours)
+            assert apart.max() <= 1, layout
+            assert (apart > 0).mean() < 0.01, layout
 
 
 # ---- what is no concept, and what means harm -----------------------------------------------------
