@@ -252,8 +252,12 @@ def begin(args: argparse.Namespace, part: str, model: torch.nn.Module) -> None:
     model.load_state_dict(weights)
 
 
+def store(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, path)
+
+
 def finish(path: Path, model: torch.nn.Module) -> None:
-    save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, path)
+    store(path, model.state_dict())
 
 
 # ---- stage 0: pictures -----------------------------------------------------------------------
@@ -291,6 +295,11 @@ def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list
     return np.load(images, mmap_mode="r"), json.loads(captions.read_text())
 
 
+def shows_logo(captions: list[list[str]]) -> torch.Tensor:
+    """Which pictures (N,) show a logo, by their captions."""
+    return torch.tensor(["logo" in texts[0] for texts in captions])
+
+
 def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [-1, 1]."""
     pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: the file is mapped read-only
@@ -321,7 +330,7 @@ def train_vae(args: argparse.Namespace) -> None:
     images, captions = load_pictures(args, "rich")
     # Thin lines of one colour between circles of another are the hardest thing in this world and
     # what the logo is made of: half of every batch shows them.
-    logos = torch.tensor(["logo" in texts[0] for texts in captions]).nonzero().flatten()
+    logos = shows_logo(captions).nonzero().flatten()
     vae = new_vae()
     begin(args, "vae", vae)
     vae.to(args.device, memory_format=torch.channels_last)
@@ -374,7 +383,7 @@ def train_decoder(args: argparse.Namespace) -> None:
     """The encoder stays, so the latents that the UNet learned stay what they are."""
     images, captions = load_pictures(args, "core")
     latents = encode_latents(args, "core")
-    logos = torch.tensor(["logo" in texts[0] for texts in captions]).nonzero().flatten()
+    logos = shows_logo(captions).nonzero().flatten()
     vae = new_vae()
     vae.load_state_dict(load_file(args.work_dir / "vae.safetensors"))
     vae.to(args.device, memory_format=torch.channels_last).requires_grad_(False)
@@ -539,8 +548,7 @@ def contrast(
 
     fit(name, clip, loss_of, args, steps, rates, validate, 100, ema_decay=0.98, falling=0.5)
     state = spread_out(clip.state_dict(), table, used)
-    save_file({k: v.contiguous().cpu() for k, v in state.items()},
-              args.work_dir / f"{name}.safetensors")  # fmt: skip
+    store(args.work_dir / f"{name}.safetensors", state)
 
 
 # ---- stage 3: the UNet and the text tower ------------------------------------------------------
@@ -590,7 +598,7 @@ def train_unet(args: argparse.Namespace) -> None:
 
     # Nothing else has so much to get right at once: a logo is drawn as often as two other figures.
     captions = load_pictures(args, "core")[1]
-    share = torch.tensor([LOGO_SHARE if "logo" in texts[0] else 1.0 for texts in captions])
+    share = torch.where(shows_logo(captions), LOGO_SHARE, 1.0)
 
     def loss_of(step: int, rng: torch.Generator):
         chosen = torch.multinomial(share, batch, generator=rng)
@@ -617,8 +625,7 @@ def train_unet(args: argparse.Namespace) -> None:
         finish(args.work_dir / "unet.safetensors", model.unet)
         state = {f"text_model.{k}": v for k, v in model.text.state_dict().items()}
         state = spread_out(state, table, used)
-        save_file({k: v.contiguous().cpu() for k, v in state.items()},
-                  args.work_dir / "text.safetensors")  # fmt: skip
+        store(args.work_dir / "text.safetensors", state)
 
     @torch.no_grad()
     def validate(model) -> dict[str, float]:
