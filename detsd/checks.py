@@ -28,6 +28,7 @@ except ImportError:
     register_heif_opener = None
 
 HEIF = (".heic", ".heif", ".hif")
+MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneTrainer names it
 # Beside pictures, and none themselves: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
@@ -59,7 +60,7 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         elif is_source(start):
             problems += source_problems(start, f"concepts.initializer_strs[{k}]", beside)
     for k, folder in enumerate(c.img_dirs):
-        problem = folder_problem(folder, beside)
+        problem = folder_problem(folder, beside) or mask_problem(folder, c.mask)
         if problem:
             problems.append(f"concepts.img_dirs[{k}]: {problem}")
     refuse(problems, source)
@@ -150,12 +151,45 @@ def folder_problem(folder: str, beside: Path | None = None) -> str | None:
     return None
 
 
+def mask_of(path: Path) -> Path:
+    """The file that is the mask of picture `path`."""
+    return path.with_name(f"{path.stem}{MASK}")
+
+
+def mask_problem(folder: str, kind: str) -> str | None:
+    """Which pictures of a folder lack what `concepts.mask` asks for; None where none does."""
+
+    def lacks(path: Path) -> bool:
+        if kind == "files":
+            return not mask_of(path).is_file()
+        try:
+            with Image.open(path) as image:
+                return not image.has_transparency_data
+        except Exception:  # whoever reads them all will say so
+            return False
+
+    pictures = list_images(Path(folder)) if kind != "none" else []
+    without = [path for path in pictures if lacks(path)]
+    if not without:
+        return None
+    name = without[0].name
+    wanted = (
+        f"put {mask_of(without[0]).name} beside {name}, white where it shows the concept and black "
+        "elsewhere"
+        if kind == "files"
+        else f"make the background of {name} transparent"
+    )
+    more = f", and the others' likewise ({len(without)} in all)" if without[1:] else ""
+    return f"concepts.mask is {kind}, but {folder}/{name} has no mask: {wanted}{more}"
+
+
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by name, sorted, so that every rank sees one order."""
+    """Pictures in a folder by name, sorted, so that every rank sees one order; masks are none."""
     if register_heif_opener:
         register_heif_opener()
     known = Image.registered_extensions()
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
+    found = (p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
+    return sorted(p for p in found if not p.name.endswith(MASK))
 
 
 def passed_over(folder: Path) -> str:
@@ -165,7 +199,9 @@ def passed_over(folder: Path) -> str:
     """
     images = set(list_images(folder))
     rest = sorted(
-        p for p in folder.iterdir() if p not in images and not p.name.startswith((".", "_"))
+        p
+        for p in folder.iterdir()
+        if p not in images and not p.name.startswith((".", "_")) and not p.name.endswith(MASK)
     )
     kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
     said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]

@@ -113,6 +113,11 @@ class ConceptsConfig:
         True, "crop the longer side away; false squeezes the whole image into the square"
     )
     transparency_color: str = _knob("white", "what shows through transparent pixels")
+    mask: Literal["none", "alpha", "files"] = _knob(
+        "none",
+        "what of a picture trains the word; alpha: what is not transparent; files: what is white "
+        "in IMAGE-masklabel.png beside IMAGE.jpg; grey and half transparent pixels count in part",
+    )
     horizontal_flip: bool = _knob(
         False, "also train on mirror images; ruins letters, logos and other asymmetric subjects"
     )

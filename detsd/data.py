@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageOps
 
-from detsd.checks import list_images, passed_over
+from detsd.checks import list_images, mask_of, passed_over
 from detsd.concepts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.errors import UserError
@@ -75,11 +75,16 @@ def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
-def to_square(image: Image.Image, size: int, center_crop: bool) -> Image.Image:
+def to_square(
+    image: Image.Image,
+    size: int,
+    center_crop: bool,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
     """`size` x `size` pixels: the centre crop, or the whole image squeezed."""
     if center_crop:
-        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return image.resize((size, size), Image.Resampling.LANCZOS)
+        return ImageOps.fit(image, (size, size), resample)
+    return image.resize((size, size), resample)
 
 
 def frame(width: int, height: int, size: int, center_crop: bool) -> Frame:
@@ -151,6 +156,46 @@ def read_images(
         )
 
 
+def read_mask(path: Path, where: Frame, config: ConceptsConfig, size: int) -> torch.Tensor | None:
+    """How much of each latent of a picture trains: (1, size, size) in [0, 1]; None without a mask.
+
+    Cut out as the picture is. A latent counts by the share of its pixels that do.
+
+    Args:
+        where: the picture's frame.
+        size: latents a side.
+
+    Raises:
+        UserError: no readable mask, one of another size, or one that leaves nothing.
+    """
+    if config.mask == "none":
+        return None
+    source = mask_of(path) if config.mask == "files" else path
+    try:
+        with Image.open(source) as image:
+            if config.mask == "files":
+                mask = to_rgb(image, "black").convert("L")
+            else:
+                image.seek(0)
+                mask = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    except Exception as error:  # as of pictures
+        raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
+    height, width = where[:2]
+    if mask.size != (width, height):
+        raise UserError(
+            f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
+            f"{width} x {height}; make the mask as large as the picture"
+        )
+    mask = to_square(mask, size, config.center_crop, Image.Resampling.BOX)
+    if not mask.getbbox():
+        what = "is black" if config.mask == "files" else "is transparent"
+        raise UserError(
+            f"{source} {what} all over what is trained on, so that nothing of the picture would "
+            "train; mend it, or leave the picture out"
+        )
+    return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255
+
+
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """(3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
@@ -204,7 +249,8 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
 class Shot:
     """One training image: its prompts and the VAE posterior of it (and of its mirror image).
 
-    `digest` tells whether it is still the same: of the pixels that are trained on, and the prompts.
+    `digest` tells whether it is still the same: of the pixels that are trained on, the prompts, and
+    the mask.
     """
 
     path: Path
@@ -213,6 +259,7 @@ class Shot:
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
     std: torch.Tensor
     frame: Frame
+    mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: what trains
 
 
 @dataclass(frozen=True)
@@ -224,6 +271,7 @@ class Example:
     noise: torch.Tensor  # (4, h, w)
     t: int
     frame: Frame
+    mask: torch.Tensor | None = None  # (1, h, w)
 
 
 @dataclass(frozen=True)
@@ -235,6 +283,7 @@ class Batch:
     noise: torch.Tensor  # (B, 4, h, w)
     t: torch.Tensor  # (B,)
     frames: torch.Tensor  # (B, 6)
+    mask: torch.Tensor | None = None  # (B, 1, h, w)
 
     @staticmethod
     def of(examples: Sequence[Example]) -> Batch:
@@ -245,6 +294,7 @@ class Batch:
             torch.stack([e.noise for e in examples]),
             torch.tensor([e.t for e in examples]),
             torch.tensor([e.frame for e in examples], dtype=torch.float32),
+            None if examples[0].mask is None else torch.stack([e.mask for e in examples]),
         )
 
     def on(self, device: torch.device) -> Batch:
@@ -259,7 +309,8 @@ class Batch:
             return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(self.prompts, *map(change, (self.x, self.noise, self.t, self.frames)))
+        parts = (self.x, self.noise, self.t, self.frames, self.mask)
+        return Batch(self.prompts, *(None if part is None else change(part) for part in parts))
 
 
 @torch.no_grad()
@@ -294,7 +345,8 @@ class TrainingData:
     """All images of all concepts, encoded once, and the samples drawn from them.
 
     `shots` are trained on; `validation` are (shot, fixed timesteps) for the validation loss, held
-    out where a concept has ten images or more, else taken from the training images.
+    out where a concept has ten images or more, else taken from the training images. `masked` says
+    whether parts of the images count for nothing, in training and validation alike.
     """
 
     def __init__(self, config: ConceptsConfig, model: BaseModel, seed: int, max_validation: int):
@@ -309,7 +361,7 @@ class TrainingData:
         self.pictures: dict[str, list[Image.Image]] = {}  # a few of each concept, to be looked at
         self.digests: dict[str, str] = {}  # "concept/file" -> digest, of all images
         self.validation: list[Shot] = []
-        self.held_out = True
+        self.held_out, self.masked = True, config.mask != "none"
         for k, (name, folder, kind) in enumerate(
             zip(config.concept_strs, config.img_dirs, config.learnable_properties, strict=True)
         ):
@@ -326,9 +378,13 @@ class TrainingData:
                         prompts = tuple(prompts_for(path, name, kind, config))
                         seen = hashlib.blake2b(image.tobytes(), digest_size=8)
                         seen.update("\0".join(prompts).encode())
+                        mask = read_mask(path, where, config, mean.shape[-1])
+                        if mask is not None:
+                            seen.update(mask.numpy().tobytes())
+                            mask = torch.stack([mask, mask.flip(-1)][: len(mean)])
                         if len(shots) % -(-total // PICTURES) == 0:
                             shown.append(image)
-                        shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where))
+                        shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where, mask))
                     bar.done("images", len(batch))
             self.digests |= {f"{name}/{text_of(s.path)}": s.digest for s in shots}
             n = len(shots)
@@ -371,4 +427,5 @@ class TrainingData:
     def _noised(self, shot: Shot, view: int, prompt: str, t: int, stream: int, i: int) -> Example:
         mean, std = shot.mean[view], shot.std[view]
         draw, noise = _normal((2, *mean.shape), self.seed, stream, i)
-        return Example(prompt, (mean + std * draw) * self.scaling, noise, t, shot.frame)
+        mask = None if shot.mask is None else shot.mask[view]
+        return Example(prompt, (mean + std * draw) * self.scaling, noise, t, shot.frame, mask)

@@ -32,9 +32,18 @@ def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | Non
     return snr.clamp(max=gamma) / own
 
 
-def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each sample (B,), in float32 whatever the precision."""
-    return (prediction.float() - target.float()).pow(2).mean((1, 2, 3))
+def squared_error(
+    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error of each sample (B,), in float32 whatever the precision.
+
+    prediction, target (B, C, h, w). With a mask (B, 1, h, w) the mean is weighted by it: where it
+    is zero nothing counts, and a small subject weighs as much as a large one.
+    """
+    error = (prediction.float() - target.float()).pow(2)
+    if mask is None:
+        return error.mean((1, 2, 3))
+    return (error.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
 def norm_penalty(rows: torch.Tensor, usual_norm: float) -> torch.Tensor:

@@ -360,7 +360,7 @@ class Trainer:
         noisy = model.scheduler.add_noise(batch.x, batch.noise, batch.t).to(model.dtype)
         target = prediction_target(model.scheduler, batch.x, batch.noise, batch.t)
         said = unet(noisy, batch.t, told.hidden, added_cond_kwargs=told.added).sample
-        return squared_error(said, target)
+        return squared_error(said, target, batch.mask)
 
     def _with_rows(self, rows: tuple[torch.Tensor, ...], call):
         """`call()` with other rows in place of the trained ones, which are not touched."""
@@ -446,14 +446,15 @@ class Trainer:
         self._report_validation(loss, self.steps_completed)
         self.run.say(
             f"step {self.steps_completed}  val_loss {loss:.4f}  "
-            f"(initializer {self.initial_val_loss:.4f})"
+            f"(initializer {self.initial_val_loss:.4f}{', both masked' * self.data.masked})"
         )
 
     def _report_validation(self, loss: float, sgd_steps: int) -> None:
+        measured_on = "held_out" if self.data.held_out else "training_images"
         metrics = {
             "val_loss": loss,
             # The same number under a name that says what it was measured on.
-            "val_loss_held_out" if self.data.held_out else "val_loss_training_images": loss,
+            f"val_loss_{measured_on}{'_masked' * self.data.masked}": loss,
             "val_loss_initializer": self.initial_val_loss,
             "val_gap": self.initial_val_loss - loss,
             "sgd_steps": float(sgd_steps),  # the time_metric of a search

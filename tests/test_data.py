@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -317,3 +318,94 @@ def test_held_out_images_are_not_trained_on(model, photos, tmp_path):
     few = data.TrainingData(concepts(tmp_path), model, 1, 8)
     assert not few.held_out
     assert len(few.shots) == len(few.validation) == 3
+
+
+def picture_with_mask(folder, name, box, size=(48, 40)):
+    """A picture with a subject in `box`: transparent around it, and the same on white beside a
+    mask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    ground = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    cut = ground.copy()
+    cut.putalpha(mask)
+    if "alpha" in name:
+        cut.save(folder / f"{name}.png")
+    else:
+        data.to_rgb(cut).save(folder / f"{name}.png")
+        mask.save(folder / f"{name}-masklabel.png")
+
+
+def test_a_mask_is_cut_and_mirrored_with_its_picture(model, tmp_path):
+    """Of 48 x 40 pixels 40 x 40 remain, scaled to 32 x 32: 8 x 8 latents of 5 pixels each."""
+    picture_with_mask(tmp_path, "a", (4, 0, 19, 20))  # the crop begins at pixel 4
+    for crop, wide in ((True, 3), (False, 2.5)):
+        config = concepts(tmp_path, mask="files", horizontal_flip=True, center_crop=crop)
+        d = data.TrainingData(config, model, 1, 2)
+        (shot,) = d.shots
+        assert shot.mask.shape == (2, 1, 8, 8)
+        assert shot.mask[0].sum() == pytest.approx(4 * wide, abs=0.05)
+        assert torch.equal(shot.mask[1], shot.mask[0].flip(-1))
+        if crop:
+            assert shot.mask[0, 0, :4, :3].eq(1).all()
+        for e in map(d.example, range(8)):
+            assert any(torch.equal(e.mask, view) for view in shot.mask)
+        assert {float(d.example(i).mask[0, 0, 0]) for i in range(20)} == {
+            float(view[0, 0, 0]) for view in shot.mask
+        }
+
+
+def test_a_transparent_ground_is_a_mask_file_of_the_same(model, tmp_path):
+    found = []
+    for kind in ("alpha", "files"):
+        picture_with_mask(tmp_path / kind, f"a_{kind}", (10, 6, 31, 33))
+        d = data.TrainingData(concepts(tmp_path / kind, mask=kind), model, 1, 2)
+        found.append(d)
+        batch = data.Batch.of([d.example(i) for i in range(3)])
+        assert batch.on(torch.device("cpu")).mask.shape == (3, 1, 8, 8)
+    assert list(found[0].digests.values()) == list(found[1].digests.values())
+    assert torch.equal(found[0].example(5).x, found[1].example(5).x)
+    assert torch.equal(found[0].example(5).mask, found[1].example(5).mask)
+    plain = data.TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is no picture
+    assert len(plain.shots) == 1
+    assert plain.example(5).mask is None
+    assert plain.digests != found[1].digests
+
+
+def test_masks_that_are_missing_are_told_at_once(tmp_path):
+    for kind, words in (
+        ("files", r"b.png has no mask: put b-masklabel.png beside b.png, .*\(2 in all\)"),
+        ("alpha", r"b.png has no mask: make the background of b.png transparent"),
+    ):
+        folder = tmp_path / kind
+        picture_with_mask(folder, f"a_{kind}", (10, 6, 31, 33))
+        for name in ("b.png", "c.png"):
+            Image.new("RGB", (8, 8), RED).save(folder / name)
+        assert re.search(words, checks.mask_problem(str(folder), kind))
+        assert checks.mask_problem(str(folder), "none") is None
+        assert data.passed_over(folder) == ""
+        for name in ("b.png", "c.png"):
+            (folder / name).unlink()
+        assert checks.mask_problem(str(folder), kind) is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda p: Image.new("L", (48, 40)).save(p), "black all over"),
+        (lambda p: Image.new("L", (20, 40), 255).save(p), "20 x 40 .* a.png is 48 x 40; make"),
+        (lambda p: p.write_text("?"), "cannot be read as a mask"),
+    ],
+)
+def test_masks_that_are_no_use_are_refused(model, tmp_path, spoil, words):
+    picture_with_mask(tmp_path, "a", (4, 0, 19, 20))
+    spoil(tmp_path / "a-masklabel.png")
+    with pytest.raises(UserError, match=f"a-masklabel.png.* {words}"):
+        data.TrainingData(concepts(tmp_path, mask="files"), model, 1, 2)
+
+
+def test_a_wholly_transparent_picture_is_refused(model, tmp_path):
+    picture_with_mask(tmp_path, "alpha", (0, 0, 0, 0))
+    with pytest.raises(UserError, match=r"alpha.png is transparent all over"):
+        data.TrainingData(concepts(tmp_path, mask="alpha"), model, 1, 2)

@@ -248,6 +248,34 @@ def test_few_images_are_validated_on_themselves_and_the_name_says_so(experiment,
     assert "val_loss_held_out" not in last
 
 
+def test_a_masked_run_says_so_and_goes_on(experiment, tmp_path, photos, capsys):
+    """And the mask is of what it was begun with."""
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    for k in range(12):
+        mask = Image.new("L", (48, 40))
+        mask.paste(255, (20, 10, 40, 30))
+        mask.save(folder / f"on_a_table_{k}-masklabel.png")
+    concepts = {"img_dirs": [str(folder)], "mask": "files"}
+    path = experiment(concepts=concepts, inference={"inference_prompts": []})
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    assert finetune(path, out) == 0
+    assert "both masked" in capsys.readouterr().out
+    last, rows = metrics_of(out, "validation")[8], rows_of(out, 8)["blob-thing"]
+    assert last["val_loss"] == last["val_loss_held_out_masked"]
+    shutil.rmtree(out / "checkpoints" / "step-00000008")
+    assert finetune(path, out) == 0
+    assert torch.equal(rows_of(out, 8)["blob-thing"], rows)
+    assert finetune(path, plain, "--set", "concepts.mask=none") == 0
+    assert not torch.equal(rows_of(plain, 8)["blob-thing"], rows)
+    shutil.rmtree(out / "checkpoints" / "step-00000008")
+    Image.new("L", (48, 40), 255).save(folder / "on_a_table_3-masklabel.png")
+    assert finetune(path, out) == 2
+    assert "changed: blob-thing/on_a_table_3.png" in capsys.readouterr().err
+    (folder / "on_a_table_4-masklabel.png").unlink()
+    assert finetune(path, tmp_path / "new") == 2
+    assert "concepts.img_dirs[0]: concepts.mask is files, but" in capsys.readouterr().err
+
+
 def test_learning_rate_shapes(experiment):
     base = {"learning_rate": 1.0, "num_sgd_steps": 100, "lr_warmup_steps": 10}
     for name, middle in (("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)):

@@ -54,3 +54,36 @@ def test_norm_penalty_is_zero_at_the_usual_norm():
     rows = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
     assert norm_penalty(3 * rows, 3.0) < 1e-10
     assert norm_penalty(3 * rows, 1.0) == pytest.approx(4.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_what_a_mask_leaves_out_changes_nothing(kind):
+    """Bit for bit: of a picture on another ground the same loss, and no gradient from there."""
+    s, draw = scheduler(kind), torch.Generator().manual_seed(0)
+    x, noise, said = torch.randn(3, 2, 4, 8, 8, generator=draw)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, :, 2:5, 1:4], mask[1, :, 6:, :] = 1, 0.25
+    t = torch.tensor([100, 900])
+    losses, gradients = [], []
+    for ground in (0.0, 3.0):
+        away = mask == 0
+        here = (said + ground * away).requires_grad_()
+        target = prediction_target(s, x + 5 * ground * away, noise - ground * away, t)
+        loss = squared_error(here, target, mask)
+        loss.sum().backward()
+        losses.append(loss.detach())
+        gradients.append(here.grad)
+        assert here.grad[away.expand_as(here)].eq(0).all()
+        assert here.grad[~away.expand_as(here)].ne(0).all()
+    assert torch.equal(*losses)
+    assert torch.equal(*gradients)
+
+
+def test_a_mask_weighs_and_does_not_scale():
+    a, b = torch.zeros(1, 4, 2, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 4, 2, 2)
+    every = squared_error(a, b)
+    for weight in (1.0, 0.5):  # all alike: the plain mean
+        mask = torch.full((1, 1, 2, 2), weight)
+        assert squared_error(a, b, mask).tolist() == pytest.approx(every.tolist())
+    mask = torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]]])
+    assert squared_error(a, b, mask).item() == pytest.approx((1 + 0.5 * 4) / 1.5)
