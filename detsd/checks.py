@@ -15,7 +15,14 @@ from typing import Any
 
 from PIL import Image
 
-from detsd.config import FinetuneConfig, GenerateConfig, ModelConfig, differences, refuse
+from detsd.config import (
+    EvaluatorConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    ModelConfig,
+    differences,
+    refuse,
+)
 from detsd.errors import UserError
 from detsd.families import SUPPORTED, unsupported_index, without_index
 from detsd.names import BUNDLED, looked, resolve, word_problem
@@ -33,6 +40,7 @@ MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneT
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
 INDEX = "model_index.json"
+HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
@@ -103,7 +111,7 @@ def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]
             return [f"{key}: {path / INDEX} is damaged; use an intact copy"]
         found = unsupported_index(index) if isinstance(index, dict) else "no model"
         return [f"{key}: {name} is {found}; {SUPPORTED}"] if found else []
-    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".safetensors"
+    hub = re.fullmatch(HUB_NAME, name) and path.suffix != ".safetensors"
     if path.exists() or hub:
         return []
     if name == BUNDLED:
@@ -115,6 +123,34 @@ def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]
         f"{key}: {name} does not exist{looked(name, beside)}; name a folder in the diffusers "
         "format, a .safetensors file, or a model on the hub as OWNER/NAME"
     ]
+
+
+def own_clip(base_model: str) -> str | None:
+    """The CLIP that lies in a base model's folder, as in the bundled one's; None without one."""
+    folder = Path(resolve(base_model)) / "clip"
+    return str(folder) if (folder / "config.json").is_file() else None
+
+
+def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
+    """What is wrong with what is to measure images that shows without loading or asking for it."""
+    problems = []
+    if not config.clip and not own_clip(base_model):
+        problems.append(
+            f"evaluator.clip: {base_model} brings no CLIP along to measure images with; name one, "
+            "such as openai/clip-vit-large-patch14"
+        )
+    for key, name in dataclasses.asdict(config).items():
+        if not name:
+            continue
+        there = Path(resolve(name))
+        if there.is_dir() and not (there / "config.json").is_file():
+            problems.append(f"evaluator.{key}: {name} holds no config.json; name a model's folder")
+        elif not there.is_dir() and not re.fullmatch(HUB_NAME, name):
+            problems.append(
+                f"evaluator.{key}: {name} does not exist; name a folder, or a model on the hub as "
+                "OWNER/NAME"
+            )
+    return problems
 
 
 def vocabulary(config: ModelConfig) -> dict[str, int]:

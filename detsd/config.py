@@ -204,6 +204,25 @@ class InferenceConfig:
 
 
 @dataclass(frozen=True)
+class EvaluatorConfig:
+    """What looks at images in order to measure them."""
+
+    clip: str | None = _knob(
+        None,
+        "a CLIP, as a folder or the name of a model on the hub, such as "
+        "openai/clip-vit-large-patch14; null: the clip folder of the base model, which the bundled "
+        "one has",
+        path=True,
+    )
+    dino: str | None = _knob(
+        None,
+        "a DINO or DINOv2 besides, such as facebook/dinov2-small, which sees shapes where CLIP "
+        "sees kinds; null: none",
+        path=True,
+    )
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """The whole `hyperparameters` section of a fine-tuning.
 

@@ -1,0 +1,229 @@
+"""How near images come to what they should show: as CLIP sees it, and DINO where one is given.
+
+    eye = load_eye(EvaluatorConfig(), "demo_model", device)
+    seen = [eye.image_features(pictures), eye.image_features(samples)]
+    mean_cosine(seen[1], seen[0])
+
+What is measured, and the two ends of each scale, are those of textual inversion (arXiv 2208.01618,
+section 5): images of "a photo of a S*" against the training images, images of edited prompts
+against these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) has the same under
+the names CLIP-I and CLIP-T, and DINO for the first. Features are unit vectors (N, D), float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPTokenizer
+
+from detsd.checks import evaluator_problems, own_clip
+from detsd.config import EvaluatorConfig
+from detsd.data import to_square, to_tensor
+from detsd.errors import UserError
+from detsd.hub import hub_token
+from detsd.names import resolve
+
+AT_ONCE = 32  # images through an evaluator
+SAME = 1 - 1e-5  # cosine from which on two pictures are one and the same
+FLAT = 1e-3  # length below which a scale has no ends
+
+
+# ---- figures: features in, numbers out -----------------------------------------------------------
+
+
+def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean cosine of all pairs of features (N, D) and (M, D): CLIP-I, or DINO's.
+
+    No picture is compared with itself: a set against itself gives how alike its pictures are, and 1
+    where there is only one.
+    """
+    cosines = a @ b.T
+    others = cosines < SAME
+    return float(cosines[others].mean()) if others.any() else 1.0
+
+
+def text_similarity(images: torch.Tensor, texts: torch.Tensor) -> float:
+    """Mean cosine of images (N, D) and their own texts (N, D), or one text (1, D): CLIP-T."""
+    return float((images * texts).sum(1).mean())
+
+
+def lineup_share(samples: torch.Tensor, sets: list[torch.Tensor]) -> float:
+    """Share of samples (N, D) that are nearer to the first set than to each set of a look-alike.
+
+    Nearest is the set (M, D) whose mean points most nearly the same way. Whichever set is called
+    the first, the shares add up to 1: chance is one over the number of sets. A sample that is a
+    picture of a set is left out of its mean, so that real pictures can be told apart, too.
+    """
+    likeness = []
+    for pictures in sets:
+        itself = (samples @ pictures.T >= SAME).float()  # (N, M)
+        rest = pictures.sum(0) - itself @ pictures
+        likeness.append((samples * F.normalize(rest, dim=1)).sum(1))
+    return float((torch.stack(likeness).argmax(0) == 0).float().mean())
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The ends of both scales, by which their figures become comparable.
+
+    A phrase that anybody could write draws what its prompt says and not the concept; the training
+    images show the concept and nothing that a prompt says (the two ends of figure 10 of
+    arXiv 2208.01618). So each is the upper end of one scale and the lower one of the other.
+    """
+
+    image_low: float  # samples of the phrase to the training images
+    image_high: float  # the training images among themselves
+    text_low: float  # the training images to the edited prompts
+    text_high: float  # samples of the phrase to the edited prompts
+
+
+def normalised(value: float, low: float, high: float) -> float:
+    """Where a figure lies between its anchors: 0 at the lower, 1 at the upper and beyond.
+
+    Where the lower one is no lower, it is taken for 0: a concept's pictures may be as unlike each
+    other as the phrase's are to them.
+    """
+    low = low if high - low >= FLAT else 0.0
+    return min(1.0, max(0.0, (value - low) / max(high - low, FLAT)))
+
+
+def score(image: float, text: float, anchors: Anchors) -> float:
+    """The rule that names the best checkpoint: the highest product of both similarities.
+
+    Each is normalised by its anchors. The product falls to 0 for the phrase itself, which has
+    nothing of the concept, and for rows that draw a training image whatever the prompt says.
+    """
+    return normalised(image, anchors.image_low, anchors.image_high) * normalised(
+        text, anchors.text_low, anchors.text_high
+    )
+
+
+def without_word(template: str) -> str:
+    """A template without its concept, as the paper compares it: "a photo of {} on the moon"."""
+    return " ".join(re.sub(r"(?:\b(?:an?|the) )?\{\}", " ", template).split())
+
+
+# ---- evaluators ----------------------------------------------------------------------------------
+
+
+class Eye:
+    """A network that sees images: CLIP, or DINO and its like, which know no words.
+
+    Attributes:
+        name: as it was given.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any, tokenizer: CLIPTokenizer | None):
+        """
+        Args:
+            processor: what makes pixels of images; None: [-1, 1] at the model's own size.
+            tokenizer: None for a network without a text side.
+        """
+        self.name, self.model, self.processor, self.tokenizer = name, model, processor, tokenizer
+
+    @torch.no_grad()
+    def image_features(self, images: list[Image.Image]) -> torch.Tensor:
+        """Unit vectors (N, D), float32 on the CPU; in the order of the images."""
+        parts = [
+            self._seen(self._pixels(images[k : k + AT_ONCE]))
+            for k in range(0, len(images), AT_ONCE)
+        ]
+        return F.normalize(torch.cat(parts).float().cpu(), dim=1)
+
+    def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
+        if self.processor:
+            pixels = self.processor(images=images, return_tensors="pt").pixel_values
+        else:
+            size = self.model.config.vision_config.image_size
+            pixels = torch.stack([to_tensor(to_square(image, size, True)) for image in images])
+        return pixels.to(self.model.device)
+
+    def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.tokenizer:
+            return self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+        return self.model(pixels).last_hidden_state[:, 0]  # the class token's
+
+    @torch.no_grad()
+    def text_features(self, prompts: list[str]) -> torch.Tensor:
+        """Unit vectors (N, D), float32 on the CPU. Of CLIP only."""
+        ids = self.tokenizer(
+            prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids.to(self.model.device)
+        told = self.model.text_projection(self.model.text_model(ids).pooler_output)
+        return F.normalize(told.float().cpu(), dim=1)
+
+
+def load_eye(config: EvaluatorConfig, base_model: str, device: torch.device) -> Eye:
+    """The CLIP that is configured, or else the one that lies in the base model's folder.
+
+    Raises:
+        UserError: none, or one that cannot be loaded.
+    """
+    for problem in evaluator_problems(config, base_model):
+        raise UserError(problem)
+    name = config.clip or own_clip(base_model)
+    with _loading("evaluator.clip", name):
+        folder = _fetched(name)
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True)
+        own = (folder / "tokenizer_config.json").is_file() or (folder / "vocab.json").is_file()
+        # The bundled one reads the base model's texts.
+        tokenizer = CLIPTokenizer.from_pretrained(folder if own else folder.parent / "tokenizer")
+        return Eye(name, _frozen(model, device), _processor(folder), tokenizer)
+
+
+def load_second_eye(config: EvaluatorConfig, device: torch.device) -> Eye | None:
+    """The DINO, or DINOv2, that is configured; None where none is.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if not config.dino:
+        return None
+    with _loading("evaluator.dino", config.dino):
+        folder = _fetched(config.dino)
+        model = AutoModel.from_pretrained(folder, use_safetensors=True)
+        return Eye(
+            config.dino, _frozen(model, device), AutoImageProcessor.from_pretrained(folder), None
+        )
+
+
+def _frozen(model: Any, device: torch.device) -> Any:
+    return model.requires_grad_(False).eval().float().to(device)
+
+
+def _processor(folder: Path) -> Any:
+    there = (folder / "preprocessor_config.json").is_file()
+    return AutoImageProcessor.from_pretrained(folder) if there else None
+
+
+def _fetched(name: str) -> Path:
+    """The folder of an evaluator; of the hub's, weights in safetensors and what goes with them."""
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        return folder
+    wanted = ["*.json", "*.txt", "model*.safetensors"]
+    return Path(snapshot_download(name, allow_patterns=wanted, token=hub_token()))
+
+
+@contextlib.contextmanager
+def _loading(key: str, name: str) -> Iterator[None]:
+    """What goes wrong over an evaluator's files as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise a dozen classes over files and networks
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{key}: {name} cannot be loaded; name a folder, or a model on the hub, with its "
+            f"weights in safetensors (reason: {reason})"
+        ) from None

@@ -1,0 +1,145 @@
+"""What images are measured by: known answers, evaluators of both kinds, their mistakes."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny import ROOT
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from detsd.config import EvaluatorConfig
+from detsd.errors import UserError
+from detsd.measure import (
+    Anchors,
+    lineup_share,
+    load_eye,
+    load_second_eye,
+    mean_cosine,
+    normalised,
+    score,
+    text_similarity,
+    without_word,
+)
+
+CPU = torch.device("cpu")
+PICTURES = [Image.new("RGB", size, colour) for size, colour in
+            (((64, 64), "red"), ((40, 90), "green"), ((90, 40), "blue"))]  # fmt: skip
+
+
+def features(n: int, seed: int = 0, around: torch.Tensor | None = None) -> torch.Tensor:
+    """Unit vectors (n, 8), some around one direction."""
+    drawn = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(drawn if around is None else drawn * 0.1 + around, dim=1)
+
+
+def test_a_set_against_itself_scores_as_its_upper_anchor():
+    real = features(6)
+    pairs = [float(real[i] @ real[j]) for i, j in itertools.permutations(range(6), 2)]
+    assert mean_cosine(real, real) == pytest.approx(sum(pairs) / 30, abs=1e-6)
+    anchors = Anchors(-0.9, mean_cosine(real, real), 0.1, 0.4)
+    assert normalised(mean_cosine(real, real), anchors.image_low, anchors.image_high) == 1
+    assert mean_cosine(real[:1], real[:1]) == 1
+    assert mean_cosine(real[:1], real[1:2]) == pytest.approx(pairs[0], abs=1e-6)
+
+
+def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
+    centres = features(4, seed=1)
+    sets = [features(5, k, centres[k]) for k in range(4)]
+    assert lineup_share(features(9, 9, centres[0]), sets) == 1
+    assert lineup_share(features(9, 9, centres[2]), sets) == 0
+    assert lineup_share(sets[0], sets) == 1  # each picture against the others
+    # Labels that say nothing: whatever set is called the own one, on average it is chance.
+    samples, shuffled = features(40, 9), list(features(20, 8).split(5))
+    shares = [lineup_share(samples, shuffled[k:] + shuffled[:k]) for k in range(4)]
+    assert sum(shares) == pytest.approx(1)
+    # A picture is no evidence for its own set: of pictures that are all alike, none is told apart.
+    alike = list(features(400, 3).split(100))
+    assert lineup_share(alike[0], alike) < 0.35
+
+
+def test_the_rule_is_zero_at_both_ends_and_one_at_the_ideal():
+    ends = Anchors(image_low=0.6, image_high=0.8, text_low=0.2, text_high=0.3)
+    assert score(0.6, 0.3, ends) == 0  # the phrase
+    assert score(0.8, 0.2, ends) == 0  # the training images
+    assert score(0.8, 0.3, ends) == score(0.9, 0.4, ends) == 1
+    assert score(0.7, 0.25, ends) == pytest.approx(0.25)
+    assert 0 < score(0.7, 0.24, ends) < score(0.7, 0.25, ends) < score(0.75, 0.25, ends)
+
+
+def test_similarity_to_the_texts_goes_pair_by_pair():
+    images, texts = features(3, 1), features(3, 2)
+    assert text_similarity(images, texts) == pytest.approx(float((images @ texts.T).diag().mean()))
+    assert text_similarity(texts, texts) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("a photo of a {} on the moon", "a photo of on the moon"),
+        ("the {}, painted", ", painted"),
+        ("a cat in the style of {}", "a cat in the style of"),
+        ("banana {}", "banana"),
+    ],
+)
+def test_a_prompt_without_its_word(template, text):
+    assert without_word(template) == text
+
+
+def test_the_bundled_evaluator_tells_colours():
+    eye = load_eye(EvaluatorConfig(), "demo_model", CPU)
+    seen = eye.image_features(PICTURES)
+    told = eye.text_features([f"a {colour} background" for colour in ("red", "green", "blue")])
+    for found in (seen, told):
+        assert found.norm(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert (seen @ told.T).argmax(1).tolist() == [0, 1, 2]
+    assert not any(p.requires_grad for p in eye.model.parameters())
+
+
+def test_evaluators_in_folders_of_their_own(tmp_path):
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "demo_model" / "tokenizer")
+    side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2}  # fmt: skip
+    text = side | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPConfig(
+        text_config=text, vision_config=side | {"image_size": 32, "patch_size": 16},
+        projection_dim=12,
+    )  # fmt: skip
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    clip, dino = tmp_path / "clip", tmp_path / "dino"
+    CLIPModel(config).save_pretrained(clip)
+    CLIPImageProcessor(**size).save_pretrained(clip)
+    tokenizer.save_pretrained(clip)
+    Dinov2Model(Dinov2Config(**side, image_size=28, patch_size=14)).save_pretrained(dino)
+    BitImageProcessor(**size).save_pretrained(dino)
+    configured = EvaluatorConfig(str(clip), str(dino))
+    eye, second = load_eye(configured, "demo_model", CPU), load_second_eye(configured, CPU)
+    assert eye.image_features(PICTURES).shape == eye.text_features(["a", "b", "c"]).shape == (3, 12)
+    assert second.image_features(PICTURES).shape == (3, 16)
+    assert load_second_eye(EvaluatorConfig(), CPU) is None
+    (clip / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"evaluator\.clip: .*clip cannot be loaded; name a folder"):
+        load_eye(configured, "demo_model", CPU)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (EvaluatorConfig(), r"evaluator\.clip: owner/model brings no CLIP along .* name one"),
+        (EvaluatorConfig("gone/for/ever"), r"evaluator\.clip: gone/for/ever does not exist"),
+        (EvaluatorConfig("det_logos"), r"evaluator\.clip: det_logos holds no config\.json"),
+        (EvaluatorConfig("owner/clip"), r"evaluator\.clip: owner/clip cannot be loaded"),
+    ],
+)
+def test_a_missing_evaluator_is_told_in_a_sentence(config, message):
+    with pytest.raises(UserError, match=message):
+        load_eye(config, "owner/model", CPU)
