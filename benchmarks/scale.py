@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import socket
 import struct
@@ -64,8 +63,10 @@ class StandIn:
     def identity(self, _):
         return {}
 
-    def doubts(self, _):
+    def weights(self, _):
         return []
+
+    overlong = weights
 
     def record(self, job):
         return {
@@ -107,9 +108,9 @@ class FolderRun(cluster.LocalRun):
 
 
 def memory() -> int:
-    """Bytes of memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    """Bytes of memory that this process alone holds: not the code of libraries, which it shares."""
+    lines = dict(s.split(":") for s in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines["RssAnon"].split()[0])
 
 
 def quick_png(image: Image.Image):
@@ -125,7 +126,7 @@ def quick_png(image: Image.Image):
     return png
 
 
-def a_rank(rank: int, args, given: dict, folder: Path, port: int, out) -> None:
+def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> None:
     """One process of the grid; the chief, and everybody's time, through `out`."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.ranks),
@@ -140,6 +141,7 @@ def a_rank(rank: int, args, given: dict, folder: Path, port: int, out) -> None:
         assert grid.generate()
         stored = [(moment - began, *rest) for moment, *rest in FolderRun.resident]
         out.put((rank, grid.pipeline.busy, time.monotonic() - began, stored))
+    end.wait()  # with the chief goes the store that the others look at
 
 
 def run_grid(args, given: dict, folder: Path) -> dict[int, tuple]:
@@ -149,9 +151,9 @@ def run_grid(args, given: dict, folder: Path) -> dict[int, tuple]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    out = fork.SimpleQueue()
+    out, end = fork.SimpleQueue(), fork.Barrier(args.ranks)
     processes = [
-        fork.Process(target=a_rank, args=(rank, args, given, folder, port, out))
+        fork.Process(target=a_rank, args=(rank, args, given, folder, port, out, end))
         for rank in range(args.ranks)
     ]
     for process in processes:
@@ -200,7 +202,7 @@ def main() -> None:
               f"{len(resident)} checkpoints")  # fmt: skip
         print(f"memory of the chief: {resident[0][-1] / 1e6:.0f} MB at the first, "
               f"{resident[-1][-1] / 1e6:.0f} MB at the last checkpoint")  # fmt: skip
-        sheets = sum(p.stat().st_size for p in (folder / "storage").rglob("*.png"))
+        sheets = sum(p.stat().st_size for p in (folder / "storage").glob("*/sheets/*"))
         print(f"bytes of all checkpoints: {(stored - sheets) / size:.2f} times the images', "
               f"and {sheets / size:.2f} times for contact sheets")  # fmt: skip
         shutil.rmtree(folder / "run")

@@ -71,6 +71,10 @@ class Page:
     cells: list[list[int]]  # job numbers
     missing: int
 
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.cells))
+
 
 def pages(jobs: list[Job]) -> list[Page]:
     """A contact sheet per prompt, negative prompt and scheduler, or several of `SHEET_TILES`."""
@@ -332,7 +336,7 @@ class Album:
             f"seed {job.seed}",
         ]
         if self.finished[number]["flagged"]:
-            png = images.png(self._tile(number))
+            png = images.png(self._image(number))
         else:
             self._have(number)
             png = self.path(number).read_bytes()
@@ -341,15 +345,17 @@ class Album:
     # ---- contact sheets ------------------------------------------------------------------------
 
     def _sheet(self, place: int) -> Path:
-        return self.run.folder / SHEETS / f"sheet-{place:03d}.png"
+        # As PNG, those of small images would take more bytes than the images do.
+        kind = "jpg" if len(self.jobs) > MOST_TAGS else "png"
+        return self.run.folder / SHEETS / f"sheet-{place:03d}.{kind}"
 
     def _draw(self, place: int) -> None:
         page, path = self.pages[place], self._sheet(place)
-        rows = [[self._tile(number) for number in row] for row in page.cells]
+        # As tiles at once: of large images no more than one is held.
+        rows = [[images.as_tile(self._image(n), page.count) for n in row] for row in page.cells]
         picture = images.sheet(rows, page.row_labels, page.column_labels, page.title)
-        staging = path.with_suffix(".tmp")
-        # The lightest compression: at the usual one a sheet of 256 tiles takes seconds.
-        picture.save(staging, "PNG", compress_level=1)
+        staging = path.with_name(f".{path.name}")
+        picture.save(staging, compress_level=1, quality=90)  # the one of PNG, the other of JPEG
         os.replace(staging, path)
         self._log_sheet(place)
 
@@ -357,7 +363,7 @@ class Album:
         tag = f"sheets/{self.pages[place].title.replace('/', '|')}"
         self.run.log_image(tag, self._sheet(place).read_bytes())
 
-    def _tile(self, number: int) -> Image.Image:
+    def _image(self, number: int) -> Image.Image:
         """A stored image; in place of a black one, the reason."""
         if self.finished[number]["flagged"]:
             job = self.jobs[number]
@@ -389,7 +395,7 @@ class Album:
             shard.sheets = self._copy_sheets(Path(name))
 
     def _copy_sheets(self, checkpoint: Path) -> list[str]:
-        sheets = sorted((checkpoint / SHEETS).glob("*.png"))
+        sheets = sorted((checkpoint / SHEETS).glob("sheet-*"))
         for sheet in sheets:
             shutil.copy(sheet, self.run.folder / SHEETS)
         return [sheet.name for sheet in sheets]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import logging
 import os
 import shutil
 import signal
 import socket
-import struct
 import tempfile
 import threading
 import time
@@ -34,6 +34,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from determined import core
 from determined.common.api import errors as api_errors
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
@@ -208,11 +209,12 @@ class Run:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{group}/{name}", value, steps)
 
-    def log_image(self, tag: str, png: bytes, steps: int = 0) -> None:
-        """A PNG file for TensorBoard, as it is. Chief only."""
-        width, height = struct.unpack(">II", png[16:24])
+    def log_image(self, tag: str, file: bytes, steps: int = 0) -> None:
+        """A PNG or JPEG file for TensorBoard, as it is. Chief only."""
+        with Image.open(io.BytesIO(file)) as opened:  # which reads its head alone
+            width, height = opened.size
         image = Summary.Image(
-            encoded_image_string=png,
+            encoded_image_string=file,
             width=width,
             height=height,
             colorspace=3,  # RGB

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ INK, PALE, PAPER = (34, 36, 42), (104, 108, 118), (255, 255, 255)
 GAP, MARGIN = 8, 16  # between images, around a sheet
 SHOWN = 160  # smaller images are enlarged to at least this side, by a whole factor
 LARGEST = 256  # larger ones are made smaller on a sheet
+MANY = 64  # tiles on a sheet; the more above that, the smaller: together they have as many pixels
 # The samplers under the names that A1111 and its readers know.
 SAMPLERS = {
     "ddim": "DDIM",
@@ -94,7 +96,7 @@ def notice(text: str, size: tuple[int, int]) -> Image.Image:
 
     As large as that image would stand on a sheet, where it therefore stays as it is.
     """
-    tile = _tile(Image.new("RGB", size, INK))
+    tile = as_tile(Image.new("RGB", size, INK))
     pen = ImageDraw.Draw(tile)
     lines = _wrapped(text, tile.width - 8, 14)
     for k, line in enumerate(lines):
@@ -103,13 +105,13 @@ def notice(text: str, size: tuple[int, int]) -> Image.Image:
     return tile
 
 
-def _tile(image: Image.Image) -> Image.Image:
-    """An image at the size in which it stands on a sheet."""
-    if image.width > LARGEST:
-        return image.resize(
-            (LARGEST, round(image.height * LARGEST / image.width)), Image.Resampling.LANCZOS
-        )
-    return enlarge(image)
+def as_tile(image: Image.Image, count: int = 1) -> Image.Image:
+    """An image at the size in which it stands on a sheet of `count`; a tile stays as it is."""
+    width = min(LARGEST, math.isqrt(MANY * LARGEST**2 // count))
+    if image.width > width:
+        size = (width, round(image.height * width / image.width))
+        return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return enlarge(image) if count <= MANY else image
 
 
 def sheet(
@@ -119,16 +121,18 @@ def sheet(
     title: str = "",
 ) -> Image.Image:
     """Rows of equally large images, each under its label; the columns' labels over the first."""
-    rows = [[_tile(image) for image in row] for row in rows]
+    count = sum(map(len, rows))
+    rows = [[as_tile(image, count) for image in row] for row in rows]
     w, h = rows[0][0].size
     columns = max(map(len, rows))
     width = max(columns * (w + GAP) - GAP, 2 * SHOWN) + 2 * MARGIN
     labels = [_wrapped(label, width - 2 * MARGIN, 14) for label in row_labels]
     heading = _wrapped(title, width - 2 * MARGIN, 18)
     top = MARGIN + len(heading) * 24 + (GAP if heading else 0)
-    over = 20 if column_labels else 0
+    over = [_wrapped(label, w, 14) for label in column_labels or []]
+    above = 20 * max(map(len, over), default=0)
     lines = sum(map(len, labels))
-    height = top + over + lines * 20 + len(rows) * (h + 2 * GAP) - 2 * GAP + MARGIN
+    height = top + above + lines * 20 + len(rows) * (h + 2 * GAP) - 2 * GAP + MARGIN
     canvas = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(canvas)
     for k, text in enumerate(heading):
@@ -139,10 +143,11 @@ def sheet(
             pen.text((MARGIN, y), text, INK, _font(14, text))
             y += 20
         if number == 0:
-            for k, text in enumerate(column_labels or []):
+            for k, label in enumerate(over):
                 middle = MARGIN + k * (w + GAP) + w // 2
-                pen.text((middle, y), text, PALE, _font(14, text), anchor="ma")
-            y += over
+                for line, text in enumerate(label):
+                    pen.text((middle, y + 20 * line), text, PALE, _font(14, text), anchor="ma")
+            y += above
         for k, image in enumerate(row):
             canvas.paste(image, (MARGIN + k * (w + GAP), y))
         y += h + 2 * GAP

@@ -126,6 +126,9 @@ def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, ca
     kept.run.flush()
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
     assert sorted(events.Tags()["images"]) == ["sheets/a", "sheets/b"]
+    with Image.open(tmp_path / "out" / "sheets" / "sheet-000.jpg") as sheet:
+        (event,) = events.Images("sheets/a")
+        assert (event.width, event.height) == sheet.size
 
 
 @pytest.mark.parametrize("crashes", [False, True])

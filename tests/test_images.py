@@ -1,6 +1,7 @@
 """Sheets and time-lapses: sizes, labels, frames."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from detsd import images
@@ -20,6 +21,19 @@ def test_sheet_holds_every_image_and_label():
     dark = (pixels.max(-1) < 90).sum()
     blank = images.sheet(rows, ["", ""])
     assert dark > (np.asarray(blank).max(-1) < 90).sum() + 200
+
+
+@pytest.mark.parametrize("side", [64, 200, 512])
+def test_the_more_images_the_smaller_is_each_on_a_sheet(side):
+    """So that a sheet stays as large as can be looked at, and costs as little as it shows."""
+    pixels = []
+    for count in (1, images.MANY, images.MANY + 1, 4 * images.MANY, 1000):
+        shown = images.as_tile(tile(60, side), count)
+        assert images.as_tile(shown, count).size == shown.size
+        assert count <= images.MANY or shown.width <= side
+        pixels.append(shown.width)
+        assert count * shown.width * shown.height <= images.MANY * images.LARGEST**2
+    assert pixels == sorted(pixels, reverse=True)
 
 
 def test_a_notice_stands_where_the_image_would():
