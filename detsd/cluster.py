@@ -134,14 +134,31 @@ class AcceleratedRanks(Ranks):
         self.local_rank = self.accelerator.local_process_index
         self.device = self.accelerator.device
         self.waiting = False  # a rank that is gone shows in an error here
+        self._asked: Callable[[], bool] = lambda: False  # the answer to the last call of `any`
 
     def allgather(self, value):
         return gather_object([value]) if self.size > 1 else [value]
 
     def any(self, value):
+        """Whether it is true here; of several ranks, whether it was at the call before.
+
+        A GPU answers when it is done with what it was given. So it is given the next step first.
+        """
         if self.size == 1:
             return value
-        return bool(self.mean(torch.tensor(float(value), device=self.device)) > 0)
+        before, self._asked = self._asked(), self._ask(value)
+        return before
+
+    def _ask(self, value: bool) -> Callable[[], bool]:
+        on_gpu = self.device.type == "cuda"
+        share = self.mean(torch.full((), float(value), device=self.device))
+        answer = torch.empty((), pin_memory=on_gpu)
+        answer.copy_(share, non_blocking=True)
+        if not on_gpu:
+            return lambda: bool(answer > 0)
+        there = torch.cuda.Event()
+        there.record()
+        return lambda: there.synchronize() or bool(answer > 0)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean of every rank's tensor. Collective."""

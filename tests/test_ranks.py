@@ -127,6 +127,9 @@ def test_two_ranks_that_do_not_fail(tmp_path):
     def body(run):
         assert run.gather([run.ranks.rank]) == [0, 1]
         run.agree(configuration={"a": 1})
+        # All learn at the same call that one was asked: the next, so that no GPU is waited for.
+        asked = [run.ranks.any((k, run.ranks.rank) == (1, 1)) for k in range(4)]
+        assert asked == [False, False, True, False]
         run.save(1, {}, lambda folder: (folder / "x").write_text("x"))
 
     codes, said, _ = in_two_ranks(tmp_path, body)
