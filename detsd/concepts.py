@@ -9,8 +9,9 @@ are a separate float32 parameter, and a thin layer looks up the one or the other
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn as nn
@@ -89,6 +90,32 @@ class PromptRewriter:
     def words_in(self, prompt: str) -> list[str]:
         """The concept words that occur in a prompt, in order."""
         return self._pattern.findall(prompt)
+
+
+def misspelt(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
+    """A sentence for each word of a prompt that may be meant for a concept.
+
+    Args:
+        names: of the concepts that are loaded.
+        is_word: whether the base model's vocabulary has a word.
+    """
+    rest = PromptRewriter(dict.fromkeys(names, "")).without(prompt)
+    likenesses = []
+    for name in names:  # but for case, hyphens and spaces
+        pattern = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", name)))
+        spelt = rf"(?<![\w-]){pattern}(?![\w-])"
+        likenesses += re.findall(spelt, rest, re.IGNORECASE)
+        rest = re.sub(spelt, " ", rest, flags=re.IGNORECASE)
+    folded = [name.casefold() for name in names]
+    for word in re.findall(r"\w+(?:-\w+)*", rest):
+        near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+        if near and not is_word(word):
+            likenesses.append(word)
+    return [
+        f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
+        f"(loaded: {', '.join(names)})"
+        for word in dict.fromkeys(likenesses)
+    ]
 
 
 # `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no time of day and no ratio like (16:9).

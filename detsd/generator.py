@@ -25,15 +25,17 @@ from PIL import Image
 from detsd import checks, images
 from detsd.album import MANIFEST, Album
 from detsd.cluster import Run, read_metadata
-from detsd.config import GenerateConfig, GridConfig, flat
+from detsd.concepts import misspelt
+from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
 from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import UserError
 from detsd.exchange import Exchange
 from detsd.formats import DICT_FILE
 from detsd.memory import fitting_batch_size
-from detsd.models import pick_dtype
-from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
+from detsd.models import fetch_vocabulary, pick_dtype
+from detsd.names import is_word
+from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches, find_concepts
 from detsd.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")
@@ -72,12 +74,14 @@ class Generator:
             package_versions=packages(),
             precision={"dtype": str(pick_dtype(m.precision, run.ranks.device))},
         )
+        m = dataclasses.replace(m, revision=m.revision or self._commit())
+        spelt = run.is_chief and self._warn_of_spelling(m)
         loading = waiting(f"loading {m.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
         with loading, run.ranks.local_chief_first():
             self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
                 m.pretrained_model_name_or_path,
-                revision=m.revision or self._commit(),
+                revision=m.revision,
                 precision=m.precision,
                 device=run.ranks.device,
                 safety_checker=m.safety_checker,
@@ -99,9 +103,11 @@ class Generator:
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
         if run.is_chief:
-            texts = dict.fromkeys([*config.grid.prompts, *config.grid.negative_prompts])
-            for doubt in (d for text in texts for d in self.pipeline.doubts(text)):
-                logger.warning("%s", doubt)
+            pipe = self.pipeline
+            for text in self._texts():
+                doubts = pipe.weights(text) + pipe.overlong(text) if spelt else pipe.doubts(text)
+                for doubt in doubts:
+                    logger.warning("%s", doubt)
         size = config.output.batch_size
         if not size:
             width, height = self.jobs[0].width, self.jobs[0].height
@@ -121,6 +127,25 @@ class Generator:
         problem = run.ranks.allgather(self.album.problem if self.album else "")[0]
         if problem:
             raise UserError(problem)
+
+    def _texts(self) -> list[str]:
+        """The grid's prompts, each once."""
+        return list(dict.fromkeys(self.config.grid.prompts + self.config.grid.negative_prompts))
+
+    def _warn_of_spelling(self, model: ModelConfig) -> bool:
+        """By the model's vocabulary, before its weights are fetched; whether that is to be had."""
+        named = [*self.config.concepts.files, *(f"uuid:{u}" for u in self.config.concepts.uuids)]
+        if self.run.latest and (self.run.latest / DICT_FILE).is_file():
+            named.append(str(self.run.latest))
+        names = [concept.name for source in named for concept in find_concepts(source)[0]]
+        if not names:
+            return True
+        fetch_vocabulary(model)
+        tokens = checks.vocabulary(model)
+        for text in self._texts() if tokens else []:
+            for doubt in misspelt(text, names, lambda word: is_word(word, tokens)):
+                logger.warning("%s", doubt)
+        return bool(tokens)
 
     def _commit(self) -> str | None:
         """The hub's commit that the images stored so far are of, to go on with it; else None."""

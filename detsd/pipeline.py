@@ -8,7 +8,6 @@ pipe("a watercolor painting of a det-logo-demo", guidance_scale=4).images[0]
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -33,7 +32,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from detsd.concepts import unweighted
+from detsd.concepts import misspelt, unweighted
 from detsd.config import InferenceConfig, ModelConfig
 from detsd.denoise import Conditioning, decode, denoise, starting_noise
 from detsd.errors import UserError
@@ -220,8 +219,8 @@ class DetSDTextualInversionPipeline:
             UserError: a model that cannot be loaded, an unknown scheduler, concepts that cannot be
                 loaded or do not fit.
         """
-        learned = [_found(source) for source in concepts]
-        learned += [_found(f"uuid:{uuid}") for uuid in uuids]
+        learned = [find_concepts(source) for source in concepts]
+        learned += [find_concepts(f"uuid:{uuid}") for uuid in uuids]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = ModelConfig(pretrained_model_name_or_path, revision, precision)
         model = load_base_model(config, device, [c for found, *_ in learned for c in found])
@@ -251,7 +250,7 @@ class DetSDTextualInversionPipeline:
         Raises:
             UserError: a missing or damaged file, a concept of another width, one loaded twice.
         """
-        return [word for path in paths for word in self._add(*_found(path))]
+        return [word for path in paths for word in self._add(*find_concepts(path))]
 
     def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
         """Load concepts of Determined checkpoints; the new words.
@@ -265,7 +264,7 @@ class DetSDTextualInversionPipeline:
         Raises:
             UserError: no master, an unknown uuid, or what `load_concepts` raises.
         """
-        return [word for uuid in uuids for word in self._add(*_found(f"uuid:{uuid}"))]
+        return [word for uuid in uuids for word in self._add(*find_concepts(f"uuid:{uuid}"))]
 
     def _add(self, concepts: list[LearnedConcept], source: str, named: str) -> list[str]:
         for concept in concepts:  # first: of a file that holds a bad one, none is loaded
@@ -295,7 +294,7 @@ class DetSDTextualInversionPipeline:
         if not old:
             self.vocabulary.remove(name)  # which tells those that are loaded
         source, named = self.sources[name], self.named[name]
-        found, newest, _ = _found(named)
+        found, newest, _ = find_concepts(named)
         new = [c for c in found if c.name == name]
         if not new:
             raise UserError(f"{newest} holds no concept {name!r} any more; load it anew")
@@ -320,24 +319,7 @@ class DetSDTextualInversionPipeline:
 
     def doubts(self, prompt: str) -> list[str]:
         """What is odd about a prompt, a sentence each: misspelt concepts, weights, a lost end."""
-        names = self.concepts
-        rest = self.vocabulary.rewrite.without(prompt)
-        likenesses = []  # words of the prompt that may be meant for a concept
-        for name in names:  # but for case, hyphens and spaces
-            pattern = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", name)))
-            spelt = rf"(?<![\w-]){pattern}(?![\w-])"
-            likenesses += re.findall(spelt, rest, re.IGNORECASE)
-            rest = re.sub(spelt, " ", rest, flags=re.IGNORECASE)
-        folded = [name.casefold() for name in names]
-        for word in re.findall(r"\w+(?:-\w+)*", rest):
-            near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
-            if near and not self.vocabulary.is_word(word):
-                likenesses.append(word)
-        found = [
-            f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
-            f"(loaded: {', '.join(names)})"
-            for word in dict.fromkeys(likenesses)
-        ]
+        found = misspelt(prompt, self.concepts, self.vocabulary.is_word)
         return found + self.weights(prompt) + self.overlong(prompt)
 
     def weights(self, prompt: str) -> list[str]:
@@ -682,7 +664,7 @@ class DetSDTextualInversionPipeline:
         return self.stock.image_processor.postprocess(decode(self.model.vae, latents))[0]
 
 
-def _found(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
+def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
     """The concepts of a path or `uuid:...`, where they lie, and what was named.
 
     Where they lie is what an image notes: the same file still when a run has gone on.

@@ -411,10 +411,17 @@ def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_a_misspelt_concept_is_pointed_out(given, tmp_path, caplog):
+def test_a_misspelt_concept_is_pointed_out(given, tmp_path, caplog, monkeypatch):
+    """Before the model is loaded, which may take minutes, and once."""
     given["grid"] = {"prompts": "a blob-thin", "num_inference_steps": 1}
+    sentence = "'blob-thin', which is no loaded concept (loaded: blob-thing, zyx-two)"
     generate(given, tmp_path / "out")
-    assert "'blob-thin', which is no loaded concept (loaded: blob-thing, zyx-two)" in caplog.text
+    assert caplog.text.count(sentence) == 1
+    caplog.clear()
+    monkeypatch.setattr(DetSDTextualInversionPipeline, "from_pretrained", None)
+    with pytest.raises(TypeError):
+        generate(given, tmp_path / "another")
+    assert sentence in caplog.text
 
 
 def test_a_fine_tunings_folder_is_refused(given, tmp_path):
