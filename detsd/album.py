@@ -36,7 +36,7 @@ from typing import Any
 
 from PIL import Image
 
-from detsd import images
+from detsd import images, progress
 from detsd.cluster import METADATA, Run, download, pack, read_metadata, unpack
 from detsd.config import GenerateConfig
 from detsd.errors import UserError
@@ -49,7 +49,6 @@ MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"
 MOST_TAGS = 2000  # TensorBoard becomes unusable with more images under a tag each
 SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
 BEHIND = 512  # images that may wait to be written; their memory is the chief's
-TELL = 10.0  # seconds between two lines of progress
 
 
 @dataclass
@@ -259,7 +258,7 @@ class Album:
         self.received += len(files)
         if files:
             self._writing.append(self._writer.submit(self._write, files))
-        if time.monotonic() - self._told >= TELL:
+        if time.monotonic() - self._told >= progress.LINE:
             self._told = time.monotonic()
             self._writing.append(self._writer.submit(self._tell))
         while self._writing and self._writing[0].done():
@@ -319,7 +318,7 @@ class Album:
         self._line = now, count
         rate = (count - before) / max(now - since, 1e-9)
         if self.tells and count > self.begun_with:
-            self.run.say(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
+            progress.tell(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
         if count > self._reported:
             self._reported = count
             self.run.report(count, {"images_per_second": rate})
@@ -436,7 +435,7 @@ class Album:
             if (self.run.folder / DICT_FILE).is_file():
                 shutil.copy(self.run.folder / DICT_FILE, to)
 
-        self.run.report(count, {"images": count}, validation=True)
+        self.run.report(count, {"images": count}, "validation")
         uuid = self.run.store(count, facts, write)
         self.shards = [*self.shards[first:], Shard(uuid, numbers, sheets)]
         self._new = []

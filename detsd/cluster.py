@@ -273,8 +273,12 @@ class Run:
     def begin(self) -> None:
         """From here on something is written: what could be wrong from the start has been seen."""
 
-    def report(self, steps: int, metrics: dict[str, float], *, validation: bool = False) -> None:
-        """Report metrics of `steps` completed steps. Chief only does anything."""
+    def report(self, steps: int, metrics: dict[str, float], group: str = "training") -> None:
+        """Report metrics of `steps` completed steps. Chief only does anything.
+
+        Args:
+            group: "training" and "validation" are Determined's own; each has a graph of its own.
+        """
         raise NotImplementedError
 
     def report_progress(self, fraction: float) -> None:
@@ -435,9 +439,8 @@ class LocalRun(Run):
         self.stop_signal = number
         self.say("stopping: what is made is being stored; ask again to leave at once")
 
-    def report(self, steps, metrics, *, validation=False):
+    def report(self, steps, metrics, group="training"):
         if self.is_chief:
-            group = "validation" if validation else "training"
             self.log_scalars(steps, metrics, group)
             with (self.folder / "metrics.jsonl").open("a") as f:
                 f.write(json.dumps({"group": group, "steps_completed": steps, **metrics}) + "\n")
@@ -490,29 +493,46 @@ class ClusterRun(Run):
         self.keeps = cluster_experiment()["checkpoint_storage"].get("save_trial_latest", 1)
         self._judged = threading.Event()  # set where the searcher has ended this trial
         if self.is_chief and cluster_experiment()["searcher"]["name"] in JUDGING_SEARCHERS:
-            threading.Thread(target=self._ask_the_searcher, daemon=True).start()
+            ask = self._ask_the_searcher
+            threading.Thread(target=ask, name="searcher", daemon=True).start()
         if self.is_chief:
+            progress.watchers.append(self.show)
             path = context.train.get_tensorboard_path()
             path.mkdir(parents=True, exist_ok=True)
             self.writer = SummaryWriter(str(path))
+
+    def close(self) -> None:
+        """Leave nothing behind in this process."""
+        self._judged.set()  # ends the thread that asks
+        progress.watchers.clear()
+        if self.writer:
+            self.writer.close()
 
     def use(self, checkpoint: Path, uuid: str) -> None:
         """Go on from a restored checkpoint; whose it is shows in its metadata."""
         self.latest, self.latest_uuid = checkpoint, uuid
         self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
 
-    def report(self, steps, metrics, *, validation=False):
+    def report(self, steps, metrics, group="training"):
         if self.is_chief:
-            # The harness posts the dict later, from another thread: hand it its own copy.
-            if validation:
-                self.context.train.report_validation_metrics(steps, dict(metrics))
-            else:
-                self.context.train.report_training_metrics(steps, dict(metrics))
-            self.log_scalars(steps, metrics, "validation" if validation else "training")
+            # The harness posts the dict later, from another thread: hand it its own copy. It does
+            # not say which came through, so a post that fails ends the process, at the next one:
+            # what was stored goes on in a new one.
+            self.context.train.report_metrics(group, steps, dict(metrics))
+            self.log_scalars(steps, metrics, group)
 
     def report_progress(self, fraction):
         if self.is_chief:
-            self.context.train.report_progress(min(1.0, fraction))
+            self._show(self.context.train.report_progress, min(1.0, fraction))
+
+    def show(self, text: str) -> None:
+        """Have the cluster show beside the trial what it is at. Chief only."""
+        self._show(self.context.train.set_status, text)
+
+    @staticmethod
+    def _show(call: Callable[[Any], None], value: Any) -> None:
+        with contextlib.suppress(api_errors.BadRequestException):  # nothing hangs on it
+            call(value)
 
     def store(self, steps, metadata, write):
         facts = {"steps_completed": steps, "trial_id": self._trial_id, **metadata}
@@ -654,6 +674,7 @@ def _cluster_run(accelerate: bool) -> Iterator[Run]:
         stack.enter_context(together())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
         run = ClusterRun(ranks, context, folder / "run")
+        stack.callback(run.close)
         latest = det.get_cluster_info().latest_checkpoint
         if latest:
             if ranks.local_rank == 0:
@@ -663,8 +684,6 @@ def _cluster_run(accelerate: bool) -> Iterator[Run]:
             run.use(context.distributed.broadcast_local(folder / "latest"), latest)
         yield run
         run.flush()
-        if run.writer:
-            run.writer.close()
 
 
 def downloaded(uuid: str) -> Path:

@@ -36,7 +36,7 @@ from huggingface_hub.utils import enable_progress_bars
 
 from detsd.errors import DISK_ERRORS, UserError
 from detsd.families import SUPPORTED, without_index
-from detsd.progress import say
+from detsd.progress import LINE, say, tell
 
 logger = logging.getLogger("detsd")
 
@@ -45,7 +45,6 @@ PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
 INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
 PATIENCE = 10  # seconds for an answer of the hub
 LONGEST_WAIT = 60  # seconds before a busy hub is asked again
-BETWEEN_LINES = 30  # seconds, in a log
 # Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
 # stand in where there are no others.
 WEIGHTS = re.compile(
@@ -325,9 +324,9 @@ def _told(name: str, total: int, blobs: Path) -> Iterator[None]:
     before, over = _held(blobs), threading.Event()
 
     def watch() -> None:
-        while not over.wait(BETWEEN_LINES):
+        while not over.wait(LINE):
             here = min(total, _held(blobs) - before)
-            say(f"  {_size(here)} of {_size(total)}", sys.stderr)
+            tell(f"  {_size(here)} of {_size(total)} of {name}", sys.stderr)
 
     watcher = threading.Thread(target=watch, daemon=True)
     if not sys.stderr.isatty():

@@ -11,13 +11,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 LINE = 10.0  # seconds between two lines off a terminal
+watchers: list[Callable[[str], None]] = []  # called with every line on how far something is
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -26,6 +27,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
     with contextlib.suppress(RuntimeError):  # a signal's handler may interrupt another line
         tqdm.write(text, file=stream)
         stream.flush()
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """A line on how far something is, which watchers are told as well."""
+    say(text, stream)
+    for watcher in watchers:
+        watcher(text.strip())
 
 
 class LogHandler(logging.Handler):
@@ -127,7 +135,7 @@ class Bar(tqdm):
             self.refresh()
         elif time.monotonic() - self._drawn > LINE and is_first():
             self._drawn = time.monotonic()
-            say(f"{self.text}, {self._left()} left")
+            tell(f"{self.text}, {self._left()} left")
 
 
 @contextlib.contextmanager
@@ -139,7 +147,7 @@ def waiting(text: str, log: bool = True) -> Iterator[None]:
     """
     if not is_first() or not sys.stderr.isatty():
         if is_first() and log:
-            say(f"{text} ...")
+            tell(f"{text} ...")
         yield
         return
     over = threading.Event()

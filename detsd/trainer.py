@@ -134,6 +134,7 @@ class Trainer:
         with run.ranks.local_chief_first():
             fetch_vocabulary(self._model_config())
         check_finetune(config, "the configuration")  # once more, by the words of a hub model
+        began = time.monotonic()
         loading = waiting(f"loading {config.model.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
         with loading, run.ranks.local_chief_first():
@@ -160,7 +161,13 @@ class Trainer:
         self.pipeline = DetSDTextualInversionPipeline(self.model)
         self.jobs = sample_jobs(config.inference, size)
         self.pipeline.check(self.jobs)
+        loaded = time.monotonic()
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
+        self.start = {
+            "seconds_loading": loaded - began,  # the model, from the hub where it is not here
+            "seconds_encoding": time.monotonic() - loaded,
+            "images_encoded": len(self.data.digests),
+        }
         run.agree(training_images=self.data.digests, base_model={"commit": self.model.commit})
         if t.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
@@ -213,6 +220,7 @@ class Trainer:
 
     def _train(self) -> None:
         t, run, bar = self.config.training, self.run, self.bar
+        run.report(self.steps_completed, self.start, "start")
         if self.steps_completed == 0:
             self._log_training_images()
             self._with_rows(self.initial_rows, self._sample)  # what the phrase alone gives
@@ -459,7 +467,7 @@ class Trainer:
             "val_gap": self.initial_val_loss - loss,
             "sgd_steps": float(sgd_steps),  # the time_metric of a search
         }
-        self.run.report(self.steps_completed, metrics, validation=True)
+        self.run.report(self.steps_completed, metrics, "validation")
 
     def _has_diverged(self) -> bool:
         """Whether the rows are lost, or no scale is left that fp16 gradients fit into."""

@@ -225,6 +225,9 @@ class Master:
         elif re.fullmatch(r"/api/v1/trials/\d+/progress", path):
             if not 0 <= number("progress", body["progress"]) <= 1:
                 raise Refused(f"progress is {body['progress']}")
+        elif re.fullmatch(r"/api/v1/trials/\d+/runner/metadata", path):
+            if not isinstance(body["state"], str):
+                raise Refused(f"a trial's state is {body['state']!r}, not a text")
         elif found := re.fullmatch(r"/api/v1/checkpoints/(.+)", path):
             return {"checkpoint": self._described(found[1])}
         elif path == "/api/v1/checkpoints":

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 import zipfile
 from unittest.mock import MagicMock
@@ -14,13 +15,14 @@ import pytest
 import requests
 import torch
 import yaml
+from determined.common.api import errors
 from determined.experimental import client
 from PIL import Image
 from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT
 
-from detsd import cluster
+from detsd import cluster, progress
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
@@ -193,6 +195,29 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
         assert torch.allclose(rows(master, 24, trial=8)[name], learned, atol=1e-6)
 
 
+def test_an_answer_that_breaks_off_loses_nothing(experiment, master, monkeypatch):
+    """Of a metric it costs a restart; of what only shows nothing. And what a trial is at shows."""
+    monkeypatch.setattr(progress, "LINE", 0)  # a line of everything that moves
+    given = experiment_of(experiment())
+    master.run(given, trial=1)
+    states = [body["state"] for path, body in master.told if path.endswith("/runner/metadata")]
+    for what in ("loading", "encoding the images of blob-thing", "2/8 steps"):
+        assert any(state.startswith(what) for state in states), states
+    assert master.metrics("start", 1)[0]["images_encoded"] == 12
+
+    master.cut = told("/metrics", 6)
+    with pytest.raises(errors.BadRequestException):
+        master.run(given)
+    assert list(master.stored()) == [4]
+    master.cut = told("/progress")
+    assert "resuming after step 4" in master.run(given)
+    assert master.cut is None
+    for group in ("training", "validation"):
+        assert sorted(master.metrics(group)) == sorted(master.metrics(group, 1))
+    for name, learned in rows(master, 8, trial=1).items():
+        assert torch.equal(rows(master, 8)[name], learned)
+
+
 ASHA = {
     "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 8,
     "max_trials": 4,
@@ -238,6 +263,10 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
     assert (step, m["val_loss"], m["sgd_steps"]) == (2, 1e9, 8)
     assert set(FinetuneConfig.metrics) <= set(m)
     assert master.checkpoints() == {}
+    for thread in threading.enumerate():  # a trial that is over asks the master nothing
+        if thread.name == "searcher":
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 POLICIES = experiment_of(ROOT / "finetune_const.yaml")["log_policies"]
