@@ -66,10 +66,18 @@ def finetune(args: argparse.Namespace) -> int:
         checks.check_finetune(config, str(args.config), args.config.parent)
         checks.check_output(folder)
         latest = checks.check_resume(config, folder, args.warm_start)
-        steps = trial.read_metadata(latest)["steps_completed"] if latest else 0
-        if steps >= config.training.num_sgd_steps:
+        facts = trial.read_metadata(latest) if latest else {"steps_completed": 0}
+        settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
+        if settled and settled == config.training.stop_on_plateau:
             if progress.is_first():
-                progress.say(f"complete: the concept lies in {latest}")
+                progress.say(
+                    f"complete: {best_of(folder)}; val_loss had settled at step "
+                    f"{facts['steps_completed']}, and --set training.stop_on_plateau=null goes on"
+                )
+            return 0
+        if facts["steps_completed"] >= config.training.num_sgd_steps:
+            if progress.is_first():
+                progress.say(f"complete: {best_of(folder)}")
             return 0
     with progress.waiting("loading the libraries", log=False):
         from detsd import cluster, trainer
@@ -91,10 +99,18 @@ def finetune(args: argparse.Namespace) -> int:
     return 0
 
 
+def best_of(folder: Path) -> str:
+    """Where the best rows of a fine-tuning lie, and what tells that they are."""
+    best = trial.read_metadata(trial.latest_checkpoint(folder)).get("best")
+    if not best:  # of an earlier version, or without a validation
+        return f"the concept lies in {locate(folder)}"
+    step, loss = best["steps_completed"], best["val_loss"]
+    return f"the concept lies in {locate(folder)}: step {step}, the best, of val_loss {loss:.4f}"
+
+
 def say_what_next(config: FinetuneConfig, folder: Path) -> None:
     """Where a finished fine-tuning lies, and the commands that one wants then, to be pasted."""
-    checkpoint = folder / "checkpoints" / f"step-{config.training.num_sgd_steps:08d}"
-    progress.say(f"learned concept: {checkpoint}")
+    progress.say(best_of(folder))
     if (folder / "before_after.png").is_file():
         progress.say(f"before and after: {folder / 'before_after.png'}")
         progress.say(f"time-lapse: {folder / 'time_lapse.gif'} and time_lapse.png")
@@ -103,7 +119,7 @@ def say_what_next(config: FinetuneConfig, folder: Path) -> None:
     settings = {
         "model.pretrained_model_name_or_path": model,
         **({"model.revision": revision} if revision else {}),
-        "concepts.files": checkpoint,
+        "concepts.files": folder,
         "grid.prompts": i.inference_prompts or [f"a photo of a {word}" for word in words],
         "grid.scheduler_names": i.scheduler_name,
         "grid.num_inference_steps": i.num_inference_steps,

@@ -26,7 +26,7 @@ from detsd.config import (
 from detsd.errors import UserError
 from detsd.families import SUPPORTED, unsupported_index, without_index
 from detsd.names import BUNDLED, looked, resolve, word_problem
-from detsd.sources import is_source, locate, split_source
+from detsd.sources import DICT_FILE, is_source, locate, split_source
 from detsd.trial import latest_checkpoint, read_metadata
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
@@ -285,17 +285,25 @@ def check_grid_folder(folder: Path) -> None:
 def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) -> Path | None:
     """The checkpoint from which a fine-tuning in `folder` goes on, if there is one.
 
-    A run goes on with the configuration that it began with; only `training.num_sgd_steps` may grow.
+    A run goes on with the configuration that it began with; only `training.num_sgd_steps` may grow,
+    and `training.stop_on_plateau` be another.
 
     Raises:
-        UserError: naming every key that differs; another warm start; no checkpoint to start from.
+        UserError: naming every key that differs; another warm start; no checkpoint to start from;
+            a concept file of somebody's where the best rows are to lie.
     """
     if warm_start:
         locate(warm_start)
     latest = latest_checkpoint(folder)
+    facts = read_metadata(latest) if latest else {}
+    ours = "best" in facts if latest else (folder / "tensorboard").is_dir()
+    if (folder / DICT_FILE).exists() and not ours:
+        raise UserError(
+            f"--output-dir {folder} holds {DICT_FILE}, which no run has made there and a run would "
+            "overwrite; move it, or name another folder"
+        )
     if not latest:
         return None
-    facts = read_metadata(latest)
     if warm_start and facts.get("warm_start") != str(warm_start.resolve()):
         raise UserError(
             f"--output-dir {folder} already holds another run; give this warm start a new folder"
@@ -304,6 +312,8 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
     steps = old.get("training", {}).get("num_sgd_steps", 0)
     if config.training.num_sgd_steps > steps > 0:
         old["training"]["num_sgd_steps"] = config.training.num_sgd_steps
+    if "stop_on_plateau" in old.get("training", {}):
+        old["training"]["stop_on_plateau"] = config.training.stop_on_plateau
     changed = differences(old, new)
     if changed:
         raise UserError(

@@ -239,11 +239,10 @@ class Run:
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self.writer.file_writer.add_summary(summary, steps)
 
-    def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """`store`, and all ranks go on when it is done. Collective."""
-        if self.is_chief:
-            self.store(steps, metadata, write)
-        self.ranks.allgather(None)
+    def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
+        """`store`, and all ranks go on when it is done, with what it returned. Collective."""
+        uuid = self.store(steps, metadata, write) if self.is_chief else ""
+        return self.ranks.allgather(uuid)[0]
 
     def agree(self, **facts: dict[str, Any]) -> None:
         """Refuse ranks that differ in what must be equal, before they train on it. Collective.
@@ -288,6 +287,13 @@ class Run:
         """Store what `write(folder)` puts into an empty folder, all or nothing. Chief only.
 
         `write` may be called again. Returns what a cluster calls the checkpoint.
+        """
+        raise NotImplementedError
+
+    def register(self, model: str, uuid: str, title: str, notes: str) -> None:
+        """Make a stored checkpoint a version of a model in the cluster's registry. Chief only.
+
+        Once, however often it is asked for. The model is made where there is none of that name.
         """
         raise NotImplementedError
 
@@ -475,6 +481,14 @@ class LocalRun(Run):
                 ) from None
         return ""
 
+    def register(self, model, uuid, title, notes):
+        logger.warning(
+            "training.register_model: only a cluster has a model registry; the best checkpoint, "
+            "%s, lies in %s",
+            title,
+            self.folder,
+        )
+
     def asked_to_stop(self):
         self._stops_gently = True  # by now there is something to lose
         return self.stop_signal is not None
@@ -548,6 +562,28 @@ class ClusterRun(Run):
                     raise
                 logger.warning("the master's answer to a checkpoint was cut (%s); again", error)
                 time.sleep(pause)
+
+    def register(self, model, uuid, title, notes):
+        from determined.experimental import client  # here, since few trials need it
+
+        try:
+            try:
+                entry = client.get_model(model)
+            except api_errors.NotFoundException:
+                entry = client.create_model(model)
+            if any(v.checkpoint.uuid == uuid for v in entry.list_versions()):
+                return  # by this very trial, before it was restarted
+            version = entry.register_version(uuid)
+            version.set_name(title)
+            version.set_notes(notes)
+        except Exception as error:  # what was learned is stored
+            logger.warning(
+                "checkpoint %s (%s) could not be registered as %r (%s); do so with "
+                "det model register-version, after det model create where there is no such model",
+                *(uuid, title, model, " ".join(str(error).split())[:200]),
+            )
+        else:
+            self.say(f"registered as version {version.model_version} of {model}: {title}")
 
     def fetch(self, uuid, to, wanted=lambda name: True):
         alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective

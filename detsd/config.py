@@ -184,6 +184,22 @@ class TrainingConfig:
     num_validation_timesteps: int = _knob(
         8, "fixed timesteps per validation image", low=1, high=1000
     )
+    stop_on_plateau: int | None = _knob(
+        None,
+        "validations over which val_loss has to have settled for the run to end before its last "
+        "step (DVAR, arXiv 2302.04841); null: never; 3 to 10",
+        low=2,
+    )
+    plateau_ratio: float = _knob(
+        0.15,
+        "settled is a val_loss whose variance over these validations is this part of its variance "
+        "since the phrase, or less; 0.05 to 0.4",
+        above=0,
+        high=1,
+    )
+    register_model: str | None = _knob(
+        None, "on a cluster: the model in its registry that the best checkpoint is a version of"
+    )
 
 
 @dataclass(frozen=True)
@@ -250,8 +266,7 @@ class LearnedConceptsConfig:
     files: list[Source] = _knob(
         [],
         "concept files of any layout, checkpoint folders, or run folders, which stand for their "
-        "newest checkpoint; {path: word} gives the concept "
-        "another word",
+        "best checkpoint; {path: word} gives the concept another word",
         path=True,
     )
     uuids: list[Source] = _knob(
@@ -445,6 +460,12 @@ def _check_training(t: TrainingConfig, problems: list[str]) -> None:
     for beta in ("adam_beta1", "adam_beta2"):
         if getattr(t, beta) >= 1:
             problems.append(f"training.{beta} must be less than 1")
+    name = t.register_model
+    if name is not None and ("/" in name or name.isdigit() or not name.strip()):
+        problems.append(
+            f"training.register_model is {name!r}, by which a registry finds no model; use words "
+            "without a slash"
+        )
 
 
 def _check_grid(g: GridConfig, problems: list[str]) -> None:

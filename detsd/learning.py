@@ -29,6 +29,7 @@ from detsd.config import FinetuneConfig, TrainingConfig, load_config
 from detsd.errors import UserError
 from detsd.names import BUNDLED, file_name, resolve
 from detsd.pipeline import DetSDTextualInversionPipeline, sample_jobs
+from detsd.trial import read_metadata
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 MOST_FRAMES = 24  # of a time-lapse that is drawn again and again
@@ -290,7 +291,11 @@ class Learning:
             folder=folder,
             word=config.concepts.concept_strs[0],
             running=running,
-            complete=bool(checkpoints) and checkpoints[-1].parent.name == f"step-{steps:08d}",
+            complete=bool(checkpoints)
+            and (
+                checkpoints[-1].parent.name == f"step-{steps:08d}"
+                or read_metadata(checkpoints[-1].parent).get("settled", False)
+            ),
             step=step,
             steps=steps,
             loss=training.get("loss"),

@@ -245,7 +245,7 @@ class DetSDTextualInversionPipeline:
 
         Args:
             paths: concept files of any layout, checkpoint folders, or run folders, which stand for
-                their newest checkpoint; `path=word` gives a concept that word.
+                their best checkpoint; `path=word` gives a concept that word.
 
         Raises:
             UserError: a missing or damaged file, a concept of another width, one loaded twice.

@@ -17,8 +17,8 @@ from detsd.errors import UserError
 from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.models import load_token_tables
 from detsd.names import BUNDLED
-from detsd.sources import locate, split_source
-from detsd.trial import read_metadata
+from detsd.sources import DICT_FILE, locate, split_source
+from detsd.trial import latest_checkpoint, read_metadata
 
 
 def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
     return {
         "source": str(path),
         "steps": facts.get("steps_completed"),
+        "best": facts.get("best"),
         "base_models": base,
         "notes": notes,
         "vocabularies": [_vocabulary(table) for _, table in tables],
@@ -79,12 +80,16 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
 def _metadata(path: Path) -> dict:
     """What the fine-tuning's checkpoint that `path` lies in says of itself; else {}.
 
-    A grid's checkpoint holds concepts that something else has learned.
+    Of a run's folder, that of the best step. A grid's checkpoint holds concepts that something else
+    has learned.
     """
+    newest = latest_checkpoint(path.parent) if path.name == DICT_FILE else None
     try:
-        facts = read_metadata(path.parent)
+        facts = read_metadata(newest or path.parent)
     except UserError:
         return {}
+    if newest and facts.get("best"):
+        facts["steps_completed"] = facts["best"]["steps_completed"]
     return facts if facts.get("kind") == "finetune" else {}
 
 
@@ -165,6 +170,11 @@ def report(facts: dict[str, Any]) -> str:
     count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
     steps = "" if facts["steps"] is None else f", after {facts['steps']} steps"
     lines = [f"{facts['source']}: {count}{steps}"]
+    if facts["best"]:
+        told = dict(facts["best"])
+        step = told.pop("steps_completed")
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
+        lines.append(f"best of its run so far: step {step} ({figures})")
     lines += [f"base model: {name}" for name in facts["base_models"]]
     lines += facts["notes"]
     lines += [

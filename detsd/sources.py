@@ -1,6 +1,7 @@
 """Where a concept comes from: `path`, or `path=word`, which gives its only concept that word.
 
-A path is a concept file, a checkpoint's folder, or a run's, which stands for its newest checkpoint.
+A path is a concept file, a checkpoint's folder, or a run's, which stands for its best checkpoint,
+or where none is known yet for its newest.
 Of the standard library alone, so that a mistake is told before anything large is loaded.
 """
 
@@ -37,7 +38,7 @@ def is_source(text: str) -> bool:
 
 
 def locate(source: str | Path) -> str:
-    """The source with a file in place of a folder: of a run, that of its newest checkpoint.
+    """The source with a file in place of a folder: of a run, that of its best checkpoint.
 
     Raises:
         UserError: nothing there, or a folder without a concept.

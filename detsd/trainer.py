@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import torch
 from PIL import Image
 
 from detsd import images
+from detsd.best import best_step, on_plateau
 from detsd.checks import check_finetune
 from detsd.cluster import Run, pack, read_metadata, unpack
 from detsd.concepts import Vocabulary
@@ -31,7 +33,7 @@ from detsd.data import Batch, TrainingData, ahead, changed_images
 from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import Diverged, UserError
-from detsd.formats import LearnedConcept, read_concepts, write_concepts
+from detsd.formats import LearnedConcept, encode, read_concepts, write_concepts
 from detsd.loss import (
     hidden_penalty,
     min_snr_weight,
@@ -42,7 +44,7 @@ from detsd.loss import (
 from detsd.models import BaseModel, fetch_vocabulary, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.progress import Bar, Work, waiting
-from detsd.sources import is_source
+from detsd.sources import DICT_FILE, is_source
 
 logger = logging.getLogger("detsd")
 
@@ -183,6 +185,9 @@ class Trainer:
         self.steps_completed = 0
         self.samples_seen = 0
         self.window: dict[str, float] = {}  # sums since the last report
+        self.validations: dict[int, dict[str, float]] = {}  # what each measured, by step
+        self.best_rows: tuple[torch.Tensor, ...] = ()  # of the best step so far
+        self.best_uuid = ""  # what a cluster calls its checkpoint
         if run.latest:
             self._restore(run.latest)
         self._seen_at_start = self.samples_seen
@@ -198,6 +203,7 @@ class Trainer:
                 "training; set model.precision to fp32, or use another base model"
             )
         run.begin()
+        self._keep_best()  # of the checkpoint that this goes on from
 
     def _model_config(self) -> ModelConfig:
         """The configured base model, of the hub's at the commit that this run began with."""
@@ -208,15 +214,33 @@ class Trainer:
     # ---- the step ----------------------------------------------------------------------------
 
     def train(self) -> bool:
-        """Train to the last step. False when stopped before it, with a checkpoint saved."""
-        t, run = self.config.training, self.run
-        if self.steps_completed >= t.num_sgd_steps:
-            run.report_progress(1.0)
-            return True
-        self.bar = Bar(self._work(), f"{self.steps_completed}/{t.num_sgd_steps} steps")
-        with self.bar, contextlib.closing(self._batches):
-            self._train()
-        return self.steps_completed == t.num_sgd_steps
+        """Train to the end. False when stopped before it, with a checkpoint saved."""
+        if not self.complete:
+            text = f"{self.steps_completed}/{self.config.training.num_sgd_steps} steps"
+            self.bar = Bar(self._work(), text)
+            with self.bar, contextlib.closing(self._batches):
+                self._train()
+        if self.complete:
+            self.run.report_progress(1.0)
+            self._register()
+        return self.complete
+
+    @property
+    def settled(self) -> bool:
+        """Whether val_loss has come to rest, where the run is to end on that."""
+        t = self.config.training
+        losses = [self.initial_val_loss, *(v["val_loss"] for v in self.validations.values())]
+        return on_plateau(losses, t.stop_on_plateau, t.plateau_ratio)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.steps_completed >= self.config.training.num_sgd_steps or self.settled
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint so far."""
+        return best_step(self.validations, "val_loss")
 
     def _train(self) -> None:
         t, run, bar = self.config.training, self.run, self.bar
@@ -226,7 +250,7 @@ class Trainer:
             self._with_rows(self.initial_rows, self._sample)  # what the phrase alone gives
             bar.note = ""
         self._clock, self._clocked = time.monotonic(), 0
-        while self.steps_completed < t.num_sgd_steps:
+        while not self.complete:
             parts = self._step()
             self.steps_completed += 1
             self.samples_seen += self.samples_per_step
@@ -244,7 +268,11 @@ class Trainer:
             if due:
                 self._validate()
                 self._sample()
-            if last:
+            self._clock += time.monotonic() - began  # samples per second are of training
+            began = time.monotonic()
+            if self.complete and self.window:  # settled between two reports
+                self._report()
+            if self.complete:
                 bar.draw(note="drawing")
                 self._draw_progress()
                 bar.done("drawing")
@@ -253,7 +281,7 @@ class Trainer:
                     self._diverge()
                 self._save()
             bar.note = note
-            self._clock += time.monotonic() - began  # samples per second are of training
+            self._clock += time.monotonic() - began
             if stop:
                 break
 
@@ -451,11 +479,21 @@ class Trainer:
                 self.steps_completed,
             )
             return
-        self._report_validation(loss, self.steps_completed)
+        self.validations[self.steps_completed] = {"val_loss": loss}
+        if self.best == self.steps_completed:
+            self.best_rows = tuple(rows.detach().cpu().clone() for rows in self.rows)
+        # A search counts a run that ends here as one of all its steps, and goes on to another.
+        last = self.config.training.num_sgd_steps if self.settled else self.steps_completed
+        self._report_validation(loss, last)
         self.run.say(
             f"step {self.steps_completed}  val_loss {loss:.4f}  "
             f"(initializer {self.initial_val_loss:.4f}{', both masked' * self.data.masked})"
         )
+        if self.settled and last > self.steps_completed:
+            self.run.say(
+                f"ending at step {self.steps_completed} of {last}: val_loss has settled "
+                "(training.stop_on_plateau)"
+            )
 
     def _report_validation(self, loss: float, sgd_steps: int) -> None:
         measured_on = "held_out" if self.data.held_out else "training_images"
@@ -559,23 +597,22 @@ class Trainer:
             "samples_seen": self.samples_seen,
             "images": self.data.digests,
             "threads": torch.get_num_threads(),
+            "validations": self.validations,
+            "best_rows": self.best_rows,
+            "best_uuid": self.best_uuid,
         }
         metadata = {
             "kind": "finetune",
             "config": dataclasses.asdict(self.config),
             "concepts": self.vocabulary.names,
             "commit": self.model.commit,
-            "complete": self.steps_completed >= self.config.training.num_sgd_steps,
+            "complete": self.complete,
+            "settled": self.settled,
+            "best": self.best and {"steps_completed": self.best} | self.validations[self.best],
         }
 
         def write(folder: Path) -> None:
-            facts = {
-                "model": self.model.name,
-                "model_hash": self.model.commit or "",
-                "steps": self.steps_completed,
-            }
-            learned = self.vocabulary.concepts()
-            write_concepts([dataclasses.replace(c, **facts) for c in learned], folder)
+            write_concepts(self._learned(self.steps_completed), folder)
             torch.save(state, folder / STATE_FILE)
             if not self.run.folder_is_kept:  # pictures come along, so that a resumed run has them
                 samples = sorted((self.run.folder / "samples").glob("*.png"))
@@ -584,7 +621,37 @@ class Trainer:
                     shutil.copy(path, folder)
 
         self.run.flush()  # first: a crash in between repeats these steps, and shows them again
-        self.run.save(self.steps_completed, metadata, write)
+        self._keep_best()
+        uuid = self.run.save(self.steps_completed, metadata, write)
+        if self.best == self.steps_completed:
+            self.best_uuid = uuid
+
+    def _learned(self, steps: int) -> list[LearnedConcept]:
+        """The concepts with their rows of now, and where these come from."""
+        facts = {"model": self.model.name, "model_hash": self.model.commit or "", "steps": steps}
+        return [dataclasses.replace(c, **facts) for c in self.vocabulary.concepts()]
+
+    def _keep_best(self) -> None:
+        """The best rows so far as the concept file of the run's folder, which stands for them."""
+        if not (self.run.is_chief and self.run.folder_is_kept):
+            return
+        path = self.run.folder / DICT_FILE
+        if not self.best_rows:  # the file, if any, is of steps that are made again
+            path.unlink(missing_ok=True)
+            return
+        learned = self._with_rows(self.best_rows, lambda: self._learned(self.best))
+        staging = path.with_name(f".{path.name}")
+        staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
+        os.replace(staging, path)
+
+    def _register(self) -> None:
+        """Make the best checkpoint a version of the model that the configuration may name."""
+        name = self.config.training.register_model
+        if name and self.best and self.run.is_chief:
+            title = f"{', '.join(self.vocabulary.names)}, step {self.best}"
+            figures = {"model": self.model.name} | self.validations[self.best]
+            notes = "\n".join(f"- {key}: {value}" for key, value in figures.items())
+            self.run.register(name, self.best_uuid, title, notes)
 
     def _restore(self, checkpoint: Path) -> None:
         """Everything from this run's own checkpoint; the learned rows only from another's."""
@@ -633,8 +700,14 @@ class Trainer:
         if (checkpoint / SAMPLES).is_file():
             unpack(checkpoint / SAMPLES, self.run.folder)
         self.window = dict(state["window"])
+        # A run of an earlier version kept none of these: what it goes on to measure counts.
+        self.validations = state.get("validations", {})
+        self.best_rows = state.get("best_rows", ())
+        self.best_uuid = state.get("best_uuid", "")
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]
+        if self.best == self.steps_completed:
+            self.best_uuid = self.run.latest_uuid
         self.run.say(f"resuming after step {self.steps_completed}")
         self._tell_of_more_steps(metadata.get("config", {}).get("training", {}))
         threads = state.get("threads", torch.get_num_threads())

@@ -26,7 +26,7 @@ import uuid
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 from determined import _info
 from determined.common.util import yaml_safe_load
@@ -92,6 +92,7 @@ class Master:
         self._runs: dict[int, int] = {}  # how often each trial was started
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
         self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
+        self.models: dict[str, list[dict]] = {}  # the registry: name -> its versions
         self._hooks: list[tuple[Callable, Callable]] = []
         self._processes: list[subprocess.Popen] = []
         self._infos: list[Path] = []  # of every run, in order
@@ -234,9 +235,40 @@ class Master:
             if "steps_completed" not in body["metadata"]:
                 raise Refused("a checkpoint without steps_completed")
             self._checkpoints[body["uuid"]] = body
+        elif path.startswith("/api/v1/models"):
+            return self._hear_registry(*map(unquote, path.split("/")[4:]), body=body)
         else:
             raise Refused("no such call")
         return {}
+
+    def _hear_registry(
+        self, name: str = "", versions: str = "", number: str = "", *, body: dict
+    ) -> dict:
+        """`models`, `models/NAME`, `models/NAME/versions` and `models/NAME/versions/NUMBER`."""
+        if not name:
+            if body["name"] in self.models:
+                raise Refused(f"there is a model {body['name']}")
+            self.models[name := body["name"]] = []
+        if name not in self.models:
+            raise Unknown
+        found, time = self.models[name], "2024-01-01T00:00:00Z"
+        model = {
+            "name": name, "id": 1, "archived": False, "creationTime": time, "metadata": {},
+            "lastUpdatedTime": time, "numVersions": len(found), "userId": 1, "username": "u",
+            "workspaceId": 1,
+        }  # fmt: skip
+        if "checkpointUuid" in body:
+            found.append({
+                "checkpoint": self._described(body["checkpointUuid"]), "creationTime": time,
+                "id": len(found) + 1, "version": len(found) + 1, "lastUpdatedTime": time,
+                "model": model,
+            })  # fmt: skip
+        elif number:
+            found[int(number) - 1].update(body)
+        return {
+            "model": model, "modelVersions": found, "modelVersion": found[-1] if found else None,
+            "pagination": {"endIndex": len(found), "total": len(found)},
+        }  # fmt: skip
 
     def _hear_metrics(self, trial: int, body: dict) -> None:
         told, group = body["metrics"], body["group"]

@@ -22,7 +22,7 @@ from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT
 
-from detsd import cluster, progress
+from detsd import cluster, progress, trainer
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
@@ -267,6 +267,61 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
         if thread.name == "searcher":
             thread.join(60)
             assert not thread.is_alive()
+
+
+def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch, caplog):
+    """As what the master keeps as the best, though the trial was paused and restarted."""
+    losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
+    monkeypatch.setattr(
+        trainer.Trainer,
+        "_validation_loss",
+        lambda self, rows=None: losses[self.steps_completed] if rows is None else 0.9,
+    )
+    training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
+    training |= {"train_batch_size": 1, "register_model": "my blob"}
+    given = experiment_of(experiment(training=training, inference={"inference_prompts": []}))
+    pause(master, 2 / 4)  # the best checkpoint is the one that it goes on from
+    master.run(given)
+    master.preempt.clear()
+    assert list(master.stored()) == [1, 2]
+    assert master.models == {}
+
+    def no(path, body):
+        return path.endswith("/versions") and "checkpointUuid" in body
+
+    def refuse():
+        raise Refused("you may not")
+
+    master.when(no, refuse)
+    master.run(given)
+    assert "could not be registered as 'my blob'" in caplog.text
+    assert master.refused.pop().endswith("you may not")
+    for _ in range(2):  # a finished trial restarted
+        said = master.run(given)
+    assert "registered" not in said
+    ((name, (version,)),) = master.models.items()
+    assert name == "my blob"
+    told = master.metrics("validation")
+    best = min(told, key=lambda step: told[step]["val_loss"])
+    assert version["checkpoint"]["uuid"] == master.checkpoints()[best]
+    assert version["checkpoint"]["metadata"]["best"] == {"steps_completed": 2, "val_loss": 0.3}
+    assert version["name"] == "blob-thing, step 2"
+    assert "- val_loss: 0.3" in version["notes"]
+
+
+def test_a_trial_of_a_search_that_has_settled(experiment, master):
+    """To the searcher it has come to its last step: it is counted, and another begins."""
+    training = {"num_sgd_steps": 8, "checkpoint_freq": 2, "stop_on_plateau": 2}
+    training |= {"learning_rate": 1e-12, "plateau_ratio": 1}
+    given = experiment_of(experiment(training=training, inference={"inference_prompts": []}))
+    said = master.run(given | {"searcher": ASHA})
+    assert "ending at step 4 of 8" in said
+    assert [m["sgd_steps"] for m in master.metrics("validation").values()] == [2, 8]
+    assert master.progress()[-1] == 1.0
+    assert json.loads((master.stored()[4] / "metadata.json").read_text())["complete"] is True
+    count = len(master.told)
+    master.run(given | {"searcher": ASHA})  # restarted: nothing more
+    assert {path.rsplit("/")[-1] for path, _ in master.told[count:]} <= {"progress", "start", "7"}
 
 
 POLICIES = experiment_of(ROOT / "finetune_const.yaml")["log_policies"]

@@ -102,6 +102,7 @@ def test_all_problems_are_reported_together():
         ({"training": {"learning_rate": 10**400}}, "0000 but must be a number"),
         ({"concepts": {"num_vectors": 10**17}}, "num_vectors is 10*0 but must be at most 1000"),
         ({"concepts": {"concept_strs": "x" * 300}}, "a word of 300 characters, which no file"),
+        ({"training": {"register_model": "my/blob"}}, "'my/blob', by which a registry finds no"),
     ],
 )  # fmt: skip
 def test_what_is_refused(sections, words):

@@ -276,6 +276,129 @@ def test_a_masked_run_says_so_and_goes_on(experiment, tmp_path, photos, capsys):
     assert "concepts.img_dirs[0]: concepts.mask is files, but" in capsys.readouterr().err
 
 
+def losses_are(monkeypatch, phrase, by_step):
+    """Let validations measure these."""
+    monkeypatch.setattr(
+        Trainer,
+        "_validation_loss",
+        lambda self, rows=None: by_step[self.steps_completed] if rows is None else phrase,
+    )
+
+
+def stop_after(monkeypatch, steps):
+    calls = iter([False] * (steps - 1) + [True])
+    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+
+
+def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
+    """By the run's folder, which stands for it, whatever else becomes of the run."""
+    losses_are(monkeypatch, 0.9, {2: 0.7, 4: 0.5, 6: 0.6, 8: 0.5, 10: 0.4, 12: 0.8})
+    path = experiment(training={"checkpoint_freq": 2}, inference={"inference_prompts": []})
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    best = whole / "learned_embeddings_dict.pt"
+    assert finetune(path, whole) == 0
+    assert f"lies in {best}: step 4, the best, of val_loss 0.5000" in capsys.readouterr().out
+    for source in (whole, best):
+        (c,) = read_concepts(source)
+        assert torch.equal(c.embeddings, rows_of(whole, 4)["blob-thing"])
+        assert c.steps == 4
+    told = {
+        step: cluster.read_metadata(whole / "checkpoints" / f"step-{step:08d}")["best"]
+        for step in (2, 4, 6, 8)
+    }
+    assert [told[k]["steps_completed"] for k in (2, 4, 6, 8)] == [2, 4, 4, 4]
+    assert told[8] == {"steps_completed": 4, "val_loss": 0.5}
+    assert main(["show", str(whole)]) == 0
+    said = capsys.readouterr().out
+    assert "1 concept, after 4 steps" in said
+    assert "best of its run so far: step 4 (val_loss 0.5000)" in said
+    assert finetune(path, whole) == 0
+    assert "complete: the concept lies in" in capsys.readouterr().out
+
+    # Interrupted and gone on with; its last checkpoints, and the best one itself, deleted.
+    with monkeypatch.context() as stopped:
+        stop_after(stopped, 3)
+        assert finetune(path, out) == 128
+    (c,) = read_concepts(out)
+    assert c.steps == 2
+    assert finetune(path, out) == 0
+    assert (out / best.name).read_bytes() == best.read_bytes()
+    for step in (8, 6, 4):
+        shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
+        if step == 6:
+            (out / best.name).unlink()
+    assert finetune(path, out) == 0
+    assert (out / best.name).read_bytes() == best.read_bytes()
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    more = ("--set", "training.num_sgd_steps=12")
+    for folder, steps in ((out, 10), (whole, 10)):
+        assert finetune(path, folder, *more) == 0
+        assert read_concepts(folder)[0].steps == steps
+    assert (out / best.name).read_bytes() == best.read_bytes()
+
+
+def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, capsys):
+    """Its state knows nothing of validations; somebody's file in its folder stays."""
+    path = experiment(training={"checkpoint_freq": 2}, inference={"inference_prompts": []})
+    out, best = tmp_path / "out", tmp_path / "out" / "learned_embeddings_dict.pt"
+    with monkeypatch.context() as stopped:
+        stop_after(stopped, 4)
+        assert finetune(path, out) == 128
+    for folder in (out / "checkpoints").iterdir():
+        state, facts = (folder / name for name in ("trainer_state.pt", "metadata.json"))
+        new = ("validations", "best_rows", "best_uuid")
+        old = {k: v for k, v in torch.load(state).items() if k not in new}
+        torch.save(old, state)
+        told = json.loads(facts.read_text())
+        del told["best"], told["settled"], told["config"]["training"]["stop_on_plateau"]
+        facts.write_text(json.dumps(told))
+    assert finetune(path, out) == 2
+    assert f"holds {best.name}, which no run has made there" in capsys.readouterr().err
+    best.unlink()
+    assert read_concepts(out)[0].steps == 4  # the newest
+    assert finetune(path, out) == 0
+    assert read_concepts(best)[0].steps in (6, 8)
+    assert "step 6" in capsys.readouterr().out or read_concepts(best)[0].steps == 8
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(best, other)
+    assert finetune(path, other) == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_a_run_ends_where_its_loss_has_settled(experiment, tmp_path, monkeypatch, capsys):
+    """Stopped and gone on with, at the same step and with the same rows, bit for bit."""
+    losses_are(monkeypatch, 0.9, {3: 0.6, 6: 0.5, 9: 0.49, 12: 0.495, 15: 0.49, 18: 0.48})
+    change = {"num_sgd_steps": 18, "checkpoint_freq": 3}
+    change |= {"stop_on_plateau": 3, "plateau_ratio": 0.05}
+    path = experiment(training=change, inference={"seeds": [0], "num_inference_steps": 1})
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert finetune(path, whole) == 0
+    said = capsys.readouterr().out
+    assert "ending at step 12 of 18: val_loss has settled (training.stop_on_plateau)" in said
+    assert sorted(metrics_of(whole)) == [2, 4, 6, 8, 10, 12]
+    assert (whole / "before_after.png").is_file()
+    last = metrics_of(whole, "validation")[12]
+    assert last["sgd_steps"] == 18  # to a search it is a whole trial
+    facts = cluster.read_metadata(whole / "checkpoints" / "step-00000012")
+    assert facts["complete"] is True
+    assert facts["best"]["steps_completed"] == 9
+    assert finetune(path, whole) == 0
+    assert "val_loss had settled at step 12" in capsys.readouterr().out
+    for stop in (10, 1):
+        with monkeypatch.context() as stopped:
+            stop_after(stopped, stop)
+            assert finetune(path, out) == 128
+    assert finetune(path, out) == 0
+    for folder in (whole, out):
+        assert max(int(p.name[5:]) for p in (folder / "checkpoints").iterdir()) == 12
+    assert torch.equal(*(rows_of(f, 12)["blob-thing"] for f in (whole, out)))
+    names = ("learned_embeddings_dict.pt", "samples/step-00000012-000.png")
+    assert all((whole / n).read_bytes() == (out / n).read_bytes() for n in names)
+    assert finetune(path, out, "--set", "training.stop_on_plateau=null") == 0
+    assert read_concepts(out)[0].steps == 18
+
+
 def test_learning_rate_shapes(experiment):
     base = {"learning_rate": 1.0, "num_sgd_steps": 100, "lr_warmup_steps": 10}
     for name, middle in (("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)):
