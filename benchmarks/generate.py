@@ -20,7 +20,7 @@ from benchmarks.measure import in_turn, peak_memory
 from detsd import cluster
 from detsd.config import GenerateConfig, parse_config
 from detsd.generator import Generator
-from detsd.models import resolve
+from detsd.names import resolve
 
 HEAD = [
     "model", "images at once", "plain loop", "detsd", "detsd / plain", "bare UNet", "detsd / bare",

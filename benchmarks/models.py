@@ -16,7 +16,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from detsd.models import resolve
+from detsd.names import resolve
 from detsd.single_file import CONFIGS
 
 # For a smoke test: the same parts, each as small as it works.

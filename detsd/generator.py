@@ -32,8 +32,9 @@ from detsd.environment import packages
 from detsd.errors import UserError
 from detsd.exchange import Exchange
 from detsd.formats import DICT_FILE
+from detsd.kinds import fetch_vocabulary
 from detsd.memory import fitting_batch_size
-from detsd.models import fetch_vocabulary, pick_dtype
+from detsd.models import pick_dtype
 from detsd.names import is_word
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches, find_concepts
 from detsd.progress import Bar, Work, waiting

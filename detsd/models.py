@@ -8,10 +8,7 @@ one's pooled states and the frame of the image are told to the UNet as well.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,40 +24,26 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
 from packaging.version import Version
-from safetensors import SafetensorError
 from transformers import (
     CLIPImageProcessor,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
 )
 from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
 from detsd.concepts import Vocabulary, check_fit
 from detsd.config import ModelConfig
 from detsd.denoise import Conditioning
-from detsd.errors import UserError
-from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
 from detsd.formats import LearnedConcept
-from detsd.hub import INDEX, KEY, Source, find
-from detsd.names import resolve
-from detsd.single_file import (
-    find_single_file,
-    is_single_file,
-    mended,
-    read_single_file,
-    token_tables,
-    tokenizer_of,
-    told_of_scheduler,
-)
+from detsd.hub import INDEX, Source
+from detsd.kinds import examine, find_model, loading, read_json, tokenizer_for
+from detsd.single_file import mended, read_single_file
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
 disable_transformers_progress_bar()
 
 ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # of the first and the second text side
 PICKLED = "pytorch_model.bin"
-ERRORS = (OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, SafetensorError,
-          pickle.UnpicklingError)  # that the libraries raise over files  # fmt: skip
 NO_CHECKER = "model.safety_checker: false makes images without it"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Height and width of the whole image, top and left of the crop from it, height and width shown.
@@ -171,138 +154,6 @@ def pick_dtype(precision: str, device: torch.device, training: bool = False) -> 
     return torch.bfloat16 if training and has_bf16 else torch.float16
 
 
-def find_model(config: ModelConfig, fetch: bool = True) -> Source:
-    """Where the files of the configured base model are.
-
-    Args:
-        fetch: whether the hub may be asked; if not, only what was fetched before is found.
-
-    Raises:
-        UserError: as `hub.find`.
-    """
-    name = resolve(config.pretrained_model_name_or_path)
-    if is_single_file(name):
-        with _loading(name):
-            return find_single_file(name)
-    return find(name, config.revision, fetch)
-
-
-@contextlib.contextmanager
-def _loading(name: str, remedy: str = "") -> Iterator[None]:
-    """What goes wrong in reading a model's files as one sentence."""
-    try:
-        yield
-    except ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{KEY}: {name} cannot be loaded; "
-            + (
-                remedy
-                or "give a complete diffusers folder or a hub model that has safetensors weights"
-            )
-            + f" (reason: {reason})"
-        ) from None
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a supported base model is, told by a few kilobytes of its files."""
-
-    sides: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
-    widths: tuple[int, ...]  # of the text encoders
-    sampler: dict  # of its own scheduler
-    no_prompt_is_zero: bool
-    vae_overflows: bool  # in half precision
-
-    def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of the VAE, where the other parts have `dtype`."""
-        return torch.float32 if self.vae_overflows and dtype == torch.float16 else dtype
-
-
-def examine(source: Source) -> Kind:
-    """What a model is; of a hub model's files only the small ones are fetched.
-
-    Raises:
-        UserError: a model that is not supported.
-    """
-
-    def refuse(what: str) -> UserError:
-        return UserError(f"{KEY}: {source.name} is {what}; {SUPPORTED}")
-
-    if INDEX not in source.files:
-        raise refuse(without_index(source.files))
-    with _loading(source.name):
-        index = _read(source, INDEX)
-    if what := unsupported_index(index):
-        raise refuse(what)
-    two = bool((index.get("text_encoder_2") or [None])[-1])
-    ends = ("", "_2") if two else ("",)
-    sides = tuple((f"tokenizer{end}", f"text_encoder{end}") for end in ends)
-    encoders = [encoder for _, encoder in sides]
-    source.fetch("scheduler", "unet", "vae", *encoders, weights=False)
-    with _loading(source.name):
-        parts = ("unet", "vae", *encoders)
-        configs = {part: _read(source, f"{part}/config.json") for part in parts}
-        configs["scheduler"] = _read(source, "scheduler/scheduler_config.json")
-        if source.single:
-            configs["scheduler"] |= told_of_scheduler(source.single)
-    if what := unsupported_parts(configs):
-        raise refuse(what)
-    return Kind(
-        sides,
-        tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
-        configs["scheduler"],
-        two and index.get("force_zeros_for_empty_prompt", True),
-        two and configs["vae"].get("force_upcast", True),
-    )
-
-
-def _read(source: Source, name: str) -> dict:
-    return json.loads((source.folder / name).read_text(encoding="utf-8"))
-
-
-def fetch_vocabulary(config: ModelConfig) -> None:
-    """Fetch of a hub model what words can be checked by, before its weights are fetched.
-
-    Raises:
-        UserError: as `load_base_model`.
-    """
-    source = find_model(config)
-    source.fetch(*(tokenizer for tokenizer, _ in examine(source).sides), weights=False)
-
-
-def load_token_tables(
-    config: ModelConfig, fetch: bool = True
-) -> list[tuple[CLIPTokenizer, torch.Tensor]]:
-    """A base model's tokenizers and their tables of embedding rows (V, D), float32.
-
-    One of each for every text encoder, and nothing else of the model.
-
-    Args:
-        fetch: whether the hub may be asked; if not, only what was fetched before is found.
-
-    Raises:
-        UserError: as `load_base_model`.
-    """
-    source = find_model(config, fetch)
-    kind = examine(source)
-    source.fetch(*(part for side in kind.sides for part in side))
-    with _loading(source.name):
-        if source.single:
-            tables = token_tables([source.single])
-        else:
-            files = [[source.folder / n for n in source.weights(part)] for _, part in kind.sides]
-            tables = [table for part in files for table in token_tables(part)]
-        tokenizers = [_tokenizer(source, part) for part, _ in kind.sides]
-        return list(zip(tokenizers, tables, strict=True))
-
-
-def _tokenizer(source: Source, part: str) -> CLIPTokenizer:
-    if source.single:
-        return tokenizer_of(source, part)
-    return CLIPTokenizer.from_pretrained(source.folder, subfolder=part)
-
-
 def load_base_model(
     config: ModelConfig,
     device: torch.device,
@@ -331,8 +182,8 @@ def load_base_model(
     source.fetch(*(part for side in kind.sides for part in side), "vae", "unet")
 
     vae_dtype = kind.vae_dtype(dtype)
-    with _loading(name):
-        tokenizers = [_tokenizer(source, part) for part, _ in kind.sides]
+    with loading(name):
+        tokenizers = [tokenizer_for(source, part) for part, _ in kind.sides]
         if source.single:
             encoders, vae, unet = read_single_file(source, tokenizers, dtype, vae_dtype)
         else:
@@ -397,8 +248,8 @@ def load_safety_checker(
     source = find_model(config)
     if source.single:
         return None, None
-    with _loading(source.name):
-        index = _read(source, INDEX)
+    with loading(source.name):
+        index = read_json(source, INDEX)
     if not (index.get("safety_checker") or [None])[-1]:
         return None, None
     safe = bool(source.weights("safety_checker"))
@@ -408,7 +259,7 @@ def load_safety_checker(
         source.fetch("safety_checker", weights=False)
         source.fetch_files(f"safety_checker/{PICKLED}")
     source.fetch("feature_extractor")
-    with _loading(f"the safety checker of {source.name}", NO_CHECKER):
+    with loading(f"the safety checker of {source.name}", NO_CHECKER):
         checker = StableDiffusionSafetyChecker.from_pretrained(
             source.folder,
             subfolder="safety_checker",

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, family, read_concepts
-from detsd.models import load_token_tables
+from detsd.kinds import load_token_tables
 from detsd.names import BUNDLED
 from detsd.sources import DICT_FILE, locate, split_source
 from detsd.trial import latest_checkpoint, read_metadata

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from safetensors import safe_open
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from detsd.errors import UserError
 from detsd.families import SUPPORTED, single_family
 from detsd.hub import KEY, Source, files_of
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 CONFIGS = Path(__file__).parent / "configs"
 VOCABULARY = Path(__file__).parent.parent / "demo_model" / "tokenizer"
@@ -121,6 +120,9 @@ def read_single_file(
     source: Source, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae_dtype: torch.dtype
 ) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], AutoencoderKL, UNet2DConditionModel]:
     """Text encoders, VAE and UNet, on the CPU in their final dtype."""
+    # Late: the tables of tokens are read without them.
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+
     options = {"config": str(source.folder), "local_files_only": True}
     vae = AutoencoderKL.from_single_file(
         str(source.single), subfolder="vae", torch_dtype=vae_dtype, **options

@@ -34,6 +34,7 @@ from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, encode, read_concepts, write_concepts
+from detsd.kinds import fetch_vocabulary
 from detsd.loss import (
     hidden_penalty,
     min_snr_weight,
@@ -41,7 +42,7 @@ from detsd.loss import (
     prediction_target,
     squared_error,
 )
-from detsd.models import BaseModel, fetch_vocabulary, load_base_model, pick_dtype
+from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.progress import Bar, Work, waiting
 from detsd.sources import DICT_FILE, is_source

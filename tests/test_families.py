@@ -22,7 +22,7 @@ from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 
-from detsd import cluster, data, models, single_file
+from detsd import cluster, data, kinds, models, single_file
 from detsd.__main__ import main
 from detsd.config import ModelConfig, load_config
 from detsd.errors import UserError
@@ -205,7 +205,7 @@ def read(folder, name):
 def test_the_supported_families_are_told_by_their_small_files(folders):
     for family, folder in folders.items():
         assert not unsupported_index(read(folder, "model_index.json"))
-        kind = models.examine(models.find_model(ModelConfig(str(folder))))
+        kind = kinds.examine(kinds.find_model(ModelConfig(str(folder))))
         assert kind.widths == WIDTHS[family]
         assert kind.no_prompt_is_zero is kind.vae_overflows is (family == "sdxl")
         half = kind.vae_dtype(torch.float16)
@@ -332,8 +332,8 @@ def test_a_single_file_is_the_folder(family, tmp_path, folders, configs):
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(file))  # asks for a checker, too
     pipe.vocabulary.add(blob(family))
     assert pipe.make([Job(PROMPT, 1, num_inference_steps=2)])[0].image.size == (32, 32)
-    tables = models.load_token_tables(ModelConfig(str(file)))
-    wanted = models.load_token_tables(ModelConfig(str(folders[family])))
+    tables = kinds.load_token_tables(ModelConfig(str(file)))
+    wanted = kinds.load_token_tables(ModelConfig(str(folders[family])))
     assert len(tables) == len(WIDTHS[family])
     for (tokenizer, table), (other, want) in zip(tables, wanted, strict=True):
         assert torch.equal(table, want)

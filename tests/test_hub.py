@@ -22,7 +22,8 @@ from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.images import read_record
-from detsd.models import find_model, load_base_model, load_safety_checker
+from detsd.kinds import find_model
+from detsd.models import load_base_model, load_safety_checker
 
 CPU = torch.device("cpu")
 NAME = "tiny/model"

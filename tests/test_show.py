@@ -9,12 +9,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import ROOT
 
-from detsd import models
+from detsd import kinds
 from detsd.__main__ import main
 from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
-from detsd.models import load_token_tables
+from detsd.kinds import load_token_tables
 from detsd.show import describe, examine, plot, report
 
 
@@ -135,8 +135,8 @@ def test_metadata_that_is_not_the_concepts_own(checkpoint, metadata):
 
 
 def test_a_model_is_fetched_only_when_named(checkpoint, monkeypatch):
-    asked, find = [], models.find
-    monkeypatch.setattr(models, "find", lambda *a: asked.append(a) or find(*a))
+    asked, find = [], kinds.find
+    monkeypatch.setattr(kinds, "find", lambda *a: asked.append(a) or find(*a))
     facts = json.loads((checkpoint / "metadata.json").read_text())
     facts["config"]["model"]["pretrained_model_name_or_path"] = "nobody/never-fetched"
     (checkpoint / "metadata.json").write_text(json.dumps(facts))

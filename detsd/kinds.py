@@ -1,0 +1,164 @@
+"""What a base model is, told by a few kilobytes of its files; its words, and their table.
+
+The libraries that hold whole models are not imported here, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from transformers import CLIPTokenizer
+
+from detsd.config import ModelConfig
+from detsd.errors import UserError
+from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
+from detsd.hub import INDEX, KEY, Source, find
+from detsd.names import resolve
+from detsd.single_file import (
+    find_single_file,
+    is_single_file,
+    token_tables,
+    tokenizer_of,
+    told_of_scheduler,
+)
+
+ERRORS = (OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, SafetensorError,
+          pickle.UnpicklingError)  # that the libraries raise over files  # fmt: skip
+
+
+def find_model(config: ModelConfig, fetch: bool = True) -> Source:
+    """Where the files of the configured base model are.
+
+    Args:
+        fetch: whether the hub may be asked; if not, only what was fetched before is found.
+
+    Raises:
+        UserError: as `hub.find`.
+    """
+    name = resolve(config.pretrained_model_name_or_path)
+    if is_single_file(name):
+        with loading(name):
+            return find_single_file(name)
+    return find(name, config.revision, fetch)
+
+
+@contextlib.contextmanager
+def loading(name: str, remedy: str = "") -> Iterator[None]:
+    """What goes wrong in reading a model's files as one sentence."""
+    try:
+        yield
+    except ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{KEY}: {name} cannot be loaded; "
+            + (
+                remedy
+                or "give a complete diffusers folder or a hub model that has safetensors weights"
+            )
+            + f" (reason: {reason})"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a supported base model is, told by a few kilobytes of its files."""
+
+    sides: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
+    widths: tuple[int, ...]  # of the text encoders
+    sampler: dict  # of its own scheduler
+    no_prompt_is_zero: bool
+    vae_overflows: bool  # in half precision
+
+    def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the VAE, where the other parts have `dtype`."""
+        return torch.float32 if self.vae_overflows and dtype == torch.float16 else dtype
+
+
+def examine(source: Source) -> Kind:
+    """What a model is; of a hub model's files only the small ones are fetched.
+
+    Raises:
+        UserError: a model that is not supported.
+    """
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"{KEY}: {source.name} is {what}; {SUPPORTED}")
+
+    if INDEX not in source.files:
+        raise refuse(without_index(source.files))
+    with loading(source.name):
+        index = read_json(source, INDEX)
+    if what := unsupported_index(index):
+        raise refuse(what)
+    two = bool((index.get("text_encoder_2") or [None])[-1])
+    ends = ("", "_2") if two else ("",)
+    sides = tuple((f"tokenizer{end}", f"text_encoder{end}") for end in ends)
+    encoders = [encoder for _, encoder in sides]
+    source.fetch("scheduler", "unet", "vae", *encoders, weights=False)
+    with loading(source.name):
+        parts = ("unet", "vae", *encoders)
+        configs = {part: read_json(source, f"{part}/config.json") for part in parts}
+        configs["scheduler"] = read_json(source, "scheduler/scheduler_config.json")
+        if source.single:
+            configs["scheduler"] |= told_of_scheduler(source.single)
+    if what := unsupported_parts(configs):
+        raise refuse(what)
+    return Kind(
+        sides,
+        tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
+        configs["scheduler"],
+        two and index.get("force_zeros_for_empty_prompt", True),
+        two and configs["vae"].get("force_upcast", True),
+    )
+
+
+def read_json(source: Source, name: str) -> dict:
+    return json.loads((source.folder / name).read_text(encoding="utf-8"))
+
+
+def fetch_vocabulary(config: ModelConfig) -> None:
+    """Fetch of a hub model what words can be checked by, before its weights are fetched.
+
+    Raises:
+        UserError: as `models.load_base_model`.
+    """
+    source = find_model(config)
+    source.fetch(*(tokenizer for tokenizer, _ in examine(source).sides), weights=False)
+
+
+def load_token_tables(
+    config: ModelConfig, fetch: bool = True
+) -> list[tuple[CLIPTokenizer, torch.Tensor]]:
+    """A base model's tokenizers and their tables of embedding rows (V, D), float32.
+
+    One of each for every text encoder, and nothing else of the model.
+
+    Args:
+        fetch: whether the hub may be asked; if not, only what was fetched before is found.
+
+    Raises:
+        UserError: as `models.load_base_model`.
+    """
+    source = find_model(config, fetch)
+    kind = examine(source)
+    source.fetch(*(part for side in kind.sides for part in side))
+    with loading(source.name):
+        if source.single:
+            tables = token_tables([source.single])
+        else:
+            files = [[source.folder / n for n in source.weights(part)] for _, part in kind.sides]
+            tables = [table for part in files for table in token_tables(part)]
+        tokenizers = [tokenizer_for(source, part) for part, _ in kind.sides]
+        return list(zip(tokenizers, tables, strict=True))
+
+
+def tokenizer_for(source: Source, part: str) -> CLIPTokenizer:
+    if source.single:
+        return tokenizer_of(source, part)
+    return CLIPTokenizer.from_pretrained(source.folder, subfolder=part)
