@@ -77,8 +77,9 @@ def measured(args: argparse.Namespace, device: torch.device) -> str:
             head = ["images", "a step of batch 8, ms", "drawing a sample, ms"]
             parts.append("### Number of training images\n\n" + table(head, found))
     if "start" in args.only:
-        head = ["from the start of a process to", "seconds"]
-        parts.append("### Start\n\n" + table(head, processes.start_rows()))
+        head = ["a process", "seconds", "of the processor"]
+        found = processes.start_rows(1 if args.smoke else 3)
+        parts.append("### From the start of a process to its end\n\n" + table(head, found))
     if "spin" in args.only and device.type == "cpu":
         head = ["spin count", "fine-tuning, alone", "generation, alone", "fine-tuning, beside",
                 "generation, beside"]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -13,41 +15,65 @@ import torch
 
 from benchmarks.finetune import bare_unet
 from benchmarks.measure import timed
-from benchmarks.start import LINES
 from detsd.config import ModelConfig
 from detsd.models import load_base_model
 
 ROOT = Path(__file__).parent.parent
 SPINS = ("as GNU OpenMP has it", "0", "100", "300", "1000", "3000", "10000", "passive")
 BUSY = "while True: pass"
+IMPORTS = {
+    "Python alone": "",
+    "import torch": "import torch",
+    "import all that trains": "import detsd.trainer",
+    "import all that makes images": "import detsd.generator",
+}
+WELL = (
+    "--help",
+    "show learned_embeddings_dict_demo.pt",
+    "finetune finetune_demo.yaml --output-dir OUT --set training.num_sgd_steps=1 --set "
+    "training.max_validation_images=1 --set inference.inference_prompts=[]",
+    "generate generate_demo.yaml --output-dir OUT --set grid.prompts=star --set grid.seeds=0 --set "
+    "grid.guidance_scales=4 --set grid.num_inference_steps=1",
+)
+MISTAKES = (
+    "finetune gone.yaml",
+    "finetune finetune_demo.yaml --set num_sgd_steps=3",
+    "finetune finetune_demo.yaml --set concepts.concept_strs=cat",
+    "finetune finetune_demo.yaml --set concepts.img_dirs=gone",
+    "finetune finetune_demo.yaml --set concepts.concept_strs=cat "
+    "--set model.pretrained_model_name_or_path=nobody/never-fetched --output-dir LICENSE/x",
+    "generate finetune_demo.yaml",
+    "generate generate_demo.yaml --set concepts.files=gone.pt",
+    "show gone.pt",
+    "app --concepts gone.pt",
+)
 
 
-def start_rows() -> list[list[object]]:
-    """Seconds from the start of a process to what it is started for, and those of the imports."""
-    with TemporaryDirectory() as place:
-        tune = "finetune finetune_demo.yaml --set training.num_sgd_steps=1 "
-        make = "generate generate_demo.yaml --set grid.seeds=[0] --set grid.guidance_scales=[4] "
-        commands = {
-            "Python alone": ["-c", ""],
-            "import torch": ["-c", "import torch"],
-            "import detsd.trainer": ["-c", "import detsd.trainer"],
-            **{f"detsd {line}": ["-m", "detsd", *line.split()] for line in LINES},
-            "detsd show of a concept": ["-m", "detsd", "show", "learned_embeddings_dict_demo.pt"],
-            "detsd finetune, with one step, no samples": [
-                "-m", "detsd", *tune.split(), "--set", "inference.inference_prompts=[]",
-                "--output-dir", f"{place}/tuned",
-            ],
-            "detsd generate, with one image of one step": [
-                "-m", "detsd", *make.split(), "--set", "grid.prompts=a red star",
-                "--set", "grid.num_inference_steps=1", "--output-dir", f"{place}/made",
-            ],
-        }  # fmt: skip
-        made = []
-        for name, command in commands.items():
-            began = time.perf_counter()
-            subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=False)
-            made.append([name, time.perf_counter() - began])
-    return made
+def start_rows(rounds: int) -> list[list[object]]:
+    """Seconds from the start of a process to its end, on the clock and on the processor.
+
+    Medians of so many starts. Other programs on the machine add to the first, not to the second.
+    """
+    lines = {f"detsd {line}": (0, ["-m", "detsd", *line.split()]) for line in WELL}
+    lines |= {f"detsd {line}": (2, ["-m", "detsd", *line.split()]) for line in MISTAKES}
+    lines = {name: (0, ["-c", code]) for name, code in IMPORTS.items()} | lines
+    return [[name, *_start(*line, rounds)] for name, line in lines.items()]
+
+
+def _start(code: int, words: list[str], rounds: int) -> list[float]:
+    """Medians of two clocks over the starts of a process that ends with exit code `code`."""
+    found = []
+    for _ in range(rounds):
+        with TemporaryDirectory() as place:
+            command = [sys.executable, *(word.replace("OUT", f"{place}/out") for word in words)]
+            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            waited = time.perf_counter() - began
+        if done.returncode != code:
+            raise RuntimeError(f"{command}: {done.stderr}")
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append((waited, now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime))
+    return list(map(statistics.median, zip(*found, strict=True)))
 
 
 def spin_rows(count: int) -> list[list[object]]:

@@ -40,8 +40,8 @@ from detsd import images, progress
 from detsd.cluster import METADATA, Run, download, pack, read_metadata, unpack
 from detsd.config import GenerateConfig
 from detsd.errors import UserError
-from detsd.formats import DICT_FILE
 from detsd.pipeline import Job
+from detsd.sources import DICT_FILE
 
 logger = logging.getLogger("detsd")
 

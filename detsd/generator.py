@@ -31,13 +31,13 @@ from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import UserError
 from detsd.exchange import Exchange
-from detsd.formats import DICT_FILE
 from detsd.kinds import fetch_vocabulary
 from detsd.memory import fitting_batch_size
 from detsd.models import pick_dtype
 from detsd.names import is_word
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches, find_concepts
 from detsd.progress import Bar, Work, waiting
+from detsd.sources import DICT_FILE
 
 logger = logging.getLogger("detsd")
 
