@@ -128,6 +128,17 @@ class ConceptsConfig:
     use_caption_files: bool = _knob(
         False, "where IMAGE.txt lies beside IMAGE.jpg, use it as the prompt; {} marks the concept"
     )
+    shuffle_tags: bool = _knob(
+        False,
+        "say the parts of a training prompt that commas separate in another order every time; "
+        "those that name a concept come first",
+    )
+    tag_drop_out: float = _knob(
+        0.0,
+        "share of these parts that is left out, others every time; 0.1 to 0.3",
+        low=0,
+        high=1,
+    )
     num_blank_prompts: int = _knob(
         0, "times the bare concept ('{}') is added to the templates", low=0, high=10_000
     )

@@ -35,7 +35,7 @@ logger = logging.getLogger("detsd")
 PICTURES = 6  # of each concept kept as images
 
 # Streams of random numbers, kept apart so that adding one changes no other.
-ORDER, CHOICES, DRAW, VALIDATION = range(4)
+ORDER, CHOICES, DRAW, VALIDATION, TAGS = range(5)
 PIXELS_AT_ONCE = 2**21  # through the VAE: 8 images of 512 x 512, about 3 GB in half precision
 A, B = TypeVar("A"), TypeVar("B")
 
@@ -242,6 +242,22 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
     return [template.format(name) + words for template in templates]
 
 
+def vary_tags(
+    prompt: str, words: PromptRewriter, rng: np.random.Generator, shuffle: bool, drop_out: float
+) -> str:
+    """A prompt with its comma-separated parts in another order, or some of them left out.
+
+    Those that have one of the `words` stay; where the others are shuffled, they come first.
+    """
+    tags = [tag.strip() for tag in prompt.split(",")]
+    tags = [tag for tag in tags if words.words_in(tag) or rng.random() >= drop_out]
+    if shuffle:
+        rest = [tag for tag in tags if not words.words_in(tag)]
+        tags = [tag for tag in tags if words.words_in(tag)]
+        tags += [rest[k] for k in rng.permutation(len(rest))]
+    return ", ".join(tags)
+
+
 # ---- latents and examples ------------------------------------------------------------------------
 
 
@@ -362,6 +378,8 @@ class TrainingData:
         self.digests: dict[str, str] = {}  # "concept/file" -> digest, of all images
         self.validation: list[Shot] = []
         self.held_out, self.masked = True, config.mask != "none"
+        self.shuffle, self.drop_out = config.shuffle_tags, config.tag_drop_out
+        self.words = PromptRewriter(dict.fromkeys(config.concept_strs, ""))
         for k, (name, folder, kind) in enumerate(
             zip(config.concept_strs, config.img_dirs, config.learnable_properties, strict=True)
         ):
@@ -407,6 +425,9 @@ class TrainingData:
         rng = np.random.default_rng((self.seed, CHOICES, i))
         prompt = shot.prompts[int(rng.integers(len(shot.prompts)))]
         view = int(rng.integers(len(shot.mean)))
+        if self.shuffle or self.drop_out:
+            own = np.random.default_rng((self.seed, TAGS, i))
+            prompt = vary_tags(prompt, self.words, own, self.shuffle, self.drop_out)
         t = int((self.start + i * 0.6180339887498949) % 1 * self.num_timesteps)
         return self._noised(shot, view, prompt, t, DRAW, i)
 

@@ -409,3 +409,36 @@ def test_a_wholly_transparent_picture_is_refused(model, tmp_path):
     picture_with_mask(tmp_path, "alpha", (0, 0, 0, 0))
     with pytest.raises(UserError, match=r"alpha.png is transparent all over"):
         data.TrainingData(concepts(tmp_path, mask="alpha"), model, 1, 2)
+
+
+def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
+    """In every order, some left out; what names the concept stays, and so does all else."""
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    tags = ["a photo", "{} on a hill", "at noon", "sharp"]
+    for path in folder.glob("*.png"):
+        path.with_suffix(".txt").write_text(", ".join(tags))
+    tags[1] = "blob-thing on a hill"
+
+    def drawn(**options):
+        config = concepts(folder, use_caption_files=True, **options)
+        d = data.TrainingData(config, model, 1, 2)
+        return d, [d.example(i) for i in range(60)]
+
+    _, plain = drawn()
+    assert {e.prompt for e in plain} == {", ".join(tags)}
+    _, same = drawn(shuffle_tags=True)
+    d, varied = drawn(shuffle_tags=True, tag_drop_out=0.3)
+    assert d.example(31).prompt == varied[31].prompt
+    assert d.validation_examples(0, 2)[0].prompt == ", ".join(tags)
+    assert len({e.prompt for e in same}) == 6
+    for a, b, c in zip(plain, same, varied, strict=True):
+        assert b.prompt.startswith(tags[1])
+        assert sorted(b.prompt.split(", ")) == sorted(tags)
+        assert tags[1] in c.prompt
+        assert a.t == b.t == c.t
+        assert torch.equal(a.x, c.x)
+    left = [len(e.prompt.split(", ")) - 1 for e in varied]
+    assert 0.6 < np.mean(left) / 3 < 0.8
+    for e in drawn(tag_drop_out=0.5)[1]:  # not shuffled: in their order
+        said = e.prompt.split(", ")
+        assert said == [tag for tag in tags if tag in said]
