@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from PIL import Image, ImageColor, ImageOps
 from detsd.checks import list_images, mask_of, passed_over
 from detsd.concepts import PromptRewriter
 from detsd.config import ConceptsConfig
+from detsd.denoise import Conditioning
 from detsd.errors import UserError
+from detsd.loss import prediction_target, squared_error
 from detsd.models import BaseModel, Frame
 from detsd.progress import Bar, Work
 from detsd.templates import TEMPLATES
@@ -450,3 +452,18 @@ class TrainingData:
         draw, noise = _normal((2, *mean.shape), self.seed, stream, i)
         mask = None if shot.mask is None else shot.mask[view]
         return Example(prompt, (mean + std * draw) * self.scaling, noise, t, shot.frame, mask)
+
+
+def denoising_error(
+    model: BaseModel, unet: Callable[..., Any], batch: Batch, told: Conditioning
+) -> torch.Tensor:
+    """Squared error (B,) of a UNet's prediction from the noised latents of a batch.
+
+    Args:
+        unet: the model's own, or what a compiler made of it.
+        told: what it is told of the batch's prompts.
+    """
+    noisy = model.scheduler.add_noise(batch.x, batch.noise, batch.t).to(model.dtype)
+    target = prediction_target(model.scheduler, batch.x, batch.noise, batch.t)
+    said = unet(noisy, batch.t, told.hidden, added_cond_kwargs=told.added).sample
+    return squared_error(said, target, batch.mask)

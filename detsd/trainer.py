@@ -29,7 +29,7 @@ from detsd.checks import check_finetune
 from detsd.cluster import Run, pack, read_metadata, unpack
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
-from detsd.data import Batch, TrainingData, ahead, changed_images
+from detsd.data import Batch, TrainingData, ahead, changed_images, denoising_error
 from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import Diverged, UserError
@@ -39,8 +39,6 @@ from detsd.loss import (
     hidden_penalty,
     min_snr_weight,
     norm_penalty,
-    prediction_target,
-    squared_error,
 )
 from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
@@ -375,7 +373,7 @@ class Trainer:
         t = self.config.training
         told = self.model.conditioning(batch.prompts, batch.frames)
         weight = min_snr_weight(self.model.scheduler, batch.t, t.min_snr_gamma)
-        mse = (self._denoise_error(self._unet, batch, told) * weight).mean()
+        mse = (denoising_error(self.model, self._unet, batch, told) * weight).mean()
         loss, parts = mse, {"mse": mse}
         if t.norm_reg_weight:
             parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.usual_norms))
@@ -388,16 +386,6 @@ class Trainer:
             parts["hidden_reg"] = hidden_penalty(told.hidden, reference.hidden)
             loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
         return loss, {"loss": loss, **parts}
-
-    def _denoise_error(
-        self, unet: Callable[..., Any], batch: Batch, told: Conditioning
-    ) -> torch.Tensor:
-        """Squared error (B,) of a UNet's prediction from the noised latents."""
-        model = self.model
-        noisy = model.scheduler.add_noise(batch.x, batch.noise, batch.t).to(model.dtype)
-        target = prediction_target(model.scheduler, batch.x, batch.noise, batch.t)
-        said = unet(noisy, batch.t, told.hidden, added_cond_kwargs=told.added).sample
-        return squared_error(said, target, batch.mask)
 
     def _with_rows(self, rows: tuple[torch.Tensor, ...], call):
         """`call()` with other rows in place of the trained ones, which are not touched."""
@@ -461,7 +449,7 @@ class Trainer:
             for first in range(0, n, VALIDATED_AT_ONCE):
                 batch = Batch.of(examples[first : first + VALIDATED_AT_ONCE]).on(self.model.device)
                 same = Conditioning.cat([told] * len(batch.t))
-                errors.append(self._denoise_error(self.model.unet, batch, same))
+                errors.append(denoising_error(self.model, self.model.unet, batch, same))
                 self.bar.done("validation", len(batch.t))
             losses.append((k, float(torch.cat(errors).mean())))
         # Summed in the order of the images, so that the number of ranks does not show.

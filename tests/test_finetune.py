@@ -710,13 +710,13 @@ def test_a_collapsed_scale_is_a_divergence(experiment, tmp_path, monkeypatch, ca
 def test_validation_is_made_in_bounded_batches(experiment, tmp_path, monkeypatch):
     change = {"num_sgd_steps": 1, "num_validation_timesteps": 20}
     path = experiment(inference={"inference_prompts": []}, training=change)
-    real, sizes, losses = Trainer._denoise_error, set(), []
+    real, sizes, losses = trainer.denoising_error, set(), []
 
-    def error(self, unet, batch, *rest):
+    def error(model, unet, batch, told):
         sizes.add(len(batch.t))
-        return real(self, unet, batch, *rest)
+        return real(model, unet, batch, told)
 
-    monkeypatch.setattr(Trainer, "_denoise_error", error)
+    monkeypatch.setattr(trainer, "denoising_error", error)
     for at_once in (8, 20):
         monkeypatch.setattr(trainer, "VALIDATED_AT_ONCE", at_once)
         assert finetune(path, tmp_path / str(at_once)) == 0
