@@ -41,7 +41,6 @@ from detsd.cluster import METADATA, Run, download, pack, read_metadata, unpack
 from detsd.config import GenerateConfig
 from detsd.errors import UserError
 from detsd.pipeline import Job
-from detsd.sources import DICT_FILE
 
 logger = logging.getLogger("detsd")
 
@@ -135,12 +134,14 @@ class Album:
         record: Callable[[int], dict[str, Any]],
         source: str,
         save_every: int,
+        layout: Callable[[list[Job]], list[Page]] = pages,
     ):
         """
         Args:
             record: the settings of a job, by its number.
             source: uuid of the checkpoint that the concepts came from, or "".
             save_every: images between two checkpoints.
+            layout: the contact sheets of the jobs; each job stands on one.
         """
         self.run, self.config, self.jobs, self.record = run, config, jobs, record
         self.source, self.save_every = source, save_every
@@ -156,7 +157,7 @@ class Album:
             self._find_shards()
         self.received = self.begun_with = len(self.finished)
         self._new: list[int] = []  # jobs whose images no checkpoint holds
-        self.pages = pages(jobs)
+        self.pages = layout(jobs)
         self._place = {
             n: place
             for place, page in enumerate(self.pages)
@@ -174,6 +175,8 @@ class Album:
         self._told = self._began = time.monotonic()
         self._line = self._began, self.received  # when the last line was told, and its count
         self._reported = self.received
+        # Called once all images are there; on a cluster the last checkpoint takes what it leaves.
+        self.conclude: Callable[[], None] = lambda: None
         self.tells = True  # lines; a bar may stand in their place
 
     # ---- what is there already -----------------------------------------------------------------
@@ -298,6 +301,8 @@ class Album:
         return len(self.finished) == len(self.jobs)
 
     def _finish(self) -> None:
+        if len(self.finished) == len(self.jobs):
+            self.conclude()
         if self.run.folder_is_kept:
             self._drawn(wait=True)
             staging = self.run.folder / f".{MANIFEST}"
@@ -335,7 +340,7 @@ class Album:
             f"seed {job.seed}",
         ]
         if self.finished[number]["flagged"]:
-            png = images.png(self._image(number))
+            png = images.png(self.image(number))
         else:
             self._have(number)
             png = self.path(number).read_bytes()
@@ -351,7 +356,7 @@ class Album:
     def _draw(self, place: int) -> None:
         page, path = self.pages[place], self._sheet(place)
         # As tiles at once: of large images no more than one is held.
-        rows = [[images.as_tile(self._image(n), page.count) for n in row] for row in page.cells]
+        rows = [[images.as_tile(self.image(n), page.count) for n in row] for row in page.cells]
         picture = images.sheet(rows, page.row_labels, page.column_labels, page.title)
         staging = path.with_name(f".{path.name}")
         picture.save(staging, compress_level=1, quality=90)  # the one of PNG, the other of JPEG
@@ -362,7 +367,7 @@ class Album:
         tag = f"sheets/{self.pages[place].title.replace('/', '|')}"
         self.run.log_image(tag, self._sheet(place).read_bytes())
 
-    def _image(self, number: int) -> Image.Image:
+    def image(self, number: int) -> Image.Image:
         """A stored image; in place of a black one, the reason."""
         if self.finished[number]["flagged"]:
             job = self.jobs[number]
@@ -432,8 +437,8 @@ class Album:
             (to / SHEETS).mkdir(exist_ok=True)
             for name in sheets:
                 shutil.copy(self.run.folder / SHEETS / name, to / SHEETS)
-            if (self.run.folder / DICT_FILE).is_file():
-                shutil.copy(self.run.folder / DICT_FILE, to)
+            for path in self.run.folder.glob("*.*"):  # concepts, and what `conclude` has written
+                shutil.copy(path, to)
 
         self.run.report(count, {"images": count}, "validation")
         uuid = self.run.store(count, facts, write)

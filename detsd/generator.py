@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from detsd import checks, images
-from detsd.album import MANIFEST, Album
+from detsd.album import MANIFEST, Album, Page, pages
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import misspelt
 from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
@@ -67,7 +68,18 @@ def _kind(job: Job) -> str:
 class Generator:
     """Pipeline, jobs and finished images of one grid; complete when constructed."""
 
-    def __init__(self, config: GenerateConfig, run: Run):
+    def __init__(
+        self,
+        config: GenerateConfig,
+        run: Run,
+        prepare: Callable[[DetSDTextualInversionPipeline], list[Job]] | None = None,
+        layout: Callable[[list[Job]], list[Page]] = pages,
+    ):
+        """
+        Args:
+            prepare: adds further concepts, and gives other jobs than those of `config.grid`.
+            layout: the contact sheets of the jobs.
+        """
         self.config, self.run = config, run
         m = config.model
         run.agree(
@@ -96,7 +108,7 @@ class Generator:
             checks.check_grid_folder(run.folder)
         self.source = self._load_source()
         model = self.pipeline.model
-        self.jobs = grid_jobs(config.grid, model.image_size)
+        self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)
         self.pipeline.check(self.jobs)
         learned = self.pipeline.identity(" ".join(self.pipeline.concepts))
         run.agree(
@@ -124,7 +136,7 @@ class Generator:
         run.begin()
         if run.is_chief:
             every = config.output.checkpoint_freq * self.limit * run.ranks.size
-            self.album = Album(run, config, self.jobs, self.record, self.source, every)
+            self.album = Album(run, config, self.jobs, self.record, self.source, every, layout)
         problem = run.ranks.allgather(self.album.problem if self.album else "")[0]
         if problem:
             raise UserError(problem)

@@ -230,7 +230,7 @@ class DetSDTextualInversionPipeline:
             checker = load_safety_checker(of_the_same, device, model.dtype)
         pipe = cls(model, scheduler_name, *checker)
         for found in learned:
-            pipe._add(*found)
+            pipe.add(*found)
         return pipe
 
     # ---- concepts ----------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class DetSDTextualInversionPipeline:
         Raises:
             UserError: a missing or damaged file, a concept of another width, one loaded twice.
         """
-        return [word for path in paths for word in self._add(*find_concepts(path))]
+        return [word for path in paths for word in self.add(*find_concepts(path))]
 
     def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
         """Load concepts of Determined checkpoints; the new words.
@@ -264,9 +264,18 @@ class DetSDTextualInversionPipeline:
         Raises:
             UserError: no master, an unknown uuid, or what `load_concepts` raises.
         """
-        return [word for uuid in uuids for word in self._add(*find_concepts(f"uuid:{uuid}"))]
+        return [word for uuid in uuids for word in self.add(*find_concepts(f"uuid:{uuid}"))]
 
-    def _add(self, concepts: list[LearnedConcept], source: str, named: str) -> list[str]:
+    def add(self, concepts: list[LearnedConcept], source: str, named: str) -> list[str]:
+        """Add concepts, all or none; their words.
+
+        Args:
+            source: what an image of theirs notes.
+            named: what they are read again from.
+
+        Raises:
+            UserError: as `Vocabulary.check`.
+        """
         for concept in concepts:  # first: of a file that holds a bad one, none is loaded
             self.vocabulary.check(concept)
         for concept in concepts:
@@ -300,9 +309,9 @@ class DetSDTextualInversionPipeline:
             raise UserError(f"{newest} holds no concept {name!r} any more; load it anew")
         self.unload(name)
         try:
-            self._add(new, newest, named)
+            self.add(new, newest, named)
         except UserError:
-            self._add(old, source, named)
+            self.add(old, source, named)
             raise
 
     def identity(self, text: str) -> dict[str, dict[str, str]]:

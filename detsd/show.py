@@ -17,8 +17,8 @@ from detsd.errors import UserError
 from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.kinds import load_token_tables
 from detsd.names import BUNDLED
-from detsd.sources import DICT_FILE, locate, split_source
-from detsd.trial import latest_checkpoint, read_metadata
+from detsd.sources import locate, split_source
+from detsd.trial import finetuning_of
 
 
 def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
     concepts = read_concepts(path)
     path = split_source(path)[0]
     kinds = sorted({c.widths for c in concepts})
-    facts = _metadata(path)
+    facts = finetuning_of(path)
     trained_on = facts.get("config", {}).get("model", {})
     name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
     if trained_on:
@@ -73,24 +73,8 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
         "base_models": base,
         "notes": notes,
         "vocabularies": [_vocabulary(table) for _, table in tables],
-        "concepts": [_concept(concept, tables, nearest) for concept in concepts],
+        "concepts": [describe_rows(concept, tables, nearest) for concept in concepts],
     }
-
-
-def _metadata(path: Path) -> dict:
-    """What the fine-tuning's checkpoint that `path` lies in says of itself; else {}.
-
-    Of a run's folder, that of the best step. A grid's checkpoint holds concepts that something else
-    has learned.
-    """
-    newest = latest_checkpoint(path.parent) if path.name == DICT_FILE else None
-    try:
-        facts = read_metadata(newest or path.parent)
-    except UserError:
-        return {}
-    if newest and facts.get("best"):
-        facts["steps_completed"] = facts["best"]["steps_completed"]
-    return facts if facts.get("kind") == "finetune" else {}
 
 
 def _and(widths: tuple[int, ...]) -> str:
@@ -104,8 +88,8 @@ def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
     return {"rows": len(table), "norm": float(norms.mean()), "norm_low": low, "norm_high": high}
 
 
-def _concept(
-    concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]], k: int
+def describe_rows(
+    concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]], k: int = 5
 ) -> dict[str, Any]:
     """A concept's rows, of each text encoder that it has some for."""
     if concept.widths != tuple(table.shape[1] for _, table in tables):

@@ -47,6 +47,12 @@ def locate(source: str | Path) -> str:
     return f"{file_of(path)}={word}" if word else str(file_of(path))
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """The concept files of a run folder's checkpoints, the newest last."""
+    found = [*run.glob("checkpoints/step-*"), *run.glob("step-*")]  # what carries the name is whole
+    return sorted(s / DICT_FILE for s in found if (s / DICT_FILE).is_file())
+
+
 def file_of(path: Path) -> Path:
     """The concept file that a path stands for.
 
@@ -60,10 +66,8 @@ def file_of(path: Path) -> Path:
     for name in (DICT_FILE, "learned_embeds.safetensors", "learned_embeds.bin"):
         if (path / name).is_file():
             return path / name
-    for parent in (path / "checkpoints", path):  # what carries the name is whole
-        steps = sorted(s for s in parent.glob("step-*") if (s / DICT_FILE).is_file())
-        if steps:
-            return steps[-1] / DICT_FILE
+    if steps := checkpoints_of(path):
+        return steps[-1]
     what = "a folder without a concept"
     if (path / "model_index.json").is_file():
         what = "a whole model's folder, not a concept's"

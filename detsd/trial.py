@@ -9,6 +9,7 @@ from typing import Any
 import determined as det
 
 from detsd.errors import UserError
+from detsd.sources import DICT_FILE
 
 METADATA = "metadata.json"
 
@@ -45,6 +46,22 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} is not a complete checkpoint (no readable {METADATA}); name another one"
         )
     return facts
+
+
+def finetuning_of(file: Path) -> dict[str, Any]:
+    """What the fine-tuning's checkpoint that a concept file lies in says of itself; else {}.
+
+    Of a run's folder, that of the best step. A grid's checkpoint holds concepts that something else
+    has learned.
+    """
+    newest = latest_checkpoint(file.parent) if file.name == DICT_FILE else None
+    try:
+        facts = read_metadata(newest or file.parent)
+    except UserError:
+        return {}
+    if newest and facts.get("best"):
+        facts["steps_completed"] = facts["best"]["steps_completed"]
+    return facts if facts.get("kind") == "finetune" else {}
 
 
 def is_whole(checkpoint: Path) -> bool:
