@@ -2,6 +2,7 @@
 
     python -m demo_model.lineup                      # every concept: half an hour on two CPU cores
     python -m demo_model.lineup det-logo --output-dir outputs/lineup
+    python -m demo_model.lineup --draw outputs/lookalikes det-logo     # pictures alone, in a minute
 
 Each concept is kept out of the model's training world (`world.held_out`). It is learned from
 pictures drawn for it by the shipped `finetune_demo.yaml`, with word, phrase and folder changed, and
@@ -9,6 +10,7 @@ asked for in several media. Every sample is then compared with the concept and w
 in the same colours, drawn in the same medium, that differ from it in one thing: chance is 10 %.
 Newcomers' concepts are learned from eight plain pictures without captions and asked for as "a photo
 of a ...". Prints the shares, and leaves the samples as a sheet per concept and `lineup.json`.
+`--draw` writes pictures of the look-alikes, a folder for each, for `detsd evaluate --lineup`.
 """
 
 from __future__ import annotations
@@ -152,6 +154,17 @@ def draw_pictures(case: Case, folder: Path) -> None:
         image.save(folder / f"{name.replace(' ', '_')}.png")
 
 
+def draw_lookalikes(case: Case, folder: Path, count: int) -> None:
+    """Pictures of what differs from a concept in one thing, in the scenes of its own pictures."""
+    for change in case.others:
+        words = [v or "no" for v in change.values() for v in (v if isinstance(v, tuple) else [v])]
+        name = "-".join([*change, *map(str, words)]).replace(" ", "-")
+        other = dataclasses.replace(
+            case, scene=case.scene | change, pictures=min(count, case.pictures)
+        )
+        draw_pictures(other, folder / name)
+
+
 # ---- the judge -----------------------------------------------------------------------------------
 
 
@@ -256,11 +269,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).parent)
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "lineup")
     parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--draw", type=Path, metavar="DIR", help="write pictures of look-alikes")
     args = parser.parse_args()
     names = args.names or list(CASES)
     for name in names:
         if name not in CASES:
             parser.error(f"{name} is no concept of the line-up; use {', '.join(CASES)}")
+    if args.draw:
+        for name in names:
+            draw_lookalikes(CASES[name], args.draw / name, args.samples)
+        return
     figures = {}
     for name in names:
         figures[name] = report(name, args.model, args.output_dir / name, args.samples)

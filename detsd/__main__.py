@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The one door: python -m detsd finetune | generate ...
+"""The one door: python -m detsd finetune | generate | evaluate ...
 
 On a cluster the configuration and the latest checkpoint come from the trial; off cluster from the
 experiment file named on the command line. Mistakes end with one sentence and exit code 2.
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from detsd import __version__, checks, progress, trial
 from detsd.config import (
+    EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
     ModelConfig,
@@ -30,8 +32,8 @@ from detsd.config import (
 )
 from detsd.errors import DISK_ERRORS, Diverged, UserError
 from detsd.images import remake_hyperparameters
-from detsd.names import BUNDLED, resolve
-from detsd.sources import LAYOUTS, locate
+from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
+from detsd.sources import LAYOUTS, locate, split_source
 
 # As it was called: the command that installing brings, or the module.
 DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
@@ -216,6 +218,91 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure concepts; exit code."""
+    on_cluster = trial.on_cluster()
+    if on_cluster:
+        config = cluster_config(EvaluateConfig)
+        folder = Path()
+        checks.check_evaluate(config, "the experiment's configuration")
+    else:
+        config, source, name = evaluation_of(args)
+        folder = args.output_dir or Path("outputs") / name
+        checks.check_evaluate(config, source, Path(source).parent)
+        checks.check_output(folder)
+        checks.check_grid_folder(folder)
+    with progress.waiting("loading the libraries", log=False):
+        from detsd import cluster
+        from detsd.evaluate import FIGURES, Evaluation, table
+    with cluster.open_run(folder) as run:
+        evaluation = Evaluation(config, run)
+        done = evaluation.evaluate()
+        if run.is_chief and done:
+            progress.say(table(evaluation.result))
+        if on_cluster:
+            return 0
+        if not done:
+            run.say("stopped; the same command goes on from here")
+            return 128 + (run.stop_signal or 0)
+        run.say(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
+        run.say(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")
+    return 0
+
+
+def evaluation_of(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
+    """An evaluation off cluster: its configuration, what it comes from, what it is called.
+
+    Raises:
+        UserError: nothing to evaluate, or a problem in the configuration.
+    """
+    words, file = list(args.sources), None
+    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
+        file = Path(words.pop())
+    elif not words:
+        raise UserError(
+            f"nothing to evaluate is named and no cluster found; write e.g. {DOOR} evaluate "
+            f"{DEMO_CONCEPT}"
+        )
+    settings = {
+        "concepts.files": [word for word in words if not is_uuid(word)],
+        "concepts.uuids": [word for word in words if is_uuid(word)],
+        "evaluation.images": args.images and str(args.images),
+        "evaluation.lineup": [str(folder) for folder in args.lineup or []],
+        "evaluation.all_checkpoints": args.all_checkpoints,
+        "evaluator.clip": args.clip,
+        "evaluator.dino": args.dino,
+    }
+    model = {"pretrained_model_name_or_path": args.model} if args.model else {}
+    if not file and not model:
+        model = learned_on(settings["concepts.files"])
+    settings |= {f"model.{key}": value for key, value in model.items()}
+    overrides = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if value
+    ] + (args.set or [])
+    if file:
+        return load_config(file, overrides, EvaluateConfig), str(file), file.stem
+    source, hyperparameters = "the command line", {}
+    override(hyperparameters, overrides, source)
+    config = parse_config(hyperparameters, source, EvaluateConfig)
+    first = Path(split_source(words[0])[0])
+    return config, source, f"evaluate-{first.stem if first.is_file() else first.name}"
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a source is a checkpoint of the cluster, perhaps with a word: UUID=WORD."""
+    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(=.+)?", text))
+
+
+def learned_on(sources: list[str]) -> dict[str, str | None]:
+    """The base model of the first fine-tuning among sources, else the bundled one."""
+    for source in sources:
+        facts = trial.finetuning_of(split_source(locate(source))[0])
+        if facts:
+            name = facts["config"]["model"]["pretrained_model_name_or_path"]
+            return {"pretrained_model_name_or_path": name, "revision": facts.get("commit")}
+    return {"pretrained_model_name_or_path": BUNDLED}
+
+
 def download(args: argparse.Namespace) -> int:
     """Fetch all that a checkpoint of the cluster stands for; exit code."""
     from detsd.album import collect
@@ -272,8 +359,8 @@ def app(args: argparse.Namespace) -> int:
         )
     concepts, pictures = args.concepts, {}
     if concepts is None and not args.uuid and args.model == BUNDLED:
-        concepts = [resolve("learned_embeddings_dict_demo.pt")]
-        pictures = {"det-logo-demo": "det_logos"}
+        concepts = [resolve(DEMO_CONCEPT)]
+        pictures = {DEMO_WORD: DEMO_IMAGES}
     problems = checks.model_problems(ModelConfig(args.model))
     problems += [p for c in concepts or [] for p in checks.source_problems(str(c), "--concepts")]
     if problems:
@@ -314,6 +401,34 @@ def parser() -> argparse.ArgumentParser:
     grid.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
     grid.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
     grid.set_defaults(run=generate)
+    judge = commands.add_parser("evaluate", help="measure how good concepts are")
+    judge.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="concept file, checkpoint, run folder or uuid, or SOURCE=WORD; or an experiment file",
+    )
+    judge.add_argument(
+        "--images", type=Path, metavar="DIR", help="training images; default: those of the run"
+    )
+    judge.add_argument(
+        "--lineup",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="pictures of look-alikes, a folder each",
+    )
+    judge.add_argument(
+        "--all-checkpoints", action="store_true", help="of a run folder all, not the newest alone"
+    )
+    judge.add_argument("--model", help="base model; default: the one that a source was learned on")
+    judge.add_argument(
+        "--clip", metavar="MODEL", help="what measures; default: the base model's own"
+    )
+    judge.add_argument("--dino", metavar="MODEL", help="what measures besides")
+    judge.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
+    judge.add_argument("--output-dir", type=Path, help="default: outputs/evaluate-<source's name>")
+    judge.set_defaults(run=evaluate)
     fetch = commands.add_parser("download", help="fetch all images of a grid from the cluster")
     fetch.add_argument("uuid", help="its newest checkpoint (det e list-checkpoints)")
     fetch.add_argument("--output-dir", type=Path, help="default: outputs/UUID")

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from detsd.config import (
+    EvaluateConfig,
     EvaluatorConfig,
     FinetuneConfig,
     GenerateConfig,
@@ -25,9 +26,9 @@ from detsd.config import (
 )
 from detsd.errors import UserError
 from detsd.families import SUPPORTED, unsupported_index, without_index
-from detsd.names import BUNDLED, looked, resolve, word_problem
+from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve, word_problem
 from detsd.sources import DICT_FILE, is_source, locate, split_source
-from detsd.trial import latest_checkpoint, read_metadata
+from detsd.trial import finetuning_of, latest_checkpoint, read_metadata
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
     from pillow_heif import register_heif_opener
@@ -84,6 +85,47 @@ def check_generate(config: GenerateConfig, source: str, beside: Path | None = No
     for k, name in enumerate(config.concepts.files):
         problems += source_problems(name, f"concepts.files[{k}]", beside)
     refuse(problems, source)
+
+
+def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = None) -> None:
+    """Whether the model, evaluators, concepts and folders that an evaluation names are there.
+
+    Raises:
+        UserError: naming every problem.
+    """
+    e, model = config.evaluation, config.model
+    problems = model_problems(model, beside)
+    problems += evaluator_problems(config.evaluator, model.pretrained_model_name_or_path)
+    if not (config.concepts.files or config.concepts.uuids):
+        problems.append("concepts.files and concepts.uuids are empty; name a concept to evaluate")
+    for key, folders in (("images", [e.images] if e.images else []), ("lineup", e.lineup)):
+        found = (folder_problem(folder, beside) for folder in folders)
+        problems += [f"evaluation.{key}: {problem}" for problem in found if problem]
+    for k, name in enumerate(config.concepts.files):
+        key = f"concepts.files[{k}]"
+        wrong = source_problems(name, key, beside)
+        if not wrong and not e.images:
+            wrong = images_problem(name, learned_from(split_source(locate(name))[0]))
+            wrong = [f"{key}: {wrong}"] if wrong else []
+        problems += wrong
+    refuse(problems, source)
+
+
+def learned_from(file: Path) -> list[str]:
+    """The folders of training images that the concepts of a file are known to be learned from."""
+    given = finetuning_of(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
+    if file.name == DEMO_CONCEPT and file.resolve() == Path(resolve(DEMO_CONCEPT)).resolve():
+        given = [DEMO_IMAGES]
+    return [resolve(folder) for folder in given]
+
+
+def images_problem(name: str, folders: list[str]) -> str | None:
+    """Why a concept's samples have nothing to be held against; None where the folders are here."""
+    ask = "name the folder of its training images with --images (evaluation.images)"
+    if not folders:
+        return f"from which images {name} was learned is not known; {ask}"
+    problem = next(filter(None, map(folder_problem, folders)), None)
+    return problem and f"{name} was learned from other images: {problem.partition(';')[0]}; {ask}"
 
 
 def source_problems(source: str, key: str, beside: Path | None = None) -> list[str]:

@@ -354,6 +354,58 @@ class GenerateConfig:
     output: OutputConfig = field(default_factory=OutputConfig)
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The samples that are made of each concept, and what they are held against."""
+
+    images: str | None = _knob(
+        None,
+        "folder of the concepts' training images; null: that of the fine-tuning of each source",
+        path=True,
+    )
+    lineup: list[str] = _knob(
+        [],
+        "folders of pictures of look-alikes, one folder for each; is a sample nearer to the "
+        "training images than to all of these?",
+        path=True,
+    )
+    all_checkpoints: bool = _knob(
+        False, "every checkpoint of a run folder instead of its newest one"
+    )
+    prompt_list: Literal["auto", "object", "style", "dreambooth"] = _knob(
+        "auto",
+        "the edited prompts; auto: object or style, as it was learned; dreambooth: the 25 of that "
+        "paper, which the bundled model does not know",
+    )
+    prompts: list[str] = _knob([], "edited prompts of your own in their place; {} is the concept")
+    num_samples: int = _knob(
+        16, "samples of 'a photo of a ...' for each concept; the paper took 64", low=1, high=10_000
+    )
+    num_samples_per_prompt: int = _knob(
+        2, "samples of each edited prompt for each concept", low=1, high=1000
+    )
+    first_seed: int = _knob(0, "the seed of the first sample, counted on from there", low=0)
+    scheduler_name: SchedulerName | None = _knob(None, "the sampler; null: the model's own")
+    num_inference_steps: int = _knob(25, "denoising steps; 25 to 50", low=1)
+    guidance_scale: float = _knob(4.0, "classifier-free guidance; 7.5 is usual", low=0)
+    num_error_timesteps: int = _knob(
+        20, "timesteps of the denoising error, for each held-out image", low=5, high=1000
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The whole `hyperparameters` section of an evaluation; `metrics` as above."""
+
+    metrics = ("images",)
+
+    model: ModelConfig
+    concepts: LearnedConceptsConfig = field(default_factory=LearnedConceptsConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
 # ---- checking ----------------------------------------------------------------------------------
 
 
@@ -497,6 +549,16 @@ def _check_grid(g: GridConfig, problems: list[str]) -> None:
             problems.append(f"grid.{name} is {getattr(g, name)} but must be a multiple of 8")
 
 
+def _check_evaluation(e: EvaluationConfig, problems: list[str]) -> None:
+    for prompt in e.prompts:
+        if "{}" not in prompt:
+            problems.append(
+                f"evaluation.prompts has {prompt!r}, which names no concept; put {{}} where it goes"
+            )
+    for folder in sorted({f for f in e.lineup if e.lineup.count(f) > 1}):
+        problems.append(f"evaluation.lineup names {folder} twice; name every look-alike once")
+
+
 def _section(
     kind: type, given: Any, path: str, problems: list[str], beside: Path | None = None
 ) -> Any:
@@ -527,7 +589,7 @@ def _section(
         except ValueError as expected:
             problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
-        if spec.metadata["path"]:
+        if spec.metadata["path"] and values[name] is not None:
             v = values[name]
             values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
         low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
@@ -547,10 +609,17 @@ def _section(
         _check_training(section, problems)
     if kind is GridConfig:
         _check_grid(section, problems)
+    if kind is EvaluationConfig:
+        _check_evaluation(section, problems)
     return section
 
 
-Config = TypeVar("Config", FinetuneConfig, GenerateConfig)
+Config = TypeVar("Config", FinetuneConfig, GenerateConfig, EvaluateConfig)
+KINDS = {  # the section by which each is known, what it is, the command
+    FinetuneConfig: ("training", "a fine-tuning", "finetune"),
+    GenerateConfig: ("grid", "a grid of images", "generate"),
+    EvaluateConfig: ("evaluation", "an evaluation", "evaluate"),
+}
 
 
 def parse_config(
@@ -592,11 +661,9 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
     hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
     if not hyperparameters or not isinstance(hyperparameters, dict):
         raise UserError(f"{source} has no hyperparameters section; see finetune_demo.yaml for one")
-    own, other = ("training", "grid") if kind is FinetuneConfig else ("grid", "training")
-    if other in hyperparameters and own not in hyperparameters:
-        what = {"grid": "a grid of images", "training": "a fine-tuning"}[other]
-        command = {"grid": "generate", "training": "finetune"}[other]
-        raise UserError(f"{source} describes {what}; run it with {command}")
+    for section, what, command in KINDS.values():
+        if section in hyperparameters and KINDS[kind][0] not in hyperparameters:
+            raise UserError(f"{source} describes {what}; run it with {command}")
     for name in ("resources", "searcher"):
         if not isinstance(experiment.get(name) or {}, dict):
             raise UserError(

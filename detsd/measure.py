@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from detsd.names import resolve
 AT_ONCE = 32  # images through an evaluator
 SAME = 1 - 1e-5  # cosine from which on two pictures are one and the same
 FLAT = 1e-3  # length below which a scale has no ends
+ANGLES = 8  # of edges
+FOLDS = 5
+SHRINKAGE = 0.5  # of the spread within sets towards one that is even: pictures are few
 
 
 # ---- figures: features in, numbers out -----------------------------------------------------------
@@ -52,23 +55,9 @@ def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def text_similarity(images: torch.Tensor, texts: torch.Tensor) -> float:
-    """Mean cosine of images (N, D) and their own texts (N, D), or one text (1, D): CLIP-T."""
-    return float((images * texts).sum(1).mean())
-
-
-def lineup_share(samples: torch.Tensor, sets: list[torch.Tensor]) -> float:
-    """Share of samples (N, D) that are nearer to the first set than to each set of a look-alike.
-
-    Nearest is the set (M, D) whose mean points most nearly the same way. Whichever set is called
-    the first, the shares add up to 1: chance is one over the number of sets. A sample that is a
-    picture of a set is left out of its mean, so that real pictures can be told apart, too.
-    """
-    likeness = []
-    for pictures in sets:
-        itself = (samples @ pictures.T >= SAME).float()  # (N, M)
-        rest = pictures.sum(0) - itself @ pictures
-        likeness.append((samples * F.normalize(rest, dim=1)).sum(1))
-    return float((torch.stack(likeness).argmax(0) == 0).float().mean())
+    """Mean cosine of images (P * n, D), n of each prompt, and their own texts (P, D): CLIP-T."""
+    own = texts.repeat_interleave(len(images) // len(texts), dim=0)
+    return float((images * own).sum(1).mean())
 
 
 @dataclass(frozen=True)
@@ -76,14 +65,39 @@ class Anchors:
     """The ends of both scales, by which their figures become comparable.
 
     A phrase that anybody could write draws what its prompt says and not the concept; the training
-    images show the concept and nothing that a prompt says (the two ends of figure 10 of
-    arXiv 2208.01618). So each is the upper end of one scale and the lower one of the other.
+    images show the concept and nothing that a prompt says (the two baselines of arXiv 2208.01618,
+    section 5). So each is the upper end of one scale and the lower end of the other.
     """
 
     image_low: float  # samples of the phrase to the training images
-    image_high: float  # the training images among themselves
+    image_high: float  # the most typical training image to the others
     text_low: float  # the training images to the edited prompts
     text_high: float  # samples of the phrase to the edited prompts
+
+
+def anchors(
+    images: torch.Tensor, texts: torch.Tensor, plain: torch.Tensor, edited: torch.Tensor
+) -> Anchors:
+    """The anchors of a concept.
+
+    The training images among themselves are on average no upper end: in many scenes they are as
+    unlike each other as anything, while samples of a plain prompt come near the middle of them. The
+    one of them that is nearest to the others is.
+
+    Args:
+        images: features (M, D) of the training images.
+        texts: of the edited prompts without the word (P, D).
+        plain, edited: of samples of the phrase: (N, D), and (P * n, D), n of each prompt.
+    """
+    cosines = images @ images.T
+    others = cosines < SAME
+    each = (cosines * others).sum(1) / others.sum(1).clamp(min=1)
+    return Anchors(
+        mean_cosine(plain, images),
+        float(each.max()) if others.any() else 1.0,
+        float((images @ texts.T).mean()),
+        text_similarity(edited, texts),
+    )
 
 
 def normalised(value: float, low: float, high: float) -> float:
@@ -110,6 +124,104 @@ def score(image: float, text: float, anchors: Anchors) -> float:
 def without_word(template: str) -> str:
     """A template without its concept, as the paper compares it: "a photo of {} on the moon"."""
     return " ".join(re.sub(r"(?:\b(?:an?|the) )?\{\}", " ", template).split())
+
+
+# ---- the line-up ---------------------------------------------------------------------------------
+
+
+def outlines(images: list[Image.Image]) -> torch.Tensor:
+    """Which way edges run, and where: unit vectors (N, 2048).
+
+    Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of 64 x 64 pixels in cells of 4:
+    what tells seven circles from eight, which a network that was taught by captions hardly sees.
+    """
+    x = torch.stack([to_tensor(to_square(image, 64, True)) for image in images]) / 2
+    across = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
+    down = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
+    steepest = (across**2 + down**2).argmax(1, keepdim=True)  # of the three colours
+    across, down = across.gather(1, steepest)[:, 0], down.gather(1, steepest)[:, 0]  # (N, 64, 64)
+    angle = torch.atan2(down, across) % torch.pi / torch.pi * ANGLES
+    near, far = angle.floor() % ANGLES, (angle.floor() + 1) % ANGLES
+    share = angle % 1
+    votes = (
+        torch.stack([(near == k) * (1 - share) + (far == k) * share for k in range(ANGLES)], dim=1)
+        * torch.hypot(across, down)[:, None]
+    )
+    cells = F.avg_pool2d(votes, 8, 4, padding=2)  # (N, 8, 16, 16), each of twice its own side
+    cells = cells / (cells.norm(dim=1, keepdim=True) + 0.02)
+    return F.normalize(cells.flatten(1).sqrt(), dim=1)
+
+
+def _classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Linear discriminant analysis: features (N, D) to the number of the nearest of the sets.
+
+    Distances are measured in units of how the pictures of one set differ, as by their grounds.
+    """
+    means = torch.stack([pictures.mean(0) for pictures in sets])
+    rest = torch.cat([pictures - pictures.mean(0) for pictures in sets])
+    spread = rest.T @ rest / max(1, len(rest) - len(sets))
+    even = spread.diagonal().mean().clamp(min=1e-12) * torch.eye(len(spread))
+    inverse = torch.linalg.inv((1 - SHRINKAGE) * spread + SHRINKAGE * even)
+
+    def classify(features: torch.Tensor) -> torch.Tensor:
+        apart = features[:, None] - means
+        return ((apart @ inverse) * apart).sum(2).argmin(1)
+
+    return classify
+
+
+class Lineup:
+    """Is a sample of a concept, or of one of its look-alikes?
+
+    Of several ways to see, the one judges that tells the real pictures apart best, those of a fifth
+    of each set by the others.
+
+    Attributes:
+        judge: the name of that way.
+        right: share of the concept's own pictures that it took for the concept; None where a set
+            has but one picture.
+        chance: one over the number of sets.
+    """
+
+    def __init__(
+        self,
+        ways: dict[str, Callable[[list[Image.Image]], torch.Tensor]],
+        sets: list[list[Image.Image]],
+    ):
+        """
+        Args:
+            ways: images to features, by their names; where none can be tried out, the first judges.
+            sets: pictures of the concept, and of each look-alike.
+        """
+        self.chance, self.judge, self.right, best = 1 / len(sets), "", None, -1.0
+        for name, way in ways.items():
+            features = [way(pictures) for pictures in sets]
+            # Along the directions in which the pictures differ, of which there may be fewer.
+            everything = torch.cat(features)
+            axes = torch.linalg.svd(everything - everything.mean(0), full_matrices=False).Vh.T
+            features = [pictures @ axes for pictures in features]
+            folds = min(FOLDS, *map(len, sets))
+            hits: list[list[bool]] = [[] for _ in sets]
+            for fold in range(folds if folds > 1 else 0):
+                others = [[k for k in range(len(s)) if k % folds != fold] for s in sets]
+                classify = _classifier([f[k] for f, k in zip(features, others, strict=True)])
+                for number, pictures in enumerate(features):
+                    hits[number] += (classify(pictures[fold::folds]) == number).tolist()
+            told = sum(sum(h) / len(h) for h in hits) if hits[0] else 0.0
+            if told > best:
+                best, self.judge = told, name
+                self.right = sum(hits[0]) / len(hits[0]) if hits[0] else None
+                self._see, self._classify = (
+                    lambda images, w=way, a=axes: w(images) @ a,
+                    (_classifier(features)),
+                )
+
+    def share(self, samples: list[Image.Image]) -> float:
+        """Share of samples that are taken for the concept.
+
+        Whichever set is called the concept's, the shares add up to 1.
+        """
+        return float((self._classify(self._see(samples)) == 0).float().mean())
 
 
 # ---- evaluators ----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from collections.abc import Container
 from pathlib import Path
 
 BUNDLED = "demo_model"
+DEMO_CONCEPT, DEMO_WORD = "learned_embeddings_dict_demo.pt", "det-logo-demo"
+DEMO_IMAGES = "det_logos"  # that it was learned from
 
 
 def file_name(concept: str) -> str:

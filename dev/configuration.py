@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from detsd.config import REQUIRED, FinetuneConfig, GenerateConfig, type_name
+from detsd.config import KINDS, REQUIRED, type_name
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 HEAD = """# Configuration
@@ -23,9 +23,9 @@ the nearest known one.
 
 
 def reference() -> str:
-    """The page: a table per section of both kinds of experiment."""
+    """The page: a table per section of every kind of experiment."""
     lines = [HEAD]
-    for kind, command in ((FinetuneConfig, "finetune"), (GenerateConfig, "generate")):
+    for kind, (_, _, command) in KINDS.items():
         lines += [f"## python -m detsd {command}", ""]
         hints = typing.get_type_hints(kind)
         for section in dataclasses.fields(kind):

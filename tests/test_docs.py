@@ -22,6 +22,7 @@ from dev import configuration, pictures
 
 PAGES = [ROOT / "README.md", ROOT / "demo_model" / "README.md", ROOT / "dev" / "LOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+EXPERIMENTS = [*ROOT.glob("*_*.yaml"), ROOT / "evaluate.yaml"]
 
 
 def anchors(page: str) -> set[str]:
@@ -65,7 +66,7 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^ *(?:#.*?: +)?((?:python -m|torchrun|make) .*?)(?: +#.*)?$", text, re.M)
 
 
-@pytest.mark.parametrize("name", ["README.md", *sorted(p.name for p in ROOT.glob("*_*.yaml"))])
+@pytest.mark.parametrize("name", ["README.md", *sorted(p.name for p in EXPERIMENTS)])
 def test_commands_are_real(name):
     found = commands((ROOT / name).read_text())
     assert found
@@ -102,6 +103,10 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
             "inference.num_inference_steps=2", "inference.seeds=[0]",
         ],
         "generate": ["grid.num_inference_steps=2"],
+        "evaluate": [
+            "evaluation.num_inference_steps=2", "evaluation.num_samples=2",
+            "evaluation.num_samples_per_prompt=1", "evaluation.num_error_timesteps=5",
+        ],
     }  # fmt: skip
 
     def short(args):
@@ -145,7 +150,7 @@ def test_det_commands_are_real(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # it opens the files that are named
     det = det_cli.make_parser()
     add_args(det, det_cli.all_args_description)
-    texts = [p.read_text() for p in [*PAGES, *ROOT.glob("*_*.yaml")]]
+    texts = [p.read_text() for p in [*PAGES, *EXPERIMENTS]]
     lines = [c for t in texts for c in re.findall(r"^[# ]*(?:[\w ]+: +)?(det \w.*)$", t, re.M)]
     assert len(lines) > 15
 

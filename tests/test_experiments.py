@@ -2,14 +2,20 @@
 
 import json
 import random
+import re
 
 import pytest
 from determined.common.util import yaml_safe_load
 from tiny import ROOT
 
-from detsd.config import FinetuneConfig, GenerateConfig, check_experiment, load_config, parse_config
+from detsd.config import (
+    KINDS,
+    check_experiment,
+    load_config,
+    parse_config,
+)
 
-NAMES = sorted(p.name for p in ROOT.glob("*_*.yaml"))
+NAMES = sorted(p.name for p in [*ROOT.glob("*_*.yaml"), ROOT / "evaluate.yaml"])
 
 # Keys and types, from Determined's reference of the experiment configuration: those of use here.
 # Where the master would take others too, the test wants them added on purpose.
@@ -149,8 +155,8 @@ def test_shipped_files(name):
     text = (ROOT / name).read_text()
     experiment = yaml_safe_load(text)
     assert experiment_problems(experiment) == []
-    job = name.split("_")[0]
-    kind = {"finetune": FinetuneConfig, "generate": GenerateConfig}[job]
+    job = re.match("[a-z]+", name)[0]
+    kind = next(kind for kind, (_, _, command) in KINDS.items() if command == job)
     assert f"det e create {name} ." in text
     launcher = "python3 -m determined.launch.torch_distributed"
     if experiment["searcher"]["name"] == "single":  # off cluster, too
@@ -159,7 +165,7 @@ def test_shipped_files(name):
     # Mistakes and full GPUs end at the first try; the advice names a knob of this kind of job.
     mistake, memory = experiment["log_policies"]
     assert mistake["pattern"] == "^detsd: "
-    knob = {"finetune": "training.train_batch_size", "generate": "output.batch_size"}[job]
+    knob = "training.train_batch_size" if job == "finetune" else "output.batch_size"
     assert f"lower {knob}" in memory["name"]
     # Every trial gets hyperparameters that the package takes, the same after the trip.
     rng = random.Random(0)

@@ -5,27 +5,21 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from tiny import ROOT
-from transformers import (
-    BitImageProcessor,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTokenizer,
-    Dinov2Config,
-    Dinov2Model,
-)
+from PIL import Image, ImageDraw
+from tiny import save_tiny_clip
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from detsd.config import EvaluatorConfig
 from detsd.errors import UserError
 from detsd.measure import (
     Anchors,
-    lineup_share,
+    Lineup,
+    anchors,
     load_eye,
     load_second_eye,
     mean_cosine,
     normalised,
+    outlines,
     score,
     text_similarity,
     without_word,
@@ -52,19 +46,55 @@ def test_a_set_against_itself_scores_as_its_upper_anchor():
     assert mean_cosine(real[:1], real[1:2]) == pytest.approx(pairs[0], abs=1e-6)
 
 
+def lineup_of(sets: list[torch.Tensor], **ways) -> Lineup:
+    """A line-up of features, which stand for their pictures."""
+    return Lineup(ways or {"as they are": torch.stack}, [list(pictures) for pictures in sets])
+
+
 def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
     centres = features(4, seed=1)
     sets = [features(5, k, centres[k]) for k in range(4)]
-    assert lineup_share(features(9, 9, centres[0]), sets) == 1
-    assert lineup_share(features(9, 9, centres[2]), sets) == 0
-    assert lineup_share(sets[0], sets) == 1  # each picture against the others
-    # Labels that say nothing: whatever set is called the own one, on average it is chance.
-    samples, shuffled = features(40, 9), list(features(20, 8).split(5))
-    shares = [lineup_share(samples, shuffled[k:] + shuffled[:k]) for k in range(4)]
+    found = lineup_of(sets)
+    assert (found.right, found.chance) == (1, 0.25)
+    assert found.share(list(features(9, 9, centres[0]))) == 1
+    assert found.share(list(features(9, 9, centres[2]))) == 0
+    # Labels that say nothing: whatever set is called the concept's, on average it is chance.
+    samples, shuffled = list(features(40, 9)), list(features(20, 8).split(5))
+    shares = [lineup_of(shuffled[k:] + shuffled[:k]).share(samples) for k in range(4)]
     assert sum(shares) == pytest.approx(1)
     # A picture is no evidence for its own set: of pictures that are all alike, none is told apart.
-    alike = list(features(400, 3).split(100))
-    assert lineup_share(alike[0], alike) < 0.35
+    assert lineup_of(list(features(400, 3).split(100))).right < 0.4
+    assert lineup_of([features(1, k) for k in range(3)]).right is None
+
+
+def test_who_tells_the_real_pictures_apart_judges():
+    centres = features(3, seed=1)
+    sets = [features(6, k, centres[k]) for k in range(3)]
+
+    def blind(pictures):
+        return torch.zeros(len(pictures), 8)
+
+    found = lineup_of(sets, blind=blind, seeing=torch.stack)
+    assert (found.judge, found.right) == ("seeing", 1)
+    assert lineup_of([s[:1] for s in sets], blind=blind, seeing=torch.stack).judge == "blind"
+
+
+def test_outlines_tell_shapes_and_not_colours():
+    def drawn(shape: str, colour: str, shift: int) -> Image.Image:
+        image = Image.new("RGB", (64, 64), "white")
+        box = (12 + shift, 14, 48 + shift, 50)
+        getattr(ImageDraw.Draw(image), shape)(box, fill=colour)
+        return image
+
+    def several(shape: str, shifts: range) -> list[Image.Image]:
+        return [drawn(shape, colour, s) for s in shifts for colour in ("red", "navy", "green")]
+
+    sets = [several(shape, range(0, 5, 2)) for shape in ("ellipse", "rectangle")]
+    found = Lineup({"outlines": outlines}, sets)
+    assert found.right == 1
+    assert found.share(several("ellipse", range(1, 4, 2))) == 1
+    assert found.share(several("rectangle", range(1, 4, 2))) == 0
+    assert outlines(sets[0]).norm(dim=1).tolist() == pytest.approx([1] * 9)
 
 
 def test_the_rule_is_zero_at_both_ends_and_one_at_the_ideal():
@@ -76,10 +106,26 @@ def test_the_rule_is_zero_at_both_ends_and_one_at_the_ideal():
     assert 0 < score(0.7, 0.24, ends) < score(0.7, 0.25, ends) < score(0.75, 0.25, ends)
 
 
+def test_anchors_are_what_the_phrase_and_the_training_images_score():
+    images, texts, plain, edited = features(5), features(3, 2), features(4, 3), features(6, 4)
+    ends = anchors(images, texts, plain, edited)
+    assert ends.image_low == mean_cosine(plain, images)
+    assert ends.image_high >= mean_cosine(images, images)
+    assert ends.image_high == pytest.approx(
+        max(mean_cosine(images[k : k + 1], images) for k in range(5))
+    )
+    assert ends.text_low == pytest.approx(mean_cosine(images, texts))
+    assert ends.text_high == text_similarity(edited, texts)
+    assert score(ends.image_low, ends.text_high, ends) == 0
+    assert anchors(images[:1], texts, plain, edited).image_high == 1
+
+
 def test_similarity_to_the_texts_goes_pair_by_pair():
     images, texts = features(3, 1), features(3, 2)
     assert text_similarity(images, texts) == pytest.approx(float((images @ texts.T).diag().mean()))
     assert text_similarity(texts, texts) == pytest.approx(1)
+    twice = torch.cat([images, images]).view(2, 3, -1).transpose(0, 1).reshape(6, -1)
+    assert text_similarity(twice, texts) == pytest.approx(text_similarity(images, texts))
 
 
 @pytest.mark.parametrize(
@@ -106,21 +152,12 @@ def test_the_bundled_evaluator_tells_colours():
 
 
 def test_evaluators_in_folders_of_their_own(tmp_path):
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "demo_model" / "tokenizer")
-    side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2}  # fmt: skip
-    text = side | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    config = CLIPConfig(
-        text_config=text, vision_config=side | {"image_size": 32, "patch_size": 16},
-        projection_dim=12,
-    )  # fmt: skip
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    clip, dino = tmp_path / "clip", tmp_path / "dino"
-    CLIPModel(config).save_pretrained(clip)
-    CLIPImageProcessor(**size).save_pretrained(clip)
-    tokenizer.save_pretrained(clip)
+    clip, dino = save_tiny_clip(tmp_path / "clip"), tmp_path / "dino"
+    side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     Dinov2Model(Dinov2Config(**side, image_size=28, patch_size=14)).save_pretrained(dino)
-    BitImageProcessor(**size).save_pretrained(dino)
+    BitImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}
+    ).save_pretrained(dino)
     configured = EvaluatorConfig(str(clip), str(dino))
     eye, second = load_eye(configured, "demo_model", CPU), load_second_eye(configured, CPU)
     assert eye.image_features(PICTURES).shape == eye.text_features(["a", "b", "c"]).shape == (3, 12)

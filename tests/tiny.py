@@ -19,6 +19,9 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -127,6 +130,22 @@ def save_tiny_sdxl(
             add_watermarker=False,
         ),
     )
+
+
+def save_tiny_clip(folder: Path) -> Path:
+    """A CLIP of 32-pixel images with its tokenizer and the processor of its images."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    side |= {"num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    vision = {"image_size": 32, "patch_size": 16}
+    config = CLIPConfig(text_config=side | text, vision_config=side | vision, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
 
 
 FAMILIES = {"sd1": save_tiny_model, "sd2": save_tiny_sd2, "sdxl": save_tiny_sdxl}

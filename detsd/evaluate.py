@@ -1,0 +1,544 @@
+"""How good concepts are: their samples against training images, prompts and look-alikes.
+
+    Evaluation(config, run).evaluate()
+
+The samples are a grid of images (`generator`), and so are shared over any number of processes and
+made once, however often the evaluation is interrupted. Beside those of each concept there are those
+of the phrase that it started from, under equal seeds: the lower end of what is measured. In the
+run's folder, and in the last checkpoint on a cluster, lie besides the images
+
+    evaluation.json  all figures
+    evaluation.png   image against text similarity, a point for each concept or checkpoint
+    samples.png      training images, samples of the phrase and of each concept
+    sheets/          a sheet of all samples of each
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from detsd import images
+from detsd.album import Page
+from detsd.checks import check_evaluate, images_problem, learned_from
+from detsd.cluster import Run, downloaded
+from detsd.concepts import PromptRewriter, check_fit
+from detsd.config import (
+    ConceptsConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    GridConfig,
+    TrainingConfig,
+    flat,
+)
+from detsd.data import Batch, TrainingData, denoising_error, read_images
+from detsd.denoise import Conditioning
+from detsd.errors import UserError
+from detsd.formats import LearnedConcept, read_concepts
+from detsd.generator import Generator
+from detsd.kinds import examine, find_model
+from detsd.measure import (
+    Lineup,
+    anchors,
+    load_eye,
+    load_second_eye,
+    mean_cosine,
+    outlines,
+    score,
+    text_similarity,
+    without_word,
+)
+from detsd.pipeline import DetSDTextualInversionPipeline, Job
+from detsd.progress import waiting
+from detsd.show import describe_rows
+from detsd.sources import DICT_FILE, checkpoints_of, locate, split_source
+from detsd.templates import EDITS, PLAIN
+from detsd.trial import finetuning_of
+
+FIGURES = "evaluation.json"
+NOISE_LEVELS = 5  # parts of equal length that the timesteps of the denoising error are told in
+SHOWN = 8  # images in a row of the picture of samples
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a concept was learned from, and how: what its samples are held against.
+
+    Attributes:
+        name: the concept's word in its training prompts.
+        folder: of its training images.
+        concepts, seed, most_held_out: of its fine-tuning, so that the same images are held out.
+    """
+
+    name: str
+    phrase: str
+    folder: str
+    concepts: ConceptsConfig
+    seed: int
+    most_held_out: int
+
+    @property
+    def kind(self) -> str:
+        """object or style."""
+        return self.concepts.learnable_properties[self.concepts.concept_strs.index(self.name)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The samples of a concept, or of a phrase: what they are of, and their jobs."""
+
+    label: str
+    ground: Ground
+    jobs: list[Job]
+    concept: LearnedConcept | None = None  # under the word of its prompts; None: the phrase
+    source: str = ""
+
+
+def _files(config: EvaluateConfig) -> list[tuple[str, str]]:
+    """What is evaluated, as `path` or `path=word`, and what an image is to call it."""
+    found = []
+    for source in config.concepts.files:
+        path, word = split_source(source)
+        every = checkpoints_of(path) if config.evaluation.all_checkpoints else []
+        for file in map(str, every or [split_source(locate(source))[0]]):
+            found.append((f"{file}={word}" if word else file, file))
+    for source in config.concepts.uuids:
+        uuid, equals, word = source.partition("=")
+        found.append((locate(f"{downloaded(uuid)}{equals}{word}"), f"uuid:{uuid}"))
+    return found
+
+
+def _ground(concept: LearnedConcept, file: Path, images_dir: str | None) -> Ground:
+    """What a concept of a file is held against.
+
+    Raises:
+        UserError: its training images are not known, or not here.
+    """
+    config = finetuning_of(file).get("config", {})
+    known = {f.name for f in dataclasses.fields(ConceptsConfig)}
+    given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
+    names = given.get("concept_strs", [concept.name])
+    place = names.index(concept.name) if concept.name in names else 0  # else under another word
+    folders = [images_dir] * len(names) if images_dir else learned_from(file)
+    if problem := images_problem(concept.name, folders[place : place + 1]):
+        raise UserError(f"{file}: {problem}")
+    phrase = concept.initializer or "thing"  # as Vocabulary.plain has it
+    lists = {
+        "concept_strs": names,
+        "initializer_strs": [phrase] * len(names),
+        "img_dirs": folders,
+        "learnable_properties": given.get("learnable_properties", ["object"]),
+    }
+    if images_dir:  # which are of this concept alone
+        lists = {key: values[place : place + 1] for key, values in lists.items()}
+    training = config.get("training", {})
+    return Ground(
+        names[place],
+        phrase,
+        folders[place],
+        ConceptsConfig(**given | lists),
+        training.get("train_seed", TrainingConfig.train_seed),
+        training.get("max_validation_images", TrainingConfig.max_validation_images),
+    )
+
+
+def find_blocks(config: EvaluateConfig) -> list[Block]:
+    """The samples to be made: of the phrase of each ground, then of each concept on it.
+
+    Raises:
+        UserError: a source without a concept, or without training images.
+    """
+    found = []
+    for named, source in _files(config):
+        file = split_source(named)[0]
+        for concept in read_concepts(named):
+            ground = _ground(concept, file, config.evaluation.images)
+            found.append((concept, source, _title(file), ground))
+    groups: list[list[Block]] = []
+    for number, (concept, source, title, ground) in enumerate(found):
+        alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
+        # One name may stand for many states: each gets a word of its own.
+        steps = concept.steps if [k for k, _ in alike].count(concept.steps) == 1 else None
+        word = f"{concept.name}-{f'no-{number + 1}' if steps is None else steps}"
+        word = word if len(alike) > 1 else concept.name
+        label = title if len({t for _, t in alike}) > 1 else concept.name
+        label += "" if concept.steps is None else f", {concept.steps} steps"
+        block = Block(
+            label,
+            ground,
+            _jobs(config, ground, word),
+            dataclasses.replace(concept, name=word),
+            source if word == concept.name else f"{source}={word}",
+        )
+        group = next((g for g in groups if g[0].ground == ground), None)
+        if group is None:
+            group = [Block("the phrase", ground, _jobs(config, ground, ground.phrase))]
+            groups.append(group)
+        group.append(block)
+    return [block for group in groups for block in group]
+
+
+def _title(file: Path) -> str:
+    """What tells a concept file from others: its run's name, or its own."""
+    inside = file.parent.parent.name == "checkpoints"
+    run = file.parent.parent.parent if inside else file.parent
+    return run.name if file.name == DICT_FILE else file.stem
+
+
+def edits(config: EvaluateConfig, ground: Ground) -> list[str]:
+    """The edited prompts of a ground's concepts, with {} in them."""
+    e = config.evaluation
+    return e.prompts or list(EDITS[ground.kind if e.prompt_list == "auto" else e.prompt_list])
+
+
+def _jobs(config: EvaluateConfig, ground: Ground, word: str) -> list[Job]:
+    """The samples of a word: of the plain prompt, then of each edited one; seeds fastest."""
+    e = config.evaluation
+    counts = [(PLAIN[ground.kind], e.num_samples)]
+    counts += [(template, e.num_samples_per_prompt) for template in edits(config, ground)]
+    return [
+        Job(
+            template.format(word),
+            e.first_seed + k,
+            guidance_scale=e.guidance_scale,
+            num_inference_steps=e.num_inference_steps,
+        )
+        for template, count in counts
+        for k in range(count)
+    ]
+
+
+class Evaluation:
+    """The samples of several concepts, and what is measured on them; complete when constructed.
+
+    Attributes:
+        result: what `evaluation.json` holds; on the chief, once it is finished.
+    """
+
+    def __init__(self, config: EvaluateConfig, run: Run):
+        self.config, self.run = config, run
+        run.agree(evaluation=flat(dataclasses.asdict(config)))
+        check_evaluate(config, "the configuration")
+        self.blocks = find_blocks(config)
+        self.grounds = [block.ground for block in self.blocks if not block.concept]
+        with run.ranks.local_chief_first():
+            widths = examine(find_model(config.model)).widths
+        for block in self.blocks:
+            if block.concept:
+                check_fit(block.concept, widths, config.model.pretrained_model_name_or_path)
+        self.eyes = []
+        if run.is_chief:  # who measures
+            eye = load_eye(
+                config.evaluator, config.model.pretrained_model_name_or_path, run.ranks.device
+            )
+            self.eyes = [eye, load_second_eye(config.evaluator, run.ranks.device)]
+        grid = GenerateConfig(
+            config.model,
+            GridConfig([job.prompt for block in self.blocks for job in block.jobs]),
+            # What else is in a batch may show in the last bits, and the number of ranks must not.
+            output=dataclasses.replace(config.output, fill_batches=True),
+        )
+        self.generator = Generator(grid, run, self._prepare, self._pages)
+        self.model = self.generator.pipeline.model
+        with waiting("measuring the denoising error"):
+            self.errors = self._errors()
+        if self.generator.album:
+            self.generator.album.conclude = self._conclude
+        self.result: dict[str, Any] = {}
+
+    def evaluate(self) -> bool:
+        """Make what is missing, and measure. False when stopped before the end."""
+        return self.generator.generate()
+
+    # ---- samples -----------------------------------------------------------------------------
+
+    def _prepare(self, pipeline: DetSDTextualInversionPipeline) -> list[Job]:
+        """Put the concepts into the pipeline; the jobs of all blocks, as the model has it."""
+        for block in self.blocks:
+            if block.concept:
+                pipeline.add([block.concept], block.source, block.source)
+        size = pipeline.model.image_size
+        sampler = self.config.evaluation.scheduler_name or pipeline.own_scheduler
+        return [
+            dataclasses.replace(job, width=size, height=size, scheduler_name=sampler)
+            for block in self.blocks
+            for job in block.jobs
+        ]
+
+    def _pages(self, jobs: list[Job]) -> list[Page]:
+        """A contact sheet for each block, a row for each prompt."""
+        found, numbers = [], iter(range(len(jobs)))
+        for block in self.blocks:
+            rows: dict[str, list[int]] = {}
+            for job in block.jobs:
+                rows.setdefault(job.prompt, []).append(next(numbers))
+            columns = max(map(len, rows.values()))
+            labels = [f"seed {self.config.evaluation.first_seed + k}" for k in range(columns)]
+            found.append(
+                Page(block.label, list(rows), labels, list(rows.values()), len(block.jobs))
+            )
+        return found
+
+    # ---- the denoising error -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def _errors(self) -> list[list[float]]:
+        """Of each block, the mean denoising error of held-out images at each of the timesteps.
+
+        Each is computed by one rank. Collective.
+        """
+        ranks, data, found = self.run.ranks, {}, []
+        for k in range(ranks.rank, len(self.blocks), ranks.size):
+            block = self.blocks[k]
+            place = self.grounds.index(block.ground)
+            if place not in data:
+                g = block.ground
+                data[place] = TrainingData(g.concepts, self.model, g.seed, g.most_held_out)
+            found.append((k, self._error(block, data[place]).tolist()))
+        return [errors for _, errors in sorted(self.run.gather(found))]
+
+    def _error(self, block: Block, data: TrainingData) -> torch.Tensor:
+        """The denoising error at each timestep (T,), a mean over a ground's held-out images."""
+        word = block.concept.name if block.concept else block.ground.phrase
+        rewrite = PromptRewriter({block.ground.name: word})
+        n, total, count = self.config.evaluation.num_error_timesteps, torch.zeros(()), 0
+        for k, shot in enumerate(data.validation):
+            if shot.path.parent != Path(block.ground.folder):  # of the run's other concepts
+                continue
+            examples = data.validation_examples(k, n)
+            told = self.model.conditioning([rewrite(examples[0].prompt)], [examples[0].frame])
+            errors = []
+            for first in range(0, n, 8):
+                batch = Batch.of(examples[first : first + 8]).on(self.model.device)
+                same = Conditioning.cat([told] * len(batch.t))
+                errors.append(denoising_error(self.model, self.model.unet, batch, same))
+            total, count = total + torch.cat(errors).cpu(), count + 1
+        return total / count
+
+    def _told_errors(self, block: Block) -> dict[str, float]:
+        """A block's denoising error, in all and by the level of noise."""
+        errors = torch.tensor(self.errors[self.blocks.index(block)])
+        top = self.model.scheduler.config.num_train_timesteps
+        ends = [top * k // NOISE_LEVELS for k in range(NOISE_LEVELS + 1)]
+        parts = errors.tensor_split(NOISE_LEVELS)
+        return {"denoising_error": float(errors.mean())} | {
+            f"denoising_error_{a}_{b}": float(part.mean())
+            for (a, b), part in zip(itertools.pairwise(ends), parts, strict=True)
+        }
+
+    # ---- figures -----------------------------------------------------------------------------
+
+    def _conclude(self) -> None:
+        """Measure the samples, all of which are there, and write what was found. Chief only."""
+        run, folder = self.run, self.run.folder
+        with waiting("measuring the samples"):
+            self.result = {
+                "model": self.model.name,
+                "commit": self.model.commit,
+                "clip": self.eyes[0].name,
+                "dino": self.eyes[1].name if self.eyes[1] else None,
+                "evaluation": dataclasses.asdict(self.config.evaluation),
+                "concepts": [self._measured(ground) for ground in self.grounds],
+            }
+        text = json.dumps(self.result, ensure_ascii=False, indent=1)
+        (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
+        plot(self.result, folder / "evaluation.png")
+        images.save(self._overview(), folder / "samples.png")
+        for name in ("evaluation", "samples"):
+            run.log_image(name, (folder / f"{name}.png").read_bytes())
+        states = [state for concept in self.result["concepts"] for state in concept["states"]]
+        for k, state in enumerate(states, 1):
+            numbers = {key: value for key, value in state.items() if isinstance(value, float)}
+            run.report(k, numbers, "evaluation")
+
+    def _pictures(self, folder: str, ground: Ground, key: str) -> list[Image.Image]:
+        """The pictures of a folder, cut as those of the ground's training."""
+        found = read_images(Path(folder), ground.concepts, self.model.image_size, key)
+        return [image for _, image, _ in found]
+
+    def _samples(self, block: Block) -> list[Image.Image]:
+        """The images of a block's jobs.
+
+        Raises:
+            UserError: the safety checker has blacked one out.
+        """
+        album, place = self.generator.album, self.blocks.index(block)
+        start = sum(len(b.jobs) for b in self.blocks[:place])
+        numbers = range(start, start + len(block.jobs))
+        if any(album.finished[number]["flagged"] for number in numbers):
+            raise UserError(
+                f"the model's safety checker has blacked out samples of {block.label}, on which "
+                "nothing can be measured; set model.safety_checker to false, and name a new "
+                "--output-dir"
+            )
+        return [album.image(number) for number in numbers]
+
+    def _measured(self, ground: Ground) -> dict[str, Any]:
+        """All figures of the concepts on a ground, as JSON takes them."""
+        (eye, second), e = self.eyes, self.config.evaluation
+        pictures = self._pictures(ground.folder, ground, "evaluation.images")
+        lookalikes = [self._pictures(folder, ground, "evaluation.lineup") for folder in e.lineup]
+        real = eye.image_features(pictures)
+        second_real = second.image_features(pictures) if second else None
+        lineup = None
+        if lookalikes:
+            ways = {"clip": eye.image_features, "outlines": outlines}
+            ways |= {"dino": second.image_features} if second else {}
+            lineup = Lineup(ways, [pictures, *lookalikes])
+        prompts = edits(self.config, ground)
+        texts = eye.text_features([without_word(prompt) for prompt in prompts])
+        phrase, *states = (block for block in self.blocks if block.ground == ground)
+
+        def figures(plain: list[Image.Image], seen: torch.Tensor, text: float) -> dict[str, float]:
+            found = {
+                "clip_image_similarity": mean_cosine(seen, real),
+                "clip_text_similarity": text,
+            }
+            if second:
+                features = second.image_features(plain)
+                found["dino_image_similarity"] = mean_cosine(features, second_real)
+            return found
+
+        def of_samples(block: Block) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+            made = self._samples(block)
+            seen = eye.image_features(made)
+            plain, edited = seen[: e.num_samples], seen[e.num_samples :]
+            found = figures(made[: e.num_samples], plain, text_similarity(edited, texts))
+            if lineup:
+                found["lineup"] = lineup.share(made[: e.num_samples])
+            return found | self._told_errors(block), plain, edited
+
+        of_phrase, *seen = of_samples(phrase)
+        ends = anchors(real, texts, *seen)
+        tables = [(s.tokenizer, s.embedding.weight.float()) for s in self.model.vocabulary.sides]
+        tables = [(tokenizer, table.cpu()) for tokenizer, table in tables]
+        told = []
+        for block in states:
+            found = of_samples(block)[0]
+            image, text = found["clip_image_similarity"], found["clip_text_similarity"]
+            told.append(
+                {"label": block.label, "source": block.source, "word": block.concept.name}
+                | {"steps": block.concept.steps, "score": score(image, text, ends)}
+                | found
+                | {"text_encoders": describe_rows(block.concept, tables)["text_encoders"]}
+            )
+        return {
+            "concept": ground.name,
+            "images": ground.folder,
+            "prompts": prompts,
+            "anchors": dataclasses.asdict(ends),
+            "lineup": lineup and {"judge": lineup.judge, "chance": lineup.chance},
+            "training_images": figures(pictures, real, ends.text_low)
+            | ({"lineup": lineup.right} if lineup else {}),
+            "phrase": {"label": phrase.label, "phrase": ground.phrase} | of_phrase,
+            "states": told,
+            "best": max(told, key=lambda state: state["score"])["label"],
+        }
+
+    def _overview(self) -> Image.Image:
+        """Training images, and what each phrase and concept makes of the plain prompt."""
+        rows, labels, size = [], [], (self.model.image_size,) * 2
+        for ground, told in zip(self.grounds, self.result["concepts"], strict=True):
+            pictures = self._pictures(ground.folder, ground, "evaluation.images")
+            step = -(-len(pictures) // SHOWN)
+            rows.append([picture.resize(size) for picture in pictures[::step]])
+            labels.append(_line(f"training images: {ground.folder}", told["training_images"]))
+            states = [told["phrase"], *told["states"]]
+            blocks = (block for block in self.blocks if block.ground == ground)
+            for block, state in zip(blocks, states, strict=True):
+                n = min(SHOWN, self.config.evaluation.num_samples)
+                rows.append(self._samples(block)[:n])
+                labels.append(_line(f"{block.label}: {block.jobs[0].prompt}", state))
+        return images.sheet(rows, labels)
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+COLUMNS = {  # of the table: what it is called, and how it is written
+    "clip_image_similarity": ("image", "{:.3f}"),
+    "dino_image_similarity": ("dino", "{:.3f}"),
+    "clip_text_similarity": ("text", "{:.3f}"),
+    "lineup": ("line-up", "{:.0%}"),
+    "denoising_error": ("error", "{:.4f}"),
+    "high_noise": ("high noise", "{:.4f}"),
+    "score": ("score", "{:.3f}"),
+}
+
+
+def _written(figures: dict[str, Any]) -> dict[str, str]:
+    """A row of the table, by what its columns are called."""
+    errors = [key for key in figures if key.startswith("denoising_error_")]
+    figures = figures | ({"high_noise": figures[errors[-1]]} if errors else {})
+    return {title: form.format(figures[key]) for key, (title, form) in COLUMNS.items()
+            if figures.get(key) is not None}  # fmt: skip
+
+
+def _line(label: str, figures: dict[str, Any]) -> str:
+    return "  ".join([label, *(f"  {k} {v}" for k, v in _written(figures).items())])
+
+
+def table(result: dict[str, Any]) -> str:
+    """What was measured, a line for each concept or checkpoint under its anchors."""
+    lines = []
+    for concept in result["concepts"]:
+        rows = [("training images", concept["training_images"])]
+        rows += [(row["label"], row) for row in (concept["phrase"], *concept["states"])]
+        written = [(label, _written(figures)) for label, figures in rows]
+        titles = [title for title, _ in COLUMNS.values() if any(title in w for _, w in written)]
+        wide = min(60, max(len(label) for label, _ in written))
+        lines += ["", f"{concept['concept']:{wide}}  " + "  ".join(f"{t:>7}" for t in titles)]
+        for label, row in written:
+            label = label if len(label) <= wide else f"{label[: wide - 3]}..."
+            cells = (f"{row.get(title, ''):>{max(7, len(title))}}" for title in titles)
+            lines.append(f"{label:{wide}}  " + "  ".join(cells))
+        if concept["lineup"]:
+            judge, chance = concept["lineup"]["judge"], concept["lineup"]["chance"]
+            lines.append(f"line-up: {chance:.0%} by chance; judged by {judge}")
+        if len(concept["states"]) > 1:
+            lines.append(f"best: {concept['best']}")
+    return "\n".join(lines[1:])
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Draw image against text similarity, a panel for each concept, a point for each state of it.
+
+    As in figure 10 of the paper: up is more of the concept, to the right more of the prompt.
+    """
+    from matplotlib.figure import Figure  # late, as in `show`
+
+    concepts = result["concepts"]
+    figure = Figure(figsize=(7 * len(concepts), 5.5), layout="constrained")
+    for axis, concept in zip(figure.subplots(1, len(concepts), squeeze=False)[0], concepts,
+                             strict=True):  # fmt: skip
+        ends, states = concept["anchors"], concept["states"]
+        axis.axhline(ends["image_high"], color="#d9a441", ls="--", lw=1)
+        axis.axvline(ends["text_high"], color="#d9a441", ls="--", lw=1)
+        for label, row, colour in (
+            ("training images", concept["training_images"], "#8a8a8a"),
+            ("the phrase", concept["phrase"], "#8a8a8a"),
+            *((state["label"], state, "#3b6fb6") for state in states),
+        ):
+            place = row["clip_text_similarity"], row["clip_image_similarity"]
+            best = row.get("label") == concept["best"]
+            axis.scatter(*place, color=colour, s=110 if best else 45, zorder=2,
+                         marker="*" if best else "o")  # fmt: skip
+            said = label.removeprefix(f"{concept['concept']}, ")
+            said += f"\nscore {row['score']:.2f}" if "score" in row else ""
+            axis.annotate(said, place, (6, 4), textcoords="offset points", fontsize=8)
+        axis.plot(
+            [s["clip_text_similarity"] for s in states],
+            [s["clip_image_similarity"] for s in states], color="#3b6fb6", lw=0.8, zorder=1,
+        )  # fmt: skip
+        axis.set_title(f"{concept['concept']}: dashed, what scores as 1", loc="left", fontsize=10)
+        axis.set_xlabel("similarity of edited samples to their prompts")
+        axis.set_ylabel("similarity of samples to the training images")
+        axis.margins(0.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
