@@ -185,7 +185,7 @@ class TrainingConfig:
     )
     compile: Literal["auto", "off", "on"] = _knob(
         "auto",
-        "compile the UNet of the training step: it takes a minute or more at the start; auto: on "
+        "compile the models of the training step: it takes a minute or more at the start; auto: on "
         "GPUs, in runs of 1000 steps or more",
     )
     train_seed: int = _knob(2147483647, "of everything random in training", low=0)

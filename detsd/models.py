@@ -8,7 +8,7 @@ one's pooled states and the frame of the image are told to the UNet as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,19 +76,27 @@ class BaseModel:
         return self.unet.config.sample_size * self.downsampling
 
     def conditioning(
-        self, prompts: list[str], frames: Sequence[Frame] | torch.Tensor | None = None
+        self,
+        prompts: list[str],
+        frames: Sequence[Frame] | torch.Tensor | None = None,
+        encoders: Sequence[Callable[..., Any]] | None = None,
     ) -> Conditioning:
         """What the UNet is told of prompts with concepts in them.
 
         Args:
             frames: of each prompt's image, which Stable Diffusion XL is told (arXiv 2307.01952);
                 default: whole images of the model's own size.
+            encoders: compiled text encoders, in place of the model's own.
         """
         texts = [self.vocabulary.text(prompt) for prompt in prompts]
         sides = self.vocabulary.sides
+        encoders = encoders or [side.encoder for side in sides]
+        ids = [side.ids(texts) for side in sides]
         if len(sides) == 1:
-            return Conditioning(sides[0].encoder(sides[0].ids(texts)).last_hidden_state)
-        said = [side.encoder(side.ids(texts), output_hidden_states=True) for side in sides]
+            return Conditioning(encoders[0](ids[0]).last_hidden_state)
+        said = [
+            encode(i, output_hidden_states=True) for encode, i in zip(encoders, ids, strict=True)
+        ]
         size = self.image_size
         if frames is None:
             frames = [(size, size, 0, 0, size, size)] * len(prompts)

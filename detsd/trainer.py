@@ -52,7 +52,7 @@ SAMPLES = "samples.zip"  # in a checkpoint on a cluster: the samples since the s
 SAMPLES_AT_ONCE = 4
 VALIDATED_AT_ONCE = 8  # noised copies of a validation image
 LONG_RUN = 1000  # steps that are worth the minutes of a compiler
-COMPILER = "inductor"
+COMPILER = {"backend": "inductor", "dynamic": False}  # options of torch.compile
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 
@@ -192,7 +192,10 @@ class Trainer:
         self._seen_at_start = self.samples_seen
         # Drawn by a thread while others compute.
         self._batches = ahead(self._draw, itertools.count(), 1)
-        self._unet = self._step_unet()
+        self._unet: Callable[..., Any] = self.model.unet  # of the step
+        self._encoders: list[Callable[..., Any]] = [side.encoder for side in self.vocabulary.sides]
+        self.compiled = False
+        self._compile()
         self.validating = Work(1, total=len(self._validated()) * t.num_validation_timesteps)
         with Bar({"validation": self.validating}, "validating the phrase", leave=False) as self.bar:
             self.initial_val_loss = self._validation_loss(self.initial_rows)
@@ -337,30 +340,35 @@ class Trainer:
         counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
         return {"steps": finite.float(), **counted}
 
-    def _step_unet(self) -> Callable[..., Any]:
-        """The UNet of the step: where that is wanted, compiled for batches of its size, and tried.
+    def _compile(self) -> None:
+        """Compile the step's models, where that is wanted, for batches of its size, and try them.
 
         For the step alone: of other shapes, as samples and validation have them, each would be
         compiled anew.
         """
-        device, self._unet = self.model.device, self.model.unet
-        if not wants_compiler(self.config.training, device):
-            return self._unet
-        batch = self._draw(0).on(device)
+        plain = self._unet, self._encoders
+        if not wants_compiler(self.config.training, self.model.device):
+            return
+        batch = self._draw(0).on(self.model.device)
         with torch.no_grad():
-            plain = float(self._loss(batch)[0])
+            wanted = float(self._loss(batch)[0])
         try:
-            with waiting("compiling the UNet"):
-                self._unet = torch.compile(self.model.unet, backend=COMPILER, dynamic=False)
-                loss = self._loss(batch)[0]
-                loss.backward()  # this, too, is compiled now
-            problem = "" if abs(float(loss) - plain) <= 0.02 * plain else "it gives another loss"
+            with waiting("compiling the step"):
+                self._unet, *self._encoders = (
+                    torch.compile(part, **COMPILER) for part in (plain[0], *plain[1])
+                )
+                for _ in range(3):  # CUDA graphs, where they are wanted, are recorded by the third
+                    loss = self._loss(batch)[0]
+                    loss.backward()
+            found = float(loss.detach())
+            problem = "" if abs(found - wanted) <= 0.02 * wanted else "it gives another loss"
         except Exception as error:  # compilers raise what they like
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self.optimizer.zero_grad(set_to_none=True)
+        self.compiled = not problem
         if problem:
             logger.warning("training.compile: going on without, since %s", problem)
-        return self.model.unet if problem else self._unet
+            self._unet, self._encoders = plain
 
     def _draw(self, micro: int) -> Batch:
         """This rank's samples of a micro-batch, counted from the start of this process."""
@@ -371,7 +379,7 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         t = self.config.training
-        told = self.model.conditioning(batch.prompts, batch.frames)
+        told = self.model.conditioning(batch.prompts, batch.frames, self._encoders)
         weight = min_snr_weight(self.model.scheduler, batch.t, t.min_snr_gamma)
         mse = (denoising_error(self.model, self._unet, batch, told) * weight).mean()
         loss, parts = mse, {"mse": mse}

@@ -873,12 +873,13 @@ def test_the_demo_learns_the_logo(tmp_path):
 
 
 def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, caplog):
-    """Within the precision; resumed, to the bit. A compiler that fails costs a line."""
-    monkeypatch.setattr(trainer, "COMPILER", "aot_eager")  # of the same graphs, without the minutes
+    """Within the precision, in halves, too; resumed, to the bit. One that fails costs a line."""
+    quick = {"backend": "eager", "dynamic": False}  # the same graphs, without the minutes
+    monkeypatch.setattr(trainer, "COMPILER", quick)
 
-    def train(name, setting):
-        inference = {"inference_prompts": []}
-        path = experiment(f"{name}.yaml", training={"compile": setting}, inference=inference)
+    def train(name, setting, **training):
+        training["compile"] = setting
+        path = experiment(f"{name}.yaml", training=training, inference={"inference_prompts": []})
         assert finetune(path, tmp_path / name) == 0
         return rows_of(tmp_path / name, 8)["blob-thing"]
 
@@ -887,8 +888,11 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
     last = tmp_path / "compiled" / "checkpoints" / "step-00000008"
     shutil.rmtree(last)
     assert torch.equal(train("compiled", "on"), compiled)
+    monkeypatch.setitem(quick, "backend", "aot_eager")  # and those of the gradients
+    halves = train("halves", "on", train_batch_size=2, gradient_accumulation_steps=2)
+    torch.testing.assert_close(halves, compiled, rtol=1e-3, atol=1e-4)
     assert "going on without" not in caplog.text
-    monkeypatch.setattr(trainer, "COMPILER", lambda *_: 1 / 0)
+    monkeypatch.setattr(trainer, "COMPILER", {"backend": lambda *_: 1 / 0})
     assert torch.equal(train("failing", "on"), plain)
     assert "training.compile: going on without, since" in caplog.text
 
