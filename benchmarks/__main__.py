@@ -48,12 +48,13 @@ def measured(args: argparse.Namespace, device: torch.device) -> str:
     peak = matmul_peak(device, dtype, size)
     batches = [2] if args.smoke else args.batches
     count = 1 if args.smoke else 20
+    compile_too = args.compile or (device.type == "cuda" and not args.smoke)
     parts = [
         f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, transformers "
         f"{transformers.__version__}, {str(dtype).removeprefix('torch.')}; load "
         f"{os.getloadavg()[0]:.1f} at the start. A product of matrices: {peak / 1e12:.3g} TFLOP/s."
     ]
-    tuning, making = [], []
+    tuning, otherwise, making = [], [], []
     with TemporaryDirectory() as place:
         folders = {"demo": "demo_model"}
         for name in args.models:
@@ -61,14 +62,22 @@ def measured(args: argparse.Namespace, device: torch.device) -> str:
                 folders[name] = str(Path(place) / name)
                 save_random(name, Path(folders[name]), device, dtype, args.smoke)
             if "finetune" in args.only:
-                compile_too = args.compile or (device.type == "cuda" and not args.smoke)
-                tuning += finetune.rows(name, folders[name], batches, count, compile_too, peak)
+                for batch in batches:
+                    row, others = finetune.rows(
+                        name, folders[name], batch, count, compile_too, peak
+                    )
+                    tuning.append(row)
+                    otherwise.append(others)
             if "generate" in args.only:
                 steps = 2 if args.smoke else 20
                 images = 4 if args.smoke else 24
                 making += generate.rows(name, folders[name], batches, images, steps, None)
         if tuning:
             parts.append("### Fine-tuning, samples a second\n\n" + table(finetune.HEAD, tuning))
+            head = ["model", "batch", *finetune.variants(device, compile_too)]
+            parts.append(
+                "### The same step in other ways, samples a second\n\n" + table(head, otherwise)
+            )
         if making:
             parts.append("### Generation, images a second\n\n" + table(generate.HEAD, making))
         if "data" in args.only:
@@ -83,7 +92,8 @@ def measured(args: argparse.Namespace, device: torch.device) -> str:
     if "spin" in args.only and device.type == "cpu":
         head = ["spin count", "fine-tuning, alone", "generation, alone", "fine-tuning, beside",
                 "generation, beside"]  # fmt: skip
-        found = processes.spin_rows(1 if args.smoke else 20)
+        some = (("100",), 1, 1) if args.smoke else (processes.SPINS, 20, 3)
+        found = processes.spin_rows(*some)
         parts.append(
             "### Threads that wait, alone and beside one busy process\n\nThe demo's UNet at batch "
             "8, samples a second, forward and backward, and forward alone.\n\n" + table(head, found)

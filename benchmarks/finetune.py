@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import in_turn, operations, peak_memory, waits
 from detsd import cluster
+from detsd import trainer as trainers
 from detsd.config import FinetuneConfig, parse_config
 from detsd.data import TrainingData, read_images, to_tensor
 from detsd.loss import prediction_target
@@ -25,9 +27,14 @@ from detsd.models import BaseModel, load_base_model
 from detsd.trainer import Trainer, add_concepts
 
 IMAGES = "det_logos"
+ATTENTION = {
+    "flash attention": SDPBackend.FLASH_ATTENTION,
+    "cuDNN attention": SDPBackend.CUDNN_ATTENTION,
+    "memory-efficient attention": SDPBackend.EFFICIENT_ATTENTION,
+}
 HEAD = [
-    "model", "batch", "textbook", "detsd", "detsd / textbook", "drawn inline", "channels_last",
-    "compiled", "bare UNet", "detsd / bare", "TFLOP/s", "of the peak", "peak GB", "waits a step",
+    "model", "batch", "textbook", "detsd", "detsd / textbook", "bare UNet", "detsd / bare",
+    "TFLOP/s", "of the peak", "peak GB", "waits a step",
 ]  # fmt: skip
 
 
@@ -116,45 +123,63 @@ def bare_unet(model: BaseModel, batch: int) -> Callable[[], None]:
     return step
 
 
+def variants(device: torch.device, compile_too: bool) -> list[str]:
+    """Other ways of making the same step, as `rows` tries them on a device."""
+    names = ["as it is", "drawn inline", "channels_last"]
+    names += ATTENTION if device.type == "cuda" else []
+    names += ["compiled"] if compile_too else []
+    return names + (["compiled, CUDA graphs"] if compile_too and device.type == "cuda" else [])
+
+
 def rows(
-    name: str, folder: str, batches: list[int], count: int, compile_too: bool, peak: float
-) -> list[list[object]]:
-    """A row of the table for each batch size; `peak` in operations a second."""
-    made = []
-    for batch in batches:
-        settings = configuration(folder, batch, compile="off")
-        with trainer_of(settings) as trainer:
-            model, device = trainer.model, trainer.model.device
-            bare = bare_unet(model, batch)
-            seconds = in_turn(
-                {"detsd": trainer._step, "textbook": textbook(settings, device), "bare": bare},
-                count,
-                device,
-            )
-            work = operations(bare)
-            memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
-            drawn, trainer._batches = trainer._batches, map(trainer._draw, itertools.count())
-            inline = in_turn({"": trainer._step}, count, device)[""]
-            trainer._batches = drawn
-            model.unet.to(memory_format=torch.channels_last)
-            last = in_turn({"": trainer._step}, count, device)[""]
-        compiled = None
-        if compile_too:
-            settings = configuration(folder, batch, compile="on")
-            with (
-                TemporaryDirectory() as place,
-                cluster.open_run(Path(place), accelerate=True) as run,
-            ):
-                compiled = in_turn({"": Trainer(settings, run)._step}, count, device)[""]
-        rate = work / seconds["bare"]
-        made.append([
-            name, batch, batch / seconds["textbook"], batch / seconds["detsd"],
-            seconds["textbook"] / seconds["detsd"], batch / inline, batch / last,
-            compiled and batch / compiled, batch / seconds["bare"],
-            seconds["detsd"] / seconds["bare"], rate / 1e12, f"{rate / peak:.0%}",
-            memory and memory / 1e9, told,
-        ])  # fmt: skip
-    return made
+    name: str, folder: str, batch: int, count: int, compile_too: bool, peak: float
+) -> tuple[list[object], list[object]]:
+    """A row of each of the two tables; `peak` in operations a second."""
+    settings = configuration(folder, batch, compile="off")
+    ways: dict[str, float | None] = {}
+    with trainer_of(settings) as trainer:
+        model, device = trainer.model, trainer.model.device
+        bare = bare_unet(model, batch)
+        seconds = in_turn(
+            {"detsd": trainer._step, "textbook": textbook(settings, device), "bare": bare},
+            count,
+            device,
+        )
+        work = operations(bare)
+        memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
+
+        def again() -> float:
+            return in_turn({"": trainer._step}, count, device)[""]
+
+        ways["as it is"] = seconds["detsd"]
+        drawn, trainer._batches = trainer._batches, map(trainer._draw, itertools.count())
+        ways["drawn inline"] = again()
+        trainer._batches = drawn
+        for kernel, backend in ATTENTION.items() if device.type == "cuda" else []:
+            try:
+                with sdpa_kernel(backend):
+                    ways[kernel] = again()
+            except RuntimeError:  # this GPU or precision has no such kernel
+                ways[kernel] = None
+        model.unet.to(memory_format=torch.channels_last)
+        ways["channels_last"] = again()
+    for way in (w for w in variants(device, compile_too) if w.startswith("compiled")):
+        plain = dict(trainers.COMPILER)
+        trainers.COMPILER |= {"mode": "reduce-overhead"} if "graphs" in way else {}
+        try:
+            with trainer_of(configuration(folder, batch, compile="on")) as trainer:
+                ways[way] = again() if trainer.compiled else None
+        finally:
+            trainers.COMPILER = plain
+    rate = work / seconds["bare"]
+    main = [
+        name, batch, batch / seconds["textbook"], batch / seconds["detsd"],
+        seconds["textbook"] / seconds["detsd"], batch / seconds["bare"],
+        seconds["detsd"] / seconds["bare"], rate / 1e12, f"{rate / peak:.0%}",
+        memory and memory / 1e9, told,
+    ]  # fmt: skip
+    others = [ways[way] and batch / ways[way] for way in variants(device, compile_too)]
+    return main, [name, batch, *others]
 
 
 def data_rows(folder: str, counts: list[int], steps: int) -> list[list[object]]:

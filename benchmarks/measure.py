@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,8 +59,11 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device)
 
 
-def waits(call: Callable[[], object], device: torch.device) -> int | None:
-    """How often a call waits for the GPU, as CUDA's own check counts it; None elsewhere."""
+def waits(call: Callable[[], object], device: torch.device) -> str | None:
+    """How often a call waits for the GPU, and where; None elsewhere.
+
+    As `torch.cuda.set_sync_debug_mode("error")` would say it of the first of them.
+    """
     if device.type != "cuda":
         return None
     with warnings.catch_warnings(record=True) as told:
@@ -69,7 +73,8 @@ def waits(call: Callable[[], object], device: torch.device) -> int | None:
             call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in told)
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in told if "synchroniz" in str(w.message)]
+    return f"{len(places)} {' '.join(dict.fromkeys(places))}".strip()
 
 
 def table(head: list[str], rows: list[list[object]]) -> str:

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,15 +77,15 @@ def _start(code: int, words: list[str], rounds: int) -> list[float]:
     return list(map(statistics.median, zip(*found, strict=True)))
 
 
-def spin_rows(count: int) -> list[list[object]]:
-    """Samples and images a second under each spin count: alone, and beside one busy process."""
-    made = [[spin] for spin in SPINS]
+def spin_rows(spins: Sequence[str], count: int, rounds: int) -> list[list[object]]:
+    """Samples a second under each spin count: alone, and beside one busy process."""
+    made: list[list[object]] = [[spin] for spin in spins]
     for beside in (False, True):
         busy = subprocess.Popen([sys.executable, "-c", BUSY]) if beside else None
         try:
-            best = [[0.0, 0.0] for _ in SPINS]
-            for _ in range(3):  # in turn
-                for k, spin in enumerate(SPINS):
+            best = [[0.0, 0.0] for _ in spins]
+            for _ in range(rounds):  # in turn
+                for k, spin in enumerate(spins):
                     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
                     free = {n: v for n, v in os.environ.items() if n not in names}
                     if spin == "passive":
