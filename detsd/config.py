@@ -109,8 +109,15 @@ class ConceptsConfig:
         low=8,
         high=LARGEST_SIDE,
     )
+    img_aspect: float = _knob(
+        1.0,
+        "width over height of what is cut out, of as many pixels as the square; 1.5 for photos "
+        "that lie, 0.67 for those that stand",
+        low=0.25,
+        high=4,
+    )
     center_crop: bool = _knob(
-        True, "crop the longer side away; false squeezes the whole image into the square"
+        True, "crop the longer side away; false squeezes the whole image into the shape"
     )
     transparency_color: str = _knob("white", "what shows through transparent pixels")
     mask: Literal["none", "alpha", "files"] = _knob(

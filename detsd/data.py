@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,28 +78,45 @@ def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
-def to_square(
+def shape_of(size: int, aspect: float) -> tuple[int, int]:
+    """Width and height of an aspect, of about as many pixels as a square of `size` a side.
+
+    Multiples of 8, of which a VAE makes whole latents.
+    """
+    width, height = size * math.sqrt(aspect), size / math.sqrt(aspect)
+    return tuple(max(8, round(side / 8) * 8) for side in (width, height))
+
+
+def to_shape(
     image: Image.Image,
-    size: int,
+    shape: tuple[int, int],
     center_crop: bool,
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Image.Image:
-    """`size` x `size` pixels: the centre crop, or the whole image squeezed."""
+    """`shape` pixels wide and high: the centre crop, or the whole image squeezed."""
     if center_crop:
-        return ImageOps.fit(image, (size, size), resample)
-    return image.resize((size, size), resample)
+        return ImageOps.fit(image, shape, resample)
+    return image.resize(shape, resample)
 
 
-def frame(width: int, height: int, size: int, center_crop: bool) -> Frame:
-    """What `to_square` makes of an image, as Stable Diffusion XL was told of its training images.
+def to_square(image: Image.Image, size: int, center_crop: bool) -> Image.Image:
+    """`to_shape` of `size` x `size` pixels."""
+    return to_shape(image, (size, size), center_crop)
+
+
+def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) -> Frame:
+    """What `to_shape` makes of an image, as Stable Diffusion XL was told of its training images.
 
     The crop is counted in pixels of the scaled image (arXiv 2307.01952, section 2.2).
     """
+    across, down = shape
     if not center_crop:
-        return (height, width, 0, 0, size, size)
-    scale = size / min(width, height)
-    top, left = (max(0, round((side * scale - size) / 2)) for side in (height, width))
-    return (height, width, top, left, size, size)
+        return (height, width, 0, 0, down, across)
+    scale = max(across / width, down / height)
+    left, top = (
+        max(0, round((side * scale - kept) / 2)) for side, kept in ((width, across), (height, down))
+    )
+    return (height, width, top, left, down, across)
 
 
 def text_of(path: Path) -> str:
@@ -121,7 +139,7 @@ def ahead(call: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[
 def read_images(
     folder: Path, config: ConceptsConfig, size: int, key: str
 ) -> Iterator[tuple[Path, Image.Image, Frame]]:
-    """All readable images of a folder as squares, with their frames.
+    """All readable images of a folder, cut to one shape, with their frames.
 
     Unreadable ones are named and skipped.
 
@@ -134,6 +152,7 @@ def read_images(
         raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
     if note := passed_over(folder):
         logger.warning("%s", note)
+    shape = shape_of(size, config.img_aspect)
 
     def read(path: Path) -> tuple[Path, Image.Image | Exception, Frame | None]:
         try:
@@ -141,8 +160,8 @@ def read_images(
                 rgb = to_rgb(image, config.transparency_color)
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
             return path, error, None
-        where = frame(*rgb.size, size, config.center_crop)
-        return path, to_square(rgb, size, config.center_crop), where
+        where = frame(*rgb.size, shape, config.center_crop)
+        return path, to_shape(rgb, shape, config.center_crop), where
 
     count = 0
     for path, image, where in ahead(read, list_images(folder), min(8, os.cpu_count() or 1)):
@@ -158,14 +177,16 @@ def read_images(
         )
 
 
-def read_mask(path: Path, where: Frame, config: ConceptsConfig, size: int) -> torch.Tensor | None:
-    """How much of each latent of a picture trains: (1, size, size) in [0, 1]; None without a mask.
+def read_mask(
+    path: Path, where: Frame, config: ConceptsConfig, shape: tuple[int, int]
+) -> torch.Tensor | None:
+    """How much of each latent of a picture trains: (1, h, w) in [0, 1]; None without a mask.
 
     Cut out as the picture is. A latent counts by the share of its pixels that do.
 
     Args:
         where: the picture's frame.
-        size: latents a side.
+        shape: latents across and down.
 
     Raises:
         UserError: no readable mask, one of another size, or one that leaves nothing.
@@ -188,7 +209,7 @@ def read_mask(path: Path, where: Frame, config: ConceptsConfig, size: int) -> to
             f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
             f"{width} x {height}; make the mask as large as the picture"
         )
-    mask = to_square(mask, size, config.center_crop, Image.Resampling.BOX)
+    mask = to_shape(mask, shape, config.center_crop, Image.Resampling.BOX)
     if not mask.getbbox():
         what = "is black" if config.mask == "files" else "is transparent"
         raise UserError(
@@ -398,7 +419,7 @@ class TrainingData:
                         prompts = tuple(prompts_for(path, name, kind, config))
                         seen = hashlib.blake2b(image.tobytes(), digest_size=8)
                         seen.update("\0".join(prompts).encode())
-                        mask = read_mask(path, where, config, mean.shape[-1])
+                        mask = read_mask(path, where, config, mean.shape[:1:-1])
                         if mask is not None:
                             seen.update(mask.numpy().tobytes())
                             mask = torch.stack([mask, mask.flip(-1)][: len(mean)])

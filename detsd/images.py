@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from detsd.errors import UserError
@@ -191,7 +191,8 @@ def before_after(
     columns = max(3, *(len(old) for old, _ in groups.values()))
     size = before[0].size
     rows = [
-        [i.resize(size, Image.Resampling.LANCZOS) for i in k[:columns]] for k in taught.values()
+        [ImageOps.pad(i, size, Image.Resampling.LANCZOS, PAPER) for i in k[:columns]]
+        for k in taught.values()
     ]
     labels = [f"training images of {name}" for name in taught]
     for (prompt, phrase), (old, new) in groups.items():

@@ -442,3 +442,23 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
     for e in drawn(tag_drop_out=0.5)[1]:  # not shuffled: in their order
         said = e.prompt.split(", ")
         assert said == [tag for tag in tags if tag in said]
+
+
+@pytest.mark.parametrize(("aspect", "shape"), [(1.5, (40, 24)), (0.5, (24, 48)), (1, (32, 32))])
+def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
+    """And their masks with them, and noise for as many latents."""
+    assert data.shape_of(32, aspect) == shape
+    picture_with_mask(tmp_path, "a", (0, 0, 24, 40))  # the left half
+    d = data.TrainingData(concepts(tmp_path, img_aspect=aspect, mask="files"), model, 1, 2)
+    e = d.example(3)
+    assert e.x.shape == e.noise.shape == (4, shape[1] // 4, shape[0] // 4)
+    assert e.mask.shape == (1, *e.x.shape[1:])
+    assert e.mask.mean() == pytest.approx(0.5, abs=0.01)
+    assert e.frame[-2:] == shape[::-1]
+    assert d.pictures["blob-thing"][0].size == shape
+
+
+def test_the_shape_of_a_photo_has_as_many_pixels():
+    for size, aspect, shape in ((512, 1.5, (624, 416)), (512, 1, (512, 512)), (64, 1.5, (80, 56))):
+        assert data.shape_of(size, aspect) == shape
+    assert data.shape_of(8, 4) == (16, 8)

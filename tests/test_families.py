@@ -120,10 +120,12 @@ def test_stable_diffusion_xl_is_told_both_encoders_and_the_frame(folders):
 
 
 def test_frames_say_where_a_square_was_cut_out():
-    assert data.frame(640, 480, 32, center_crop=False) == (480, 640, 0, 0, 32, 32)
-    assert data.frame(64, 32, 32, center_crop=True) == (32, 64, 0, 16, 32, 32)
-    assert data.frame(100, 400, 50, center_crop=True) == (400, 100, 75, 0, 50, 50)
-    assert data.frame(32, 32, 32, center_crop=True) == (32, 32, 0, 0, 32, 32)
+    assert data.frame(640, 480, (32, 32), center_crop=False) == (480, 640, 0, 0, 32, 32)
+    assert data.frame(64, 32, (32, 32), center_crop=True) == (32, 64, 0, 16, 32, 32)
+    assert data.frame(100, 400, (50, 50), center_crop=True) == (400, 100, 75, 0, 50, 50)
+    assert data.frame(32, 32, (32, 32), center_crop=True) == (32, 32, 0, 0, 32, 32)
+    assert data.frame(300, 100, (48, 24), center_crop=True) == (100, 300, 0, 12, 24, 48)
+    assert data.frame(300, 100, (48, 24), center_crop=False) == (100, 300, 0, 0, 24, 48)
 
 
 @pytest.fixture

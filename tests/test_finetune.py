@@ -248,6 +248,13 @@ def test_few_images_are_validated_on_themselves_and_the_name_says_so(experiment,
     assert "val_loss_held_out" not in last
 
 
+def test_a_run_on_pictures_that_are_not_square(experiment, tmp_path):
+    path = experiment(concepts={"img_aspect": 1.5}, inference={"seeds": [0]})
+    assert finetune(path, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "before_after.png").is_file()
+    assert metrics_of(tmp_path / "out", "validation")[8]["val_loss"] > 0
+
+
 def test_a_masked_run_says_so_and_goes_on(experiment, tmp_path, photos, capsys):
     """And the mask is of what it was begun with."""
     folder = shutil.copytree(photos, tmp_path / "photos")
