@@ -106,8 +106,9 @@ def best_of(folder: Path) -> str:
     best = trial.read_metadata(trial.latest_checkpoint(folder)).get("best")
     if not best:  # of an earlier version, or without a validation
         return f"the concept lies in {locate(folder)}"
-    step, loss = best["steps_completed"], best["val_loss"]
-    return f"the concept lies in {locate(folder)}: step {step}, the best, of val_loss {loss:.4f}"
+    step = best.pop("steps_completed")
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
+    return f"the concept lies in {locate(folder)}: step {step}, the best ({figures})"
 
 
 def say_what_next(config: FinetuneConfig, folder: Path) -> None:
@@ -419,7 +420,7 @@ def parser() -> argparse.ArgumentParser:
         help="pictures of look-alikes, a folder each",
     )
     judge.add_argument(
-        "--all-checkpoints", action="store_true", help="of a run folder all, not the newest alone"
+        "--all-checkpoints", action="store_true", help="of a run folder all, not the best alone"
     )
     judge.add_argument("--model", help="base model; default: the one that a source was learned on")
     judge.add_argument(

@@ -72,6 +72,11 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         problem = folder_problem(folder, beside) or mask_problem(folder, c.mask)
         if problem:
             problems.append(f"concepts.img_dirs[{k}]: {problem}")
+    if config.measure.num_samples:
+        problems += evaluator_problems(config.evaluator, config.model.pretrained_model_name_or_path)
+        for k, folder in enumerate(config.measure.lineup):
+            if problem := folder_problem(folder, beside):
+                problems.append(f"measure.lineup[{k}]: {problem}")
     refuse(problems, source)
 
 

@@ -215,6 +215,13 @@ class TrainingConfig:
         above=0,
         high=1,
     )
+    best_metric: Literal[
+        "auto", "val_loss", "score", "clip_image_similarity", "clip_text_similarity", "lineup"
+    ] = _knob(
+        "auto",
+        "by which the best checkpoint is named, the lowest val_loss or the highest of the others; "
+        "auto: score where samples are measured, else val_loss",
+    )
     register_model: str | None = _knob(
         None, "on a cluster: the model in its registry that the best checkpoint is a version of"
     )
@@ -257,11 +264,35 @@ class EvaluatorConfig:
 
 
 @dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured on samples at every checkpoint, for a search and the best one to go by."""
+
+    num_samples: int = _knob(
+        0,
+        "samples of 'a photo of a ...' for each concept, made as `inference` says; 0: nothing is "
+        "measured; 4 to 16",
+        low=0,
+        high=1000,
+    )
+    num_prompts: int = _knob(
+        6, "edited prompts, of which one sample each is measured besides; 4 to 15", low=1, high=15
+    )
+    lineup: list[str] = _knob(
+        [],
+        "folders of pictures of look-alikes, one for each: is a sample nearer to the training "
+        "images than to all of these?",
+        path=True,
+    )
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """The whole `hyperparameters` section of a fine-tuning.
 
     Attributes:
         metrics: what every validation reports, and a searcher can therefore go by.
+        measured: what those report besides that measure samples; the larger, the better. The last
+            only against look-alikes.
     """
 
     metrics = (
@@ -270,11 +301,21 @@ class FinetuneConfig:
         "val_loss_initializer",
         "sgd_steps",
     )
+    measured = ("score", "clip_image_similarity", "clip_text_similarity", "lineup")
 
     model: ModelConfig
     concepts: ConceptsConfig
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+
+    @property
+    def best_metric(self) -> str:
+        """By which the best checkpoint is named."""
+        if self.training.best_metric == "auto":
+            return "score" if self.measure.num_samples else "val_loss"
+        return self.training.best_metric
 
 
 @dataclass(frozen=True)
@@ -376,9 +417,7 @@ class EvaluationConfig:
         "training images than to all of these?",
         path=True,
     )
-    all_checkpoints: bool = _knob(
-        False, "every checkpoint of a run folder instead of its newest one"
-    )
+    all_checkpoints: bool = _knob(False, "every checkpoint of a run folder instead of its best one")
     prompt_list: Literal["auto", "object", "style", "dreambooth"] = _knob(
         "auto",
         "the edited prompts; auto: object or style, as it was learned; dreambooth: the 25 of that "
@@ -538,6 +577,20 @@ def _check_training(t: TrainingConfig, problems: list[str]) -> None:
         )
 
 
+def _check_finetune(config: FinetuneConfig, problems: list[str]) -> None:
+    best, m = config.best_metric, config.measure
+    if best != "val_loss" and not m.num_samples:
+        problems.append(
+            f"training.best_metric is {best}, but nothing is measured; give measure.num_samples 4 "
+            "or more"
+        )
+    elif best == "lineup" and not m.lineup:
+        problems.append(
+            "training.best_metric is lineup, but measure.lineup is empty; name a folder of "
+            "pictures for each look-alike"
+        )
+
+
 def _check_grid(g: GridConfig, problems: list[str]) -> None:
     """A grid of at least one job, all of them different."""
     if g.seeds is not None and (g.first_seed, g.num_seeds) != (0, 1):
@@ -596,8 +649,7 @@ def _section(
         except ValueError as expected:
             problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
-        if spec.metadata["path"] and values[name] is not None:
-            v = values[name]
+        if spec.metadata["path"] and (v := values[name]) is not None:
             values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
         low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
         for v in values[name] if isinstance(values[name], list) else [values[name]]:
@@ -614,6 +666,8 @@ def _section(
         return _check_concepts(section, problems)
     if kind is TrainingConfig:
         _check_training(section, problems)
+    if kind is FinetuneConfig:
+        _check_finetune(section, problems)
     if kind is GridConfig:
         _check_grid(section, problems)
     if kind is EvaluationConfig:
@@ -684,16 +738,38 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
             "per slot; give it 1 or more (an agent without a GPU has one slot, too)"
         )
     searcher = experiment.get("searcher") or {"metric": kind.metrics[0]}
+
+    def given_value(section: str, key: str) -> Any:
+        """Of a hyperparameter; the master writes every value out, as {type: const, val: 270}."""
+        value = (hyperparameters.get(section) or {}).get(key)
+        return value.get("val") if isinstance(value, dict) else value
+
+    metrics = kind.metrics
+    if given_value("measure", "num_samples"):
+        metrics += FinetuneConfig.measured[: None if given_value("measure", "lineup") else -1]
     asha = searcher.get("name") == "adaptive_asha"
     for key, usual in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
         given = searcher.get(key)
         if given is None and (asha or key == "metric"):
             raise UserError(f"{source} has no searcher.{key}; add {key}: {usual}")
-        if given is not None and given not in kind.metrics:
+        if given is not None and given not in metrics:
             raise UserError(
                 f"{source} has searcher.{key}: {given}, which not every validation reports; use "
-                f"one of {', '.join(kind.metrics)}"
+                f"one of {', '.join(metrics)}"
             )
+    best, metric = given_value("training", "best_metric"), searcher["metric"]
+    if best in (None, "auto"):
+        best = "score" if metrics != kind.metrics else None
+    if experiment.get("searcher") and best not in (None, metric):
+        raise UserError(
+            f"{source} names the best checkpoint by {best} (training.best_metric), but the cluster "
+            f"would by searcher.metric: {metric}; give both the same"
+        )
+    if metric in FinetuneConfig.measured and searcher.get("smaller_is_better", True):
+        raise UserError(
+            f"{source} has searcher.metric: {metric}, of which the larger is the better; add "
+            "smaller_is_better: false"
+        )
     if not asha:
         return
     longest = searcher.get("max_time")
@@ -701,9 +777,7 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
         raise UserError(f"{source} has no searcher.max_time; add the {usual} of a whole trial")
     if not isinstance(longest, int):
         raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
-    steps = (hyperparameters.get("training") or {}).get("num_sgd_steps")
-    if isinstance(steps, dict):  # the master writes every value out, as {type: const, val: 270}
-        steps = steps.get("val")
+    steps = given_value("training", "num_sgd_steps")
     # A trial that ends of its own accord is not replaced: the search would stop after the first.
     if isinstance(steps, int) and longest > steps:
         raise UserError(

@@ -34,12 +34,14 @@ from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.errors import Diverged, UserError
 from detsd.formats import LearnedConcept, encode, read_concepts, write_concepts
+from detsd.gauge import Gauge, gauge_jobs
 from detsd.kinds import fetch_vocabulary
 from detsd.loss import (
     hidden_penalty,
     min_snr_weight,
     norm_penalty,
 )
+from detsd.measure import Anchors
 from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.progress import Bar, Work, waiting
@@ -161,7 +163,12 @@ class Trainer:
         # and a blacked-out one is taken for a failure.
         self.pipeline = DetSDTextualInversionPipeline(self.model)
         self.jobs = sample_jobs(config.inference, size)
+        self.shown = len(self.jobs)  # the first ones; those behind them are measured
+        self.jobs += gauge_jobs(config, size)
         self.pipeline.check(self.jobs)
+        # Who measures; the others are told.
+        measures = self.shown < len(self.jobs) and run.is_chief
+        self.gauge = Gauge(config, self.model.device, size) if measures else None
         loaded = time.monotonic()
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
         self.start = {
@@ -242,7 +249,7 @@ class Trainer:
     @property
     def best(self) -> int | None:
         """The step of the best checkpoint so far."""
-        return best_step(self.validations, "val_loss")
+        return best_step(self.validations, self.config.best_metric)
 
     def _train(self) -> None:
         t, run, bar = self.config.training, self.run, self.bar
@@ -268,8 +275,8 @@ class Trainer:
             due = self.steps_completed % t.checkpoint_freq == 0 or last
             began, note = time.monotonic(), bar.note
             if due:
-                self._validate()
-                self._sample()
+                loss = self._validate()
+                self._conclude(loss, self._sample())
             self._clock += time.monotonic() - began  # samples per second are of training
             began = time.monotonic()
             if self.complete and self.window:  # settled between two reports
@@ -464,7 +471,8 @@ class Trainer:
         values = [value for _, value in sorted(self.run.gather(losses))]
         return sum(values) / len(values)
 
-    def _validate(self) -> None:
+    def _validate(self) -> float | None:
+        """The validation loss; None where fp16 has no number for it."""
         self.bar.draw(note="validating")
         loss = self._validation_loss()
         if not math.isfinite(loss):
@@ -475,16 +483,23 @@ class Trainer:
                 "model.precision: bf16 or fp32 has more",
                 self.steps_completed,
             )
+            return None
+        return loss
+
+    def _conclude(self, loss: float | None, measured: dict[str, float]) -> None:
+        """Report what a validation has found, and what follows from it."""
+        if loss is None:
             return
-        self.validations[self.steps_completed] = {"val_loss": loss}
+        self.validations[self.steps_completed] = {"val_loss": loss} | measured
         if self.best == self.steps_completed:
             self.best_rows = tuple(rows.detach().cpu().clone() for rows in self.rows)
         # A search counts a run that ends here as one of all its steps, and goes on to another.
         last = self.config.training.num_sgd_steps if self.settled else self.steps_completed
-        self._report_validation(loss, last)
+        self._report_validation(loss, last, measured)
+        told = "".join(f"  {name} {value:.3f}" for name, value in measured.items())
         self.run.say(
             f"step {self.steps_completed}  val_loss {loss:.4f}  "
-            f"(initializer {self.initial_val_loss:.4f}{', both masked' * self.data.masked})"
+            f"(initializer {self.initial_val_loss:.4f}{', both masked' * self.data.masked}){told}"
         )
         if self.settled and last > self.steps_completed:
             self.run.say(
@@ -492,7 +507,7 @@ class Trainer:
                 "(training.stop_on_plateau)"
             )
 
-    def _report_validation(self, loss: float, sgd_steps: int) -> None:
+    def _report_validation(self, loss: float, sgd_steps: int, measured: dict[str, float]) -> None:
         measured_on = "held_out" if self.data.held_out else "training_images"
         metrics = {
             "val_loss": loss,
@@ -501,6 +516,7 @@ class Trainer:
             "val_loss_initializer": self.initial_val_loss,
             "val_gap": self.initial_val_loss - loss,
             "sgd_steps": float(sgd_steps),  # the time_metric of a search
+            **measured,
         }
         self.run.report(self.steps_completed, metrics, "validation")
 
@@ -515,7 +531,8 @@ class Trainer:
         As the value of the last step: adaptive ASHA replaces a trial that it has itself judged and
         stopped, not one that ends of its own accord.
         """
-        self._report_validation(DIVERGED, self.config.training.num_sgd_steps)
+        worst = dict.fromkeys(self.config.measured, -DIVERGED) if self.jobs[self.shown :] else {}
+        self._report_validation(DIVERGED, self.config.training.num_sgd_steps, worst)
         raise Diverged(
             f"the loss is no longer finite at step {self.steps_completed}; lower "
             "training.learning_rate (the last checkpoint is untouched)"
@@ -523,12 +540,16 @@ class Trainer:
 
     def _sample_paths(self, step: int) -> list[Path]:
         folder = self.run.folder / "samples"
-        return [folder / f"step-{step:08d}-{k:03d}.png" for k in range(len(self.jobs))]
+        return [folder / f"step-{step:08d}-{k:03d}.png" for k in range(self.shown)]
 
-    def _sample(self) -> None:
-        """One image per job, each made by one rank, written and logged by the chief."""
+    def _sample(self) -> dict[str, float]:
+        """One image per job, each made by one rank; what is measured on them.
+
+        The chief writes and logs those that are shown. Before the first step those that are
+        measured are what the others are held against.
+        """
         if not self.jobs:
-            return
+            return {}
         self.bar.draw(note="samples")
         own = []
         self.model.vae.to(self.model.device)
@@ -539,17 +560,22 @@ class Trainer:
             )
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
         self.model.vae.to("cpu")
-        everyone = dict(sorted(self.run.gather(own)))
-        if not self.run.is_chief:
-            return
-        for (k, image), path in zip(
-            everyone.items(), self._sample_paths(self.steps_completed), strict=True
-        ):
+        made = [image for _, image in sorted(self.run.gather(own), key=lambda pair: pair[0])]
+        for k, path in enumerate(self._sample_paths(self.steps_completed)):
+            if not self.run.is_chief:
+                break
+            image = made[k]
             path.parent.mkdir(exist_ok=True)
             images.save(image, path)
             job = self.jobs[k]
             tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
             self.run.log_image(tag, path.read_bytes(), self.steps_completed)
+        found: dict[str, float] = {}
+        if self.gauge and self.steps_completed == 0:
+            self.gauge.anchor(made[self.shown :])
+        elif self.gauge:
+            found = self.gauge.figures(made[self.shown :])
+        return self.run.ranks.allgather(found)[0]
 
     def _log_image(self, tag: str, image: Image.Image) -> None:
         self.run.log_image(tag, images.png(image), self.steps_completed)
@@ -563,7 +589,7 @@ class Trainer:
         """Before/after and time-lapse from the samples of all checkpoints."""
         folder = self.run.folder / "samples"
         steps = sorted({int(p.name.split("-")[1]) for p in folder.glob("step-*.png")})
-        if not self.run.is_chief or not self.jobs or len(steps) < 2:
+        if not self.run.is_chief or not self.shown or len(steps) < 2:
             return
         frames = []
         for step in steps:
@@ -572,7 +598,7 @@ class Trainer:
                 frames.append((step, pictures))
         if len(frames) < 2:
             return
-        prompts = [job.prompt for job in self.jobs]
+        prompts = [job.prompt for job in self.jobs[: self.shown]]
         picture = images.before_after(
             frames[0][1],
             frames[-1][1],
@@ -597,6 +623,7 @@ class Trainer:
             "validations": self.validations,
             "best_rows": self.best_rows,
             "best_uuid": self.best_uuid,
+            "anchors": [dataclasses.asdict(ends) for ends in self.gauge.ends] if self.gauge else [],
         }
         metadata = {
             "kind": "finetune",
@@ -701,6 +728,15 @@ class Trainer:
         self.validations = state.get("validations", {})
         self.best_rows = state.get("best_rows", ())
         self.best_uuid = state.get("best_uuid", "")
+        anchors = [Anchors(**ends) for ends in state.get("anchors", [])]
+        if self.jobs[self.shown :] and not anchors:
+            raise UserError(
+                "measure.num_samples: this run began without measuring, so that there is nothing "
+                "to hold its samples against; set it to 0, or begin another run (--warm-start "
+                "keeps what was learned)"
+            )
+        if self.gauge:
+            self.gauge.ends = anchors
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]
         if self.best == self.steps_completed:

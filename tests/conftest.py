@@ -76,6 +76,32 @@ def experiment(tmp_path, tiny_model, photos):
     return write
 
 
+@pytest.fixture
+def measuring(experiment, tmp_path):
+    """An experiment that measures its samples by the bundled CLIP, look-alikes among them."""
+    for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            Image.new("RGB", (40, 40), tuple(c + 9 * k for c in colour)).save(
+                tmp_path / name / f"{k}.png"
+            )
+    path = experiment(
+        training={"checkpoint_freq": 2, "learning_rate": 0.1},
+        inference={"inference_prompts": [], "num_inference_steps": 1, "guidance_scale": 1},
+    )
+    given = yaml.safe_load(path.read_text())
+    given["hyperparameters"] |= {
+        "measure": {
+            "num_samples": 3,
+            "num_prompts": 2,
+            "lineup": [str(tmp_path / name) for name in ("red", "blue")],
+        },
+        "evaluator": {"clip": str(ROOT / "demo_model" / "clip")},
+    }
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
 def command(*args: str | Path, ranks: int = 1) -> list[str]:
     """The command line of detsd, under torchrun for several ranks."""
     start = [sys.executable, "-m"]

@@ -147,6 +147,7 @@ ASHA = {
     "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 3000,
     "max_trials": 8,
 }  # fmt: skip
+MEASURED = with_values(measure={"num_samples": {"type": "const", "val": 4}})
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,19 @@ ASHA = {
         ({"searcher": ASHA | {"max_time": None}}, "no searcher.max_time"),
         ({"searcher": ASHA | {"max_time": "270"}}, "max_time: '270'; give a whole number"),
         ({"searcher": "single"}, "searcher: single, but that is a section"),
+        (
+            {"searcher": {"metric": "val_loss"}, "hyperparameters": MEASURED},
+            "by score .training.best_metric., but the cluster would by searcher.metric: val_loss",
+        ),
+        (
+            {"searcher": {"metric": "score"}, "hyperparameters": MEASURED},
+            "searcher.metric: score, of which the larger is the better; add smaller_is_better",
+        ),
+        (
+            {"searcher": {"metric": "lineup"}, "hyperparameters": MEASURED},
+            "metric: lineup, which not every",
+        ),
+        ({"searcher": {"metric": "score"}}, "metric: score, which not every validation reports"),
         ({"resources": 2}, "resources: 2, but that is a section"),
         (
             {"searcher": ASHA, "hyperparameters": with_values(training={"num_sgd_steps": 500})},

@@ -14,6 +14,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from conftest import command, run_detsd
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,7 @@ from tiny import ROOT, save_tiny_model
 
 from detsd import cluster, trainer
 from detsd.__main__ import main, parser
-from detsd.config import TrainingConfig, load_config
+from detsd.config import FinetuneConfig, TrainingConfig, load_config
 from detsd.formats import LearnedConcept, read_concepts
 from detsd.trainer import Trainer, learning_rate
 
@@ -304,7 +305,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     best = whole / "learned_embeddings_dict.pt"
     assert finetune(path, whole) == 0
-    assert f"lies in {best}: step 4, the best, of val_loss 0.5000" in capsys.readouterr().out
+    assert f"lies in {best}: step 4, the best (val_loss 0.5000)" in capsys.readouterr().out
     for source in (whole, best):
         (c,) = read_concepts(source)
         assert torch.equal(c.embeddings, rows_of(whole, 4)["blob-thing"])
@@ -342,6 +343,59 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
         assert finetune(path, folder, *more) == 0
         assert read_concepts(folder)[0].steps == steps
     assert (out / best.name).read_bytes() == best.read_bytes()
+
+
+def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
+    """By every validation, and the best is named by it; gone on with, all of it is the same."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert finetune(measuring, whole) == 0
+    assert "the best (val_loss " in capsys.readouterr().out
+    told = metrics_of(whole, "validation")
+    assert sorted(told) == [2, 4, 6, 8]
+    for m in told.values():
+        assert set(FinetuneConfig.measured) <= set(m)
+        assert 0 <= m["score"] <= 1
+        assert m["lineup"] in (0, 1 / 3, 2 / 3, 1)
+    assert len({m["clip_image_similarity"] for m in told.values()}) > 1
+    assert not list((whole / "samples").glob("*"))  # those that are measured are not shown
+    best = cluster.read_metadata(whole / "checkpoints" / "step-00000008")["best"]
+    assert best["score"] == max(m["score"] for m in told.values())
+    assert read_concepts(whole)[0].steps == best["steps_completed"]
+    for step in (8, 6):
+        shutil.rmtree(whole / "checkpoints" / f"step-{step:08d}")
+    shutil.copytree(whole, out)
+    assert finetune(measuring, out) == 0
+    assert metrics_of(out, "validation") == told
+    assert finetune(measuring, out, "--set", "training.best_metric=lineup") == 2
+    assert "another configuration" in capsys.readouterr().err
+    for given, words in (
+        ("measure.num_samples=0 training.best_metric=score", "but nothing is measured"),
+        ("measure.lineup=[] training.best_metric=lineup", "measure.lineup is empty"),
+        (f"measure.lineup=[{tmp_path / 'gone'}]", r"measure.lineup[0]: folder"),
+        ("evaluator.clip=null", "evaluator.clip"),
+    ):
+        options = [word for text in given.split() for word in ("--set", text)]
+        assert finetune(measuring, tmp_path / "new", *options) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_measuring_begins_with_the_run(measuring, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    given = yaml.safe_load(measuring.read_text())
+    sections = {k: given["hyperparameters"].pop(k) for k in ("measure", "evaluator")}
+    measuring.write_text(yaml.safe_dump(given))
+    with monkeypatch.context() as stopped:
+        stop_after(stopped, 2)
+        assert finetune(measuring, out) == 128
+    for facts in out.glob("checkpoints/*/metadata.json"):  # of an earlier version
+        told = json.loads(facts.read_text())
+        del told["config"]["measure"], told["config"]["evaluator"]
+        facts.write_text(json.dumps(told))
+    given["hyperparameters"] |= sections
+    measuring.write_text(yaml.safe_dump(given))
+    assert finetune(measuring, out) == 2
+    assert "this run began without measuring" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, capsys):

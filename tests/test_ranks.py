@@ -5,6 +5,7 @@ torchrun does.
 """
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from detsd import cluster, watch
 from detsd.cluster import AcceleratedRanks, Run
-from detsd.config import load_config
+from detsd.config import FinetuneConfig, load_config
 from detsd.errors import UserError
 from detsd.trainer import Trainer
 
@@ -226,3 +227,26 @@ def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatc
     assert asked["precision"] == {"dtype": "torch.float32"}
     assert len(asked["training_images"]) == 12
     assert asked["base_model"] == {"commit": None}
+
+
+def test_what_is_measured_does_not_tell_the_number_of_ranks(measuring, tmp_path):
+    """Of rows that a tiny rate leaves as they are: those of two ranks are rounded otherwise."""
+    found = []
+    for ranks in (1, 2):
+        options = ["learning_rate=1e-12", "num_sgd_steps=2", f"train_batch_size={4 // ranks}"]
+        config = load_config(measuring, [f"training.{option}" for option in options])
+
+        def train(run, config=config):
+            assert Trainer(config, run).train()
+
+        if ranks == 2:
+            codes, said, _ = in_two_ranks(tmp_path, train)
+            assert codes == [0, 0], said
+        else:
+            with cluster.open_run(tmp_path / "one", accelerate=True) as run:
+                train(run)
+        lines = (tmp_path / ("one" if ranks == 1 else "out") / "metrics.jsonl").read_text()
+        told = [json.loads(line) for line in lines.splitlines()]
+        found.append([m for m in told if m["group"] == "validation"])
+    assert found[0] == found[1]
+    assert set(FinetuneConfig.measured) <= set(found[0][0])
