@@ -157,12 +157,12 @@ def find_blocks(config: EvaluateConfig) -> list[Block]:
     """
     found = []
     for named, source in _files(config):
-        file = split_source(named)[0]
+        file, given = split_source(named)
         for concept in read_concepts(named):
             ground = _ground(concept, file, config.evaluation.images)
-            found.append((concept, source, _title(file), ground))
+            found.append((concept, (source, given), _title(file), ground))
     groups: list[list[Block]] = []
-    for number, (concept, source, title, ground) in enumerate(found):
+    for number, (concept, (source, given), title, ground) in enumerate(found):
         alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
         # One name may stand for many states: each gets a word of its own.
         steps = concept.steps if [k for k, _ in alike].count(concept.steps) == 1 else None
@@ -175,7 +175,7 @@ def find_blocks(config: EvaluateConfig) -> list[Block]:
             ground,
             _jobs(config, ground, word),
             dataclasses.replace(concept, name=word),
-            source if word == concept.name else f"{source}={word}",
+            f"{source}={word}" if given or word != concept.name else source,
         )
         group = next((g for g in groups if g[0].ground == ground), None)
         if group is None:
@@ -273,17 +273,16 @@ class Evaluation:
         ]
 
     def _pages(self, jobs: list[Job]) -> list[Page]:
-        """A contact sheet for each block, a row for each prompt."""
-        found, numbers = [], iter(range(len(jobs)))
+        """A contact sheet for each block: of the plain prompt first, then several prompts a row."""
+        e, found, start = self.config.evaluation, [], 0
         for block in self.blocks:
-            rows: dict[str, list[int]] = {}
-            for job in block.jobs:
-                rows.setdefault(job.prompt, []).append(next(numbers))
-            columns = max(map(len, rows.values()))
-            labels = [f"seed {self.config.evaluation.first_seed + k}" for k in range(columns)]
-            found.append(
-                Page(block.label, list(rows), labels, list(rows.values()), len(block.jobs))
-            )
+            numbers = list(range(start, start := start + len(block.jobs)))
+            rows = [numbers[: e.num_samples][k : k + SHOWN] for k in range(0, e.num_samples, SHOWN)]
+            edited = numbers[e.num_samples :]
+            wide = max(1, SHOWN // e.num_samples_per_prompt) * e.num_samples_per_prompt
+            rows += [edited[k : k + wide] for k in range(0, len(edited), wide)]
+            labels = ["  |  ".join(dict.fromkeys(jobs[n].prompt for n in row)) for row in rows]
+            found.append(Page(block.label, labels, [], rows, len(numbers)))
         return found
 
     # ---- the denoising error -----------------------------------------------------------------
@@ -351,6 +350,8 @@ class Evaluation:
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
         plot(self.result, folder / "evaluation.png")
         images.save(self._overview(), folder / "samples.png")
+        if not run.folder_is_kept and self.generator.album.begun_with == len(self.generator.jobs):
+            return  # restarted after its end: the last checkpoint has told it all
         for name in ("evaluation", "samples"):
             run.log_image(name, (folder / f"{name}.png").read_bytes())
         states = [state for concept in self.result["concepts"] for state in concept["states"]]
@@ -455,7 +456,8 @@ class Evaluation:
             for block, state in zip(blocks, states, strict=True):
                 n = min(SHOWN, self.config.evaluation.num_samples)
                 rows.append(self._samples(block)[:n])
-                labels.append(_line(f"{block.label}: {block.jobs[0].prompt}", state))
+                named = block.label if block.concept else f"the phrase: {ground.phrase}"
+                labels.append(_line(named, state))
         return images.sheet(rows, labels)
 
 
@@ -481,7 +483,8 @@ def _written(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def _line(label: str, figures: dict[str, Any]) -> str:
-    return "  ".join([label, *(f"  {k} {v}" for k, v in _written(figures).items())])
+    told = {k: v for k, v in _written(figures).items() if k in ("image", "text", "line-up")}
+    return "   ".join([label, *(f"{k} {v}" for k, v in told.items())])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -509,34 +512,39 @@ def table(result: dict[str, Any]) -> str:
 def plot(result: dict[str, Any], file: Path) -> None:
     """Draw image against text similarity, a panel for each concept, a point for each state of it.
 
-    As in figure 10 of the paper: up is more of the concept, to the right more of the prompt.
+    Up is more of the concept, to the right more of the prompt, as in figure 10 of arXiv 2208.01618.
+    The states of one run are joined; where there are many, the first, last and best are named.
     """
     from matplotlib.figure import Figure  # late, as in `show`
 
     concepts = result["concepts"]
     figure = Figure(figsize=(7 * len(concepts), 5.5), layout="constrained")
-    for axis, concept in zip(figure.subplots(1, len(concepts), squeeze=False)[0], concepts,
-                             strict=True):  # fmt: skip
-        ends, states = concept["anchors"], concept["states"]
-        axis.axhline(ends["image_high"], color="#d9a441", ls="--", lw=1)
-        axis.axvline(ends["text_high"], color="#d9a441", ls="--", lw=1)
-        for label, row, colour in (
-            ("training images", concept["training_images"], "#8a8a8a"),
-            ("the phrase", concept["phrase"], "#8a8a8a"),
-            *((state["label"], state, "#3b6fb6") for state in states),
-        ):
-            place = row["clip_text_similarity"], row["clip_image_similarity"]
-            best = row.get("label") == concept["best"]
-            axis.scatter(*place, color=colour, s=110 if best else 45, zorder=2,
+    panels = figure.subplots(1, len(concepts), squeeze=False)[0]
+    for axis, concept in zip(panels, concepts, strict=True):
+        states, runs = concept["states"], {}
+
+        def place(figures: dict[str, Any]) -> tuple[float, float]:
+            return figures["clip_text_similarity"], figures["clip_image_similarity"]
+
+        axis.axhline(concept["anchors"]["image_high"], color="#d9a441", ls="--", lw=1)
+        axis.axvline(concept["anchors"]["text_high"], color="#d9a441", ls="--", lw=1)
+        for label in ("training_images", "phrase"):
+            axis.scatter(*place(concept[label]), color="#8a8a8a", s=45)
+            axis.annotate(label.replace("_", " "), place(concept[label]), (7, 5),
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+        for k, state in enumerate(states):
+            best = state["label"] == concept["best"] and len(states) > 1
+            runs.setdefault(state["label"].rpartition(", ")[0], []).append(place(state))
+            axis.scatter(*place(state), color="#3b6fb6", s=130 if best else 45, zorder=2,
                          marker="*" if best else "o")  # fmt: skip
-            said = label.removeprefix(f"{concept['concept']}, ")
-            said += f"\nscore {row['score']:.2f}" if "score" in row else ""
-            axis.annotate(said, place, (6, 4), textcoords="offset points", fontsize=8)
-        axis.plot(
-            [s["clip_text_similarity"] for s in states],
-            [s["clip_image_similarity"] for s in states], color="#3b6fb6", lw=0.8, zorder=1,
-        )  # fmt: skip
-        axis.set_title(f"{concept['concept']}: dashed, what scores as 1", loc="left", fontsize=10)
+            if len(states) > 5 and k not in (0, len(states) - 1) and not best:
+                continue
+            said = state["label"].removeprefix(f"{concept['concept']}, ") + ", best" * best
+            axis.annotate(said, place(state), (7, 5 if k % 2 else -11),
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+        for points in runs.values():
+            axis.plot(*zip(*points, strict=True), color="#3b6fb6", lw=0.8, zorder=1)
+        axis.set_title(f"{concept['concept']} (dashed: what scores as 1)", loc="left", fontsize=10)
         axis.set_xlabel("similarity of edited samples to their prompts")
         axis.set_ylabel("similarity of samples to the training images")
         axis.margins(0.2)

@@ -20,7 +20,7 @@ from determined.experimental import client
 from PIL import Image
 from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT
+from tiny import ROOT, save_tiny_clip
 
 from detsd import cluster, progress, trainer
 from detsd.__main__ import main
@@ -451,6 +451,44 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
         seen = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
         tags |= set(seen.Tags()["images"])
     assert len([tag for tag in tags if not tag.startswith("sheets/")]) == 12
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_path):
+    """What it finds is what it finds off cluster."""
+    concept = LearnedConcept("blob-thing", "red ball", torch.ones(2, 16), steps=9)
+    write_concepts([concept], tmp_path)
+    given = {
+        "searcher": {"name": "single", "metric": "images", "smaller_is_better": False},
+        "checkpoint_storage": {"save_trial_latest": 8},
+        "hyperparameters": {
+            "model": {"pretrained_model_name_or_path": str(tiny_model)},
+            "concepts": {"files": str(tmp_path)},
+            "evaluator": {"clip": str(save_tiny_clip(tmp_path / "clip"))},
+            "evaluation": {
+                "images": str(photos), "prompts": ["pixel art of a {}"], "num_samples": 3,
+                "num_samples_per_prompt": 1, "num_inference_steps": 12, "num_error_timesteps": 5,
+            },
+            "output": {"batch_size": 1, "checkpoint_freq": 1},
+        },
+    }  # fmt: skip
+    master.when(told("/checkpoints", 2), master.preempt.set)
+    master.run(given, command="evaluate")
+    assert 2 <= max(master.stored()) < 8
+    master.preempt.clear()
+    assert "of 8 images are there already" in master.run(given, command="evaluate")
+    last = master.stored()[8]
+    found = json.loads((last / "evaluation.json").read_text())
+    assert {"evaluation.png", "samples.png", "images.zip"} <= {p.name for p in last.iterdir()}
+    (state,) = found["concepts"][0]["states"]
+    assert master.metrics("evaluation")[1]["score"] == state["score"]
+    path = tmp_path / "same.yaml"
+    path.write_text(yaml.safe_dump(given))
+    assert main(["evaluate", str(path), "--output-dir", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    count = len(master.told)
+    master.run(given, command="evaluate")  # a finished one restarted: nothing more
+    assert not [path for path, _ in master.told[count:] if path.endswith("metrics")]
 
 
 def test_the_interface_that_leads_to_the_chief_is_chosen_for_gloo(monkeypatch):

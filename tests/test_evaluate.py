@@ -30,7 +30,7 @@ from detsd.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
 
 SMALL = {
     "num_samples": 3, "num_samples_per_prompt": 1, "num_inference_steps": 2,
-    "num_error_timesteps": 6, "prompts": '["a {} on the grass", "pixel art of a {}"]',
+    "num_error_timesteps": 5, "prompts": '["a {} on the grass", "pixel art of a {}"]',
 }  # fmt: skip
 
 
@@ -179,6 +179,24 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, phrase_rows):
     assert labels.count("the phrase") == 3  # one for each phrase and word that it stands for
     seeds = {(job.seed, job.prompt.replace(words[0], "red ball")) for job in blocks[1].jobs}
     assert seeds == {(job.seed, job.prompt) for job in blocks[0].jobs}
+
+
+def test_checkpoints_of_the_cluster(run, monkeypatch):
+    asked = []
+
+    def downloaded(uuid):
+        asked.append(uuid)
+        return run / "checkpoints" / "step-00000008"
+
+    monkeypatch.setattr(evaluate, "downloaded", downloaded)
+    words = [UUID, f"{UUID[:-1]}0=my-word"]
+    args = parser().parse_args(["evaluate", *words, "--images", "det_logos", "--model", "tiny"])
+    config = evaluation_of(args)[0]
+    assert (config.concepts.files, config.concepts.uuids) == ([], words)
+    blocks = [block for block in find_blocks(config) if block.concept]
+    assert asked == [UUID, f"{UUID[:-1]}0"]
+    assert [block.concept.name for block in blocks] == ["blob-thing", "my-word"]
+    assert [block.source for block in blocks] == [f"uuid:{UUID}", f"uuid:{UUID[:-1]}0=my-word"]
 
 
 def test_the_prompts_name_the_concept():
