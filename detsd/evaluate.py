@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detsd import images
 from detsd.album import Page
@@ -38,7 +38,7 @@ from detsd.config import (
     TrainingConfig,
     flat,
 )
-from detsd.data import Batch, TrainingData, denoising_error, read_images
+from detsd.data import Batch, TrainingData, denoising_error, read_images, shape_of
 from detsd.denoise import Conditioning
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
@@ -264,13 +264,14 @@ class Evaluation:
         for block in self.blocks:
             if block.concept:
                 pipeline.add([block.concept], block.source, block.source)
-        size = pipeline.model.image_size
         sampler = self.config.evaluation.scheduler_name or pipeline.own_scheduler
-        return [
-            dataclasses.replace(job, width=size, height=size, scheduler_name=sampler)
-            for block in self.blocks
-            for job in block.jobs
-        ]
+        jobs = []
+        for block in self.blocks:
+            aspect = block.ground.concepts.img_aspect
+            width, height = shape_of(pipeline.model.image_size, aspect)
+            own = {"width": width, "height": height, "scheduler_name": sampler}
+            jobs += [dataclasses.replace(job, **own) for job in block.jobs]
+        return jobs
 
     def _pages(self, jobs: list[Job]) -> list[Page]:
         """A contact sheet for each block: of the plain prompt first, then several prompts a row."""
@@ -449,13 +450,13 @@ class Evaluation:
         for ground, told in zip(self.grounds, self.result["concepts"], strict=True):
             pictures = self._pictures(ground.folder, ground, "evaluation.images")
             step = -(-len(pictures) // SHOWN)
-            rows.append([picture.resize(size) for picture in pictures[::step]])
+            rows.append([ImageOps.pad(picture, size) for picture in pictures[::step]])
             labels.append(_line(f"training images: {ground.folder}", told["training_images"]))
             states = [told["phrase"], *told["states"]]
             blocks = (block for block in self.blocks if block.ground == ground)
             for block, state in zip(blocks, states, strict=True):
                 n = min(SHOWN, self.config.evaluation.num_samples)
-                rows.append(self._samples(block)[:n])
+                rows.append([ImageOps.pad(image, size) for image in self._samples(block)[:n]])
                 named = block.label if block.concept else f"the phrase: {ground.phrase}"
                 labels.append(_line(named, state))
         return images.sheet(rows, labels)
