@@ -380,6 +380,16 @@ def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_diverged_run_reports_the_worst_of_what_it_measures(measuring, tmp_path, capsys):
+    """So that a search by any of it fails no more than one by val_loss."""
+    change = ("--set", "training.optimizer_name=sgd", "--set", "training.learning_rate=1e38")
+    assert finetune(measuring, tmp_path / "out", *change) == 2
+    assert "no longer finite" in capsys.readouterr().err
+    (last,) = metrics_of(tmp_path / "out", "validation").values()
+    assert {last[name] for name in FinetuneConfig.measured} == {-1e9}
+    assert last["val_loss"] == 1e9
+
+
 def test_measuring_begins_with_the_run(measuring, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     given = yaml.safe_load(measuring.read_text())
