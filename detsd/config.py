@@ -430,7 +430,12 @@ class EvaluationConfig:
     num_samples_per_prompt: int = _knob(
         2, "samples of each edited prompt for each concept", low=1, high=1000
     )
-    first_seed: int = _knob(0, "the seed of the first sample, counted on from there", low=0)
+    first_seed: int = _knob(
+        0,
+        "the seed of the first sample, counted on from there",
+        low=0,
+        high=LARGEST_SEED - 10_000,
+    )
     scheduler_name: SchedulerName | None = _knob(None, "the sampler; null: the model's own")
     num_inference_steps: int = _knob(25, "denoising steps; 25 to 50", low=1)
     guidance_scale: float = _knob(4.0, "classifier-free guidance; 7.5 is usual", low=0)

@@ -128,7 +128,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
             assert main(short(args)) == 0, line
         ran.append(args[0])
     counts = {kind: ran.count(kind) for kind in set(ran)}
-    assert counts == {"finetune": 7, "generate": 2, "show": 2, "export": 2}
+    assert counts == {"finetune": 7, "generate": 2, "evaluate": 2, "show": 2, "export": 2}
     for name in (
         "my_concept",
         "ring-and-dot",

@@ -149,7 +149,7 @@ def test_an_interrupted_evaluation_goes_on(run, clip, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_find_what_one_finds(run, clip, tmp_path):
-    given = [run, "--all-checkpoints", "--clip", clip]
+    given = [run, "--clip", clip]
     sets = [f"evaluation.{k}={v}" for k, v in SMALL.items()] + ["output.batch_size=4"]
     words = [*given, *(w for s in sets for w in ("--set", s)), "--output-dir", tmp_path / "two"]
     done = run_detsd("evaluate", *words, ranks=2)
