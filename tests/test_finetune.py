@@ -202,7 +202,7 @@ def test_two_concepts_at_once(experiment, tmp_path, photos):
     assert finetune(path, out) == 0
     assert all(torch.equal(rows_of(out, 8)[k], rows[k]) for k in rows)
     assert sorted(metrics_of(out)) == [2, 4, 6, 8]
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 4 + 2
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 4 + 2 + 2  # and two starts
 
 
 @pytest.mark.parametrize(
