@@ -102,12 +102,13 @@ class Denoiser:
         self.t = torch.tensor(timesteps)
         side = pipe.unet.config.sample_size
         self.noise = torch.randn(
-            (len(timesteps), 4, side, side), generator=torch.Generator().manual_seed(5)
+            (len(timesteps), pipe.unet.config.in_channels, side, side),
+            generator=torch.Generator().manual_seed(5),
         )
 
     @torch.no_grad()
     def latents(self, images: list[Image.Image]) -> torch.Tensor:
-        """Scaled posterior means (B, 4, h, w)."""
+        """Scaled posterior means (B, C, h, w)."""
         x = to_tensor(np.stack([np.asarray(image) for image in images]), "cpu")
         return self.pipe.vae.encode(x).latent_dist.mode() * self.pipe.vae.config.scaling_factor
 
@@ -125,7 +126,7 @@ class Denoiser:
 
     @torch.no_grad()
     def errors(self, x: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """Mean squared error (P,) of one latent (4, h, w) under each of P prompts."""
+        """Mean squared error (P,) of one latent (C, h, w) under each of P prompts."""
         steps, count = len(self.t), len(prompts)
         x = x.expand(steps, -1, -1, -1)
         noisy = self.scheduler.add_noise(x, self.noise, self.t)

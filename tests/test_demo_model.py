@@ -43,7 +43,7 @@ def test_sizes_and_dtype():
 
 def test_it_is_a_stable_diffusion(pipe):
     assert type(pipe) is StableDiffusionPipeline
-    assert pipe.vae.config.latent_channels == 4
+    assert pipe.vae.config.latent_channels == 8
     assert len(pipe.tokenizer) == 49408
     assert pipe.tokenizer.model_max_length == 77
     # The first ids of CLIP's table, as every Stable Diffusion 1.x has them.
@@ -79,7 +79,7 @@ def test_bf16_draws_nearly_the_same():
     # Older torch draws other noise in bf16 than in fp32: it is given, and DDIM adds none.
     for p in (one, half):
         p.scheduler = DDIMScheduler.from_config(p.scheduler.config)
-    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     images = [
         np.asarray(
             p(

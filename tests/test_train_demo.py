@@ -14,7 +14,7 @@ from demo_model import train
 @pytest.fixture
 def args(tmp_path):
     return argparse.Namespace(
-        work_dir=tmp_path, device="cpu", steps=0, pictures=48, start_from=None
+        work_dir=tmp_path, device="cpu", steps=0, pictures=48, start_from=None, bf16=False
     )
 
 
@@ -68,10 +68,26 @@ def test_stages_start_from_the_right_shapes():
     clip = train.new_clip(train.load_tokenizer())
     with torch.no_grad():
         posterior = vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist
-        assert posterior.mean.shape == (1, 4, 16, 16)
+        assert posterior.mean.shape == (1, 8, 16, 16)
         hidden = clip.text_model(torch.full((1, 77), 49407)).last_hidden_state
         assert hidden.shape == (1, 77, 128)
-        assert unet(posterior.mean, 5, hidden).sample.shape == (1, 4, 16, 16)
+        assert unet(posterior.mean, 5, hidden).sample.shape == (1, 8, 16, 16)
+
+
+def test_a_wider_network_begins_as_the_narrower_one(args, tmp_path):
+    """Twice the latent channels, of which every other is an old one and is told the same."""
+    torch.manual_seed(0)
+    wide = train.new_unet()
+    old = train.UNet2DConditionModel.from_config(
+        {**wide.config, "in_channels": 4, "out_channels": 4}
+    )
+    old.save_pretrained(tmp_path / "unet")
+    args.start_from = tmp_path
+    train.begin(args, "unet", wide)
+    x, hidden = torch.randn(1, 8, 16, 16), torch.randn(1, 77, 128)
+    with torch.no_grad():
+        said = wide(x, 5, hidden).sample[:, ::2]
+        torch.testing.assert_close(said, old(x[:, ::2], 5, hidden).sample)
 
 
 def test_export_loads_in_the_libraries(args, tmp_path):
