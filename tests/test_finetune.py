@@ -940,7 +940,7 @@ def test_the_demo_learns_the_logo(tmp_path):
     assert finetune("finetune_demo.yaml", tmp_path, *(f"--set={c}" for c in changes)) == 0
     last = metrics_of(tmp_path, "validation")[100]
     assert last["val_loss"] == last["val_loss_held_out"]
-    assert last["val_loss"] < 0.98 * last["val_loss_initializer"]  # .963 when measured
+    assert last["val_loss"] < 0.95 * last["val_loss_initializer"]  # .905 when measured
 
 
 def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, caplog):
