@@ -32,7 +32,7 @@ def pipeline() -> DetSDTextualInversionPipeline:
 
 
 MEDIA = ("a photo of", "a flat vector illustration of", "an ink doodle of", "a neon sign of")
-SETTINGS = {"guidance_scale": 4, "num_inference_steps": 30, "scheduler_name": "euler-ancestral"}
+SETTINGS = {"guidance_scale": 2.5, "num_inference_steps": 30, "scheduler_name": "euler-ancestral"}
 
 
 def before_and_after(
