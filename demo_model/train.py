@@ -146,7 +146,7 @@ def new_scheduler() -> EulerAncestralDiscreteScheduler:
 
 
 class Stop(Exception):
-    """SIGTERM or SIGINT arrived; the stage has saved."""
+    """The stage cannot go on: SIGTERM or SIGINT arrived, and it has saved; or a wrong start."""
 
 
 def fit(
@@ -259,6 +259,8 @@ def begin(args: argparse.Namespace, part: str, model: torch.nn.Module) -> None:
     if part == "clip":  # whose text tower is stored once, as the text encoder
         weights |= load_file(args.start_from / "text_encoder" / "model.safetensors")
     state = model.state_dict()
+    if unknown := sorted(weights.keys() - state.keys()):
+        raise Stop(f"{args.start_from}: no {part} of this kind, since it holds {unknown[0]}")
     for name, new in state.items():
         old = weights.get(name)
         if old is None:

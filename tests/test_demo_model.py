@@ -17,7 +17,7 @@ from detsd.formats import read_concepts
 
 MODEL = ROOT / "demo_model"
 # Below what was measured (demo_model/sheets/figures.json), far above chance.
-CLIP_RIGHT = {"right_of_256": 0.65, "background": 0.8, "color": 0.45}
+CLIP_RIGHT = {"right_of_256": 0.65, "background": 0.8, "color": 0.5}
 VAE_LOGO, CONCEPT_MARGIN = 28.0, 0.92
 LINEUP = 7  # of 8
 CONTROL = {"color": 0.8, "background": 0.8, "style": 0.6, "position": 0.8, "number": 0.8}
