@@ -17,6 +17,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from detsd import __version__, checks, progress, trial
@@ -39,24 +40,31 @@ from detsd.sources import LAYOUTS, locate, split_source
 DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 
 
-def cluster_config(kind: type):
-    """The trial's configuration, checked.
+def cluster_config(kind: type, check: Callable[..., None]):
+    """The trial's configuration, checked, also by what checks such a one off cluster.
 
     Raises:
         UserError: every problem found.
     """
     source = "the experiment's configuration"
     check_experiment(trial.cluster_experiment(), source, kind)
-    return parse_config(trial.cluster_hyperparameters(), source, kind)
+    config = parse_config(trial.cluster_hyperparameters(), source, kind)
+    check(config, source)
+    return config
+
+
+def stopped(run) -> int:
+    """Say that a run off cluster was interrupted; its exit code, as a shell gives it."""
+    run.say("stopped; the same command goes on from here")
+    return 128 + (run.stop_signal or 0)
 
 
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
     on_cluster = trial.on_cluster()
     if on_cluster:
-        config = cluster_config(FinetuneConfig)
+        config = cluster_config(FinetuneConfig, checks.check_finetune)
         folder = Path()
-        checks.check_finetune(config, "the experiment's configuration")
     else:
         if args.config is None:
             raise UserError(
@@ -94,8 +102,7 @@ def finetune(args: argparse.Namespace) -> int:
         if on_cluster:
             return 0
         if not done:
-            run.say("stopped; the same command goes on from here")
-            return 128 + (run.stop_signal or 0)
+            return stopped(run)
         if run.is_chief:
             say_what_next(config, folder)
     return 0
@@ -169,9 +176,8 @@ def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
     on_cluster = trial.on_cluster()
     if on_cluster:
-        config = cluster_config(GenerateConfig)
+        config = cluster_config(GenerateConfig, checks.check_generate)
         folder = Path()
-        checks.check_generate(config, "the experiment's configuration")
     else:
         if args.source:
             hyperparameters = remake_hyperparameters(args.source)
@@ -205,8 +211,7 @@ def generate(args: argparse.Namespace) -> int:
         if on_cluster:
             return 0
         if not done:
-            run.say("stopped; the same command goes on from here")
-            return 128 + (run.stop_signal or 0)
+            return stopped(run)
         if args.source and not args.set:
             if generator.album:  # who wrote it
                 path = generator.album.path(0)
@@ -223,9 +228,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
     on_cluster = trial.on_cluster()
     if on_cluster:
-        config = cluster_config(EvaluateConfig)
+        config = cluster_config(EvaluateConfig, checks.check_evaluate)
         folder = Path()
-        checks.check_evaluate(config, "the experiment's configuration")
     else:
         config, source, name = evaluation_of(args)
         folder = args.output_dir or Path("outputs") / name
@@ -243,8 +247,7 @@ def evaluate(args: argparse.Namespace) -> int:
         if on_cluster:
             return 0
         if not done:
-            run.say("stopped; the same command goes on from here")
-            return 128 + (run.stop_signal or 0)
+            return stopped(run)
         run.say(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
         run.say(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")
     return 0

@@ -365,8 +365,8 @@ class Evaluation:
         found = read_images(Path(folder), ground.concepts, self.model.image_size, key)
         return [image for _, image, _ in found]
 
-    def _samples(self, block: Block) -> list[Image.Image]:
-        """The images of a block's jobs.
+    def _samples(self, block: Block, most: int | None = None) -> list[Image.Image]:
+        """The images of a block's jobs, or the first of them.
 
         Raises:
             UserError: the safety checker has blacked one out.
@@ -380,7 +380,7 @@ class Evaluation:
                 "nothing can be measured; set model.safety_checker to false, and name a new "
                 "--output-dir"
             )
-        return [album.image(number) for number in numbers]
+        return [album.image(number) for number in numbers[:most]]
 
     def _measured(self, ground: Ground) -> dict[str, Any]:
         """All figures of the concepts on a ground, as JSON takes them."""
@@ -456,7 +456,7 @@ class Evaluation:
             blocks = (block for block in self.blocks if block.ground == ground)
             for block, state in zip(blocks, states, strict=True):
                 n = min(SHOWN, self.config.evaluation.num_samples)
-                rows.append([ImageOps.pad(image, size) for image in self._samples(block)[:n]])
+                rows.append([ImageOps.pad(image, size) for image in self._samples(block, n)])
                 named = block.label if block.concept else f"the phrase: {ground.phrase}"
                 labels.append(_line(named, state))
         return images.sheet(rows, labels)

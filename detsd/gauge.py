@@ -104,10 +104,9 @@ class Gauge:
 
     def figures(self, made: list[Image.Image]) -> dict[str, float]:
         """What is measured on samples of the concepts; the larger, the better."""
-        images = [mean_cosine(s[0], r) for s, r in zip(self._seen(made), self._real, strict=True)]
-        texts = [
-            text_similarity(s[1], t) for s, t in zip(self._seen(made), self._texts, strict=True)
-        ]
+        seen = self._seen(made)
+        images = [mean_cosine(s[0], real) for s, real in zip(seen, self._real, strict=True)]
+        texts = [text_similarity(s[1], told) for s, told in zip(seen, self._texts, strict=True)]
         found = {
             "score": fmean(map(score, images, texts, self.ends)),
             "clip_image_similarity": fmean(images),

@@ -211,10 +211,8 @@ class Lineup:
             if told > best:
                 best, self.judge = told, name
                 self.right = sum(hits[0]) / len(hits[0]) if hits[0] else None
-                self._see, self._classify = (
-                    lambda images, w=way, a=axes: w(images) @ a,
-                    (_classifier(features)),
-                )
+                self._see = lambda images, way=way, axes=axes: way(images) @ axes
+                self._classify = _classifier(features)
 
     def share(self, samples: list[Image.Image]) -> float:
         """Share of samples that are taken for the concept.
