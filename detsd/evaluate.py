@@ -338,12 +338,13 @@ class Evaluation:
     def _conclude(self) -> None:
         """Measure the samples, all of which are there, and write what was found. Chief only."""
         run, folder = self.run, self.run.folder
+        eyes = dict(zip(("clip", "dino"), self.eyes, strict=True))
         with waiting("measuring the samples"):
             self.result = {
                 "model": self.model.name,
                 "commit": self.model.commit,
-                "clip": self.eyes[0].name,
-                "dino": self.eyes[1].name if self.eyes[1] else None,
+                **{key: eye and eye.name for key, eye in eyes.items()},
+                **{f"{key}_commit": eye.commit for key, eye in eyes.items() if eye},
                 "evaluation": dataclasses.asdict(self.config.evaluation),
                 "concepts": [self._measured(ground) for ground in self.grounds],
             }

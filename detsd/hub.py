@@ -1,8 +1,11 @@
-"""The files of a base model: a folder here, or a hub model's, fetched once and from one commit.
+"""The files of a model: a folder here, or a hub model's, fetched once and from one commit.
 
     source = find("CompVis/stable-diffusion-v1-4")
     source.fetch("scheduler", "unet")
     source.folder / "unet"
+
+    source = find("openai/clip-vit-large-patch14", key="evaluator.clip", index=CONFIG)
+    source.fetch(WHOLE)
 
 The loaders of the libraries are then given a folder. Left to themselves they ask the hub once for
 every file, hide its answer behind an error of their own, and forget which commit they were given.
@@ -43,6 +46,8 @@ logger = logging.getLogger("detsd")
 KEY = "model.pretrained_model_name_or_path"
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
 INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
+CONFIG = "config.json"  # and what, one of a single part
+WHOLE = "."  # that part, which has no folder of its own
 PATIENCE = 10  # seconds for an answer of the hub
 LONGEST_WAIT = 60  # seconds before a busy hub is asked again
 # Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
@@ -72,7 +77,7 @@ def hub_token() -> str | None:
 
 @dataclass(frozen=True)
 class Source:
-    """A base model's files, some of which may still have to be fetched.
+    """A model's files, some of which may still have to be fetched.
 
     Attributes:
         name: folder, or name on the hub.
@@ -82,6 +87,7 @@ class Source:
         offline: why the hub is not asked for files that are missing; empty where it may be.
         single: the one file that holds all the weights, in the original layout of Stable Diffusion;
             `folder` then has the configuration that such a file lacks.
+        key: what names the model, in messages.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Source:
     commit: str | None = None
     offline: str = ""
     single: Path | None = None
+    key: str = KEY
 
     def weights(self, part: str) -> list[str]:
         """The files of a part's weights: those in half precision only where there are no others."""
@@ -126,13 +133,16 @@ class Source:
             return
         for part in parts:
             own = [name for name in wanted if Path(name).parent.as_posix() == part]
-            is_model = f"{part}/config.json" in own  # not a vocabulary or a scheduler
+            # Not a vocabulary or a scheduler.
+            is_model = (Path(part) / CONFIG).as_posix() in own
             if not own or (weights and is_model and not any(map(_is_weights, own))):
                 there = "among the files fetched before" if self.offline else "on the hub"
+                what = "" if part == WHOLE else f"{part} with "
+                kind = "" if part == WHOLE else " in the diffusers format"
                 raise UserError(
-                    f"{KEY}: {self.name} has no {part} with safetensors weights {there}"
+                    f"{self.key}: {self.name} has no {what}safetensors weights {there}"
                     + (f", and {self.offline}" if self.offline else "")
-                    + "; use a complete model in the diffusers format"
+                    + f"; use a complete model{kind}"
                 )
         self.fetch_files(*wanted)
 
@@ -147,12 +157,12 @@ class Source:
         room = shutil.disk_usage(self.folder).free
         if total > room:
             raise UserError(
-                f"{KEY}: {self.name} needs {_size(total)} more in {constants.HF_HUB_CACHE}, which "
-                f"has room for {_size(room)}; make room, or set HF_HOME to a folder with more"
+                f"{self.key}: {self.name} needs {_size(total)} more in {constants.HF_HUB_CACHE}, "
+                f"which has room for {_size(room)}; make room, or set HF_HOME to a folder with more"
             )
         with _told(self.name, total, self.folder.parent.parent / "blobs"):
             for name in missing:
-                with _refusals(self.name, self.commit, name):
+                with _refusals(self.key, self.name, self.commit, name):
                     hf_hub_download(self.name, name, revision=self.commit, token=hub_token())
 
 
@@ -160,20 +170,29 @@ def _is_weights(name: str) -> bool:
     return bool(WEIGHTS.fullmatch(Path(name).name))
 
 
-def find(name: str, revision: str | None = None, fetch: bool = True) -> Source:
-    """A base model by folder or hub name; of the hub's, its index alone is fetched.
+def find(
+    name: str,
+    revision: str | None = None,
+    fetch: bool = True,
+    *,
+    key: str = KEY,
+    index: str = INDEX,
+) -> Source:
+    """A model by folder or hub name; of the hub's, its index alone is fetched.
 
     Args:
         revision: branch, tag or commit on the hub.
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
+        key: what names the model, in messages.
+        index: `INDEX` of a base model, `CONFIG` of a model of one part.
 
     Raises:
         UserError: neither folder nor hub model, or one that this token or machine cannot get.
     """
     folder = Path(name)
     if folder.is_dir():
-        return Source(name, folder, files_of(folder))
-    with _refusals(name, revision, INDEX):
+        return Source(name, folder, files_of(folder), key=key)
+    with _refusals(key, name, revision, index):
         try:
             info = _ask(name, revision) if fetch else None
             offline = "" if fetch else "the hub was not asked"
@@ -181,24 +200,26 @@ def find(name: str, revision: str | None = None, fetch: bool = True) -> Source:
             info, offline = None, str(error)
         if info:
             files = {s.rfilename: s.size or 0 for s in info.siblings or []}
-            if INDEX not in files:
-                raise UserError(f"{KEY}: {name} is {without_index(files)}; {SUPPORTED}")
+            if index not in files:
+                what = f"is {without_index(files)}; {SUPPORTED}"
+                what = what if index == INDEX else f"holds no {index}; name another model"
+                raise UserError(f"{key}: {name} {what}")
             # By branch, so that the cache knows what to give for it without the hub.
-            index = hf_hub_download(name, INDEX, revision=revision, token=hub_token())
-            folder = Path(index).parent
-            return Source(name, folder, files, folder.name)
-        index = try_to_load_from_cache(name, INDEX, revision=revision)
-    if not isinstance(index, str):
+            path = hf_hub_download(name, index, revision=revision, token=hub_token())
+            folder = Path(path).parent
+            return Source(name, folder, files, folder.name, key=key)
+        path = try_to_load_from_cache(name, index, revision=revision)
+    if not isinstance(path, str):
         at = f" at revision {revision}" if revision else ""
         raise UserError(
-            f"{KEY}: {name} is no folder here, {offline}, and nothing of it{at} is in the cache "
+            f"{key}: {name} is no folder here, {offline}, and nothing of it{at} is in the cache "
             f"{constants.HF_HUB_CACHE}; run this once with the hub in reach (or hf download {name} "
             "elsewhere, and bring the cache along), or name a folder"
         )
-    folder = Path(index).parent
+    folder = Path(path).parent
     if fetch:
         logger.warning("%s; taking %s as it was fetched before, at %s", offline, name, folder.name)
-    return Source(name, folder, files_of(folder), folder.name, offline)
+    return Source(name, folder, files_of(folder), folder.name, offline, key=key)
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -250,7 +271,7 @@ def _answer(error: HfHubHTTPError) -> str:
 
 
 @contextlib.contextmanager
-def _refusals(name: str, revision: str | None, file: str) -> Iterator[None]:
+def _refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[None]:
     """What goes wrong between here and the hub as one sentence."""
     try:
         yield
@@ -264,7 +285,7 @@ def _refusals(name: str, revision: str | None, file: str) -> Iterator[None]:
         told = next((e for e in chain if isinstance(e, refusals)), None)
         if told is None and isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
-        raise UserError(f"{KEY}: {_sentence(name, revision, file, told or error)}") from None
+        raise UserError(f"{key}: {_sentence(name, revision, file, told or error)}") from None
 
 
 def _sentence(name: str, revision: str | None, file: str, error: BaseException) -> str:
@@ -284,7 +305,7 @@ def _sentence(name: str, revision: str | None, file: str, error: BaseException) 
     if isinstance(error, RevisionNotFoundError):
         return f"{name} has no revision {revision}; set model.revision to a branch, tag or commit"
     if isinstance(error, EntryNotFoundError):
-        return f"{name} has no file {file}; name a complete model in the diffusers format"
+        return f"{name} has no file {file}; name a complete model"
     code = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, RepositoryNotFoundError | HFValidationError) or (
         code == 401 and not has_token

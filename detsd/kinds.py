@@ -28,8 +28,10 @@ from detsd.single_file import (
     told_of_scheduler,
 )
 
-ERRORS = (OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, SafetensorError,
-          pickle.UnpicklingError)  # that the libraries raise over files  # fmt: skip
+ERRORS = (  # that the libraries raise over files
+    OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, ImportError,
+    SafetensorError, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def find_model(config: ModelConfig, fetch: bool = True) -> Source:
@@ -49,14 +51,14 @@ def find_model(config: ModelConfig, fetch: bool = True) -> Source:
 
 
 @contextlib.contextmanager
-def loading(name: str, remedy: str = "") -> Iterator[None]:
+def loading(name: str, remedy: str = "", key: str = KEY) -> Iterator[None]:
     """What goes wrong in reading a model's files as one sentence."""
     try:
         yield
     except ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{KEY}: {name} cannot be loaded; "
+            f"{key}: {name} cannot be loaded; "
             + (
                 remedy
                 or "give a complete diffusers folder or a hub model that has safetensors weights"

@@ -16,12 +16,10 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPTokenizer
 
@@ -29,7 +27,8 @@ from detsd.checks import evaluator_problems, own_clip
 from detsd.config import EvaluatorConfig
 from detsd.data import to_square, to_tensor
 from detsd.errors import UserError
-from detsd.hub import hub_token
+from detsd.hub import CONFIG, WHOLE, Source, find
+from detsd.kinds import loading, read_json
 from detsd.names import resolve
 
 AT_ONCE = 32  # images through an evaluator
@@ -37,6 +36,11 @@ SAME = 1 - 1e-5  # cosine from which on two pictures are one and the same
 FLAT = 1e-3  # length below which a scale has no ends
 ANGLES = 8  # of edges
 FOLDS = 5
+REMEDY = "name a folder, or a model on the hub, with its weights in safetensors"
+KINDS = {  # of evaluators: what they are called, and what their configurations say
+    "clip": ("a CLIP", ("clip",)),
+    "dino": ("a DINO", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")),
+}
 SHRINKAGE = 0.5  # of the spread within sets towards one that is even: pictures are few
 
 
@@ -230,15 +234,24 @@ class Eye:
 
     Attributes:
         name: as it was given.
+        commit: of the hub, that it is of; None for a folder.
     """
 
-    def __init__(self, name: str, model: Any, processor: Any, tokenizer: CLIPTokenizer | None):
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        processor: Any,
+        tokenizer: CLIPTokenizer | None,
+        commit: str | None = None,
+    ):
         """
         Args:
             processor: what makes pixels of images; None: [-1, 1] at the model's own size.
             tokenizer: None for a network without a text side.
         """
-        self.name, self.model, self.processor, self.tokenizer = name, model, processor, tokenizer
+        self.name, self.model, self.commit = name, model, commit
+        self.processor, self.tokenizer = processor, tokenizer
 
     @torch.no_grad()
     def image_features(self, images: list[Image.Image]) -> torch.Tensor:
@@ -276,64 +289,54 @@ def load_eye(config: EvaluatorConfig, base_model: str, device: torch.device) -> 
     """The CLIP that is configured, or else the one that lies in the base model's folder.
 
     Raises:
-        UserError: none, or one that cannot be loaded.
+        UserError: none, or one that cannot be had or loaded.
     """
     for problem in evaluator_problems(config, base_model):
         raise UserError(problem)
     name = config.clip or own_clip(base_model)
-    with _loading("evaluator.clip", name):
-        folder = _fetched(name)
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True)
-        own = (folder / "tokenizer_config.json").is_file() or (folder / "vocab.json").is_file()
+    with _fetched(name, "clip") as source:
+        model = _load(CLIPModel, source, device)
+        own = source.files.keys() & {"tokenizer_config.json", "vocab.json"}
         # The bundled one reads the base model's texts.
-        tokenizer = CLIPTokenizer.from_pretrained(folder if own else folder.parent / "tokenizer")
-        return Eye(name, _frozen(model, device), _processor(folder), tokenizer)
+        tokenizer = CLIPTokenizer.from_pretrained(
+            source.folder if own else source.folder.parent / "tokenizer"
+        )
+        seen = "preprocessor_config.json" in source.files
+        processor = AutoImageProcessor.from_pretrained(source.folder) if seen else None
+        return Eye(name, model, processor, tokenizer, source.commit)
 
 
 def load_second_eye(config: EvaluatorConfig, device: torch.device) -> Eye | None:
-    """The DINO, or DINOv2, that is configured; None where none is.
+    """The DINO that is configured; None where none is.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be had or loaded.
     """
     if not config.dino:
         return None
-    with _loading("evaluator.dino", config.dino):
-        folder = _fetched(config.dino)
-        model = AutoModel.from_pretrained(folder, use_safetensors=True)
-        return Eye(
-            config.dino, _frozen(model, device), AutoImageProcessor.from_pretrained(folder), None
-        )
+    with _fetched(config.dino, "dino") as source:
+        model = _load(AutoModel, source, device)
+        processor = AutoImageProcessor.from_pretrained(source.folder)
+        return Eye(config.dino, model, processor, None, source.commit)
 
 
-def _frozen(model: Any, device: torch.device) -> Any:
+def _load(cls: Any, source: Source, device: torch.device) -> Any:
+    model = cls.from_pretrained(source.folder, use_safetensors=True, variant=source.variant(WHOLE))
     return model.requires_grad_(False).eval().float().to(device)
 
 
-def _processor(folder: Path) -> Any:
-    there = (folder / "preprocessor_config.json").is_file()
-    return AutoImageProcessor.from_pretrained(folder) if there else None
-
-
-def _fetched(name: str) -> Path:
-    """The folder of an evaluator; of the hub's, weights in safetensors and what goes with them."""
-    folder = Path(resolve(name))
-    if folder.is_dir():
-        return folder
-    wanted = ["*.json", "*.txt", "model*.safetensors"]
-    return Path(snapshot_download(name, allow_patterns=wanted, token=hub_token()))
-
-
 @contextlib.contextmanager
-def _loading(key: str, name: str) -> Iterator[None]:
-    """What goes wrong over an evaluator's files as one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the libraries raise a dozen classes over files and networks
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{key}: {name} cannot be loaded; name a folder, or a model on the hub, with its "
-            f"weights in safetensors (reason: {reason})"
-        ) from None
+def _fetched(name: str, which: str) -> Iterator[Source]:
+    """The files of an evaluator; what goes wrong over them as one sentence.
+
+    The libraries would make a model of random weights of one of another kind.
+    """
+    key, (title, kinds) = f"evaluator.{which}", KINDS[which]
+    source = find(resolve(name), key=key, index=CONFIG)
+    with loading(name, REMEDY, key):
+        kind = read_json(source, CONFIG).get("model_type")
+    if kind not in kinds:
+        raise UserError(f"{key}: {name} is a model of the kind {kind!r}; name {title}")
+    source.fetch(WHOLE)
+    with loading(name, REMEDY, key):
+        yield source

@@ -14,15 +14,18 @@ from hub import serve
 from huggingface_hub import constants, utils
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny_clip
+from transformers import CLIPModel
 
 from detsd import hub as files_of
 from detsd.__main__ import main
 from detsd.cluster import LocalRun, read_metadata
-from detsd.config import ModelConfig
+from detsd.config import EvaluatorConfig, ModelConfig
 from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.images import read_record
 from detsd.kinds import find_model
+from detsd.measure import load_eye, load_second_eye
 from detsd.models import load_base_model, load_safety_checker
 
 CPU = torch.device("cpu")
@@ -281,3 +284,115 @@ def test_the_commit_that_was_used_is_used_again(hub, tiny_model, tmp_path, exper
     again = tmp_path / "two" / "images" / "job-00000.png"
     assert np.array_equal(np.asarray(Image.open(image)), np.asarray(Image.open(again)))
     assert read_record(again)["model"] == read_record(image)["model"]
+
+
+# ---- evaluators ----------------------------------------------------------------------------------
+
+CLIP = "tiny/clip"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """What repositories of evaluators hold: weights of all kinds, those in safetensors in parts."""
+    folder = save_tiny_clip(tmp_path_factory.mktemp("clip"))
+    model = CLIPModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    for extra in ("README.md", "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
+                  "open_clip_model.safetensors", "model.fp16.safetensors", "onnx/model.onnx",
+                  "onnx/config.json"):  # fmt: skip
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_text("not asked for")
+    return folder
+
+
+def evaluator_refusal(name: str = CLIP) -> str:
+    """What is said of a CLIP; of a DINO of that name it is the same."""
+    said = []
+    for key, load in (
+        ("clip", lambda: load_eye(EvaluatorConfig(name), "demo_model", CPU)),
+        ("dino", lambda: load_second_eye(EvaluatorConfig(dino=name), CPU)),
+    ):
+        with pytest.raises(UserError) as caught:
+            load()
+        assert str(caught.value).startswith(f"evaluator.{key}: {name} ")
+        said.append(str(caught.value).replace(f"evaluator.{key}: ", ""))
+    assert said[0] == said[1]
+    return said[0]
+
+
+def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monkeypatch, caplog):
+    commit = hub.add(CLIP, clip)
+    eye = load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    assert (eye.name, eye.commit) == (CLIP, commit)
+    weights = {p.name for p in clip.glob("model-*-of-*.safetensors")}
+    small = {p.name for p in clip.glob("*.json")} | {p.name for p in clip.glob("*.txt")}
+    fetched = hub.downloads()
+    assert sorted(fetched) == sorted(weights | small - {"pytorch_model.bin.index.json"})
+    assert "model.safetensors.index.json" in fetched
+    pictures = [Image.new("RGB", (32, 32), "red")]
+    seen = eye.image_features(pictures)
+    assert torch.equal(
+        seen, load_eye(EvaluatorConfig(str(clip)), "x", CPU).image_features(pictures)
+    )
+    hub.asked.clear()
+    load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    assert hub.downloads() == []
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    again = load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    assert again.commit == commit
+    assert f"taking {CLIP} as it was fetched before, at {commit}" in caplog.text
+    assert torch.equal(seen, again.image_features(pictures))
+
+
+def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeypatch, no_waiting):
+    hub.add(CLIP, clip, gated=True)
+    assert f"is gated; accept its licence on {hub.endpoint}/{CLIP}" in evaluator_refusal()
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_other")
+    assert "the account of this token has no access to it" in evaluator_refusal()
+    misspelt = evaluator_refusal("tiny/clib")
+    assert "neither a folder here nor a hub model that this token can see" in misspelt
+    monkeypatch.setenv("HF_AUTH_TOKEN", "hf_expired")
+    with pytest.raises(UserError, match=r"evaluator\.dino: the hub does not accept this token"):
+        load_second_eye(EvaluatorConfig(dino=CLIP), CPU)
+    monkeypatch.delenv("HF_AUTH_TOKEN")
+    hub.busy = 6
+    assert "answers 429 Too Many Requests, and nothing of it is in the cache" in evaluator_refusal()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    said = evaluator_refusal()
+    assert "cannot be reached (" in said
+    assert f"hf download {CLIP}" in said
+
+
+def test_what_is_no_evaluator_is_told_before_its_weights_are_fetched(hub, clip, tmp_path):
+    hub.add("tiny/both", clip)
+    with pytest.raises(UserError, match=r"evaluator\.dino: tiny/both is .* 'clip'; name a DINO"):
+        load_second_eye(EvaluatorConfig(dino="tiny/both"), CPU)
+    assert hub.downloads() == ["config.json"]
+    assert f"{NAME} holds no config.json; name another model" in evaluator_refusal(NAME)
+    pickled = shutil.copytree(clip, tmp_path / "pickled")
+    for path in pickled.glob("model*.safetensors"):
+        path.unlink()
+    hub.add(CLIP, pickled)
+    with pytest.raises(UserError) as caught:
+        load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    assert str(caught.value) == (
+        f"evaluator.clip: {CLIP} has no safetensors weights on the hub; use a complete model"
+    )
+    assert not [name for name in hub.downloads() if not name.endswith(".json")]
+
+
+def test_an_evaluation_tells_of_which_commit_its_evaluator_was(hub, clip, photos, tmp_path):
+    commit = hub.add(CLIP, clip)
+    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], tmp_path)
+    small = ("num_samples=1", "num_samples_per_prompt=1", "num_inference_steps=1",
+             "num_error_timesteps=5", "prompts=a {}")  # fmt: skip
+    sets = [word for pair in small for word in ("--set", f"evaluation.{pair}")]
+    words = ["evaluate", str(tmp_path / "blob-thing.safetensors"), "--model", NAME, "--clip", CLIP]
+    words += ["--images", str(photos), "--output-dir", str(tmp_path / "out"), *sets]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (found["clip"], found["clip_commit"]) == (CLIP, commit)
+    assert found["commit"] == hub.models[NAME].main
+    assert found["dino"] is None

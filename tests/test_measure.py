@@ -163,6 +163,13 @@ def test_evaluators_in_folders_of_their_own(tmp_path):
     assert eye.image_features(PICTURES).shape == eye.text_features(["a", "b", "c"]).shape == (3, 12)
     assert second.image_features(PICTURES).shape == (3, 16)
     assert load_second_eye(EvaluatorConfig(), CPU) is None
+    # The libraries would take one for the other, with weights of chance.
+    with pytest.raises(
+        UserError, match=r"evaluator\.clip: .*dino is .* kind 'dinov2'; name a CLIP"
+    ):
+        load_eye(EvaluatorConfig(str(dino)), "demo_model", CPU)
+    with pytest.raises(UserError, match=r"evaluator\.dino: .*clip is .* kind 'clip'; name a DINO"):
+        load_second_eye(EvaluatorConfig(dino=str(clip)), CPU)
     (clip / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"evaluator\.clip: .*clip cannot be loaded; name a folder"):
         load_eye(configured, "demo_model", CPU)
@@ -174,7 +181,7 @@ def test_evaluators_in_folders_of_their_own(tmp_path):
         (EvaluatorConfig(), r"evaluator\.clip: owner/model brings no CLIP along .* name one"),
         (EvaluatorConfig("gone/for/ever"), r"evaluator\.clip: gone/for/ever does not exist"),
         (EvaluatorConfig("det_logos"), r"evaluator\.clip: det_logos holds no config\.json"),
-        (EvaluatorConfig("owner/clip"), r"evaluator\.clip: owner/clip cannot be loaded"),
+        (EvaluatorConfig("owner/clip"), r"evaluator\.clip: owner/clip is no folder here, HF_HUB"),
     ],
 )
 def test_a_missing_evaluator_is_told_in_a_sentence(config, message):
