@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from determined.common.util import yaml_safe_load
 from PIL import ImageColor
 
 from detsd.errors import UserError
@@ -791,6 +790,13 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
         )
 
 
+def _parsed(text: str) -> Any:
+    """YAML as Determined's own commands read it."""
+    from determined.common.util import yaml_safe_load  # late: a fifth of a second
+
+    return yaml_safe_load(text)
+
+
 def read_experiment(path: Path) -> Any:
     """The experiment file at `path` as Determined reads it (`5e-4` is a number).
 
@@ -798,7 +804,7 @@ def read_experiment(path: Path) -> Any:
         UserError: no such file, or not YAML.
     """
     try:
-        return yaml_safe_load(path.read_text())
+        return _parsed(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name an experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -839,9 +845,9 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
             if not isinstance(target, dict):
                 raise UserError(f"--set {text}: {section} is a value, not a section of {source}")
         try:
-            target[last] = yaml_safe_load(value)
+            target[last] = _parsed(value)
             # Nobody writes a comment there, and what follows a # would be lost without a word.
-            kept = yaml_safe_load(value.replace("#", "¤"))
+            kept = _parsed(value.replace("#", "¤"))
         except Exception:
             raise UserError(f"--set {text}: {value!r} is not valid YAML; quote it") from None
         as_text = json.dumps(target[last], ensure_ascii=False, default=str)

@@ -135,6 +135,7 @@ def _ground(concept: LearnedConcept, file: Path, images_dir: str | None) -> Grou
         "initializer_strs": [phrase] * len(names),
         "img_dirs": folders,
         "learnable_properties": given.get("learnable_properties", ["object"]),
+        "num_vectors": [None],  # of no concern here: runs that differ in it are compared
     }
     if images_dir:  # which are of this concept alone
         lists = {key: values[place : place + 1] for key, values in lists.items()}

@@ -6,29 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-import determined as det
-
 from detsd.errors import UserError
 from detsd.sources import DICT_FILE
 
 METADATA = "metadata.json"
 
 
+def _cluster_info() -> Any:
+    import determined as det  # late: a third of a second, which looking at a concept need not wait
+
+    return det.get_cluster_info()
+
+
 def on_cluster() -> bool:
     """Whether this process is a task of a Determined trial (a notebook task is not)."""
-    info = det.get_cluster_info()
+    info = _cluster_info()
     return info is not None and info.task_type == "TRIAL"
 
 
 def cluster_hyperparameters() -> dict[str, Any]:
     """The trial's hyperparameters, as the searcher chose them."""
-    return det.get_cluster_info().trial.hparams
+    return _cluster_info().trial.hparams
 
 
 def cluster_experiment() -> dict[str, Any]:
     """The configuration of the trial's experiment, as the master completed it."""
     # The harness keeps it private, since its shape may change with the version; ours is pinned.
-    return det.get_cluster_info().trial._config
+    return _cluster_info().trial._config
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
