@@ -235,7 +235,7 @@ for model, exports in json.loads(plan).items():
             prompt.replace(word, token), num_inference_steps=3, guidance_scale=7.5,
             output_type="np", generator=torch.Generator().manual_seed(7),
         ).images[0]
-        np.save(f"{out}/{len(sides)}-{layout}.npy", (image * 255).round().astype("uint8"))
+        np.save(f"{out}/{len(sides)}-{layout}.npy", image * 255)
 assert not any(name.startswith("detsd") for name in sys.modules)
 """
 
@@ -272,7 +272,10 @@ def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
         assert not np.array_equal(ours, plain)
         for layout in plan[model]:
             theirs = np.load(tmp_path / f"{len(concept.rows)}-{layout}.npy")
-            assert np.array_equal(theirs, ours), layout
+            # Ours is theirs rounded. Another number of threads moves a level by .0003 (measured),
+            # which turns one in three thousand the other way.
+            assert np.abs(theirs - ours).max() < 0.501, layout
+            assert np.abs(theirs - plain).max() > 2, layout
 
 
 # ---- what is no concept, and what means harm -----------------------------------------------------
