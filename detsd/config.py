@@ -215,7 +215,13 @@ class TrainingConfig:
         high=1,
     )
     best_metric: Literal[
-        "auto", "val_loss", "score", "clip_image_similarity", "clip_text_similarity", "lineup"
+        "auto",
+        "val_loss",
+        "score",
+        "clip_image_similarity",
+        "clip_text_similarity",
+        "dino_image_similarity",
+        "lineup",
     ] = _knob(
         "auto",
         "by which the best checkpoint is named, the lowest val_loss or the highest of the others; "
@@ -290,8 +296,8 @@ class FinetuneConfig:
 
     Attributes:
         metrics: what every validation reports, and a searcher can therefore go by.
-        measured: what those report besides that measure samples; the larger, the better. The last
-            only against look-alikes.
+        measured: what those report besides that measure samples, the larger, the better -> the key
+            that has to be given for it, if any.
     """
 
     metrics = (
@@ -300,7 +306,15 @@ class FinetuneConfig:
         "val_loss_initializer",
         "sgd_steps",
     )
-    measured = ("score", "clip_image_similarity", "clip_text_similarity", "lineup")
+    measured = types.MappingProxyType(
+        {
+            "score": None,
+            "clip_image_similarity": None,
+            "clip_text_similarity": None,
+            "dino_image_similarity": "evaluator.dino",
+            "lineup": "measure.lineup",
+        }
+    )
 
     model: ModelConfig
     concepts: ConceptsConfig
@@ -582,16 +596,16 @@ def _check_training(t: TrainingConfig, problems: list[str]) -> None:
 
 
 def _check_finetune(config: FinetuneConfig, problems: list[str]) -> None:
-    best, m = config.best_metric, config.measure
-    if best != "val_loss" and not m.num_samples:
+    best = config.best_metric
+    key = config.measured.get(best)
+    if best != "val_loss" and not config.measure.num_samples:
         problems.append(
             f"training.best_metric is {best}, but nothing is measured; give measure.num_samples 4 "
             "or more"
         )
-    elif best == "lineup" and not m.lineup:
+    elif key and not flat(dataclasses.asdict(config))[key]:
         problems.append(
-            "training.best_metric is lineup, but measure.lineup is empty; name a folder of "
-            "pictures for each look-alike"
+            f"training.best_metric is {best}, but {key} is empty; name what it is measured against"
         )
 
 
@@ -743,14 +757,16 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
         )
     searcher = experiment.get("searcher") or {"metric": kind.metrics[0]}
 
-    def given_value(section: str, key: str) -> Any:
+    def given_value(name: str) -> Any:
         """Of a hyperparameter; the master writes every value out, as {type: const, val: 270}."""
+        section, _, key = name.partition(".")
         value = (hyperparameters.get(section) or {}).get(key)
         return value.get("val") if isinstance(value, dict) else value
 
     metrics = kind.metrics
-    if given_value("measure", "num_samples"):
-        metrics += FinetuneConfig.measured[: None if given_value("measure", "lineup") else -1]
+    if given_value("measure.num_samples"):
+        every = FinetuneConfig.measured.items()
+        metrics += tuple(name for name, key in every if key is None or given_value(key))
     asha = searcher.get("name") == "adaptive_asha"
     for key, usual in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
         given = searcher.get(key)
@@ -761,7 +777,7 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
                 f"{source} has searcher.{key}: {given}, which not every validation reports; use "
                 f"one of {', '.join(metrics)}"
             )
-    best, metric = given_value("training", "best_metric"), searcher["metric"]
+    best, metric = given_value("training.best_metric"), searcher["metric"]
     if best in (None, "auto"):
         best = "score" if metrics != kind.metrics else None
     if experiment.get("searcher") and best not in (None, metric):
@@ -781,7 +797,7 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
         raise UserError(f"{source} has no searcher.max_time; add the {usual} of a whole trial")
     if not isinstance(longest, int):
         raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
-    steps = given_value("training", "num_sgd_steps")
+    steps = given_value("training.num_sgd_steps")
     # A trial that ends of its own accord is not replaced: the search would stop after the first.
     if isinstance(steps, int) and longest > steps:
         raise UserError(

@@ -44,17 +44,7 @@ from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
 from detsd.generator import Generator
 from detsd.kinds import examine, find_model
-from detsd.measure import (
-    Lineup,
-    anchors,
-    load_eye,
-    load_second_eye,
-    mean_cosine,
-    outlines,
-    score,
-    text_similarity,
-    without_word,
-)
+from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.progress import waiting
 from detsd.show import describe_rows
@@ -234,12 +224,11 @@ class Evaluation:
         for block in self.blocks:
             if block.concept:
                 check_fit(block.concept, widths, config.model.pretrained_model_name_or_path)
-        self.eyes = []
+        self.eyes: dict[str, Eye] = {}
         if run.is_chief:  # who measures
-            eye = load_eye(
+            self.eyes = load_eyes(
                 config.evaluator, config.model.pretrained_model_name_or_path, run.ranks.device
             )
-            self.eyes = [eye, load_second_eye(config.evaluator, run.ranks.device)]
         grid = GenerateConfig(
             config.model,
             GridConfig([job.prompt for block in self.blocks for job in block.jobs]),
@@ -339,20 +328,21 @@ class Evaluation:
     def _conclude(self) -> None:
         """Measure the samples, all of which are there, and write what was found. Chief only."""
         run, folder = self.run, self.run.folder
-        eyes = dict(zip(("clip", "dino"), self.eyes, strict=True))
         with waiting("measuring the samples"):
+            pictures = [self._pictures(g.folder, g, "evaluation.images") for g in self.grounds]
             self.result = {
                 "model": self.model.name,
                 "commit": self.model.commit,
-                **{key: eye and eye.name for key, eye in eyes.items()},
-                **{f"{key}_commit": eye.commit for key, eye in eyes.items() if eye},
+                "dino": None,
+                **{key: eye.name for key, eye in self.eyes.items()},
+                **{f"{key}_commit": eye.commit for key, eye in self.eyes.items()},
                 "evaluation": dataclasses.asdict(self.config.evaluation),
-                "concepts": [self._measured(ground) for ground in self.grounds],
+                "concepts": list(map(self._measured, self.grounds, pictures)),
             }
         text = json.dumps(self.result, ensure_ascii=False, indent=1)
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
         plot(self.result, folder / "evaluation.png")
-        images.save(self._overview(), folder / "samples.png")
+        images.save(self._overview(pictures), folder / "samples.png")
         if not run.folder_is_kept and self.generator.album.begun_with == len(self.generator.jobs):
             return  # restarted after its end: the last checkpoint has told it all
         for name in ("evaluation", "samples"):
@@ -384,75 +374,44 @@ class Evaluation:
             )
         return [album.image(number) for number in numbers[:most]]
 
-    def _measured(self, ground: Ground) -> dict[str, Any]:
+    def _measured(self, ground: Ground, pictures: list[Image.Image]) -> dict[str, Any]:
         """All figures of the concepts on a ground, as JSON takes them."""
-        (eye, second), e = self.eyes, self.config.evaluation
-        pictures = self._pictures(ground.folder, ground, "evaluation.images")
+        e, prompts = self.config.evaluation, edits(self.config, ground)
         lookalikes = [self._pictures(folder, ground, "evaluation.lineup") for folder in e.lineup]
-        real = eye.image_features(pictures)
-        second_real = second.image_features(pictures) if second else None
-        lineup = None
-        if lookalikes:
-            ways = {"clip": eye.image_features, "outlines": outlines}
-            ways |= {"dino": second.image_features} if second else {}
-            lineup = Lineup(ways, [pictures, *lookalikes])
-        prompts = edits(self.config, ground)
-        texts = eye.text_features([without_word(prompt) for prompt in prompts])
+        yardstick = Yardstick(self.eyes, pictures, prompts, lookalikes, e.num_samples)
         phrase, *states = (block for block in self.blocks if block.ground == ground)
-
-        def figures(plain: list[Image.Image], seen: torch.Tensor, text: float) -> dict[str, float]:
-            found = {
-                "clip_image_similarity": mean_cosine(seen, real),
-                "clip_text_similarity": text,
-            }
-            if second:
-                features = second.image_features(plain)
-                found["dino_image_similarity"] = mean_cosine(features, second_real)
-            return found
-
-        def of_samples(block: Block) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
-            made = self._samples(block)
-            seen = eye.image_features(made)
-            plain, edited = seen[: e.num_samples], seen[e.num_samples :]
-            found = figures(made[: e.num_samples], plain, text_similarity(edited, texts))
-            if lineup:
-                found["lineup"] = lineup.share(made[: e.num_samples])
-            return found | self._told_errors(block), plain, edited
-
-        of_phrase, *seen = of_samples(phrase)
-        ends = anchors(real, texts, *seen)
+        ends, of_phrase = yardstick.anchors(self._samples(phrase))
         tables = [(s.tokenizer, s.embedding.weight.float()) for s in self.model.vocabulary.sides]
         tables = [(tokenizer, table.cpu()) for tokenizer, table in tables]
-        told = []
-        for block in states:
-            found = of_samples(block)[0]
-            image, text = found["clip_image_similarity"], found["clip_text_similarity"]
-            told.append(
-                {"label": block.label, "source": block.source, "word": block.concept.name}
-                | {"steps": block.concept.steps, "score": score(image, text, ends)}
-                | found
-                | {"text_encoders": describe_rows(block.concept, tables)["text_encoders"]}
-            )
+        told = [
+            {"label": block.label, "source": block.source, "word": block.concept.name}
+            | {"steps": block.concept.steps}
+            | yardstick.figures(self._samples(block), ends)
+            | self._told_errors(block)
+            | {"text_encoders": describe_rows(block.concept, tables)["text_encoders"]}
+            for block in states
+        ]
+        lineup = yardstick.lineup
         return {
             "concept": ground.name,
             "images": ground.folder,
             "prompts": prompts,
             "anchors": dataclasses.asdict(ends),
             "lineup": lineup and {"judge": lineup.judge, "chance": lineup.chance},
-            "training_images": figures(pictures, real, ends.text_low)
-            | ({"lineup": lineup.right} if lineup else {}),
-            "phrase": {"label": phrase.label, "phrase": ground.phrase} | of_phrase,
+            "training_images": yardstick.of_pictures(ends),
+            "phrase": {"label": phrase.label, "phrase": ground.phrase}
+            | of_phrase
+            | self._told_errors(phrase),
             "states": told,
             "best": max(told, key=lambda state: state["score"])["label"],
         }
 
-    def _overview(self) -> Image.Image:
+    def _overview(self, pictures: list[list[Image.Image]]) -> Image.Image:
         """Training images, and what each phrase and concept makes of the plain prompt."""
         rows, labels, size = [], [], (self.model.image_size,) * 2
-        for ground, told in zip(self.grounds, self.result["concepts"], strict=True):
-            pictures = self._pictures(ground.folder, ground, "evaluation.images")
-            step = -(-len(pictures) // SHOWN)
-            rows.append([ImageOps.pad(picture, size) for picture in pictures[::step]])
+        for ground, own, told in zip(self.grounds, pictures, self.result["concepts"], strict=True):
+            step = -(-len(own) // SHOWN)
+            rows.append([ImageOps.pad(picture, size) for picture in own[::step]])
             labels.append(_line(f"training images: {ground.folder}", told["training_images"]))
             states = [told["phrase"], *told["states"]]
             blocks = (block for block in self.blocks if block.ground == ground)

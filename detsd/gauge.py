@@ -15,17 +15,7 @@ from PIL import Image
 
 from detsd.config import FinetuneConfig
 from detsd.data import read_images
-from detsd.measure import (
-    Anchors,
-    Lineup,
-    anchors,
-    load_eye,
-    mean_cosine,
-    outlines,
-    score,
-    text_similarity,
-    without_word,
-)
+from detsd.measure import Anchors, Yardstick, load_eyes
 from detsd.pipeline import Job
 from detsd.templates import EDITS, PLAIN
 
@@ -70,50 +60,41 @@ class Gauge:
     """
 
     def __init__(self, config: FinetuneConfig, device: torch.device, size: int):
-        c, self._config = config.concepts, config.measure
-        name = config.model.pretrained_model_name_or_path
-        self._eye = load_eye(config.evaluator, name, device)
+        c, m = config.concepts, config.measure
+        eyes = load_eyes(config.evaluator, config.model.pretrained_model_name_or_path, device)
         self.ends: list[Anchors] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:
             return [image for _, image, _ in read_images(Path(folder), c, size, key)]
 
-        others = [pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(config.measure.lineup)]
-        self._real, self._texts, self._lineups = [], [], []
-        for k, (folder, kind) in enumerate(zip(c.img_dirs, c.learnable_properties, strict=True)):
-            own = pictures(folder, f"concepts.img_dirs[{k}]")
-            prompts = edited_prompts(kind, config.measure.num_prompts)
-            self._real.append(self._eye.image_features(own))
-            self._texts.append(self._eye.text_features([without_word(p) for p in prompts]))
-            if others:
-                ways = {"clip": self._eye.image_features, "outlines": outlines}
-                self._lineups.append(Lineup(ways, [own, *others]))
+        others = [pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)]
+        self._yardsticks = [
+            Yardstick(
+                eyes,
+                pictures(folder, f"concepts.img_dirs[{k}]"),
+                edited_prompts(kind, m.num_prompts),
+                others,
+                m.num_samples,
+            )
+            for k, (folder, kind) in enumerate(zip(c.img_dirs, c.learnable_properties, strict=True))
+        ]
 
-    def _seen(self, made: list[Image.Image]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Features of each concept's plain samples (N, D) and of its edited ones (P, D)."""
-        features = self._eye.image_features(made).chunk(len(self._real))
-        n = self._config.num_samples
-        return [(each[:n], each[n:]) for each in features]
+    def _of_each(self, made: list[Image.Image]) -> list[list[Image.Image]]:
+        """The samples of each concept."""
+        n = len(made) // len(self._yardsticks)
+        return [made[k : k + n] for k in range(0, len(made), n)]
 
     def anchor(self, made: list[Image.Image]) -> None:
         """Take the samples of what the concepts started from as the lower ends."""
-        self.ends = [
-            anchors(real, texts, *seen)
-            for real, texts, seen in zip(self._real, self._texts, self._seen(made), strict=True)
-        ]
+        each = zip(self._yardsticks, self._of_each(made), strict=True)
+        self.ends = [yardstick.anchors(own)[0] for yardstick, own in each]
 
     def figures(self, made: list[Image.Image]) -> dict[str, float]:
         """What is measured on samples of the concepts; the larger, the better."""
-        seen = self._seen(made)
-        images = [mean_cosine(s[0], real) for s, real in zip(seen, self._real, strict=True)]
-        texts = [text_similarity(s[1], told) for s, told in zip(seen, self._texts, strict=True)]
-        found = {
-            "score": fmean(map(score, images, texts, self.ends)),
-            "clip_image_similarity": fmean(images),
-            "clip_text_similarity": fmean(texts),
-        }
-        if self._lineups:
-            n, each = self._config.num_samples, len(made) // len(self._lineups)
-            shares = [x.share(made[k * each :][:n]) for k, x in enumerate(self._lineups)]
-            found["lineup"] = fmean(shares)
-        return found
+        found = [
+            yardstick.figures(own, ends)
+            for yardstick, own, ends in zip(
+                self._yardsticks, self._of_each(made), self.ends, strict=True
+            )
+        ]
+        return {key: fmean(each[key] for each in found) for key in found[0]}

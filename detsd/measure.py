@@ -1,8 +1,9 @@
 """How near images come to what they should show: as CLIP sees it, and DINO where one is given.
 
-    eye = load_eye(EvaluatorConfig(), "demo_model", device)
-    seen = [eye.image_features(pictures), eye.image_features(samples)]
-    mean_cosine(seen[1], seen[0])
+    eyes = load_eyes(EvaluatorConfig(), "demo_model", device)
+    yardstick = Yardstick(eyes, pictures, prompts, lookalikes, num_samples)
+    ends, of_phrase = yardstick.anchors(samples_of_the_phrase)
+    yardstick.figures(samples, ends)
 
 What is measured, and the two ends of each scale, are those of textual inversion (arXiv 2208.01618,
 section 5): images of "a photo of a S*" against the training images, images of edited prompts
@@ -12,16 +13,15 @@ the names CLIP-I and CLIP-T, and DINO for the first. Features are unit vectors (
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPTokenizer
+from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 
 from detsd.checks import evaluator_problems, own_clip
 from detsd.config import EvaluatorConfig
@@ -187,23 +187,19 @@ class Lineup:
         chance: one over the number of sets.
     """
 
-    def __init__(
-        self,
-        ways: dict[str, Callable[[list[Image.Image]], torch.Tensor]],
-        sets: list[list[Image.Image]],
-    ):
+    def __init__(self, ways: dict[str, list[torch.Tensor]]):
         """
         Args:
-            ways: images to features, by their names; where none can be tried out, the first judges.
-            sets: pictures of the concept, and of each look-alike.
+            ways: names of ways to see -> features (M, D) of the concept's pictures, and of each
+                look-alike's; where none can be tried out, the first judges.
         """
-        self.chance, self.judge, self.right, best = 1 / len(sets), "", None, -1.0
-        for name, way in ways.items():
-            features = [way(pictures) for pictures in sets]
+        self.judge, self.right, best = "", None, -1.0
+        self.chance = 1 / len(next(iter(ways.values())))
+        for name, sets in ways.items():
             # Along the directions in which the pictures differ, of which there may be fewer.
-            everything = torch.cat(features)
+            everything = torch.cat(sets)
             axes = torch.linalg.svd(everything - everything.mean(0), full_matrices=False).Vh.T
-            features = [pictures @ axes for pictures in features]
+            features = [pictures @ axes for pictures in sets]
             folds = min(FOLDS, *map(len, sets))
             hits: list[list[bool]] = [[] for _ in sets]
             for fold in range(folds if folds > 1 else 0):
@@ -215,15 +211,14 @@ class Lineup:
             if told > best:
                 best, self.judge = told, name
                 self.right = sum(hits[0]) / len(hits[0]) if hits[0] else None
-                self._see = lambda images, way=way, axes=axes: way(images) @ axes
-                self._classify = _classifier(features)
+                self._axes, self._classify = axes, _classifier(features)
 
-    def share(self, samples: list[Image.Image]) -> float:
-        """Share of samples that are taken for the concept.
+    def share(self, samples: torch.Tensor) -> float:
+        """Share of samples, by the judge's features (N, D), that are taken for the concept.
 
         Whichever set is called the concept's, the shares add up to 1.
         """
-        return float((self._classify(self._see(samples)) == 0).float().mean())
+        return float((self._classify(samples @ self._axes) == 0).float().mean())
 
 
 # ---- evaluators ----------------------------------------------------------------------------------
@@ -243,7 +238,7 @@ class Eye:
         model: Any,
         processor: Any,
         tokenizer: CLIPTokenizer | None,
-        commit: str | None = None,
+        commit: str | None,
     ):
         """
         Args:
@@ -285,58 +280,117 @@ class Eye:
         return F.normalize(told.float().cpu(), dim=1)
 
 
-def load_eye(config: EvaluatorConfig, base_model: str, device: torch.device) -> Eye:
-    """The CLIP that is configured, or else the one that lies in the base model's folder.
+def load_eyes(config: EvaluatorConfig, base_model: str, device: torch.device) -> dict[str, Eye]:
+    """The evaluators that are configured, as `clip` and `dino`; without the second one, the first.
+
+    Where no CLIP is named, it is the one that lies in the base model's folder.
 
     Raises:
-        UserError: none, or one that cannot be had or loaded.
+        UserError: no CLIP, or an evaluator that cannot be had or loaded.
     """
     for problem in evaluator_problems(config, base_model):
         raise UserError(problem)
-    name = config.clip or own_clip(base_model)
-    with _fetched(name, "clip") as source:
-        model = _load(CLIPModel, source, device)
-        own = source.files.keys() & {"tokenizer_config.json", "vocab.json"}
-        # The bundled one reads the base model's texts.
-        tokenizer = CLIPTokenizer.from_pretrained(
-            source.folder if own else source.folder.parent / "tokenizer"
-        )
-        seen = "preprocessor_config.json" in source.files
-        processor = AutoImageProcessor.from_pretrained(source.folder) if seen else None
-        return Eye(name, model, processor, tokenizer, source.commit)
+    names = {"clip": config.clip or own_clip(base_model), "dino": config.dino}
+    # Of both, before the weights of either come down.
+    sources = {which: _find(which, name) for which, name in names.items() if name}
+    return {which: _load(which, names[which], source, device) for which, source in sources.items()}
 
 
-def load_second_eye(config: EvaluatorConfig, device: torch.device) -> Eye | None:
-    """The DINO that is configured; None where none is.
-
-    Raises:
-        UserError: it cannot be had or loaded.
-    """
-    if not config.dino:
-        return None
-    with _fetched(config.dino, "dino") as source:
-        model = _load(AutoModel, source, device)
-        processor = AutoImageProcessor.from_pretrained(source.folder)
-        return Eye(config.dino, model, processor, None, source.commit)
-
-
-def _load(cls: Any, source: Source, device: torch.device) -> Any:
-    model = cls.from_pretrained(source.folder, use_safetensors=True, variant=source.variant(WHOLE))
-    return model.requires_grad_(False).eval().float().to(device)
-
-
-@contextlib.contextmanager
-def _fetched(name: str, which: str) -> Iterator[Source]:
-    """The files of an evaluator; what goes wrong over them as one sentence.
-
-    The libraries would make a model of random weights of one of another kind.
-    """
+def _find(which: str, name: str) -> Source:
     key, (title, kinds) = f"evaluator.{which}", KINDS[which]
     source = find(resolve(name), key=key, index=CONFIG)
     with loading(name, REMEDY, key):
         kind = read_json(source, CONFIG).get("model_type")
-    if kind not in kinds:
+    if kind not in kinds:  # the libraries would make one of random weights of it
         raise UserError(f"{key}: {name} is a model of the kind {kind!r}; name {title}")
+    return source
+
+
+def _load(which: str, name: str, source: Source, device: torch.device) -> Eye:
     source.fetch(WHOLE)
-    with loading(name, REMEDY, key):
-        yield source
+    folder, processor, tokenizer = source.folder, None, None
+    with loading(name, REMEDY, source.key):
+        model = AutoModel.from_pretrained(
+            folder, use_safetensors=True, variant=source.variant(WHOLE)
+        )
+        if which == "dino" or "preprocessor_config.json" in source.files:
+            processor = AutoImageProcessor.from_pretrained(folder)
+        if which == "clip":
+            own = source.files.keys() & {"tokenizer_config.json", "vocab.json"}
+            # The bundled one reads the base model's texts.
+            tokenizer = CLIPTokenizer.from_pretrained(
+                folder if own else folder.parent / "tokenizer"
+            )
+        model.requires_grad_(False).eval().float().to(device)
+    return Eye(name, model, processor, tokenizer, source.commit)
+
+
+# ---- one concept ---------------------------------------------------------------------------------
+
+
+class Yardstick:
+    """What the samples of a concept are held against.
+
+    Attributes:
+        lineup: None without look-alikes.
+    """
+
+    def __init__(
+        self,
+        eyes: dict[str, Eye],
+        pictures: list[Image.Image],
+        prompts: list[str],
+        lookalikes: list[list[Image.Image]],
+        num_samples: int,
+    ):
+        """
+        Args:
+            pictures: that it was learned from.
+            prompts: the edited ones, with {} in them.
+            lookalikes: pictures of each.
+            num_samples: how many of its samples are of the plain prompt: the first ones. The others
+                are of the edited prompts, equally many of each.
+        """
+        self._num_samples, self._eyes = num_samples, eyes
+        # Of ways to see that tell pictures apart equally well, the first judges.
+        self._ways = {"clip": eyes["clip"].image_features}
+        self._ways |= {"outlines": outlines} if lookalikes else {}
+        self._ways |= {name: eye.image_features for name, eye in eyes.items()}
+        sets = [pictures, *lookalikes]
+        features = {name: [see(each) for each in sets] for name, see in self._ways.items()}
+        self._real = {name: own for name, (own, *_) in features.items()}
+        self._texts = eyes["clip"].text_features([without_word(prompt) for prompt in prompts])
+        self.lineup = Lineup(features) if lookalikes else None
+
+    def anchors(self, made: list[Image.Image]) -> tuple[Anchors, dict[str, float]]:
+        """The ends of the scales, by samples of the phrase that it started from; their figures."""
+        found, *seen = self._seen(made)
+        return anchors(self._real["clip"], self._texts, *seen), found
+
+    def figures(self, made: list[Image.Image], ends: Anchors) -> dict[str, float]:
+        """What is measured on samples of the concept; the larger, the better."""
+        found = self._seen(made)[0]
+        image, text = found["clip_image_similarity"], found["clip_text_similarity"]
+        return {"score": score(image, text, ends)} | found
+
+    def of_pictures(self, ends: Anchors) -> dict[str, float | None]:
+        """What is measured on the training images themselves."""
+        found = self._similarities(self._real, ends.text_low)
+        return found | ({"lineup": self.lineup.right} if self.lineup else {})
+
+    def _seen(self, made: list[Image.Image]) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+        """Figures, and CLIP's features of the plain samples (N, D) and of the edited ones."""
+        n = self._num_samples
+        seen = self._ways["clip"](made)
+        plain = {k: seen[:n] if k == "clip" else see(made[:n]) for k, see in self._ways.items()}
+        found = self._similarities(plain, text_similarity(seen[n:], self._texts))
+        if self.lineup:
+            found["lineup"] = self.lineup.share(plain[self.lineup.judge])
+        return found, seen[:n], seen[n:]
+
+    def _similarities(self, plain: dict[str, torch.Tensor], text: float) -> dict[str, float]:
+        images = {
+            f"{name}_image_similarity": mean_cosine(plain[name], self._real[name])
+            for name in self._eyes
+        }
+        return images | {"clip_text_similarity": text}

@@ -19,7 +19,7 @@ from conftest import command, run_detsd
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, save_tiny_model
+from tiny import ROOT, save_tiny_dino, save_tiny_model
 
 from detsd import cluster, trainer
 from detsd.__main__ import main, parser
@@ -348,6 +348,9 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
 def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
     """By every validation, and the best is named by it; gone on with, all of it is the same."""
     whole, out = tmp_path / "whole", tmp_path / "out"
+    given = yaml.safe_load(measuring.read_text())
+    given["hyperparameters"]["evaluator"]["dino"] = str(save_tiny_dino(tmp_path / "dino"))
+    measuring.write_text(yaml.safe_dump(given))
     assert finetune(measuring, whole) == 0
     assert "the best (val_loss " in capsys.readouterr().out
     told = metrics_of(whole, "validation")
@@ -371,6 +374,10 @@ def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
     for given, words in (
         ("measure.num_samples=0 training.best_metric=score", "but nothing is measured"),
         ("measure.lineup=[] training.best_metric=lineup", "measure.lineup is empty"),
+        (
+            "evaluator.dino=null training.best_metric=dino_image_similarity",
+            "evaluator.dino is empty",
+        ),
         (f"measure.lineup=[{tmp_path / 'gone'}]", r"measure.lineup[0]: folder"),
         ("evaluator.clip=null", "evaluator.clip"),
     ):

@@ -25,7 +25,7 @@ from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.images import read_record
 from detsd.kinds import find_model
-from detsd.measure import load_eye, load_second_eye
+from detsd.measure import load_eyes
 from detsd.models import load_base_model, load_safety_checker
 
 CPU = torch.device("cpu")
@@ -310,12 +310,9 @@ def clip(tmp_path_factory):
 def evaluator_refusal(name: str = CLIP) -> str:
     """What is said of a CLIP; of a DINO of that name it is the same."""
     said = []
-    for key, load in (
-        ("clip", lambda: load_eye(EvaluatorConfig(name), "demo_model", CPU)),
-        ("dino", lambda: load_second_eye(EvaluatorConfig(dino=name), CPU)),
-    ):
+    for key in ("clip", "dino"):
         with pytest.raises(UserError) as caught:
-            load()
+            load_eyes(EvaluatorConfig(**{key: name}), "demo_model", CPU)
         assert str(caught.value).startswith(f"evaluator.{key}: {name} ")
         said.append(str(caught.value).replace(f"evaluator.{key}: ", ""))
     assert said[0] == said[1]
@@ -324,7 +321,7 @@ def evaluator_refusal(name: str = CLIP) -> str:
 
 def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monkeypatch, caplog):
     commit = hub.add(CLIP, clip)
-    eye = load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    eye = load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
     assert (eye.name, eye.commit) == (CLIP, commit)
     weights = {p.name for p in clip.glob("model-*-of-*.safetensors")}
     small = {p.name for p in clip.glob("*.json")} | {p.name for p in clip.glob("*.txt")}
@@ -334,13 +331,13 @@ def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monk
     pictures = [Image.new("RGB", (32, 32), "red")]
     seen = eye.image_features(pictures)
     assert torch.equal(
-        seen, load_eye(EvaluatorConfig(str(clip)), "x", CPU).image_features(pictures)
+        seen, load_eyes(EvaluatorConfig(str(clip)), "x", CPU)["clip"].image_features(pictures)
     )
     hub.asked.clear()
-    load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)
     assert hub.downloads() == []
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    again = load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+    again = load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
     assert again.commit == commit
     assert f"taking {CLIP} as it was fetched before, at {commit}" in caplog.text
     assert torch.equal(seen, again.image_features(pictures))
@@ -355,7 +352,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
     assert "neither a folder here nor a hub model that this token can see" in misspelt
     monkeypatch.setenv("HF_AUTH_TOKEN", "hf_expired")
     with pytest.raises(UserError, match=r"evaluator\.dino: the hub does not accept this token"):
-        load_second_eye(EvaluatorConfig(dino=CLIP), CPU)
+        load_eyes(EvaluatorConfig(dino=CLIP), "demo_model", CPU)
     monkeypatch.delenv("HF_AUTH_TOKEN")
     hub.busy = 6
     assert "answers 429 Too Many Requests, and nothing of it is in the cache" in evaluator_refusal()
@@ -368,7 +365,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
 def test_what_is_no_evaluator_is_told_before_its_weights_are_fetched(hub, clip, tmp_path):
     hub.add("tiny/both", clip)
     with pytest.raises(UserError, match=r"evaluator\.dino: tiny/both is .* 'clip'; name a DINO"):
-        load_second_eye(EvaluatorConfig(dino="tiny/both"), CPU)
+        load_eyes(EvaluatorConfig(dino="tiny/both"), "demo_model", CPU)
     assert hub.downloads() == ["config.json"]
     assert f"{NAME} holds no config.json; name another model" in evaluator_refusal(NAME)
     pickled = shutil.copytree(clip, tmp_path / "pickled")
@@ -376,7 +373,7 @@ def test_what_is_no_evaluator_is_told_before_its_weights_are_fetched(hub, clip, 
         path.unlink()
     hub.add(CLIP, pickled)
     with pytest.raises(UserError) as caught:
-        load_eye(EvaluatorConfig(CLIP), "demo_model", CPU)
+        load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)
     assert str(caught.value) == (
         f"evaluator.clip: {CLIP} has no safetensors weights on the hub; use a complete model"
     )

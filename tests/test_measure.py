@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from tiny import save_tiny_clip
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from tiny import save_tiny_clip, save_tiny_dino
 
+from detsd import measure
 from detsd.config import EvaluatorConfig
 from detsd.errors import UserError
 from detsd.measure import (
     Anchors,
     Lineup,
+    Yardstick,
     anchors,
-    load_eye,
-    load_second_eye,
+    load_eyes,
     mean_cosine,
     normalised,
     outlines,
@@ -47,8 +47,9 @@ def test_a_set_against_itself_scores_as_its_upper_anchor():
 
 
 def lineup_of(sets: list[torch.Tensor], **ways) -> Lineup:
-    """A line-up of features, which stand for their pictures."""
-    return Lineup(ways or {"as they are": torch.stack}, [list(pictures) for pictures in sets])
+    """A line-up of features as they are, or as they are seen."""
+    ways = ways or {"as they are": torch.clone}
+    return Lineup({name: [see(pictures) for pictures in sets] for name, see in ways.items()})
 
 
 def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
@@ -56,10 +57,10 @@ def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
     sets = [features(5, k, centres[k]) for k in range(4)]
     found = lineup_of(sets)
     assert (found.right, found.chance) == (1, 0.25)
-    assert found.share(list(features(9, 9, centres[0]))) == 1
-    assert found.share(list(features(9, 9, centres[2]))) == 0
+    assert found.share(features(9, 9, centres[0])) == 1
+    assert found.share(features(9, 9, centres[2])) == 0
     # Labels that say nothing: whatever set is called the concept's, on average it is chance.
-    samples, shuffled = list(features(40, 9)), list(features(20, 8).split(5))
+    samples, shuffled = features(40, 9), list(features(20, 8).split(5))
     shares = [lineup_of(shuffled[k:] + shuffled[:k]).share(samples) for k in range(4)]
     assert sum(shares) == pytest.approx(1)
     # A picture is no evidence for its own set: of pictures that are all alike, none is told apart.
@@ -74,9 +75,9 @@ def test_who_tells_the_real_pictures_apart_judges():
     def blind(pictures):
         return torch.zeros(len(pictures), 8)
 
-    found = lineup_of(sets, blind=blind, seeing=torch.stack)
+    found = lineup_of(sets, blind=blind, seeing=torch.clone)
     assert (found.judge, found.right) == ("seeing", 1)
-    assert lineup_of([s[:1] for s in sets], blind=blind, seeing=torch.stack).judge == "blind"
+    assert lineup_of([s[:1] for s in sets], blind=blind, seeing=torch.clone).judge == "blind"
 
 
 def test_outlines_tell_shapes_and_not_colours():
@@ -86,15 +87,16 @@ def test_outlines_tell_shapes_and_not_colours():
         getattr(ImageDraw.Draw(image), shape)(box, fill=colour)
         return image
 
-    def several(shape: str, shifts: range) -> list[Image.Image]:
-        return [drawn(shape, colour, s) for s in shifts for colour in ("red", "navy", "green")]
+    def several(shape: str, shifts: range) -> torch.Tensor:
+        colours = ("red", "navy", "green")
+        return outlines([drawn(shape, colour, s) for s in shifts for colour in colours])
 
     sets = [several(shape, range(0, 5, 2)) for shape in ("ellipse", "rectangle")]
-    found = Lineup({"outlines": outlines}, sets)
+    found = lineup_of(sets)
     assert found.right == 1
     assert found.share(several("ellipse", range(1, 4, 2))) == 1
     assert found.share(several("rectangle", range(1, 4, 2))) == 0
-    assert outlines(sets[0]).norm(dim=1).tolist() == pytest.approx([1] * 9)
+    assert sets[0].norm(dim=1).tolist() == pytest.approx([1] * 9)
 
 
 def test_the_rule_is_zero_at_both_ends_and_one_at_the_ideal():
@@ -141,8 +143,49 @@ def test_a_prompt_without_its_word(template, text):
     assert without_word(template) == text
 
 
+class Features:
+    """An evaluator of pictures that are their own features; of texts as it is given."""
+
+    def __init__(self, texts: torch.Tensor):
+        self.text_features = lambda prompts: texts[: len(prompts)]
+
+    def image_features(self, images: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(images))
+
+
+def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monkeypatch):
+    monkeypatch.setattr(measure, "outlines", torch.stack)
+    centres, texts = features(3, seed=1), features(2, seed=2)
+    pictures, *others = (list(features(5, k, centre)) for k, centre in enumerate(centres))
+    eyes = {"clip": Features(texts), "dino": Features(texts)}
+    found = Yardstick(eyes, pictures, ["a {}", "{} by night"], others, 4)
+    plain, edited = features(4, 8), features(4, 9)  # two of each prompt
+    ends, of_phrase = found.anchors([*plain, *edited])
+    real = torch.stack(pictures)
+    assert ends == anchors(real, texts, plain, edited)
+    assert of_phrase["clip_image_similarity"] == mean_cosine(plain, real) == ends.image_low
+    assert of_phrase["clip_text_similarity"] == text_similarity(edited, texts) == ends.text_high
+    assert of_phrase["dino_image_similarity"] == of_phrase["clip_image_similarity"]
+    assert found.figures([*plain, *edited], ends) == of_phrase | {"score": 0}
+    # The best that there is: samples that are the pictures, and prompts that are followed.
+    best = found.figures([*pictures[:4], *texts.repeat_interleave(2, dim=0)], ends)
+    assert best["lineup"] == 1
+    assert best["clip_text_similarity"] == pytest.approx(1)
+    assert best["score"] == pytest.approx(
+        normalised(best["clip_image_similarity"], ends.image_low, ends.image_high)
+    )
+    assert found.figures([*others[0][:4], *edited], ends)["lineup"] == 0
+    own = found.of_pictures(ends)
+    assert own["clip_image_similarity"] == mean_cosine(real, real)
+    assert (own["clip_text_similarity"], own["lineup"]) == (ends.text_low, 1)
+    alone = Yardstick({"clip": eyes["clip"]}, pictures, ["a {}", "{} by night"], [], 4)
+    assert alone.lineup is None
+    kept = {k: v for k, v in of_phrase.items() if k.startswith("clip")}
+    assert alone.anchors([*plain, *edited]) == (ends, kept)
+
+
 def test_the_bundled_evaluator_tells_colours():
-    eye = load_eye(EvaluatorConfig(), "demo_model", CPU)
+    eye = load_eyes(EvaluatorConfig(), "demo_model", CPU)["clip"]
     seen = eye.image_features(PICTURES)
     told = eye.text_features([f"a {colour} background" for colour in ("red", "green", "blue")])
     for found in (seen, told):
@@ -152,27 +195,23 @@ def test_the_bundled_evaluator_tells_colours():
 
 
 def test_evaluators_in_folders_of_their_own(tmp_path):
-    clip, dino = save_tiny_clip(tmp_path / "clip"), tmp_path / "dino"
-    side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    Dinov2Model(Dinov2Config(**side, image_size=28, patch_size=14)).save_pretrained(dino)
-    BitImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}
-    ).save_pretrained(dino)
+    clip, dino = save_tiny_clip(tmp_path / "clip"), save_tiny_dino(tmp_path / "dino")
     configured = EvaluatorConfig(str(clip), str(dino))
-    eye, second = load_eye(configured, "demo_model", CPU), load_second_eye(configured, CPU)
+    eyes = load_eyes(configured, "demo_model", CPU)
+    eye, second = eyes["clip"], eyes["dino"]
     assert eye.image_features(PICTURES).shape == eye.text_features(["a", "b", "c"]).shape == (3, 12)
     assert second.image_features(PICTURES).shape == (3, 16)
-    assert load_second_eye(EvaluatorConfig(), CPU) is None
+    assert list(load_eyes(EvaluatorConfig(), "demo_model", CPU)) == ["clip"]
     # The libraries would take one for the other, with weights of chance.
     with pytest.raises(
         UserError, match=r"evaluator\.clip: .*dino is .* kind 'dinov2'; name a CLIP"
     ):
-        load_eye(EvaluatorConfig(str(dino)), "demo_model", CPU)
+        load_eyes(EvaluatorConfig(str(dino)), "demo_model", CPU)
     with pytest.raises(UserError, match=r"evaluator\.dino: .*clip is .* kind 'clip'; name a DINO"):
-        load_second_eye(EvaluatorConfig(dino=str(clip)), CPU)
+        load_eyes(EvaluatorConfig(dino=str(clip)), "demo_model", CPU)
     (clip / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"evaluator\.clip: .*clip cannot be loaded; name a folder"):
-        load_eye(configured, "demo_model", CPU)
+        load_eyes(configured, "demo_model", CPU)
 
 
 @pytest.mark.parametrize(
@@ -186,4 +225,4 @@ def test_evaluators_in_folders_of_their_own(tmp_path):
 )
 def test_a_missing_evaluator_is_told_in_a_sentence(config, message):
     with pytest.raises(UserError, match=message):
-        load_eye(config, "owner/model", CPU)
+        load_eyes(config, "owner/model", CPU)

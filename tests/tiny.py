@@ -19,6 +19,7 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 from transformers import (
+    BitImageProcessor,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -26,6 +27,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +148,16 @@ def save_tiny_clip(folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     size = {"height": 32, "width": 32}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_dino(folder: Path) -> Path:
+    """A DINOv2 of 28-pixel images with their processor."""
+    torch.manual_seed(0)
+    side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**side, image_size=28, patch_size=14)).save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=size).save_pretrained(folder)
     return folder
 
 
