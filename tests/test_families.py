@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import run_detsd
 from diffusers import (
     AutoencoderKL,
     StableDiffusionPipeline,
@@ -17,6 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from forked import in_two_ranks
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
@@ -543,8 +543,7 @@ def test_a_grid_of_stable_diffusion_xl_on_two_ranks(folders, tmp_path):
     file.write_text(json.dumps({"name": "grid", "hyperparameters": hyperparameters}))
     one, two = (tmp_path / name for name in ("one", "two"))
     assert main(["generate", str(file), "--output-dir", str(one)]) == 0
-    done = run_detsd("generate", file, "--output-dir", two, ranks=2)
-    assert done.returncode == 0, done.stderr
+    in_two_ranks(tmp_path, lambda: main(["generate", str(file), "--output-dir", str(two)]))
     names = [f"images/job-{k:05d}.png" for k in range(4)]
     assert all((one / n).read_bytes() == (two / n).read_bytes() for n in names)
     assert len({(one / n).read_bytes() for n in names}) == 4

@@ -10,12 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 import yaml
-from conftest import command, run_detsd
+from conftest import command
+from forked import Forked, in_two_ranks
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -512,15 +512,10 @@ def test_resume_after_sigkill_is_bit_exact(experiment, tmp_path, capsys):
     assert finetune(path, tmp_path / "whole") == 0
     out = tmp_path / "killed"
     for step in (3, 12):
-        process = subprocess.Popen(
-            command("finetune", path, "--output-dir", out), cwd=ROOT, stdout=subprocess.DEVNULL
-        )
-        wanted = out / "checkpoints" / f"step-{step:08d}" / "metadata.json"
-        until = time.monotonic() + 120
-        while not wanted.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, "finished before it could be killed"
+        with Forked(tmp_path, lambda: finetune(path, out)) as run:
+            run.wait_until((out / "checkpoints" / f"step-{step:08d}" / "metadata.json").exists)
+            run.kill()
+            assert run.end() == [-signal.SIGKILL], "finished before it could be killed"
     assert finetune(path, out) == 0
     assert "resuming after step" in capsys.readouterr().out
     for step in (12, 24):
@@ -545,7 +540,7 @@ def test_sigterm_saves_between_checkpoints_and_resumes(experiment, tmp_path):
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(240) == 128 + signal.SIGTERM
     assert "the same command goes on" in rest
     (folder,) = (out / "checkpoints").iterdir()
     step = cluster.read_metadata(folder)["steps_completed"]
@@ -585,8 +580,7 @@ def test_layouts_agree(experiment, tmp_path):
     }
     for name, path in layouts.items():
         if name == "two":
-            done = run_detsd("finetune", path, "--output-dir", tmp_path / name, ranks=2)
-            assert done.returncode == 0, done.stderr
+            in_two_ranks(tmp_path, lambda: finetune(layouts["two"], tmp_path / "two"))
         else:
             assert finetune(path, tmp_path / name) == 0
     rows = rows_of(tmp_path / "one", 8)["blob-thing"]
@@ -609,27 +603,15 @@ def test_layouts_agree(experiment, tmp_path):
 def test_a_run_continues_on_another_number_of_processes(experiment, tmp_path):
     path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4})
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        command("finetune", path, "--output-dir", out), cwd=ROOT, stdout=subprocess.DEVNULL
-    )
-    while not list(out.glob("checkpoints/step-*/metadata.json")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
+    with Forked(tmp_path, lambda: finetune(path, out)) as run:
+        run.wait_until(lambda: list(out.glob("checkpoints/step-*/metadata.json")))
+        run.processes[0].terminate()
+        assert run.end() == [128 + signal.SIGTERM], run.said
     before = sorted((out / "checkpoints").glob("step-*"))[-1]
-    process = subprocess.Popen(
-        command("finetune", path, "--output-dir", out, ranks=2), cwd=ROOT,
-        stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "val_loss" in line:
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
     step = cluster.read_metadata(before)["steps_completed"]
-    assert any(f"resuming after step {step}" in line for line in said)
+    with Forked(tmp_path, lambda: finetune(path, out), ranks=2) as run:
+        run.wait_until(lambda: "val_loss" in run.said[0])
+    assert f"resuming after step {step}" in run.said[0]
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(experiment, tmp_path, capsys, photos):

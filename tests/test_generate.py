@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import command, run_detsd
+from forked import Forked, in_two_ranks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 from tiny import ROOT
@@ -162,10 +159,9 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_ranks_make_the_pixels_of_one(slow_grid, tmp_path):
-    assert call("generate", slow_grid, "--output-dir", tmp_path / "1") == 0
-    done = run_detsd("generate", slow_grid, "--output-dir", tmp_path / "2", ranks=2)
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_make_the_pixels_of_one(given, tmp_path):
+    generate(given, tmp_path / "1")
+    in_two_ranks(tmp_path, lambda: generate(given, tmp_path / "2"))
     one, two = pixels(tmp_path / "1"), pixels(tmp_path / "2")
     assert len(one) == 24
     assert one == two
@@ -181,17 +177,13 @@ def test_killed_at_several_moments_and_finished_by_two_ranks(slow_grid, given, t
     generate(given, whole)
     kept: dict[Path, int] = {}
     for ranks, count in ((1, 3), (1, 9), (2, 24)):
-        arguments = command("generate", slow_grid, "--output-dir", folder, ranks=ranks)
-        with subprocess.Popen(
-            arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            while count < 24 and len(list(folder.glob("images/*.png"))) < count:
-                assert process.poll() is None, process.stdout.read().decode()
-                time.sleep(0.005)
+        with Forked(
+            tmp_path, lambda: call("generate", slow_grid, "--output-dir", folder), ranks
+        ) as grid:
             if count < 24:
-                os.kill(process.pid, signal.SIGKILL)
-            process.communicate(timeout=120)
-        assert process.returncode == (0 if count == 24 else -signal.SIGKILL)
+                grid.wait_until(lambda n=count: len(list(folder.glob("images/*.png"))) >= n)
+                grid.kill()
+            assert grid.end() == ([0, 0] if count == 24 else [-signal.SIGKILL]), grid.said
         now = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
         assert now == now | kept  # what was finished was neither lost nor made again
         kept = now
@@ -205,17 +197,13 @@ def test_killed_at_several_moments_and_finished_by_two_ranks(slow_grid, given, t
 
 @pytest.mark.slow
 def test_sigterm_stores_what_is_made(slow_grid, tmp_path):
-    arguments = command("generate", slow_grid, "--output-dir", tmp_path / "out")
-    with subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        while not list(tmp_path.glob("out/images/*.png")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.terminate()
-        said = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert "the same command goes on from here" in said
+    with Forked(
+        tmp_path, lambda: call("generate", slow_grid, "--output-dir", tmp_path / "out")
+    ) as grid:
+        grid.wait_until(lambda: list(tmp_path.glob("out/images/*.png")))
+        grid.processes[0].terminate()
+        assert grid.end() == [128 + signal.SIGTERM], grid.said
+    assert "the same command goes on from here" in grid.said[0]
     stored = len(list(tmp_path.glob("out/images/*.png")))
     assert 0 < stored < 24
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == stored
@@ -225,9 +213,8 @@ def test_sigterm_stores_what_is_made(slow_grid, tmp_path):
 def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
     generate(given, tmp_path / "out")
     source = tmp_path / "out" / "images" / "job-00017.png"
-    done = run_detsd("generate", "--from", source, "--output-dir", tmp_path / "again")
-    assert done.returncode == 0, done.stderr
-    assert f"the same pixels as {source}" in done.stdout
+    assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
+    assert f"the same pixels as {source}" in capsys.readouterr().out
     assert pixels(tmp_path / "again")["job-00000.png"] == pixels(tmp_path / "out")[source.name]
     # and its neighbours
     near = tmp_path / "near"

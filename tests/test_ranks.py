@@ -1,22 +1,14 @@
-"""Several processes of one run: what they refuse, and that one which fails ends the others.
-
-The processes are forked, so that none has to load the libraries; this one keeps their store, as
-torchrun does.
-"""
+"""Several processes of one run: what they refuse, and that one which fails ends the others."""
 
 import contextlib
 import json
-import os
-import sys
 import time
-import traceback
-from datetime import timedelta
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from forked import Forked
 
 from detsd import cluster, watch
 from detsd.cluster import AcceleratedRanks, Run
@@ -25,47 +17,20 @@ from detsd.errors import UserError
 from detsd.trainer import Trainer
 
 
-def in_two_ranks(folder, body) -> tuple[list[int], list[str], float]:
+def opened_by_two(folder, body) -> tuple[list[int], list[str], float]:
     """Exit codes, what each said, and seconds of two ranks that call `body(run)`."""
-    store = torch.distributed.TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
-    )
+
+    def open_run():
+        try:
+            with cluster.open_run(folder / "out", accelerate=True) as run:
+                body(run)
+        except UserError as error:
+            print(f"detsd: {error}")
+            return 2
+
     began = time.monotonic()
-    pids = []
-    for rank in range(2):
-        sys.stdout.flush()
-        pid = os.fork()
-        if not pid:
-            os._exit(_rank(rank, store.port, folder, body))
-        pids.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    seconds = time.monotonic() - began
-    return codes, [(folder / f"rank-{rank}.txt").read_text() for rank in range(2)], seconds
-
-
-def _rank(rank, port, folder, body) -> int:
-    os.dup2(os.open(folder / f"rank-{rank}.txt", os.O_CREAT | os.O_WRONLY), 2)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-    GradientState._reset_state()
-    try:
-        with cluster.open_run(folder / "out", accelerate=True) as run:
-            body(run)
-        return 0
-    except UserError as error:
-        print(f"detsd: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as end:
-        return int(end.code)
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    with Forked(folder, open_run, ranks=2) as ranks:
+        return ranks.end(), ranks.said, time.monotonic() - began
 
 
 def fail() -> None:
@@ -133,14 +98,14 @@ def test_two_ranks_that_do_not_fail(tmp_path):
         assert asked == [False, False, True, False]
         run.save(1, {}, lambda folder: (folder / "x").write_text("x"))
 
-    codes, said, _ = in_two_ranks(tmp_path, body)
+    codes, said, _ = opened_by_two(tmp_path, body)
     assert codes == [0, 0], said
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
     """Within seconds, and its reason is not buried under what the others make of it."""
-    codes, said, seconds = in_two_ranks(tmp_path, place)
+    codes, said, seconds = opened_by_two(tmp_path, place)
     assert 0 not in codes, said
     assert seconds < 20
     if place is in_a_step:
@@ -161,7 +126,7 @@ def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
         monkeypatch.setattr(AcceleratedRanks, "allgather", lambda *a: time.sleep(100))
         run.gather([1])
 
-    codes, said, seconds = in_two_ranks(tmp_path, body)
+    codes, said, seconds = opened_by_two(tmp_path, body)
     assert codes == [1, 2], said
     assert seconds < 20
 
@@ -240,7 +205,7 @@ def test_what_is_measured_does_not_tell_the_number_of_ranks(measuring, tmp_path)
             assert Trainer(config, run).train()
 
         if ranks == 2:
-            codes, said, _ = in_two_ranks(tmp_path, train)
+            codes, said, _ = opened_by_two(tmp_path, train)
             assert codes == [0, 0], said
         else:
             with cluster.open_run(tmp_path / "one", accelerate=True) as run:
