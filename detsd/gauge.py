@@ -7,6 +7,8 @@ by their mean.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +18,7 @@ from PIL import Image
 from detsd.config import FinetuneConfig
 from detsd.data import read_images
 from detsd.measure import Anchors, Yardstick, load_eyes
-from detsd.pipeline import Job
+from detsd.pipeline import Job, sample_jobs
 from detsd.templates import EDITS, PLAIN
 
 
@@ -28,28 +30,16 @@ def edited_prompts(kind: str, count: int) -> list[str]:
 
 def gauge_jobs(config: FinetuneConfig, size: int) -> list[Job]:
     """The samples of each concept, the plain ones first; none where nothing is to be measured."""
-    m, i = config.measure, config.inference
+    c, m, found = config.concepts, config.measure, []
     if not m.num_samples:
         return []
-    return [
-        Job(
-            template.format(name),
-            seed,
-            i.negative_prompt,
-            i.guidance_scale,
-            i.num_inference_steps,
-            i.scheduler_name,
-            size,
-            size,
-        )
-        for name, kind in zip(
-            config.concepts.concept_strs, config.concepts.learnable_properties, strict=True
-        )
-        for template, seed in [
-            *((PLAIN[kind], k) for k in range(m.num_samples)),
-            *((template, 0) for template in edited_prompts(kind, m.num_prompts)),
-        ]
-    ]
+    for name, kind in zip(c.concept_strs, c.learnable_properties, strict=True):
+        plain, edited = (PLAIN[kind],), edited_prompts(kind, m.num_prompts)
+        for templates, seeds in ((plain, [*range(m.num_samples)]), (edited, [0])):
+            given = {"inference_prompts": [template.format(name) for template in templates]}
+            given |= {"seeds": seeds, "img_per_prompt": 1}
+            found += sample_jobs(dataclasses.replace(config.inference, **given), size)
+    return found
 
 
 class Gauge:
@@ -68,21 +58,20 @@ class Gauge:
             return [image for _, image, _ in read_images(Path(folder), c, size, key)]
 
         others = [pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)]
+        # The lists of objects and styles may be of different lengths.
+        prompts = [edited_prompts(kind, m.num_prompts) for kind in c.learnable_properties]
+        self._counts = [m.num_samples + len(edited) for edited in prompts]
         self._yardsticks = [
             Yardstick(
-                eyes,
-                pictures(folder, f"concepts.img_dirs[{k}]"),
-                edited_prompts(kind, m.num_prompts),
-                others,
-                m.num_samples,
+                eyes, pictures(folder, f"concepts.img_dirs[{k}]"), edited, others, m.num_samples
             )
-            for k, (folder, kind) in enumerate(zip(c.img_dirs, c.learnable_properties, strict=True))
+            for k, (folder, edited) in enumerate(zip(c.img_dirs, prompts, strict=True))
         ]
 
     def _of_each(self, made: list[Image.Image]) -> list[list[Image.Image]]:
         """The samples of each concept."""
-        n = len(made) // len(self._yardsticks)
-        return [made[k : k + n] for k in range(0, len(made), n)]
+        rest = iter(made)
+        return [list(itertools.islice(rest, count)) for count in self._counts]
 
     def anchor(self, made: list[Image.Image]) -> None:
         """Take the samples of what the concepts started from as the lower ends."""

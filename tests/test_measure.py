@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tiny import save_tiny_clip, save_tiny_dino
 
-from detsd import measure
-from detsd.config import EvaluatorConfig
+from detsd import gauge, measure
+from detsd.config import (
+    ConceptsConfig,
+    EvaluatorConfig,
+    FinetuneConfig,
+    MeasureConfig,
+    ModelConfig,
+)
 from detsd.errors import UserError
 from detsd.measure import (
     Anchors,
@@ -24,6 +30,7 @@ from detsd.measure import (
     text_similarity,
     without_word,
 )
+from detsd.templates import EDITS
 
 CPU = torch.device("cpu")
 PICTURES = [Image.new("RGB", size, colour) for size, colour in
@@ -182,6 +189,36 @@ def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monke
     assert alone.lineup is None
     kept = {k: v for k, v in of_phrase.items() if k.startswith("clip")}
     assert alone.anchors([*plain, *edited]) == (ends, kept)
+
+
+def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeypatch):
+    """Also where one is an object and the other a style, of which there are fewer prompts."""
+
+    class Recorder:
+        def __init__(self, *_):
+            pass
+
+        def anchors(self, made):
+            return made, {}
+
+        def figures(self, made, ends):
+            assert made == ends
+            return {"count": len(made)}
+
+    monkeypatch.setattr(gauge, "Yardstick", Recorder)
+    monkeypatch.setattr(gauge, "load_eyes", lambda *_: {})
+    monkeypatch.setattr(gauge, "read_images", lambda *_: [])
+    c = ConceptsConfig(["a-cat", "a-way"], ["cat"] * 2, ["x", "y"], ["object", "style"])
+    config = FinetuneConfig(ModelConfig("x"), c, measure=MeasureConfig(3, 15))
+    jobs = gauge.gauge_jobs(config, 32)
+    assert [job.seed for job in jobs[:4]] == [0, 1, 2, 0]
+    made = [job.prompt for job in jobs]
+    found = gauge.Gauge(config, CPU, 32)
+    found.anchor(made)
+    assert [len(own) for own in found.ends] == [3 + 15, 3 + len(EDITS["style"])]
+    for word, own in zip(c.concept_strs, found.ends, strict=True):
+        assert all(word in prompt for prompt in own)
+    assert found.figures(made) == {"count": len(made) / 2}
 
 
 def test_the_bundled_evaluator_tells_colours():
