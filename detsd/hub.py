@@ -99,9 +99,13 @@ class Source:
     key: str = KEY
 
     def weights(self, part: str) -> list[str]:
-        """The files of a part's weights: those in half precision only where there are no others."""
+        """The files of a part's weights: those in half precision only where there are no others.
+
+        Those that hold a piece each likewise.
+        """
         found = [n for n in self.files if Path(n).parent.as_posix() == part and _is_weights(n)]
-        return [n for n in found if ".fp16" not in n] or found
+        found = [n for n in found if ".fp16" not in n] or found
+        return [n for n in found if "-of-" not in n] or found
 
     def variant(self, part: str) -> str | None:
         """What the loaders call the kind of `weights(part)`."""

@@ -343,6 +343,18 @@ def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monk
     assert torch.equal(seen, again.image_features(pictures))
 
 
+def test_of_weights_that_are_there_twice_one_kind_is_taken(tmp_path):
+    pieces = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    names = ["config.json", "model.fp16.safetensors", *pieces, "vae/model.safetensors"]
+
+    def weights() -> list[str]:
+        return files_of.Source("x", tmp_path, dict.fromkeys(names, 1)).weights(files_of.WHOLE)
+
+    assert weights() == pieces
+    names.append("model.safetensors")
+    assert weights() == ["model.safetensors"]
+
+
 def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeypatch, no_waiting):
     hub.add(CLIP, clip, gated=True)
     assert f"is gated; accept its licence on {hub.endpoint}/{CLIP}" in evaluator_refusal()
