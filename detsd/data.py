@@ -99,11 +99,6 @@ def to_shape(
     return image.resize(shape, resample)
 
 
-def to_square(image: Image.Image, size: int, center_crop: bool) -> Image.Image:
-    """`to_shape` of `size` x `size` pixels."""
-    return to_shape(image, (size, size), center_crop)
-
-
 def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) -> Frame:
     """What `to_shape` makes of an image, as Stable Diffusion XL was told of its training images.
 

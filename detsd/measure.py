@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 
 from detsd.checks import evaluator_problems, own_clip
 from detsd.config import EvaluatorConfig
-from detsd.data import to_square, to_tensor
+from detsd.data import to_shape, to_tensor
 from detsd.errors import UserError
 from detsd.hub import CONFIG, WHOLE, Source, find
 from detsd.kinds import loading, read_json
@@ -139,7 +139,7 @@ def outlines(images: list[Image.Image]) -> torch.Tensor:
     Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of 64 x 64 pixels in cells of 4:
     what tells seven circles from eight, which a network that was taught by captions hardly sees.
     """
-    x = torch.stack([to_tensor(to_square(image, 64, True)) for image in images]) / 2
+    x = _squares(images, 64) / 2
     across = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
     down = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
     steepest = (across**2 + down**2).argmax(1, keepdim=True)  # of the three colours
@@ -154,6 +154,11 @@ def outlines(images: list[Image.Image]) -> torch.Tensor:
     cells = F.avg_pool2d(votes, 8, 4, padding=2)  # (N, 8, 16, 16), each of twice its own side
     cells = cells / (cells.norm(dim=1, keepdim=True) + 0.02)
     return F.normalize(cells.flatten(1).sqrt(), dim=1)
+
+
+def _squares(images: list[Image.Image], size: int) -> torch.Tensor:
+    """Their centres (N, 3, size, size) in [-1, 1]."""
+    return torch.stack([to_tensor(to_shape(image, (size, size), True)) for image in images])
 
 
 def _classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -262,7 +267,7 @@ class Eye:
             pixels = self.processor(images=images, return_tensors="pt").pixel_values
         else:
             size = self.model.config.vision_config.image_size
-            pixels = torch.stack([to_tensor(to_square(image, size, True)) for image in images])
+            pixels = _squares(images, size)
         return pixels.to(self.model.device)
 
     def _seen(self, pixels: torch.Tensor) -> torch.Tensor:

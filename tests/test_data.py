@@ -99,8 +99,8 @@ def test_first_frame_of_an_animation(tmp_path):
 def test_centre_crop_and_squeeze():
     image = Image.new("RGB", (300, 100))
     image.paste(RED, (100, 0, 200, 100))
-    cropped = np.asarray(data.to_square(image, 32, center_crop=True))
-    squeezed = np.asarray(data.to_square(image, 32, center_crop=False))
+    cropped = np.asarray(data.to_shape(image, (32, 32), center_crop=True))
+    squeezed = np.asarray(data.to_shape(image, (32, 32), center_crop=False))
     assert cropped.shape == squeezed.shape == (32, 32, 3)
     assert (cropped[16, :, 0] > 150).mean() > 0.9
     assert 0.25 < (squeezed[16, :, 0] > 150).mean() < 0.42
