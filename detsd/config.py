@@ -906,16 +906,11 @@ def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Which keys differ between two configurations' `asdict`, as "section.key was 1, is 2".
 
     Keys that there were not yet when the old one was written do not count.
     """
-    found = []
-    for key in sorted(old):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}{key}.")
-        elif a != b:
-            found.append(f"{path}{key} was {a!r}, is {b!r}")
-    return found
+    was, now = flat(old), flat(new)
+    changed = (key for key in sorted(was) if was[key] != now.get(key))
+    return [f"{key} was {was[key]!r}, is {now.get(key)!r}" for key in changed]
