@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from huggingface_hub.utils import enable_progress_bars
 
 from detsd.errors import DISK_ERRORS, UserError
 from detsd.families import SUPPORTED, without_index
-from detsd.progress import LINE, say, tell
+from detsd.progress import LINE, meanwhile, say, tell
 
 logger = logging.getLogger("detsd")
 
@@ -346,20 +345,14 @@ def _told(name: str, total: int, blobs: Path) -> Iterator[None]:
     if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
         enable_progress_bars()  # transformers' switch for its own bars turns off the hub's as well
     say(f"fetching {name}: {_size(total)}", sys.stderr)
-    before, over = _held(blobs), threading.Event()
+    before = _held(blobs)
 
-    def watch() -> None:
-        while not over.wait(LINE):
-            here = min(total, _held(blobs) - before)
-            tell(f"  {_size(here)} of {_size(total)} of {name}", sys.stderr)
+    def look() -> None:
+        here = min(total, _held(blobs) - before)
+        tell(f"  {_size(here)} of {_size(total)} of {name}", sys.stderr)
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    if not sys.stderr.isatty():
-        watcher.start()
-    try:
+    with contextlib.nullcontext() if sys.stderr.isatty() else meanwhile(look, LINE):
         yield
-    finally:
-        over.set()
 
 
 def _held(blobs: Path) -> int:

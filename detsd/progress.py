@@ -139,6 +139,24 @@ class Bar(tqdm):
 
 
 @contextlib.contextmanager
+def meanwhile(call: Callable[[], None], every: float) -> Iterator[None]:
+    """Call in a thread, every so many seconds, until the block is over."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every):
+            call()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
 def waiting(text: str, log: bool = True) -> Iterator[None]:
     """Say what takes time: on a terminal with a clock that runs until it is over.
 
@@ -150,20 +168,11 @@ def waiting(text: str, log: bool = True) -> Iterator[None]:
             tell(f"{text} ...")
         yield
         return
-    over = threading.Event()
-    with tqdm(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock:
-
-        def run() -> None:
-            while not over.wait(0.5):
-                clock.refresh()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    with (
+        tqdm(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock,
+        meanwhile(clock.refresh, 0.5),
+    ):
+        yield
 
 
 def is_first() -> bool:
