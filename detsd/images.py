@@ -287,10 +287,10 @@ def png(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
     return file.getvalue()
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG file whole or not at all."""
+def save(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture whole or not at all; the name says of which kind, `options` are Pillow's."""
     staging = path.with_name(f".{path.name}")
-    image.save(staging, "PNG")
+    image.save(staging, **options)
     os.replace(staging, path)
 
 
