@@ -34,7 +34,7 @@ from detsd.config import (
 from detsd.errors import DISK_ERRORS, Diverged, UserError
 from detsd.images import remake_hyperparameters
 from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
-from detsd.sources import LAYOUTS, locate, split_source
+from detsd.sources import LAYOUTS, is_uuid, locate, split_source
 
 # As it was called: the command that installing brings, or the module.
 DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
@@ -290,11 +290,6 @@ def evaluation_of(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
     config = parse_config(hyperparameters, source, EvaluateConfig)
     first = Path(split_source(words[0])[0])
     return config, source, f"evaluate-{first.stem if first.is_file() else first.name}"
-
-
-def is_uuid(text: str) -> bool:
-    """Whether a source is a checkpoint of the cluster, perhaps with a word: UUID=WORD."""
-    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(=.+)?", text))
 
 
 def learned_on(sources: list[str]) -> dict[str, str | None]:

@@ -8,6 +8,7 @@ Of the standard library alone, so that a mistake is told before anything large i
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from detsd.errors import UserError
@@ -35,6 +36,11 @@ def is_path(text: str) -> bool:
 def is_source(text: str) -> bool:
     """Whether a text names where a concept lies, rather than being a phrase."""
     return is_path(text) or split_source(text)[1] != ""
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a source is a checkpoint of the cluster, perhaps with a word: UUID=WORD."""
+    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(=.+)?", text))
 
 
 def locate(source: str | Path) -> str:

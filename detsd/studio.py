@@ -32,7 +32,7 @@ from detsd.errors import UserError
 from detsd.formats import read_concepts
 from detsd.names import resolve
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, Progress
-from detsd.sources import split_source
+from detsd.sources import is_uuid, split_source
 from detsd.trial import read_metadata
 
 logger = logging.getLogger("detsd")
@@ -50,7 +50,6 @@ STYLE_EXAMPLES = (
     "a tree on a white background in the style of {}",
 )
 LARGER = 512  # small images can also be had at a whole multiple of their size, up to this side
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 VOCABULARY = "vocabulary.json"
 
 
@@ -237,7 +236,7 @@ class Studio:
         with self.alone:
             if not text:
                 return self.pipe.load_concepts(file)
-            if UUID.fullmatch(text.partition("=")[0]) and not Path(text).exists():
+            if is_uuid(text) and not Path(text).exists():
                 return self.pipe.load_from_uuids([text])
             return self.pipe.load_concepts(text)
 
