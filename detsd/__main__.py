@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from detsd import __version__, checks, progress, trial
 from detsd.config import (
+    Config,
     EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
@@ -40,17 +40,31 @@ from detsd.sources import LAYOUTS, is_uuid, locate, split_source
 DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 
 
-def cluster_config(kind: type, check: Callable[..., None]):
-    """The trial's configuration, checked, also by what checks such a one off cluster.
+def configuration(
+    args: argparse.Namespace, kind: type[Config], check: Callable[..., None], named: Callable
+) -> tuple[Config, Path]:
+    """What a command is to do, checked, and in which folder off cluster.
+
+    Args:
+        named: off cluster, of `args`: the configuration, what it comes from, what it is called.
 
     Raises:
         UserError: every problem found.
     """
-    source = "the experiment's configuration"
-    check_experiment(trial.cluster_experiment(), source, kind)
-    config = parse_config(trial.cluster_hyperparameters(), source, kind)
-    check(config, source)
-    return config
+    if trial.on_cluster():
+        source = "the experiment's configuration"
+        check_experiment(trial.cluster_experiment(), source, kind)
+        config = parse_config(trial.cluster_hyperparameters(), source, kind)
+        check(config, source)
+        return config, Path()
+    config, source, name = named(args)
+    folder = args.output_dir or Path("outputs") / name
+    beside = None if source.endswith(".png") else Path(source).parent  # an image names none
+    check(config, source, beside)
+    checks.check_output(folder)
+    if kind is not FinetuneConfig:
+        checks.check_grid_folder(folder)
+    return config, folder
 
 
 def stopped(run) -> int:
@@ -62,19 +76,8 @@ def stopped(run) -> int:
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
     on_cluster = trial.on_cluster()
-    if on_cluster:
-        config = cluster_config(FinetuneConfig, checks.check_finetune)
-        folder = Path()
-    else:
-        if args.config is None:
-            raise UserError(
-                f"no experiment file given and no cluster found; write e.g. {DOOR} finetune "
-                "finetune_demo.yaml"
-            )
-        config = load_config(args.config, args.set)
-        folder = args.output_dir or Path("outputs") / args.config.stem
-        checks.check_finetune(config, str(args.config), args.config.parent)
-        checks.check_output(folder)
+    config, folder = configuration(args, FinetuneConfig, checks.check_finetune, finetuning_of)
+    if not on_cluster:
         latest = checks.check_resume(config, folder, args.warm_start)
         facts = trial.read_metadata(latest) if latest else {"steps_completed": 0}
         settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
@@ -106,6 +109,16 @@ def finetune(args: argparse.Namespace) -> int:
         if run.is_chief:
             say_what_next(config, folder)
     return 0
+
+
+def finetuning_of(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
+    """A fine-tuning off cluster, as `configuration` takes it."""
+    if args.config is None:
+        raise UserError(
+            f"no experiment file given and no cluster found; write e.g. {DOOR} finetune "
+            "finetune_demo.yaml"
+        )
+    return load_config(args.config, args.set), str(args.config), args.config.stem
 
 
 def best_of(folder: Path) -> str:
@@ -174,41 +187,14 @@ def tensorboard(folder: Path) -> list[str]:
 
 def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
-    on_cluster = trial.on_cluster()
-    if on_cluster:
-        config = cluster_config(GenerateConfig, checks.check_generate)
-        folder = Path()
-    else:
-        if args.source:
-            hyperparameters = remake_hyperparameters(args.source)
-            override(hyperparameters, args.set or [], str(args.source))
-            config = parse_config(hyperparameters, str(args.source), GenerateConfig)
-            folder = args.output_dir or Path("outputs") / f"from-{args.source.stem}"
-            checks.check_generate(config, str(args.source))
-        elif args.config:
-            config = load_config(args.config, args.set, GenerateConfig)
-            folder = args.output_dir or Path("outputs") / args.config.stem
-            checks.check_generate(config, str(args.config), args.config.parent)
-        elif args.set:
-            hyperparameters = {}
-            override(hyperparameters, args.set, "the command line")
-            config = parse_config(hyperparameters, "the command line", GenerateConfig)
-            folder = args.output_dir or Path("outputs") / "grid"
-            checks.check_generate(config, "the command line")
-        else:
-            raise UserError(
-                f"no experiment file given and no cluster found; write e.g. {DOOR} generate "
-                "generate_demo.yaml"
-            )
-        checks.check_output(folder)
-        checks.check_grid_folder(folder)
+    config, folder = configuration(args, GenerateConfig, checks.check_generate, grid_of)
     with progress.waiting("loading the libraries", log=False):
         from detsd import cluster
         from detsd.generator import Generator, compare
     with cluster.open_run(folder) as run:
         generator = Generator(config, run)
         done = generator.generate()
-        if on_cluster:
+        if trial.on_cluster():
             return 0
         if not done:
             return stopped(run)
@@ -224,18 +210,30 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def grid_of(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
+    """A grid off cluster, or one image again, as `configuration` takes it."""
+    if args.config:
+        return (
+            load_config(args.config, args.set, GenerateConfig),
+            str(args.config),
+            args.config.stem,
+        )
+    if not args.source and not args.set:
+        raise UserError(
+            f"no experiment file given and no cluster found; write e.g. {DOOR} generate "
+            "generate_demo.yaml"
+        )
+    source, name, hyperparameters = "the command line", "grid", {}
+    if args.source:
+        source, name = str(args.source), f"from-{args.source.stem}"
+        hyperparameters = remake_hyperparameters(args.source)
+    override(hyperparameters, args.set or [], source)
+    return parse_config(hyperparameters, source, GenerateConfig), source, name
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
-    on_cluster = trial.on_cluster()
-    if on_cluster:
-        config = cluster_config(EvaluateConfig, checks.check_evaluate)
-        folder = Path()
-    else:
-        config, source, name = evaluation_of(args)
-        folder = args.output_dir or Path("outputs") / name
-        checks.check_evaluate(config, source, Path(source).parent)
-        checks.check_output(folder)
-        checks.check_grid_folder(folder)
+    config, folder = configuration(args, EvaluateConfig, checks.check_evaluate, evaluation_of)
     with progress.waiting("loading the libraries", log=False):
         from detsd import cluster
         from detsd.evaluate import FIGURES, Evaluation, table
@@ -244,7 +242,7 @@ def evaluate(args: argparse.Namespace) -> int:
         done = evaluation.evaluate()
         if run.is_chief and done:
             progress.say(table(evaluation.result))
-        if on_cluster:
+        if trial.on_cluster():
             return 0
         if not done:
             return stopped(run)
@@ -254,11 +252,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def evaluation_of(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
-    """An evaluation off cluster: its configuration, what it comes from, what it is called.
-
-    Raises:
-        UserError: nothing to evaluate, or a problem in the configuration.
-    """
+    """An evaluation off cluster, as `configuration` takes it."""
     words, file = list(args.sources), None
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
         file = Path(words.pop())
