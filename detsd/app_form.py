@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from operator import attrgetter
 from typing import Any
 
 from detsd.errors import UserError
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
 
+# Of a job, what the form holds, in the order of `checked_job`.
+FIELDS = ("prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed",
+          "scheduler_name", "width", "height")  # fmt: skip
 MOST_STEPS, MOST_IMAGES, MOST_CELLS, LONGEST = 200, 8, 64, 2000  # the last in characters
 WORDS = "words of the prompt"
 # What a grid's axis can be: the field of a job that it changes, and values to begin with.
@@ -170,12 +174,7 @@ def grid_jobs(
         made = job
         for side in sides:
             made = placed(made, *side)
-        jobs.append(
-            checked_job(
-                pipe, made.prompt, made.negative_prompt, made.guidance_scale,
-                made.num_inference_steps, made.seed, made.scheduler_name, made.width, made.height,
-            )
-        )  # fmt: skip
+        jobs.append(checked_job(pipe, *attrgetter(*FIELDS)(made)))
     return jobs, _labels(x[0], columns), _labels(y[0], rows)
 
 

@@ -17,9 +17,9 @@ from detsd.app_tabs import (
     SHOWN,
     Head,
     bar,
-    sentence,
     status,
     thumbnails,
+    told,
 )
 from detsd.errors import UserError
 from detsd.learning import PICTURES, Learning, Standing
@@ -106,12 +106,12 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
         stand, samples, lapse, taught, runs, c["go"], c["stop"], c["said"], resume, seen, timer,
     ]  # fmt: skip
 
+    @told(
+        c["said"], {timer: gr.update(active=False)}
+    )  # as of a configuration that somebody changed
     def show(name: str | None, seen_before: Any) -> dict:
         """The page as a run stands: the one that is running, else the one of a name."""
-        try:
-            standing = learning.standing(None if learning.running or not name else name)
-        except Exception as error:  # a configuration that somebody changed
-            return {c["said"]: status(error=sentence(error)), timer: gr.Timer(active=False)}
+        standing = learning.standing(None if learning.running or not name else name)
         running = learning.running
         choices = learning.runs()
         update = {
@@ -140,35 +140,29 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
             }
         return update
 
+    @told(c["said"], {timer: gr.update(active=False)})
     def tick(name: str | None, seen_before: Any) -> dict:
-        try:
-            update = show(name, seen_before)
-            if new := learning.take_finished():
-                studio.replace(new)
-        except Exception as error:
-            return {c["said"]: status(error=sentence(error)), timer: gr.Timer(active=False)}
+        update = show(name, seen_before)
+        if new := learning.take_finished():
+            studio.replace(new)
         if not learning.running:
             update |= head.now(studio) | {c["said"]: ""}
         return update
 
     timer.tick(tick, [runs, seen], [*outputs, *head.all], queue=False, **QUIET)
 
+    @told(c["said"])
     def begin(dropped, word, phrase, kind, steps, rate, every, names, prompts):
         lines = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
-        try:
-            learning.start(
-                word or "", phrase or "", [path for path, _ in dropped or []], kind, lines, names,
-                num_sgd_steps=steps, learning_rate=rate, checkpoint_freq=every,
-            )  # fmt: skip
-        except Exception as error:
-            return {c["said"]: status(error=sentence(error))}
+        learning.start(
+            word or "", phrase or "", [path for path, _ in dropped or []], kind, lines, names,
+            num_sgd_steps=steps, learning_rate=rate, checkpoint_freq=every,
+        )  # fmt: skip
         return {c["said"]: ""} | show(None, None)
 
+    @told(c["said"])
     def go_on(name: str | None):
-        try:
-            learning.go_on(name or "")
-        except Exception as error:
-            return {c["said"]: status(error=sentence(error))}
+        learning.go_on(name or "")
         return {c["said"]: ""} | show(None, None)
 
     inputs = [pictures, word, phrase, kind, steps, rate, every, names, prompts]
@@ -181,14 +175,12 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
 
     c["stop"].click(stop, None, c["said"], queue=False, **QUIET)
 
+    @told(c["said"])
     def load(name: str | None):
-        try:
-            standing = learning.standing(name)
-            if standing is None or standing.checkpoint is None:
-                raise UserError("it has no checkpoint yet; wait for the first one")
-            words = ", ".join(studio.replace(standing.folder))
-        except Exception as error:
-            return {c["said"]: status(error=sentence(error))}
+        standing = learning.standing(name)
+        if standing is None or standing.checkpoint is None:
+            raise UserError("it has no checkpoint yet; wait for the first one")
+        words = ", ".join(studio.replace(standing.folder))
         text = f"Loaded {words} as of {standing.checkpoint.name}. Write the word in a prompt."
         return {c["said"]: status(text)} | head.now(studio)
 

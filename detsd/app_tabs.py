@@ -5,17 +5,19 @@ What goes wrong stands as a sentence where one has just pressed; the images that
 
 from __future__ import annotations
 
+import functools
 import html
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from detsd.app_form import AXES, MOST_IMAGES, checked_job, copies, grid_jobs
+from detsd.app_form import AXES, FIELDS, MOST_IMAGES, checked_job, copies, grid_jobs
 from detsd.errors import UserError
 from detsd.pipeline import SCHEDULERS, Job
 from detsd.studio import Making, Shown, Studio, watched
@@ -51,6 +53,22 @@ def status(text: str = "", notes: Sequence[str] = (), error: str = "") -> str:
     lines += [f"<p>{html.escape(text)}</p>"] if text else []
     lines += [f'<p class="note">{html.escape(note)}</p>' for note in notes]
     return "".join(lines)
+
+
+def told(where: Any, besides: dict[Any, Any] | None = None) -> Callable[[Callable], Callable]:
+    """Have a handler say at `where` what goes wrong in it; what else is then updated."""
+
+    def decorated(call: Callable) -> Callable:
+        @functools.wraps(call)
+        def wrapped(*args: Any) -> dict:
+            try:
+                return call(*args)
+            except Exception as error:
+                return {where: status(error=sentence(error))} | (besides or {})
+
+        return wrapped
+
+    return decorated
 
 
 def bar(share: float, text: str, seconds: float | None = None) -> str:
@@ -118,8 +136,16 @@ def thumbnails(studio: Studio, pictures: Sequence[Path], title: str = "") -> str
     return f"<p>{html.escape(title)}</p>{small}" if small else ""
 
 
+class Components:
+    """Components by what they are for."""
+
+    @property
+    def all(self) -> list[Any]:
+        return list(vars(self).values())
+
+
 @dataclass(frozen=True)
-class Form:
+class Form(Components):
     """The components that describe an image, in the order of `checked_job`."""
 
     prompt: Any
@@ -131,13 +157,9 @@ class Form:
     width: Any
     height: Any
 
-    @property
-    def all(self) -> list[Any]:
-        return list(vars(self).values())
-
 
 @dataclass(frozen=True)
-class Head:
+class Head(Components):
     """What shows the concepts, and has to follow when they change."""
 
     about: Any
@@ -145,10 +167,6 @@ class Head:
     chosen: Any  # of the concepts' tab
     facts: Any  # of the chosen one
     pictures: Any
-
-    @property
-    def all(self) -> list[Any]:
-        return list(vars(self).values())
 
     def now(self, studio: Studio, chosen: str | None = None) -> dict:
         """Updates of them all."""
@@ -367,18 +385,12 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
         trigger_mode="always_last", **QUIET,
     )  # fmt: skip
 
+    @told(hint, {drop: None})
     def fill(path: str | None):
         if path is None:
             return {hint: ""}
-        try:
-            job, notes = studio.settings(path)
-        except Exception as error:
-            return {hint: status(error=sentence(error)), drop: None}
-        values = (
-            job.prompt, job.negative_prompt, job.guidance_scale, job.num_inference_steps,
-            job.seed, job.scheduler_name, job.width, job.height,
-        )  # fmt: skip
-        return dict(zip(form.all, values, strict=True)) | {
+        job, notes = studio.settings(path)
+        return dict(zip(form.all, attrgetter(*FIELDS)(job), strict=True)) | {
             count: 1, drop: None, c["status"]: status("The form holds its settings.", notes),
         }  # fmt: skip
 
@@ -481,26 +493,20 @@ def concepts_tab(studio: Studio, about: Any, examples: Any) -> Head:
             loaded = gr.HTML(elem_id="loaded", elem_classes="status")
     head = Head(about, examples, chosen, facts, pictures)
 
+    @told(loaded)
     def add(text: str, upload: str | None) -> dict:
-        try:
-            words = ", ".join(studio.load(text, upload))
-        except Exception as error:
-            return {loaded: status(error=sentence(error))}
+        words = ", ".join(studio.load(text, upload))
         said = status(f"Loaded {words}. Write the word in a prompt.")
         return {loaded: said, source: "", file: None} | head.now(studio)
 
+    @told(changed)
     def forget(name: str | None) -> dict:
-        try:
-            studio.unload(name or "")
-        except Exception as error:
-            return {changed: status(error=sentence(error))}
+        studio.unload(name or "")
         return {changed: status(f"Unloaded {name}.")} | head.now(studio)
 
+    @told(changed)
     def read_again(name: str | None) -> dict:
-        try:
-            studio.reload(name or "")
-        except Exception as error:
-            return {changed: status(error=sentence(error))}
+        studio.reload(name or "")
         said = status(f"Read {name} again from {studio.pipe.sources[name]}.")
         return {changed: said} | head.now(studio, name)
 

@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from detsd import images
-from detsd.app_form import checked_job
+from detsd.app_form import FIELDS, checked_job
 from detsd.checks import list_images
 from detsd.data import to_rgb
 from detsd.denoise import decode
@@ -440,11 +441,7 @@ class Studio:
                 "(image editors and chat programs strip them)"
             )
         try:
-            job = checked_job(
-                self.pipe, record["prompt"], record["negative_prompt"],
-                record["guidance_scale"], record["num_inference_steps"], record["seed"],
-                record["scheduler_name"], record["width"], record["height"],
-            )  # fmt: skip
+            job = checked_job(self.pipe, *itemgetter(*FIELDS)(record))
             model = record["model"]["pretrained_model_name_or_path"]
             rows = {name: c["sha256"] for name, c in record["concepts"].items()}
         except (KeyError, TypeError, AttributeError, ValueError):
