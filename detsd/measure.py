@@ -229,29 +229,15 @@ class Lineup:
 # ---- evaluators ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Eye:
-    """A network that sees images: CLIP, or DINO and its like, which know no words.
+    """A network that sees images: CLIP, or DINO and its like, which know no words."""
 
-    Attributes:
-        name: as it was given.
-        commit: of the hub, that it is of; None for a folder.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        model: Any,
-        processor: Any,
-        tokenizer: CLIPTokenizer | None,
-        commit: str | None,
-    ):
-        """
-        Args:
-            processor: what makes pixels of images; None: [-1, 1] at the model's own size.
-            tokenizer: None for a network without a text side.
-        """
-        self.name, self.model, self.commit = name, model, commit
-        self.processor, self.tokenizer = processor, tokenizer
+    name: str  # as it was given
+    model: Any
+    processor: Any  # what makes pixels of images; None: [-1, 1] at the model's own size
+    tokenizer: CLIPTokenizer | None  # None for a network without a text side
+    commit: str | None  # of the hub, that it is of; None for a folder
 
     @torch.no_grad()
     def image_features(self, images: list[Image.Image]) -> torch.Tensor:
