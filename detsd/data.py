@@ -43,14 +43,13 @@ PIXELS_AT_ONCE = 2**21  # through the VAE: 8 images of 512 x 512, about 3 GB in 
 A, B = TypeVar("A"), TypeVar("B")
 
 
-def _seed(*parts: int) -> int:
-    """One seed from several numbers, well mixed (numpy's SeedSequence); PyTorch heeds 32 bits."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
-    """Standard normal numbers, drawn on the CPU so that every device gets the same."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(_seed(*parts)))
+    """Standard normal numbers, drawn on the CPU so that every device gets the same.
+
+    By several numbers, well mixed (numpy's SeedSequence) into one seed; PyTorch heeds 32 bits.
+    """
+    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -222,11 +221,6 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 # ---- prompts -------------------------------------------------------------------------------------
 
 
-def file_words(path: Path, split_char: str) -> str:
-    """The words of a file name: `on_a_beach.jpg` -> `on a beach`."""
-    return " ".join(path.stem.split(split_char) if split_char else [path.stem])
-
-
 def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> list[str]:
     """The prompts that image `path` of concept `name` may be shown with.
 
@@ -245,18 +239,17 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
         text = text.replace("{}", name)
         # A caption that does not say where the concept is begins with it.
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
-    if config.append_file_name_to_text and text_of(path) != path.name:
-        raise UserError(
-            f"{path.parent / text_of(path)}: the file name is no UTF-8, and "
-            "concepts.append_file_name_to_text reads it; rename the file"
-        )
+    words = ""
+    if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
+        if text_of(path) != path.name:
+            raise UserError(
+                f"{path.parent / text_of(path)}: the file name is no UTF-8, and "
+                "concepts.append_file_name_to_text reads it; rename the file"
+            )
+        split = config.file_name_split_char
+        words = " " + (path.stem.replace(split, " ") if split else path.stem)
     templates = list(TEMPLATES[kind])
     templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
-    words = (
-        f" {file_words(path, config.file_name_split_char)}"
-        if config.append_file_name_to_text
-        else ""
-    )
     return [template.format(name) + words for template in templates]
 
 
@@ -386,7 +379,10 @@ class TrainingData:
     def __init__(self, config: ConceptsConfig, model: BaseModel, seed: int, max_validation: int):
         self.seed = seed
         self.start = np.random.default_rng((seed, CHOICES)).uniform()  # of the timesteps
-        self._order = functools.lru_cache(4)(self._draw_order)  # a batch may end one and begin one
+        # The order (n,) of the images in an epoch; a batch may end one and begin one.
+        self._order = functools.lru_cache(4)(
+            lambda epoch, n: np.random.default_rng((seed, ORDER, epoch)).permutation(n)
+        )
         self.scaling = float(model.vae.config.scaling_factor)
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         size = config.img_size or model.image_size
@@ -448,10 +444,6 @@ class TrainingData:
             prompt = vary_tags(prompt, self.words, own, self.shuffle, self.drop_out)
         t = int((self.start + i * 0.6180339887498949) % 1 * self.num_timesteps)
         return self._noised(shot, view, prompt, t, DRAW, i)
-
-    def _draw_order(self, epoch: int, n: int) -> np.ndarray:
-        """The order (n,) of the images in an epoch."""
-        return np.random.default_rng((self.seed, ORDER, epoch)).permutation(n)
 
     def validation_examples(self, k: int, timesteps: int) -> list[Example]:
         """The fixed examples of validation image k: even timesteps, fixed noise and prompt."""
