@@ -25,7 +25,7 @@ from detsd.config import (
     refuse,
 )
 from detsd.errors import UserError
-from detsd.families import SUPPORTED, unsupported_index, without_index
+from detsd.families import INDEX, SUPPORTED, unsupported_index, without_index
 from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve, word_problem
 from detsd.sources import DICT_FILE, is_source, locate, split_source
 from detsd.trial import finetuning_of, latest_checkpoint, read_metadata
@@ -40,7 +40,6 @@ MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneT
 # Beside pictures, and none themselves: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
-INDEX = "model_index.json"
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 

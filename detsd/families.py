@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
 SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and XL, and fine-tunes of these"
 PIPELINES = {
     "StableDiffusionPipeline",

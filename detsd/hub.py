@@ -37,15 +37,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import enable_progress_bars
 
 from detsd.errors import DISK_ERRORS, UserError
-from detsd.families import SUPPORTED, without_index
+from detsd.families import INDEX, SUPPORTED, without_index
 from detsd.progress import LINE, meanwhile, say, tell
 
 logger = logging.getLogger("detsd")
 
 KEY = "model.pretrained_model_name_or_path"
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
-INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
-CONFIG = "config.json"  # and what, one of a single part
+CONFIG = "config.json"  # what makes one a model of a single part, as `INDEX` one of several
 WHOLE = "."  # that part, which has no folder of its own
 PATIENCE = 10  # seconds for an answer of the hub
 LONGEST_WAIT = 60  # seconds before a busy hub is asked again
