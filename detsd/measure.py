@@ -300,18 +300,18 @@ def _find(which: str, name: str) -> Source:
 def _load(which: str, name: str, source: Source, device: torch.device) -> Eye:
     source.fetch(WHOLE)
     folder, processor, tokenizer = source.folder, None, None
+    own = {"trust_remote_code": False}  # else a terminal is asked whether to run a repository's
     with loading(name, REMEDY, source.key):
         model = AutoModel.from_pretrained(
-            folder, use_safetensors=True, variant=source.variant(WHOLE)
+            folder, use_safetensors=True, variant=source.variant(WHOLE), **own
         )
         if which == "dino" or "preprocessor_config.json" in source.files:
-            processor = AutoImageProcessor.from_pretrained(folder)
+            processor = AutoImageProcessor.from_pretrained(folder, **own)
         if which == "clip":
-            own = source.files.keys() & {"tokenizer_config.json", "vocab.json"}
+            brings = source.files.keys() & {"tokenizer_config.json", "vocab.json"}
             # The bundled one reads the base model's texts.
-            tokenizer = CLIPTokenizer.from_pretrained(
-                folder if own else folder.parent / "tokenizer"
-            )
+            words = folder if brings else folder.parent / "tokenizer"
+            tokenizer = CLIPTokenizer.from_pretrained(words)
         model.requires_grad_(False).eval().float().to(device)
     return Eye(name, model, processor, tokenizer, source.commit)
 

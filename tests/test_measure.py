@@ -1,6 +1,7 @@
 """What images are measured by: known answers, evaluators of both kinds, their mistakes."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -231,7 +232,7 @@ def test_the_bundled_evaluator_tells_colours():
     assert not any(p.requires_grad for p in eye.model.parameters())
 
 
-def test_evaluators_in_folders_of_their_own(tmp_path):
+def test_evaluators_in_folders_of_their_own(tmp_path, monkeypatch):
     clip, dino = save_tiny_clip(tmp_path / "clip"), save_tiny_dino(tmp_path / "dino")
     configured = EvaluatorConfig(str(clip), str(dino))
     eyes = load_eyes(configured, "demo_model", CPU)
@@ -246,6 +247,12 @@ def test_evaluators_in_folders_of_their_own(tmp_path):
         load_eyes(EvaluatorConfig(str(dino)), "demo_model", CPU)
     with pytest.raises(UserError, match=r"evaluator\.dino: .*clip is .* kind 'clip'; name a DINO"):
         load_eyes(EvaluatorConfig(dino=str(clip)), "demo_model", CPU)
+    with monkeypatch.context() as asked:  # whether to run somebody's code
+        asked.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+        odd = {"image_processor_type": "Odd", "auto_map": {"AutoImageProcessor": "odd.Odd"}}
+        (dino / "preprocessor_config.json").write_text(json.dumps(odd))
+        with pytest.raises(UserError, match=r"evaluator\.dino: .*dino cannot be loaded"):
+            load_eyes(configured, "demo_model", CPU)
     (clip / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"evaluator\.clip: .*clip cannot be loaded; name a folder"):
         load_eyes(configured, "demo_model", CPU)
