@@ -31,6 +31,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 from determined import _info
 from determined.common.util import yaml_safe_load
 from determined.experimental import client
+from forked import Forked
 from tiny import ROOT
 
 from detsd.__main__ import main
@@ -395,38 +396,48 @@ class Master:
         return info, {
             "DET_MASTER": url, "DET_USER": "u", "DET_USER_TOKEN": "s", "DET_SESSION_TOKEN": "s",
             "DET_ALLOCATION_ID": allocation, "TRIAL_INFO_DIR": str(info),
+            # Tests run side by side on one machine; a container has these ports to itself.
+            "INTER_TRAIN_PROCESS_COMM_PORT_1": str(free_port()),
+            "INTER_TRAIN_PROCESS_COMM_PORT_2": str(free_port()),
         }  # fmt: skip
 
-    def start(
+    def launch(
         self, experiment: dict, *, command: str = "finetune", trial: int = 7, slots: int = 1,
-        launcher: bool = False, source: str | None = None,
+        source: str | None = None,
     ) -> subprocess.Popen:  # fmt: skip
         """Start `python3 -m detsd COMMAND` as this cluster's trial, restarted if it is known.
 
-        `source` is the checkpoint that a new trial starts from. With `launcher` the process is
-        Determined's, with one rank per slot.
+        By Determined's launcher, with one rank per slot. `source` is the checkpoint that a new
+        trial starts from.
         """
         info, env = self._prepare(experiment, trial, slots, source)
         env |= {
             "TMPDIR": self._scratch.name,
             "PYTHONPATH": str(ROOT / "tests" / "in_a_trial"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            # Tests run side by side on one machine; a container has these ports to itself.
             "C10D_PORT": str(free_port()),
-            "INTER_TRAIN_PROCESS_COMM_PORT_1": str(free_port()),
-            "INTER_TRAIN_PROCESS_COMM_PORT_2": str(free_port()),
         }
-        words = [*LAUNCHER.split()] if launcher else []
         process = subprocess.Popen(
-            [*words, "python3", "-m", "detsd", command], cwd=ROOT, env=os.environ | env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            [*LAUNCHER.split(), "python3", "-m", "detsd", command], cwd=ROOT, env=os.environ | env,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         process.info = info
         self._processes.append(process)
         return process
 
+    def fork(self, experiment: dict, *, command: str = "finetune", slots: int = 1, **options):
+        """As `launch`, without the launcher and the seconds that the libraries take."""
+        info, env = self._prepare(experiment, slots=slots, **options)
+
+        def trial() -> int:
+            tempfile.tempdir = self._scratch.name
+            with believing(env):
+                return main([command])
+
+        return Forked(info, trial, slots)
+
     def run(self, experiment: dict, expect: int = 0, **options) -> str:
-        """A trial's next run to its end, `options` as for `start`; what it said.
+        """A trial's next run to its end, in this process; what it said.
 
         `expect` is its exit code.
         """
@@ -434,14 +445,7 @@ class Master:
         assert code == expect, said
         return said
 
-    def _run(
-        self, experiment: dict, *, command: str = "finetune", launcher: bool = False, **options
-    ) -> tuple[int, str]:
-        if launcher:
-            process = self.start(experiment, command=command, launcher=True, **options)
-            said = self.end(process)
-            return process.returncode, said
-        # In this process, which saves the seconds that the libraries take.
+    def _run(self, experiment: dict, *, command: str = "finetune", **options) -> tuple[int, str]:
         _, env = self._prepare(experiment, **options)
         text = io.StringIO()
         with believing(env), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):

@@ -84,7 +84,9 @@ def told(kind, steps=None):
 @pytest.mark.slow
 def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, master):
     """Through the launcher, undisturbed; then paused, killed, with the master away, restarted."""
-    said = master.run(two_concepts, trial=1, launcher=True)
+    launched = master.launch(two_concepts, trial=1)
+    said = master.end(launched)
+    assert launched.returncode == 0, said
     assert "[rank=0]" in said
     assert list(master.stored(1)) == [8, 16, 24]
     assert sorted(master.metrics("training", 1)) == list(range(2, 25, 2))
@@ -121,13 +123,12 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
 
     # Killed between the writing of a checkpoint and its report: the files do not count.
     def kill():
-        master.kill(process)
+        killed.kill()
         raise Dropped
 
-    process = master.start(two_concepts)
     master.when(told("/checkpoints", 16), kill)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    with master.fork(two_concepts) as killed:
+        assert killed.end() == [-signal.SIGKILL], killed.said
     assert max(master.stored()) < 16
 
     master.when(told("/metrics", away), lambda: master.refuse_connections(2))
@@ -152,30 +153,31 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
 
 @pytest.mark.slow
 def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
-    two_concepts, master, tmp_path
+    two_concepts, master, tmp_path, caplog
 ):
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 2
-    failing = master.start(two_concepts, launcher=True, slots=2)
+    failing = master.launch(two_concepts, slots=2)
     master.when(
         told("/checkpoints", 16),
         lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL),
     )
     said = master.end(failing)
     assert failing.returncode not in (0, None), said
+    assert "[rank=0]" in said
+    assert "OMP_NUM_THREADS" not in said  # of Accelerate, at every start
     assert list(master.stored()) == [8, 16]
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
     pause(master, 18 / 24)
     assert "resuming after step 16" in master.run(two_concepts)
     assert 18 <= max(master.stored()) < 20
+    assert "partial checkpoint" not in caplog.text  # of the harness
     master.preempt.clear()
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 2
-    said = master.run(two_concepts, launcher=True, slots=2)
-    assert "resuming after step" in said
-    assert "[rank=0]" in said
-    assert "OMP_NUM_THREADS" not in said  # of Accelerate, at every start
-    assert "partial checkpoint" not in said  # of the harness
+    with master.fork(two_concepts, slots=2) as again:
+        assert again.end() == [0, 0], again.said
+    assert "resuming after step" in again.said[0]
     assert master.progress()[-1] == 1.0
     assert sorted(master.metrics("training")) == list(range(2, 25, 2))
     assert sorted(master.metrics("validation")) == [8, 16, 24]
@@ -391,7 +393,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     undisturbed = images(out)
     assert len(undisturbed) == 12
     options = {"command": "generate", "source": "source"}
-    failing = master.start(given, launcher=True, slots=2, **options)
+    failing = master.launch(given, slots=2, **options)
     master.when(told("/checkpoints", 2), lambda: os.kill(master.ranks(failing)[1], signal.SIGKILL))
     said = master.end(failing)
     assert failing.returncode not in (0, None), said
@@ -406,13 +408,12 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     collected = master.collect_garbage(8)
 
     def kill():
-        master.kill(process)
+        killed.kill()
         raise Dropped
 
-    process = master.start(given, launcher=True, slots=2, **options)
     master.when(told("/checkpoints", 12), kill)
-    said = master.end(process)
-    assert process.returncode == -signal.SIGKILL, said
+    with master.fork(given, slots=2, **options) as killed:
+        assert killed.end() == [-signal.SIGKILL] * 2, killed.said
     assert max(master.stored()) < 12
     collected += master.collect_garbage(8)
 
