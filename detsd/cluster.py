@@ -360,13 +360,7 @@ class LocalRun(Run):
         self._hold_folder()
         self.latest = latest_checkpoint(folder)
         self._source = str(warm_start.resolve()) if warm_start else None
-        if self.latest and self._source:
-            if read_metadata(self.latest).get("warm_start") != self._source:
-                raise UserError(
-                    f"--output-dir {folder} already holds another run; give this warm start a new "
-                    "folder"
-                )
-        elif warm_start:
+        if warm_start and not self.latest:  # else it began so: `checks.check_resume`
             self.latest, self.latest_is_own = warm_start, False
         ranks.allgather(None)  # no rank writes before all have looked
         self._handlers = {

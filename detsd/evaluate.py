@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 
 from detsd import images
 from detsd.album import Page
-from detsd.checks import check_evaluate, images_problem, learned_from
+from detsd.checks import images_problem, learned_from
 from detsd.cluster import Run, downloaded
 from detsd.concepts import PromptRewriter, check_fit
 from detsd.config import (
@@ -216,7 +216,6 @@ class Evaluation:
     def __init__(self, config: EvaluateConfig, run: Run):
         self.config, self.run = config, run
         run.agree(evaluation=flat(dataclasses.asdict(config)))
-        check_evaluate(config, "the configuration")
         self.blocks = find_blocks(config)
         self.grounds = [block.ground for block in self.blocks if not block.concept]
         with run.ranks.local_chief_first():
