@@ -28,6 +28,7 @@ from detsd.single_file import (
     told_of_scheduler,
 )
 
+REMEDY = "give a complete diffusers folder or a hub model that has safetensors weights"
 ERRORS = (  # that the libraries raise over files
     OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, ImportError,
     SafetensorError, pickle.UnpicklingError,
@@ -51,20 +52,13 @@ def find_model(config: ModelConfig, fetch: bool = True) -> Source:
 
 
 @contextlib.contextmanager
-def loading(name: str, remedy: str = "", key: str = KEY) -> Iterator[None]:
+def loading(name: str, remedy: str = REMEDY, key: str = KEY) -> Iterator[None]:
     """What goes wrong in reading a model's files as one sentence."""
     try:
         yield
     except ERRORS as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{key}: {name} cannot be loaded; "
-            + (
-                remedy
-                or "give a complete diffusers folder or a hub model that has safetensors weights"
-            )
-            + f" (reason: {reason})"
-        ) from None
+        raise UserError(f"{key}: {name} cannot be loaded; {remedy} (reason: {reason})") from None
 
 
 @dataclass(frozen=True)
