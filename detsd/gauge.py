@@ -12,12 +12,11 @@ import itertools
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from PIL import Image
 
 from detsd.config import FinetuneConfig
 from detsd.data import read_images
-from detsd.measure import Anchors, Yardstick, load_eyes
+from detsd.measure import Anchors, Eye, Yardstick
 from detsd.pipeline import Job, sample_jobs
 from detsd.templates import EDITS, PLAIN
 
@@ -49,9 +48,8 @@ class Gauge:
         ends: of the scales, for each concept; known from `anchor` on.
     """
 
-    def __init__(self, config: FinetuneConfig, device: torch.device, size: int):
+    def __init__(self, config: FinetuneConfig, eyes: dict[str, Eye], size: int):
         c, m = config.concepts, config.measure
-        eyes = load_eyes(config.evaluator, config.model.pretrained_model_name_or_path, device)
         self.ends: list[Anchors] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:

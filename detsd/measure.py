@@ -14,7 +14,7 @@ the names CLIP-I and CLIP-T, and DINO for the first. Features are unit vectors (
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,10 +271,18 @@ class Eye:
         return F.normalize(told.float().cpu(), dim=1)
 
 
-def load_eyes(config: EvaluatorConfig, base_model: str, device: torch.device) -> dict[str, Eye]:
+def load_eyes(
+    config: EvaluatorConfig,
+    base_model: str,
+    device: torch.device,
+    commits: Mapping[str, str | None] | None = None,
+) -> dict[str, Eye]:
     """The evaluators that are configured, as `clip` and `dino`; without the second one, the first.
 
     Where no CLIP is named, it is the one that lies in the base model's folder.
+
+    Args:
+        commits: of the hub's, where they have to be those that something was measured with before.
 
     Raises:
         UserError: no CLIP, or an evaluator that cannot be had or loaded.
@@ -283,13 +291,14 @@ def load_eyes(config: EvaluatorConfig, base_model: str, device: torch.device) ->
         raise UserError(problem)
     names = {"clip": config.clip or own_clip(base_model), "dino": config.dino}
     # Of both, before the weights of either come down.
-    sources = {which: _find(which, name) for which, name in names.items() if name}
+    pinned = commits or {}
+    sources = {w: _find(w, name, pinned.get(w)) for w, name in names.items() if name}
     return {which: _load(which, names[which], source, device) for which, source in sources.items()}
 
 
-def _find(which: str, name: str) -> Source:
+def _find(which: str, name: str, commit: str | None) -> Source:
     key, (title, kinds) = f"evaluator.{which}", KINDS[which]
-    source = find(resolve(name), key=key, index=CONFIG)
+    source = find(resolve(name), commit, key=key, index=CONFIG)
     with loading(name, REMEDY, key):
         kind = read_json(source, CONFIG).get("model_type")
     if kind not in kinds:  # the libraries would make one of random weights of it

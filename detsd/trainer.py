@@ -41,7 +41,7 @@ from detsd.loss import (
     min_snr_weight,
     norm_penalty,
 )
-from detsd.measure import Anchors
+from detsd.measure import Anchors, Eye, load_eyes
 from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.progress import Bar, Work, waiting
@@ -137,6 +137,10 @@ class Trainer:
         with run.ranks.local_chief_first():
             fetch_vocabulary(self._model_config())
         check_finetune(config, "the configuration")  # once more, by the words of a hub model
+        # Who measures, where anything is; the others are told. Before the base model, so that a
+        # mistake in an evaluator's name does not wait for its weights.
+        measures = config.measure.num_samples and run.is_chief
+        self.eyes = self._load_eyes() if measures else {}
         began = time.monotonic()
         loading = waiting(f"loading {config.model.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
@@ -166,9 +170,7 @@ class Trainer:
         self.shown = len(self.jobs)  # the first ones; those behind them are measured
         self.jobs += gauge_jobs(config, size)
         self.pipeline.check(self.jobs)
-        # Who measures; the others are told.
-        measures = self.shown < len(self.jobs) and run.is_chief
-        self.gauge = Gauge(config, self.model.device, size) if measures else None
+        self.gauge = Gauge(config, self.eyes, size) if self.eyes else None
         loaded = time.monotonic()
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
         self.start = {
@@ -214,11 +216,20 @@ class Trainer:
         run.begin()
         self._keep_best()  # of the checkpoint that this goes on from
 
+    def _began(self) -> dict[str, Any]:
+        """What the checkpoint that this run goes on from says of itself; {} where there is none."""
+        return read_metadata(self.run.latest) if self.run.latest_is_own and self.run.latest else {}
+
     def _model_config(self) -> ModelConfig:
         """The configured base model, of the hub's at the commit that this run began with."""
-        began = read_metadata(self.run.latest) if self.run.latest_is_own and self.run.latest else {}
         model = self.config.model
-        return dataclasses.replace(model, revision=began.get("commit") or model.revision)
+        return dataclasses.replace(model, revision=self._began().get("commit") or model.revision)
+
+    def _load_eyes(self) -> dict[str, Eye]:
+        """The evaluators, of the hub's at the commits that the anchors were measured with."""
+        name = self.config.model.pretrained_model_name_or_path
+        commits = self._began().get("evaluators")
+        return load_eyes(self.config.evaluator, name, self.run.ranks.device, commits)
 
     # ---- the step ----------------------------------------------------------------------------
 
@@ -630,6 +641,7 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
             "concepts": self.vocabulary.names,
             "commit": self.model.commit,
+            "evaluators": {which: eye.commit for which, eye in self.eyes.items()},
             "complete": self.complete,
             "settled": self.settled,
             "best": self.best and {"steps_completed": self.best} | self.validations[self.best],

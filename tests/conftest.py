@@ -42,7 +42,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def experiment(tmp_path, tiny_model, photos):
-    """Write an experiment file on the tiny model; sections' keys can be given."""
+    """Write an experiment file on the tiny model; keys of its sections can be given."""
 
     def write(name: str = "experiment.yaml", **sections) -> Path:
         hyperparameters = {
@@ -68,7 +68,7 @@ def experiment(tmp_path, tiny_model, photos):
             },
         }
         for section, values in sections.items():
-            hyperparameters[section] = hyperparameters[section] | values
+            hyperparameters[section] = hyperparameters.get(section, {}) | values
         path = tmp_path / name
         path.write_text(yaml.safe_dump({"name": "test", "hyperparameters": hyperparameters}))
         return path

@@ -405,3 +405,28 @@ def test_an_evaluation_tells_of_which_commit_its_evaluator_was(hub, clip, photos
     assert (found["clip"], found["clip_commit"]) == (CLIP, commit)
     assert found["commit"] == hub.models[NAME].main
     assert found["dino"] is None
+
+
+def test_a_fine_tuning_measures_with_the_commits_that_it_began_with(
+    hub, clip, tmp_path, experiment, capsys
+):
+    """By which its anchors are; a name that is none is told before the base model's weights."""
+    first = hub.add(CLIP, clip)
+    sections = {
+        "model": {"pretrained_model_name_or_path": NAME},
+        "measure": {"num_samples": 1, "num_prompts": 1},
+        "training": {"num_sgd_steps": 1},
+    }
+    run = ["--output-dir", str(tmp_path / "run")]
+    wrong = experiment("wrong.yaml", **sections, evaluator={"clip": "tiny/clib"})
+    assert main(["finetune", str(wrong), *run]) == 2
+    assert "evaluator.clip: tiny/clib is neither" in capsys.readouterr().err
+    assert not [name for name in hub.downloads() if name.endswith(".safetensors")]
+
+    right = experiment("right.yaml", **sections, evaluator={"clip": CLIP})
+    assert main(["finetune", str(right), *run]) == 0
+    assert hub.add(CLIP, shutil.copytree(clip, tmp_path / "clip")) != first
+    assert main(["finetune", str(right), "--set", "training.num_sgd_steps=2", *run]) == 0
+    for step in ("step-00000001", "step-00000002"):
+        told = read_metadata(tmp_path / "run" / "checkpoints" / step)
+        assert told["evaluators"] == {"clip": first}
