@@ -261,7 +261,8 @@ class Album:
         self.received += len(files)
         if files:
             self._writing.append(self._writer.submit(self._write, files))
-        if time.monotonic() - self._told >= progress.LINE:
+        # Not between two batches, where nothing has come and the speed would be none.
+        if files and time.monotonic() - self._told >= progress.LINE:
             self._told = time.monotonic()
             self._writing.append(self._writer.submit(self._tell))
         while self._writing and self._writing[0].done():
