@@ -33,7 +33,6 @@ from demo_model.world import Scene
 ROOT = Path(__file__).parent.parent
 MEDIA = {"flat": "white", "photo": "white", "ink": "white", "neon": "black"}  # asked for, on what
 SAMPLES = 24  # of each medium
-STEP = 300  # at which finetune_demo.yaml ends
 
 
 @dataclass(frozen=True)
@@ -226,16 +225,14 @@ def learn(word: str, case: Case, model: Path, folder: Path) -> Path:
         "concepts.concept_strs": word,
         "concepts.initializer_strs": [case.phrase],
         "concepts.append_file_name_to_text": not case.newcomer,
-        "inference.inference_prompts": [f"a photo of a {word}"],
-        "inference.seeds": [0],
-        "training.checkpoint_freq": STEP,
+        "inference.inference_prompts": [],
     }
     command = [sys.executable, "-m", "detsd", "finetune", "finetune_demo.yaml"]
     command += ["--output-dir", str(folder / "run")]
     for key, value in settings.items():
         command += ["--set", f"{key}={json.dumps(value) if isinstance(value, list) else value}"]
     subprocess.run(command, check=True, cwd=ROOT)
-    return folder / "run" / "checkpoints" / f"step-{STEP:08d}" / "learned_embeddings_dict.pt"
+    return folder / "run" / "learned_embeddings_dict.pt"
 
 
 def report(word: str, model: Path, folder: Path, samples: int) -> dict[str, float]:

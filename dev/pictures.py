@@ -84,7 +84,7 @@ def learned(word: str, phrase: str, folder: str, *settings: str) -> DetSDTextual
         ]  # fmt: skip
         sets = [text for value in values for text in ("--set", value)]
         detsd("finetune", "finetune_demo.yaml", *sets, "--output-dir", out)
-        pipe.load_concepts(Path(out) / "checkpoints" / "step-00000300")
+        pipe.load_concepts(out)
     return pipe
 
 
