@@ -16,16 +16,22 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny import ROOT, save_tiny_model
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = {"inference_prompts": ["a photo of a blob-thing"]}  # of an experiment that draws any
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
+    from tiny import save_tiny_model  # here: the process that hands the tests out needs no torch
+
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def tiny_v_model(tmp_path_factory) -> Path:
+    from tiny import save_tiny_model
+
     return save_tiny_model(tmp_path_factory.mktemp("tiny-v"), "v_prediction")
 
 
@@ -42,7 +48,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def experiment(tmp_path, tiny_model, photos):
-    """Write an experiment file on the tiny model; keys of its sections can be given."""
+    """Write an experiment file on the tiny model, without samples; keys of it can be given."""
 
     def write(name: str = "experiment.yaml", **sections) -> Path:
         hyperparameters = {
@@ -62,7 +68,7 @@ def experiment(tmp_path, tiny_model, photos):
                 "num_validation_timesteps": 2,
             },
             "inference": {
-                "inference_prompts": ["a photo of a blob-thing"],
+                "inference_prompts": [],
                 "num_inference_steps": 2,
                 "seeds": [0, 1],
             },
@@ -78,7 +84,9 @@ def experiment(tmp_path, tiny_model, photos):
 
 @pytest.fixture
 def measuring(experiment, tmp_path):
-    """An experiment that measures its samples by the bundled CLIP, look-alikes among them."""
+    """An experiment that measures its samples in every way, by the bundled CLIP among others."""
+    from tiny import save_tiny_dino
+
     for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
         (tmp_path / name).mkdir()
         for k in range(3):
@@ -87,7 +95,7 @@ def measuring(experiment, tmp_path):
             )
     path = experiment(
         training={"checkpoint_freq": 2, "learning_rate": 0.1},
-        inference={"inference_prompts": [], "num_inference_steps": 1, "guidance_scale": 1},
+        inference={"num_inference_steps": 1, "guidance_scale": 1},
     )
     given = yaml.safe_load(path.read_text())
     given["hyperparameters"] |= {
@@ -96,7 +104,10 @@ def measuring(experiment, tmp_path):
             "num_prompts": 2,
             "lineup": [str(tmp_path / name) for name in ("red", "blue")],
         },
-        "evaluator": {"clip": str(ROOT / "demo_model" / "clip")},
+        "evaluator": {
+            "clip": str(ROOT / "demo_model" / "clip"),
+            "dino": str(save_tiny_dino(tmp_path / "dino")),
+        },
     }
     path.write_text(yaml.safe_dump(given))
     return path

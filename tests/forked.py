@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -49,7 +50,9 @@ class Forked:
         PartialState._reset_state()
         GradientState._reset_state()
         code = body()
-        sys.exit(code if isinstance(code, int) else 0)
+        code = code if isinstance(code, int) else 0
+        gc.collect()  # ZeroMQ sends its last messages here, for a fork ends without the chance
+        sys.exit(code)
 
     def __enter__(self) -> Forked:
         return self
@@ -87,4 +90,4 @@ class Forked:
 def in_two_ranks(folder: Path, body: Callable[[], object]) -> None:
     """`body()` on two ranks, to its end and without a mistake."""
     with Forked(folder, body, ranks=2) as ranks:
-        assert ranks.end() == [0, 0], ranks.said
+        assert ranks.end() == [0, 0], (ranks.processes, ranks.said)

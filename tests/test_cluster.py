@@ -15,6 +15,7 @@ import pytest
 import requests
 import torch
 import yaml
+from conftest import SAMPLES
 from determined.common.api import errors
 from determined.experimental import client
 from PIL import Image
@@ -40,6 +41,7 @@ def two_concepts(experiment, photos):
             "img_dirs": [str(photos)] * 2,
         },
         training={"num_sgd_steps": 24, "checkpoint_freq": 8},
+        inference=SAMPLES,
     )
     return experiment_of(path)
 
@@ -63,7 +65,9 @@ def pause(master, share):
         master.preempt.set()
         if not master.preempt_told.wait(60):
             master.refused.append("nobody asked whether to stop")
-        time.sleep(1)  # the harness polls in another thread, which is getting the answer
+        for thread in threading.enumerate():  # the harness polls in one, which has the answer now
+            if not getattr(thread, "_should_quit", True):
+                thread.join(60)
 
     master.when(lambda path, body: path.endswith("/progress") and body["progress"] >= share, ask)
 
@@ -231,7 +235,6 @@ def test_a_trial_that_the_searcher_is_done_with(experiment, master):
     given = experiment_of(
         experiment(
             training={"num_sgd_steps": 9999, "checkpoint_freq": 9999},
-            inference={"inference_prompts": []},
         )
     )
 
@@ -281,7 +284,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     )
     training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
     training |= {"train_batch_size": 1, "register_model": "my blob"}
-    given = experiment_of(experiment(training=training, inference={"inference_prompts": []}))
+    given = experiment_of(experiment(training=training))
     pause(master, 2 / 4)  # the best checkpoint is the one that it goes on from
     master.run(given)
     master.preempt.clear()
@@ -315,7 +318,7 @@ def test_a_trial_of_a_search_that_has_settled(experiment, master):
     """To the searcher it has come to its last step: it is counted, and another begins."""
     training = {"num_sgd_steps": 8, "checkpoint_freq": 2, "stop_on_plateau": 2}
     training |= {"learning_rate": 1e-12, "plateau_ratio": 1}
-    given = experiment_of(experiment(training=training, inference={"inference_prompts": []}))
+    given = experiment_of(experiment(training=training))
     said = master.run(given | {"searcher": ASHA})
     assert "ending at step 4 of 8" in said
     assert [m["sgd_steps"] for m in master.metrics("validation").values()] == [2, 8]

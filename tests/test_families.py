@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import SAMPLES
 from diffusers import (
     AutoencoderKL,
     StableDiffusionPipeline,
@@ -18,7 +19,7 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from forked import in_two_ranks
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl
+from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl, vocabulary
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 
@@ -94,7 +95,8 @@ def test_pooled_states_are_of_the_end_token_though_added_ids_are_larger(tmp_path
     states = side.encoder.text_model(ids).last_hidden_state  # (2, 77, D)
     want = torch.stack(
         [
-            side.encoder.text_projection.weight @ states[k, ids[k].tolist().index(49407)]
+            side.encoder.text_projection.weight
+            @ states[k, ids[k].tolist().index(side.tokenizer.eos_token_id)]
             for k in range(2)
         ]
     )
@@ -136,6 +138,7 @@ def tuned(experiment, tmp_path, folders):
         file = experiment(
             model={"pretrained_model_name_or_path": str(folders[family])},
             training={"norm_reg_weight": 0.1, "hidden_reg_weight": 0.1},
+            inference=SAMPLES,
         )
         return main(["finetune", str(file), "--output-dir", str(tmp_path / out), *extra])
 
@@ -173,7 +176,7 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
 def test_only_the_new_rows_change(family, experiment, tmp_path, folders):
     model = {"pretrained_model_name_or_path": str(folders[family])}
     decay = {"num_sgd_steps": 2, "optimizer_name": "adamw", "weight_decay": 0.1}
-    config = load_config(experiment(model=model, training=decay))
+    config = load_config(experiment(model=model, training=decay, inference=SAMPLES))
     with cluster.open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(config, run)
         assert trainer.train()
@@ -317,6 +320,7 @@ def configs(tmp_path, folders, monkeypatch):
     del scheduler["prediction_type"]  # which nothing but the weights tells
     file.write_text(json.dumps(scheduler))
     monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(single_file, "VOCABULARY", vocabulary())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -463,7 +467,6 @@ def test_computing_activations_twice_changes_nothing_but_memory(
             experiment(
                 model={"pretrained_model_name_or_path": str(folders[family])},
                 training={"gradient_checkpointing": twice, "num_sgd_steps": 2},
-                inference={"inference_prompts": []},
             )
         )
         with cluster.open_run(tmp_path / str(twice), accelerate=True) as run:
@@ -495,7 +498,7 @@ def test_the_vae_is_on_the_device_only_while_it_is_needed(experiment, tmp_path, 
     )
     change = {"num_sgd_steps": 2, "checkpoint_freq": 2}
     with cluster.open_run(tmp_path / "out", accelerate=True) as run:
-        trainer = Trainer(load_config(experiment(training=change)), run)
+        trainer = Trainer(load_config(experiment(training=change, inference=SAMPLES)), run)
         assert calls == [run.ranks.device, "cpu"]  # for the training images
         trainer.train()
     assert calls[2:] == [run.ranks.device, "cpu"] * 2  # for the samples before and after
