@@ -92,7 +92,7 @@ def finetune(args: argparse.Namespace) -> int:
             if progress.is_first():
                 progress.say(f"complete: {best_of(folder)}")
             return 0
-    with progress.waiting("loading the libraries", log=False):
+    with progress.libraries():
         from detsd import cluster, trainer
     with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
         try:
@@ -188,7 +188,7 @@ def tensorboard(folder: Path) -> list[str]:
 def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
     config, folder = configuration(args, GenerateConfig, checks.check_generate, grid_of)
-    with progress.waiting("loading the libraries", log=False):
+    with progress.libraries():
         from detsd import cluster
         from detsd.generator import Generator, compare
     with cluster.open_run(folder) as run:
@@ -234,7 +234,7 @@ def grid_of(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
 def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
     config, folder = configuration(args, EvaluateConfig, checks.check_evaluate, evaluation_of)
-    with progress.waiting("loading the libraries", log=False):
+    with progress.libraries():
         from detsd import cluster
         from detsd.evaluate import FIGURES, Evaluation, table
     with cluster.open_run(folder) as run:
@@ -309,7 +309,7 @@ def download(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     """Say what a concept file or checkpoint holds; exit code."""
     locate(args.path)
-    with progress.waiting("loading the libraries", log=False):
+    with progress.libraries():
         from detsd.show import examine, plot, report
 
     facts = examine(args.path, args.model)
@@ -327,7 +327,7 @@ def export(args: argparse.Namespace) -> int:
     """Write concepts in the layout of another tool; exit code."""
     for source in args.sources:
         locate(source)
-    with progress.waiting("loading the libraries", log=False):
+    with progress.libraries():
         from detsd.formats import encode, family, file_name, read_concepts, store
 
     concepts = [c for source in args.sources for c in read_concepts(source)]
@@ -358,7 +358,7 @@ def app(args: argparse.Namespace) -> int:
     problems += [p for c in concepts or [] for p in checks.source_problems(str(c), "--concepts")]
     if problems:
         raise UserError(problems[0])
-    with progress.waiting("loading the libraries", log=False):
+    with progress.libraries():
         from detsd.app import serve
 
     serve(args.model, concepts or [], args.uuid or [], args.host, args.port, pictures)

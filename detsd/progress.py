@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -173,6 +174,32 @@ def waiting(text: str, log: bool = True) -> Iterator[None]:
         meanwhile(clock.refresh, 0.5),
     ):
         yield
+
+
+@contextlib.contextmanager
+def libraries() -> Iterator[None]:
+    """Around the imports that take seconds: Ctrl-C ends the process there and then.
+
+    Nothing has been made yet, and an exception would come up in the libraries' C++ code, which
+    aborts or forgets it.
+    """
+
+    def stop(*_: object) -> None:
+        if is_first():
+            print("\nstopped" if sys.stderr.isatty() else "stopped", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+
+    # Whoever has set it otherwise, or ignores it (a job in the background), has a reason.
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = usual and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        with waiting("loading the libraries", log=False):
+            yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_first() -> bool:

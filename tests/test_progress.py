@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 import time
 from collections.abc import Iterator
 
@@ -116,12 +117,30 @@ def test_waiting_shows_that_it_moves():
     assert screen(there.getvalue()) == []  # and leaves nothing behind
 
 
+def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
+    def handler() -> object:
+        with progress.libraries():
+            inside = signal.getsignal(signal.SIGINT)
+        return inside, signal.getsignal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        inside, after = handler()
+        assert inside is not after is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a job in the background
+        assert handler() == (signal.SIG_IGN, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def spawn(*args) -> pexpect.spawn:
     """detsd in a terminal of its own; what it sends is kept in `.logfile_read`."""
     start, *rest = command(*args)
     session = pexpect.spawn(
-        start, rest, cwd=ROOT, timeout=240, encoding="utf-8", dimensions=(40, 100)
-    )
+        start, rest, cwd=ROOT, timeout=240, encoding="utf-8", dimensions=(40, 100),
+        # Where the tests run in the background, it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     session.logfile_read = io.StringIO()
     return session
 
