@@ -207,14 +207,13 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
             return {"count": len(made)}
 
     monkeypatch.setattr(gauge, "Yardstick", Recorder)
-    monkeypatch.setattr(gauge, "load_eyes", lambda *_: {})
     monkeypatch.setattr(gauge, "read_images", lambda *_: [])
     c = ConceptsConfig(["a-cat", "a-way"], ["cat"] * 2, ["x", "y"], ["object", "style"])
     config = FinetuneConfig(ModelConfig("x"), c, measure=MeasureConfig(3, 15))
     jobs = gauge.gauge_jobs(config, 32)
     assert [job.seed for job in jobs[:4]] == [0, 1, 2, 0]
     made = [job.prompt for job in jobs]
-    found = gauge.Gauge(config, CPU, 32)
+    found = gauge.Gauge(config, {}, 32)
     found.anchor(made)
     assert [len(own) for own in found.ends] == [3 + 15, 3 + len(EDITS["style"])]
     for word, own in zip(c.concept_strs, found.ends, strict=True):
