@@ -30,11 +30,15 @@ class Forked:
         self._store = torch.distributed.TCPStore(
             "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
         )
+        gc.collect()
         self.processes = [FORK.Process(target=self._run, args=(body, r)) for r in range(ranks)]
         for process in self.processes:
             process.start()
 
     def _run(self, body: Callable[[], object], rank: int) -> None:
+        # What is inherited stays: whatever waits for a thread of its own at its end, as stores and
+        # processes' groups do, would wait here for one that was not forked, or abort.
+        gc.freeze()
         sys.stdout = sys.stderr = self._logs[rank].open("w", buffering=1)
         for stream in (1, 2):
             os.dup2(sys.stdout.fileno(), stream)

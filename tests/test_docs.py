@@ -18,7 +18,7 @@ from tiny import ROOT
 from detsd.__main__ import main, parser
 from detsd.config import FinetuneConfig, GenerateConfig, load_config
 from detsd.sources import LAYOUTS as WRITTEN
-from dev import configuration, pictures
+from dev import configuration, curves, pictures
 
 PAGES = [ROOT / "README.md", ROOT / "demo_model" / "README.md", ROOT / "dev" / "LOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -41,8 +41,10 @@ def test_links_inside_the_repository_resolve(page):
 
 
 def test_every_picture_of_the_documents_is_shown_and_drawn_by_a_command():
-    shown = {name for p in PAGES for name in re.findall(r"docs/(\w+\.png)", p.read_text())}
+    link = re.compile(r"\((?:docs/)?(\w+\.png)\)")
+    shown = {name for p in PAGES for name in link.findall(p.read_text(encoding="utf-8"))}
     drawn = set(re.findall(r"^    \"\"\"(\w+\.png): ", inspect.getsource(pictures), re.M))
+    drawn |= set(re.findall(r"docs/(\w+\.png)", curves.__doc__))
     assert shown == drawn == {p.name for p in (ROOT / "docs").glob("*.png")}
 
 
