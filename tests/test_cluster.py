@@ -23,7 +23,7 @@ from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_clip
 
-from detsd import cluster, progress, trainer
+from detsd import album, cluster, progress, trainer
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
@@ -57,8 +57,8 @@ def rows(master, step, trial=7):
     return {c.name: c.embeddings for c in read_concepts(master.stored(trial)[step])}
 
 
-def pause(master, share):
-    """As soon as the trial tells a progress of `share`, it is asked to stop, before it goes on."""
+def pause(master, when):
+    """At a request to the master, the trial is asked to stop before it gets its answer."""
     master.preempt_told.clear()
 
     def ask():
@@ -69,7 +69,12 @@ def pause(master, share):
             if not getattr(thread, "_should_quit", True):
                 thread.join(60)
 
-    master.when(lambda path, body: path.endswith("/progress") and body["progress"] >= share, ask)
+    master.when(when, ask)
+
+
+def progress_of(share):
+    """For `pause`: a progress of `share` is told."""
+    return lambda path, body: path.endswith("/progress") and body["progress"] >= share
 
 
 def told(kind, steps=None):
@@ -119,7 +124,7 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
 
     wanted, away = random.randint(1, 10), random.randint(17, 24)
     print(f"asked to pause at step {wanted}, master away at step {away}")
-    pause(master, wanted / 24)
+    pause(master, progress_of(wanted / 24))
     master.run(two_concepts)
     assert len(master.acknowledged) == 1
     assert wanted <= max(master.stored()) < 16
@@ -172,7 +177,7 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     assert list(master.stored()) == [8, 16]
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
-    pause(master, 18 / 24)
+    pause(master, progress_of(18 / 24))
     assert "resuming after step 16" in master.run(two_concepts)
     assert 18 <= max(master.stored()) < 20
     assert "partial checkpoint" not in caplog.text  # of the harness
@@ -285,7 +290,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
     training |= {"train_batch_size": 1, "register_model": "my blob"}
     given = experiment_of(experiment(training=training))
-    pause(master, 2 / 4)  # the best checkpoint is the one that it goes on from
+    pause(master, progress_of(2 / 4))  # the best checkpoint is the one that it goes on from
     master.run(given)
     master.preempt.clear()
     assert list(master.stored()) == [1, 2]
@@ -403,7 +408,8 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     before = max(master.stored())
     assert 0 < before < 12
 
-    master.when(told("/checkpoints", before + 2), master.preempt.set)
+    monkeypatch.setattr(album, "BEHIND", 1)  # no image is made while one waits to be stored
+    pause(master, told("/checkpoints", before + 2))
     assert f"{before} of 12 images are there already" in master.run(given, **options)
     assert before + 2 <= max(master.stored()) < 12
     assert len(master.acknowledged) == 1
@@ -458,7 +464,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_path):
+def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_path, monkeypatch):
     """What it finds is what it finds off cluster."""
     concept = LearnedConcept("blob-thing", "red ball", torch.ones(2, 16), steps=9)
     write_concepts([concept], tmp_path)
@@ -476,7 +482,8 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
             "output": {"batch_size": 1, "checkpoint_freq": 1},
         },
     }  # fmt: skip
-    master.when(told("/checkpoints", 2), master.preempt.set)
+    monkeypatch.setattr(album, "BEHIND", 1)  # no image is made while one waits to be stored
+    pause(master, told("/checkpoints", 2))
     master.run(given, command="evaluate")
     assert 2 <= max(master.stored()) < 8
     master.preempt.clear()
