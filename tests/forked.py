@@ -39,6 +39,9 @@ class Forked:
         # What is inherited stays: whatever waits for a thread of its own at its end, as stores and
         # processes' groups do, would wait here for one that was not forked, or abort.
         gc.freeze()
+        # PyTorch makes its pool of threads anew at the next use, which several threads at once, as
+        # in the loading of weights, do not survive.
+        torch.set_num_threads(torch.get_num_threads())
         sys.stdout = sys.stderr = self._logs[rank].open("w", buffering=1)
         for stream in (1, 2):
             os.dup2(sys.stdout.fileno(), stream)
