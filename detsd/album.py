@@ -359,9 +359,8 @@ class Album:
         # As tiles at once: of large images no more than one is held.
         rows = [[images.as_tile(self.image(n), page.count) for n in row] for row in page.cells]
         picture = images.sheet(rows, page.row_labels, page.column_labels, page.title)
-        images.save(
-            picture, path, compress_level=1, quality=90
-        )  # the one of PNG, the other of JPEG
+        # The one is an option of PNG, the other of JPEG.
+        images.save(picture, path, compress_level=1, quality=90)
         self._log_sheet(place)
 
     def _log_sheet(self, place: int) -> None:

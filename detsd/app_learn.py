@@ -106,9 +106,7 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
         stand, samples, lapse, taught, runs, c["go"], c["stop"], c["said"], resume, seen, timer,
     ]  # fmt: skip
 
-    @told(
-        c["said"], {timer: gr.update(active=False)}
-    )  # as of a configuration that somebody changed
+    @told(c["said"], {timer: gr.update(active=False)})  # of a configuration that was changed, too
     def show(name: str | None, seen_before: Any) -> dict:
         """The page as a run stands: the one that is running, else the one of a name."""
         standing = learning.standing(None if learning.running or not name else name)

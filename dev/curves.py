@@ -13,12 +13,13 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-OUT, DOCS = Path("outputs/curves"), Path("docs")
+from demo_model.lineup import CASES, SAMPLES, draw_lookalikes
+from dev.pictures import DOCS, detsd
+
+OUT = Path("outputs/curves")
 STEPS, GUIDANCE = 150, 2.5  # of every fine-tuning and of all samples, where they are not varied
 GUIDANCES = (1.0, 1.5, 2.5, 4.0, 6.0, 9.0)
 SEEDS = (1, 2)  # of the fine-tunings
@@ -29,11 +30,10 @@ class Thing:
     """What is learned, and from which pictures.
 
     Attributes:
-        case: of `demo_model.lineup`: whose look-alikes stand in the line-up.
+        case: of `demo_model.lineup`: the phrase to start from, and the look-alikes.
         counts: numbers of training pictures.
     """
 
-    phrase: str
     folder: str
     case: str
     counts: tuple[int, ...]
@@ -41,14 +41,9 @@ class Thing:
 
 
 THINGS = {
-    "det-logo": Thing(
-        "brain logo of seven yellow circles joined by red lines, two inside, a tail at the bottom",
-        "det_logos", "det-logo", (1, 4, 12, 45), True,
-    ),
-    "ring-and-dot": Thing(
-        "round emblem with a middle", "examples/ring_and_dot", "my-dot", (1, 2, 4, 8), False
-    ),
-}  # fmt: skip
+    "det-logo": Thing("det_logos", "det-logo", (1, 4, 12, 45), True),
+    "ring-and-dot": Thing("examples/ring_and_dot", "my-dot", (1, 2, 4, 8), False),
+}
 SETTINGS = {
     "training.num_sgd_steps": (25, 50, 100, 150, 300, 600),
     "training.learning_rate": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
@@ -67,10 +62,6 @@ MEASURES = {
 }  # fmt: skip
 
 
-def detsd(*args: str) -> None:
-    subprocess.run([sys.executable, "-m", "detsd", *args], check=True)
-
-
 def options(values: dict) -> list[str]:
     return [text for key, value in values.items() for text in ("--set", f"{key}={value}")]
 
@@ -85,7 +76,7 @@ def learned(name: str, seed: int, change: dict) -> Path:
     folder = OUT / name / f"{told}-seed-{seed}"
     values = {
         "concepts.concept_strs": name,
-        "concepts.initializer_strs": json.dumps([thing.phrase]),
+        "concepts.initializer_strs": json.dumps([CASES[thing.case].phrase]),
         "concepts.img_dirs": thing.folder,
         "concepts.append_file_name_to_text": str(thing.named).lower(),
         "training.num_sgd_steps": STEPS,
@@ -110,16 +101,16 @@ def subset(name: str, count: int) -> Path:
 
 def evaluate(name: str, folder: Path, runs: list[Path], guidance: float) -> None:
     """Let `detsd evaluate` measure some runs, unless it has."""
-    thing, lineup = THINGS[name], OUT / "look-alikes"
     if (folder / "evaluation.json").exists():
         return
-    if not (lineup / thing.case).is_dir():
-        command = [sys.executable, "-m", "demo_model.lineup", "--draw", str(lineup), thing.case]
-        subprocess.run(command, check=True)
+    thing = THINGS[name]
+    lineup = OUT / "look-alikes" / thing.case
+    if not lineup.is_dir():
+        draw_lookalikes(CASES[thing.case], lineup, SAMPLES)
     values = {"guidance_scale": guidance, "num_samples": 24, "num_inference_steps": 20}
     detsd(
         "evaluate", *map(str, runs), "--images", thing.folder,
-        "--lineup", *sorted(map(str, (lineup / thing.case).iterdir())),
+        "--lineup", *sorted(map(str, lineup.iterdir())),
         "--output-dir", str(folder), *options({f"evaluation.{k}": v for k, v in values.items()}),
     )  # fmt: skip
 
@@ -195,9 +186,11 @@ def plot(file: Path) -> None:
     figure = Figure(figsize=(12, 2.2 * len(NAMES)), layout="constrained")
     panels = figure.subplots(len(NAMES), len(shown), sharey="col")
     for row, (setting, title) in zip(panels, NAMES.items(), strict=True):
+        found = {name: measured(name, setting) for name in THINGS}
+        ticks = sorted({point for name in THINGS for point in values(name, setting)})
         for axis, key in zip(row, shown, strict=True):
             for name, color in zip(THINGS, ("#3b6fb6", "#c8553d"), strict=True):
-                seeds = [[state[key] for state in states] for states in measured(name, setting)]
+                seeds = [[state[key] for state in states] for states in found[name]]
                 if not seeds:
                     continue
                 points = values(name, setting)
@@ -205,7 +198,6 @@ def plot(file: Path) -> None:
                     axis.plot(points, each, ".", color=color, alpha=0.5)
                 means = [statistics.mean(each) for each in zip(*seeds, strict=True)]
                 axis.plot(points, means, color=color, label=name)
-            ticks = sorted({point for name in THINGS for point in values(name, setting)})
             axis.set_xscale("symlog", linthresh=0.01) if 0 in ticks else axis.set_xscale("log")
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
