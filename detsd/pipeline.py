@@ -192,6 +192,12 @@ class DetSDTextualInversionPipeline:
             _in_float32(self._scheduler(scheduler_name)), safety_checker, feature_extractor
         )
         self.stock.set_progress_bar_config(disable=True)
+        # The stock pipeline hands the VAE what the UNet computes in, also where it has another
+        # precision, as Stable Diffusion XL's has beside fp16.
+        vae = model.vae
+        (vae.post_quant_conv or vae.decoder).register_forward_pre_hook(
+            lambda _, given: (given[0].to(vae.dtype), *given[1:])
+        )
 
     @classmethod
     def from_pretrained(

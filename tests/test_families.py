@@ -84,6 +84,16 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_call_in_half_precision_is_the_image_of_the_job(family, folders):
+    """GPUs make images in fp16, in which Stable Diffusion XL's VAE overflows and stays in fp32."""
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]), precision="fp16")
+    (made,) = pipe.make([Job("a dog", 7, num_inference_steps=2)])
+    options = {"num_inference_steps": 2, "guidance_scale": 7.5}
+    got = pipe("a dog", generator=torch.Generator().manual_seed(7), **options).images[0]
+    assert abs(np.asarray(made.image).astype(int) - np.asarray(got)).max() <= 2
+
+
 def test_pooled_states_are_of_the_end_token_though_added_ids_are_larger(tmp_path):
     """The configurations of the real model say 2 for the end token: the largest id counts."""
     model = load_base_model(ModelConfig(str(save_tiny_sdxl(tmp_path, eos_token_id=2))), CPU)
