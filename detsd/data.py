@@ -39,7 +39,7 @@ PICTURES = 6  # of each concept kept as images
 
 # Streams of random numbers, kept apart so that adding one changes no other.
 ORDER, CHOICES, DRAW, VALIDATION, TAGS = range(5)
-PIXELS_AT_ONCE = 2**21  # through the VAE: 8 images of 512 x 512, about 3 GB in half precision
+PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512, which a VAE on a GPU sees one by one
 A, B = TypeVar("A"), TypeVar("B")
 
 

@@ -101,9 +101,6 @@ class Generator:
                 concepts=config.concepts.files,
                 uuids=config.concepts.uuids,
             )
-        if run.ranks.device.type == "cuda":
-            # Decoding needs more memory than denoising; one image at a time it is bounded.
-            self.pipeline.stock.vae.enable_slicing()
         if run.folder_is_kept:
             checks.check_grid_folder(run.folder)
         self.source = self._load_source()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detsd import memory, pipeline
-from detsd.denoise import Conditioning, denoise, starting_noise
+from detsd.denoise import Conditioning, decode, denoise, starting_noise
 from detsd.errors import UserError
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
 
@@ -153,6 +153,28 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
     monkeypatch.setattr(pipeline, "denoise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         make(pipe, [JOB], {}, None, None)
+
+
+def test_on_a_gpu_the_vae_sees_one_image_at_a_time(tiny_model):
+    """Whoever asks: grids, samples of a training, the page's previews, the encoding of pictures."""
+    model = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model)).model
+    vae, seen = model.vae, []
+    for part in (vae.encoder, vae.decoder):
+        part.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+
+    def there_and_back():
+        seen.clear()
+        with torch.no_grad():
+            latents = vae.encode(torch.zeros(3, 3, 32, 32)).latent_dist.mean
+        return decode(vae, latents), list(seen)
+
+    at_once, (encoded, decoded) = there_and_back()
+    assert encoded == decoded == 3
+    on_gpu = dataclasses.replace(model, device=torch.device("cuda"))
+    DetSDTextualInversionPipeline(on_gpu)  # as every user of a model makes one
+    one_by_one, sizes = there_and_back()
+    assert sizes == [1] * 6
+    torch.testing.assert_close(one_by_one, at_once)
 
 
 def test_memory_that_pytorch_keeps_counts_as_free(monkeypatch):
