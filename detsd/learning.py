@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
 
@@ -218,6 +219,7 @@ class Learning:
 
     def _launch(self, folder: Path) -> None:
         command = [sys.executable, "-m", "detsd", "finetune", folder / CONFIG]
+        torch.cuda.empty_cache()  # what PyTorch keeps of images made here, the process will need
         with (folder / LOG).open("w") as log:
             # A session of its own: Ctrl-C at the page's terminal would reach it twice.
             self._process = subprocess.Popen(

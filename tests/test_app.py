@@ -336,9 +336,11 @@ def learning(studio, tmp_path, monkeypatch):
     process.send_signal = process.signals.append
 
     def begin(words, **_):
-        process.words, process.returncode = words, None
+        process.words, process.returncode, process.room = words, None, len(freed)
         return process
 
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     monkeypatch.setattr(subprocess, "Popen", begin)
     made.process = process
     return made
@@ -374,6 +376,7 @@ def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
         train_batch_size=4,
     )  # fmt: skip
     assert learning.process.words[1:4] == ["-m", "detsd", "finetune"]
+    assert learning.process.room == 1  # on a GPU: what images were made in has been given back
     assert len(list((folder / "training_pictures").iterdir())) == 24
     assert learning.running
     assert studio.busy() == ""
