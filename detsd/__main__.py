@@ -94,6 +94,7 @@ def finetune(args: argparse.Namespace) -> int:
             return 0
     with progress.libraries():
         from detsd import cluster, trainer
+        from detsd.memory import is_out_of_memory
     with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
         try:
             done = trainer.Trainer(config, run).train()
@@ -102,6 +103,15 @@ def finetune(args: argparse.Namespace) -> int:
                 raise
             run.say(f"ending here: {end}")  # and success: a restarted trial would diverge again
             return 0
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"this training does not fit into the memory of {run.ranks.device} ({reason}); "
+                "lower training.train_batch_size and raise training.gradient_accumulation_steps by "
+                "as much, or set training.gradient_checkpointing to true"
+            ) from None
         if on_cluster:
             return 0
         if not done:

@@ -19,6 +19,7 @@ from detsd.config import ModelConfig
 from detsd.errors import UserError
 from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
 from detsd.hub import INDEX, KEY, Source, find
+from detsd.memory import is_out_of_memory
 from detsd.names import resolve
 from detsd.single_file import (
     find_single_file,
@@ -58,6 +59,8 @@ def loading(name: str, remedy: str = REMEDY, key: str = KEY) -> Iterator[None]:
         yield
     except ERRORS as error:
         reason = " ".join(str(error).split())[:300]
+        if is_out_of_memory(error):
+            remedy = "free the device's memory, or take half precision (model.precision)"
         raise UserError(f"{key}: {name} cannot be loaded; {remedy} (reason: {reason})") from None
 
 

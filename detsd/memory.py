@@ -28,7 +28,7 @@ def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, hei
     return int(max(1, min(LARGEST_BATCH, 0.8 * free_memory(device) // per_image)))
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether this was raised because a device's memory, or the CPU's, is full.
 
     Only the first is told by a class. cuBLAS and cuDNN report CUBLAS_STATUS_ALLOC_FAILED,

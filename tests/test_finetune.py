@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import cluster, trainer
+from detsd import cluster, models, trainer
 from detsd.__main__ import main, parser
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
 from detsd.formats import LearnedConcept, read_concepts
@@ -954,6 +954,25 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
     monkeypatch.setattr(trainer, "COMPILER", {"backend": lambda *_: 1 / 0})
     assert torch.equal(train("failing", "on"), plain)
     assert "training.compile: going on without, since" in caplog.text
+
+
+def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, capsys):
+    """A sentence that names the keys, whether the model or its activations are too much."""
+    full = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def fails(*_, **__):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_loss", fails)
+        assert finetune(experiment(), tmp_path / "out") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("detsd: this training does not fit into the memory of cpu (CUDA out")
+        assert "lower training.train_batch_size" in line
+    monkeypatch.setattr(models, "_load", fails)
+    assert finetune(experiment(), tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be loaded; free the device's memory, or take half precision" in line
 
 
 @pytest.mark.parametrize(
