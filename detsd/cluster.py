@@ -31,7 +31,11 @@ import google_crc32c
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    check_cuda_p2p_ib_support,
+    gather_object,
+)
 from determined import core
 from determined.common.api import errors as api_errors
 from PIL import Image
@@ -129,6 +133,10 @@ class AcceleratedRanks(Ranks):
                 name = os.environ.get("DET_INTER_NODE_NETWORK_INTERFACE")
                 name = name or interface_towards(os.environ["MASTER_ADDR"])
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if torch.cuda.is_available() and not check_cuda_p2p_ib_support():
+            # Cards of the RTX 40 series under an older driver, which Accelerate refuses, also for
+            # one process on one of several, unless told what its own launcher would tell it.
+            os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
         self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[options])
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         self.local_rank = self.accelerator.local_process_index

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -149,6 +150,28 @@ def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
         next(cluster.open_run(tmp_path).gen)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     watch.check_gpus()
+
+
+def test_cards_that_accelerate_would_refuse(monkeypatch):
+    """The RTX 40 series under an older driver: its launcher sets these, torchrun does not."""
+    given = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+    for name in given:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = []
+
+    def accelerator(**_):
+        told.append([os.environ.get(name) for name in given])
+        return SimpleNamespace(
+            process_index=0, num_processes=1, local_process_index=0, device=torch.device("cpu")
+        )
+
+    monkeypatch.setattr(cluster, "Accelerator", accelerator)
+    for known in (True, False):
+        monkeypatch.setattr(cluster, "check_cuda_p2p_ib_support", lambda known=known: known)
+        AcceleratedRanks()
+    assert told == [[None, None], ["1", "1"]]
 
 
 @pytest.mark.parametrize(
