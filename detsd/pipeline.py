@@ -572,6 +572,13 @@ class DetSDTextualInversionPipeline:
         if latents is None:
             return None
         pixels, flags = decode(model.vae, latents), None
+        lost = len(jobs) - int(pixels.isfinite().flatten(1).all(1).sum())
+        if lost:
+            logger.warning(
+                "%d of %d images went beyond the range of %s and are black; set model.precision to "
+                "bf16 or fp32",
+                *(lost, len(jobs), model.dtype),
+            )
         if self.checks_safety:
             pixels, flags = stock.run_safety_checker(pixels, model.device, model.dtype)
         flags = flags or [False] * len(jobs)

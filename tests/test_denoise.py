@@ -155,6 +155,21 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
         make(pipe, [JOB], {}, None, None)
 
 
+def test_images_beyond_the_range_of_a_precision_are_told(pipe, monkeypatch, caplog):
+    """As some VAEs of fine-tunes make them in fp16: black, and no safety checker has seen them."""
+    real = pipeline.decode
+
+    def overflowing(vae, latents):
+        pixels = real(vae, latents)
+        pixels[1, 0, 3, 5] = float("nan")
+        return pixels
+
+    monkeypatch.setattr(pipeline, "decode", overflowing)
+    pipe.make([dataclasses.replace(JOB, seed=k) for k in range(3)])
+    assert "1 of 3 images went beyond the range of torch.float32" in caplog.text
+    assert "set model.precision to bf16 or fp32" in caplog.text
+
+
 def test_on_a_gpu_the_vae_sees_one_image_at_a_time(tiny_model):
     """Whoever asks: grids, samples of a training, the page's previews, the encoding of pictures."""
     model = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model)).model
