@@ -1,0 +1,250 @@
+"""On another device than the CPU: the same numbers, nothing mixed, and nothing waited for."""
+
+import functools
+import json
+import shutil
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import SAMPLES
+from forked import Forked
+from PIL import Image
+from tiny import FAMILIES, save_tiny_clip, save_tiny_dino
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from detsd import cluster
+from detsd.__main__ import main
+from detsd.config import load_config
+from detsd.formats import LearnedConcept, read_concepts
+from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.trainer import Trainer
+
+CPU = torch.device("cpu")
+TEXTS = ("concepts.py", "models.py")  # what is done once for every prompt
+
+
+def apart(test):
+    """Run a test in a fork: the pretended device changes a process for good."""
+
+    @functools.wraps(test)
+    def run(**given):
+        with Forked(given["tmp_path"], lambda: test(**given)) as fork:
+            assert fork.end() == [0], fork.said[0]
+
+    return run
+
+
+@contextmanager
+def on(device):
+    """Whatever is run is run on a device; what waits for it."""
+    from pretend import watching
+
+    cluster.Ranks.device = property(lambda self: device, lambda self, found: None)
+    with pytest.MonkeyPatch.context() as patch, watching() as waits, sdpa_kernel(SDPBackend.MATH):
+        patch.setattr(torch.nn.Module, "to", functools.partialmethod(moved, torch.nn.Module.to))
+        yield waits
+
+
+def moved(module, to, *where, **how):
+    """A module moved, its weights copied even from the CPU to the CPU.
+
+    Where in memory numbers begin, as they lie in a file, can show in the last bits of a product.
+    """
+    for part in to(module, *where, **how).parameters():
+        if part.device == CPU:
+            part.data = part.data.clone()
+    return module
+
+
+def counted(waits):
+    return Counter(str(wait) for wait in waits)
+
+
+@apart
+def test_the_pretended_device_is_as_strict_as_cuda(tmp_path):
+    from pretend import DEVICE, watching
+
+    here = torch.arange(6.0).view(2, 3)
+    there, places = here.to(DEVICE), torch.tensor([0])
+    assert there.device == DEVICE
+    for mixed in (
+        lambda: there + here,
+        lambda: torch.cat([there, here]),
+        lambda: torch.stack([there[0, 0], here[0, 0]]),
+        lambda: there @ here.T,
+        lambda: here[places.to(DEVICE)],
+        lambda: here[0, 0].add_(there[0, 0]),
+        lambda: torch.randn(2, device=DEVICE),
+    ):
+        with pytest.raises(RuntimeError, match="pretended:0"):
+            mixed()
+    read = {
+        "_local_scalar_dense": lambda: bool((there > 2).any()),
+        "nonzero": lambda: there.nonzero(),
+        "index": lambda: there[there > 2],
+        "equal": lambda: torch.equal(there, there),
+        "_unique2": lambda: there.unique(),
+        "_to_copy": lambda: there.cpu().numpy(),
+        "copy_": lambda: torch.tensor([1.0], device=DEVICE),
+    }
+    for what, call in (
+        *read.items(),
+        ("index", lambda: there[places]),
+        ("copy_", lambda: here.to(DEVICE)),
+    ):
+        with watching() as waits:
+            call()
+        assert [(w.what, w.unpinned) for w in waits] == [(what, False)]
+    with watching() as waits:
+        here.to(DEVICE, non_blocking=True)
+    assert [(w.what, w.unpinned) for w in waits] == [("copy_", True)]
+    with watching() as waits:
+        rows = torch.zeros(2, 3, device=DEVICE).requires_grad_()
+        (
+            torch.where(there > 2, there, 0.0) * rows * here[1, 1] + torch.arange(3, device=DEVICE)
+        ).sum().backward()
+        rows.grad.clamp_(max=2).isfinite().all()
+    assert not waits
+    assert rows.grad.tolist() == [[0, 0, 0], [2, 2, 2]]
+
+
+STEPS = {
+    "fp32": ("sd1", {}),
+    "bf16": ("sdxl", {"gradient_checkpointing": True, "optimizer_name": "adamw"}),
+    "fp16": ("sd1", {"min_snr_gamma": None}),
+}
+
+
+@pytest.mark.parametrize("precision", STEPS)
+@apart
+def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment, tmp_path):
+    from pretend import DEVICE
+
+    family, training = STEPS[precision]
+    config = load_config(
+        experiment(
+            model={
+                "pretrained_model_name_or_path": str(FAMILIES[family](tmp_path / "model")),
+                "precision": precision,
+            },
+            training={
+                "train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "min_snr_gamma": 5.0,
+                "norm_reg_weight": 0.1,
+                "hidden_reg_weight": 0.1,
+                **training,
+            },
+        )
+    )
+    rows = []
+    for device in (CPU, DEVICE):
+        out = tmp_path / device.type
+        with on(device) as waits, cluster.open_run(out, accelerate=True) as run:
+            trainer = Trainer(config, run)
+            assert trainer.rows[0].device == device
+            waits.clear()
+            for _ in range(2):
+                trainer._step()
+            steps = list(waits)
+            rows.append([matrix.detach().cpu() for matrix in trainer.rows])
+    assert all(map(torch.equal, *rows))
+    # The samples lie in pinned memory where the device is CUDA's: of four tensors each, one copy.
+    assert counted(w for w in steps if w.unpinned) == {"copy_ in data.py _each": 2 * 2 * 4}
+    # The scaler of fp16 looks whether to leave out the step: once for a device.
+    waited = {"_local_scalar_dense in trainer.py _step": 2} if precision == "fp16" else {}
+    assert counted(w for w in steps if not w.unpinned) == waited
+
+
+@apart
+def test_a_fine_tuning_tells_and_leaves_the_same(experiment, photos, tiny_model, tmp_path):
+    """Masks, validation, samples, what is measured, and a checkpoint that it goes on from."""
+    from pretend import DEVICE
+
+    for path in photos.iterdir():  # of every picture, another half is the subject
+        with Image.open(path) as picture:
+            half = Image.new("L", picture.size)
+            half.paste(255, (0, 0, 24, 40) if path.stem[-1] in "02468" else (24, 0, 48, 40))
+            picture.putalpha(half)
+            (tmp_path / "cut-out").mkdir(exist_ok=True)
+            picture.save(tmp_path / "cut-out" / path.name)
+    path = experiment(
+        concepts={"img_dirs": [str(tmp_path / "cut-out")], "mask": "alpha"},
+        training={"num_sgd_steps": 4, "checkpoint_freq": 2, "train_batch_size": 2},
+        inference=SAMPLES,
+        measure={"num_samples": 2, "num_prompts": 1},
+        evaluator={
+            "clip": str(save_tiny_clip(tmp_path / "clip")),
+            "dino": str(save_tiny_dino(tmp_path / "dino")),
+        },
+    )
+
+    def finetune(device):
+        with on(device):
+            assert main(["finetune", str(path), "--output-dir", str(tmp_path / device.type)]) == 0
+
+    def left(folder):
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        told = [{k: v for k, v in m.items() if "second" not in k} for m in lines]
+        files = {p.name: p.read_bytes() for p in folder.rglob("*") if p.suffix in (".png", ".gif")}
+        (concept,) = read_concepts(folder / "checkpoints" / "step-00000004")
+        return told, files, concept.digest
+
+    finetune(CPU)
+    finetune(DEVICE)
+    told, files, digest = left(tmp_path / "cpu")
+    assert {m["group"] for m in told} == {"start", "training", "validation"}
+    assert len(files) == 3 * 2 + 3
+    assert left(tmp_path / "pretended") == (told, files, digest)
+    shutil.rmtree(tmp_path / "pretended" / "checkpoints" / "step-00000004")
+    finetune(DEVICE)
+    again = left(tmp_path / "pretended")
+    assert again[1:] == (files, digest)
+    assert again[0][-2:] == told[-2:]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@apart
+def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
+    """Every sampler, with guidance of each image's own and without, in batches of several steps."""
+    from pretend import DEVICE
+
+    model = FAMILIES[family](tmp_path / "model")
+    precision = "fp16" if family == "sdxl" else "fp32"
+    cases = [(7.5, 2), (2.0, 2), (1.0, 3)]  # two batches of 2 and 3 steps
+    made = []
+    for device in (CPU, DEVICE):
+        with on(device) as waits:
+            pipe = DetSDTextualInversionPipeline.from_pretrained(
+                str(model), device=device, precision=precision
+            )
+            rows = [torch.linspace(-1, 1, 2 * n).view(2, n) for n in pipe.vocabulary.widths]
+            pipe.vocabulary.add(LearnedConcept("blob-thing", "", *rows))
+            told, looks = {}, []
+            for name in SCHEDULERS:
+                jobs = [
+                    Job("a blob-thing", k, "red" * k, scale, steps, name, 32, 40)
+                    for k, (scale, steps) in enumerate(cases)
+                ]
+                waits.clear()
+                images = pipe.make(jobs, encodings=told, look=looks.append)
+                made.append([image.image.tobytes() for image in images])
+                if device == CPU:
+                    continue
+                # Noise, scales and timesteps of each batch go over before its steps.
+                count = {"copy_ in denoise.py denoise": 2 * 3}
+                if name == "euler-ancestral":  # draws on the way, on the CPU as all noise is drawn
+                    count["copy_ in denoise.py denoise"] += len(looks)
+                # The pictures come back.
+                count["_to_copy in pipeline.py _make_at_once"] = 2
+                assert counted(w for w in waits if w.where.split()[0] not in TEXTS) == count, name
+                looks.clear()
+            job = Job("a blob-thing", 0, num_inference_steps=5)
+            picture = Image.linear_gradient("L").convert("RGB")
+            made.append([i.tobytes() for parts in pipe.process(job, picture)[1:] for i in parts])
+            call = pipe("a blob-thing", num_inference_steps=2, generator=job.generator)
+            made.append([image.tobytes() for image in call.images])
+    half = len(made) // 2
+    assert made[:half] == made[half:]
