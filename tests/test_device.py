@@ -237,7 +237,8 @@ def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
                 count = {"copy_ in denoise.py denoise": 2 * 3}
                 if name == "euler-ancestral":  # draws on the way, on the CPU as all noise is drawn
                     count["copy_ in denoise.py denoise"] += len(looks)
-                # The pictures come back.
+                # Whether all pixels are numbers is asked of each batch, and the pictures come back.
+                count["_local_scalar_dense in pipeline.py _make_at_once"] = 2
                 count["_to_copy in pipeline.py _make_at_once"] = 2
                 assert counted(w for w in waits if w.where.split()[0] not in TEXTS) == count, name
                 looks.clear()
