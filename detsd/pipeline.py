@@ -192,14 +192,13 @@ class DetSDTextualInversionPipeline:
             _in_float32(self._scheduler(scheduler_name)), safety_checker, feature_extractor
         )
         self.stock.set_progress_bar_config(disable=True)
-        vae = model.vae
         if model.device.type == "cuda":
             # Decoding needs more memory than denoising; one image at a time it is bounded.
-            vae.enable_slicing()
+            model.vae.enable_slicing()
         # The stock pipeline hands the VAE what the UNet computes in, also where it has another
         # precision, as Stable Diffusion XL's has beside fp16.
-        (vae.post_quant_conv or vae.decoder).register_forward_pre_hook(
-            lambda _, given: (given[0].to(vae.dtype), *given[1:])
+        (model.vae.post_quant_conv or model.vae.decoder).register_forward_pre_hook(
+            lambda part, given: (given[0].to(next(part.parameters()).dtype), *given[1:])
         )
 
     @classmethod

@@ -1,8 +1,10 @@
 """The pipeline: schedulers, concepts from everywhere, pixels that depend on their own job alone."""
 
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 from typing import get_args
 
 import numpy as np
@@ -179,6 +181,21 @@ def test_a_call_draws_its_noise_in_float32_too(name, tiny_model, monkeypatch):
     assert len(half("a ball", 64, 32, generator=seeds, **options).images) == 2
     assert set(drawn) == {torch.float32}
     assert len(half("a ball", **options).images) == 2
+
+
+def test_a_pipeline_that_nobody_holds_frees_its_memory_at_once(tiny_model):
+    """Not when Python next looks for cycles: on a GPU another model may need the room before."""
+    gc.collect()
+    gc.disable()
+    try:
+        pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
+        pipe("a ball", num_inference_steps=1)
+        pipe.make([Job("a ball", 0, num_inference_steps=1)])
+        parts = [weakref.ref(part) for part in (pipe.model.unet, pipe.model.vae)]
+        del pipe
+        assert [part() is None for part in parts] == [True, True]
+    finally:
+        gc.enable()
 
 
 def test_images_prefer_fp16_and_training_bf16_on_gpus(monkeypatch):
