@@ -10,7 +10,8 @@ is noted for which a host would wait until the device has done what it was given
 `set_sync_debug_mode` finds, and copies, but for those from pinned memory.
 
 This is PyTorch's device for backends from elsewhere. It changes the process, so import this in a
-fork. Attention takes its plain form there, and is to be held against the CPU's plain form.
+fork. Attention takes its plain form there, and is to be held against the CPU's plain form; so do
+optimizers, which on CUDA take all rows at once.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ def _each(change: Callable[[torch.Tensor], torch.Tensor], x: Any) -> Any:
 def _refuse(func: Any, args: tuple, of_the_cpu: list[torch.Tensor]) -> None:
     if _has(func, Tag.nondeterministic_seeded):
         raise RuntimeError(f"{func} draws random numbers on {DEVICE}, others than the CPU's")
-    copies = func in (aten.copy_.default, aten._to_copy.default)
-    if not of_the_cpu or copies or (func in INDEXING and isinstance(args[0], Pretended)):
+    if func in INDEXING and isinstance(args[0], Pretended):
+        of_the_cpu = [x for x in of_the_cpu if all(x is not index for index in args[1])]
+    if not of_the_cpu or func in (aten.copy_.default, aten._to_copy.default):
         return
     numbers = all(x.ndim == 0 for x in of_the_cpu)
     changed = func._schema.is_mutable and not isinstance(args[0], Pretended)
