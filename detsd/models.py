@@ -206,8 +206,6 @@ def load_base_model(
         for part in (*encoders, vae, unet):
             part.requires_grad_(False).eval().to(device)
         _mend_sample_size(unet)
-        if vae_dtype != dtype:
-            vae.post_quant_conv.register_forward_pre_hook(_as_the_weights_are)
         sampler = kind.sampler
         if source.single:
             sampler = mended(sampler, unet)
@@ -235,11 +233,6 @@ def _mend_sample_size(unet: UNet2DConditionModel) -> None:
     written = Version(unet.config.get("_diffusers_version", __version__)).release
     if written < (0, 9) and unet.config.sample_size < 64:
         unet.register_to_config(sample_size=64)
-
-
-def _as_the_weights_are(layer: torch.nn.Conv2d, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """Its input in the dtype of a VAE, to which diffusers' pipeline hands latents in the UNet's."""
-    return (given[0].to(layer.weight.dtype),)
 
 
 def _load(cls: type, source: Source, part: str, **options):

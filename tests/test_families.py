@@ -312,8 +312,6 @@ def test_halves_alone_load_without_being_told(folders, tmp_path):
     assert all(map(torch.equal, states(c), states(b)))
     half = load_base_model(ModelConfig(str(whole), precision="fp16"), CPU)
     assert (half.unet.dtype, half.vae.dtype) == (torch.float16, torch.float32)
-    call = DetSDTextualInversionPipeline(half)("a ball", num_inference_steps=1, output_type="np")
-    assert (call.images.std() > 0).all()  # of latents in half precision, which this VAE is not of
 
 
 @pytest.fixture
