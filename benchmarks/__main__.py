@@ -4,7 +4,8 @@
 
 `--write` puts them into benchmarks/README.md, in a section named for the machine. `--smoke` runs
 everything once on tiny models: it shows that the benchmarks work, and no figure of it means
-anything.
+anything. Measured anew, a table takes the place of the old one, and of tables with several models
+or batches only those rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import os
 import platform
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +24,7 @@ import torch
 import transformers
 
 from benchmarks import finetune, generate, processes
-from benchmarks.measure import matmul_peak, table
+from benchmarks.measure import table
 from benchmarks.models import save_random
 from detsd.models import pick_dtype
 
@@ -41,72 +44,104 @@ def machine(device: torch.device) -> str:
     return f"{name or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def measured(args: argparse.Namespace, device: torch.device) -> str:
-    """The tables of one run, as Markdown."""
-    dtype = pick_dtype("auto", device)
-    size = 256 if args.smoke else 8192 if device.type == "cuda" else 2048
-    peak = matmul_peak(device, dtype, size)
-    batches = [2] if args.smoke else args.batches
-    count = 1 if args.smoke else 20
+@dataclass
+class Table:
+    """What was measured of one thing; the first `keys` cells of a row say of what."""
+
+    title: str
+    head: list[str]
+    rows: list[list[object]]
+    keys: int = 1
+    note: str = ""
+
+    def __str__(self) -> str:
+        return "\n\n".join(
+            filter(None, [f"### {self.title}", self.note, table(self.head, self.rows)])
+        )
+
+    def over(self, old: str) -> str:
+        """This table, with the rows of an old one that are of other things."""
+        lines, former = str(self).split("\n"), old.split("\n")
+        n = len(lines) - len(self.rows)
+        if former[:n] != lines[:n]:  # other columns
+            return str(self)
+
+        def key(line: str) -> tuple[str, ...]:
+            return tuple(line.split(" | ")[: self.keys])
+
+        new = {key(line): line for line in lines[n:]}
+        return "\n".join([*lines[:n], *({key(line): line for line in former[n:]} | new).values()])
+
+
+def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
+    """Tables as they come: those of several models and batches a row at a time."""
+    batches, calls = ([2], 1) if args.smoke else (args.batches, args.calls)
+    steps, images = (2, 4) if args.smoke else (args.steps, args.images)
     compile_too = args.compile or (device.type == "cuda" and not args.smoke)
-    parts = [
-        f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, transformers "
-        f"{transformers.__version__}, {str(dtype).removeprefix('torch.')}; load "
-        f"{os.getloadavg()[0]:.1f} at the start. A product of matrices: {peak / 1e12:.3g} TFLOP/s."
-    ]
-    tuning, otherwise, making = [], [], []
     with TemporaryDirectory() as place:
         folders = {"demo": "demo_model"}
         for name in args.models:
             if name != "demo":
                 folders[name] = str(Path(place) / name)
+                dtype = pick_dtype(args.precision, device)
                 save_random(name, Path(folders[name]), device, dtype, args.smoke)
-            if "finetune" in args.only:
-                for batch in batches:
-                    row, others = finetune.rows(
-                        name, folders[name], batch, count, compile_too, peak
-                    )
-                    tuning.append(row)
-                    otherwise.append(others)
-            if "generate" in args.only:
-                steps = 2 if args.smoke else 20
-                images = 4 if args.smoke else 24
-                making += generate.rows(name, folders[name], batches, images, steps, None)
-        if tuning:
-            parts.append("### Fine-tuning, samples a second\n\n" + table(finetune.HEAD, tuning))
-            head = ["model", "batch", *finetune.variants(device, compile_too)]
-            parts.append(
-                "### The same step in other ways, samples a second\n\n" + table(head, otherwise)
-            )
-        if making:
-            parts.append("### Generation, images a second\n\n" + table(generate.HEAD, making))
-        if "data" in args.only:
-            counts = [10, 100] if args.smoke else [10, 100, 1000, 10_000]
-            found = finetune.data_rows(folders[args.models[0]], counts, count)
-            head = ["images", "a step of batch 8, ms", "drawing a sample, ms"]
-            parts.append("### Number of training images\n\n" + table(head, found))
+            model = {"pretrained_model_name_or_path": folders[name], "precision": args.precision}
+            for batch in batches if "finetune" in args.only else []:
+                row, others = finetune.rows(name, model, batch, calls, compile_too)
+                yield Table("Fine-tuning, samples a second", finetune.HEAD, [row], 2)
+                head = ["model", "batch", *finetune.variants(device, compile_too)]
+                yield Table("The same step in other ways, samples a second", head, [others], 2)
+            for batch in batches if "generate" in args.only else []:
+                row = generate.row(name, model, batch, images, steps)
+                yield Table("Generation, images a second", generate.HEAD, [row], 2)
+            if "data" in args.only and name == args.models[0]:
+                counts = [10, 100] if args.smoke else [10, 100, 1000, 10_000]
+                head = ["images", "a step of batch 8, ms", "drawing a sample, ms"]
+                yield Table(
+                    "Number of training images", head, finetune.data_rows(model, counts, calls)
+                )
     if "start" in args.only:
         head = ["a process", "seconds", "of the processor"]
-        found = processes.start_rows(1 if args.smoke else 3)
-        parts.append("### From the start of a process to its end\n\n" + table(head, found))
+        rows = processes.start_rows(1 if args.smoke else 3)
+        yield Table("From the start of a process to its end", head, rows)
     if "spin" in args.only and device.type == "cpu":
         head = ["spin count", "fine-tuning, alone", "generation, alone", "fine-tuning, beside",
                 "generation, beside"]  # fmt: skip
         some = (("100",), 1, 1) if args.smoke else (processes.SPINS, 20, 3)
-        found = processes.spin_rows(*some)
-        parts.append(
-            "### Threads that wait, alone and beside one busy process\n\nThe demo's UNet at batch "
-            "8, samples a second, forward and backward, and forward alone.\n\n" + table(head, found)
+        rows = processes.spin_rows(*some)
+        title = "Threads that wait, alone and beside one busy process"
+        note = (
+            "The demo's UNet at batch 8, samples a second, forward and backward, and forward alone."
         )
-    return "\n\n".join(parts)
+        yield Table(title, head, rows, note=note)
 
 
-def main(argv: list[str] | None = None) -> str:
-    """Measure, print, and with `--write` keep; what was printed."""
+def keep(title: str, about: str, new: Table) -> None:
+    """Put a table into the machine's section of README.md, beside what it holds of other things.
+
+    A section that was measured with other libraries gives way.
+    """
+    parts = re.split(r"(?m)^(?=## )", README.read_text(encoding="utf-8"))
+    own = [part for part in parts if part.startswith(f"{title}\n")]
+    told, *tables = re.split(r"(?m)^(?=### )", own[0] if own else "")
+    named = {t.split("\n")[0]: t.strip() for t in tables if about in told}
+    name = f"### {new.title}"
+    named[name] = new.over(named.get(name, ""))
+    section = "\n\n".join([title, about, *named.values()])
+    others = [part.strip() for part in parts if part not in own]
+    README.write_text("\n\n".join([*others, section]) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure; print every table as soon as it is there and, with `--write`, keep it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=["demo", "sd1", "sdxl"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--calls", type=int, default=20, help="between two looks at the clock")
+    parser.add_argument("--images", type=int, default=24, help="of a grid")
+    parser.add_argument("--steps", type=int, default=20, help="of denoising an image")
     parser.add_argument("--compile", action="store_true", help="also on a CPU")
     parser.add_argument("--smoke", action="store_true", help="once, on tiny models")
     parser.add_argument("--write", action="store_true", help=f"into {README.name}")
@@ -114,14 +149,16 @@ def main(argv: list[str] | None = None) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.models is None:  # the large ones take minutes a step on a CPU
         args.models = ["demo", "sd1", "sdxl"] if device.type == "cuda" else ["demo"]
-    text = f"## {machine(device)}\n\n{measured(args, device)}\n"
-    print(text, flush=True)
-    if args.write:
-        before = README.read_text()
-        title = text.split("\n", 1)[0]
-        others = [s for s in re.split(r"(?m)^(?=## )", before) if not s.startswith(f"{title}\n")]
-        README.write_text("\n".join(s.strip() + "\n" for s in [*others, text]))
-    return text
+    title = f"## {machine(device)}"
+    about = (
+        f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, transformers "
+        f"{transformers.__version__}."
+    )
+    print(f"{title}\n\n{about} Load {os.getloadavg()[0]:.1f} at the start.", flush=True)
+    for made in measured(args, device):
+        print(f"\n{made}", flush=True)
+        if args.write:
+            keep(title, about, made)
 
 
 if __name__ == "__main__":

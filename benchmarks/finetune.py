@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.measure import in_turn, operations, peak_memory, waits
+from benchmarks.measure import in_turn, matmul_peak, operations, peak_memory, waits
 from detsd import cluster
 from detsd import trainer as trainers
 from detsd.config import FinetuneConfig, parse_config
@@ -33,16 +33,16 @@ ATTENTION = {
     "memory-efficient attention": SDPBackend.EFFICIENT_ATTENTION,
 }
 HEAD = [
-    "model", "batch", "textbook", "detsd", "detsd / textbook", "bare UNet", "detsd / bare",
-    "TFLOP/s", "of the peak", "peak GB", "waits a step",
+    "model", "batch", "dtype", "textbook", "detsd", "detsd / textbook", "bare UNet", "and text",
+    "step / UNet", "step / both", "TFLOP/s", "of the peak", "peak GB", "waits a step",
 ]  # fmt: skip
 
 
-def configuration(model: str, batch: int, **training) -> FinetuneConfig:
+def configuration(model: dict, batch: int, **training) -> FinetuneConfig:
     """A fine-tuning of the shipped pictures on a base model."""
     return parse_config(
         {
-            "model": {"pretrained_model_name_or_path": model},
+            "model": model,
             "concepts": {
                 "concept_strs": ["word-word"],
                 "initializer_strs": ["brain logo, sharp lines"],
@@ -69,7 +69,7 @@ def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
 
 def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]:
     """A function that makes one step of the textbook loop."""
-    model = load_base_model(config.model, device)
+    model = load_base_model(config.model, device, training=True)  # in the precision of ours
     add_concepts(model.vocabulary, config)
     tables, frozen = [], []
     for side in model.vocabulary.sides:
@@ -106,19 +106,27 @@ def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]
     return step
 
 
-def bare_unet(model: BaseModel, batch: int) -> Callable[[], None]:
-    """Forward and backward of the frozen UNet alone, for the gradient of what it is told."""
+def bare(model: BaseModel, batch: int, text: bool = False) -> Callable[[], None]:
+    """Forward and backward of the frozen UNet alone, for the gradient of what it is told.
+
+    Args:
+        text: of the text encoders too, for the gradient of a concept's rows.
+    """
     config, size = model.unet.config, model.unet.config.sample_size
     x = torch.randn(batch, config.in_channels, size, size, device=model.device).to(model.dtype)
     t = torch.full((batch,), 500, device=model.device)
+    prompts = [f"a photo of a {word}" for word in model.vocabulary.names or ["star"]] * batch
     with torch.no_grad():
-        told = model.conditioning(["a photo"] * batch)
-    hidden = told.hidden.clone().requires_grad_(True)
+        told = model.conditioning(prompts[:batch])
+    told.hidden.requires_grad_(not text)
 
     def step() -> None:
-        said = model.unet(x, t, hidden, added_cond_kwargs=told.added).sample
-        said.float().pow(2).mean().backward()
-        hidden.grad = None
+        said = model.conditioning(prompts[:batch]) if text else told
+        found = model.unet(x, t, said.hidden, added_cond_kwargs=said.added).sample
+        found.float().pow(2).mean().backward()
+        told.hidden.grad = None
+        for rows in model.vocabulary.rows:
+            rows.grad = None
 
     return step
 
@@ -132,21 +140,27 @@ def variants(device: torch.device, compile_too: bool) -> list[str]:
 
 
 def rows(
-    name: str, folder: str, batch: int, count: int, compile_too: bool, peak: float
+    name: str, base: dict, batch: int, count: int, compile_too: bool
 ) -> tuple[list[object], list[object]]:
-    """A row of each of the two tables; `peak` in operations a second."""
-    settings = configuration(folder, batch, compile="off")
+    """A row of each of the two tables."""
+    settings = configuration(base, batch, compile="off")
     ways: dict[str, float | None] = {}
     with trainer_of(settings) as trainer:
         model, device = trainer.model, trainer.model.device
-        bare = bare_unet(model, batch)
+        trainer._step()
+        # First, while nothing else lies in the memory.
+        memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
+        work, peak = operations(trainer._step), matmul_peak(device, model.dtype)
         seconds = in_turn(
-            {"detsd": trainer._step, "textbook": textbook(settings, device), "bare": bare},
+            {
+                "detsd": trainer._step,
+                "textbook": textbook(settings, device),
+                "UNet": bare(model, batch),
+                "both": bare(model, batch, text=True),
+            },
             count,
             device,
         )
-        work = operations(bare)
-        memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
 
         def again() -> float:
             return in_turn({"": trainer._step}, count, device)[""]
@@ -167,25 +181,26 @@ def rows(
         plain = dict(trainers.COMPILER)
         trainers.COMPILER |= {"mode": "reduce-overhead"} if "graphs" in way else {}
         try:
-            with trainer_of(configuration(folder, batch, compile="on")) as trainer:
+            with trainer_of(configuration(base, batch, compile="on")) as trainer:
                 ways[way] = again() if trainer.compiled else None
         finally:
             trainers.COMPILER = plain
-    rate = work / seconds["bare"]
+    rate = work / seconds["detsd"]
     main = [
-        name, batch, batch / seconds["textbook"], batch / seconds["detsd"],
-        seconds["textbook"] / seconds["detsd"], batch / seconds["bare"],
-        seconds["detsd"] / seconds["bare"], rate / 1e12, f"{rate / peak:.0%}",
+        name, batch, str(model.dtype).removeprefix("torch."), batch / seconds["textbook"],
+        batch / seconds["detsd"], seconds["textbook"] / seconds["detsd"], batch / seconds["UNet"],
+        batch / seconds["both"], seconds["detsd"] / seconds["UNet"],
+        seconds["detsd"] / seconds["both"], rate / 1e12, f"{rate / peak:.0%}",
         memory and memory / 1e9, told,
     ]  # fmt: skip
     others = [ways[way] and batch / ways[way] for way in variants(device, compile_too)]
     return main, [name, batch, *others]
 
 
-def data_rows(folder: str, counts: list[int], steps: int) -> list[list[object]]:
+def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
     """How the time of a step, and of drawing a sample, goes with the number of images."""
     made = []
-    with trainer_of(configuration(folder, 8, compile="off")) as trainer:
+    with trainer_of(configuration(base, 8, compile="off")) as trainer:
         data: TrainingData = trainer.data
         shots = data.shots
         for count in counts:

@@ -23,8 +23,8 @@ from detsd.generator import Generator
 from detsd.names import resolve
 
 HEAD = [
-    "model", "images at once", "plain loop", "detsd", "detsd / plain", "bare UNet", "detsd / bare",
-    "peak GB", "levels apart",
+    "model", "images at once", "dtype", "plain loop", "detsd", "detsd / plain", "bare UNet",
+    "detsd / bare", "peak GB", "levels apart",
 ]  # fmt: skip
 
 
@@ -49,55 +49,48 @@ def plain_loop(generator: Generator, folder: Path) -> float:
     return time.perf_counter() - began
 
 
-def rows(
-    name: str, folder: str, batches: list[int], images: int, steps: int, size: int | None
-) -> list[list[object]]:
-    """A row of the table for each batch size."""
-    made = []
-    for batch in batches:
-        given = {
-            "model": {"pretrained_model_name_or_path": folder},
-            "grid": {
-                "prompts": ["a photo of a red star", "a watercolor painting of a blue tree"],
-                "guidance_scales": [3, 5],
-                "scheduler_names": "ddim",
-                "num_inference_steps": steps,
-                "num_seeds": max(1, images // 4),
-                "width": size,
-                "height": size,
-            },
-            "output": {"batch_size": batch},
-        }
-        with TemporaryDirectory() as place, cluster.open_run(Path(place) / "grid") as run:
-            generator = Generator(parse_config(given, "benchmark", GenerateConfig), run)
-            pipe, model, device = generator.pipeline, generator.pipeline.model, run.ranks.device
-            first = [generator.jobs[n] for n in generator.batches[0]]
-            memory = peak_memory(lambda p=pipe, f=first: p.make(f, at_once=len(f)), device)
-            began = time.perf_counter()
-            generator.generate()
-            ours = time.perf_counter() - began
-            (plain_folder := Path(place) / "plain").mkdir()
-            plain = plain_loop(generator, plain_folder)
-            apart = max(
-                np.abs(
-                    np.asarray(Image.open(generator.album.path(n)), int)
-                    - np.asarray(Image.open(plain_folder / f"{n}.png"), int)
-                ).max()
-                for n in range(len(generator.jobs))
-            )
-            told = model.conditioning(["a photo"] * 2 * len(first))
-            shape = (2 * len(first), *pipe._latent_shape(first[0]))
-            x = torch.randn(shape, device=device).to(model.dtype)
-            t = torch.tensor(500, device=device)
+def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[object]:
+    """A row of the table."""
+    given = {
+        "model": base,
+        "grid": {
+            "prompts": ["a photo of a red star", "a watercolor painting of a blue tree"],
+            "guidance_scales": [3, 5],
+            "scheduler_names": "ddim",
+            "num_inference_steps": steps,
+            "num_seeds": max(1, images // 4),
+        },
+        "output": {"batch_size": batch},
+    }
+    with TemporaryDirectory() as place, cluster.open_run(Path(place) / "grid") as run:
+        generator = Generator(parse_config(given, "benchmark", GenerateConfig), run)
+        pipe, model, device = generator.pipeline, generator.pipeline.model, run.ranks.device
+        first = [generator.jobs[n] for n in generator.batches[0]]
+        memory = peak_memory(lambda: pipe.make(first, at_once=len(first)), device)
+        began = time.perf_counter()
+        generator.generate()
+        ours = time.perf_counter() - began
+        (plain_folder := Path(place) / "plain").mkdir()
+        plain = plain_loop(generator, plain_folder)
+        apart = max(
+            np.abs(
+                np.asarray(Image.open(generator.album.path(n)), int)
+                - np.asarray(Image.open(plain_folder / f"{n}.png"), int)
+            ).max()
+            for n in range(len(generator.jobs))
+        )
+        told = model.conditioning(["a photo"] * 2 * len(first))
+        shape = (2 * len(first), *pipe._latent_shape(first[0]))
+        x = torch.randn(shape, device=device).to(model.dtype)
+        t = torch.tensor(500, device=device)
 
-            @torch.no_grad()
-            def bare(model=model, x=x, t=t, told=told):
-                model.unet(x, t, told.hidden, added_cond_kwargs=told.added)
+        @torch.no_grad()
+        def bare():
+            model.unet(x, t, told.hidden, added_cond_kwargs=told.added)
 
-            bound = len(first) / steps / in_turn({"": bare}, min(steps, 5), device)[""]
-            count = len(generator.jobs)
-        made.append([
-            name, len(first), count / plain, count / ours, plain / ours, bound,
-            f"{count / ours / bound:.0%}", memory and memory / 1e9, int(apart),
-        ])  # fmt: skip
-    return made
+        bound = len(first) / steps / in_turn({"": bare}, min(steps, 5), device)[""]
+        count = len(generator.jobs)
+    return [
+        name, len(first), str(model.dtype).removeprefix("torch."), count / plain, count / ours,
+        plain / ours, bound, f"{count / ours / bound:.0%}", memory and memory / 1e9, int(apart),
+    ]  # fmt: skip

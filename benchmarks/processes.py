@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.finetune import bare_unet
+from benchmarks.finetune import bare
 from benchmarks.measure import timed
 from detsd.config import ModelConfig
 from detsd.models import load_base_model
@@ -109,7 +109,7 @@ def _rates(count: int) -> tuple[float, float]:
     """Samples a second of the demo's UNet, forward and backward at batch 8, and forward alone."""
     device = torch.device("cpu")
     model = load_base_model(ModelConfig("demo_model"), device)
-    step = bare_unet(model, 8)
+    step = bare(model, 8)
     size = model.unet.config.sample_size
     x, t = torch.randn(8, model.unet.config.in_channels, size, size), torch.tensor(500)
 
