@@ -8,7 +8,9 @@ ones are put back afterwards. All get the same model, images, batch size, precis
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +33,12 @@ ATTENTION = {
     "flash attention": SDPBackend.FLASH_ATTENTION,
     "cuDNN attention": SDPBackend.CUDNN_ATTENTION,
     "memory-efficient attention": SDPBackend.EFFICIENT_ATTENTION,
+}
+COMPILERS = {
+    "compiled": trainers.compiled,
+    "blocks compiled": lambda part: blocks_compiled(part, "BasicTransformerBlock"),
+    "and ResNets": lambda part: blocks_compiled(part, "BasicTransformerBlock", "ResnetBlock2D"),
+    "CUDA graphs": lambda part: torch.compile(part, mode="reduce-overhead", dynamic=False),
 }
 HEAD = [
     "model", "batch", "dtype", "textbook", "detsd", "detsd / textbook", "bare UNet", "and text",
@@ -64,7 +72,10 @@ def configuration(model: dict, batch: int, **training) -> FinetuneConfig:
 def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
     """A trainer whose run leaves nothing behind."""
     with TemporaryDirectory() as place, cluster.open_run(Path(place), accelerate=True) as run:
-        yield Trainer(config, run)
+        trainer = Trainer(config, run)
+        # Or the thread that draws would hold it, and its memory, beside the next one.
+        with contextlib.closing(trainer._batches):
+            yield trainer
 
 
 def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]:
@@ -106,6 +117,19 @@ def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]
     return step
 
 
+def blocks_compiled(part: torch.nn.Module, *kinds: str) -> torch.nn.Module:
+    """A model of the same weights, of which only blocks of these classes are compiled.
+
+    Those of one class and shape share what was compiled.
+    """
+    shared = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
+    made = copy.deepcopy(part, shared)
+    for block in made.modules():
+        if type(block).__name__ in (*kinds, "CLIPEncoderLayer"):
+            block.compile(dynamic=False)
+    return made
+
+
 def bare(model: BaseModel, batch: int, text: bool = False) -> Callable[[], None]:
     """Forward and backward of the frozen UNet alone, for the gradient of what it is told.
 
@@ -135,8 +159,12 @@ def variants(device: torch.device, compile_too: bool) -> list[str]:
     """Other ways of making the same step, as `rows` tries them on a device."""
     names = ["as it is", "drawn inline", "channels_last"]
     names += ATTENTION if device.type == "cuda" else []
-    names += ["compiled"] if compile_too else []
-    return names + (["compiled, CUDA graphs"] if compile_too and device.type == "cuda" else [])
+    if compile_too:
+        graphs = device.type == "cuda"
+        names += [
+            n for way in COMPILERS for n in (way, f"{way}, s") if graphs or "graphs" not in way
+        ]
+    return names
 
 
 def rows(
@@ -150,7 +178,7 @@ def rows(
         trainer._step()
         # First, while nothing else lies in the memory.
         memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
-        work, peak = operations(trainer._step), matmul_peak(device, model.dtype)
+        work, peak = operations(trainer._step, device), matmul_peak(device, model.dtype)
         seconds = in_turn(
             {
                 "detsd": trainer._step,
@@ -177,14 +205,19 @@ def rows(
                 ways[kernel] = None
         model.unet.to(memory_format=torch.channels_last)
         ways["channels_last"] = again()
-    for way in (w for w in variants(device, compile_too) if w.startswith("compiled")):
-        plain = dict(trainers.COMPILER)
-        trainers.COMPILER |= {"mode": "reduce-overhead"} if "graphs" in way else {}
+    began = time.perf_counter()
+    with trainer_of(settings):
+        loading = time.perf_counter() - began
+    for way in (w for w in variants(device, compile_too) if w in COMPILERS):
+        plain = trainers.compiled
+        trainers.compiled = COMPILERS[way]
         try:
+            began = time.perf_counter()
             with trainer_of(configuration(base, batch, compile="on")) as trainer:
+                ways[f"{way}, s"] = time.perf_counter() - began - loading
                 ways[way] = again() if trainer.compiled else None
         finally:
-            trainers.COMPILER = plain
+            trainers.compiled = plain
     rate = work / seconds["detsd"]
     main = [
         name, batch, str(model.dtype).removeprefix("torch."), batch / seconds["textbook"],
@@ -193,7 +226,11 @@ def rows(
         seconds["detsd"] / seconds["both"], rate / 1e12, f"{rate / peak:.0%}",
         memory and memory / 1e9, told,
     ]  # fmt: skip
-    others = [ways[way] and batch / ways[way] for way in variants(device, compile_too)]
+    others = [
+        value if way.endswith(", s") else value and batch / value
+        for way in variants(device, compile_too)
+        for value in [ways[way]]
+    ]
     return main, [name, batch, *others]
 
 

@@ -7,6 +7,7 @@ PNG files; the time is from the first prompt to the last file, models loaded bef
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,6 +52,7 @@ def plain_loop(generator: Generator, folder: Path) -> float:
 
 def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[object]:
     """A row of the table."""
+    gc.collect()  # of the rows before: this one's memory is its own
     given = {
         "model": base,
         "grid": {

@@ -192,7 +192,7 @@ class TrainingConfig:
     compile: Literal["auto", "off", "on"] = _knob(
         "auto",
         "compile the models of the training step: it takes a minute or more at the start; auto: on "
-        "GPUs, in runs of 1000 steps or more",
+        "GPUs, in runs of 5000 steps or more",
     )
     train_seed: int = _knob(2147483647, "of everything random in training", low=0)
     checkpoint_freq: int = _knob(100, "steps between checkpoints, validations and samples", low=1)

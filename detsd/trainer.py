@@ -53,8 +53,7 @@ STATE_FILE = "trainer_state.pt"
 SAMPLES = "samples.zip"  # in a checkpoint on a cluster: the samples since the start
 SAMPLES_AT_ONCE = 4
 VALIDATED_AT_ONCE = 8  # noised copies of a validation image
-LONG_RUN = 1000  # steps that are worth the minutes of a compiler
-COMPILER = {"backend": "inductor", "dynamic": False}  # options of torch.compile
+LONG_RUN = 5000  # steps that are worth the minutes of a compiler (dev/LOG.md)
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 
@@ -76,6 +75,11 @@ def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
     """
     pays = device.type == "cuda" and config.num_sgd_steps >= LONG_RUN
     return config.compile == "on" or (config.compile == "auto" and pays)
+
+
+def compiled(part: torch.nn.Module) -> Callable[..., Any]:
+    """A model as the step calls it, compiled, with shapes that do not change."""
+    return torch.compile(part, dynamic=False)
 
 
 def make_optimizer(rows: tuple[torch.Tensor, ...], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -372,10 +376,10 @@ class Trainer:
             wanted = float(self._loss(batch)[0])
         try:
             with waiting("compiling the step"):
-                self._unet, *self._encoders = (
-                    torch.compile(part, **COMPILER) for part in (plain[0], *plain[1])
-                )
+                self._unet, *self._encoders = map(compiled, (plain[0], *plain[1]))
                 for _ in range(3):  # CUDA graphs, where they are wanted, are recorded by the third
+                    # Gradients may lie in a graph's own memory, which its next run writes to.
+                    self.optimizer.zero_grad(set_to_none=True)
                     loss = self._loss(batch)[0]
                     loss.backward()
             found = float(loss.detach())

@@ -53,8 +53,10 @@ def test_a_table_takes_the_place_of_the_rows_measured_anew(monkeypatch, tmp_path
 
 
 def test_operations_are_counted():
-    a, b = torch.randn(3, 4), torch.randn(4, 5)
-    assert operations(lambda: a @ b) == 2 * 3 * 4 * 5
+    a, b, device = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 4, 5), torch.device("cpu")
+    assert operations(lambda: a @ b, device) == 2 * 3 * 4 * 5
+    k, attend = b.mT, torch.nn.functional.scaled_dot_product_attention
+    assert operations(lambda: attend(a, k, k), device) == 2 * (2 * 3 * 4 * 5)
 
 
 def test_tables_are_markdown():

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -933,8 +934,13 @@ def test_the_demo_learns_the_logo(tmp_path):
 
 def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, caplog):
     """Within the precision, in halves, too; resumed, to the bit. One that fails costs a line."""
-    quick = {"backend": "eager", "dynamic": False}  # the same graphs, without the minutes
-    monkeypatch.setattr(trainer, "COMPILER", quick)
+
+    def compile_by(backend):
+        monkeypatch.setattr(
+            trainer, "compiled", partial(torch.compile, backend=backend, dynamic=False)
+        )
+
+    compile_by("eager")  # the same graphs, without the minutes
 
     def train(name, setting, **training):
         training["compile"] = setting
@@ -947,11 +953,11 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
     last = tmp_path / "compiled" / "checkpoints" / "step-00000008"
     shutil.rmtree(last)
     assert torch.equal(train("compiled", "on"), compiled)
-    monkeypatch.setitem(quick, "backend", "aot_eager")  # and those of the gradients
+    compile_by("aot_eager")  # and those of the gradients
     halves = train("halves", "on", train_batch_size=2, gradient_accumulation_steps=2)
     torch.testing.assert_close(halves, compiled, rtol=1e-3, atol=1e-4)
     assert "going on without" not in caplog.text
-    monkeypatch.setattr(trainer, "COMPILER", {"backend": lambda *_: 1 / 0})
+    compile_by(lambda *_: 1 / 0)
     assert torch.equal(train("failing", "on"), plain)
     assert "training.compile: going on without, since" in caplog.text
 
