@@ -212,6 +212,7 @@ def rows(
         plain = trainers.compiled
         trainers.compiled = COMPILERS[way]
         try:
+            torch.compiler.reset()  # functions that were compiled for other shapes or ways
             began = time.perf_counter()
             with trainer_of(configuration(base, batch, compile="on")) as trainer:
                 ways[f"{way}, s"] = time.perf_counter() - began - loading
