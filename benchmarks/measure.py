@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def timed(call: Callable[[], object], count: int, device: torch.device) -> float:
@@ -28,7 +28,7 @@ def timed(call: Callable[[], object], count: int, device: torch.device) -> float
 def in_turn(
     calls: dict[str, Callable[[], object]], count: int, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of one call of each: they take turns, and the best of three rounds counts."""
+    """Seconds of one call of each: they take turns, and the best of five rounds counts."""
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         timed(call, 2, device)  # first: kernels are chosen, caches filled
