@@ -173,7 +173,9 @@ def rows(
     """A row of each of the two tables."""
     settings = configuration(base, batch, compile="off")
     ways: dict[str, float | None] = {}
+    began = time.perf_counter()
     with trainer_of(settings) as trainer:
+        loading = time.perf_counter() - began
         model, device = trainer.model, trainer.model.device
         trainer._step()
         # First, while nothing else lies in the memory.
@@ -205,9 +207,6 @@ def rows(
                 ways[kernel] = None
         model.unet.to(memory_format=torch.channels_last)
         ways["channels_last"] = again()
-    began = time.perf_counter()
-    with trainer_of(settings):
-        loading = time.perf_counter() - began
     for way in (w for w in variants(device, compile_too) if w in COMPILERS):
         plain = trainers.compiled
         trainers.compiled = COMPILERS[way]
