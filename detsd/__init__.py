@@ -17,7 +17,7 @@ for name, value in {
 if "OMP_WAIT_POLICY" not in os.environ:
     # GNU OpenMP's threads spin 300,000 times while they wait for each other. Beside other work they
     # so wait for what cannot run because they spin: two trainings on two cores made a tenth.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "700")
 # A container may run a user who has no home and no entry in its list; the libraries ask for both.
 if not os.path.isabs(os.path.expanduser("~")):
     os.environ["HOME"] = tempfile.gettempdir()

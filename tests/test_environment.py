@@ -159,7 +159,7 @@ def test_waiting_threads_spin_briefly_unless_somebody_says_otherwise():
     )
     free = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     for given, expected in (
-        ({}, "1000"),
+        ({}, "700"),
         ({"GOMP_SPINCOUNT": "7"}, "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
     ):
