@@ -31,7 +31,7 @@ from detsd.config import (
     override,
     parse_config,
 )
-from detsd.errors import DISK_ERRORS, Diverged, UserError
+from detsd.errors import DISK_ERRORS, Diverged, UserError, one_line
 from detsd.images import remake_hyperparameters
 from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
 from detsd.sources import LAYOUTS, is_uuid, locate, split_source
@@ -106,7 +106,7 @@ def finetune(args: argparse.Namespace) -> int:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise UserError(
                 f"this training does not fit into the memory of {run.ranks.device} ({reason}); "
                 "lower training.train_batch_size and raise training.gradient_accumulation_steps by "

@@ -31,11 +31,7 @@ import google_crc32c
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    InitProcessGroupKwargs,
-    check_cuda_p2p_ib_support,
-    gather_object,
-)
+from accelerate.utils import InitProcessGroupKwargs, check_cuda_p2p_ib_support, gather_object
 from determined import core
 from determined.common.api import errors as api_errors
 from PIL import Image
@@ -44,7 +40,7 @@ from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from detsd import progress
-from detsd.errors import UserError
+from detsd.errors import UserError, one_line
 from detsd.trial import (
     METADATA,
     cluster_experiment,
@@ -582,7 +578,7 @@ class ClusterRun(Run):
             logger.warning(
                 "checkpoint %s (%s) could not be registered as %r (%s); do so with "
                 "det model register-version, after det model create where there is no such model",
-                *(uuid, title, model, " ".join(str(error).split())[:200]),
+                *(uuid, title, model, one_line(error)),
             )
         else:
             self.say(f"registered as version {version.model_version} of {model}: {title}")
@@ -764,7 +760,7 @@ def download(uuid: str, to: Path) -> None:
         ) from None
     except Exception as error:  # storage back ends raise what they like
         shutil.rmtree(to, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {reason}); try "
             "det checkpoint download, and load its folder"

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from PIL import ImageColor
 
-from detsd.errors import UserError
+from detsd.errors import UserError, one_line
 from detsd.names import file_name, find
 
 
@@ -826,7 +826,7 @@ def read_experiment(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); name an experiment file") from None
     except Exception as error:  # ruamel's and yaml's parsers share no base class
-        reason = " ".join(str(error).split())
+        reason = one_line(error, None)
         raise UserError(f"{path} is not valid YAML: {reason}") from None
 
 

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from safetensors import SafetensorError, safe_open
 
-from detsd.errors import UserError
+from detsd.errors import UserError, one_line
 
 LARGEST = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 LARGEST_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
@@ -161,7 +161,7 @@ def _read_safetensors(
             # Copied: what is read lies in the file itself, which somebody may write to.
             return {name: f.get_tensor(name).clone() for name in f.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, RuntimeError, ValueError, MemoryError) as error:
-        damaged(path, " ".join(str(error).split())[:100])
+        damaged(path, one_line(error, 100))
 
 
 # ---- pickles -------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
             try:
                 return json.loads(base64.b64decode(text, validate=True), object_hook=_tensors)
             except (ValueError, TypeError, RuntimeError, RecursionError, binascii.Error) as error:
-                damaged(path, " ".join(str(error).split())[:100])
+                damaged(path, one_line(error, 100))
     damaged(path, "cut short")
 
 

@@ -1,4 +1,4 @@
-"""The exceptions for mistakes a user can mend."""
+"""The exceptions for mistakes a user can mend, and what others say."""
 
 import errno
 
@@ -12,3 +12,8 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """The loss is not finite any more; trying again would end the same way."""
+
+
+def one_line(error: BaseException, limit: int | None = 200) -> str:
+    """What an exception says, on one line and cut to so many characters: part of a sentence."""
+    return " ".join(str(error).split())[:limit]

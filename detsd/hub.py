@@ -36,7 +36,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import enable_progress_bars
 
-from detsd.errors import DISK_ERRORS, UserError
+from detsd.errors import DISK_ERRORS, UserError, one_line
 from detsd.families import INDEX, SUPPORTED, without_index
 from detsd.progress import LINE, meanwhile, say, tell
 
@@ -262,7 +262,7 @@ def _ask(name: str, revision: str | None):
         except OfflineModeIsEnabled:
             raise _NoAnswer("HF_HUB_OFFLINE forbids asking the hub") from None
         except Exception as error:  # no connection, in one of a dozen classes of the HTTP libraries
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            reason = one_line(error, 100) or type(error).__name__
             raise _NoAnswer(
                 f"the hub ({constants.ENDPOINT}) cannot be reached ({reason})"
             ) from None
@@ -324,7 +324,7 @@ def _sentence(name: str, revision: str | None, file: str, error: BaseException) 
         return f"the hub refuses {name} to this token (403); give the token leave to read it"
     if code:
         return f"{name} cannot be fetched: the hub answers {_answer(error)}; try again later"
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     return (
         f"{name} cannot be fetched: the connection to the hub broke off ({reason}); run the same "
         "command again, what has come down whole is kept"

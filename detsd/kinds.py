@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
-from detsd.errors import UserError
+from detsd.errors import UserError, one_line
 from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
 from detsd.hub import INDEX, KEY, Source, find
 from detsd.memory import is_out_of_memory
@@ -58,7 +58,7 @@ def loading(name: str, remedy: str = REMEDY, key: str = KEY) -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         if is_out_of_memory(error):
             remedy = "free the device's memory, or take half precision (model.precision)"
         raise UserError(f"{key}: {name} cannot be loaded; {remedy} (reason: {reason})") from None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
-from detsd.errors import UserError
+from detsd.errors import UserError, one_line
 from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.kinds import load_token_tables
 from detsd.names import BUNDLED
@@ -242,4 +242,4 @@ def plot(facts: dict[str, Any], file: Path) -> None:
     try:
         figure.savefig(file, dpi=110)
     except ValueError as error:
-        raise UserError(f"--plot {file}: {' '.join(str(error).split())}") from None
+        raise UserError(f"--plot {file}: {one_line(error, None)}") from None

@@ -32,7 +32,7 @@ from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data import Batch, TrainingData, ahead, changed_images, denoising_error
 from detsd.denoise import Conditioning
 from detsd.environment import packages
-from detsd.errors import Diverged, UserError
+from detsd.errors import Diverged, UserError, one_line
 from detsd.formats import LearnedConcept, encode, read_concepts, write_concepts
 from detsd.gauge import Gauge, gauge_jobs
 from detsd.kinds import fetch_vocabulary
@@ -385,7 +385,7 @@ class Trainer:
             found = float(loss.detach())
             problem = "" if abs(found - wanted) <= 0.02 * wanted else "it gives another loss"
         except Exception as error:  # compilers raise what they like
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = f"{type(error).__name__}: {one_line(error)}"
         self.optimizer.zero_grad(set_to_none=True)
         self.compiled = not problem
         if problem:
