@@ -26,7 +26,7 @@ import transformers
 from benchmarks import finetune, generate, processes
 from benchmarks.measure import table
 from benchmarks.models import save_random
-from detsd.models import pick_dtype
+from detsd.models import DTYPES, pick_dtype
 
 README = Path(__file__).parent / "README.md"
 SECTIONS = ("finetune", "generate", "data", "start", "spin")
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", choices=["demo", "sd1", "sdxl"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--calls", type=int, default=20, help="between two looks at the clock")
     parser.add_argument("--images", type=int, default=24, help="of a grid")
     parser.add_argument("--steps", type=int, default=20, help="of denoising an image")

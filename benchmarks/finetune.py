@@ -193,9 +193,10 @@ def rows(
         )
 
         def again() -> float:
-            return in_turn({"": trainer._step}, count, device)[""]
+            """Samples a second."""
+            return batch / in_turn({"": trainer._step}, count, device)[""]
 
-        ways["as it is"] = seconds["detsd"]
+        ways["as it is"] = batch / seconds["detsd"]
         drawn, trainer._batches = trainer._batches, map(trainer._draw, itertools.count())
         ways["drawn inline"] = again()
         trainer._batches = drawn
@@ -220,18 +221,12 @@ def rows(
             trainers.compiled = plain
     rate = work / seconds["detsd"]
     main = [
-        name, batch, str(model.dtype).removeprefix("torch."), batch / seconds["textbook"],
-        batch / seconds["detsd"], seconds["textbook"] / seconds["detsd"], batch / seconds["UNet"],
-        batch / seconds["both"], seconds["detsd"] / seconds["UNet"],
-        seconds["detsd"] / seconds["both"], rate / 1e12, f"{rate / peak:.0%}",
-        memory and memory / 1e9, told,
+        name, batch, model.dtype, batch / seconds["textbook"], batch / seconds["detsd"],
+        seconds["textbook"] / seconds["detsd"], batch / seconds["UNet"], batch / seconds["both"],
+        seconds["detsd"] / seconds["UNet"], seconds["detsd"] / seconds["both"], rate / 1e12,
+        f"{rate / peak:.0%}", memory and memory / 1e9, told,
     ]  # fmt: skip
-    others = [
-        value if way.endswith(", s") else value and batch / value
-        for way in variants(device, compile_too)
-        for value in [ways[way]]
-    ]
-    return main, [name, batch, *others]
+    return main, [name, batch, *(ways[way] for way in variants(device, compile_too))]
 
 
 def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:

@@ -93,6 +93,6 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
         bound = len(first) / steps / in_turn({"": bare}, min(steps, 5), device)[""]
         count = len(generator.jobs)
     return [
-        name, len(first), str(model.dtype).removeprefix("torch."), count / plain, count / ours,
-        plain / ours, bound, f"{count / ours / bound:.0%}", memory and memory / 1e9, int(apart),
+        name, len(first), model.dtype, count / plain, count / ours, plain / ours, bound,
+        f"{count / ours / bound:.0%}", memory and memory / 1e9, int(apart),
     ]  # fmt: skip

@@ -91,7 +91,7 @@ def table(head: list[str], rows: list[list[object]]) -> str:
         if value is None:
             return "–"
         return f"{value:.3g}" if isinstance(value, float) and value < 100 else (
-            f"{value:.0f}" if isinstance(value, float) else str(value)
+            f"{value:.0f}" if isinstance(value, float) else str(value).removeprefix("torch.")
         )  # fmt: skip
 
     lines = [head, ["---"] * len(head), *[[cell(v) for v in row] for row in rows]]
