@@ -27,6 +27,8 @@ class Forked:
 
     def __init__(self, folder: Path, body: Callable[[], object], ranks: int = 1):
         self._logs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
+        for log in self._logs:  # what an earlier block's ranks have said is nothing of ours
+            log.unlink(missing_ok=True)
         self._store = torch.distributed.TCPStore(
             "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
         )
