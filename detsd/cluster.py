@@ -437,11 +437,13 @@ class LocalRun(Run):
 
     def _on_signal(self, number: int, frame: object) -> None:
         # Asked twice, idle, or with nothing to lose yet: now.
-        if self.stop_signal is not None or self.ranks.waiting or not self._stops_gently:
-            self.say("stopped")
+        now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
+        if self.is_chief:
+            gently = "stopping: what is made is being stored; ask again to leave at once"
+            progress.answer("stopped" if now else gently)
+        if now:
             raise SystemExit(128 + number)
         self.stop_signal = number
-        self.say("stopping: what is made is being stored; ask again to leave at once")
 
     def report(self, steps, metrics, group="training"):
         if self.is_chief:

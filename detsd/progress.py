@@ -25,9 +25,13 @@ watchers: list[Callable[[str], None]] = []  # called with every line on how far 
 def say(text: str, stream: TextIO | None = None) -> None:
     """A line above whatever bar stands; on the standard output, unless told otherwise."""
     stream = stream or sys.stdout
-    with contextlib.suppress(RuntimeError):  # a signal's handler may interrupt another line
-        tqdm.write(text, file=stream)
-        stream.flush()
+    tqdm.write(text, file=stream)
+    stream.flush()
+
+
+def answer(text: str) -> None:
+    """`say` for a signal's handler, which interrupts what may be half a line: a thread can wait."""
+    threading.Thread(target=say, args=(text,)).start()
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
@@ -82,7 +86,20 @@ def seconds_left(kinds: dict[str, Work]) -> float | None:
     return sum(w.left * (w.seconds / w.seen if w.seen else w.cost * usual) for w in kinds.values())
 
 
-class Bar(tqdm):
+class Moving(tqdm):
+    """What moves below the lines, none of which comes into its first picture or its last."""
+
+    def __init__(self, **options: Any):
+        with self.get_lock():
+            super().__init__(**options)
+
+    def close(self) -> None:
+        """End it, as tqdm does."""
+        with self.get_lock():
+            super().close()
+
+
+class Bar(Moving):
     """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
 
     Off a terminal there is a line every ten seconds instead. Ranks but the first are silent.
@@ -170,7 +187,7 @@ def waiting(text: str, log: bool = True) -> Iterator[None]:
         yield
         return
     with (
-        tqdm(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock,
+        Moving(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock,
         meanwhile(clock.refresh, 0.5),
     ):
         yield

@@ -2,8 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import re
 import signal
+import sys
+import termios
+import threading
 import time
 from collections.abc import Iterator
 
@@ -89,6 +93,50 @@ def test_lines_stand_above_the_bar():
     assert "4/4 steps" in last
 
 
+def session_answered_at(moment: int) -> tuple[list[str], bool]:
+    """What stands on the screen if a signal comes in that call or return of what writes there.
+
+    And whether there was such a moment.
+    """
+    moments = itertools.count()
+
+    def trace(frame, event, argument):
+        if not frame.f_code.co_filename.endswith(("progress.py", "std.py", "utils.py")):
+            return None
+        if event in ("call", "return") and next(moments) == moment:
+            sys.settrace(None)
+            progress.answer("stopping")
+            time.sleep(0.002)  # the thread gets as far as it can
+        return trace
+
+    with terminal() as there:
+        threads = set(threading.enumerate())
+        sys.settrace(trace)
+        with Bar({"steps": Work(1, 4)}, "0/4 steps") as bar:
+            bar.draw(text="1/4 steps")
+            progress.say("a line")
+        with progress.waiting("loading"):
+            pass
+        progress.say("the end")
+        sys.settrace(None)
+        for thread in {t for t in threading.enumerate() if not t.daemon} - threads:
+            thread.join()
+    return screen(there.getvalue()), next(moments) > moment
+
+
+def test_an_answer_to_a_signal_tears_no_line_and_no_bar():
+    reached, moment = True, 0
+    while reached:
+        lines, reached = session_answered_at(moment)
+        assert lines.count("stopping") == reached, (moment, lines)
+        *others, end = [line for line in lines if line != "stopping"]
+        assert others[0] == "a line"
+        assert BAR.fullmatch(others[1])
+        assert (len(others), end) == (2, "the end")
+        moment += 1
+    assert moment > 100
+
+
 def test_off_a_terminal_there_is_no_bar_and_a_line_every_ten_seconds(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -133,13 +181,22 @@ def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
         signal.signal(signal.SIGINT, before)
 
 
+def set_terminal() -> None:
+    """In the process that detsd becomes: Ctrl-C interrupts, and costs nothing that was written."""
+    # Where the tests run in the background, it is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Else the terminal drops what it has not shown yet, after the signal: a part of the answer.
+    *others, flags, speed_in, speed_out, characters = termios.tcgetattr(0)
+    attributes = [*others, flags | termios.NOFLSH, speed_in, speed_out, characters]
+    termios.tcsetattr(0, termios.TCSANOW, attributes)
+
+
 def spawn(*args) -> pexpect.spawn:
     """detsd in a terminal of its own; what it sends is kept in `.logfile_read`."""
     start, *rest = command(*args)
     session = pexpect.spawn(
         start, rest, cwd=ROOT, timeout=240, encoding="utf-8", dimensions=(40, 100),
-        # Where the tests run in the background, it is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=set_terminal,
     )  # fmt: skip
     session.logfile_read = io.StringIO()
     return session
