@@ -224,7 +224,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
 def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
     """Bars on a terminal, lines in a log."""
     monkeypatch.setattr(files_of, "LINE", 0.05)
-    hub.delay = 0.12
+    hub.delay = 0.4
     load_base_model(ModelConfig(NAME), CPU)
     said = capsys.readouterr().err
     assert f"fetching {NAME}: " in said

@@ -18,8 +18,8 @@ from detsd.errors import UserError
 from detsd.trainer import Trainer
 
 
-def opened_by_two(folder, body) -> tuple[list[int], list[str], float]:
-    """Exit codes, what each said, and seconds of two ranks that call `body(run)`."""
+def opened_by_two(folder, body) -> tuple[list[int | None], list[str]]:
+    """Exit codes, None of one that goes on and on, and what each of two ranks with a run said."""
 
     def open_run():
         try:
@@ -29,9 +29,8 @@ def opened_by_two(folder, body) -> tuple[list[int], list[str], float]:
             print(f"detsd: {error}")
             return 2
 
-    began = time.monotonic()
     with Forked(folder, open_run, ranks=2) as ranks:
-        return ranks.end(), ranks.said, time.monotonic() - began
+        return ranks.end(), ranks.said
 
 
 def fail() -> None:
@@ -99,16 +98,15 @@ def test_two_ranks_that_do_not_fail(tmp_path):
         assert asked == [False, False, True, False]
         run.save(1, {}, lambda folder: (folder / "x").write_text("x"))
 
-    codes, said, _ = opened_by_two(tmp_path, body)
+    codes, said = opened_by_two(tmp_path, body)
     assert codes == [0, 0], said
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
-    """Within seconds, and its reason is not buried under what the others make of it."""
-    codes, said, seconds = opened_by_two(tmp_path, place)
-    assert 0 not in codes, said
-    assert seconds < 20
+    """And its reason is not buried under what the others make of it."""
+    codes, said = opened_by_two(tmp_path, place)
+    assert not {0, None} & set(codes), said
     if place is in_a_step:
         assert "CUDA out of memory" in said[1]
         assert "Traceback" not in said[0]
@@ -124,20 +122,24 @@ def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
     def body(run):
         if run.ranks.rank == 1:
             fail()
-        monkeypatch.setattr(AcceleratedRanks, "allgather", lambda *a: time.sleep(100))
+        monkeypatch.setattr(AcceleratedRanks, "allgather", lambda *a: time.sleep(10_000))
         run.gather([1])
 
-    codes, said, seconds = opened_by_two(tmp_path, body)
+    codes, said = opened_by_two(tmp_path, body)
     assert codes == [1, 2], said
-    assert seconds < 20
 
 
 def test_a_group_is_not_taken_apart_where_something_was_raised(tmp_path, monkeypatch):
     """It may wait for the others, too."""
+    taken = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: time.sleep(100))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: taken.append(1))
     with contextlib.suppress(UserError), cluster.open_run(tmp_path):
         fail()
+    assert not taken
+    with cluster.open_run(tmp_path):
+        pass
+    assert taken
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
@@ -228,7 +230,7 @@ def test_what_is_measured_does_not_tell_the_number_of_ranks(measuring, tmp_path)
             assert Trainer(config, run).train()
 
         if ranks == 2:
-            codes, said, _ = opened_by_two(tmp_path, train)
+            codes, said = opened_by_two(tmp_path, train)
             assert codes == [0, 0], said
         else:
             with cluster.open_run(tmp_path / "one", accelerate=True) as run:
