@@ -20,7 +20,7 @@ from detsd.config import ModelConfig
 from detsd.models import load_base_model
 
 ROOT = Path(__file__).parent.parent
-SPINS = ("as GNU OpenMP has it", "0", "100", "300", "700", "1000", "3000", "10000", "passive")
+SPINS = ("as GNU OpenMP has it", *map(str, (0, 100, 300, 500, 700, 1000, 3000, 10_000)), "passive")
 BUSY = "while True: pass"
 IMPORTS = {
     "Python alone": "",

@@ -9,6 +9,7 @@ import sys
 import termios
 import threading
 import time
+import tty
 from collections.abc import Iterator
 
 import pexpect
@@ -186,8 +187,8 @@ def set_terminal() -> None:
     # Where the tests run in the background, it is ignored.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Else the terminal drops what it has not shown yet, after the signal: a part of the answer.
-    *others, flags, speed_in, speed_out, characters = termios.tcgetattr(0)
-    attributes = [*others, flags | termios.NOFLSH, speed_in, speed_out, characters]
+    attributes = termios.tcgetattr(0)
+    attributes[tty.LFLAG] |= termios.NOFLSH
     termios.tcsetattr(0, termios.TCSANOW, attributes)
 
 
