@@ -189,7 +189,8 @@ def test_readme_names_every_file_at_the_top():
     ).stdout.split()
     top = {path.split("/")[0] for path in tracked if not path.startswith(".")} - {"README.md"}
     readme = (ROOT / "README.md").read_text()
-    package = [f"detsd/{p.name}" for p in (ROOT / "detsd").glob("[!_]*.py")]
+    package = [f"detsd/{p.parent.name}/" for p in (ROOT / "detsd").glob("*/__init__.py")]
+    package += [f"detsd/{p.name}" for p in (ROOT / "detsd").glob("__*.py")]
     assert [name for name in sorted(top) + package if f"`{name}" not in readme] == []
 
 
