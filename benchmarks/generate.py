@@ -21,7 +21,7 @@ from benchmarks.measure import in_turn, peak_memory
 from detsd import cluster
 from detsd.config import GenerateConfig, parse_config
 from detsd.generator import Generator
-from detsd.names import resolve
+from detsd.utils.paths import resolve
 
 HEAD = [
     "model", "images at once", "dtype", "plain loop", "detsd", "detsd / plain", "bare UNet",

@@ -16,8 +16,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from detsd.names import resolve
 from detsd.single_file import CONFIGS
+from detsd.utils.paths import resolve
 
 # For a smoke test: the same parts, each as small as it works.
 SMALL_TEXT = {

@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detsd import cluster, generator, images
+from detsd import cluster, generator
 from detsd.config import GenerateConfig, parse_config
 from detsd.generator import Generator
 from detsd.pipeline import Made
+from detsd.utils import png
 
 
 class StandIn:
@@ -114,16 +115,16 @@ def memory() -> int:
 
 
 def quick_png(image: Image.Image):
-    """`images.png`, for one image: a rank's encoding is not what is measured here."""
-    bare = images.png(image)
+    """`png.encode`, for one image: a rank's encoding is not what is measured here."""
+    bare = png.encode(image)
 
-    def png(_, record=None):
+    def encode(_, record=None):
         text = b"detsd\0" + json.dumps(record).encode()
         chunk = struct.pack(">I", len(text)) + b"tEXt" + text
         chunk += struct.pack(">I", zlib.crc32(b"tEXt" + text))
         return bare[:33] + chunk + bare[33:]  # behind the header
 
-    return png
+    return encode
 
 
 def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> None:
@@ -186,7 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     stand_in = StandIn(args.side)
     generator.DetSDTextualInversionPipeline = stand_in
-    images.png = quick_png(stand_in.image)
+    png.encode = quick_png(stand_in.image)
     with TemporaryDirectory() as name:
         folder = Path(name) / "taking"
         given = a_grid(args.images, [20], 16, 5)

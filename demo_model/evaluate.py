@@ -26,8 +26,8 @@ from demo_model.train import load_tokenizer, psnr, to_tensor
 from demo_model.world import Scene
 from detsd.concepts import Vocabulary
 from detsd.formats import read_concepts
-from detsd.images import sheet as labelled
 from detsd.loss import prediction_target
+from detsd.utils.contact_sheets import sheet as labelled
 
 HERE = Path(__file__).parent
 SHEETS = HERE / "sheets"

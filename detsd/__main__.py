@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from detsd import __version__, checks, progress, trial
+from detsd import __version__, checks, trial
 from detsd.config import (
     Config,
     EvaluateConfig,
@@ -31,10 +31,11 @@ from detsd.config import (
     override,
     parse_config,
 )
-from detsd.errors import DISK_ERRORS, Diverged, UserError, one_line
-from detsd.images import remake_hyperparameters
-from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
 from detsd.sources import LAYOUTS, is_uuid, locate, split_source
+from detsd.utils import progress
+from detsd.utils.errors import DISK_ERRORS, Diverged, UserError, one_line
+from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
+from detsd.utils.png import remake_hyperparameters
 
 # As it was called: the command that installing brings, or the module.
 DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
@@ -94,7 +95,7 @@ def finetune(args: argparse.Namespace) -> int:
             return 0
     with progress.libraries():
         from detsd import cluster, trainer
-        from detsd.memory import is_out_of_memory
+        from detsd.utils.memory import is_out_of_memory
     with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
         try:
             done = trainer.Trainer(config, run).train()

@@ -36,11 +36,11 @@ from typing import Any
 
 from PIL import Image
 
-from detsd import images, progress
 from detsd.cluster import METADATA, Run, download, pack, read_metadata, unpack
 from detsd.config import GenerateConfig
-from detsd.errors import UserError
 from detsd.pipeline import Job
+from detsd.utils import contact_sheets, png, progress
+from detsd.utils.errors import UserError
 
 logger = logging.getLogger("detsd")
 
@@ -187,7 +187,7 @@ class Album:
 
     def _find_files(self) -> None:
         for path in sorted(self.folder.glob("job-*.png")):
-            record = images.read_record(path)
+            record = png.read_record(path)
             if record is None:  # cut short by a crash
                 continue
             if path == self.path(record.get("job", -1)):  # else brought or renamed by hand
@@ -341,11 +341,11 @@ class Album:
             f"seed {job.seed}",
         ]
         if self.finished[number]["flagged"]:
-            png = images.png(self.image(number))
+            data = png.encode(self.image(number))
         else:
             self._have(number)
-            png = self.path(number).read_bytes()
-        self.run.log_image("/".join(part.replace("/", "|") for part in parts), png)
+            data = self.path(number).read_bytes()
+        self.run.log_image("/".join(part.replace("/", "|") for part in parts), data)
 
     # ---- contact sheets ------------------------------------------------------------------------
 
@@ -357,10 +357,12 @@ class Album:
     def _draw(self, place: int) -> None:
         page, path = self.pages[place], self._sheet(place)
         # As tiles at once: of large images no more than one is held.
-        rows = [[images.as_tile(self.image(n), page.count) for n in row] for row in page.cells]
-        picture = images.sheet(rows, page.row_labels, page.column_labels, page.title)
+        rows = [
+            [contact_sheets.as_tile(self.image(n), page.count) for n in row] for row in page.cells
+        ]
+        picture = contact_sheets.sheet(rows, page.row_labels, page.column_labels, page.title)
         # The one is an option of PNG, the other of JPEG.
-        images.save(picture, path, compress_level=1, quality=90)
+        png.save(picture, path, compress_level=1, quality=90)
         self._log_sheet(place)
 
     def _log_sheet(self, place: int) -> None:
@@ -371,7 +373,7 @@ class Album:
         """A stored image; in place of a black one, the reason."""
         if self.finished[number]["flagged"]:
             job = self.jobs[number]
-            return images.notice("flagged by the safety checker", (job.width, job.height))
+            return contact_sheets.notice("flagged by the safety checker", (job.width, job.height))
         self._have(number)
         with Image.open(self.path(number)) as image:
             return image.convert("RGB")

@@ -8,8 +8,8 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from detsd.errors import UserError
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.utils.errors import UserError
 
 # Of a job, what the form holds, in the order of `checked_job`.
 FIELDS = ("prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed",

@@ -21,9 +21,9 @@ from detsd.app_tabs import (
     thumbnails,
     told,
 )
-from detsd.errors import UserError
 from detsd.learning import PICTURES, Learning, Standing
 from detsd.studio import Studio, pictures_in
+from detsd.utils.errors import UserError
 
 
 def progress_of(standing: Standing) -> str:

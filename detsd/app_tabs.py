@@ -18,9 +18,9 @@ from typing import Any
 import gradio as gr
 
 from detsd.app_form import AXES, FIELDS, MOST_IMAGES, checked_job, copies, grid_jobs
-from detsd.errors import UserError
 from detsd.pipeline import SCHEDULERS, Job
 from detsd.studio import Making, Shown, Studio, watched
+from detsd.utils.errors import UserError
 
 logger = logging.getLogger("detsd")
 

@@ -24,11 +24,11 @@ from detsd.config import (
     differences,
     refuse,
 )
-from detsd.errors import UserError
 from detsd.families import INDEX, SUPPORTED, unsupported_index, without_index
-from detsd.names import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve, word_problem
 from detsd.sources import DICT_FILE, is_source, locate, split_source
 from detsd.trial import finetuning_of, latest_checkpoint, read_metadata
+from detsd.utils.errors import UserError
+from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve, word_problem
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
     from pillow_heif import register_heif_opener

@@ -39,8 +39,6 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
-from detsd import progress
-from detsd.errors import UserError, one_line
 from detsd.trial import (
     METADATA,
     cluster_experiment,
@@ -49,6 +47,8 @@ from detsd.trial import (
     on_cluster,
     read_metadata,
 )
+from detsd.utils import progress
+from detsd.utils.errors import UserError, one_line
 from detsd.watch import check_gpus, together
 
 logger = logging.getLogger("detsd")

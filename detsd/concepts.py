@@ -17,9 +17,9 @@ import torch
 import torch.nn as nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, family
-from detsd.names import is_word, word_problem
+from detsd.utils.errors import UserError
+from detsd.utils.paths import is_word, word_problem
 
 
 class ConceptEmbedding(nn.Module):

@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeVar
 
 from PIL import ImageColor
 
-from detsd.errors import UserError, one_line
-from detsd.names import file_name, find
+from detsd.utils.errors import UserError, one_line
+from detsd.utils.paths import file_name, find
 
 
 def _knob(

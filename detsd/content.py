@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from safetensors import SafetensorError, safe_open
 
-from detsd.errors import UserError, one_line
+from detsd.utils.errors import UserError, one_line
 
 LARGEST = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 LARGEST_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept

@@ -27,11 +27,11 @@ from detsd.checks import list_images, mask_of, passed_over
 from detsd.concepts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.denoise import Conditioning
-from detsd.errors import UserError
 from detsd.loss import prediction_target, squared_error
 from detsd.models import BaseModel, Frame
-from detsd.progress import Bar, Work
 from detsd.templates import TEMPLATES
+from detsd.utils.errors import UserError
+from detsd.utils.progress import Bar, Work
 
 logger = logging.getLogger("detsd")
 

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from detsd import images
 from detsd.album import Page
 from detsd.checks import images_problem, learned_from
 from detsd.cluster import Run, downloaded
@@ -40,17 +39,18 @@ from detsd.config import (
 )
 from detsd.data import Batch, TrainingData, denoising_error, read_images, shape_of
 from detsd.denoise import Conditioning
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
 from detsd.generator import Generator
 from detsd.kinds import examine, find_model
 from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
-from detsd.progress import waiting
 from detsd.show import describe_rows
 from detsd.sources import DICT_FILE, checkpoints_of, locate, split_source
 from detsd.templates import EDITS, PLAIN
 from detsd.trial import finetuning_of
+from detsd.utils import contact_sheets, png
+from detsd.utils.errors import UserError
+from detsd.utils.progress import waiting
 
 FIGURES = "evaluation.json"
 NOISE_LEVELS = 5  # parts of equal length that the timesteps of the denoising error are told in
@@ -341,7 +341,7 @@ class Evaluation:
         text = json.dumps(self.result, ensure_ascii=False, indent=1)
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
         plot(self.result, folder / "evaluation.png")
-        images.save(self._overview(pictures), folder / "samples.png")
+        png.save(self._overview(pictures), folder / "samples.png")
         if not run.folder_is_kept and self.generator.album.begun_with == len(self.generator.jobs):
             return  # restarted after its end: the last checkpoint has told it all
         for name in ("evaluation", "samples"):
@@ -419,7 +419,7 @@ class Evaluation:
                 rows.append([ImageOps.pad(image, size) for image in self._samples(block, n)])
                 named = block.label if block.concept else f"the phrase: {ground.phrase}"
                 labels.append(_line(named, state))
-        return images.sheet(rows, labels)
+        return contact_sheets.sheet(rows, labels)
 
 
 # ---- what is shown -------------------------------------------------------------------------------

@@ -36,9 +36,9 @@ import safetensors.torch
 import torch
 
 from detsd import content
-from detsd.errors import UserError
-from detsd.names import file_name
 from detsd.sources import DICT_FILE, file_of, split_source
+from detsd.utils.errors import UserError
+from detsd.utils.paths import file_name
 
 ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder

@@ -23,22 +23,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detsd import checks, images
+from detsd import checks
 from detsd.album import MANIFEST, Album, Page, pages
 from detsd.cluster import Run, read_metadata
 from detsd.concepts import misspelt
 from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
 from detsd.denoise import Conditioning
 from detsd.environment import packages
-from detsd.errors import UserError
 from detsd.exchange import Exchange
 from detsd.kinds import fetch_vocabulary
-from detsd.memory import fitting_batch_size
 from detsd.models import pick_dtype
-from detsd.names import is_word
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches, find_concepts
-from detsd.progress import Bar, Work, waiting
 from detsd.sources import DICT_FILE
+from detsd.utils import png
+from detsd.utils.errors import UserError
+from detsd.utils.memory import fitting_batch_size
+from detsd.utils.paths import is_word
+from detsd.utils.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")
 
@@ -163,7 +164,7 @@ class Generator:
         if manifest.is_file():
             with manifest.open(encoding="utf-8") as lines:
                 return json.loads(next(lines))["model"]["revision"]
-        stored = map(images.read_record, sorted((self.run.folder / "images").glob("job-*.png")))
+        stored = map(png.read_record, sorted((self.run.folder / "images").glob("job-*.png")))
         first = next(filter(None, stored), {})
         return first.get("model", {}).get("revision")
 
@@ -258,7 +259,7 @@ class Generator:
         files = []
         for number, result in made.items():
             how = {"flagged": result.flagged, "batch_size": result.batch_size}
-            files.append((number, how, images.png(result.image, self.record(number) | how)))
+            files.append((number, how, png.encode(result.image, self.record(number) | how)))
         return files
 
 
@@ -271,7 +272,7 @@ def compare(again: Path, original: Path) -> str:
     if not difference.any():
         return f"the same pixels as {original}"
     share = (difference.max(2) > 0).mean()
-    was, now = (images.read_record(path)["concepts"] for path in (original, again))
+    was, now = (png.read_record(path)["concepts"] for path in (original, again))
     other = [
         f"; {name} in {c['source']} has other rows now than then"
         for name, c in was.items()

@@ -36,9 +36,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import enable_progress_bars
 
-from detsd.errors import DISK_ERRORS, UserError, one_line
 from detsd.families import INDEX, SUPPORTED, without_index
-from detsd.progress import LINE, meanwhile, say, tell
+from detsd.utils.errors import DISK_ERRORS, UserError, one_line
+from detsd.utils.progress import LINE, meanwhile, say, tell
 
 logger = logging.getLogger("detsd")
 

@@ -16,11 +16,8 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
-from detsd.errors import UserError, one_line
 from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
 from detsd.hub import INDEX, KEY, Source, find
-from detsd.memory import is_out_of_memory
-from detsd.names import resolve
 from detsd.single_file import (
     find_single_file,
     is_single_file,
@@ -28,6 +25,9 @@ from detsd.single_file import (
     tokenizer_of,
     told_of_scheduler,
 )
+from detsd.utils.errors import UserError, one_line
+from detsd.utils.memory import is_out_of_memory
+from detsd.utils.paths import resolve
 
 REMEDY = "give a complete diffusers folder or a hub model that has safetensors weights"
 ERRORS = (  # that the libraries raise over files

@@ -24,13 +24,13 @@ import torch
 import yaml
 from PIL import Image
 
-from detsd import images
 from detsd.checks import check_finetune
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
-from detsd.errors import UserError
-from detsd.names import BUNDLED, file_name, resolve
 from detsd.pipeline import DetSDTextualInversionPipeline, sample_jobs
 from detsd.trial import read_metadata
+from detsd.utils import contact_sheets
+from detsd.utils.errors import UserError
+from detsd.utils.paths import BUNDLED, file_name, resolve
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 MOST_FRAMES = 24  # of a time-lapse that is drawn again and again
@@ -328,7 +328,7 @@ class Learning:
         folder = folder / f"{standing.folder.name}-{frames[-1][0]}-{time.time_ns()}"
         folder.mkdir(parents=True)
         prompts = [job.prompt for job in _jobs(standing.folder)]
-        images.time_lapse(frames, prompts, folder)
+        contact_sheets.time_lapse(frames, prompts, folder)
         return folder / "time_lapse.gif"
 
 

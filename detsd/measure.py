@@ -26,10 +26,10 @@ from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 from detsd.checks import evaluator_problems, own_clip
 from detsd.config import EvaluatorConfig
 from detsd.data import to_shape, to_tensor
-from detsd.errors import UserError
 from detsd.hub import CONFIG, WHOLE, Source, find
 from detsd.kinds import loading, read_json
-from detsd.names import resolve
+from detsd.utils.errors import UserError
+from detsd.utils.paths import resolve
 
 AT_ONCE = 32  # images through an evaluator
 SAME = 1 - 1e-5  # cosine from which on two pictures are one and the same

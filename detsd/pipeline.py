@@ -35,12 +35,12 @@ from PIL import Image
 from detsd.concepts import misspelt, unweighted
 from detsd.config import InferenceConfig, ModelConfig
 from detsd.denoise import Conditioning, decode, denoise, starting_noise
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts
-from detsd.images import png
-from detsd.memory import fitting_batch_size, is_out_of_memory
 from detsd.models import DTYPES, BaseModel, Frame, load_base_model, load_safety_checker
 from detsd.sources import locate
+from detsd.utils import png
+from detsd.utils.errors import UserError
+from detsd.utils.memory import fitting_batch_size, is_out_of_memory
 
 logger = logging.getLogger("detsd")
 
@@ -631,7 +631,7 @@ class DetSDTextualInversionPipeline:
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
-            paths[-1].write_bytes(png(result.image, record))
+            paths[-1].write_bytes(png.encode(result.image, record))
         return paths
 
     @torch.no_grad()

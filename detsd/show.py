@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
-from detsd.errors import UserError, one_line
 from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.kinds import load_token_tables
-from detsd.names import BUNDLED
 from detsd.sources import locate, split_source
 from detsd.trial import finetuning_of
+from detsd.utils.errors import UserError, one_line
+from detsd.utils.paths import BUNDLED
 
 
 def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from detsd.errors import UserError
 from detsd.families import SUPPORTED, single_family
 from detsd.hub import KEY, Source, files_of
+from detsd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from detsd.errors import UserError
+from detsd.utils.errors import UserError
 
 DICT_FILE = "learned_embeddings_dict.pt"
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written

@@ -24,17 +24,17 @@ from typing import Any
 
 from PIL import Image
 
-from detsd import images
 from detsd.app_form import FIELDS, checked_job
 from detsd.checks import list_images
 from detsd.data import to_rgb
 from detsd.denoise import decode
-from detsd.errors import UserError
 from detsd.formats import read_concepts
-from detsd.names import resolve
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, Progress
 from detsd.sources import is_uuid, split_source
 from detsd.trial import read_metadata
+from detsd.utils import contact_sheets, png
+from detsd.utils.errors import UserError
+from detsd.utils.paths import resolve
 
 logger = logging.getLogger("detsd")
 
@@ -393,11 +393,11 @@ class Studio:
         factor = LARGER // max(width, height)
         if factor < 2:
             return None
-        record = images.read_record(path)
+        record = png.read_record(path)
         size = (width * factor, height * factor)
         larger = path.with_stem(f"{path.stem}-{size[0]}x{size[1]}")
         picture = made.image.resize(size, Image.Resampling.LANCZOS)
-        larger.write_bytes(images.png(picture, record))
+        larger.write_bytes(png.encode(picture, record))
         return larger
 
     def sheet(
@@ -409,14 +409,14 @@ class Studio:
         for number in range(len(columns) * len(rows)):
             one = shown.get(number)
             if one is None:
-                cells.append(images.notice("not made", size))
+                cells.append(contact_sheets.notice("not made", size))
             elif one.flagged:
-                cells.append(images.notice("flagged by the safety checker", size))
+                cells.append(contact_sheets.notice("flagged by the safety checker", size))
             else:
                 with Image.open(one.path) as image:
                     cells.append(image.convert("RGB"))
         width = len(columns)
-        picture = images.sheet(
+        picture = contact_sheets.sheet(
             [cells[k : k + width] for k in range(0, len(cells), width)],
             rows,
             columns if any(columns) else None,
@@ -434,7 +434,7 @@ class Studio:
         Raises:
             UserError: no settings of ours inside, or such as this page does not take.
         """
-        record = images.read_record(Path(path))
+        record = png.read_record(Path(path))
         if not isinstance(record, dict):
             raise UserError(
                 f"{Path(path).name} holds no settings of detsd; drop a PNG file that it wrote "

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from detsd import images
 from detsd.best import best_step, on_plateau
 from detsd.checks import check_finetune
 from detsd.cluster import Run, pack, read_metadata, unpack
@@ -32,7 +31,6 @@ from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data import Batch, TrainingData, ahead, changed_images, denoising_error
 from detsd.denoise import Conditioning
 from detsd.environment import packages
-from detsd.errors import Diverged, UserError, one_line
 from detsd.formats import LearnedConcept, encode, read_concepts, write_concepts
 from detsd.gauge import Gauge, gauge_jobs
 from detsd.kinds import fetch_vocabulary
@@ -44,8 +42,10 @@ from detsd.loss import (
 from detsd.measure import Anchors, Eye, load_eyes
 from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
-from detsd.progress import Bar, Work, waiting
 from detsd.sources import DICT_FILE, is_source
+from detsd.utils import contact_sheets, png
+from detsd.utils.errors import Diverged, UserError, one_line
+from detsd.utils.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")
 
@@ -581,7 +581,7 @@ class Trainer:
                 break
             image = made[k]
             path.parent.mkdir(exist_ok=True)
-            images.save(image, path)
+            png.save(image, path)
             job = self.jobs[k]
             tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
             self.run.log_image(tag, path.read_bytes(), self.steps_completed)
@@ -593,12 +593,12 @@ class Trainer:
         return self.run.ranks.allgather(found)[0]
 
     def _log_image(self, tag: str, image: Image.Image) -> None:
-        self.run.log_image(tag, images.png(image), self.steps_completed)
+        self.run.log_image(tag, png.encode(image), self.steps_completed)
 
     def _log_training_images(self) -> None:
         if self.run.is_chief:
             for name, pictures in self.data.pictures.items():
-                self._log_image(f"training images/{name}", images.sheet([pictures], [name]))
+                self._log_image(f"training images/{name}", contact_sheets.sheet([pictures], [name]))
 
     def _draw_progress(self) -> None:
         """Before/after and time-lapse from the samples of all checkpoints."""
@@ -608,13 +608,13 @@ class Trainer:
             return
         frames = []
         for step in steps:
-            pictures = [images.read(path) for path in self._sample_paths(step)]
+            pictures = [png.read(path) for path in self._sample_paths(step)]
             if all(pictures):
                 frames.append((step, pictures))
         if len(frames) < 2:
             return
         prompts = [job.prompt for job in self.jobs[: self.shown]]
-        picture = images.before_after(
+        picture = contact_sheets.before_after(
             frames[0][1],
             frames[-1][1],
             prompts,
@@ -623,7 +623,7 @@ class Trainer:
         )
         picture.save(self.run.folder / "before_after.png")
         self._log_image("before_after", picture)
-        images.time_lapse(frames, prompts, self.run.folder)
+        contact_sheets.time_lapse(frames, prompts, self.run.folder)
 
     # ---- checkpoints -------------------------------------------------------------------------
 

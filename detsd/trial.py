@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from detsd.errors import UserError
 from detsd.sources import DICT_FILE
+from detsd.utils.errors import UserError
 
 METADATA = "metadata.json"
 

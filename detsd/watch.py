@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import torch
 
-from detsd.errors import UserError
+from detsd.utils.errors import UserError
 
 KEY = "detsd/failed"
 LOOKS_EVERY = 0.5  # seconds

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from detsd import images
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
+from detsd.utils import contact_sheets
 
 DOCS = Path("docs")
 CONCEPT = "learned_embeddings_dict_demo.pt"
@@ -51,7 +51,7 @@ def before_and_after(
     learned = pipe.make(jobs)
     size = (pipe.model.image_size,) * 2
     shown = taught[:: max(1, len(taught) // len(jobs))][: len(jobs)]
-    return images.sheet(
+    return contact_sheets.sheet(
         [
             [Image.open(path).convert("RGB").resize(size, Image.LANCZOS) for path in shown],
             [made.image for made in plain],
@@ -110,7 +110,9 @@ def process() -> None:
     """process.png: the reverse and the forward process of a diffusion model."""
     pipe = pipeline()
     job = Job(f"a photo of a {pipe.concepts[0]} on a white background", 1, guidance_scale=4)
-    images.process_strip(*pipe.process(job, Image.open(PICTURE), 7)).save(DOCS / "process.png")
+    contact_sheets.process_strip(*pipe.process(job, Image.open(PICTURE), 7)).save(
+        DOCS / "process.png"
+    )
 
 
 def finetuning() -> None:

@@ -14,10 +14,11 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from benchmarks.scale import FolderRun
-from detsd import album, cluster, images
+from detsd import album, cluster
 from detsd.album import Album, pages, still_kept
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generator import grid_jobs
+from detsd.utils import png
 
 
 @settings(deadline=None, max_examples=60)
@@ -95,7 +96,7 @@ def opened(tmp_path, capsys):
 def files(kept: Album, numbers) -> list:
     how = {"flagged": False, "batch_size": 2}
     return [
-        (n, how, images.png(Image.new("RGB", (16, 16), (9 * n, 0, 0)), kept.record(n) | how))
+        (n, how, png.encode(Image.new("RGB", (16, 16), (9 * n, 0, 0)), kept.record(n) | how))
         for n in numbers
     ]
 

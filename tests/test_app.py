@@ -24,12 +24,12 @@ from tiny import ROOT
 from detsd import app, app_tabs, pipeline
 from detsd.__main__ import main
 from detsd.app_form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
-from detsd.images import CHUNK, read_record
 from detsd.learning import Learning
 from detsd.pipeline import DetSDTextualInversionPipeline
 from detsd.studio import Making, Studio, Words, watched
+from detsd.utils.errors import UserError
+from detsd.utils.png import CHUNK, read_record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run

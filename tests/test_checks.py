@@ -13,8 +13,8 @@ from tiny import ROOT, WORDS
 from detsd import checks
 from detsd.__main__ import main
 from detsd.config import ModelConfig, load_config
-from detsd.errors import UserError
-from detsd.names import find
+from detsd.utils.errors import UserError
+from detsd.utils.paths import find
 
 # Command line (@ is the folder of the test), what is said.
 MISTAKES = [

@@ -23,10 +23,11 @@ from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_clip
 
-from detsd import album, cluster, progress, trainer
+from detsd import album, cluster, trainer
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
+from detsd.utils import progress
 
 CONCEPTS = ("blob-thing", "blob-thing-two")
 

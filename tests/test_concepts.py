@@ -10,9 +10,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from detsd.concepts import PromptRewriter, Vocabulary
 from detsd.config import ModelConfig
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept
 from detsd.models import load_base_model
+from detsd.utils.errors import UserError
 
 WORDS = st.from_regex(r"[a-z]{1,4}(-[a-z]{1,4}){0,2}", fullmatch=True)
 

@@ -9,7 +9,7 @@ from tiny import ROOT
 
 from detsd import config as cfg
 from detsd.config import FinetuneConfig, GenerateConfig, differences, load_config, parse_config
-from detsd.errors import UserError
+from detsd.utils.errors import UserError
 
 MINIMAL = {
     "model": {"pretrained_model_name_or_path": "demo_model"},

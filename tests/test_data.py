@@ -13,8 +13,8 @@ from PIL import Image
 
 from detsd import checks, data
 from detsd.config import ConceptsConfig, ModelConfig
-from detsd.errors import UserError
 from detsd.models import load_base_model
+from detsd.utils.errors import UserError
 
 RED = (200, 40, 30)
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from detsd import memory, pipeline
+from detsd import pipeline
 from detsd.denoise import Conditioning, decode, denoise, starting_noise
-from detsd.errors import UserError
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.utils import memory
+from detsd.utils.errors import UserError
 
 JOB = Job("a red ball", 7, num_inference_steps=4, guidance_scale=6.3)
 OUT = "not enough memory: you tried to allocate 1 bytes"

@@ -25,8 +25,8 @@ from detsd.config import (
 )
 from detsd.evaluate import find_blocks
 from detsd.formats import LearnedConcept, write_concepts
-from detsd.images import read
 from detsd.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
+from detsd.utils.png import read
 
 SMALL = {
     "num_samples": 3, "num_samples_per_prompt": 1, "num_inference_steps": 2,

@@ -26,13 +26,13 @@ from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 from detsd import cluster, data, kinds, models, single_file
 from detsd.__main__ import main
 from detsd.config import ModelConfig, load_config
-from detsd.errors import UserError
 from detsd.families import single_family, unsupported_index, unsupported_parts, without_index
 from detsd.formats import FAMILIES as FAMILY_NAMES
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.models import load_base_model
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.trainer import Trainer
+from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")
 WIDTHS = {"sd1": (16,), "sd2": (24,), "sdxl": (16, 24)}

@@ -23,11 +23,11 @@ from tiny import ROOT, save_tiny_sdxl
 
 from detsd import content
 from detsd.__main__ import main
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, encode, file_name, read_concepts, store, write_concepts
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.sources import DICT_FILE, is_source, locate
 from detsd.sources import LAYOUTS as WRITTEN
+from detsd.utils.errors import UserError
 
 ONE = [torch.randn(3, 768)]
 TWO = [torch.randn(3, 768), torch.randn(3, 1280)]

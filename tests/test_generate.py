@@ -16,13 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from tiny import ROOT
 from transformers import CLIPTextModel
 
-from detsd import cluster, images
+from detsd import cluster
 from detsd.__main__ import main
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.generator import Generator, grid_jobs
 from detsd.pipeline import DetSDTextualInversionPipeline, batches
+from detsd.utils import contact_sheets, png
+from detsd.utils.errors import UserError
 
 
 @pytest.fixture
@@ -109,8 +110,8 @@ def test_batches_hold_every_job_once_and_agree_in_what_they_must():
 @pytest.mark.slow
 def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
     drawn = []
-    sheet = images.sheet
-    monkeypatch.setattr(images, "sheet", lambda *a: drawn.append(a) or sheet(*a))
+    sheet = contact_sheets.sheet
+    monkeypatch.setattr(contact_sheets, "sheet", lambda *a: drawn.append(a) or sheet(*a))
     made = generate(given, tmp_path / "out")
     folder = tmp_path / "out"
 
@@ -120,7 +121,7 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
     assert [line["job"] for line in lines] == list(range(24))
     for line in lines:
         file = line.pop("file")
-        assert images.read_record(folder / file) == line
+        assert png.read_record(folder / file) == line
     job, record = made.jobs[23], lines[23]
     assert record["prompt"] == job.prompt == "a zyx-two on a blob-thing/table"
     assert (record["seed"], record["guidance_scale"], record["num_inference_steps"]) == (2, 4.5, 3)
@@ -146,7 +147,7 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
         if (j.prompt, j.seed, j.num_inference_steps, j.guidance_scale) == (title, 1, 3, 1.0)
     )
     with Image.open(made.album.path(number)) as image:
-        assert rows[1][2].tobytes() == images.as_tile(image).tobytes()
+        assert rows[1][2].tobytes() == contact_sheets.as_tile(image).tobytes()
 
     # TensorBoard: every image under a tag of its own
     events = tags(folder)
@@ -351,7 +352,7 @@ def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, cap
     events = tags(tmp_path / "out")
     (event,) = events.Images("a zyx-two/guidance 4, 2 steps, ddim/seed 2")
     (tmp_path / "logged.png").write_bytes(event.encoded_image_string)
-    tile = images.notice("flagged by the safety checker", (32, 32))
+    tile = contact_sheets.notice("flagged by the safety checker", (32, 32))
     assert Image.open(tmp_path / "logged.png").tobytes() == tile.tobytes()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detsd import images
+from detsd.utils import contact_sheets
 
 
 def tile(value, size=64):
@@ -13,13 +13,13 @@ def tile(value, size=64):
 
 def test_sheet_holds_every_image_and_label():
     rows = [[tile(60), tile(120), tile(180)], [tile(220)]]
-    sheet = images.sheet(rows, ["first row", "second row"], ["a", "b", "c"], title="title")
+    sheet = contact_sheets.sheet(rows, ["first row", "second row"], ["a", "b", "c"], title="title")
     pixels = np.asarray(sheet).astype(int)
     for value in (60, 120, 180, 220):
         found = (abs(pixels - (value, 40, 40)).max(-1) <= 2).sum()
         assert found == 192 * 192  # 64 pixels enlarged by 3
     dark = (pixels.max(-1) < 90).sum()
-    blank = images.sheet(rows, ["", ""])
+    blank = contact_sheets.sheet(rows, ["", ""])
     assert dark > (np.asarray(blank).max(-1) < 90).sum() + 200
 
 
@@ -27,52 +27,52 @@ def test_sheet_holds_every_image_and_label():
 def test_the_more_images_the_smaller_is_each_on_a_sheet(side):
     """So that a sheet stays as large as can be looked at, and costs as little as it shows."""
     pixels = []
-    for count in (1, images.MANY, images.MANY + 1, 4 * images.MANY, 1000):
-        shown = images.as_tile(tile(60, side), count)
-        assert images.as_tile(shown, count).size == shown.size
-        assert count <= images.MANY or shown.width <= side
+    for count in (1, contact_sheets.MANY, contact_sheets.MANY + 1, 4 * contact_sheets.MANY, 1000):
+        shown = contact_sheets.as_tile(tile(60, side), count)
+        assert contact_sheets.as_tile(shown, count).size == shown.size
+        assert count <= contact_sheets.MANY or shown.width <= side
         pixels.append(shown.width)
-        assert count * shown.width * shown.height <= images.MANY * images.LARGEST**2
+        assert count * shown.width * shown.height <= contact_sheets.MANY * contact_sheets.LARGEST**2
     assert pixels == sorted(pixels, reverse=True)
 
 
 def test_a_notice_stands_where_the_image_would():
     for size in ((64, 64), (64, 32), (512, 512), (768, 512)):
-        tile_of = images.notice("flagged by the safety checker", size)
-        sheet = images.sheet([[tile_of, Image.new("RGB", size)]], [""])
-        bare = images.sheet([[Image.new("RGB", size)] * 2], [""])
+        tile_of = contact_sheets.notice("flagged by the safety checker", size)
+        sheet = contact_sheets.sheet([[tile_of, Image.new("RGB", size)]], [""])
+        bare = contact_sheets.sheet([[Image.new("RGB", size)] * 2], [""])
         assert sheet.size == bare.size
         assert (np.asarray(tile_of).min(2) > 200).any()  # words
 
 
 def test_long_labels_are_wrapped_inside_the_sheet():
-    sheet = images.sheet([[tile(60), tile(90)]], ["word " * 60])
+    sheet = contact_sheets.sheet([[tile(60), tile(90)]], ["word " * 60])
     edge = np.asarray(sheet)[:, -2:]
     assert (edge == 255).all()
     assert sheet.height > 192 + 4 * 18
 
 
 def test_large_images_keep_their_size():
-    assert images.enlarge(tile(1, 512)).size == (512, 512)
-    assert images.enlarge(tile(1, 64)).size == (192, 192)
+    assert contact_sheets.enlarge(tile(1, 512)).size == (512, 512)
+    assert contact_sheets.enlarge(tile(1, 64)).size == (192, 192)
 
 
 def test_time_lapse(tmp_path):
     frames = [(step, [tile(step), tile(step + 5)]) for step in range(0, 200, 10)]
-    images.time_lapse(frames, ["a sample", "another"], tmp_path)
+    contact_sheets.time_lapse(frames, ["a sample", "another"], tmp_path)
     with Image.open(tmp_path / "time_lapse.gif") as gif:
         assert gif.n_frames == 20
     with Image.open(tmp_path / "time_lapse.png") as strip:
         assert strip.width > 8 * 192  # eight moments
         labelled = strip.height
-    images.time_lapse(frames, ["", ""], tmp_path)
+    contact_sheets.time_lapse(frames, ["", ""], tmp_path)
     with Image.open(tmp_path / "time_lapse.png") as strip:
         assert strip.height < labelled
 
 
 def test_before_after_pairs_equal_seeds_below_what_was_taught():
     prompts = ["a p", "a p", "a q"]
-    picture = images.before_after(
+    picture = contact_sheets.before_after(
         [tile(10), tile(20), tile(30)],
         [tile(110), tile(120), tile(130)],
         prompts,
@@ -88,11 +88,11 @@ def test_before_after_pairs_equal_seeds_below_what_was_taught():
 
 def test_every_prompt_of_a_time_lapse_has_a_row_and_a_label(tmp_path, monkeypatch):
     drawn = []
-    sheet = images.sheet
-    monkeypatch.setattr(images, "sheet", lambda *a, **k: drawn.append(a) or sheet(*a, **k))
+    sheet = contact_sheets.sheet
+    monkeypatch.setattr(contact_sheets, "sheet", lambda *a, **k: drawn.append(a) or sheet(*a, **k))
     prompts = ["one"] * 6 + ["two"] * 2 + ["three"]
     frames = [(step, [tile(k) for k in range(9)]) for step in (0, 10)]
-    images.time_lapse(frames, prompts, tmp_path)
+    contact_sheets.time_lapse(frames, prompts, tmp_path)
     for rows, labels, *_ in drawn:
         assert labels == ["one", "two", "three"]
         assert len(rows) == 3
@@ -102,7 +102,7 @@ def test_every_prompt_of_a_time_lapse_has_a_row_and_a_label(tmp_path, monkeypatc
 
 def ink(text, **fonts) -> set[bytes]:
     """The shapes of a text's characters, as they are drawn in the font of the whole."""
-    font = images._font(20, text)
+    font = contact_sheets._font(20, text)
     return {bytes(font.getmask(c)) for c in text if not c.isspace()}
 
 
@@ -115,10 +115,10 @@ def test_a_character_that_no_font_has_is_told_once(caplog, monkeypatch):
     from matplotlib import font_manager
 
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf"])
-    monkeypatch.setattr(images, "_told", set())
-    images._font_file.cache_clear()
-    images.sheet([[tile(1)]], ["漢字"], title="漢")
-    images._font_file.cache_clear()
+    monkeypatch.setattr(contact_sheets, "_told", set())
+    contact_sheets._font_file.cache_clear()
+    contact_sheets.sheet([[tile(1)]], ["漢字"], title="漢")
+    contact_sheets._font_file.cache_clear()
     (said,) = [r.getMessage() for r in caplog.records]
     assert "no font here has 字 漢" in said or "no font here has 漢 字" in said
     assert "Noto Sans CJK" in said
@@ -130,15 +130,15 @@ def test_a_font_of_the_system_is_taken_where_the_usual_one_lacks_something(monke
 
     other = f"{matplotlib.get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf", other])
-    images._font_file.cache_clear()
-    assert images._font(14, "漢").path == other
-    assert images._font(14, "é").path.endswith("DejaVuSans.ttf")
-    images._font_file.cache_clear()
+    contact_sheets._font_file.cache_clear()
+    assert contact_sheets._font(14, "漢").path == other
+    assert contact_sheets._font(14, "é").path.endswith("DejaVuSans.ttf")
+    contact_sheets._font_file.cache_clear()
     assert not caplog.records
 
 
 def test_text_without_spaces_is_wrapped():
     path = "/a/very/long/path" * 9
-    lines = images._wrapped(f"see {path}", 200, 14)
-    assert all(images._font(14).getlength(line) <= 200 for line in lines)
+    lines = contact_sheets._wrapped(f"see {path}", 200, 14)
+    assert all(contact_sheets._font(14).getlength(line) <= 200 for line in lines)
     assert "".join(lines).replace(" ", "") == f"see{path}"

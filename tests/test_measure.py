@@ -17,7 +17,6 @@ from detsd.config import (
     MeasureConfig,
     ModelConfig,
 )
-from detsd.errors import UserError
 from detsd.measure import (
     Anchors,
     Lineup,
@@ -32,6 +31,7 @@ from detsd.measure import (
     without_word,
 )
 from detsd.templates import EDITS
+from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")
 PICTURES = [Image.new("RGB", size, colour) for size, colour in

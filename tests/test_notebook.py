@@ -5,7 +5,7 @@ import pytest
 from determined.common.util import yaml_safe_load
 from tiny import ROOT
 
-from detsd.images import read_record
+from detsd.utils.png import read_record
 from dev.notebook import NOTEBOOK, execute, make_small
 
 

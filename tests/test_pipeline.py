@@ -21,11 +21,11 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from detsd import cluster
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.denoise import starting_noise
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, write_concepts
-from detsd.images import read_record, remake_hyperparameters
 from detsd.models import load_base_model, pick_dtype
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
+from detsd.utils.errors import UserError
+from detsd.utils.png import read_record, remake_hyperparameters
 
 BLOB = LearnedConcept("blob-thing", "ball", torch.ones(2, 16))
 JOB = Job("a blob-thing", 7, num_inference_steps=3)

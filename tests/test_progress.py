@@ -18,8 +18,8 @@ import yaml
 from conftest import SAMPLES, command
 from tiny import ROOT
 
-from detsd import progress
-from detsd.progress import Bar, Work, seconds_left
+from detsd.utils import progress
+from detsd.utils.progress import Bar, Work, seconds_left
 
 CLOCK = r"(?:\d+:)?\d\d:\d\d"
 BAR = re.compile(rf" *\d+%\|.*\| .*\[{CLOCK}<(?:{CLOCK}|\?).*\]")

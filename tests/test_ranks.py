@@ -14,8 +14,8 @@ from forked import Forked
 from detsd import cluster, watch
 from detsd.cluster import AcceleratedRanks, Run
 from detsd.config import FinetuneConfig, load_config
-from detsd.errors import UserError
 from detsd.trainer import Trainer
+from detsd.utils.errors import UserError
 
 
 def opened_by_two(folder, body) -> tuple[list[int | None], list[str]]:

@@ -12,10 +12,10 @@ from tiny import ROOT
 from detsd import kinds
 from detsd.__main__ import main
 from detsd.config import ModelConfig
-from detsd.errors import UserError
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.kinds import load_token_tables
 from detsd.show import describe, examine, plot, report
+from detsd.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

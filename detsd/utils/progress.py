@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 LINE = 10.0  # seconds between two lines off a terminal
+
 watchers: list[Callable[[str], None]] = []  # called with every line on how far something is
 
 

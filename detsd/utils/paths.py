@@ -11,7 +11,9 @@ from collections.abc import Container
 from pathlib import Path
 
 BUNDLED = "demo_model"
+
 DEMO_CONCEPT, DEMO_WORD = "learned_embeddings_dict_demo.pt", "det-logo-demo"
+
 DEMO_IMAGES = "det_logos"  # that it was learned from
 
 
@@ -63,5 +65,5 @@ def looked(name: str, beside: Path | None = None) -> str:
 
 def resolve(name: str) -> str:
     """A local path as it is, or beside the package (`demo_model`); else a hub name."""
-    beside = Path(__file__).parent.parent / name
+    beside = Path(__file__).parents[2] / name
     return str(beside) if name and not Path(name).exists() and beside.exists() else name

@@ -1,0 +1,132 @@
+"""PNG files with the settings that made them, as other tools write and read them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from detsd.utils.errors import UserError
+
+# The samplers under the names that A1111 and its readers know.
+SAMPLERS = {
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "lms-discrete": "LMS",
+    "euler": "Euler",
+    "euler-ancestral": "Euler a",
+    "dpmsolver++": "DPM++ 2M",
+}
+
+CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
+
+END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
+
+
+# ---- settings inside files -----------------------------------------------------------------------
+
+
+def parameters(record: dict[str, Any]) -> str:
+    """An image's settings as A1111 writes them into its `parameters` chunk."""
+    lines = [record["prompt"]]
+    if record["negative_prompt"]:
+        lines.append(f"Negative prompt: {record['negative_prompt']}")
+    facts = {
+        "Steps": record["num_inference_steps"],
+        "Sampler": SAMPLERS[record["scheduler_name"]],
+        "CFG scale": f"{record['guidance_scale']:g}",
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model": Path(record["model"]["pretrained_model_name_or_path"]).name,
+    }
+    if record["concepts"]:
+        digests = ", ".join(f"{name}: {c['sha256']}" for name, c in record["concepts"].items())
+        facts["TI hashes"] = f'"{digests}"'
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in facts.items())])
+
+
+def encode(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
+    """A PNG file with its settings in two text chunks: `parameters`, and JSON under `detsd`.
+
+    Args:
+        record: `prompt`, `negative_prompt`, `seed`, `guidance_scale`, `num_inference_steps`,
+            `scheduler_name`, `width`, `height`, `model`, `concepts`, and whatever else is JSON.
+    """
+    info = PngInfo()
+    if record:
+        info.add_text("parameters", parameters(record))
+        info.add_text(CHUNK, json.dumps(record, ensure_ascii=False))
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture whole or not at all; the name says of which kind, `options` are Pillow's."""
+    staging = path.with_name(f".{path.name}")
+    image.save(staging, **options)
+    os.replace(staging, path)
+
+
+def read(path: Path) -> Image.Image | None:
+    """The picture in a file; None where there is no whole one."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError):  # the last: of a PNG file cut short
+        return None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The settings inside a PNG file of ours; None where the file is not whole or holds none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(END), os.SEEK_END)
+            if file.read() != END:  # cut short
+                return None
+        with Image.open(path) as image:
+            if CHUNK not in image.info:  # where an editor wrote the texts behind the pixels
+                image.load()
+            record = json.loads(image.info[CHUNK])
+    except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def remake_hyperparameters(path: Path) -> dict[str, Any]:
+    """The `hyperparameters` section that makes an image again from the settings inside it.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
+    record = read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
+            "it (image editors and chat programs strip them)"
+        )
+    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
+    uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
+    return {
+        "model": record["model"],
+        "concepts": {"files": [s for s in sources if not s.startswith("uuid:")], "uuids": uuids},
+        "grid": {
+            "prompts": record["prompt"],
+            "negative_prompts": record["negative_prompt"],
+            "scheduler_names": record["scheduler_name"],
+            "num_inference_steps": record["num_inference_steps"],
+            "guidance_scales": record["guidance_scale"],
+            "seeds": record["seed"],
+            "width": record["width"],
+            "height": record["height"],
+        },
+        # As many at once as then: other batch sizes may run other kernels and round otherwise.
+        "output": {"batch_size": record["batch_size"], "fill_batches": True},
+    }
