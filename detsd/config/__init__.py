@@ -1,0 +1,74 @@
+"""The `hyperparameters` section as typed, documented, strictly checked objects.
+
+load_config("finetune_demo.yaml", ["training.num_sgd_steps=200"]) -> FinetuneConfig
+"""
+
+from detsd.config.experiment import (
+    KINDS,
+    Config,
+    check_experiment,
+    load_config,
+    override,
+    parse_config,
+    read_experiment,
+    refuse,
+)
+from detsd.config.finetune import (
+    ConceptsConfig,
+    EvaluatorConfig,
+    FinetuneConfig,
+    InferenceConfig,
+    MeasureConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from detsd.config.generate import (
+    EvaluateConfig,
+    EvaluationConfig,
+    GenerateConfig,
+    GridConfig,
+    LearnedConceptsConfig,
+    OutputConfig,
+)
+from detsd.config.schema import (
+    LARGEST_SEED,
+    LARGEST_SIDE,
+    REQUIRED,
+    SchedulerName,
+    Source,
+    differences,
+    flat,
+    type_name,
+)
+
+__all__ = [
+    "KINDS",
+    "LARGEST_SEED",
+    "LARGEST_SIDE",
+    "REQUIRED",
+    "ConceptsConfig",
+    "Config",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "EvaluatorConfig",
+    "FinetuneConfig",
+    "GenerateConfig",
+    "GridConfig",
+    "InferenceConfig",
+    "LearnedConceptsConfig",
+    "MeasureConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "SchedulerName",
+    "Source",
+    "TrainingConfig",
+    "check_experiment",
+    "differences",
+    "flat",
+    "load_config",
+    "override",
+    "parse_config",
+    "read_experiment",
+    "refuse",
+    "type_name",
+]

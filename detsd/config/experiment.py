@@ -1,0 +1,215 @@
+"""An experiment file: read, checked, overridden."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from detsd.config.finetune import FinetuneConfig
+from detsd.config.generate import EvaluateConfig, GenerateConfig
+from detsd.config.schema import _section
+from detsd.utils.errors import UserError, one_line
+
+Config = TypeVar("Config", FinetuneConfig, GenerateConfig, EvaluateConfig)
+
+KINDS = {  # the section by which each is known, what it is, the command
+    FinetuneConfig: ("training", "a fine-tuning", "finetune"),
+    GenerateConfig: ("grid", "a grid of images", "generate"),
+    EvaluateConfig: ("evaluation", "an evaluation", "evaluate"),
+}
+
+
+def parse_config(
+    hyperparameters: Any,
+    source: str,
+    kind: type[Config] = FinetuneConfig,
+    beside: Path | None = None,
+) -> Config:
+    """Check a `hyperparameters` mapping; `source` names it in messages.
+
+    Args:
+        beside: the folder in which relative paths are looked for first.
+
+    Raises:
+        UserError: listing every problem found.
+    """
+    problems: list[str] = []
+    config = _section(kind, hyperparameters, "", problems, beside)
+    refuse(problems, source)
+    return config
+
+
+def refuse(problems: list[str], source: str) -> None:
+    """Raise the problems of a configuration, if there are any, as one UserError."""
+    if problems:
+        lines = "\n  ".join(problems)
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{source} has {count} under hyperparameters:\n  {lines}")
+
+
+def check_experiment(experiment: Any, source: str, kind: type) -> None:
+    """Whether a cluster could serve `experiment`, whose hyperparameters are of `kind`.
+
+    Sections that are missing besides hyperparameters are left to Determined's defaults.
+
+    Raises:
+        UserError: no hyperparameters, no slots, or a searcher without what it goes by.
+    """
+    hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
+    if not hyperparameters or not isinstance(hyperparameters, dict):
+        raise UserError(f"{source} has no hyperparameters section; see finetune_demo.yaml for one")
+    for section, what, command in KINDS.values():
+        if section in hyperparameters and KINDS[kind][0] not in hyperparameters:
+            raise UserError(f"{source} describes {what}; run it with {command}")
+    for name in ("resources", "searcher"):
+        if not isinstance(experiment.get(name) or {}, dict):
+            raise UserError(
+                f"{source} has {name}: {experiment[name]}, but that is a section with keys of its "
+                "own; see finetune_demo.yaml"
+            )
+    slots = (experiment.get("resources") or {}).get("slots_per_trial")
+    if slots is not None and (not isinstance(slots, int) or slots < 1):
+        raise UserError(
+            f"{source} has resources.slots_per_trial: {slots}, but the launcher starts one process "
+            "per slot; give it 1 or more (an agent without a GPU has one slot, too)"
+        )
+    searcher = experiment.get("searcher") or {"metric": kind.metrics[0]}
+
+    def hyperparameter(name: str) -> Any:
+        """Of a hyperparameter; the master writes every value out, as {type: const, val: 270}."""
+        section, _, key = name.partition(".")
+        value = (hyperparameters.get(section) or {}).get(key)
+        return value.get("val") if isinstance(value, dict) else value
+
+    metrics = kind.metrics
+    if hyperparameter("measure.num_samples"):
+        every = FinetuneConfig.measured.items()
+        metrics += tuple(name for name, key in every if key is None or hyperparameter(key))
+    asha = searcher.get("name") == "adaptive_asha"
+    for key, usual in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
+        given = searcher.get(key)
+        if given is None and (asha or key == "metric"):
+            raise UserError(f"{source} has no searcher.{key}; add {key}: {usual}")
+        if given is not None and given not in metrics:
+            raise UserError(
+                f"{source} has searcher.{key}: {given}, which not every validation reports; use "
+                f"one of {', '.join(metrics)}"
+            )
+    best, metric = hyperparameter("training.best_metric"), searcher["metric"]
+    if best in (None, "auto"):
+        best = "score" if metrics != kind.metrics else None
+    if experiment.get("searcher") and best not in (None, metric):
+        raise UserError(
+            f"{source} names the best checkpoint by {best} (training.best_metric), but the cluster "
+            f"would by searcher.metric: {metric}; give both the same"
+        )
+    if metric in FinetuneConfig.measured and searcher.get("smaller_is_better", True):
+        raise UserError(
+            f"{source} has searcher.metric: {metric}, of which the larger is the better; add "
+            "smaller_is_better: false"
+        )
+    if not asha:
+        return
+    longest = searcher.get("max_time")
+    if longest is None:
+        raise UserError(f"{source} has no searcher.max_time; add the {usual} of a whole trial")
+    if not isinstance(longest, int):
+        raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
+    steps = hyperparameter("training.num_sgd_steps")
+    # A trial that ends of its own accord is not replaced: the search would stop after the first.
+    if isinstance(steps, int) and longest > steps:
+        raise UserError(
+            f"{source} has searcher.max_time: {longest}, but its trials end at "
+            f"training.num_sgd_steps: {steps} and the search would stop early; lower max_time"
+        )
+
+
+def _parsed(text: str) -> Any:
+    """YAML as Determined's own commands read it."""
+    from determined.common.util import yaml_safe_load  # late: a fifth of a second
+
+    return yaml_safe_load(text)
+
+
+def read_experiment(path: Path) -> Any:
+    """The experiment file at `path` as Determined reads it (`5e-4` is a number).
+
+    Raises:
+        UserError: no such file, or not YAML.
+    """
+    try:
+        return _parsed(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; name an experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name an experiment file") from None
+    except Exception as error:  # ruamel's and yaml's parsers share no base class
+        reason = one_line(error, None)
+        raise UserError(f"{path} is not valid YAML: {reason}") from None
+
+
+def _constants(value: Any) -> Any:
+    """Hyperparameters as a trial would get them: `{type: const, val: x}` is x.
+
+    Raises ValueError for a search range, which needs a searcher to become a value.
+    """
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "const":
+        return value["val"]
+    if "type" in value:
+        raise ValueError(value["type"])
+    return {key: _constants(v) for key, v in value.items()}
+
+
+def override(hyperparameters: dict[str, Any], overrides: list[str], source: str) -> None:
+    """Apply `section.key=value` texts in place; values are YAML.
+
+    Raises:
+        UserError: a malformed override.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text} is not KEY=VALUE; write e.g. training.num_sgd_steps=200")
+        *sections, last = key.strip().split(".")
+        target = hyperparameters
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {text}: {section} is a value, not a section of {source}")
+        try:
+            target[last] = _parsed(value)
+            # Nobody writes a comment there, and what follows a # would be lost without a word.
+            kept = _parsed(value.replace("#", "¤"))
+        except Exception:
+            raise UserError(f"--set {text}: {value!r} is not valid YAML; quote it") from None
+        as_text = json.dumps(target[last], ensure_ascii=False, default=str)
+        if as_text.replace("#", "¤") != json.dumps(kept, ensure_ascii=False, default=str):
+            raise UserError(
+                f"--set {text}: YAML takes what follows # for a comment; put quotes of YAML's own "
+                f"around the text, as in '{key}=\"{value}\"'"
+            )
+
+
+def load_config(
+    path: str | Path, overrides: list[str] | None = None, kind: type[Config] = FinetuneConfig
+) -> Config:
+    """Read the experiment file at `path`, apply `section.key=value` overrides, check it.
+
+    Raises:
+        UserError: unreadable file, malformed override, or a problem in the configuration.
+    """
+    experiment = read_experiment(Path(path))
+    check_experiment(experiment, str(path), kind)
+    hyperparameters = experiment["hyperparameters"]
+    override(hyperparameters, overrides or [], str(path))
+    try:
+        hyperparameters = _constants(hyperparameters)
+    except ValueError as error:
+        raise UserError(
+            f"{path} holds a search range (type: {error}); submit it with det e create, or give "
+            "the value with --set"
+        ) from None
+    return parse_config(hyperparameters, str(path), kind, Path(path).parent)

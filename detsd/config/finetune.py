@@ -1,0 +1,374 @@
+"""The hyperparameters of a fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from dataclasses import dataclass, field
+from typing import Literal
+
+from PIL import ImageColor
+
+from detsd.config.schema import (
+    LARGEST_SEED,
+    LARGEST_SIDE,
+    LONGEST_FILE_NAME,
+    REQUIRED,
+    SchedulerName,
+    Section,
+    flat,
+    setting,
+)
+from detsd.utils.paths import file_name
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    pretrained_model_name_or_path: str = setting(
+        REQUIRED,
+        "Stable Diffusion 1.x, 2.x, XL or a fine-tune of these: a folder in the diffusers format, "
+        "one .safetensors file, or the name of a model on the Hugging Face hub",
+        path=True,
+    )
+    revision: str | None = setting(None, "branch, tag or commit of the hub model")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto",
+        "of the frozen weights; auto: on GPUs bf16 for training (fp16 on older ones) and fp16 for "
+        "images, fp32 elsewhere (many CPUs run bf16 a hundred times slower)",
+    )
+    safety_checker: bool = setting(
+        True, "whether grids go through the model's own safety checker, where it has one"
+    )
+
+
+@dataclass(frozen=True)
+class ConceptsConfig(Section):
+    """What is learned, and from which images. The lists have one entry per concept."""
+
+    concept_strs: list[str] = setting(REQUIRED, "the new words, as they are written in prompts")
+    initializer_strs: list[str] = setting(
+        REQUIRED,
+        "a phrase, or a concept file, checkpoint or run folder of one concept, that each concept "
+        "starts from",
+        path=True,
+    )
+    img_dirs: list[str] = setting(REQUIRED, "folder of training images of each concept", path=True)
+    learnable_properties: list[Literal["object", "style"]] = setting(
+        ["object"], "object or style: which templates the training prompts use"
+    )
+    num_vectors: list[int | None] = setting(
+        [None],
+        "embedding rows of each concept; null: as many as its phrase has tokens",
+        low=1,
+        high=1000,
+    )
+    img_size: int | None = setting(
+        None,
+        "pixels a side of a training image; null: the model's own size",
+        low=8,
+        high=LARGEST_SIDE,
+    )
+    img_aspect: float = setting(
+        1.0,
+        "width over height of what is cut out, of as many pixels as the square; 1.5 for photos "
+        "that lie, 0.67 for those that stand",
+        low=0.25,
+        high=4,
+    )
+    center_crop: bool = setting(
+        True, "crop the longer side away; false squeezes the whole image into the shape"
+    )
+    transparency_color: str = setting("white", "what shows through transparent pixels")
+    mask: Literal["none", "alpha", "files"] = setting(
+        "none",
+        "what of a picture trains the word; alpha: what is not transparent; files: what is white "
+        "in IMAGE-masklabel.png beside IMAGE.jpg; grey and half transparent pixels count in part",
+    )
+    horizontal_flip: bool = setting(
+        False, "also train on mirror images; ruins letters, logos and other asymmetric subjects"
+    )
+    append_file_name_to_text: bool = setting(
+        False, "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'"
+    )
+    file_name_split_char: str = setting("_", "what separates the words of a file name")
+    use_caption_files: bool = setting(
+        False, "where IMAGE.txt lies beside IMAGE.jpg, use it as the prompt; {} marks the concept"
+    )
+    shuffle_tags: bool = setting(
+        False,
+        "say the parts of a training prompt that commas separate in another order every time; "
+        "those that name a concept come first",
+    )
+    tag_drop_out: float = setting(
+        0.0,
+        "share of these parts that is left out, others every time; 0.1 to 0.3",
+        low=0,
+        high=1,
+    )
+    num_blank_prompts: int = setting(
+        0, "times the bare concept ('{}') is added to the templates", low=0, high=10_000
+    )
+    num_a_prompts: int = setting(0, "times 'a {}' is added to the templates", low=0, high=10_000)
+
+    def completed(self) -> ConceptsConfig:
+        """Return the section with a single property or vector count repeated for each concept."""
+        repeated = {}
+        for name in ("learnable_properties", "num_vectors"):
+            values = getattr(self, name)
+            repeated[name] = values * len(self.concept_strs) if len(values) == 1 else values
+        return dataclasses.replace(self, **repeated)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong: lists of unequal length, words that clash, sizes, colours."""
+        problems = []
+        n = len(self.concept_strs)
+        if n == 0:
+            problems.append("concepts.concept_strs is empty; name at least one concept")
+        for name in ("initializer_strs", "img_dirs", "learnable_properties", "num_vectors"):
+            length = len(getattr(self, name))
+            if length != n:
+                problems.append(
+                    f"concepts.{name} has {length} entries for {n} concept_strs; give one for each"
+                )
+        for name in sorted({s for s in self.concept_strs if self.concept_strs.count(s) > 1}):
+            problems.append(
+                f"concepts.concept_strs names {name!r} twice; give every concept its own word"
+            )
+        files = [file_name(name) for name in dict.fromkeys(self.concept_strs)]
+        for name in files:
+            if len(f"{name}.safetensors".encode()) > LONGEST_FILE_NAME:
+                problems.append(
+                    f"concepts.concept_strs has a word of {len(name)} characters, which no file "
+                    "can be named after; shorten it"
+                )
+        for name in sorted({f for f in files if files.count(f) > 1}):
+            problems.append(
+                f"concepts.concept_strs has two words that give the file name {name!r}; rename one"
+            )
+        if self.img_size and self.img_size % 8:
+            problems.append(f"concepts.img_size is {self.img_size} but must be a multiple of 8")
+        try:
+            ImageColor.getrgb(self.transparency_color)
+        except ValueError:
+            problems.append(
+                f"concepts.transparency_color {self.transparency_color!r} is no colour; use a "
+                "name or #rrggbb"
+            )
+        return problems
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Section):
+    """The optimization. Steps are optimizer steps."""
+
+    num_sgd_steps: int = setting(3000, "optimizer steps; 1000 to 5000 are usual", low=1)
+    train_batch_size: int = setting(4, "images per process and micro-batch", low=1, high=10_000)
+    gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step", low=1)
+    optimizer_name: Literal["adam", "adamw", "sgd"] = setting("adam", "adam, adamw or sgd")
+    learning_rate: float = setting(5e-4, "peak learning rate; 1e-4 to 5e-3", above=0)
+    scale_lr: bool = setting(
+        False,
+        "multiply learning_rate by batch size x accumulation x processes; with 2 GPUs and "
+        "accumulation 4 that turns 5e-4 into 4e-3, so it is off",
+    )
+    lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "after the warm-up: constant, or falling to zero along a line or a cosine"
+    )
+    lr_warmup_steps: int = setting(0, "steps over which the rate rises from zero", low=0)
+    adam_beta1: float = setting(0.9, "decay of Adam's first moment", low=0)
+    adam_beta2: float = setting(0.999, "decay of Adam's second moment", low=0)
+    adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
+    weight_decay: float = setting(0.0, "of adamw and sgd, on the new rows", low=0)
+    max_grad_norm: float | None = setting(None, "clip the rows' gradient to this norm", above=0)
+    norm_reg_weight: float = setting(
+        0.0, "weight of (row norm - mean norm of the vocabulary)^2; 0.01 to 1", low=0
+    )
+    hidden_reg_weight: float = setting(
+        0.0,
+        "weight of the squared distance between the text encoder's states with the learned rows "
+        "and with the initializer's; keeps prompts editable; 0.01 to 1",
+        low=0,
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute the UNet's activations twice instead of keeping them: less memory, slower"
+    )
+    min_snr_gamma: float | None = setting(
+        None, "min-SNR loss weighting (arXiv 2303.09556), usually 5; null: the plain loss", above=0
+    )
+    compile: Literal["auto", "off", "on"] = setting(
+        "auto",
+        "compile the models of the training step: it takes a minute or more at the start; auto: on "
+        "GPUs, in runs of 5000 steps or more",
+    )
+    train_seed: int = setting(2147483647, "of everything random in training", low=0)
+    checkpoint_freq: int = setting(100, "steps between checkpoints, validations and samples", low=1)
+    metric_report_freq: int = setting(10, "steps between reports of the training metrics", low=1)
+    max_validation_images: int = setting(8, "validation images per concept", low=1)
+    num_validation_timesteps: int = setting(
+        8, "fixed timesteps per validation image", low=1, high=1000
+    )
+    stop_on_plateau: int | None = setting(
+        None,
+        "validations over which val_loss has to have settled for the run to end before its last "
+        "step (DVAR, arXiv 2302.04841); null: never; 3 to 10",
+        low=2,
+    )
+    plateau_ratio: float = setting(
+        0.15,
+        "settled is a val_loss whose variance over these validations is this part of its variance "
+        "since the phrase, or less; 0.05 to 0.4",
+        above=0,
+        high=1,
+    )
+    best_metric: Literal[
+        "auto",
+        "val_loss",
+        "score",
+        "clip_image_similarity",
+        "clip_text_similarity",
+        "dino_image_similarity",
+        "lineup",
+    ] = setting(
+        "auto",
+        "by which the best checkpoint is named, the lowest val_loss or the highest of the others; "
+        "auto: score where samples are measured, else val_loss",
+    )
+    register_model: str | None = setting(
+        None, "on a cluster: the model in its registry that the best checkpoint is a version of"
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the schedule, the optimizer or the name in the registry."""
+        problems = []
+        if self.lr_warmup_steps > self.num_sgd_steps:
+            problems.append(
+                "training.lr_warmup_steps is larger than training.num_sgd_steps; lower it"
+            )
+        for beta in ("adam_beta1", "adam_beta2"):
+            if getattr(self, beta) >= 1:
+                problems.append(f"training.{beta} must be less than 1")
+        name = self.register_model
+        if name is not None and ("/" in name or name.isdigit() or not name.strip()):
+            problems.append(
+                f"training.register_model is {name!r}, by which a registry finds no model; use "
+                "words without a slash"
+            )
+        return problems
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Section):
+    """The sample images made at every checkpoint."""
+
+    inference_prompts: list[str] = setting([], "prompts with concepts in them; [] makes no samples")
+    negative_prompt: str = setting("", "what to keep away from")
+    num_inference_steps: int = setting(50, "denoising steps; 25 to 50", low=1)
+    guidance_scale: float = setting(
+        7.5, "classifier-free guidance; around 3 for a strong concept", low=0
+    )
+    scheduler_name: SchedulerName = setting("ddim", "the sampler")
+    seeds: list[int] = setting(
+        [0], "seeds, the same for every prompt and checkpoint", low=0, high=LARGEST_SEED
+    )
+    img_per_prompt: int = setting(1, "images per prompt and seed", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig(Section):
+    """What looks at images in order to measure them."""
+
+    clip: str | None = setting(
+        None,
+        "a CLIP, as a folder or the name of a model on the hub, such as "
+        "openai/clip-vit-large-patch14; null: the clip folder of the base model, which the bundled "
+        "one has",
+        path=True,
+    )
+    dino: str | None = setting(
+        None,
+        "a DINO or DINOv2 besides, such as facebook/dinov2-small, which sees shapes where CLIP "
+        "sees kinds; null: none",
+        path=True,
+    )
+
+
+@dataclass(frozen=True)
+class MeasureConfig(Section):
+    """What is measured on samples at every checkpoint, for a search and the best one to go by."""
+
+    num_samples: int = setting(
+        0,
+        "samples of 'a photo of a ...' for each concept, made as `inference` says; 0: nothing is "
+        "measured; 4 to 16",
+        low=0,
+        high=1000,
+    )
+    num_prompts: int = setting(
+        6, "edited prompts, of which one sample each is measured besides; 4 to 15", low=1, high=15
+    )
+    lineup: list[str] = setting(
+        [],
+        "folders of pictures of look-alikes, one for each: is a sample nearer to the training "
+        "images than to all of these?",
+        path=True,
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Section):
+    """The whole `hyperparameters` section of a fine-tuning.
+
+    Attributes:
+        metrics: what every validation reports, and a searcher can therefore go by.
+        measured: what those report besides that measure samples, the larger, the better -> the key
+            that has to be given for it, if any.
+    """
+
+    metrics = (
+        "val_loss",
+        "val_gap",
+        "val_loss_initializer",
+        "sgd_steps",
+    )
+    measured = types.MappingProxyType(
+        {
+            "score": None,
+            "clip_image_similarity": None,
+            "clip_text_similarity": None,
+            "dino_image_similarity": "evaluator.dino",
+            "lineup": "measure.lineup",
+        }
+    )
+
+    model: ModelConfig
+    concepts: ConceptsConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+
+    @property
+    def best_metric(self) -> str:
+        """By which the best checkpoint is named."""
+        if self.training.best_metric == "auto":
+            return "score" if self.measure.num_samples else "val_loss"
+        return self.training.best_metric
+
+    def problems(self) -> list[str]:
+        """Return why the best checkpoint cannot be named by `best_metric`."""
+        problems = []
+        best = self.best_metric
+        key = self.measured.get(best)
+        if best != "val_loss" and not self.measure.num_samples:
+            problems.append(
+                f"training.best_metric is {best}, but nothing is measured; give "
+                "measure.num_samples 4 or more"
+            )
+        elif key and not flat(dataclasses.asdict(self))[key]:
+            problems.append(
+                f"training.best_metric is {best}, but {key} is empty; name what it is measured "
+                "against"
+            )
+        return problems

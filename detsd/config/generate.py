@@ -1,0 +1,200 @@
+"""The hyperparameters of a grid of images, and of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from detsd.config.finetune import EvaluatorConfig, ModelConfig
+from detsd.config.schema import (
+    LARGEST_SEED,
+    LARGEST_SIDE,
+    REQUIRED,
+    SchedulerName,
+    Section,
+    Source,
+    setting,
+)
+
+
+@dataclass(frozen=True)
+class LearnedConceptsConfig(Section):
+    """The concepts that prompts may name; a prompt without any is welcome too."""
+
+    files: list[Source] = setting(
+        [],
+        "concept files of any layout, checkpoint folders, or run folders, which stand for their "
+        "best checkpoint; {path: word} gives the concept another word",
+        path=True,
+    )
+    uuids: list[Source] = setting(
+        [], "uuids of Determined checkpoints of fine-tunings; {uuid: word} as above"
+    )
+
+
+@dataclass(frozen=True)
+class GridConfig(Section):
+    """Every list times every other: the jobs, one image each."""
+
+    prompts: list[str] = setting(REQUIRED, "prompts, with concepts in them")
+    negative_prompts: list[str] = setting([""], "what to keep away from")
+    scheduler_names: list[SchedulerName] = setting(["ddim"], "the samplers")
+    num_inference_steps: list[int] = setting([50], "denoising steps; 25 to 50", low=1)
+    guidance_scales: list[float] = setting(
+        [7.5], "classifier-free guidance; around 3 for a strong concept, 1 and less: none", low=0
+    )
+    seeds: list[int] | None = setting(
+        None,
+        "seeds by name; null: num_seeds of them from first_seed on",
+        low=0,
+        high=LARGEST_SEED,
+    )
+    first_seed: int = setting(0, "the first seed, where seeds is null", low=0)
+    num_seeds: int = setting(1, "how many seeds, where seeds is null", low=1, high=10_000_000)
+    width: int | None = setting(
+        None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
+    )
+    height: int | None = setting(
+        None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
+    )
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """`seeds`, or the range that stands for them."""
+        if self.seeds is not None:
+            return self.seeds
+        return list(range(self.first_seed, self.first_seed + self.num_seeds))
+
+    def problems(self) -> list[str]:
+        """Return what makes the grid empty or repeats a job."""
+        problems = []
+        if self.seeds is not None and (self.first_seed, self.num_seeds) != (0, 1):
+            problems.append(
+                "grid.seeds and grid.first_seed or num_seeds are both given; keep one way"
+            )
+        for name in ("prompts", "negative_prompts", "scheduler_names", "num_inference_steps",
+                     "guidance_scales", "seeds"):  # fmt: skip
+            values = getattr(self, name)
+            if values == []:
+                problems.append(
+                    f"grid.{name} is empty, so there is nothing to make; name at least one"
+                )
+            for value in sorted({v for v in values or [] if values.count(v) > 1}):
+                problems.append(
+                    f"grid.{name} has {value!r} twice; the same images would be made twice"
+                )
+        if self.first_seed + self.num_seeds - 1 > LARGEST_SEED:
+            problems.append(
+                f"grid.first_seed + num_seeds go beyond the largest seed, {LARGEST_SEED}"
+            )
+        for name in ("width", "height"):
+            if (getattr(self, name) or 0) % 8:
+                problems.append(f"grid.{name} is {getattr(self, name)} but must be a multiple of 8")
+        return problems
+
+
+@dataclass(frozen=True)
+class OutputConfig(Section):
+    """How the images are made and kept; none of it shows in them but by rounding."""
+
+    batch_size: int | None = setting(
+        None,
+        "images made at once per process; null: as many as fit the device, and no more than its "
+        "share",
+        low=1,
+    )
+    fill_batches: bool = setting(
+        False,
+        "fill every batch up to batch_size: costs time in small grids, and gives the pixels of a "
+        "larger one bit for bit",
+    )
+    checkpoint_freq: int = setting(
+        10, "batches per process between checkpoints, on a cluster", low=1
+    )
+    tensorboard: Literal["auto", "images", "sheets"] = setting(
+        "auto",
+        "every image under a tag of its own besides the contact sheets, or these alone; auto: "
+        "images up to 2000 of them, beyond which TensorBoard becomes unusable",
+    )
+
+
+@dataclass(frozen=True)
+class GenerateConfig(Section):
+    """The whole `hyperparameters` section of a grid of images; `metrics` as above."""
+
+    metrics = ("images",)
+
+    model: ModelConfig
+    grid: GridConfig
+    concepts: LearnedConceptsConfig = field(default_factory=LearnedConceptsConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """The samples that are made of each concept, and what they are held against."""
+
+    images: str | None = setting(
+        None,
+        "folder of the concepts' training images; null: that of the fine-tuning of each source",
+        path=True,
+    )
+    lineup: list[str] = setting(
+        [],
+        "folders of pictures of look-alikes, one folder for each; is a sample nearer to the "
+        "training images than to all of these?",
+        path=True,
+    )
+    all_checkpoints: bool = setting(
+        False, "every checkpoint of a run folder instead of its best one"
+    )
+    prompt_list: Literal["auto", "object", "style", "dreambooth"] = setting(
+        "auto",
+        "the edited prompts; auto: object or style, as it was learned; dreambooth: the 25 of that "
+        "paper, which the bundled model does not know",
+    )
+    prompts: list[str] = setting([], "edited prompts of your own in their place; {} is the concept")
+    num_samples: int = setting(
+        16, "samples of 'a photo of a ...' for each concept; the paper took 64", low=1, high=10_000
+    )
+    num_samples_per_prompt: int = setting(
+        2, "samples of each edited prompt for each concept", low=1, high=1000
+    )
+    first_seed: int = setting(
+        0,
+        "the seed of the first sample, counted on from there",
+        low=0,
+        high=LARGEST_SEED - 10_000,
+    )
+    scheduler_name: SchedulerName | None = setting(None, "the sampler; null: the model's own")
+    num_inference_steps: int = setting(25, "denoising steps; 25 to 50", low=1)
+    guidance_scale: float = setting(4.0, "classifier-free guidance; 7.5 is usual", low=0)
+    num_error_timesteps: int = setting(
+        20, "timesteps of the denoising error, for each held-out image", low=5, high=1000
+    )
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the prompts and look-alikes."""
+        problems = []
+        for prompt in self.prompts:
+            if "{}" not in prompt:
+                problems.append(
+                    f"evaluation.prompts has {prompt!r}, which names no concept; put {{}} where "
+                    "it goes"
+                )
+        for folder in sorted({f for f in self.lineup if self.lineup.count(f) > 1}):
+            problems.append(f"evaluation.lineup names {folder} twice; name every look-alike once")
+        return problems
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Section):
+    """The whole `hyperparameters` section of an evaluation; `metrics` as above."""
+
+    metrics = ("images",)
+
+    model: ModelConfig
+    concepts: LearnedConceptsConfig = field(default_factory=LearnedConceptsConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)

@@ -1,0 +1,204 @@
+"""The `hyperparameters` section as typed, documented, strictly checked objects.
+
+    load_config("finetune_demo.yaml", ["training.num_sgd_steps=200"]) -> FinetuneConfig
+
+Every field carries its help text. A scalar is taken for a list of one, so that Determined's
+searchers can vary any field. All problems are reported together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import reprlib
+import sys
+import types
+import typing
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from detsd.utils.paths import find
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    path: bool = False,
+) -> Any:
+    """A field with its help text and bounds: `low` and `high` are allowed themselves, not `above`.
+
+    `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
+    A `path` is looked for beside the configuration first.
+    """
+    meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
+    if default is dataclasses.MISSING:
+        return field(metadata=meta)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+REQUIRED = dataclasses.MISSING
+
+LARGEST_SEED = 2**32 - 1  # PyTorch heeds 32 bits
+
+LARGEST_SIDE = 8192  # pixels of an image
+
+LONGEST_FILE_NAME = 255  # bytes, of every file system in use
+
+
+class Section:
+    """A part of a configuration: a frozen dataclass whose fields are `setting`s."""
+
+    def completed(self) -> Any:
+        """Return the section with what its fields leave to be derived."""
+        return self
+
+    def problems(self) -> list[str]:
+        """Return what is wrong beyond the types and bounds of the single fields."""
+        return []
+
+
+class Source(str):
+    """Where a concept lies, as `detsd.sources` reads it; in YAML also `{path: word}`."""
+
+
+SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]
+
+
+def closest_key(key: str, kind: type) -> str:
+    """What the unknown `key` of `kind` may have been meant to be."""
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if key not in close:  # in a section, though given outside of all?
+        below = {
+            f.name: f"{name}.{f.name}"
+            for name in known
+            if dataclasses.is_dataclass(hints[name])
+            for f in dataclasses.fields(hints[name])
+        }
+        inside = difflib.get_close_matches(key, below, n=1, cutoff=0.8)
+        close = [below[inside[0]]] if inside else close
+    return f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(known)
+
+
+def type_name(kind: Any) -> str:
+    """A field's type in words."""
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names[Source] = "a path, or {path: word}"
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(map(type_name, typing.get_args(kind)))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {type_name(typing.get_args(kind)[0])}"
+    return names.get(kind, "null" if kind is types.NoneType else str(kind))
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """`value` as `kind`, or ValueError saying what was expected."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(kind):
+            try:
+                return _value(option, value)
+            except ValueError:
+                pass
+        raise ValueError(type_name(kind))
+    if origin is list:
+        values = value if isinstance(value, list) else [value]
+        return [_value(typing.get_args(kind)[0], v) for v in values]
+    if origin is Literal and value in typing.get_args(kind):
+        return value
+    if kind is types.NoneType and value is None:
+        return None
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is Source and isinstance(value, dict) and len(value) == 1:
+        ((path, word),) = value.items()
+        if isinstance(path, str) and isinstance(word, str):
+            return Source(f"{path}={word}")
+    if kind in (str, Source) and isinstance(value, str):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int and is_number and not abs(value) < 2**63:
+        raise ValueError("a whole number of at most 18 digits")
+    # Whole floats arrive from Determined as int, and the other way round.
+    if kind is int and is_number and float(value).is_integer():
+        return int(value)
+    if kind is float and is_number and abs(value) < sys.float_info.max:
+        return float(value)
+    raise ValueError(type_name(kind))
+
+
+def _section(
+    kind: type, given: Any, path: str, problems: list[str], beside: Path | None = None
+) -> Any:
+    """`given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
+    before = len(problems)
+    if not isinstance(given, dict):
+        problems.append(f"{path} must be a mapping of keys to values, not {given!r}")
+        return None
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    dot = f"{path}." if path else ""
+    values = {}
+    for key in given:
+        if key not in known:
+            problems.append(f"{dot}{key} is not a known key; {closest_key(str(key), kind)}")
+    for name, spec in known.items():
+        required = spec.default is REQUIRED and spec.default_factory is REQUIRED
+        nested = dataclasses.is_dataclass(hints[name])
+        if name not in given:
+            if required:
+                problems.append(f"{dot}{name} is missing; {spec.metadata.get('help', 'add it')}")
+            continue
+        if nested:
+            values[name] = _section(hints[name], given[name], f"{dot}{name}", problems, beside)
+            continue
+        try:
+            values[name] = _value(hints[name], given[name])
+        except ValueError as expected:
+            problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
+            continue
+        if spec.metadata["path"] and (v := values[name]) is not None:
+            values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
+        low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
+        for v in values[name] if isinstance(values[name], list) else [values[name]]:
+            if v is not None and low is not None and v < low:
+                problems.append(f"{dot}{name} is {v} but must be at least {low}")
+            if v is not None and high is not None and v > high:
+                problems.append(f"{dot}{name} is {v} but must be at most {high}")
+            if v is not None and above is not None and v <= above:
+                problems.append(f"{dot}{name} is {v} but must be greater than {above}")
+    if len(problems) > before:
+        return None
+    section = kind(**values).completed()
+    problems += section.problems()
+    return section
+
+
+def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """A configuration's `asdict` as "section.key" -> value."""
+    found = {}
+    for key, value in config.items():
+        found |= (
+            flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        )
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Which keys differ between two configurations' `asdict`, as "section.key was 1, is 2".
+
+    Keys that there were not yet when the old one was written do not count.
+    """
+    was, now = flat(old), flat(new)
+    changed = (key for key in sorted(was) if was[key] != now.get(key))
+    return [f"{key} was {was[key]!r}, is {now.get(key)!r}" for key in changed]
