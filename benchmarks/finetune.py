@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import in_turn, matmul_peak, operations, peak_memory, waits
-from detsd import cluster
 from detsd import trainer as trainers
 from detsd.config import FinetuneConfig, parse_config
 from detsd.data import TrainingData, read_images, to_tensor
 from detsd.loss import prediction_target
 from detsd.models import BaseModel, load_base_model
+from detsd.runs.open import open_run
 from detsd.trainer import Trainer, add_concepts
 
 IMAGES = "det_logos"
@@ -71,7 +71,7 @@ def configuration(model: dict, batch: int, **training) -> FinetuneConfig:
 @contextlib.contextmanager
 def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
     """A trainer whose run leaves nothing behind."""
-    with TemporaryDirectory() as place, cluster.open_run(Path(place), accelerate=True) as run:
+    with TemporaryDirectory() as place, open_run(Path(place), accelerate=True) as run:
         trainer = Trainer(config, run)
         # Or the thread that draws would hold it, and its memory, beside the next one.
         with contextlib.closing(trainer._batches):

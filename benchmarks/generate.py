@@ -18,9 +18,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from benchmarks.measure import in_turn, peak_memory
-from detsd import cluster
 from detsd.config import GenerateConfig, parse_config
 from detsd.generator import Generator
+from detsd.runs.open import open_run
 from detsd.utils.paths import resolve
 
 HEAD = [
@@ -64,7 +64,7 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
         },
         "output": {"batch_size": batch},
     }
-    with TemporaryDirectory() as place, cluster.open_run(Path(place) / "grid") as run:
+    with TemporaryDirectory() as place, open_run(Path(place) / "grid") as run:
         generator = Generator(parse_config(given, "benchmark", GenerateConfig), run)
         pipe, model, device = generator.pipeline, generator.pipeline.model, run.ranks.device
         first = [generator.jobs[n] for n in generator.batches[0]]

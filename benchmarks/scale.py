@@ -28,10 +28,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detsd import cluster, generator
+from detsd import generator
 from detsd.config import GenerateConfig, parse_config
 from detsd.generator import Generator
 from detsd.pipeline import Made
+from detsd.runs import open as open_runs
+from detsd.runs.folder import METADATA
+from detsd.runs.local import LocalRun
+from detsd.runs.open import open_run
 from detsd.utils import png
 
 
@@ -84,7 +88,7 @@ class StandIn:
         return [Made(self.image, False, len(jobs))] * len(jobs)
 
 
-class FolderRun(cluster.LocalRun):
+class FolderRun(LocalRun):
     """Stores checkpoints as a cluster does, in a folder."""
 
     folder_is_kept = False
@@ -97,7 +101,7 @@ class FolderRun(cluster.LocalRun):
         (self.storage / uuid).mkdir()
         write(self.storage / uuid)
         facts = {"steps_completed": steps, **metadata}
-        (self.storage / uuid / cluster.METADATA).write_text(json.dumps(facts))
+        (self.storage / uuid / METADATA).write_text(json.dumps(facts))
         self.resident.append((time.monotonic(), steps, memory()))
         return uuid
 
@@ -133,9 +137,9 @@ def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> N
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.ranks),
         "LOCAL_WORLD_SIZE": str(args.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    cluster.LocalRun = FolderRun
+    open_runs.LocalRun = FolderRun
     FolderRun.storage, FolderRun.resident = folder / "storage", []
-    with cluster.open_run(folder / "run") as run:
+    with open_run(folder / "run") as run:
         grid = Generator(parse_config(given, "benchmark", GenerateConfig), run)
         run.ranks.allgather(None)
         began = time.monotonic()
@@ -207,9 +211,9 @@ def main() -> None:
         print(f"bytes of all checkpoints: {(stored - sheets) / size:.2f} times the images', "
               f"and {sheets / size:.2f} times for contact sheets")  # fmt: skip
         shutil.rmtree(folder / "run")
-        cluster.LocalRun = FolderRun
+        open_runs.LocalRun = FolderRun
         FolderRun.storage = folder / "storage"
-        with cluster.open_run(folder / "run") as run:
+        with open_run(folder / "run") as run:
             run.latest = max((folder / "storage").iterdir())
             run.latest_uuid = run.latest.name
             began = time.monotonic()

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from detsd import __version__, checks, trial
+from detsd import __version__, checks
 from detsd.config import (
     Config,
     EvaluateConfig,
@@ -31,6 +31,9 @@ from detsd.config import (
     override,
     parse_config,
 )
+from detsd.runs import folder, task
+from detsd.runs.folder import check_grid_folder, check_output, latest_checkpoint, read_metadata
+from detsd.runs.task import cluster_experiment, cluster_hyperparameters
 from detsd.sources import LAYOUTS, is_uuid, locate, split_source
 from detsd.utils import progress
 from detsd.utils.errors import DISK_ERRORS, Diverged, UserError, one_line
@@ -52,19 +55,19 @@ def configuration(
     Raises:
         UserError: every problem found.
     """
-    if trial.on_cluster():
+    if task.on_cluster():
         source = "the experiment's configuration"
-        check_experiment(trial.cluster_experiment(), source, kind)
-        config = parse_config(trial.cluster_hyperparameters(), source, kind)
+        check_experiment(cluster_experiment(), source, kind)
+        config = parse_config(cluster_hyperparameters(), source, kind)
         check(config, source)
         return config, Path()
     config, source, name = named(args)
     folder = args.output_dir or Path("outputs") / name
     beside = None if source.endswith(".png") else Path(source).parent  # an image names none
     check(config, source, beside)
-    checks.check_output(folder)
+    check_output(folder)
     if kind is not FinetuneConfig:
-        checks.check_grid_folder(folder)
+        check_grid_folder(folder)
     return config, folder
 
 
@@ -76,11 +79,11 @@ def stopped(run) -> int:
 
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
-    on_cluster = trial.on_cluster()
+    on_cluster = task.on_cluster()
     config, folder = configuration(args, FinetuneConfig, checks.check_finetune, finetuning_of)
     if not on_cluster:
         latest = checks.check_resume(config, folder, args.warm_start)
-        facts = trial.read_metadata(latest) if latest else {"steps_completed": 0}
+        facts = read_metadata(latest) if latest else {"steps_completed": 0}
         settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
         if settled and settled == config.training.stop_on_plateau:
             if progress.is_first():
@@ -94,9 +97,10 @@ def finetune(args: argparse.Namespace) -> int:
                 progress.say(f"complete: {best_of(folder)}")
             return 0
     with progress.libraries():
-        from detsd import cluster, trainer
+        from detsd import trainer
+        from detsd.runs.open import open_run
         from detsd.utils.memory import is_out_of_memory
-    with cluster.open_run(folder, args.warm_start, accelerate=True) as run:
+    with open_run(folder, args.warm_start, accelerate=True) as run:
         try:
             done = trainer.Trainer(config, run).train()
         except Diverged as end:
@@ -134,7 +138,7 @@ def finetuning_of(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
 
 def best_of(folder: Path) -> str:
     """Where the best rows of a fine-tuning lie, and what tells that they are."""
-    best = trial.read_metadata(trial.latest_checkpoint(folder)).get("best")
+    best = read_metadata(latest_checkpoint(folder)).get("best")
     if not best:  # of an earlier version, or without a validation
         return f"the concept lies in {locate(folder)}"
     step = best.pop("steps_completed")
@@ -200,12 +204,12 @@ def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
     config, folder = configuration(args, GenerateConfig, checks.check_generate, grid_of)
     with progress.libraries():
-        from detsd import cluster
         from detsd.generator import Generator, compare
-    with cluster.open_run(folder) as run:
+        from detsd.runs.open import open_run
+    with open_run(folder) as run:
         generator = Generator(config, run)
         done = generator.generate()
-        if trial.on_cluster():
+        if task.on_cluster():
             return 0
         if not done:
             return stopped(run)
@@ -246,14 +250,14 @@ def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
     config, folder = configuration(args, EvaluateConfig, checks.check_evaluate, evaluation_of)
     with progress.libraries():
-        from detsd import cluster
         from detsd.evaluate import FIGURES, Evaluation, table
-    with cluster.open_run(folder) as run:
+        from detsd.runs.open import open_run
+    with open_run(folder) as run:
         evaluation = Evaluation(config, run)
         done = evaluation.evaluate()
         if run.is_chief and done:
             progress.say(table(evaluation.result))
-        if trial.on_cluster():
+        if task.on_cluster():
             return 0
         if not done:
             return stopped(run)
@@ -300,7 +304,7 @@ def evaluation_of(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
 def learned_on(sources: list[str]) -> dict[str, str | None]:
     """The base model of the first fine-tuning among sources, else the bundled one."""
     for source in sources:
-        facts = trial.finetuning_of(split_source(locate(source))[0])
+        facts = folder.finetuning_of(split_source(locate(source))[0])
         if facts:
             name = facts["config"]["model"]["pretrained_model_name_or_path"]
             return {"pretrained_model_name_or_path": name, "revision": facts.get("commit")}

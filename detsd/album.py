@@ -36,9 +36,11 @@ from typing import Any
 
 from PIL import Image
 
-from detsd.cluster import METADATA, Run, download, pack, read_metadata, unpack
 from detsd.config import GenerateConfig
 from detsd.pipeline import Job
+from detsd.runs.download import download
+from detsd.runs.folder import METADATA, read_metadata
+from detsd.runs.run import Run, pack, unpack
 from detsd.utils import contact_sheets, png, progress
 from detsd.utils.errors import UserError
 

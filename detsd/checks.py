@@ -25,8 +25,8 @@ from detsd.config import (
     refuse,
 )
 from detsd.families import INDEX, SUPPORTED, unsupported_index, without_index
-from detsd.sources import DICT_FILE, is_source, locate, split_source
-from detsd.trial import finetuning_of, latest_checkpoint, read_metadata
+from detsd.runs.folder import DICT_FILE, finetuning_of, latest_checkpoint, read_metadata
+from detsd.sources import is_source, locate, split_source
 from detsd.utils.errors import UserError
 from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve, word_problem
 
@@ -297,35 +297,6 @@ def passed_over(folder: Path) -> str:
         else ("; pip install pillow-heif to read HEIC")
     )
     return f"{folder}: passing over {', '.join(said)}{heif}"
-
-
-def check_output(folder: Path) -> None:
-    """Whether `--output-dir` can be made and written to.
-
-    Raises:
-        UserError: it cannot.
-    """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise UserError(
-            f"--output-dir {folder} cannot be made: {there} is no folder; name another one"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--output-dir {folder}: {there} cannot be written to; name another folder")
-
-
-def check_grid_folder(folder: Path) -> None:
-    """Whether a grid's images may gather in `folder`.
-
-    Raises:
-        UserError: a fine-tuning lies there.
-    """
-    if latest_checkpoint(folder):
-        raise UserError(
-            f"--output-dir {folder} holds a fine-tuning; give the images another folder"
-        )
 
 
 def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) -> Path | None:

@@ -27,7 +27,6 @@ from PIL import Image, ImageOps
 
 from detsd.album import Page
 from detsd.checks import images_problem, learned_from
-from detsd.cluster import Run, downloaded
 from detsd.concepts import PromptRewriter, check_fit
 from detsd.config import (
     ConceptsConfig,
@@ -44,10 +43,12 @@ from detsd.generator import Generator
 from detsd.kinds import examine, find_model
 from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
+from detsd.runs.download import downloaded
+from detsd.runs.folder import DICT_FILE, finetuning_of
+from detsd.runs.run import Run
 from detsd.show import describe_rows
-from detsd.sources import DICT_FILE, checkpoints_of, locate, split_source
+from detsd.sources import checkpoints_of, locate, split_source
 from detsd.templates import EDITS, PLAIN
-from detsd.trial import finetuning_of
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 from detsd.utils.progress import waiting

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from detsd.cluster import Run
+from detsd.runs.run import Run
 
 PACE = 0.2  # seconds between two rounds, at most
 SILENCE = 10.0  # seconds without a round after which the others are gone

@@ -36,7 +36,8 @@ import safetensors.torch
 import torch
 
 from detsd import content
-from detsd.sources import DICT_FILE, file_of, split_source
+from detsd.runs.folder import DICT_FILE
+from detsd.sources import file_of, split_source
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 

@@ -25,7 +25,6 @@ from PIL import Image
 
 from detsd import checks
 from detsd.album import MANIFEST, Album, Page, pages
-from detsd.cluster import Run, read_metadata
 from detsd.concepts import misspelt
 from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
 from detsd.denoise import Conditioning
@@ -34,7 +33,8 @@ from detsd.exchange import Exchange
 from detsd.kinds import fetch_vocabulary
 from detsd.models import pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches, find_concepts
-from detsd.sources import DICT_FILE
+from detsd.runs.folder import DICT_FILE, check_grid_folder, read_metadata
+from detsd.runs.run import Run
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size
@@ -103,7 +103,7 @@ class Generator:
                 uuids=config.concepts.uuids,
             )
         if run.folder_is_kept:
-            checks.check_grid_folder(run.folder)
+            check_grid_folder(run.folder)
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)

@@ -27,7 +27,7 @@ from PIL import Image
 from detsd.checks import check_finetune
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
 from detsd.pipeline import DetSDTextualInversionPipeline, sample_jobs
-from detsd.trial import read_metadata
+from detsd.runs.folder import read_metadata
 from detsd.utils import contact_sheets
 from detsd.utils.errors import UserError
 from detsd.utils.paths import BUNDLED, file_name, resolve

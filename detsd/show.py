@@ -15,8 +15,8 @@ from transformers import CLIPTokenizer
 from detsd.config import ModelConfig
 from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.kinds import load_token_tables
+from detsd.runs.folder import finetuning_of
 from detsd.sources import locate, split_source
-from detsd.trial import finetuning_of
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED
 

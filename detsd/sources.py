@@ -11,9 +11,9 @@ import os
 import re
 from pathlib import Path
 
+from detsd.runs.folder import DICT_FILE
 from detsd.utils.errors import UserError
 
-DICT_FILE = "learned_embeddings_dict.pt"
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png")  # that a concept file may have
 

@@ -30,8 +30,8 @@ from detsd.data import to_rgb
 from detsd.denoise import decode
 from detsd.formats import read_concepts
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, Progress
+from detsd.runs.folder import read_metadata
 from detsd.sources import is_uuid, split_source
-from detsd.trial import read_metadata
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve

@@ -25,7 +25,6 @@ from PIL import Image
 
 from detsd.best import best_step, on_plateau
 from detsd.checks import check_finetune
-from detsd.cluster import Run, pack, read_metadata, unpack
 from detsd.concepts import Vocabulary
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data import Batch, TrainingData, ahead, changed_images, denoising_error
@@ -42,7 +41,9 @@ from detsd.loss import (
 from detsd.measure import Anchors, Eye, load_eyes
 from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
-from detsd.sources import DICT_FILE, is_source
+from detsd.runs.folder import DICT_FILE, read_metadata
+from detsd.runs.run import Run, pack, unpack
+from detsd.sources import is_source
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.progress import Bar, Work, waiting

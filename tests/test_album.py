@@ -14,10 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from benchmarks.scale import FolderRun
-from detsd import album, cluster
+from detsd import album
 from detsd.album import Album, pages, still_kept
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generator import grid_jobs
+from detsd.runs import open as open_runs
+from detsd.runs.open import open_run
+from detsd.runs.run import masked_crc32c
 from detsd.utils import png
 
 
@@ -58,7 +61,7 @@ def test_contact_sheets_hold_every_image_once_and_are_bounded():
 
 def test_the_checksum_is_tensorboards():
     for data in (b"", b"1", bytes(range(256)) * 5):
-        assert cluster.masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)
+        assert masked_crc32c(data) == pywrap_tensorflow.masked_crc32c(data)
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def opened(tmp_path, capsys):
                 "model": {"pretrained_model_name_or_path": "none"},
             }  # fmt: skip
 
-        run = stack.enter_context(cluster.open_run(tmp_path / folder))
+        run = stack.enter_context(open_run(tmp_path / folder))
         if latest:
             run.latest, run.latest_uuid = latest, latest.name
         run.begin()
@@ -135,7 +138,7 @@ def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("crashes", [False, True])
 def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, crashes):
     """Nor is one lost: it comes with a later checkpoint, or whoever goes on draws it."""
-    monkeypatch.setattr(cluster, "LocalRun", FolderRun)
+    monkeypatch.setattr(open_runs, "LocalRun", FolderRun)
     monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
     monkeypatch.setattr(FolderRun, "resident", [], raising=False)
     FolderRun.storage.mkdir()

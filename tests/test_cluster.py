@@ -23,10 +23,12 @@ from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_clip
 
-from detsd import album, cluster, trainer
+from detsd import album, trainer
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
+from detsd.runs import ranks
+from detsd.runs.ranks import AcceleratedRanks, _distributed
 from detsd.utils import progress
 
 CONCEPTS = ("blob-thing", "blob-thing-two")
@@ -504,7 +506,7 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
 
 
 def test_the_interface_that_leads_to_the_chief_is_chosen_for_gloo(monkeypatch):
-    monkeypatch.setattr(cluster, "Accelerator", MagicMock())
+    monkeypatch.setattr(ranks, "Accelerator", MagicMock())
     for name, value in {
         "LOCAL_RANK": "0",
         "GROUP_WORLD_SIZE": "2",
@@ -520,11 +522,11 @@ def test_the_interface_that_leads_to_the_chief_is_chosen_for_gloo(monkeypatch):
             patch.delenv("GLOO_SOCKET_IFNAME", raising=False)
             if name:
                 patch.setenv(name, wanted)
-            cluster.AcceleratedRanks()
+            AcceleratedRanks()
             assert os.environ["GLOO_SOCKET_IFNAME"] == wanted
             os.environ.pop("GLOO_SOCKET_IFNAME")
     monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
-    cluster.AcceleratedRanks()
+    AcceleratedRanks()
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
@@ -535,7 +537,7 @@ def a_node(rank, port, out):
         "GROUP_RANK": str(rank), "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
-    context = cluster._distributed()
+    context = _distributed()
     out.put((port, context.allgather((rank, context.local_rank))))
     context.allgather(None)  # nobody leaves one that still listens
 

@@ -17,11 +17,12 @@ from tiny import FAMILIES, save_tiny_clip, save_tiny_dino, save_tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from detsd import cluster
 from detsd.__main__ import main
 from detsd.config import load_config
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.runs.open import open_run
+from detsd.runs.ranks import Ranks
 from detsd.studio import Making, Studio
 from detsd.trainer import Trainer
 
@@ -44,7 +45,7 @@ def on(device):
     """Whatever is run is run on a device; what waits for it."""
     from pretend import watching
 
-    cluster.Ranks.device = property(lambda self: device, lambda self, found: None)
+    Ranks.device = property(lambda self: device, lambda self, found: None)
     with pytest.MonkeyPatch.context() as patch, watching() as waits, sdpa_kernel(SDPBackend.MATH):
         patch.setattr(torch.nn.Module, "to", functools.partialmethod(moved, torch.nn.Module.to))
         yield waits
@@ -148,7 +149,7 @@ def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment,
     rows = []
     for device in (CPU, DEVICE):
         out = tmp_path / device.type
-        with on(device) as waits, cluster.open_run(out, accelerate=True) as run:
+        with on(device) as waits, open_run(out, accelerate=True) as run:
             trainer = Trainer(config, run)
             assert trainer.rows[0].device == device
             stops = []  # asked at the end of every step

@@ -23,7 +23,7 @@ from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl, vocabulary
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 
-from detsd import cluster, data, kinds, models, single_file
+from detsd import data, kinds, models, single_file
 from detsd.__main__ import main
 from detsd.config import ModelConfig, load_config
 from detsd.families import single_family, unsupported_index, unsupported_parts, without_index
@@ -31,6 +31,8 @@ from detsd.formats import FAMILIES as FAMILY_NAMES
 from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.models import load_base_model
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
+from detsd.runs.local import LocalRun
+from detsd.runs.open import open_run
 from detsd.trainer import Trainer
 from detsd.utils.errors import UserError
 
@@ -161,7 +163,7 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
 ):
     assert tuned(family, "whole") == 0
     checks = iter([False, False, False, False, False, True])  # stopped at step 6, past a checkpoint
-    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(checks))
+    monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(checks))
     assert tuned(family, "parts") == 128
     monkeypatch.undo()
     assert tuned(family, "parts") == 0
@@ -187,7 +189,7 @@ def test_only_the_new_rows_change(family, experiment, tmp_path, folders):
     model = {"pretrained_model_name_or_path": str(folders[family])}
     decay = {"num_sgd_steps": 2, "optimizer_name": "adamw", "weight_decay": 0.1}
     config = load_config(experiment(model=model, training=decay, inference=SAMPLES))
-    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
+    with open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(config, run)
         assert trainer.train()
     assert not any(map(torch.equal, trainer.rows, trainer.initial_rows))
@@ -479,7 +481,7 @@ def test_computing_activations_twice_changes_nothing_but_memory(
                 training={"gradient_checkpointing": twice, "num_sgd_steps": 2},
             )
         )
-        with cluster.open_run(tmp_path / str(twice), accelerate=True) as run:
+        with open_run(tmp_path / str(twice), accelerate=True) as run:
             trainer = Trainer(config, run)
             assert trainer.model.unet.is_gradient_checkpointing is twice
             trainer.train()
@@ -507,7 +509,7 @@ def test_the_vae_is_on_the_device_only_while_it_is_needed(experiment, tmp_path, 
         AutoencoderKL, "to", lambda self, *a, **k: calls.append(a[0]) or real(self, *a, **k)
     )
     change = {"num_sgd_steps": 2, "checkpoint_freq": 2}
-    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
+    with open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(load_config(experiment(training=change, inference=SAMPLES)), run)
         assert calls == [run.ranks.device, "cpu"]  # for the training images
         trainer.train()

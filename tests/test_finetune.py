@@ -22,10 +22,13 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import cluster, models, trainer
+from detsd import models, trainer
 from detsd.__main__ import main, parser
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
 from detsd.formats import LearnedConcept, read_concepts
+from detsd.runs.folder import read_metadata
+from detsd.runs.local import LocalRun
+from detsd.runs.open import open_run
 from detsd.trainer import Trainer, learning_rate
 
 
@@ -62,7 +65,7 @@ def test_what_a_run_leaves_behind(experiment, tmp_path, tiny_model, capsys, monk
             "learned_embeddings_dict.pt", "blob-thing.safetensors", "trainer_state.pt",
             "metadata.json",
         }  # fmt: skip
-        metadata = cluster.read_metadata(folder)
+        metadata = read_metadata(folder)
         assert metadata["steps_completed"] == step
         assert metadata["complete"] == (step == 8)
         assert metadata["concepts"] == ["blob-thing"]
@@ -127,7 +130,7 @@ def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_pat
     for gone in ((), ("step-00000007", "step-00000006")):
         for name in gone:
             shutil.rmtree(out / "checkpoints" / name)
-        with cluster.open_run(out, accelerate=True) as run:
+        with open_run(out, accelerate=True) as run:
             trainer = Trainer(config, run)
             began = {kind: work.done for kind, work in trainer._work().items()}
             assert trainer.train()
@@ -297,7 +300,7 @@ def losses_are(monkeypatch, phrase, by_step):
 
 def stop_after(monkeypatch, steps):
     calls = iter([False] * (steps - 1) + [True])
-    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+    monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
 
 
 def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
@@ -313,7 +316,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
         assert torch.equal(c.embeddings, rows_of(whole, 4)["blob-thing"])
         assert c.steps == 4
     told = {
-        step: cluster.read_metadata(whole / "checkpoints" / f"step-{step:08d}")["best"]
+        step: read_metadata(whole / "checkpoints" / f"step-{step:08d}")["best"]
         for step in (2, 4, 6, 8)
     }
     assert [told[k]["steps_completed"] for k in (2, 4, 6, 8)] == [2, 4, 4, 4]
@@ -360,7 +363,7 @@ def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
         assert m["lineup"] in (0, 1 / 3, 2 / 3, 1)
     assert len({m["clip_image_similarity"] for m in told.values()}) > 1
     assert not list((whole / "samples").glob("*"))  # those that are measured are not shown
-    best = cluster.read_metadata(whole / "checkpoints" / "step-00000008")["best"]
+    best = read_metadata(whole / "checkpoints" / "step-00000008")["best"]
     assert best["score"] == max(m["score"] for m in told.values())
     assert read_concepts(whole)[0].steps == best["steps_completed"]
     for step in (8, 6):
@@ -458,7 +461,7 @@ def test_a_run_ends_where_its_loss_has_settled(experiment, tmp_path, monkeypatch
     assert (whole / "before_after.png").is_file()
     last = metrics_of(whole, "validation")[12]
     assert last["sgd_steps"] == 18  # to a search it is a whole trial
-    facts = cluster.read_metadata(whole / "checkpoints" / "step-00000012")
+    facts = read_metadata(whole / "checkpoints" / "step-00000012")
     assert facts["complete"] is True
     assert facts["best"]["steps_completed"] == 9
     assert finetune(path, whole) == 0
@@ -544,7 +547,7 @@ def test_sigterm_saves_between_checkpoints_and_resumes(experiment, tmp_path):
     assert process.wait(240) == 128 + signal.SIGTERM
     assert "the same command goes on" in rest
     (folder,) = (out / "checkpoints").iterdir()
-    step = cluster.read_metadata(folder)["steps_completed"]
+    step = read_metadata(folder)["steps_completed"]
     assert step >= 6
     whole = experiment("short.yaml", training={"num_sgd_steps": step, "checkpoint_freq": step})
     assert finetune(whole, tmp_path / "whole") == 0
@@ -559,7 +562,7 @@ def test_a_stop_between_reports_changes_nothing(experiment, tmp_path, monkeypatc
     assert finetune(path, tmp_path / "whole") == 0
     out = tmp_path / "out"
     calls = iter([False, False, True])
-    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+    monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
     assert finetune(path, out) == 128
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000003"]
     monkeypatch.undo()
@@ -610,7 +613,7 @@ def test_a_run_continues_on_another_number_of_processes(experiment, tmp_path):
         run.processes[0].terminate()
         assert run.end() == [128 + signal.SIGTERM], run.said
     before = sorted((out / "checkpoints").glob("step-*"))[-1]
-    step = cluster.read_metadata(before)["steps_completed"]
+    step = read_metadata(before)["steps_completed"]
     with Forked(tmp_path, lambda: finetune(path, out), ranks=2) as run:
         run.wait_until(lambda: "val_loss" in run.said[0])
     assert f"resuming after step {step}" in run.said[0]
@@ -720,7 +723,7 @@ def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, capl
         assert finetune(path, out) == 0
         assert "resuming after step 4" in capsys.readouterr().out
         assert torch.equal(rows_of(out, 8)["blob-thing"], rows_of(whole, 8)["blob-thing"])
-        assert cluster.read_metadata(out / "checkpoints" / "step-00000008")["complete"]
+        assert read_metadata(out / "checkpoints" / "step-00000008")["complete"]
         assert sorted(metrics_of(out)) == [2, 4, 6, 8]
     with Image.open(out / "time_lapse.gif") as gif:
         assert gif.n_frames == 2  # without the one that is torn
@@ -728,7 +731,7 @@ def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, capl
 
 def test_two_processes_keep_out_of_one_folder(experiment, tmp_path, capsys):
     out = tmp_path / "out"
-    with cluster.open_run(out):
+    with open_run(out):
         before = sorted(p for p in out.rglob("*") if p.is_file())
         assert finetune(experiment(), out) == 2
         assert f"{out} is in use by process {os.getpid()} on " in capsys.readouterr().err
@@ -831,7 +834,7 @@ def test_a_stop_stores_no_diverged_rows(experiment, tmp_path, monkeypatch, capsy
     """Between two reports, too: what a trial goes on from has to be worth it."""
     change = {"optimizer_name": "sgd", "learning_rate": 1e38, "metric_report_freq": 8}
     calls = iter([False, False, True])
-    monkeypatch.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+    monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
     assert finetune(experiment(training=change), tmp_path / "out") == 2
     assert "no longer finite at step 3" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/checkpoints/*"))
@@ -857,7 +860,7 @@ def test_a_run_goes_on_with_the_images_it_began_with(
     out = tmp_path / "out"
     calls = iter([False, False, True])
     with monkeypatch.context() as stopped:
-        stopped.setattr(cluster.LocalRun, "should_stop", lambda self: next(calls))
+        stopped.setattr(LocalRun, "should_stop", lambda self: next(calls))
         assert finetune(path, out) == 128
     assert "its last words are cut off; shorten it" in caplog.text
     (folder / "on_a_table_7.png").rename(folder / "b.png")

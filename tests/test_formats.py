@@ -25,8 +25,9 @@ from detsd import content
 from detsd.__main__ import main
 from detsd.formats import LearnedConcept, encode, file_name, read_concepts, store, write_concepts
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
-from detsd.sources import DICT_FILE, is_source, locate
+from detsd.runs.folder import DICT_FILE
 from detsd.sources import LAYOUTS as WRITTEN
+from detsd.sources import is_source, locate
 from detsd.utils.errors import UserError
 
 ONE = [torch.randn(3, 768)]

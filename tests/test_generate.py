@@ -16,12 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from tiny import ROOT
 from transformers import CLIPTextModel
 
-from detsd import cluster
 from detsd.__main__ import main
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.generator import Generator, grid_jobs
 from detsd.pipeline import DetSDTextualInversionPipeline, batches
+from detsd.runs.open import open_run
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 
@@ -64,7 +64,7 @@ def slow_grid(given, tmp_path) -> Path:
 
 def generate(given: dict, folder: Path) -> Generator:
     """Make a grid in this process."""
-    with cluster.open_run(folder) as run:
+    with open_run(folder) as run:
         made = Generator(parse_config(given, "test", GenerateConfig), run)
         assert made.generate()
     return made
@@ -250,7 +250,7 @@ def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
     given["grid"]["seeds"] = list(range(12))
     for fill, sizes in ((False, [4, 4, 4]), (True, [12])):
         given["output"] = {"fill_batches": fill}
-        with cluster.open_run(tmp_path / str(fill)) as run:
+        with open_run(tmp_path / str(fill)) as run:
             monkeypatch.setattr(run.ranks, "size", 3)
             monkeypatch.setattr(run, "gather", lambda values: values)
             made = Generator(parse_config(given, "test", GenerateConfig), run)

@@ -19,12 +19,13 @@ from transformers import CLIPModel
 
 from detsd import hub as files_of
 from detsd.__main__ import main
-from detsd.cluster import LocalRun, read_metadata
 from detsd.config import EvaluatorConfig, ModelConfig
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.kinds import find_model
 from detsd.measure import load_eyes
 from detsd.models import load_base_model, load_safety_checker
+from detsd.runs.folder import read_metadata
+from detsd.runs.local import LocalRun
 from detsd.utils.errors import UserError
 from detsd.utils.png import read_record
 

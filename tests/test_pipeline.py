@@ -18,12 +18,12 @@ from PIL import Image
 from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from detsd import cluster
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.denoise import starting_noise
 from detsd.formats import LearnedConcept, write_concepts
 from detsd.models import load_base_model, pick_dtype
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
+from detsd.runs import download
 from detsd.utils.errors import UserError
 from detsd.utils.png import read_record, remake_hyperparameters
 
@@ -266,7 +266,7 @@ def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
 
 def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
     """Downloaded once; what the client raises becomes a sentence. The client is a stand-in."""
-    monkeypatch.setattr(cluster, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
     asked = []
 
     class Checkpoint:

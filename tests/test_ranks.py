@@ -11,9 +11,11 @@ import pytest
 import torch
 from forked import Forked
 
-from detsd import cluster, watch
-from detsd.cluster import AcceleratedRanks, Run
 from detsd.config import FinetuneConfig, load_config
+from detsd.runs import ranks
+from detsd.runs.open import open_run
+from detsd.runs.ranks import AcceleratedRanks, check_gpus
+from detsd.runs.run import Run
 from detsd.trainer import Trainer
 from detsd.utils.errors import UserError
 
@@ -21,15 +23,15 @@ from detsd.utils.errors import UserError
 def opened_by_two(folder, body) -> tuple[list[int | None], list[str]]:
     """Exit codes, None of one that goes on and on, and what each of two ranks with a run said."""
 
-    def open_run():
+    def opened():
         try:
-            with cluster.open_run(folder / "out", accelerate=True) as run:
+            with open_run(folder / "out", accelerate=True) as run:
                 body(run)
         except UserError as error:
             print(f"detsd: {error}")
             return 2
 
-    with Forked(folder, open_run, ranks=2) as ranks:
+    with Forked(folder, opened, ranks=2) as ranks:
         return ranks.end(), ranks.said
 
 
@@ -117,7 +119,7 @@ def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
 
 def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
     """As NCCL waits for a rank that is gone."""
-    monkeypatch.setattr(watch, "GRACE", 1.0)
+    monkeypatch.setattr(ranks, "GRACE", 1.0)
 
     def body(run):
         if run.ranks.rank == 1:
@@ -134,10 +136,10 @@ def test_a_group_is_not_taken_apart_where_something_was_raised(tmp_path, monkeyp
     taken = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: taken.append(1))
-    with contextlib.suppress(UserError), cluster.open_run(tmp_path):
+    with contextlib.suppress(UserError), open_run(tmp_path):
         fail()
     assert not taken
-    with cluster.open_run(tmp_path):
+    with open_run(tmp_path):
         pass
     assert taken
 
@@ -149,9 +151,9 @@ def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="2 processes were started on a machine with 1 GPU; start 1"
     ):
-        next(cluster.open_run(tmp_path).gen)
+        next(open_run(tmp_path).gen)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    watch.check_gpus()
+    check_gpus()
 
 
 def test_cards_that_accelerate_would_refuse(monkeypatch):
@@ -169,9 +171,9 @@ def test_cards_that_accelerate_would_refuse(monkeypatch):
             process_index=0, num_processes=1, local_process_index=0, device=torch.device("cpu")
         )
 
-    monkeypatch.setattr(cluster, "Accelerator", accelerator)
+    monkeypatch.setattr(ranks, "Accelerator", accelerator)
     for known in (True, False):
-        monkeypatch.setattr(cluster, "check_cuda_p2p_ib_support", lambda known=known: known)
+        monkeypatch.setattr(ranks, "check_cuda_p2p_ib_support", lambda known=known: known)
         AcceleratedRanks()
     assert told == [[None, None], ["1", "1"]]
 
@@ -210,7 +212,7 @@ def test_ranks_that_differ_are_refused_by_name(what, other, words):
 def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(Run, "agree", lambda self, **facts: asked.update(facts))
-    with cluster.open_run(tmp_path / "out", accelerate=True) as run:
+    with open_run(tmp_path / "out", accelerate=True) as run:
         Trainer(load_config(experiment()), run)
     assert asked["configuration"]["concepts.concept_strs"] == ["blob-thing"]
     assert asked["package_versions"]["torch"] == version("torch")
@@ -222,20 +224,20 @@ def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatc
 def test_what_is_measured_does_not_tell_the_number_of_ranks(measuring, tmp_path):
     """Of rows that a tiny rate leaves as they are: those of two ranks are rounded otherwise."""
     found = []
-    for ranks in (1, 2):
-        options = ["learning_rate=1e-12", "num_sgd_steps=2", f"train_batch_size={4 // ranks}"]
+    for size in (1, 2):
+        options = ["learning_rate=1e-12", "num_sgd_steps=2", f"train_batch_size={4 // size}"]
         config = load_config(measuring, [f"training.{option}" for option in options])
 
         def train(run, config=config):
             assert Trainer(config, run).train()
 
-        if ranks == 2:
+        if size == 2:
             codes, said = opened_by_two(tmp_path, train)
             assert codes == [0, 0], said
         else:
-            with cluster.open_run(tmp_path / "one", accelerate=True) as run:
+            with open_run(tmp_path / "one", accelerate=True) as run:
                 train(run)
-        lines = (tmp_path / ("one" if ranks == 1 else "out") / "metrics.jsonl").read_text()
+        lines = (tmp_path / ("one" if size == 1 else "out") / "metrics.jsonl").read_text()
         told = [json.loads(line) for line in lines.splitlines()]
         found.append([m for m in told if m["group"] == "validation"])
     assert found[0] == found[1]

@@ -1,38 +1,19 @@
-"""What a trial and a checkpoint say of themselves; imports no library that takes long."""
+"""A run's folder off cluster: the names of its files, its checkpoints and their metadata.
+
+Imports no library that takes long.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from detsd.sources import DICT_FILE
 from detsd.utils.errors import UserError
 
+DICT_FILE = "learned_embeddings_dict.pt"
 METADATA = "metadata.json"
-
-
-def _cluster_info() -> Any:
-    import determined as det  # late: a third of a second, which looking at a concept need not wait
-
-    return det.get_cluster_info()
-
-
-def on_cluster() -> bool:
-    """Whether this process is a task of a Determined trial (a notebook task is not)."""
-    info = _cluster_info()
-    return info is not None and info.task_type == "TRIAL"
-
-
-def cluster_hyperparameters() -> dict[str, Any]:
-    """The trial's hyperparameters, as the searcher chose them."""
-    return _cluster_info().trial.hparams
-
-
-def cluster_experiment() -> dict[str, Any]:
-    """The configuration of the trial's experiment, as the master completed it."""
-    # The harness keeps it private, since its shape may change with the version; ours is pinned.
-    return _cluster_info().trial._config
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
@@ -79,3 +60,32 @@ def is_whole(checkpoint: Path) -> bool:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's folder off cluster, or None."""
     return next(filter(is_whole, sorted(folder.glob("checkpoints/step-*"), reverse=True)), None)
+
+
+def check_output(folder: Path) -> None:
+    """Whether `--output-dir` can be made and written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(
+            f"--output-dir {folder} cannot be made: {there} is no folder; name another one"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--output-dir {folder}: {there} cannot be written to; name another folder")
+
+
+def check_grid_folder(folder: Path) -> None:
+    """Whether a grid's images may gather in `folder`.
+
+    Raises:
+        UserError: a fine-tuning lies there.
+    """
+    if latest_checkpoint(folder):
+        raise UserError(
+            f"--output-dir {folder} holds a fine-tuning; give the images another folder"
+        )

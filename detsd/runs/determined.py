@@ -1,0 +1,190 @@
+"""A run in a Determined trial, over Core API."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import determined as det
+from determined import core
+from determined.common.api import errors as api_errors
+from torch.utils.tensorboard import SummaryWriter
+
+from detsd.runs.folder import read_metadata
+from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, together
+from detsd.runs.run import Run
+from detsd.runs.task import cluster_experiment
+from detsd.utils import progress
+from detsd.utils.errors import one_line
+
+logger = logging.getLogger("detsd")
+
+JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
+
+
+class ClusterRun(Run):
+    """A run in a Determined trial, over Core API."""
+
+    folder_is_kept = False
+
+    def __init__(self, ranks: Ranks, context: core.Context, folder: Path):
+        self.ranks, self.context, self.folder = ranks, context, folder
+        folder.mkdir()
+        self._trial_id = det.get_cluster_info().trial.trial_id
+        self._uploaded = 0.0
+        self.keeps = cluster_experiment()["checkpoint_storage"].get("save_trial_latest", 1)
+        self._judged = threading.Event()  # set where the searcher has ended this trial
+        if self.is_chief and cluster_experiment()["searcher"]["name"] in JUDGING_SEARCHERS:
+            ask = self._ask_the_searcher
+            threading.Thread(target=ask, name="searcher", daemon=True).start()
+        if self.is_chief:
+            progress.watchers.append(self.show)
+            path = context.train.get_tensorboard_path()
+            path.mkdir(parents=True, exist_ok=True)
+            self.writer = SummaryWriter(str(path))
+
+    def close(self) -> None:
+        """Leave nothing behind in this process."""
+        self._judged.set()  # ends the thread that asks
+        progress.watchers.clear()
+        if self.writer:
+            self.writer.close()
+
+    def use(self, checkpoint: Path, uuid: str) -> None:
+        """Go on from a restored checkpoint; whose it is shows in its metadata."""
+        self.latest, self.latest_uuid = checkpoint, uuid
+        self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
+
+    def report(self, steps, metrics, group="training"):
+        if self.is_chief:
+            # The harness posts the dict later, from another thread: hand it its own copy. It does
+            # not say which came through, so a post that fails ends the process, at the next one:
+            # what was stored goes on in a new one.
+            self.context.train.report_metrics(group, steps, dict(metrics))
+            self.log_scalars(steps, metrics, group)
+
+    def report_progress(self, fraction):
+        if self.is_chief:
+            self._show(self.context.train.report_progress, min(1.0, fraction))
+
+    def show(self, text: str) -> None:
+        """Have the cluster show beside the trial what it is at. Chief only."""
+        self._show(self.context.train.set_status, text)
+
+    @staticmethod
+    def _show(call: Callable[[Any], None], value: Any) -> None:
+        with contextlib.suppress(api_errors.BadRequestException):  # nothing hangs on it
+            call(value)
+
+    def store(self, steps, metadata, write):
+        facts = {"steps_completed": steps, "trial_id": self._trial_id, **metadata}
+        for pause in (1, 5, 25, None):
+            try:
+                with self.context.checkpoint.store_path(facts) as (path, uuid):
+                    write(path)
+                return uuid
+            except (api_errors.MasterNotFoundException, api_errors.BadRequestException) as error:
+                # The harness waits for a master that is away, but not where it went while it
+                # answered. If it had heard us, there is one checkpoint more of the same step.
+                if pause is None:
+                    raise
+                logger.warning("the master's answer to a checkpoint was cut (%s); again", error)
+                time.sleep(pause)
+
+    def register(self, model, uuid, title, notes):
+        from determined.experimental import client  # here, since few trials need it
+
+        try:
+            try:
+                entry = client.get_model(model)
+            except api_errors.NotFoundException:
+                entry = client.create_model(model)
+            if any(v.checkpoint.uuid == uuid for v in entry.list_versions()):
+                return  # by this very trial, before it was restarted
+            version = entry.register_version(uuid)
+            version.set_name(title)
+            version.set_notes(notes)
+        except Exception as error:  # what was learned is stored
+            logger.warning(
+                "checkpoint %s (%s) could not be registered as %r (%s); do so with "
+                "det model register-version, after det model create where there is no such model",
+                *(uuid, title, model, one_line(error)),
+            )
+        else:
+            self.say(f"registered as version {version.model_version} of {model}: {title}")
+
+    def fetch(self, uuid, to, wanted=lambda name: True):
+        alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
+        with self.context.checkpoint.restore_path(uuid, alone, selector=wanted) as path:
+            # Of storage that is a folder the whole checkpoint is here, whatever is wanted.
+            shutil.copytree(
+                path, to, dirs_exist_ok=True,
+                ignore=lambda folder, names: [name for name in names if not wanted(name)],
+            )  # fmt: skip
+
+    def asked_to_stop(self):
+        return self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
+
+    def should_stop(self):
+        # The harness would tell the other ranks of a preemption, but not of the searcher's word.
+        return self.context.distributed.broadcast(self.asked_to_stop())
+
+    def _ask_the_searcher(self) -> None:
+        """Look, once a second, whether the searcher has ended this trial.
+
+        Only a pause, a cancel and a kill are signalled. A trial that the searcher is done with is
+        marked, and the master waits for it to end by itself. In a thread, since a master that is
+        away lets us wait; a question that fails is no reason to end.
+        """
+        from determined.experimental import client  # here, since few trials need it
+
+        ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
+        while not self._judged.wait(1):
+            with contextlib.suppress(Exception):  # networks and masters fail in many ways
+                if client.get_trial(self._trial_id).state in ended:
+                    self._judged.set()
+
+    def flush(self):
+        if self.writer:
+            self.writer.flush()
+            # An upload within a second of the last one is dropped without a word.
+            time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
+            self.context.train.upload_tensorboard_files()
+            self._uploaded = time.monotonic()
+
+
+@contextlib.contextmanager
+def _cluster_run(accelerate: bool) -> Iterator[Run]:
+    for kind in ("shared", "directory"):  # said at every restore, of a whole one too
+        logging.getLogger(f"determined.common.storage.{kind}").addFilter(
+            lambda record: "Ignoring partial checkpoint" not in record.getMessage()
+        )
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(
+            core.init(
+                distributed=_distributed(),
+                preempt_mode=core.PreemptMode.ChiefOnly,
+                tensorboard_mode=core.TensorboardMode.MANUAL,
+            )
+        )
+        ranks = AcceleratedRanks() if accelerate else Ranks(context.distributed)
+        stack.enter_context(together())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
+        run = ClusterRun(ranks, context, folder / "run")
+        stack.callback(run.close)
+        latest = det.get_cluster_info().latest_checkpoint
+        if latest:
+            if ranks.local_rank == 0:
+                run.fetch(
+                    latest, folder / "latest", lambda name: accelerate or not name.endswith(".zip")
+                )
+            run.use(context.distributed.broadcast_local(folder / "latest"), latest)
+        yield run
+        run.flush()

@@ -1,0 +1,186 @@
+"""A run off cluster: everything lies in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from detsd.runs.folder import METADATA, is_whole, latest_checkpoint, read_metadata
+from detsd.runs.ranks import Ranks
+from detsd.runs.run import Run
+from detsd.utils import progress
+from detsd.utils.errors import UserError
+
+logger = logging.getLogger("detsd")
+
+
+def _sync(folder: Path) -> None:
+    """Have the disk hold a folder's files before it gets its name: a power cut empties none."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class LocalRun(Run):
+    """A run off cluster: everything lies in one folder.
+
+    `checkpoints/step-00000100/` is renamed into place when it is complete, so that what carries the
+    name is whole. SIGTERM and SIGINT ask for a stop, as preemption does on a cluster.
+    """
+
+    folder_is_kept = True
+
+    def __init__(self, ranks: Ranks, folder: Path, warm_start: Path | None):
+        self.ranks, self.folder = ranks, folder
+        self._checkpoints = folder / "checkpoints"
+        self._begun = self._stops_gently = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
+            ) from None
+        self._hold_folder()
+        self.latest = latest_checkpoint(folder)
+        self._source = str(warm_start.resolve()) if warm_start else None
+        if warm_start and not self.latest:  # else it began so: `checks.check_resume`
+            self.latest, self.latest_is_own = warm_start, False
+        ranks.allgather(None)  # no rank writes before all have looked
+        self._handlers = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def begin(self):
+        self._begun = True
+        if self.is_chief:
+            own = self.latest if self.latest_is_own else None
+            steps = read_metadata(own)["steps_completed"] if own else -1
+            self._forget_after(steps)
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=steps + 1)
+
+    def close(self) -> None:
+        """Close the writer and give the signals back; a folder that stayed empty goes."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.writer:
+            self.writer.close()
+        if self.is_chief:
+            if not self._begun:
+                with contextlib.suppress(OSError):
+                    if [p.name for p in self.folder.iterdir()] == [".lock"]:
+                        (self.folder / ".lock").unlink()
+                        self.folder.rmdir()
+            self._lock.close()  # and so is given up
+
+    def _hold_folder(self) -> None:
+        """Keep other processes out of the folder until this one ends, however it ends.
+
+        Raises:
+            UserError: somebody is there already.
+        """
+        if not self.is_chief:
+            return
+        self._lock = (self.folder / ".lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            self._lock.seek(0)
+            who = self._lock.read() or "another process"
+            raise UserError(
+                f"--output-dir {self.folder} is in use by {who}; wait for it, stop it, or name "
+                "another folder"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def _forget_after(self, steps: int) -> None:
+        """Drop metrics past the checkpoint: the steps they tell of are made again.
+
+        A line that a full disk or a power cut has torn is no line.
+        """
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["steps_completed"] <= steps:
+                    kept.append(f"{line}\n")
+        staging = path.with_name(f".{path.name}")
+        staging.write_text("".join(kept))
+        os.replace(staging, path)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        # Asked twice, idle, or with nothing to lose yet: now.
+        now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
+        if self.is_chief:
+            gently = "stopping: what is made is being stored; ask again to leave at once"
+            progress.answer("stopped" if now else gently)
+        if now:
+            raise SystemExit(128 + number)
+        self.stop_signal = number
+
+    def report(self, steps, metrics, group="training"):
+        if self.is_chief:
+            self.log_scalars(steps, metrics, group)
+            with (self.folder / "metrics.jsonl").open("a") as f:
+                f.write(json.dumps({"group": group, "steps_completed": steps, **metrics}) + "\n")
+
+    def report_progress(self, fraction):
+        pass
+
+    def store(self, steps, metadata, write):
+        final = self._checkpoints / f"step-{steps:08d}"
+        if not is_whole(final):
+            staging = final.with_name(f".{final.name}")
+            try:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+                write(staging)
+                (staging / METADATA).write_text(
+                    json.dumps(
+                        {"steps_completed": steps, "warm_start": self._source, **metadata}, indent=1
+                    )
+                )
+                _sync(staging)
+                shutil.rmtree(final, ignore_errors=True)  # one that a power cut has torn
+                os.replace(staging, final)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # torch.save reports a full disk as RuntimeError
+                shutil.rmtree(staging, ignore_errors=True)
+                raise UserError(
+                    f"{final} cannot be written ({error}); make room and run the same command "
+                    "again, earlier checkpoints are untouched"
+                ) from None
+        return ""
+
+    def register(self, model, uuid, title, notes):
+        logger.warning(
+            "training.register_model: only a cluster has a model registry; the best checkpoint, "
+            "%s, lies in %s",
+            title,
+            self.folder,
+        )
+
+    def asked_to_stop(self):
+        self._stops_gently = True  # by now there is something to lose
+        return self.stop_signal is not None

@@ -1,0 +1,49 @@
+"""The run of this process: in the trial that it belongs to, or in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from determined import core
+
+from detsd.runs.determined import _cluster_run
+from detsd.runs.local import LocalRun
+from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, check_gpus, together
+from detsd.runs.run import Run
+from detsd.runs.task import on_cluster
+
+
+@contextlib.contextmanager
+def open_run(
+    output_dir: Path, warm_start: Path | None = None, *, accelerate: bool = False
+) -> Iterator[Run]:
+    """The run of this process: in the trial it belongs to, else in `output_dir`.
+
+    On a cluster `output_dir` and `warm_start` are not used: the trial's own checkpoint, or the one
+    that its experiment names as a source, is restored on every node.
+
+    Args:
+        accelerate: connect the ranks by Accelerate, for a training, instead of by Core API. Only a
+            training restores what is packed in a checkpoint: pictures.
+    """
+    check_gpus()
+    with contextlib.ExitStack() as stack:
+        if on_cluster():
+            run = stack.enter_context(_cluster_run(accelerate))
+        else:
+            if accelerate:
+                ranks: Ranks = AcceleratedRanks()
+            else:
+                context = _distributed() or core.DummyDistributedContext()
+                ranks = Ranks(stack.enter_context(contextlib.closing(context)))
+            stack.enter_context(together())
+            run = LocalRun(ranks, output_dir, warm_start)
+            stack.enter_context(contextlib.closing(run))
+        yield run
+        run.ranks.allgather(None)  # nobody leaves a rank that is still at work
+    # Not where something was raised: what waits for the other ranks could wait for ever.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

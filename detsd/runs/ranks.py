@@ -1,0 +1,253 @@
+"""The processes of one run: collectives, and a watch that ends all when one fails.
+
+A rank that raises leaves the others in a collective, where NCCL waits for hours without looking at
+a signal. So it says so in the launcher's store, and a thread of every other rank looks there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, check_cuda_p2p_ib_support, gather_object
+from determined import core
+
+from detsd.runs.task import on_cluster
+from detsd.utils.errors import UserError
+
+KEY = "detsd/failed"
+
+LOOKS_EVERY = 0.5  # seconds
+
+GRACE = 4.0  # seconds for a rank to end by itself: gloo tells it, and it may fail for a reason too
+
+
+def check_gpus() -> None:
+    """Whether there is a GPU for every process that was started on this machine.
+
+    Raises:
+        UserError: there is not; NCCL would call it a duplicate GPU.
+    """
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < found < wanted:
+        raise UserError(
+            f"{wanted} processes were started on a machine with {found} GPU{'s' * (found > 1)}; "
+            f"start {found} (--nproc-per-node {found}), or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """End this process soon after another rank has failed within the block; tell them if we do.
+
+    What breaks here because another rank is gone is not told: that rank tells its own reason.
+    """
+    store = _store()
+    if store is None:
+        yield
+        return
+    over = threading.Event()
+    threading.Thread(target=_look, args=(store, over), daemon=True).start()
+    try:
+        yield
+    except (UserError, SystemExit, KeyboardInterrupt):
+        store.set(KEY, os.environ["RANK"])
+        raise
+    except BaseException:
+        first = os.environ["RANK"]
+        with contextlib.suppress(RuntimeError):  # the store may be what broke
+            first = store.compare_set(KEY, "", os.environ["RANK"]).decode()
+        if first == os.environ["RANK"]:
+            raise
+        sys.exit(1)
+    finally:
+        over.set()
+
+
+def _store() -> torch.distributed.TCPStore | None:
+    """A connection of its own to the launcher's store; None for a process alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    return torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(minutes=5),
+    )
+
+
+def _look(store: torch.distributed.TCPStore, over: threading.Event) -> None:
+    failed = False
+    while not failed and not over.wait(LOOKS_EVERY):
+        try:
+            failed = store.check([KEY])
+        except RuntimeError:  # the store is gone, and with it who kept it
+            failed = True
+    if failed and not over.wait(GRACE):
+        # Not an exception: the main thread may be in a call that never comes back.
+        os._exit(1)
+
+
+# One rank downloads while the others wait: longer than the libraries' ten minutes at times.
+PATIENCE = timedelta(hours=2)
+
+
+class Ranks:
+    """The processes of a run as Core API connects them, without a process group of torch.
+
+    Attributes:
+        rank: of this process; 0 is the chief.
+        size: how many there are.
+        local_rank: of this process on its machine.
+        device: the GPU of the local rank, or what there is.
+        waiting: whether this process waits for the others.
+    """
+
+    def __init__(self, context: core.DistributedContext):
+        self.context = context
+        self.rank, self.size, self.local_rank = context.rank, context.size, context.local_rank
+        self.waiting = False
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(self.device)
+        else:
+            self.device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of the ranks. Collective."""
+        self.waiting = True
+        try:
+            return self.context.allgather(value)
+        finally:
+            self.waiting = False
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on any rank. Collective."""
+        return any(self.allgather(value))
+
+    @contextlib.contextmanager
+    def local_chief_first(self) -> Iterator[None]:
+        """One rank of each machine goes through the block before its others. Collective."""
+        if self.local_rank == 0:
+            try:
+                yield
+            finally:
+                self.context.broadcast_local(None)
+        else:
+            self.context.broadcast_local(None)
+            yield
+
+
+class AcceleratedRanks(Ranks):
+    """The processes of a run as Accelerate connects them, by NCCL or gloo."""
+
+    def __init__(self):
+        cpu = not torch.cuda.is_available() and "LOCAL_RANK" in os.environ
+        options = InitProcessGroupKwargs(timeout=PATIENCE)
+        if cpu:
+            options.backend = "gloo"
+            # Else Accelerate chooses a number of threads itself, and warns of it at every start.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+            if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+                # gloo takes the address of the host's own name, which is 127.0.0.1 on many.
+                name = os.environ.get("DET_INTER_NODE_NETWORK_INTERFACE")
+                name = name or interface_towards(os.environ["MASTER_ADDR"])
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if torch.cuda.is_available() and not check_cuda_p2p_ib_support():
+            # Cards of the RTX 40 series under an older driver, which Accelerate refuses, also for
+            # one process on one of several, unless told what its own launcher would tell it.
+            os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[options])
+        self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
+        self.local_rank = self.accelerator.local_process_index
+        self.device = self.accelerator.device
+        self.waiting = False  # a rank that is gone shows in an error here
+        self._asked: Callable[[], bool] = lambda: False  # the answer to the last call of `any`
+
+    def allgather(self, value):
+        return gather_object([value]) if self.size > 1 else [value]
+
+    def any(self, value):
+        """Whether it is true here; of several ranks, whether it was at the call before.
+
+        A GPU answers when it is done with what it was given. So it is given the next step first.
+        """
+        if self.size == 1:
+            return value
+        before, self._asked = self._asked(), self._ask(value)
+        return before
+
+    def _ask(self, value: bool) -> Callable[[], bool]:
+        on_gpu = self.device.type == "cuda"
+        share = self.mean(torch.full((), float(value), device=self.device))
+        answer = torch.empty((), pin_memory=on_gpu)
+        answer.copy_(share, non_blocking=True)
+        if not on_gpu:
+            return lambda: bool(answer > 0)
+        there = torch.cuda.Event()
+        there.record()
+        return lambda: there.synchronize() or bool(answer > 0)
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of every rank's tensor. Collective."""
+        return self.accelerator.reduce(tensor, "mean") if self.size > 1 else tensor
+
+    def local_chief_first(self):
+        return self.accelerator.local_main_process_first()
+
+
+def interface_towards(address: str) -> str:
+    """Name of the network interface by which this machine reaches `address`, its own included."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect((address, 9))  # of a datagram socket: sends nothing
+        own = s.getsockname()[0]
+    return next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if own in (a.address for a in addresses)
+    )
+
+
+def _distributed() -> core.DistributedContext | None:
+    """Core API's connection of as many processes as torchrun or Determined's launcher started.
+
+    None for one alone.
+    """
+    if "RANK" not in os.environ:
+        return None
+    if on_cluster():
+        return core.DistributedContext.from_torch_distributed()
+    # Its fixed ports would let a second grid on this machine fail. The launcher's store, which is
+    # there without a process group, tells all ranks which ones the chief has found.
+    store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    if rank == 0:
+        with socket.socket() as one, socket.socket() as other:
+            for s in (one, other):
+                s.bind(("", 0))
+            ports = f"{one.getsockname()[1]} {other.getsockname()[1]}"
+        store.set("detsd/ports", ports)
+    pub, pull = map(int, store.get("detsd/ports").decode().split())
+    context = core.DistributedContext(
+        rank=rank,
+        size=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+        cross_rank=int(os.environ.get("GROUP_RANK", 0)),
+        cross_size=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        chief_ip=os.environ["MASTER_ADDR"],
+        pub_port=pub,
+        pull_port=pull,
+    )
+    context.store = store  # lives on: where no launcher keeps one, it is the chief's own
+    return context

@@ -1,0 +1,183 @@
+"""The interface between a run and the outside world: a Determined cluster, or a folder.
+
+`open_run` decides once; everything else is handed a `Run`. Methods marked "collective" are called
+by all ranks, in the same order.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer import record_writer
+from torch.utils.tensorboard import SummaryWriter
+
+from detsd.runs.ranks import Ranks
+from detsd.utils import progress
+from detsd.utils.errors import UserError
+
+logger = logging.getLogger("detsd")
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The checksum of TensorBoard's records, in C: its own takes 70 ms for an image of 450 KB."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+record_writer.masked_crc32c = masked_crc32c
+
+
+class Run:
+    """What a training needs of the outside world.
+
+    Attributes:
+        ranks: the processes, and this one's device.
+        folder: where samples and pictures of this run gather.
+        folder_is_kept: whether `folder` outlives the process; if not, checkpoints carry its files.
+        latest: folder of the checkpoint to go on from, or None.
+        latest_is_own: whether `latest` was written by this very run (resume), or by another
+            (warm start: learned rows only).
+        latest_uuid: what a cluster calls `latest`.
+        latest_name: what a person calls it.
+    """
+
+    ranks: Ranks
+    folder: Path
+    folder_is_kept: bool
+    keeps: int = 1  # how many of its latest checkpoints outlive an experiment
+    stop_signal: int | None = None
+    latest: Path | None = None
+    latest_is_own: bool = True
+    latest_uuid: str = ""
+    writer: SummaryWriter | None = None  # on the chief only
+
+    @property
+    def is_chief(self) -> bool:
+        return self.ranks.rank == 0
+
+    @property
+    def latest_name(self) -> str:
+        return f"checkpoint {self.latest_uuid}" if self.latest_uuid else str(self.latest)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """All ranks' lists joined in the order of the ranks, on every rank. Collective."""
+        return [value for each in self.ranks.allgather(values) for value in each]
+
+    def say(self, text: str) -> None:
+        """A line for the person at the terminal or the task's log, once."""
+        if self.is_chief:
+            progress.say(text)
+
+    def log_scalars(self, steps: int, metrics: dict[str, float], group: str) -> None:
+        if self.writer:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"{group}/{name}", value, steps)
+
+    def log_image(self, tag: str, file: bytes, steps: int = 0) -> None:
+        """A PNG or JPEG file for TensorBoard, as it is. Chief only."""
+        with Image.open(io.BytesIO(file)) as opened:  # which reads its head alone
+            width, height = opened.size
+        image = Summary.Image(
+            encoded_image_string=file,
+            width=width,
+            height=height,
+            colorspace=3,  # RGB
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self.writer.file_writer.add_summary(summary, steps)
+
+    def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
+        """`store`, and all ranks go on when it is done, with what it returned. Collective."""
+        uuid = self.store(steps, metadata, write) if self.is_chief else ""
+        return self.ranks.allgather(uuid)[0]
+
+    def agree(self, **facts: dict[str, Any]) -> None:
+        """Refuse ranks that differ in what must be equal, before they train on it. Collective.
+
+        Args:
+            facts: what must be equal, in words -> its parts.
+
+        Raises:
+            UserError: naming what differs, and between whom.
+        """
+        chief, *others = self.ranks.allgather(facts)
+        for rank, found in enumerate(others, 1):
+            for what, parts in chief.items():
+                names = sorted({*parts, *found[what]})
+                unequal = [n for n in names if parts.get(n) != found[what].get(n)]
+                if unequal:
+                    name = unequal[0]
+                    more = f", and in {len(unequal) - 1} more" if len(unequal) > 1 else ""
+                    raise UserError(
+                        f"ranks 0 and {rank} differ in their {what.replace('_', ' ')}: {name} is "
+                        f"{parts.get(name)!r} here and {found[what].get(name)!r} there{more}; "
+                        "start all of them with the same files, packages and kind of device"
+                    )
+
+    # The rest differs on and off cluster.
+
+    def begin(self) -> None:
+        """From here on something is written: what could be wrong from the start has been seen."""
+
+    def report(self, steps: int, metrics: dict[str, float], group: str = "training") -> None:
+        """Report metrics of `steps` completed steps. Chief only does anything.
+
+        Args:
+            group: "training" and "validation" are Determined's own; each has a graph of its own.
+        """
+        raise NotImplementedError
+
+    def report_progress(self, fraction: float) -> None:
+        raise NotImplementedError
+
+    def store(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
+        """Store what `write(folder)` puts into an empty folder, all or nothing. Chief only.
+
+        `write` may be called again. Returns what a cluster calls the checkpoint.
+        """
+        raise NotImplementedError
+
+    def register(self, model: str, uuid: str, title: str, notes: str) -> None:
+        """Make a stored checkpoint a version of a model in the cluster's registry. Chief only.
+
+        Once, however often it is asked for. The model is made where there is none of that name.
+        """
+        raise NotImplementedError
+
+    def fetch(self, uuid: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Copy those files of a stored checkpoint whose names are wanted. On a cluster only."""
+        raise NotImplementedError
+
+    def asked_to_stop(self) -> bool:
+        """Whether this rank was asked to save and leave."""
+        raise NotImplementedError
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to save and leave. Collective."""
+        return self.ranks.any(self.asked_to_stop())
+
+    def flush(self) -> None:
+        """Make what `writer` holds visible."""
+        if self.writer:
+            self.writer.flush()
+
+
+def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
+    """Many files as one, under their names below `root`; pictures are compressed already."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
+        for path in files:
+            packed.write(path, path.relative_to(root))
+
+
+def unpack(archive: Path, root: Path) -> None:
+    """Lay the files that `pack` took back below `root`."""
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(root)

@@ -1,0 +1,28 @@
+"""The Determined task that this process belongs to, if any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _cluster_info() -> Any:
+    import determined as det  # late: a third of a second, which looking at a concept need not wait
+
+    return det.get_cluster_info()
+
+
+def on_cluster() -> bool:
+    """Whether this process is a task of a Determined trial (a notebook task is not)."""
+    info = _cluster_info()
+    return info is not None and info.task_type == "TRIAL"
+
+
+def cluster_hyperparameters() -> dict[str, Any]:
+    """The trial's hyperparameters, as the searcher chose them."""
+    return _cluster_info().trial.hparams
+
+
+def cluster_experiment() -> dict[str, Any]:
+    """The configuration of the trial's experiment, as the master completed it."""
+    # The harness keeps it private, since its shape may change with the version; ours is pinned.
+    return _cluster_info().trial._config
