@@ -24,8 +24,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from demo_model import logo, world
 from demo_model.train import load_tokenizer, psnr, to_tensor
 from demo_model.world import Scene
-from detsd.concepts import Vocabulary
-from detsd.formats import read_concepts
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.vocabulary import Vocabulary
 from detsd.loss import prediction_target
 from detsd.utils.contact_sheets import sheet as labelled
 

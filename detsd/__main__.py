@@ -19,7 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from detsd import __version__, checks
+from detsd import __version__
+from detsd.checks import (
+    check_evaluate,
+    check_finetune,
+    check_generate,
+    check_resume,
+    model_problems,
+)
+from detsd.concepts.source import LAYOUTS, is_uuid, locate, source_problems, split_source
 from detsd.config import (
     Config,
     EvaluateConfig,
@@ -34,7 +42,6 @@ from detsd.config import (
 from detsd.runs import folder, task
 from detsd.runs.folder import check_grid_folder, check_output, latest_checkpoint, read_metadata
 from detsd.runs.task import cluster_experiment, cluster_hyperparameters
-from detsd.sources import LAYOUTS, is_uuid, locate, split_source
 from detsd.utils import progress
 from detsd.utils.errors import DISK_ERRORS, Diverged, UserError, one_line
 from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
@@ -80,9 +87,9 @@ def stopped(run) -> int:
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
     on_cluster = task.on_cluster()
-    config, folder = configuration(args, FinetuneConfig, checks.check_finetune, finetuning_of)
+    config, folder = configuration(args, FinetuneConfig, check_finetune, finetuning_of)
     if not on_cluster:
-        latest = checks.check_resume(config, folder, args.warm_start)
+        latest = check_resume(config, folder, args.warm_start)
         facts = read_metadata(latest) if latest else {"steps_completed": 0}
         settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
         if settled and settled == config.training.stop_on_plateau:
@@ -202,7 +209,7 @@ def tensorboard(folder: Path) -> list[str]:
 
 def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
-    config, folder = configuration(args, GenerateConfig, checks.check_generate, grid_of)
+    config, folder = configuration(args, GenerateConfig, check_generate, grid_of)
     with progress.libraries():
         from detsd.generator import Generator, compare
         from detsd.runs.open import open_run
@@ -248,7 +255,7 @@ def grid_of(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
-    config, folder = configuration(args, EvaluateConfig, checks.check_evaluate, evaluation_of)
+    config, folder = configuration(args, EvaluateConfig, check_evaluate, evaluation_of)
     with progress.libraries():
         from detsd.evaluate import FIGURES, Evaluation, table
         from detsd.runs.open import open_run
@@ -343,7 +350,10 @@ def export(args: argparse.Namespace) -> int:
     for source in args.sources:
         locate(source)
     with progress.libraries():
-        from detsd.formats import encode, family, file_name, read_concepts, store
+        from detsd.concepts.concept import family
+        from detsd.concepts.reading import read_concepts
+        from detsd.concepts.writing import encode, store
+        from detsd.utils.paths import file_name
 
     concepts = [c for source in args.sources for c in read_concepts(source)]
     folder = args.output or Path("outputs") / "exported" / args.format
@@ -369,8 +379,8 @@ def app(args: argparse.Namespace) -> int:
     if concepts is None and not args.uuid and args.model == BUNDLED:
         concepts = [resolve(DEMO_CONCEPT)]
         pictures = {DEMO_WORD: DEMO_IMAGES}
-    problems = checks.model_problems(ModelConfig(args.model))
-    problems += [p for c in concepts or [] for p in checks.source_problems(str(c), "--concepts")]
+    problems = model_problems(ModelConfig(args.model))
+    problems += [p for c in concepts or [] for p in source_problems(str(c), "--concepts")]
     if problems:
         raise UserError(problems[0])
     with progress.libraries():

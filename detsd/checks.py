@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from detsd.concepts.source import is_source, locate, source_problems, split_source, word_problem
 from detsd.config import (
     EvaluateConfig,
     EvaluatorConfig,
@@ -26,17 +26,19 @@ from detsd.config import (
 )
 from detsd.families import INDEX, SUPPORTED, unsupported_index, without_index
 from detsd.runs.folder import DICT_FILE, finetuning_of, latest_checkpoint, read_metadata
-from detsd.sources import is_source, locate, split_source
 from detsd.utils.errors import UserError
-from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve, word_problem
+from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
     from pillow_heif import register_heif_opener
 except ImportError:
     register_heif_opener = None
 
+
 HEIF = (".heic", ".heif", ".hif")
+
 MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneTrainer names it
+
 # Beside pictures, and none themselves: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
@@ -130,16 +132,6 @@ def images_problem(name: str, folders: list[str]) -> str | None:
         return f"from which images {name} was learned is not known; {ask}"
     problem = next(filter(None, map(folder_problem, folders)), None)
     return problem and f"{name} was learned from other images: {problem.partition(';')[0]}; {ask}"
-
-
-def source_problems(source: str, key: str, beside: Path | None = None) -> list[str]:
-    """What is wrong with where a concept is to come from, short of its file's content."""
-    try:
-        locate(source)
-    except UserError as error:
-        there = os.path.exists(split_source(source)[0])  # also of names too long for a file
-        return [f"{key}: {error}" + ("" if there else looked(source, beside))]
-    return []
 
 
 def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:

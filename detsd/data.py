@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 
 from detsd.checks import list_images, mask_of, passed_over
-from detsd.concepts import PromptRewriter
+from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.denoise import Conditioning
 from detsd.loss import prediction_target, squared_error

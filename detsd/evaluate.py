@@ -27,7 +27,11 @@ from PIL import Image, ImageOps
 
 from detsd.album import Page
 from detsd.checks import images_problem, learned_from
-from detsd.concepts import PromptRewriter, check_fit
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.prompts import PromptRewriter
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.source import checkpoints_of, locate, split_source
+from detsd.concepts.vocabulary import check_fit
 from detsd.config import (
     ConceptsConfig,
     EvaluateConfig,
@@ -38,7 +42,6 @@ from detsd.config import (
 )
 from detsd.data import Batch, TrainingData, denoising_error, read_images, shape_of
 from detsd.denoise import Conditioning
-from detsd.formats import LearnedConcept, read_concepts
 from detsd.generator import Generator
 from detsd.kinds import examine, find_model
 from detsd.measure import Eye, Yardstick, load_eyes
@@ -47,7 +50,6 @@ from detsd.runs.download import downloaded
 from detsd.runs.folder import DICT_FILE, finetuning_of
 from detsd.runs.run import Run
 from detsd.show import describe_rows
-from detsd.sources import checkpoints_of, locate, split_source
 from detsd.templates import EDITS, PLAIN
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError

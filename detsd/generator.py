@@ -25,20 +25,21 @@ from PIL import Image
 
 from detsd import checks
 from detsd.album import MANIFEST, Album, Page, pages
-from detsd.concepts import misspelt
+from detsd.concepts.prompts import misspelt
+from detsd.concepts.reading import find_concepts
+from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
 from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.exchange import Exchange
 from detsd.kinds import fetch_vocabulary
 from detsd.models import pick_dtype
-from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches, find_concepts
+from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
 from detsd.runs.folder import DICT_FILE, check_grid_folder, read_metadata
 from detsd.runs.run import Run
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size
-from detsd.utils.paths import is_word
 from detsd.utils.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")

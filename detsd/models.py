@@ -31,10 +31,10 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
-from detsd.concepts import Vocabulary, check_fit
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.vocabulary import Vocabulary, check_fit
 from detsd.config import ModelConfig
 from detsd.denoise import Conditioning
-from detsd.formats import LearnedConcept
 from detsd.hub import INDEX, Source
 from detsd.kinds import examine, find_model, loading, read_json, tokenizer_for
 from detsd.single_file import mended, read_single_file

@@ -32,12 +32,12 @@ from diffusers import (
 )
 from PIL import Image
 
-from detsd.concepts import misspelt, unweighted
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.prompts import misspelt, unweighted
+from detsd.concepts.reading import find_concepts
 from detsd.config import InferenceConfig, ModelConfig
 from detsd.denoise import Conditioning, decode, denoise, starting_noise
-from detsd.formats import LearnedConcept, read_concepts
 from detsd.models import DTYPES, BaseModel, Frame, load_base_model, load_safety_checker
-from detsd.sources import locate
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size, is_out_of_memory
@@ -52,7 +52,6 @@ SCHEDULERS = {
     "euler-ancestral": EulerAncestralDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
-
 
 # What may be given to a call by place, as in `StableDiffusionPipeline`.
 PLACES = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale")
@@ -686,22 +685,3 @@ class DetSDTextualInversionPipeline:
     def _decoded(self, latents: torch.Tensor) -> Image.Image:
         """The picture of one image's latents (1, 4, h, w)."""
         return self.stock.image_processor.postprocess(decode(self.model.vae, latents))[0]
-
-
-def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
-    """The concepts of a path or `uuid:...`, where they lie, and what was named.
-
-    Where they lie is what an image notes: the same file still when a run has gone on.
-    """
-    named = str(named)
-    if not named.startswith("uuid:"):
-        source = locate(named)
-        return read_concepts(source), source, named
-    uuid, equals, word = named.removeprefix("uuid:").partition("=")
-    return read_concepts(f"{_downloaded(uuid)}{equals}{word}"), named, named
-
-
-def _downloaded(uuid: str) -> Path:
-    from detsd.runs.download import downloaded  # here, since notebooks and laptops need none of it
-
-    return downloaded(uuid)

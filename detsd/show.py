@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
+from detsd.concepts.concept import LearnedConcept, family
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.source import locate, split_source
 from detsd.config import ModelConfig
-from detsd.formats import LearnedConcept, family, read_concepts
 from detsd.kinds import load_token_tables
 from detsd.runs.folder import finetuning_of
-from detsd.sources import locate, split_source
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED
 

@@ -26,12 +26,12 @@ from PIL import Image
 
 from detsd.app_form import FIELDS, checked_job
 from detsd.checks import list_images
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.source import is_uuid, split_source
 from detsd.data import to_rgb
 from detsd.denoise import decode
-from detsd.formats import read_concepts
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, Progress
 from detsd.runs.folder import read_metadata
-from detsd.sources import is_uuid, split_source
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve

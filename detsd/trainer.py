@@ -25,12 +25,15 @@ from PIL import Image
 
 from detsd.best import best_step, on_plateau
 from detsd.checks import check_finetune
-from detsd.concepts import Vocabulary
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.source import is_source
+from detsd.concepts.vocabulary import Vocabulary
+from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data import Batch, TrainingData, ahead, changed_images, denoising_error
 from detsd.denoise import Conditioning
 from detsd.environment import packages
-from detsd.formats import LearnedConcept, encode, read_concepts, write_concepts
 from detsd.gauge import Gauge, gauge_jobs
 from detsd.kinds import fetch_vocabulary
 from detsd.loss import (
@@ -43,7 +46,6 @@ from detsd.models import BaseModel, load_base_model, pick_dtype
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.run import Run, pack, unpack
-from detsd.sources import is_source
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.progress import Bar, Work, waiting

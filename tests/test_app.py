@@ -24,7 +24,8 @@ from tiny import ROOT
 from detsd import app, app_tabs, pipeline
 from detsd.__main__ import main
 from detsd.app_form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
-from detsd.formats import LearnedConcept, write_concepts
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.writing import write_concepts
 from detsd.learning import Learning
 from detsd.pipeline import DetSDTextualInversionPipeline
 from detsd.studio import Making, Studio, Words, watched

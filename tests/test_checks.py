@@ -10,8 +10,8 @@ import yaml
 from conftest import SAMPLES
 from tiny import ROOT, WORDS
 
-from detsd import checks
 from detsd.__main__ import main
+from detsd.checks import check_finetune, vocabulary
 from detsd.config import ModelConfig, load_config
 from detsd.utils.errors import UserError
 from detsd.utils.paths import find
@@ -80,7 +80,7 @@ def test_all_that_is_missing_is_told_at_once(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(yaml.safe_dump(given))
     with pytest.raises(UserError) as caught:
-        checks.check_finetune(load_config(path), str(path), tmp_path)
+        check_finetune(load_config(path), str(path), tmp_path)
     text = str(caught.value)
     assert "2 problems" in text
     assert "'dog' is already a word" in text
@@ -114,9 +114,9 @@ def test_paths_beside_the_configuration_come_first(tmp_path, monkeypatch):
 
 def test_words_are_found_in_either_file_of_a_tokenizer(tiny_model, tmp_path):
     """transformers 4 writes vocab.json, transformers 5 tokenizer.json."""
-    ours, tiny = (checks.vocabulary(ModelConfig(str(m))) for m in ("demo_model", tiny_model))
+    ours, tiny = (vocabulary(ModelConfig(str(m))) for m in ("demo_model", tiny_model))
     assert ours["cat</w>"] > 0
     for word, k in tiny.items():
         assert k == ours[word] or k >= WORDS
-    assert checks.vocabulary(ModelConfig(str(tmp_path))) == {}
-    assert checks.vocabulary(ModelConfig("nobody/never-fetched")) == {}
+    assert vocabulary(ModelConfig(str(tmp_path))) == {}
+    assert vocabulary(ModelConfig("nobody/never-fetched")) == {}

@@ -25,8 +25,10 @@ from tiny import ROOT, save_tiny_clip
 
 from detsd import album, trainer
 from detsd.__main__ import main
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.writing import write_concepts
 from detsd.config import FinetuneConfig
-from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.runs import ranks
 from detsd.runs.ranks import AcceleratedRanks, _distributed
 from detsd.utils import progress

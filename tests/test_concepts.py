@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from detsd.concepts import PromptRewriter, Vocabulary
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.prompts import PromptRewriter
+from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ModelConfig
-from detsd.formats import LearnedConcept
 from detsd.models import load_base_model
 from detsd.utils.errors import UserError
 

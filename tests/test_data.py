@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from detsd import checks, data
+from detsd.checks import mask_problem
 from detsd.config import ConceptsConfig, ModelConfig
 from detsd.models import load_base_model
 from detsd.utils.errors import UserError
@@ -382,12 +383,12 @@ def test_masks_that_are_missing_are_told_at_once(tmp_path):
         picture_with_mask(folder, f"a_{kind}", (10, 6, 31, 33))
         for name in ("b.png", "c.png"):
             Image.new("RGB", (8, 8), RED).save(folder / name)
-        assert re.search(words, checks.mask_problem(str(folder), kind))
-        assert checks.mask_problem(str(folder), "none") is None
+        assert re.search(words, mask_problem(str(folder), kind))
+        assert mask_problem(str(folder), "none") is None
         assert data.passed_over(folder) == ""
         for name in ("b.png", "c.png"):
             (folder / name).unlink()
-        assert checks.mask_problem(str(folder), kind) is None
+        assert mask_problem(str(folder), kind) is None
 
 
 @pytest.mark.parametrize(

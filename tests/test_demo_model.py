@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from demo_model import evaluate, lineup, logo, world
 from demo_model.train import psnr, to_tensor
-from detsd.formats import read_concepts
+from detsd.concepts.reading import read_concepts
 
 MODEL = ROOT / "demo_model"
 # Below what was measured (demo_model/sheets/figures.json), far above chance.

@@ -18,8 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from detsd.__main__ import main
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.writing import write_concepts
 from detsd.config import load_config
-from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
 from detsd.runs.open import open_run
 from detsd.runs.ranks import Ranks

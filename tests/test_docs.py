@@ -16,8 +16,8 @@ from layouts import LAYOUTS
 from tiny import ROOT
 
 from detsd.__main__ import main, parser
+from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.config import FinetuneConfig, GenerateConfig, load_config
-from detsd.sources import LAYOUTS as WRITTEN
 from dev import configuration, curves, pictures
 
 PAGES = [ROOT / "README.md", ROOT / "demo_model" / "README.md", ROOT / "dev" / "LOG.md"]

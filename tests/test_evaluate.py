@@ -16,6 +16,8 @@ from transformers import CLIPTokenizer
 
 from detsd import evaluate, kinds, models
 from detsd.__main__ import evaluation_of, main, parser
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.writing import write_concepts
 from detsd.config import (
     EvaluateConfig,
     EvaluationConfig,
@@ -24,7 +26,6 @@ from detsd.config import (
     load_config,
 )
 from detsd.evaluate import find_blocks
-from detsd.formats import LearnedConcept, write_concepts
 from detsd.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
 from detsd.utils.png import read
 

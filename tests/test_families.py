@@ -25,10 +25,12 @@ from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 
 from detsd import data, kinds, models, single_file
 from detsd.__main__ import main
+from detsd.concepts.concept import FAMILIES as FAMILY_NAMES
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig, load_config
 from detsd.families import single_family, unsupported_index, unsupported_parts, without_index
-from detsd.formats import FAMILIES as FAMILY_NAMES
-from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.models import load_base_model
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.local import LocalRun

@@ -24,8 +24,9 @@ from tiny import ROOT, save_tiny_model
 
 from detsd import models, trainer
 from detsd.__main__ import main, parser
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
-from detsd.formats import LearnedConcept, read_concepts
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run

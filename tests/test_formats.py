@@ -21,14 +21,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, save_tiny_sdxl
 
-from detsd import content
 from detsd.__main__ import main
-from detsd.formats import LearnedConcept, encode, file_name, read_concepts, store, write_concepts
+from detsd.concepts import safe_load
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.source import LAYOUTS as WRITTEN
+from detsd.concepts.source import is_source, locate
+from detsd.concepts.writing import encode, store, write_concepts
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.folder import DICT_FILE
-from detsd.sources import LAYOUTS as WRITTEN
-from detsd.sources import is_source, locate
 from detsd.utils.errors import UserError
+from detsd.utils.paths import file_name
 
 ONE = [torch.randn(3, 768)]
 TWO = [torch.randn(3, 768), torch.randn(3, 1280)]
@@ -402,7 +405,7 @@ def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
     assert bomb.stat().st_size < 10**5
     model = pickled(tmp_path / "model", {"model.diffusion_model.x": torch.ones(2**10)}, ".ckpt")
     monkeypatch.setattr(torch, "load", None)  # nothing gets that far
-    monkeypatch.setattr(content, "LARGEST", 2**11)
+    monkeypatch.setattr(safe_load, "LARGEST", 2**11)
     with pytest.raises(UserError, match=r"an archive that unpacks to 0\.0 GB"):
         read_concepts(bomb)
     with pytest.raises(UserError, match="is a whole model"):
@@ -410,7 +413,7 @@ def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
     for writer in (kohya, kohya_pt):
         with pytest.raises(UserError, match=r"GB, not a concept"):
             read_concepts(writer(tmp_path / "x", "", ONE))
-    monkeypatch.setattr(content, "LARGEST_HEADER", 10)
+    monkeypatch.setattr(safe_load, "LARGEST_HEADER", 10)
     with pytest.raises(UserError, match="whose header alone has"):
         read_concepts(kohya(tmp_path / "x", "", ONE))
 

@@ -17,8 +17,9 @@ from tiny import ROOT
 from transformers import CLIPTextModel
 
 from detsd.__main__ import main
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
-from detsd.formats import LearnedConcept, write_concepts
 from detsd.generator import Generator, grid_jobs
 from detsd.pipeline import DetSDTextualInversionPipeline, batches
 from detsd.runs.open import open_run

@@ -19,8 +19,9 @@ from transformers import CLIPModel
 
 from detsd import hub as files_of
 from detsd.__main__ import main
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.writing import write_concepts
 from detsd.config import EvaluatorConfig, ModelConfig
-from detsd.formats import LearnedConcept, write_concepts
 from detsd.kinds import find_model
 from detsd.measure import load_eyes
 from detsd.models import load_base_model, load_safety_checker

@@ -18,9 +18,10 @@ from PIL import Image
 from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.denoise import starting_noise
-from detsd.formats import LearnedConcept, write_concepts
 from detsd.models import load_base_model, pick_dtype
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
 from detsd.runs import download

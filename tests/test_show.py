@@ -11,8 +11,10 @@ from tiny import ROOT
 
 from detsd import kinds
 from detsd.__main__ import main
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig
-from detsd.formats import LearnedConcept, read_concepts, write_concepts
 from detsd.kinds import load_token_tables
 from detsd.show import describe, examine, plot, report
 from detsd.utils.errors import UserError

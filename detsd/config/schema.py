@@ -65,7 +65,7 @@ class Section:
 
 
 class Source(str):
-    """Where a concept lies, as `detsd.sources` reads it; in YAML also `{path: word}`."""
+    """Where a concept lies, as `detsd.concepts.source` reads it; in YAML also `{path: word}`."""
 
 
 SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]

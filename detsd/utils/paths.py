@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container
 from pathlib import Path
 
 BUNDLED = "demo_model"
@@ -20,23 +19,6 @@ DEMO_IMAGES = "det_logos"  # that it was learned from
 def file_name(concept: str) -> str:
     """A concept's word as a file name: letters, digits, `-`, `_` and `.` stay."""
     return re.sub(r"[^\w.-]+", "_", concept).strip("._") or "concept"
-
-
-def is_word(name: str, tokens: Container[str]) -> bool:
-    """Whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
-    return name in tokens or f"{name.lower()}</w>" in tokens
-
-
-def word_problem(name: str, tokens: Container[str]) -> str | None:
-    """Why `name` cannot be a concept beside the vocabulary `tokens`; None where it can."""
-    if not name.strip() or name != name.strip():
-        return f"concept {name!r} is empty or has spaces around it; give it a word"
-    if is_word(name, tokens):
-        return (
-            f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "
-            f"choose a new word such as {name + '-concept'!r}"
-        )
-    return None
 
 
 def find(name: str, beside: Path | None = None) -> str:

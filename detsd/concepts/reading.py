@@ -22,83 +22,25 @@ Stability-AI/ModelSpec.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
-import json
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
-from detsd import content
-from detsd.runs.folder import DICT_FILE
-from detsd.sources import file_of, split_source
+from detsd.concepts import safe_load
+from detsd.concepts.concept import ENCODERS, FAMILIES, LearnedConcept
+from detsd.concepts.safe_load import refuse
+from detsd.concepts.source import file_of, locate, split_source
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 
-ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
-FAMILIES = {  # by the widths of the rows, one per text encoder
-    (128,): "demo_model, the bundled one",
-    (768,): "Stable Diffusion 1.x",
-    (1024,): "Stable Diffusion 2.x",
-    (768, 1280): "Stable Diffusion XL",
-}
-ARCHITECTURES = {  # what ModelSpec calls them; other tools sort by it
-    (768,): "stable-diffusion-v1/textual-inversion",
-    (1024,): "stable-diffusion-v2-768-v/textual-inversion",
-    (768, 1280): "stable-diffusion-xl-v1-base/textual-inversion",
-}
+
 MOST_NUMBERS = 2**24  # in the rows of one concept and encoder
+
 LONGEST_WORD = 100
-
-
-@dataclass(frozen=True)
-class LearnedConcept:
-    """A concept as it lies in a file: its word, its phrase, its rows in float32.
-
-    Attributes:
-        embeddings: rows (n, D) of the base model's text encoder.
-        embeddings_2: rows (n, D2) of its second one; None where it has only one.
-        model: the base model it was learned on; "" where that is not known.
-        model_hash: which weights of that name: the hub's commit, or what another tool noted.
-        steps: of training; None where that is not known.
-    """
-
-    name: str
-    initializer: str
-    embeddings: torch.Tensor
-    embeddings_2: torch.Tensor | None = None
-    model: str = ""
-    model_hash: str = ""
-    steps: int | None = None
-
-    @property
-    def rows(self) -> tuple[torch.Tensor, ...]:
-        """The rows (n, D) of every text encoder, in the model's order."""
-        two = self.embeddings_2 is not None
-        return (self.embeddings, self.embeddings_2) if two else (self.embeddings,)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Of the text encoders that the rows fit."""
-        return tuple(rows.shape[1] for rows in self.rows)
-
-    @property
-    def digest(self) -> str:
-        """What tells these rows from others."""
-        data = b"".join(rows.cpu().float().numpy().tobytes() for rows in self.rows)
-        return hashlib.sha256(data).hexdigest()[:16]
-
-
-def family(widths: tuple[int, ...]) -> str:
-    """The models whose text encoders have these widths, in words."""
-    return FAMILIES.get(widths, f"another model (text width {' and '.join(map(str, widths))})")
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -115,7 +57,7 @@ def read_concepts(source: str | Path) -> list[LearnedConcept]:
     """
     path, word = split_source(source)
     file = file_of(path)
-    concepts = _recognised(file, *content.read(file))
+    concepts = _recognised(file, *safe_load.read(file))
     if not concepts:
         raise UserError(f"{file} holds no concept; train one, or name another file")
     if word and len(concepts) > 1:
@@ -135,17 +77,17 @@ def read_concepts(source: str | Path) -> list[LearnedConcept]:
 
 
 def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedConcept]:
-    """The concepts of what `content.read` found in `file`."""
+    """The concepts of what `safe_load.read` found in `file`."""
     if isinstance(table, torch.Tensor):
         return [_concept(file, "", [table], notes)]
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
-        content.refuse(file, "a PyTorch file of another kind")
+        refuse(file, "a PyTorch file of another kind")
     if "string_to_param" in table:
         rows = table["string_to_param"]
         if isinstance(rows, torch.nn.ParameterDict):  # which no method is called of
             rows = vars(rows).get("_parameters")
         if not isinstance(rows, dict):
-            content.damaged(file, "string_to_param is no dictionary")
+            safe_load.damaged(file, "string_to_param is no dictionary")
         named = {"*": ""} | ({key: table.get("name") for key in rows} if len(rows) == 1 else {})
         return [
             _concept(file, named.get(key, key), [matrix], table) for key, matrix in rows.items()
@@ -156,11 +98,11 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
             _concept(file, name, [entry[key] for key in keys if key in entry], entry)
             for name, entry in table.items()
         ]
-    kind = content.network(_names(table))
+    kind = safe_load.network(_names(table))
     if kind:
-        content.refuse(file, kind)
+        refuse(file, kind)
     if not all(isinstance(matrix, torch.Tensor) for matrix in table.values()):
-        content.refuse(file, "a PyTorch file of another kind")
+        refuse(file, "a PyTorch file of another kind")
     if table.keys() & set(OUTPUTS):
         raise UserError(
             f"{file} holds rows for behind the text encoder (OneTrainer's output embedding), which "
@@ -199,7 +141,7 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
     if not other.is_file():
         return [rows]
     try:
-        beside = content.read(other)[0]
+        beside = safe_load.read(other)[0]
     except UserError:  # it only has a like name
         return [rows]
     found = beside.get(word) if isinstance(beside, dict) and len(beside) == 1 else None
@@ -271,139 +213,20 @@ def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
     return rows[None] if rows.ndim == 1 else rows
 
 
-# ---- writing -------------------------------------------------------------------------------------
+def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
+    """The concepts of a path or `uuid:...`, where they lie, and what was named.
 
-
-def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
-    """Write `learned_embeddings_dict.pt` and one safetensors file per concept into `folder`."""
-    files = encode(concepts, "detsd")
-    for c in concepts:
-        files |= encode([c], "diffusers" if len(c.rows) == 1 else "sdxl")
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-
-
-def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
-    """Files of concepts by their names; float32, and as much as the layout tells besides.
-
-    Args:
-        layout: one of `LAYOUTS`.
-
-    Raises:
-        UserError: two concepts for one file name, or one that the layout has no place for.
+    Where they lie is what an image notes: the same file still when a run has gone on.
     """
-    files: dict[str, bytes] = {}
-    if layout == "detsd":
-        table = {c.name: _entry(c) for c in concepts}
-        if len(table) < len(concepts):
-            raise UserError("two of the concepts have the same word; rename one: FILE=WORD")
-        return {DICT_FILE: _pickled(table)}
-    for c in concepts:
-        made = _tensor_files(c, layout)
-        for name in made.keys() & files.keys():
-            raise UserError(
-                f"two of the concepts would be written to {name}; rename one: FILE=WORD"
-            )
-        files |= made
-    return files
+    named = str(named)
+    if not named.startswith("uuid:"):
+        source = locate(named)
+        return read_concepts(source), source, named
+    uuid, equals, word = named.removeprefix("uuid:").partition("=")
+    return read_concepts(f"{_downloaded(uuid)}{equals}{word}"), named, named
 
 
-def store(files: dict[str, bytes], folder: Path) -> None:
-    """Put files into `folder`, each as a whole; it is made.
+def _downloaded(uuid: str) -> Path:
+    from detsd.runs.download import downloaded  # here, since notebooks and laptops need none of it
 
-    Raises:
-        UserError: a file of that name holds something else; nothing is written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        path = folder / name
-        if path.exists() and (not path.is_file() or path.read_bytes() != data):
-            raise UserError(f"{path} exists already and holds something else; name another folder")
-    for name, data in files.items():
-        staging = folder / f".{name}.tmp"
-        staging.write_bytes(data)
-        os.replace(staging, folder / name)
-
-
-def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
-    stem, rows = file_name(c.name), [_rows(Path(c.name), c.name, r.cpu()) for r in c.rows]
-    if layout == "a1111":
-        if len(rows) > 1:
-            raise UserError(
-                f"{c.name} has rows of two text encoders, for which A1111 reads --format sdxl"
-            )
-        return {f"{stem}.pt": _pickled(
-            {
-                "string_to_token": {"*": 265},  # as A1111 has it
-                "string_to_param": {"*": rows[0]},
-                "name": c.name,
-                "step": c.steps,
-                "sd_checkpoint": c.model_hash or None,
-                "sd_checkpoint_name": c.model or None,
-                "initializer_strs": c.initializer,
-            }
-        )}  # fmt: skip
-    if layout == "diffusers":
-        return {
-            f"{stem}{number}.safetensors": _safetensors(c, {c.name: matrix})
-            for number, matrix in zip(("", "_2"), rows, strict=False)
-        }
-    if len(rows) == 2:
-        keys = ENCODERS
-    elif layout == "sdxl":
-        raise UserError(
-            f"{c.name} fits {family(c.widths)}, which has one text encoder; the layout sdxl holds "
-            "rows of two: use another --format"
-        )
-    else:
-        keys = ("emb_params",) if layout == "kohya" else ("emp_params",)
-    return {f"{stem}.safetensors": _safetensors(c, dict(zip(keys, rows, strict=True)))}
-
-
-def _entry(c: LearnedConcept) -> dict[str, Any]:
-    """A concept in detsd's own layout; what is not known is left out."""
-    keys = ("learned_embeddings", "learned_embeddings_2")
-    known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
-    return {
-        "initializer_strs": c.initializer,
-        **{k: _rows(Path(c.name), c.name, r.cpu()) for k, r in zip(keys, c.rows, strict=False)},
-        **{key: value for key, value in known.items() if value not in ("", None)},
-    }
-
-
-def _pickled(table: dict[str, Any]) -> bytes:
-    stream = io.BytesIO()
-    torch.save(table, stream)
-    return stream.getvalue()
-
-
-def _safetensors(c: LearnedConcept, tensors: dict[str, torch.Tensor]) -> bytes:
-    """A safetensors file with what other tools show of it.
-
-    The names of the notes are A1111's, and ModelSpec's where it has a name for the family.
-    """
-    metadata = {
-        "format": "pt",
-        "name": c.name,
-        "initializer_strs": c.initializer,
-        "step": "" if c.steps is None else str(c.steps),
-        "sd_checkpoint_name": c.model,
-        "sd_checkpoint": c.model_hash,
-    }
-    plain = safetensors.torch.save(tensors)
-    start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, behind the header
-    if c.widths in ARCHITECTURES:
-        metadata |= {
-            "modelspec.sai_model_spec": "1.0.0",
-            "modelspec.architecture": ARCHITECTURES[c.widths],
-            "modelspec.implementation": "diffusers",
-            "modelspec.title": c.name,
-            "modelspec.trigger_phrase": c.name,
-            "modelspec.usage_hint": f"write {c.name} in the prompt",
-            "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[start:]).hexdigest()}",
-        }
-    notes = {"__metadata__": {key: value for key, value in metadata.items() if value}}
-    # The library would shuffle the notes; so equal concepts make equal files.
-    header = json.dumps(notes | json.loads(plain[8:start])).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + plain[start:]
+    return downloaded(uuid)

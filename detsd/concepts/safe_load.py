@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from detsd.utils.errors import UserError, one_line
 
 LARGEST = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
+
 LARGEST_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
 
 PICTURES = {
@@ -40,7 +41,9 @@ PICTURES = {
     b"MM\0*": "TIFF",
     b"RIFF": "WebP",
 }
+
 ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"\xfd7zXZ": "xz"}
+
 PNG_KEYWORD = b"sd-ti-embedding"
 
 # What PyTorch itself pickles of tensors; its own reader allows no more, and ParameterDict is added.
@@ -49,6 +52,7 @@ _TENSOR_CODE = re.compile(
     r"|nn\.parameter\.Parameter|nn\.modules\.container\.ParameterDict)"
     r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
 )
+
 # By the names of the tensors, the telling ones first.
 _NETWORKS = {
     "a LoRA": r"lora_(unet|te|down|up|[AB])|\.lora[_.]|\.hada_w|\.lokr_|\.oft_",

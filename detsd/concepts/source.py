@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
 
 from detsd.runs.folder import DICT_FILE
 from detsd.utils.errors import UserError
+from detsd.utils.paths import looked
 
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
+
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png")  # that a concept file may have
 
 
@@ -82,3 +85,30 @@ def file_of(path: Path) -> Path:
     elif (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
         what = "a run without a complete checkpoint"
     raise UserError(f"{path} is {what}; name a concept file, a checkpoint or a run folder")
+
+
+def is_word(name: str, tokens: Container[str]) -> bool:
+    """Whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
+    return name in tokens or f"{name.lower()}</w>" in tokens
+
+
+def word_problem(name: str, tokens: Container[str]) -> str | None:
+    """Why `name` cannot be a concept beside the vocabulary `tokens`; None where it can."""
+    if not name.strip() or name != name.strip():
+        return f"concept {name!r} is empty or has spaces around it; give it a word"
+    if is_word(name, tokens):
+        return (
+            f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "
+            f"choose a new word such as {name + '-concept'!r}"
+        )
+    return None
+
+
+def source_problems(source: str, key: str, beside: Path | None = None) -> list[str]:
+    """What is wrong with where a concept is to come from, short of its file's content."""
+    try:
+        locate(source)
+    except UserError as error:
+        there = os.path.exists(split_source(source)[0])  # also of names too long for a file
+        return [f"{key}: {error}" + ("" if there else looked(source, beside))]
+    return []

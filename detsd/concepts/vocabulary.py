@@ -9,126 +9,18 @@ are a separate float32 parameter, and a thin layer looks up the one or the other
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from detsd.formats import LearnedConcept, family
+from detsd.concepts.concept import LearnedConcept, family
+from detsd.concepts.embedding import ConceptEmbedding
+from detsd.concepts.prompts import PromptRewriter, unweighted
+from detsd.concepts.source import is_word, word_problem
 from detsd.utils.errors import UserError
-from detsd.utils.paths import is_word, word_problem
-
-
-class ConceptEmbedding(nn.Module):
-    """The frozen token table with learned rows behind it.
-
-    Ids from `first_id` on are looked up in `rows` (N, D), float32; all others in `base`. The result
-    has the base table's dtype.
-    """
-
-    def __init__(self, base: nn.Embedding, first_id: int):
-        super().__init__()
-        self.base = base
-        self.first_id = first_id
-        # In a container, so that the base table stays the module's first parameter: libraries take
-        # a model's dtype from that.
-        self.learned = nn.ParameterDict()
-        self.set_rows(nn.Parameter(torch.empty(0, base.embedding_dim, device=base.weight.device)))
-
-    @property
-    def rows(self) -> nn.Parameter:
-        """The learned rows (N, D), float32."""
-        return self.learned["rows"]
-
-    def set_rows(self, rows: nn.Parameter) -> None:
-        """Look up `rows` (N, D) from now on."""
-        self.learned["rows"] = rows
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The frozen table (V, D), for libraries that look at it."""
-        return self.base.weight
-
-    def extend(self, rows: torch.Tensor) -> None:
-        """Append rows (n, D) as the next ids."""
-        old = self.rows.data
-        self.set_rows(nn.Parameter(torch.cat([old, rows.to(old)])))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        new = ids >= self.first_id
-        known = self.base(torch.where(new, 0, ids))  # (..., D)
-        if len(self.rows) == 0:
-            return known
-        learned = self.rows[torch.where(new, ids - self.first_id, 0)].to(known.dtype)
-        return torch.where(new[..., None], learned, known)
-
-
-class PromptRewriter:
-    """Replaces concept words by their placeholder tokens: one pass, longest word first.
-
-    A word counts only where no letter, digit, underscore or hyphen touches it, so `det-logo` is
-    left alone inside `det-logo-demo`. What was put in is not looked at again.
-    """
-
-    def __init__(self, replacements: dict[str, str]):
-        self.replacements = dict(replacements)
-        words = sorted(self.replacements, key=len, reverse=True)
-        self._pattern = re.compile(
-            r"(?<![\w-])(?:" + "|".join(map(re.escape, words)) + r")(?![\w-])" if words else r"(?!)"
-        )
-
-    def __call__(self, prompt: str) -> str:
-        return self._pattern.sub(lambda match: self.replacements[match[0]], prompt)
-
-    def without(self, prompt: str) -> str:
-        """The prompt with every concept word taken out."""
-        return self._pattern.sub(" ", prompt)
-
-    def words_in(self, prompt: str) -> list[str]:
-        """The concept words that occur in a prompt, in order."""
-        return self._pattern.findall(prompt)
-
-
-def misspelt(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
-    """A sentence for each word of a prompt that may be meant for a concept.
-
-    Args:
-        names: of the concepts that are loaded.
-        is_word: whether the base model's vocabulary has a word.
-    """
-    rest = PromptRewriter(dict.fromkeys(names, "")).without(prompt)
-    likenesses = []
-    for name in names:  # but for case, hyphens and spaces
-        pattern = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", name)))
-        spelt = rf"(?<![\w-]){pattern}(?![\w-])"
-        likenesses += re.findall(spelt, rest, re.IGNORECASE)
-        rest = re.sub(spelt, " ", rest, flags=re.IGNORECASE)
-    folded = [name.casefold() for name in names]
-    for word in re.findall(r"\w+(?:-\w+)*", rest):
-        near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
-        if near and not is_word(word):
-            likenesses.append(word)
-    return [
-        f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
-        f"(loaded: {', '.join(names)})"
-        for word in dict.fromkeys(likenesses)
-    ]
-
-
-# `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no time of day and no ratio like (16:9).
-WEIGHTED = re.compile(
-    r"\((?=[^()\[\]]*[^\W\d])([^()\[\]:]*)(?::\s*(?:\d?\.\d+|\d)\s*\)|\)\d?\.\d+)"
-)
-
-
-def unweighted(prompt: str) -> str:
-    """The prompt without weights of words, which the model would take for words of their own."""
-    while (bare := WEIGHTED.sub(r"\1", prompt)) != prompt:  # from the innermost outwards
-        prompt = bare
-    return prompt
 
 
 class TextSide:

@@ -1,0 +1,60 @@
+"""A learned concept: a word, where it began, and its embedding vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
+
+FAMILIES = {  # by the widths of the rows, one per text encoder
+    (128,): "demo_model, the bundled one",
+    (768,): "Stable Diffusion 1.x",
+    (1024,): "Stable Diffusion 2.x",
+    (768, 1280): "Stable Diffusion XL",
+}
+
+
+@dataclass(frozen=True)
+class LearnedConcept:
+    """A concept as it lies in a file: its word, its phrase, its rows in float32.
+
+    Attributes:
+        embeddings: rows (n, D) of the base model's text encoder.
+        embeddings_2: rows (n, D2) of its second one; None where it has only one.
+        model: the base model it was learned on; "" where that is not known.
+        model_hash: which weights of that name: the hub's commit, or what another tool noted.
+        steps: of training; None where that is not known.
+    """
+
+    name: str
+    initializer: str
+    embeddings: torch.Tensor
+    embeddings_2: torch.Tensor | None = None
+    model: str = ""
+    model_hash: str = ""
+    steps: int | None = None
+
+    @property
+    def rows(self) -> tuple[torch.Tensor, ...]:
+        """The rows (n, D) of every text encoder, in the model's order."""
+        two = self.embeddings_2 is not None
+        return (self.embeddings, self.embeddings_2) if two else (self.embeddings,)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the text encoders that the rows fit."""
+        return tuple(rows.shape[1] for rows in self.rows)
+
+    @property
+    def digest(self) -> str:
+        """What tells these rows from others."""
+        data = b"".join(rows.cpu().float().numpy().tobytes() for rows in self.rows)
+        return hashlib.sha256(data).hexdigest()[:16]
+
+
+def family(widths: tuple[int, ...]) -> str:
+    """The models whose text encoders have these widths, in words."""
+    return FAMILIES.get(widths, f"another model (text width {' and '.join(map(str, widths))})")

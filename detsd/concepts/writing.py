@@ -1,0 +1,163 @@
+"""Concept files, written in the layouts that other tools read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from detsd.concepts.concept import ENCODERS, LearnedConcept, family
+from detsd.concepts.reading import _rows
+from detsd.runs.folder import DICT_FILE
+from detsd.utils.errors import UserError
+from detsd.utils.paths import file_name
+
+ARCHITECTURES = {  # what ModelSpec calls them; other tools sort by it
+    (768,): "stable-diffusion-v1/textual-inversion",
+    (1024,): "stable-diffusion-v2-768-v/textual-inversion",
+    (768, 1280): "stable-diffusion-xl-v1-base/textual-inversion",
+}
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
+    """Write `learned_embeddings_dict.pt` and one safetensors file per concept into `folder`."""
+    files = encode(concepts, "detsd")
+    for c in concepts:
+        files |= encode([c], "diffusers" if len(c.rows) == 1 else "sdxl")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
+    """Files of concepts by their names; float32, and as much as the layout tells besides.
+
+    Args:
+        layout: one of `LAYOUTS`.
+
+    Raises:
+        UserError: two concepts for one file name, or one that the layout has no place for.
+    """
+    files: dict[str, bytes] = {}
+    if layout == "detsd":
+        table = {c.name: _entry(c) for c in concepts}
+        if len(table) < len(concepts):
+            raise UserError("two of the concepts have the same word; rename one: FILE=WORD")
+        return {DICT_FILE: _pickled(table)}
+    for c in concepts:
+        made = _tensor_files(c, layout)
+        for name in made.keys() & files.keys():
+            raise UserError(
+                f"two of the concepts would be written to {name}; rename one: FILE=WORD"
+            )
+        files |= made
+    return files
+
+
+def store(files: dict[str, bytes], folder: Path) -> None:
+    """Put files into `folder`, each as a whole; it is made.
+
+    Raises:
+        UserError: a file of that name holds something else; nothing is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        path = folder / name
+        if path.exists() and (not path.is_file() or path.read_bytes() != data):
+            raise UserError(f"{path} exists already and holds something else; name another folder")
+    for name, data in files.items():
+        staging = folder / f".{name}.tmp"
+        staging.write_bytes(data)
+        os.replace(staging, folder / name)
+
+
+def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
+    stem, rows = file_name(c.name), [_rows(Path(c.name), c.name, r.cpu()) for r in c.rows]
+    if layout == "a1111":
+        if len(rows) > 1:
+            raise UserError(
+                f"{c.name} has rows of two text encoders, for which A1111 reads --format sdxl"
+            )
+        return {f"{stem}.pt": _pickled(
+            {
+                "string_to_token": {"*": 265},  # as A1111 has it
+                "string_to_param": {"*": rows[0]},
+                "name": c.name,
+                "step": c.steps,
+                "sd_checkpoint": c.model_hash or None,
+                "sd_checkpoint_name": c.model or None,
+                "initializer_strs": c.initializer,
+            }
+        )}  # fmt: skip
+    if layout == "diffusers":
+        return {
+            f"{stem}{number}.safetensors": _safetensors(c, {c.name: matrix})
+            for number, matrix in zip(("", "_2"), rows, strict=False)
+        }
+    if len(rows) == 2:
+        keys = ENCODERS
+    elif layout == "sdxl":
+        raise UserError(
+            f"{c.name} fits {family(c.widths)}, which has one text encoder; the layout sdxl holds "
+            "rows of two: use another --format"
+        )
+    else:
+        keys = ("emb_params",) if layout == "kohya" else ("emp_params",)
+    return {f"{stem}.safetensors": _safetensors(c, dict(zip(keys, rows, strict=True)))}
+
+
+def _entry(c: LearnedConcept) -> dict[str, Any]:
+    """A concept in detsd's own layout; what is not known is left out."""
+    keys = ("learned_embeddings", "learned_embeddings_2")
+    known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
+    return {
+        "initializer_strs": c.initializer,
+        **{k: _rows(Path(c.name), c.name, r.cpu()) for k, r in zip(keys, c.rows, strict=False)},
+        **{key: value for key, value in known.items() if value not in ("", None)},
+    }
+
+
+def _pickled(table: dict[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    torch.save(table, stream)
+    return stream.getvalue()
+
+
+def _safetensors(c: LearnedConcept, tensors: dict[str, torch.Tensor]) -> bytes:
+    """A safetensors file with what other tools show of it.
+
+    The names of the notes are A1111's, and ModelSpec's where it has a name for the family.
+    """
+    metadata = {
+        "format": "pt",
+        "name": c.name,
+        "initializer_strs": c.initializer,
+        "step": "" if c.steps is None else str(c.steps),
+        "sd_checkpoint_name": c.model,
+        "sd_checkpoint": c.model_hash,
+    }
+    plain = safetensors.torch.save(tensors)
+    start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, behind the header
+    if c.widths in ARCHITECTURES:
+        metadata |= {
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": ARCHITECTURES[c.widths],
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": c.name,
+            "modelspec.trigger_phrase": c.name,
+            "modelspec.usage_hint": f"write {c.name} in the prompt",
+            "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[start:]).hexdigest()}",
+        }
+    notes = {"__metadata__": {key: value for key, value in metadata.items() if value}}
+    # The library would shuffle the notes; so equal concepts make equal files.
+    header = json.dumps(notes | json.loads(plain[8:start])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + plain[start:]
