@@ -26,7 +26,7 @@ import transformers
 from benchmarks import finetune, generate, processes
 from benchmarks.measure import table
 from benchmarks.models import save_random
-from detsd.models import DTYPES, pick_dtype
+from detsd.models.loading import DTYPES, pick_dtype
 
 README = Path(__file__).parent / "README.md"
 SECTIONS = ("finetune", "generate", "data", "start", "spin")

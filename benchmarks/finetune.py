@@ -23,8 +23,9 @@ from benchmarks.measure import in_turn, matmul_peak, operations, peak_memory, wa
 from detsd import trainer as trainers
 from detsd.config import FinetuneConfig, parse_config
 from detsd.data import TrainingData, read_images, to_tensor
-from detsd.loss import prediction_target
-from detsd.models import BaseModel, load_base_model
+from detsd.models.base import BaseModel
+from detsd.models.loading import load_base_model
+from detsd.models.objective import prediction_target
 from detsd.runs.open import open_run
 from detsd.trainer import Trainer, add_concepts
 

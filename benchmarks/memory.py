@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from detsd.single_file import CONFIGS
+from detsd.models.single_file import CONFIGS
 
 DTYPE = torch.bfloat16
 

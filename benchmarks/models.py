@@ -16,7 +16,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from detsd.single_file import CONFIGS
+from detsd.models.single_file import CONFIGS
 from detsd.utils.paths import resolve
 
 # For a smoke test: the same parts, each as small as it works.

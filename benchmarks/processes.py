@@ -17,7 +17,7 @@ import torch
 from benchmarks.finetune import bare
 from benchmarks.measure import timed
 from detsd.config import ModelConfig
-from detsd.models import load_base_model
+from detsd.models.loading import load_base_model
 
 ROOT = Path(__file__).parent.parent
 SPINS = ("as GNU OpenMP has it", *map(str, (0, 100, 300, 500, 700, 1000, 3000, 10_000)), "passive")

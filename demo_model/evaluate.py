@@ -26,7 +26,7 @@ from demo_model.train import load_tokenizer, psnr, to_tensor
 from demo_model.world import Scene
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.vocabulary import Vocabulary
-from detsd.loss import prediction_target
+from detsd.models.objective import prediction_target
 from detsd.utils.contact_sheets import sheet as labelled
 
 HERE = Path(__file__).parent

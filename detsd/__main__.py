@@ -20,13 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detsd import __version__
-from detsd.checks import (
-    check_evaluate,
-    check_finetune,
-    check_generate,
-    check_resume,
-    model_problems,
-)
+from detsd.checks import check_evaluate, check_finetune, check_generate, check_resume
 from detsd.concepts.source import LAYOUTS, is_uuid, locate, source_problems, split_source
 from detsd.config import (
     Config,
@@ -39,6 +33,7 @@ from detsd.config import (
     override,
     parse_config,
 )
+from detsd.models.support import model_problems
 from detsd.runs import folder, task
 from detsd.runs.folder import check_grid_folder, check_output, latest_checkpoint, read_metadata
 from detsd.runs.task import cluster_experiment, cluster_hyperparameters

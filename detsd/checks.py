@@ -6,11 +6,9 @@ Nothing is written and nothing fetched. What needs the model itself is checked w
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -20,14 +18,13 @@ from detsd.config import (
     EvaluatorConfig,
     FinetuneConfig,
     GenerateConfig,
-    ModelConfig,
     differences,
     refuse,
 )
-from detsd.families import INDEX, SUPPORTED, unsupported_index, without_index
+from detsd.models.support import HUB_NAME, model_problems, vocabulary
 from detsd.runs.folder import DICT_FILE, finetuning_of, latest_checkpoint, read_metadata
 from detsd.utils.errors import UserError
-from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, looked, resolve
+from detsd.utils.paths import DEMO_CONCEPT, DEMO_IMAGES, looked, resolve
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
     from pillow_heif import register_heif_opener
@@ -41,8 +38,6 @@ MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneT
 
 # Beside pictures, and none themselves: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
-
-HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
@@ -134,35 +129,6 @@ def images_problem(name: str, folders: list[str]) -> str | None:
     return problem and f"{name} was learned from other images: {problem.partition(';')[0]}; {ask}"
 
 
-def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
-    """What is wrong with a base model that shows without loading or asking for it."""
-    name = config.pretrained_model_name_or_path
-    key = "model.pretrained_model_name_or_path"
-    path = Path(resolve(name))
-    if path.is_dir():
-        try:
-            index = json.loads((path / INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            found = without_index(f"{p.relative_to(path)}" for p in path.rglob("*"))
-            return [f"{key}: {name} is {found}; {SUPPORTED}"]
-        except (OSError, ValueError):
-            return [f"{key}: {path / INDEX} is damaged; use an intact copy"]
-        found = unsupported_index(index) if isinstance(index, dict) else "no model"
-        return [f"{key}: {name} is {found}; {SUPPORTED}"] if found else []
-    hub = re.fullmatch(HUB_NAME, name) and path.suffix != ".safetensors"
-    if path.exists() or hub:
-        return []
-    if name == BUNDLED:
-        return [
-            f"{key}: the bundled model is not installed with the package; run in the folder of the "
-            f"repository, or name its {BUNDLED} folder"
-        ]
-    return [
-        f"{key}: {name} does not exist{looked(name, beside)}; name a folder in the diffusers "
-        "format, a .safetensors file, or a model on the hub as OWNER/NAME"
-    ]
-
-
 def own_clip(base_model: str) -> str | None:
     """The CLIP that lies in a base model's folder, as in the bundled one's; None without one."""
     folder = Path(resolve(base_model)) / "clip"
@@ -189,27 +155,6 @@ def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
                 "OWNER/NAME"
             )
     return problems
-
-
-def vocabulary(config: ModelConfig) -> dict[str, int]:
-    """A base model's tokens and their ids, from the tokenizer's own file; {} where it is not here.
-
-    Of a hub model, the file is read where it was fetched before.
-    """
-    name = resolve(config.pretrained_model_name_or_path)
-    # The older tokenizers write the one file, the newer ones the other.
-    for file in ("tokenizer/vocab.json", "tokenizer/tokenizer.json"):
-        path: Any = Path(name) / file
-        if not Path(name).exists() and "/" in name:
-            from huggingface_hub import try_to_load_from_cache  # late: a third of a second
-
-            path = try_to_load_from_cache(name, file, revision=config.revision)
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return content["model"]["vocab"] if file.endswith("tokenizer.json") else content
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # whoever loads the model will say so
-    return {}
 
 
 def folder_problem(folder: str, beside: Path | None = None) -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +26,7 @@ from PIL import Image, ImageColor, ImageOps
 from detsd.checks import list_images, mask_of, passed_over
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
-from detsd.denoise import Conditioning
-from detsd.loss import prediction_target, squared_error
-from detsd.models import BaseModel, Frame
+from detsd.models.base import BaseModel, Frame
 from detsd.templates import TEMPLATES
 from detsd.utils.errors import UserError
 from detsd.utils.progress import Bar, Work
@@ -39,7 +37,9 @@ PICTURES = 6  # of each concept kept as images
 
 # Streams of random numbers, kept apart so that adding one changes no other.
 ORDER, CHOICES, DRAW, VALIDATION, TAGS = range(5)
+
 PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512, which a VAE on a GPU sees one by one
+
 A, B = TypeVar("A"), TypeVar("B")
 
 
@@ -312,6 +312,11 @@ class Batch:
     frames: torch.Tensor  # (B, 6)
     mask: torch.Tensor | None = None  # (B, 1, h, w)
 
+    @property
+    def noising(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, noise and timesteps, as `denoising_error` takes them."""
+        return self.x, self.noise, self.t
+
     @staticmethod
     def of(examples: Sequence[Example]) -> Batch:
         """Examples stacked, on the CPU."""
@@ -460,18 +465,3 @@ class TrainingData:
         draw, noise = _normal((2, *mean.shape), self.seed, stream, i)
         mask = None if shot.mask is None else shot.mask[view]
         return Example(prompt, (mean + std * draw) * self.scaling, noise, t, shot.frame, mask)
-
-
-def denoising_error(
-    model: BaseModel, unet: Callable[..., Any], batch: Batch, told: Conditioning
-) -> torch.Tensor:
-    """Squared error (B,) of a UNet's prediction from the noised latents of a batch.
-
-    Args:
-        unet: the model's own, or what a compiler made of it.
-        told: what it is told of the batch's prompts.
-    """
-    noisy = model.scheduler.add_noise(batch.x, batch.noise, batch.t).to(model.dtype)
-    target = prediction_target(model.scheduler, batch.x, batch.noise, batch.t)
-    said = unet(noisy, batch.t, told.hidden, added_cond_kwargs=told.added).sample
-    return squared_error(said, target, batch.mask)

@@ -8,27 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a UNet is told of a batch of prompts."""
-
-    hidden: torch.Tensor  # (B, 77, D), states of the text encoder
-    added: dict[str, torch.Tensor] | None = None  # (B, ...) each, where a model wants more
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """One batch of several, in their order."""
-        added = None
-        if parts[0].added is not None:
-            added = {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added}
-        return Conditioning(torch.cat([p.hidden for p in parts]), added)
+from detsd.models.base import Conditioning
 
 
 def starting_noise(

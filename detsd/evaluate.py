@@ -40,11 +40,12 @@ from detsd.config import (
     TrainingConfig,
     flat,
 )
-from detsd.data import Batch, TrainingData, denoising_error, read_images, shape_of
-from detsd.denoise import Conditioning
+from detsd.data import Batch, TrainingData, read_images, shape_of
 from detsd.generator import Generator
-from detsd.kinds import examine, find_model
 from detsd.measure import Eye, Yardstick, load_eyes
+from detsd.models.base import Conditioning
+from detsd.models.objective import denoising_error
+from detsd.models.spec import examine, find_model
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.download import downloaded
 from detsd.runs.folder import DICT_FILE, finetuning_of
@@ -310,7 +311,9 @@ class Evaluation:
             for first in range(0, n, 8):
                 batch = Batch.of(examples[first : first + 8]).on(self.model.device)
                 same = Conditioning.cat([told] * len(batch.t))
-                errors.append(denoising_error(self.model, self.model.unet, batch, same))
+                errors.append(
+                    denoising_error(self.model, self.model.unet, *batch.noising, same, batch.mask)
+                )
             total, count = total + torch.cat(errors).cpu(), count + 1
         return total / count
 

@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detsd import checks
 from detsd.album import MANIFEST, Album, Page, pages
 from detsd.concepts.prompts import misspelt
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
-from detsd.denoise import Conditioning
 from detsd.environment import packages
 from detsd.exchange import Exchange
-from detsd.kinds import fetch_vocabulary
-from detsd.models import pick_dtype
+from detsd.models import support
+from detsd.models.base import Conditioning
+from detsd.models.loading import pick_dtype
+from detsd.models.spec import fetch_vocabulary
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
 from detsd.runs.folder import DICT_FILE, check_grid_folder, read_metadata
 from detsd.runs.run import Run
@@ -153,7 +153,7 @@ class Generator:
         if not names:
             return True
         fetch_vocabulary(model)
-        tokens = checks.vocabulary(model)
+        tokens = support.vocabulary(model)
         for text in self._texts() if tokens else []:
             for doubt in misspelt(text, names, lambda word: is_word(word, tokens)):
                 logger.warning("%s", doubt)

@@ -36,8 +36,9 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import misspelt, unweighted
 from detsd.concepts.reading import find_concepts
 from detsd.config import InferenceConfig, ModelConfig
-from detsd.denoise import Conditioning, decode, denoise, starting_noise
-from detsd.models import DTYPES, BaseModel, Frame, load_base_model, load_safety_checker
+from detsd.denoise import decode, denoise, starting_noise
+from detsd.models.base import BaseModel, Conditioning, Frame
+from detsd.models.loading import DTYPES, load_base_model, load_safety_checker
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size, is_out_of_memory

@@ -16,7 +16,7 @@ from detsd.concepts.concept import LearnedConcept, family
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import locate, split_source
 from detsd.config import ModelConfig
-from detsd.kinds import load_token_tables
+from detsd.models.spec import load_token_tables
 from detsd.runs.folder import finetuning_of
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED

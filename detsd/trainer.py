@@ -31,18 +31,14 @@ from detsd.concepts.source import is_source
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
-from detsd.data import Batch, TrainingData, ahead, changed_images, denoising_error
-from detsd.denoise import Conditioning
+from detsd.data import Batch, TrainingData, ahead, changed_images
 from detsd.environment import packages
 from detsd.gauge import Gauge, gauge_jobs
-from detsd.kinds import fetch_vocabulary
-from detsd.loss import (
-    hidden_penalty,
-    min_snr_weight,
-    norm_penalty,
-)
 from detsd.measure import Anchors, Eye, load_eyes
-from detsd.models import BaseModel, load_base_model, pick_dtype
+from detsd.models.base import BaseModel, Conditioning
+from detsd.models.loading import load_base_model, pick_dtype
+from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
+from detsd.models.spec import fetch_vocabulary
 from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.run import Run, pack, unpack
@@ -406,7 +402,9 @@ class Trainer:
         t = self.config.training
         told = self.model.conditioning(batch.prompts, batch.frames, self._encoders)
         weight = min_snr_weight(self.model.scheduler, batch.t, t.min_snr_gamma)
-        mse = (denoising_error(self.model, self._unet, batch, told) * weight).mean()
+        mse = (
+            denoising_error(self.model, self._unet, *batch.noising, told, batch.mask) * weight
+        ).mean()
         loss, parts = mse, {"mse": mse}
         if t.norm_reg_weight:
             parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.usual_norms))
@@ -482,7 +480,9 @@ class Trainer:
             for first in range(0, n, VALIDATED_AT_ONCE):
                 batch = Batch.of(examples[first : first + VALIDATED_AT_ONCE]).on(self.model.device)
                 same = Conditioning.cat([told] * len(batch.t))
-                errors.append(denoising_error(self.model, self.model.unet, batch, same))
+                errors.append(
+                    denoising_error(self.model, self.model.unet, *batch.noising, same, batch.mask)
+                )
                 self.bar.done("validation", len(batch.t))
             losses.append((k, float(torch.cat(errors).mean())))
         # Summed in the order of the images, so that the number of ranks does not show.

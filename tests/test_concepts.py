@@ -12,7 +12,7 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ModelConfig
-from detsd.models import load_base_model
+from detsd.models.loading import load_base_model
 from detsd.utils.errors import UserError
 
 WORDS = st.from_regex(r"[a-z]{1,4}(-[a-z]{1,4}){0,2}", fullmatch=True)

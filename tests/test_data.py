@@ -11,10 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from detsd import checks, data
-from detsd.checks import mask_problem
+from detsd import checks
+from detsd.checks import mask_problem, passed_over
 from detsd.config import ConceptsConfig, ModelConfig
-from detsd.models import load_base_model
+from detsd.data import (
+    Batch,
+    TrainingData,
+    ahead,
+    changed_images,
+    encode_images,
+    prompts_for,
+    read_images,
+    shape_of,
+    text_of,
+    to_rgb,
+    to_shape,
+)
+from detsd.models.loading import load_base_model
 from detsd.utils.errors import UserError
 
 RED = (200, 40, 30)
@@ -35,7 +48,7 @@ def model(tiny_model):
 def saved(tmp_path, name, image, **options):
     image.save(tmp_path / name, **options)
     with Image.open(tmp_path / name) as opened:
-        return np.asarray(data.to_rgb(opened)).astype(int)
+        return np.asarray(to_rgb(opened)).astype(int)
 
 
 def test_jpeg_png_webp(tmp_path):
@@ -63,7 +76,7 @@ def test_transparency_shows_the_stated_colour(tmp_path, mode):
     image.convert(mode).save(path)
     for colour, value in (("white", 255), ("#204060", (0x20, 0x40, 0x60))):
         with Image.open(path) as opened:
-            pixels = np.asarray(data.to_rgb(opened, colour))
+            pixels = np.asarray(to_rgb(opened, colour))
         assert (pixels[4, 6] == value).all()
         assert abs(int(pixels[4, 1, 0]) - 200) <= 2
 
@@ -88,7 +101,7 @@ def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path):
     for name in ("dark.png", "dark.tiff", "dark.pgm"):
         Image.fromarray(values).save(tmp_path / name)
         with Image.open(tmp_path / name) as image:
-            assert np.asarray(data.to_rgb(image)).max() <= 1, name
+            assert np.asarray(to_rgb(image)).max() <= 1, name
 
 
 def test_first_frame_of_an_animation(tmp_path):
@@ -100,8 +113,8 @@ def test_first_frame_of_an_animation(tmp_path):
 def test_centre_crop_and_squeeze():
     image = Image.new("RGB", (300, 100))
     image.paste(RED, (100, 0, 200, 100))
-    cropped = np.asarray(data.to_shape(image, (32, 32), center_crop=True))
-    squeezed = np.asarray(data.to_shape(image, (32, 32), center_crop=False))
+    cropped = np.asarray(to_shape(image, (32, 32), center_crop=True))
+    squeezed = np.asarray(to_shape(image, (32, 32), center_crop=False))
     assert cropped.shape == squeezed.shape == (32, 32, 3)
     assert (cropped[16, :, 0] > 150).mean() > 0.9
     assert 0.25 < (squeezed[16, :, 0] > 150).mean() < 0.42
@@ -112,7 +125,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not an image")
     (tmp_path / "notes.md").write_text("no image")
     caplog.set_level(logging.WARNING)
-    images = list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))
+    images = list(read_images(tmp_path, concepts(tmp_path), 32, "key"))
     assert [p.name for p, _, _ in images] == ["good.png"]
     assert "bad.jpg" in caplog.text
     assert "notes.md" not in caplog.text
@@ -128,7 +141,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(checks, "register_heif_opener", None)
-    assert len(list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
+    assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
         f"{tmp_path}: passing over 3 .heic, 1 .mp4, the images in the folder more inside it; "
@@ -138,7 +151,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     only.mkdir()
     (only / "x.heic").write_bytes(b"?")
     with pytest.raises(UserError, match="no readable image.*1 .heic; pip install pillow-heif"):
-        list(data.read_images(only, concepts(only), 32, "key"))
+        list(read_images(only, concepts(only), 32, "key"))
 
 
 def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
@@ -148,36 +161,36 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         checks, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
-    assert data.passed_over(tmp_path) == ""
-    assert len(list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
+    assert passed_over(tmp_path) == ""
+    assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
 
 
 def test_a_file_name_that_is_no_utf8(tmp_path):
     """The picture is read; words are not guessed from its name."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     Image.new("RGB", (8, 8), RED).save(path)
-    assert len(list(data.read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
-    assert data.text_of(path) == r"caf\xe9.png"
-    data.prompts_for(path, "x", "object", concepts(tmp_path))
+    assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
+    assert text_of(path) == r"caf\xe9.png"
+    prompts_for(path, "x", "object", concepts(tmp_path))
     with pytest.raises(UserError, match=r"caf\\xe9.png: the file name is no UTF-8"):
-        data.prompts_for(path, "x", "object", concepts(tmp_path, append_file_name_to_text=True))
+        prompts_for(path, "x", "object", concepts(tmp_path, append_file_name_to_text=True))
 
 
 def test_empty_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"concepts.img_dirs\[0\].*no readable image"):
-        list(data.read_images(tmp_path, concepts(tmp_path), 32, "concepts.img_dirs[0]"))
+        list(read_images(tmp_path, concepts(tmp_path), 32, "concepts.img_dirs[0]"))
     with pytest.raises(UserError, match="does not exist"):
-        list(data.read_images(tmp_path / "gone", concepts(tmp_path), 32, "concepts.img_dirs[0]"))
+        list(read_images(tmp_path / "gone", concepts(tmp_path), 32, "concepts.img_dirs[0]"))
 
 
 def test_prompts(tmp_path):
     path = tmp_path / "on_a_dark_beach.jpg"
-    plain = data.prompts_for(path, "blob-thing", "object", concepts(tmp_path))
+    plain = prompts_for(path, "blob-thing", "object", concepts(tmp_path))
     assert "a photo of a blob-thing" in plain
     assert len(plain) == 27
-    style = data.prompts_for(path, "blob-thing", "style", concepts(tmp_path))
+    style = prompts_for(path, "blob-thing", "style", concepts(tmp_path))
     assert "a painting in the style of blob-thing" in style
-    named = data.prompts_for(
+    named = prompts_for(
         path, "x", "object",
         concepts(tmp_path, append_file_name_to_text=True, num_blank_prompts=2, num_a_prompts=1),
     )  # fmt: skip
@@ -189,7 +202,7 @@ def test_prompts(tmp_path):
 def test_caption_files(tmp_path):
     path = tmp_path / "a.jpg"
     on = concepts(tmp_path, use_caption_files=True)
-    assert len(data.prompts_for(path, "x", "object", on)) == 27
+    assert len(prompts_for(path, "x", "object", on)) == 27
     for text, prompt in (
         ("my {} at noon", "my x at noon"),
         ("my x at noon\n", "my x at noon"),
@@ -197,18 +210,16 @@ def test_caption_files(tmp_path):
         ("a x-ray at noon", "x, a x-ray at noon"),
     ):
         path.with_suffix(".txt").write_text(text)
-        assert data.prompts_for(path, "x", "object", on) == [prompt]
+        assert prompts_for(path, "x", "object", on) == [prompt]
     path.with_suffix(".txt").write_text("my x at noon", encoding="utf-8-sig")  # Notepad's
-    assert data.prompts_for(path, "x", "object", on) == ["my x at noon"]
+    assert prompts_for(path, "x", "object", on) == ["my x at noon"]
     path.with_suffix(".txt").write_text(" ")
     with pytest.raises(UserError, match=r"a.txt is empty"):
-        data.prompts_for(path, "x", "object", on)
+        prompts_for(path, "x", "object", on)
 
 
 def test_examples_are_a_function_of_seed_and_index(model, photos):
-    first, again, other = (
-        data.TrainingData(concepts(photos), model, seed, 2) for seed in (1, 1, 2)
-    )
+    first, again, other = (TrainingData(concepts(photos), model, seed, 2) for seed in (1, 1, 2))
     for i in (5, 0, 31):
         a, b, c = first.example(i), again.example(i), other.example(i)
         assert (a.prompt, a.t) == (b.prompt, b.t)
@@ -218,7 +229,7 @@ def test_examples_are_a_function_of_seed_and_index(model, photos):
 
 
 def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):
-    d = data.TrainingData(concepts(photos, append_file_name_to_text=True), model, 1, 2)
+    d = TrainingData(concepts(photos, append_file_name_to_text=True), model, 1, 2)
     n = len(d.shots)
     drawn = [d.example(i) for i in range(2 * n)]
     assert len({float(e.x.sum()) for e in drawn}) == 2 * n
@@ -227,7 +238,7 @@ def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):
 
 
 def test_timesteps_are_uniform_and_spread(model, photos):
-    d = data.TrainingData(concepts(photos), model, 1, 2)
+    d = TrainingData(concepts(photos), model, 1, 2)
     times = np.array([d.example(i).t for i in range(64)])
     counts = np.histogram(times, bins=8, range=(0, 1000))[0]
     assert counts.min() >= 7
@@ -242,29 +253,29 @@ def test_work_ahead_keeps_its_order_and_stays_near():
         begun.append(n)
         return n * n
 
-    for n, result in enumerate(data.ahead(square, range(50), 3)):
+    for n, result in enumerate(ahead(square, range(50), 3)):
         assert result == n * n
         assert len(begun) <= n + 1 + 2 * 3
     with pytest.raises(ZeroDivisionError):
-        list(data.ahead(lambda n: 1 // n, [1, 0], 1))
+        list(ahead(lambda n: 1 // n, [1, 0], 1))
 
 
 def test_images_encoded_at_once_are_those_encoded_alone(model, photos):
-    images = [image for _, image, _ in data.read_images(photos, concepts(photos), 32, "key")]
-    together = data.encode_images(model, images, True)
+    images = [image for _, image, _ in read_images(photos, concepts(photos), 32, "key")]
+    together = encode_images(model, images, True)
     assert len(together) == 12
     for image, (mean, std) in zip(images, together, strict=True):
-        ((alone, spread),) = data.encode_images(model, [image], True)
+        ((alone, spread),) = encode_images(model, [image], True)
         assert mean.shape == std.shape == (2, 4, 8, 8)
         torch.testing.assert_close(mean, alone, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(std, spread, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_is_its_examples(model, photos):
-    d = data.TrainingData(concepts(photos), model, 1, 2)
+    d = TrainingData(concepts(photos), model, 1, 2)
     examples = [d.example(i) for i in (5, 6, 7)]
     cpu = torch.device("cpu")
-    batch = data.Batch.of(examples).pinned(cpu).on(cpu)
+    batch = Batch.of(examples).pinned(cpu).on(cpu)
     assert batch.prompts == [e.prompt for e in examples]
     assert batch.t.tolist() == [e.t for e in examples]
     for k, e in enumerate(examples):
@@ -273,7 +284,7 @@ def test_a_batch_is_its_examples(model, photos):
 
 
 def test_an_epoch_is_shuffled_once(model, photos):
-    d = data.TrainingData(concepts(photos), model, 1, 2)
+    d = TrainingData(concepts(photos), model, 1, 2)
     n = len(d.shots)
     for first in range(0, 3 * n, 4):  # batches that end in one epoch and begin in the next
         for i in range(first, first + 4):
@@ -282,8 +293,8 @@ def test_an_epoch_is_shuffled_once(model, photos):
 
 
 def test_flips_are_separate_views(model, photos):
-    plain = data.TrainingData(concepts(photos), model, 1, 2)
-    flipped = data.TrainingData(concepts(photos, horizontal_flip=True), model, 1, 2)
+    plain = TrainingData(concepts(photos), model, 1, 2)
+    flipped = TrainingData(concepts(photos, horizontal_flip=True), model, 1, 2)
     assert plain.shots[0].mean.shape[0] == 1
     assert flipped.shots[0].mean.shape[0] == 2
     torch.testing.assert_close(flipped.shots[0].mean[0], plain.shots[0].mean[0])
@@ -293,30 +304,30 @@ def test_flips_are_separate_views(model, photos):
 def test_every_change_of_the_images_shows_in_their_digests(model, photos, tmp_path):
     def digests(folder, **options):
         config = concepts(folder, use_caption_files=True, **options)
-        return data.TrainingData(config, model, seed=1, max_validation=2).digests
+        return TrainingData(config, model, seed=1, max_validation=2).digests
 
     folder = Path(shutil.copytree(photos, tmp_path / "photos"))
     before = digests(folder)
     assert len(before) == 12
-    assert data.changed_images(before, digests(folder)) == ""
+    assert changed_images(before, digests(folder)) == ""
     Image.new("RGB", (40, 48), RED).save(folder / "on_a_table_3.png")
     (folder / "on_a_table_4.txt").write_text("{} at noon")
     (folder / "on_a_table_5.png").unlink()
     Image.new("RGB", (40, 48), RED).save(folder / "a.png")
-    assert data.changed_images(before, digests(folder)) == (
+    assert changed_images(before, digests(folder)) == (
         "new: blob-thing/a.png; gone: blob-thing/on_a_table_5.png; changed: "
         "blob-thing/on_a_table_3.png, blob-thing/on_a_table_4.png"
     )
 
 
 def test_held_out_images_are_not_trained_on(model, photos, tmp_path):
-    d = data.TrainingData(concepts(photos), model, 1, 8)
+    d = TrainingData(concepts(photos), model, 1, 8)
     assert d.held_out
     assert {s.path for s in d.shots}.isdisjoint({s.path for s in d.validation})
     assert len(d.shots) + len(d.validation) == 12
     for k in range(3):
         Image.new("RGB", (8, 8), (k * 80, 9, 9)).save(tmp_path / f"{k}.png")
-    few = data.TrainingData(concepts(tmp_path), model, 1, 8)
+    few = TrainingData(concepts(tmp_path), model, 1, 8)
     assert not few.held_out
     assert len(few.shots) == len(few.validation) == 3
 
@@ -334,7 +345,7 @@ def picture_with_mask(folder, name, box, size=(48, 40)):
     if "alpha" in name:
         cut.save(folder / f"{name}.png")
     else:
-        data.to_rgb(cut).save(folder / f"{name}.png")
+        to_rgb(cut).save(folder / f"{name}.png")
         mask.save(folder / f"{name}-masklabel.png")
 
 
@@ -343,7 +354,7 @@ def test_a_mask_is_cut_and_mirrored_with_its_picture(model, tmp_path):
     picture_with_mask(tmp_path, "a", (4, 0, 19, 20))  # the crop begins at pixel 4
     for crop, wide in ((True, 3), (False, 2.5)):
         config = concepts(tmp_path, mask="files", horizontal_flip=True, center_crop=crop)
-        d = data.TrainingData(config, model, 1, 2)
+        d = TrainingData(config, model, 1, 2)
         (shot,) = d.shots
         assert shot.mask.shape == (2, 1, 8, 8)
         assert shot.mask[0].sum() == pytest.approx(4 * wide, abs=0.05)
@@ -361,14 +372,14 @@ def test_a_transparent_ground_is_a_mask_file_of_the_same(model, tmp_path):
     found = []
     for kind in ("alpha", "files"):
         picture_with_mask(tmp_path / kind, f"a_{kind}", (10, 6, 31, 33))
-        d = data.TrainingData(concepts(tmp_path / kind, mask=kind), model, 1, 2)
+        d = TrainingData(concepts(tmp_path / kind, mask=kind), model, 1, 2)
         found.append(d)
-        batch = data.Batch.of([d.example(i) for i in range(3)])
+        batch = Batch.of([d.example(i) for i in range(3)])
         assert batch.on(torch.device("cpu")).mask.shape == (3, 1, 8, 8)
     assert list(found[0].digests.values()) == list(found[1].digests.values())
     assert torch.equal(found[0].example(5).x, found[1].example(5).x)
     assert torch.equal(found[0].example(5).mask, found[1].example(5).mask)
-    plain = data.TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is no picture
+    plain = TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is no picture
     assert len(plain.shots) == 1
     assert plain.example(5).mask is None
     assert plain.digests != found[1].digests
@@ -385,7 +396,7 @@ def test_masks_that_are_missing_are_told_at_once(tmp_path):
             Image.new("RGB", (8, 8), RED).save(folder / name)
         assert re.search(words, mask_problem(str(folder), kind))
         assert mask_problem(str(folder), "none") is None
-        assert data.passed_over(folder) == ""
+        assert passed_over(folder) == ""
         for name in ("b.png", "c.png"):
             (folder / name).unlink()
         assert mask_problem(str(folder), kind) is None
@@ -403,13 +414,13 @@ def test_masks_that_are_no_use_are_refused(model, tmp_path, spoil, words):
     picture_with_mask(tmp_path, "a", (4, 0, 19, 20))
     spoil(tmp_path / "a-masklabel.png")
     with pytest.raises(UserError, match=f"a-masklabel.png.* {words}"):
-        data.TrainingData(concepts(tmp_path, mask="files"), model, 1, 2)
+        TrainingData(concepts(tmp_path, mask="files"), model, 1, 2)
 
 
 def test_a_wholly_transparent_picture_is_refused(model, tmp_path):
     picture_with_mask(tmp_path, "alpha", (0, 0, 0, 0))
     with pytest.raises(UserError, match=r"alpha.png is transparent all over"):
-        data.TrainingData(concepts(tmp_path, mask="alpha"), model, 1, 2)
+        TrainingData(concepts(tmp_path, mask="alpha"), model, 1, 2)
 
 
 def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
@@ -422,7 +433,7 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
 
     def drawn(**options):
         config = concepts(folder, use_caption_files=True, **options)
-        d = data.TrainingData(config, model, 1, 2)
+        d = TrainingData(config, model, 1, 2)
         return d, [d.example(i) for i in range(60)]
 
     _, plain = drawn()
@@ -448,9 +459,9 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
 @pytest.mark.parametrize(("aspect", "shape"), [(1.5, (40, 24)), (0.5, (24, 48)), (1, (32, 32))])
 def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
     """And their masks with them, and noise for as many latents."""
-    assert data.shape_of(32, aspect) == shape
+    assert shape_of(32, aspect) == shape
     picture_with_mask(tmp_path, "a", (0, 0, 24, 40))  # the left half
-    d = data.TrainingData(concepts(tmp_path, img_aspect=aspect, mask="files"), model, 1, 2)
+    d = TrainingData(concepts(tmp_path, img_aspect=aspect, mask="files"), model, 1, 2)
     e = d.example(3)
     assert e.x.shape == e.noise.shape == (4, shape[1] // 4, shape[0] // 4)
     assert e.mask.shape == (1, *e.x.shape[1:])
@@ -461,5 +472,5 @@ def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
 
 def test_the_shape_of_a_photo_has_as_many_pixels():
     for size, aspect, shape in ((512, 1.5, (624, 416)), (512, 1, (512, 512)), (64, 1.5, (80, 56))):
-        assert data.shape_of(size, aspect) == shape
-    assert data.shape_of(8, 4) == (16, 8)
+        assert shape_of(size, aspect) == shape
+    assert shape_of(8, 4) == (16, 8)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from detsd import pipeline
-from detsd.denoise import Conditioning, decode, denoise, starting_noise
+from detsd.denoise import decode, denoise, starting_noise
+from detsd.models.base import Conditioning
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
 from detsd.utils import memory
 from detsd.utils.errors import UserError

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import ROOT, save_tiny_clip
 from transformers import CLIPTokenizer
 
-from detsd import evaluate, kinds, models
+from detsd import evaluate
 from detsd.__main__ import evaluation_of, main, parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
@@ -26,6 +26,8 @@ from detsd.config import (
     load_config,
 )
 from detsd.evaluate import find_blocks
+from detsd.models import loading
+from detsd.models.spec import load_token_tables
 from detsd.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
 from detsd.utils.png import read
 
@@ -55,7 +57,7 @@ def lookalikes(tmp_path_factory) -> list[Path]:
 @pytest.fixture
 def phrase_rows(tiny_model) -> torch.Tensor:
     """The rows of "red ball"."""
-    ((tokenizer, table),) = kinds.load_token_tables(ModelConfig(str(tiny_model)))
+    ((tokenizer, table),) = load_token_tables(ModelConfig(str(tiny_model)))
     assert isinstance(tokenizer, CLIPTokenizer)
     return table[tokenizer("red ball", add_special_tokens=False).input_ids].clone()
 
@@ -245,7 +247,7 @@ def test_the_bundled_concept_as_it_stands(tmp_path, capsys):
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
     """What is heavy is not come to."""
-    monkeypatch.setattr(models, "load_base_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_base_model", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr(evaluate, "Generator", lambda *_, **__: pytest.fail("loaded"))
 
 

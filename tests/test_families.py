@@ -23,15 +23,18 @@ from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl, vocabulary
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 
-from detsd import data, kinds, models, single_file
 from detsd.__main__ import main
 from detsd.concepts.concept import FAMILIES as FAMILY_NAMES
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig, load_config
-from detsd.families import single_family, unsupported_index, unsupported_parts, without_index
-from detsd.models import load_base_model
+from detsd.data import frame
+from detsd.models import single_file
+from detsd.models.loading import load_base_model, load_safety_checker
+from detsd.models.single_file import mended
+from detsd.models.spec import examine, find_model, load_token_tables
+from detsd.models.support import single_family, unsupported_index, unsupported_parts, without_index
 from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
@@ -136,12 +139,12 @@ def test_stable_diffusion_xl_is_told_both_encoders_and_the_frame(folders):
 
 
 def test_frames_say_where_a_square_was_cut_out():
-    assert data.frame(640, 480, (32, 32), center_crop=False) == (480, 640, 0, 0, 32, 32)
-    assert data.frame(64, 32, (32, 32), center_crop=True) == (32, 64, 0, 16, 32, 32)
-    assert data.frame(100, 400, (50, 50), center_crop=True) == (400, 100, 75, 0, 50, 50)
-    assert data.frame(32, 32, (32, 32), center_crop=True) == (32, 32, 0, 0, 32, 32)
-    assert data.frame(300, 100, (48, 24), center_crop=True) == (100, 300, 0, 12, 24, 48)
-    assert data.frame(300, 100, (48, 24), center_crop=False) == (100, 300, 0, 0, 24, 48)
+    assert frame(640, 480, (32, 32), center_crop=False) == (480, 640, 0, 0, 32, 32)
+    assert frame(64, 32, (32, 32), center_crop=True) == (32, 64, 0, 16, 32, 32)
+    assert frame(100, 400, (50, 50), center_crop=True) == (400, 100, 75, 0, 50, 50)
+    assert frame(32, 32, (32, 32), center_crop=True) == (32, 32, 0, 0, 32, 32)
+    assert frame(300, 100, (48, 24), center_crop=True) == (100, 300, 0, 12, 24, 48)
+    assert frame(300, 100, (48, 24), center_crop=False) == (100, 300, 0, 0, 24, 48)
 
 
 @pytest.fixture
@@ -224,7 +227,7 @@ def read(folder, name):
 def test_the_supported_families_are_told_by_their_small_files(folders):
     for family, folder in folders.items():
         assert not unsupported_index(read(folder, "model_index.json"))
-        kind = kinds.examine(kinds.find_model(ModelConfig(str(folder))))
+        kind = examine(find_model(ModelConfig(str(folder))))
         assert kind.widths == WIDTHS[family]
         assert kind.no_prompt_is_zero is kind.vae_overflows is (family == "sdxl")
         half = kind.vae_dtype(torch.float16)
@@ -352,8 +355,8 @@ def test_a_single_file_is_the_folder(family, tmp_path, folders, configs):
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(file))  # asks for a checker, too
     pipe.vocabulary.add(blob(family))
     assert pipe.make([Job(PROMPT, 1, num_inference_steps=2)])[0].image.size == (32, 32)
-    tables = kinds.load_token_tables(ModelConfig(str(file)))
-    wanted = kinds.load_token_tables(ModelConfig(str(folders[family])))
+    tables = load_token_tables(ModelConfig(str(file)))
+    wanted = load_token_tables(ModelConfig(str(folders[family])))
     assert len(tables) == len(WIDTHS[family])
     for (tokenizer, table), (other, want) in zip(tables, wanted, strict=True):
         assert torch.equal(table, want)
@@ -365,9 +368,9 @@ def test_stable_diffusion_2_is_asked_what_it_predicts(folders):
     unet.conv_out.weight.zero_()
     for bias, predicted, size in ((-0.8, "v_prediction", 8), (0.5, "epsilon", 64)):
         unet.conv_out.bias.fill_(bias)  # all that it says
-        assert single_file.mended({}, unet)["prediction_type"] == predicted
+        assert mended({}, unet)["prediction_type"] == predicted
         assert unet.config.sample_size == size
-    assert single_file.mended({"prediction_type": "told"}, unet)["prediction_type"] == "told"
+    assert mended({"prediction_type": "told"}, unet)["prediction_type"] == "told"
 
 
 def test_the_configurations_that_come_along_are_the_real_models():
@@ -459,7 +462,7 @@ def test_a_safety_checker_that_is_a_pickle(folders, tmp_path):
     weights = load_file(part / "model.safetensors")
     torch.save(weights, part / "pytorch_model.bin")
     (part / "model.safetensors").unlink()
-    checker, _ = models.load_safety_checker(ModelConfig(str(folder)), CPU, torch.float32)
+    checker, _ = load_safety_checker(ModelConfig(str(folder)), CPU, torch.float32)
     assert all(torch.equal(checker.state_dict()[k], v) for k, v in weights.items())
     (part / "pytorch_model.bin").write_bytes(pickle.dumps(shutil.rmtree))
     with pytest.raises(UserError, match="model.safety_checker: false makes images without it"):

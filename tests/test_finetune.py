@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import models, trainer
+from detsd import trainer
 from detsd.__main__ import main, parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
+from detsd.models import loading
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
@@ -979,7 +980,7 @@ def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, 
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("detsd: this training does not fit into the memory of cpu (CUDA out")
         assert "lower training.train_batch_size" in line
-    monkeypatch.setattr(models, "_load", fails)
+    monkeypatch.setattr(loading, "_load", fails)
     assert finetune(experiment(), tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be loaded; free the device's memory, or take half precision" in line

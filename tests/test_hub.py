@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny_clip
 from transformers import CLIPModel
 
-from detsd import hub as files_of
 from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import EvaluatorConfig, ModelConfig
-from detsd.kinds import find_model
 from detsd.measure import load_eyes
-from detsd.models import load_base_model, load_safety_checker
+from detsd.models import hub as model_hub
+from detsd.models.hub import WHOLE, Source
+from detsd.models.loading import load_base_model, load_safety_checker
+from detsd.models.spec import find_model
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.utils.errors import UserError
@@ -225,7 +226,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
 
 def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
     """Bars on a terminal, lines in a log."""
-    monkeypatch.setattr(files_of, "LINE", 0.05)
+    monkeypatch.setattr(model_hub, "LINE", 0.05)
     hub.delay = 0.4
     load_base_model(ModelConfig(NAME), CPU)
     said = capsys.readouterr().err
@@ -350,7 +351,7 @@ def test_of_weights_that_are_there_twice_one_kind_is_taken(tmp_path):
     names = ["config.json", "model.fp16.safetensors", *pieces, "vae/model.safetensors"]
 
     def weights() -> list[str]:
-        return files_of.Source("x", tmp_path, dict.fromkeys(names, 1)).weights(files_of.WHOLE)
+        return Source("x", tmp_path, dict.fromkeys(names, 1)).weights(WHOLE)
 
     assert weights() == pieces
     names.append("model.safetensors")

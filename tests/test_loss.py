@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from detsd.loss import min_snr_weight, norm_penalty, prediction_target, squared_error
+from detsd.models.objective import min_snr_weight, norm_penalty, prediction_target, squared_error
 
 
 def scheduler(kind):

@@ -22,7 +22,7 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.denoise import starting_noise
-from detsd.models import load_base_model, pick_dtype
+from detsd.models.loading import load_base_model, pick_dtype
 from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
 from detsd.runs import download
 from detsd.utils.errors import UserError

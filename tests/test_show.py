@@ -9,13 +9,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import ROOT
 
-from detsd import kinds
 from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig
-from detsd.kinds import load_token_tables
+from detsd.models import spec
+from detsd.models.spec import load_token_tables
 from detsd.show import describe, examine, plot, report
 from detsd.utils.errors import UserError
 
@@ -137,8 +137,8 @@ def test_metadata_that_is_not_the_concepts_own(checkpoint, metadata):
 
 
 def test_a_model_is_fetched_only_when_named(checkpoint, monkeypatch):
-    asked, find = [], kinds.find
-    monkeypatch.setattr(kinds, "find", lambda *a: asked.append(a) or find(*a))
+    asked, find = [], spec.find
+    monkeypatch.setattr(spec, "find", lambda *a: asked.append(a) or find(*a))
     facts = json.loads((checkpoint / "metadata.json").read_text())
     facts["config"]["model"]["pretrained_model_name_or_path"] = "nobody/never-fetched"
     (checkpoint / "metadata.json").write_text(json.dumps(facts))

@@ -6,18 +6,26 @@ of the tensors in a single file. What is not supported comes back in words.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from detsd.config import ModelConfig
+from detsd.utils.paths import BUNDLED, looked, resolve
+
 INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
+
 SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and XL, and fine-tunes of these"
+
 PIPELINES = {
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionXLImg2ImgPipeline",
 }
+
 # What takes other channels than its latents, by their number.
 CHANNELS = {
     5: "a depth-to-image model",
@@ -25,6 +33,7 @@ CHANNELS = {
     8: "a model for editing images",
     9: "an inpainting model",
 }
+
 PARTS = {  # of a supported model, and the classes they may have
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -103,6 +112,7 @@ def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
 # ---- single files ------------------------------------------------------------------------------
 
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+
 TEXT = {  # where a single file has the text encoder that tells its family
     "conditioner.embedders.1.model.": "sdxl",
     "cond_stage_model.model.": "sd2",
@@ -145,3 +155,56 @@ def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
     if has("conditioner.embedders.0.model."):
         return "", "the refiner of Stable Diffusion XL"
     return "", "of another kind (its text encoder is not CLIP), or has no text encoder"
+
+
+HUB_NAME = r"[\w.-]+/[\w.-]+"
+
+
+def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
+    """What is wrong with a base model that shows without loading or asking for it."""
+    name = config.pretrained_model_name_or_path
+    key = "model.pretrained_model_name_or_path"
+    path = Path(resolve(name))
+    if path.is_dir():
+        try:
+            index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            found = without_index(f"{p.relative_to(path)}" for p in path.rglob("*"))
+            return [f"{key}: {name} is {found}; {SUPPORTED}"]
+        except (OSError, ValueError):
+            return [f"{key}: {path / INDEX} is damaged; use an intact copy"]
+        found = unsupported_index(index) if isinstance(index, dict) else "no model"
+        return [f"{key}: {name} is {found}; {SUPPORTED}"] if found else []
+    hub = re.fullmatch(HUB_NAME, name) and path.suffix != ".safetensors"
+    if path.exists() or hub:
+        return []
+    if name == BUNDLED:
+        return [
+            f"{key}: the bundled model is not installed with the package; run in the folder of the "
+            f"repository, or name its {BUNDLED} folder"
+        ]
+    return [
+        f"{key}: {name} does not exist{looked(name, beside)}; name a folder in the diffusers "
+        "format, a .safetensors file, or a model on the hub as OWNER/NAME"
+    ]
+
+
+def vocabulary(config: ModelConfig) -> dict[str, int]:
+    """A base model's tokens and their ids, from the tokenizer's own file; {} where it is not here.
+
+    Of a hub model, the file is read where it was fetched before.
+    """
+    name = resolve(config.pretrained_model_name_or_path)
+    # The older tokenizers write the one file, the newer ones the other.
+    for file in ("tokenizer/vocab.json", "tokenizer/tokenizer.json"):
+        path: Any = Path(name) / file
+        if not Path(name).exists() and "/" in name:
+            from huggingface_hub import try_to_load_from_cache  # late: a third of a second
+
+            path = try_to_load_from_cache(name, file, revision=config.revision)
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return content["model"]["vocab"] if file.endswith("tokenizer.json") else content
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # whoever loads the model will say so
+    return {}

@@ -1,9 +1,14 @@
-"""Pure functions of the training step: tensors in, loss out."""
+"""The training objective in pure functions: tensors in, loss out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
+
+from detsd.models.base import BaseModel, Conditioning
 
 
 def prediction_target(
@@ -54,3 +59,27 @@ def norm_penalty(rows: torch.Tensor, usual_norm: float) -> torch.Tensor:
 def hidden_penalty(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of encoder states (B, 77, D) from those with the initializer's rows."""
     return (hidden.float() - reference.float()).pow(2).mean()
+
+
+def denoising_error(
+    model: BaseModel,
+    unet: Callable[..., Any],
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    cond: Conditioning,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the squared error (B,) of a UNet's prediction from noised latents.
+
+    Args:
+        unet: the model's own, or its compiled form.
+        x: clean latents, scaled (B, C, h, w).
+        noise: as `x`.
+        t: timesteps (B,).
+        mask: weights of the error (B, 1, h, w).
+    """
+    noisy = model.scheduler.add_noise(x, noise, t).to(model.dtype)
+    target = prediction_target(model.scheduler, x, noise, t)
+    prediction = unet(noisy, t, cond.hidden, added_cond_kwargs=cond.added).sample
+    return squared_error(prediction, target, mask)

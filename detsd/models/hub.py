@@ -36,18 +36,24 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import enable_progress_bars
 
-from detsd.families import INDEX, SUPPORTED, without_index
+from detsd.models.support import INDEX, SUPPORTED, without_index
 from detsd.utils.errors import DISK_ERRORS, UserError, one_line
 from detsd.utils.progress import LINE, meanwhile, say, tell
 
 logger = logging.getLogger("detsd")
 
 KEY = "model.pretrained_model_name_or_path"
+
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
+
 CONFIG = "config.json"  # what makes one a model of a single part, as `INDEX` one of several
+
 WHOLE = "."  # that part, which has no folder of its own
+
 PATIENCE = 10  # seconds for an answer of the hub
+
 LONGEST_WAIT = 60  # seconds before a busy hub is asked again
+
 # Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
 # stand in where there are no others.
 WEIGHTS = re.compile(

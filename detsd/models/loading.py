@@ -8,144 +8,38 @@ one's pooled states and the frame of the image are told to the UNet as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    __version__,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, __version__
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
 from packaging.version import Version
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-)
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.logging import disable_progress_bar as disable_transformers_progress_bar
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.vocabulary import Vocabulary, check_fit
 from detsd.config import ModelConfig
-from detsd.denoise import Conditioning
-from detsd.hub import INDEX, Source
-from detsd.kinds import examine, find_model, loading, read_json, tokenizer_for
-from detsd.single_file import mended, read_single_file
+from detsd.models.base import BaseModel
+from detsd.models.hub import Source
+from detsd.models.single_file import mended, read_single_file
+from detsd.models.spec import examine, find_model, loading, read_json, tokenizer_for
+from detsd.models.support import INDEX
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
+
+
 disable_transformers_progress_bar()
 
+
 ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # of the first and the second text side
+
 PICKLED = "pytorch_model.bin"
+
 NO_CHECKER = "model.safety_checker: false makes images without it"
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Height and width of the whole image, top and left of the crop from it, height and width shown.
-Frame = tuple[int, int, int, int, int, int]
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """A frozen latent diffusion model, in evaluation mode on one device."""
-
-    name: str
-    vocabulary: Vocabulary  # its tokenizers and text encoders, and the concepts added to them
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    scheduler: DDPMScheduler  # of training: adds noise, names the target
-    sampling_scheduler_config: dict  # of the model's own sampler
-    device: torch.device
-    dtype: torch.dtype  # of text encoders and UNet
-    no_prompt_is_zero: bool = False  # what is to be kept away from, where nothing is named
-    commit: str | None = None  # of the hub, that the weights came from; None for a folder
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent along a side: 8 for Stable Diffusion."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
-    def image_size(self) -> int:
-        """Pixels a side of the images that the UNet was trained on."""
-        return self.unet.config.sample_size * self.downsampling
-
-    def conditioning(
-        self,
-        prompts: list[str],
-        frames: Sequence[Frame] | torch.Tensor | None = None,
-        encoders: Sequence[Callable[..., Any]] | None = None,
-    ) -> Conditioning:
-        """What the UNet is told of prompts with concepts in them.
-
-        Args:
-            frames: of each prompt's image, which Stable Diffusion XL is told (arXiv 2307.01952);
-                default: whole images of the model's own size.
-            encoders: compiled text encoders, in place of the model's own.
-        """
-        texts = [self.vocabulary.text(prompt) for prompt in prompts]
-        sides = self.vocabulary.sides
-        encoders = encoders or [side.encoder for side in sides]
-        ids = [side.ids(texts) for side in sides]
-        if len(sides) == 1:
-            return Conditioning(encoders[0](ids[0]).last_hidden_state)
-        said = [
-            encode(i, output_hidden_states=True) for encode, i in zip(encoders, ids, strict=True)
-        ]
-        size = self.image_size
-        if frames is None:
-            frames = [(size, size, 0, 0, size, size)] * len(prompts)
-        return Conditioning(
-            # Of the layers before the last.
-            torch.cat([s.hidden_states[-2] for s in said], dim=-1),
-            {
-                "text_embeds": said[-1].text_embeds,  # pooled, (B, P)
-                "time_ids": torch.as_tensor(frames, dtype=torch.float32, device=self.device),
-            },
-        )
-
-    def away_from(self, prompts: list[str], frames: Sequence[Frame] | None = None) -> Conditioning:
-        """What the UNet is told of negative prompts."""
-        told = self.conditioning(prompts, frames)
-        if not self.no_prompt_is_zero:
-            return told
-        none = torch.tensor([not p for p in prompts], device=self.device)
-        pooled = told.added["text_embeds"].masked_fill(none[:, None], 0)
-        return Conditioning(
-            told.hidden.masked_fill(none[:, None, None], 0), told.added | {"text_embeds": pooled}
-        )
-
-    def stock_pipeline(
-        self, scheduler: Any, safety_checker: Any = None, feature_extractor: Any = None
-    ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-        """The diffusers pipeline of the same parts."""
-        first, *second = self.vocabulary.sides
-        parts = {
-            "vae": self.vae,
-            "unet": self.unet,
-            "scheduler": scheduler,
-            "tokenizer": first.tokenizer,
-            "text_encoder": first.encoder,
-            "feature_extractor": feature_extractor,
-        }
-        if second:
-            return StableDiffusionXLPipeline(
-                **parts,
-                tokenizer_2=second[0].tokenizer,
-                text_encoder_2=second[0].encoder,
-                force_zeros_for_empty_prompt=self.no_prompt_is_zero,
-                add_watermarker=False,
-            )
-        return StableDiffusionPipeline(
-            **parts,
-            safety_checker=safety_checker,
-            requires_safety_checker=safety_checker is not None,
-        )
 
 
 def pick_dtype(precision: str, device: torch.device, training: bool = False) -> torch.dtype:

@@ -1,6 +1,6 @@
 """Stable Diffusion in one safetensors file, in the layout of the original code, with no network.
 
-Such a file holds tensors and no configuration. That of the three families lies in detsd/configs, a
+Such a file holds tensors and no configuration. That of the three families lies in configs/, a
 few kilobytes; the vocabulary is the bundled model's, which is CLIP's own.
 """
 
@@ -14,16 +14,19 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from detsd.families import SUPPORTED, single_family
-from detsd.hub import KEY, Source, files_of
+from detsd.models.hub import KEY, Source, files_of
+from detsd.models.support import SUPPORTED, single_family
 from detsd.utils.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+
 CONFIGS = Path(__file__).parent / "configs"
-VOCABULARY = Path(__file__).parent.parent / "demo_model" / "tokenizer"
+
+VOCABULARY = Path(__file__).parents[2] / "demo_model" / "tokenizer"
+
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 

@@ -16,20 +16,27 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
-from detsd.families import SUPPORTED, unsupported_index, unsupported_parts, without_index
-from detsd.hub import INDEX, KEY, Source, find
-from detsd.single_file import (
+from detsd.models.hub import KEY, Source, find
+from detsd.models.single_file import (
     find_single_file,
     is_single_file,
     token_tables,
     tokenizer_of,
     told_of_scheduler,
 )
+from detsd.models.support import (
+    INDEX,
+    SUPPORTED,
+    unsupported_index,
+    unsupported_parts,
+    without_index,
+)
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.memory import is_out_of_memory
 from detsd.utils.paths import resolve
 
 REMEDY = "give a complete diffusers folder or a hub model that has safetensors weights"
+
 ERRORS = (  # that the libraries raise over files
     OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, ImportError,
     SafetensorError, pickle.UnpicklingError,

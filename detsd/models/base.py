@@ -1,0 +1,135 @@
+"""A frozen latent diffusion model and the conditioning of its UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+from detsd.concepts.vocabulary import Vocabulary
+
+# Height and width of the whole image, top and left of the crop from it, height and width shown.
+Frame = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen latent diffusion model, in evaluation mode on one device."""
+
+    name: str
+    vocabulary: Vocabulary  # its tokenizers and text encoders, and the concepts added to them
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler  # of training: adds noise, names the target
+    sampling_scheduler_config: dict  # of the model's own sampler
+    device: torch.device
+    dtype: torch.dtype  # of text encoders and UNet
+    no_prompt_is_zero: bool = False  # what is to be kept away from, where nothing is named
+    commit: str | None = None  # of the hub, that the weights came from; None for a folder
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent along a side: 8 for Stable Diffusion."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images that the UNet was trained on."""
+        return self.unet.config.sample_size * self.downsampling
+
+    def conditioning(
+        self,
+        prompts: list[str],
+        frames: Sequence[Frame] | torch.Tensor | None = None,
+        encoders: Sequence[Callable[..., Any]] | None = None,
+    ) -> Conditioning:
+        """What the UNet is told of prompts with concepts in them.
+
+        Args:
+            frames: of each prompt's image, which Stable Diffusion XL is told (arXiv 2307.01952);
+                default: whole images of the model's own size.
+            encoders: compiled text encoders, in place of the model's own.
+        """
+        texts = [self.vocabulary.text(prompt) for prompt in prompts]
+        sides = self.vocabulary.sides
+        encoders = encoders or [side.encoder for side in sides]
+        ids = [side.ids(texts) for side in sides]
+        if len(sides) == 1:
+            return Conditioning(encoders[0](ids[0]).last_hidden_state)
+        said = [
+            encode(i, output_hidden_states=True) for encode, i in zip(encoders, ids, strict=True)
+        ]
+        size = self.image_size
+        if frames is None:
+            frames = [(size, size, 0, 0, size, size)] * len(prompts)
+        return Conditioning(
+            # Of the layers before the last.
+            torch.cat([s.hidden_states[-2] for s in said], dim=-1),
+            {
+                "text_embeds": said[-1].text_embeds,  # pooled, (B, P)
+                "time_ids": torch.as_tensor(frames, dtype=torch.float32, device=self.device),
+            },
+        )
+
+    def away_from(self, prompts: list[str], frames: Sequence[Frame] | None = None) -> Conditioning:
+        """What the UNet is told of negative prompts."""
+        told = self.conditioning(prompts, frames)
+        if not self.no_prompt_is_zero:
+            return told
+        none = torch.tensor([not p for p in prompts], device=self.device)
+        pooled = told.added["text_embeds"].masked_fill(none[:, None], 0)
+        return Conditioning(
+            told.hidden.masked_fill(none[:, None, None], 0), told.added | {"text_embeds": pooled}
+        )
+
+    def stock_pipeline(
+        self, scheduler: Any, safety_checker: Any = None, feature_extractor: Any = None
+    ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """The diffusers pipeline of the same parts."""
+        first, *second = self.vocabulary.sides
+        parts = {
+            "vae": self.vae,
+            "unet": self.unet,
+            "scheduler": scheduler,
+            "tokenizer": first.tokenizer,
+            "text_encoder": first.encoder,
+            "feature_extractor": feature_extractor,
+        }
+        if second:
+            return StableDiffusionXLPipeline(
+                **parts,
+                tokenizer_2=second[0].tokenizer,
+                text_encoder_2=second[0].encoder,
+                force_zeros_for_empty_prompt=self.no_prompt_is_zero,
+                add_watermarker=False,
+            )
+        return StableDiffusionPipeline(
+            **parts,
+            safety_checker=safety_checker,
+            requires_safety_checker=safety_checker is not None,
+        )
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a UNet is told of a batch of prompts."""
+
+    hidden: torch.Tensor  # (B, 77, D), states of the text encoder
+    added: dict[str, torch.Tensor] | None = None  # (B, ...) each, where a model wants more
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several, in their order."""
+        added = None
+        if parts[0].added is not None:
+            added = {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added}
+        return Conditioning(torch.cat([p.hidden for p in parts]), added)
