@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.measure import in_turn, matmul_peak, operations, peak_memory, waits
 from detsd import trainer as trainers
 from detsd.config import FinetuneConfig, parse_config
-from detsd.data import TrainingData, read_images, to_tensor
+from detsd.data.dataset import TrainingData
+from detsd.data.images import read_images, to_tensor
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model
 from detsd.models.objective import prediction_target

@@ -40,7 +40,9 @@ from detsd.config import (
     TrainingConfig,
     flat,
 )
-from detsd.data import Batch, TrainingData, read_images, shape_of
+from detsd.data.dataset import Batch, TrainingData
+from detsd.data.images import read_images, shape_of
+from detsd.data.templates import EDITS, PLAIN
 from detsd.generator import Generator
 from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.models.base import Conditioning
@@ -51,7 +53,6 @@ from detsd.runs.download import downloaded
 from detsd.runs.folder import DICT_FILE, finetuning_of
 from detsd.runs.run import Run
 from detsd.show import describe_rows
-from detsd.templates import EDITS, PLAIN
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 from detsd.utils.progress import waiting

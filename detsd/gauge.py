@@ -15,10 +15,10 @@ from statistics import fmean
 from PIL import Image
 
 from detsd.config import FinetuneConfig
-from detsd.data import read_images
+from detsd.data.images import read_images
+from detsd.data.templates import EDITS, PLAIN
 from detsd.measure import Anchors, Eye, Yardstick
 from detsd.pipeline import Job, sample_jobs
-from detsd.templates import EDITS, PLAIN
 
 
 def edited_prompts(kind: str, count: int) -> list[str]:

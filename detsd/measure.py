@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 
 from detsd.checks import evaluator_problems, own_clip
 from detsd.config import EvaluatorConfig
-from detsd.data import to_shape, to_tensor
+from detsd.data.images import to_shape, to_tensor
 from detsd.models.hub import CONFIG, WHOLE, Source, find
 from detsd.models.spec import loading, read_json
 from detsd.utils.errors import UserError

@@ -25,10 +25,10 @@ from typing import Any
 from PIL import Image
 
 from detsd.app_form import FIELDS, checked_job
-from detsd.checks import list_images
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import is_uuid, split_source
-from detsd.data import to_rgb
+from detsd.data.folder import list_images
+from detsd.data.images import to_rgb
 from detsd.denoise import decode
 from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, Progress
 from detsd.runs.folder import read_metadata

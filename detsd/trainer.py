@@ -31,7 +31,8 @@ from detsd.concepts.source import is_source
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
-from detsd.data import Batch, TrainingData, ahead, changed_images
+from detsd.data.dataset import Batch, TrainingData, changed_images
+from detsd.data.prefetch import prefetch
 from detsd.environment import packages
 from detsd.gauge import Gauge, gauge_jobs
 from detsd.measure import Anchors, Eye, load_eyes
@@ -203,7 +204,7 @@ class Trainer:
             self._restore(run.latest)
         self._seen_at_start = self.samples_seen
         # Drawn by a thread while others compute.
-        self._batches = ahead(self._draw, itertools.count(), 1)
+        self._batches = prefetch(self._draw, itertools.count(), 1)
         self._unet: Callable[..., Any] = self.model.unet  # of the step
         self._encoders: list[Callable[..., Any]] = [side.encoder for side in self.vocabulary.sides]
         self.compiled = False

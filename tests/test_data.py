@@ -11,22 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detsd import checks
-from detsd.checks import mask_problem, passed_over
 from detsd.config import ConceptsConfig, ModelConfig
-from detsd.data import (
-    Batch,
-    TrainingData,
-    ahead,
-    changed_images,
-    encode_images,
-    prompts_for,
-    read_images,
-    shape_of,
-    text_of,
-    to_rgb,
-    to_shape,
-)
+from detsd.data import folder
+from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
+from detsd.data.folder import mask_problem, passed_over
+from detsd.data.images import read_images, shape_of, to_rgb, to_shape
+from detsd.data.prefetch import prefetch
+from detsd.data.prompts import prompts_for, text_of
 from detsd.models.loading import load_base_model
 from detsd.utils.errors import UserError
 
@@ -140,7 +131,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(checks, "register_heif_opener", None)
+    monkeypatch.setattr(folder, "register_heif_opener", None)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
@@ -159,7 +150,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
     (tmp_path / "a.png").rename(tmp_path / "a.HEIC")
     monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
     monkeypatch.setattr(
-        checks, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
+        folder, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
     assert passed_over(tmp_path) == ""
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
@@ -253,11 +244,11 @@ def test_work_ahead_keeps_its_order_and_stays_near():
         begun.append(n)
         return n * n
 
-    for n, result in enumerate(ahead(square, range(50), 3)):
+    for n, result in enumerate(prefetch(square, range(50), 3)):
         assert result == n * n
         assert len(begun) <= n + 1 + 2 * 3
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda n: 1 // n, [1, 0], 1))
+        list(prefetch(lambda n: 1 // n, [1, 0], 1))
 
 
 def test_images_encoded_at_once_are_those_encoded_alone(model, photos):

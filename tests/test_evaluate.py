@@ -25,10 +25,10 @@ from detsd.config import (
     ModelConfig,
     load_config,
 )
+from detsd.data.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
 from detsd.evaluate import find_blocks
 from detsd.models import loading
 from detsd.models.spec import load_token_tables
-from detsd.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
 from detsd.utils.png import read
 
 SMALL = {

@@ -29,7 +29,7 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig, load_config
-from detsd.data import frame
+from detsd.data.images import frame
 from detsd.models import single_file
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.models.single_file import mended

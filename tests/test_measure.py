@@ -17,6 +17,7 @@ from detsd.config import (
     MeasureConfig,
     ModelConfig,
 )
+from detsd.data.templates import EDITS
 from detsd.measure import (
     Anchors,
     Lineup,
@@ -30,7 +31,6 @@ from detsd.measure import (
     text_similarity,
     without_word,
 )
-from detsd.templates import EDITS
 from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")

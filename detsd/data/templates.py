@@ -75,6 +75,7 @@ OBJECT_EDITS = (
     "a photo of a black cat to the left of a {}",
     "a photo of a white moon above a {}",
 )
+
 STYLE_EDITS = (
     "a cat in the style of {}",
     "a house on the grass in the style of {}",
@@ -85,6 +86,7 @@ STYLE_EDITS = (
     "a tree in the style of {}",
     "a black cat to the left of a pink flower in the style of {}",
 )
+
 # The prompts for objects of DreamBooth (arXiv 2208.12242), from google/dreambooth, where a class's
 # name stands behind the concept.
 DREAMBOOTH_EDITS = (
@@ -115,5 +117,7 @@ DREAMBOOTH_EDITS = (
     ),
     *(f"a {how} {{}}" for how in ("red", "purple", "shiny", "wet", "cube shaped")),
 )
+
 EDITS = {"object": OBJECT_EDITS, "style": STYLE_EDITS, "dreambooth": DREAMBOOTH_EDITS}
+
 PLAIN = {"object": "a photo of a {}", "style": "a painting in the style of {}"}

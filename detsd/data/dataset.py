@@ -10,25 +10,20 @@ import functools
 import hashlib
 import itertools
 import logging
-import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageOps
 
-from detsd.checks import list_images, mask_of, passed_over
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
+from detsd.data.folder import list_images
+from detsd.data.images import read_images, read_mask, to_tensor
+from detsd.data.prompts import prompts_for, text_of, vary_tags
 from detsd.models.base import BaseModel, Frame
-from detsd.templates import TEMPLATES
-from detsd.utils.errors import UserError
 from detsd.utils.progress import Bar, Work
 
 logger = logging.getLogger("detsd")
@@ -40,8 +35,6 @@ ORDER, CHOICES, DRAW, VALIDATION, TAGS = range(5)
 
 PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512, which a VAE on a GPU sees one by one
 
-A, B = TypeVar("A"), TypeVar("B")
-
 
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
     """Standard normal numbers, drawn on the CPU so that every device gets the same.
@@ -50,223 +43,6 @@ def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
     """
     seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ---- images --------------------------------------------------------------------------------------
-
-
-def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
-    """The first frame, upright, as 8-bit RGB; transparency shows the colour `behind`."""
-    image.seek(0)
-    # A dark picture of 16 bits need not hold a value above 255; older versions of Pillow know such
-    # a PNG file by "I" only.
-    is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit and float greys: Pillow's own conversion clips instead of scaling.
-        values = np.asarray(image, np.float64)
-        if image.mode == "F" and values.max() <= 1:
-            top = 1.0
-        else:
-            top = 65535.0 if is_16_bit or values.max() > 255 else 255.0
-        image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, ImageColor.getrgb(behind))
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")
-
-
-def shape_of(size: int, aspect: float) -> tuple[int, int]:
-    """Width and height of an aspect, of about as many pixels as a square of `size` a side.
-
-    Multiples of 8, of which a VAE makes whole latents.
-    """
-    width, height = size * math.sqrt(aspect), size / math.sqrt(aspect)
-    return tuple(max(8, round(side / 8) * 8) for side in (width, height))
-
-
-def to_shape(
-    image: Image.Image,
-    shape: tuple[int, int],
-    center_crop: bool,
-    resample: Image.Resampling = Image.Resampling.LANCZOS,
-) -> Image.Image:
-    """`shape` pixels wide and high: the centre crop, or the whole image squeezed."""
-    if center_crop:
-        return ImageOps.fit(image, shape, resample)
-    return image.resize(shape, resample)
-
-
-def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) -> Frame:
-    """What `to_shape` makes of an image, as Stable Diffusion XL was told of its training images.
-
-    The crop is counted in pixels of the scaled image (arXiv 2307.01952, section 2.2).
-    """
-    across, down = shape
-    if not center_crop:
-        return (height, width, 0, 0, down, across)
-    scale = max(across / width, down / height)
-    left, top = (
-        max(0, round((side * scale - kept) / 2)) for side, kept in ((width, across), (height, down))
-    )
-    return (height, width, top, left, down, across)
-
-
-def text_of(path: Path) -> str:
-    r"""A file's name as text; bytes that are no UTF-8, as in names of old disks, as `\xe9`."""
-    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
-
-
-def ahead(call: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
-    """`call(item)` of every item, in their order, made by threads that run a little ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[B]] = deque()
-        for item in items:
-            waiting.append(pool.submit(call, item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def read_images(
-    folder: Path, config: ConceptsConfig, size: int, key: str
-) -> Iterator[tuple[Path, Image.Image, Frame]]:
-    """All readable images of a folder, cut to one shape, with their frames.
-
-    Unreadable ones are named and skipped.
-
-    Several are decoded at once, and only a few are held.
-
-    Raises:
-        UserError: no such folder, or no readable image in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
-    if note := passed_over(folder):
-        logger.warning("%s", note)
-    shape = shape_of(size, config.img_aspect)
-
-    def read(path: Path) -> tuple[Path, Image.Image | Exception, Frame | None]:
-        try:
-            with Image.open(path) as image:
-                rgb = to_rgb(image, config.transparency_color)
-        except Exception as error:  # broken files raise a dozen classes, struct.error among them
-            return path, error, None
-        where = frame(*rgb.size, shape, config.center_crop)
-        return path, to_shape(rgb, shape, config.center_crop), where
-
-    count = 0
-    for path, image, where in ahead(read, list_images(folder), min(8, os.cpu_count() or 1)):
-        if isinstance(image, Exception):
-            logger.warning("%s cannot be read and is skipped (%s)", path, image)
-            continue
-        count += 1
-        yield path, image, where
-    if not count:
-        raise UserError(
-            f"{key}: folder {folder} holds no readable image; put JPEG, PNG or WebP files there"
-            + (f" ({note})" if note else "")
-        )
-
-
-def read_mask(
-    path: Path, where: Frame, config: ConceptsConfig, shape: tuple[int, int]
-) -> torch.Tensor | None:
-    """How much of each latent of a picture trains: (1, h, w) in [0, 1]; None without a mask.
-
-    Cut out as the picture is. A latent counts by the share of its pixels that do.
-
-    Args:
-        where: the picture's frame.
-        shape: latents across and down.
-
-    Raises:
-        UserError: no readable mask, one of another size, or one that leaves nothing.
-    """
-    if config.mask == "none":
-        return None
-    source = mask_of(path) if config.mask == "files" else path
-    try:
-        with Image.open(source) as image:
-            if config.mask == "files":
-                mask = to_rgb(image, "black").convert("L")
-            else:
-                image.seek(0)
-                mask = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    except Exception as error:  # as of pictures
-        raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
-    height, width = where[:2]
-    if mask.size != (width, height):
-        raise UserError(
-            f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
-            f"{width} x {height}; make the mask as large as the picture"
-        )
-    mask = to_shape(mask, shape, config.center_crop, Image.Resampling.BOX)
-    if not mask.getbbox():
-        what = "is black" if config.mask == "files" else "is transparent"
-        raise UserError(
-            f"{source} {what} all over what is trained on, so that nothing of the picture would "
-            "train; mend it, or leave the picture out"
-        )
-    return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-# ---- prompts -------------------------------------------------------------------------------------
-
-
-def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> list[str]:
-    """The prompts that image `path` of concept `name` may be shown with.
-
-    Raises:
-        UserError: an empty caption file; a file name that is to be read and is no UTF-8.
-    """
-    sidecar = path.with_suffix(".txt")
-    if config.use_caption_files and sidecar.is_file():
-        try:
-            # "-sig": some editors begin a file with a mark that would become three tokens.
-            text = " ".join(sidecar.read_text(encoding="utf-8-sig").split())
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{sidecar} cannot be read as UTF-8 text; save it again") from None
-        if not text:
-            raise UserError(f"{sidecar} is empty; write a caption, or delete it")
-        text = text.replace("{}", name)
-        # A caption that does not say where the concept is begins with it.
-        return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
-    words = ""
-    if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
-        if text_of(path) != path.name:
-            raise UserError(
-                f"{path.parent / text_of(path)}: the file name is no UTF-8, and "
-                "concepts.append_file_name_to_text reads it; rename the file"
-            )
-        split = config.file_name_split_char
-        words = " " + (path.stem.replace(split, " ") if split else path.stem)
-    templates = list(TEMPLATES[kind])
-    templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
-    return [template.format(name) + words for template in templates]
-
-
-def vary_tags(
-    prompt: str, words: PromptRewriter, rng: np.random.Generator, shuffle: bool, drop_out: float
-) -> str:
-    """A prompt with its comma-separated parts in another order, or some of them left out.
-
-    Those that have one of the `words` stay; where the others are shuffled, they come first.
-    """
-    tags = [tag.strip() for tag in prompt.split(",")]
-    tags = [tag for tag in tags if words.words_in(tag) or rng.random() >= drop_out]
-    if shuffle:
-        rest = [tag for tag in tags if not words.words_in(tag)]
-        tags = [tag for tag in tags if words.words_in(tag)]
-        tags += [rest[k] for k in rng.permutation(len(rest))]
-    return ", ".join(tags)
 
 
 # ---- latents and examples ------------------------------------------------------------------------

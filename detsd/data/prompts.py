@@ -1,0 +1,69 @@
+"""Training prompts: templates, captions, file names and tags."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from detsd.concepts.prompts import PromptRewriter
+from detsd.config import ConceptsConfig
+from detsd.data.templates import TEMPLATES
+from detsd.utils.errors import UserError
+
+
+def text_of(path: Path) -> str:
+    r"""A file's name as text; bytes that are no UTF-8, as in names of old disks, as `\xe9`."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> list[str]:
+    """The prompts that image `path` of concept `name` may be shown with.
+
+    Raises:
+        UserError: an empty caption file; a file name that is to be read and is no UTF-8.
+    """
+    sidecar = path.with_suffix(".txt")
+    if config.use_caption_files and sidecar.is_file():
+        try:
+            # "-sig": some editors begin a file with a mark that would become three tokens.
+            text = " ".join(sidecar.read_text(encoding="utf-8-sig").split())
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"{sidecar} cannot be read as UTF-8 text; save it again") from None
+        if not text:
+            raise UserError(f"{sidecar} is empty; write a caption, or delete it")
+        text = text.replace("{}", name)
+        # A caption that does not say where the concept is begins with it.
+        return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
+    words = ""
+    if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
+        if text_of(path) != path.name:
+            raise UserError(
+                f"{path.parent / text_of(path)}: the file name is no UTF-8, and "
+                "concepts.append_file_name_to_text reads it; rename the file"
+            )
+        split = config.file_name_split_char
+        words = " " + (path.stem.replace(split, " ") if split else path.stem)
+    templates = list(TEMPLATES[kind])
+    templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
+    return [template.format(name) + words for template in templates]
+
+
+def vary_tags(
+    prompt: str, words: PromptRewriter, rng: np.random.Generator, shuffle: bool, drop_out: float
+) -> str:
+    """A prompt with its comma-separated parts in another order, or some of them left out.
+
+    Those that have one of the `words` stay; where the others are shuffled, they come first.
+    """
+    tags = [tag.strip() for tag in prompt.split(",")]
+    tags = [tag for tag in tags if words.words_in(tag) or rng.random() >= drop_out]
+    if shuffle:
+        rest = [tag for tag in tags if not words.words_in(tag)]
+        tags = [tag for tag in tags if words.words_in(tag)]
+        tags += [rest[k] for k in rng.permutation(len(rest))]
+    return ", ".join(tags)
