@@ -31,11 +31,11 @@ from PIL import Image
 from detsd import generator
 from detsd.config import GenerateConfig, parse_config
 from detsd.generator import Generator
-from detsd.pipeline import Made
 from detsd.runs import open as open_runs
 from detsd.runs.folder import METADATA
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
+from detsd.sampling.jobs import Made
 from detsd.utils import png
 
 

@@ -37,10 +37,10 @@ from typing import Any
 from PIL import Image
 
 from detsd.config import GenerateConfig
-from detsd.pipeline import Job
 from detsd.runs.download import download
 from detsd.runs.folder import METADATA, read_metadata
 from detsd.runs.run import Run, pack, unpack
+from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
 from detsd.utils.errors import UserError
 

@@ -20,7 +20,7 @@ from detsd.app_api import endpoints
 from detsd.app_learn import learn_tab
 from detsd.app_tabs import QUIET, about, concepts_tab, generate_tab, grid_tab
 from detsd.learning import Learning
-from detsd.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.studio import Studio
 from detsd.utils.errors import UserError
 

@@ -8,7 +8,9 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.stock import SCHEDULERS
 from detsd.utils.errors import UserError
 
 # Of a job, what the form holds, in the order of `checked_job`.

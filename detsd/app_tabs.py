@@ -18,7 +18,8 @@ from typing import Any
 import gradio as gr
 
 from detsd.app_form import AXES, FIELDS, MOST_IMAGES, checked_job, copies, grid_jobs
-from detsd.pipeline import SCHEDULERS, Job
+from detsd.sampling.jobs import Job
+from detsd.sampling.stock import SCHEDULERS
 from detsd.studio import Making, Shown, Studio, watched
 from detsd.utils.errors import UserError
 

@@ -48,10 +48,11 @@ from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.models.base import Conditioning
 from detsd.models.objective import denoising_error
 from detsd.models.spec import examine, find_model
-from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.download import downloaded
 from detsd.runs.folder import DICT_FILE, finetuning_of
 from detsd.runs.run import Run
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.show import describe_rows
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError

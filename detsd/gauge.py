@@ -18,7 +18,7 @@ from detsd.config import FinetuneConfig
 from detsd.data.images import read_images
 from detsd.data.templates import EDITS, PLAIN
 from detsd.measure import Anchors, Eye, Yardstick
-from detsd.pipeline import Job, sample_jobs
+from detsd.sampling.jobs import Job, sample_jobs
 
 
 def edited_prompts(kind: str, count: int) -> list[str]:

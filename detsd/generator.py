@@ -11,7 +11,6 @@ pause, a crash or on another number of processes.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import shutil
@@ -27,39 +26,23 @@ from detsd.album import MANIFEST, Album, Page, pages
 from detsd.concepts.prompts import misspelt
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
-from detsd.config import GenerateConfig, GridConfig, ModelConfig, flat
+from detsd.config import GenerateConfig, ModelConfig, flat
 from detsd.environment import packages
 from detsd.exchange import Exchange
 from detsd.models import support
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
 from detsd.models.spec import fetch_vocabulary
-from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, batches
 from detsd.runs.folder import DICT_FILE, check_grid_folder, read_metadata
 from detsd.runs.run import Run
+from detsd.sampling.jobs import Job, Made, batches, grid_jobs
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size
 from detsd.utils.progress import Bar, Work, waiting
 
 logger = logging.getLogger("detsd")
-
-
-def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
-    """The product of the grid's lists, seeds fastest; `size` in pixels where it names none."""
-    return [
-        Job(
-            prompt, seed, negative, scale, steps, scheduler, grid.width or size, grid.height or size
-        )
-        for prompt, negative, scheduler, steps, scale, seed in itertools.product(
-            grid.prompts,
-            grid.negative_prompts,
-            grid.scheduler_names,
-            grid.num_inference_steps,
-            grid.guidance_scales,
-            grid.all_seeds,
-        )
-    ]
 
 
 def _kind(job: Job) -> str:

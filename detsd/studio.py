@@ -29,9 +29,10 @@ from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import is_uuid, split_source
 from detsd.data.folder import list_images
 from detsd.data.images import to_rgb
-from detsd.denoise import decode
-from detsd.pipeline import DetSDTextualInversionPipeline, Job, Made, Progress
 from detsd.runs.folder import read_metadata
+from detsd.sampling.denoise import decode
+from detsd.sampling.jobs import Job, Made, Progress
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve

@@ -40,9 +40,10 @@ from detsd.models.base import BaseModel, Conditioning
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
 from detsd.models.spec import fetch_vocabulary
-from detsd.pipeline import DetSDTextualInversionPipeline, batches, sample_jobs
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.run import Run, pack, unpack
+from detsd.sampling.jobs import batches, sample_jobs
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.progress import Bar, Work, waiting

@@ -16,7 +16,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from detsd.pipeline import DetSDTextualInversionPipeline, Job
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets
 
 DOCS = Path("docs")

@@ -17,10 +17,10 @@ from benchmarks.scale import FolderRun
 from detsd import album
 from detsd.album import Album, pages, still_kept
 from detsd.config import GenerateConfig, GridConfig, parse_config
-from detsd.generator import grid_jobs
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
 from detsd.runs.run import masked_crc32c
+from detsd.sampling.jobs import grid_jobs
 from detsd.utils import png
 
 

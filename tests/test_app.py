@@ -21,13 +21,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny import ROOT
 
-from detsd import app, app_tabs, pipeline
+from detsd import app, app_tabs
 from detsd.__main__ import main
 from detsd.app_form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.learning import Learning
-from detsd.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling import pipeline
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.studio import Making, Studio, Words, watched
 from detsd.utils.errors import UserError
 from detsd.utils.png import CHUNK, read_record

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from detsd import pipeline
-from detsd.denoise import decode, denoise, starting_noise
 from detsd.models.base import Conditioning
-from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
+from detsd.sampling import pipeline
+from detsd.sampling.denoise import decode, denoise, starting_noise
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.stock import SCHEDULERS
 from detsd.utils import memory
 from detsd.utils.errors import UserError
 

@@ -22,9 +22,11 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import load_config
-from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job
 from detsd.runs.open import open_run
 from detsd.runs.ranks import Ranks
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.stock import SCHEDULERS
 from detsd.studio import Making, Studio
 from detsd.trainer import Trainer
 

@@ -35,9 +35,10 @@ from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.models.single_file import mended
 from detsd.models.spec import examine, find_model, load_token_tables
 from detsd.models.support import single_family, unsupported_index, unsupported_parts, without_index
-from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.trainer import Trainer
 from detsd.utils.errors import UserError
 

@@ -28,8 +28,9 @@ from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.concepts.source import is_source, locate
 from detsd.concepts.writing import encode, store, write_concepts
-from detsd.pipeline import DetSDTextualInversionPipeline, Job
 from detsd.runs.folder import DICT_FILE
+from detsd.sampling.jobs import Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 

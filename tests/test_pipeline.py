@@ -21,10 +21,12 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
-from detsd.denoise import starting_noise
 from detsd.models.loading import load_base_model, pick_dtype
-from detsd.pipeline import SCHEDULERS, DetSDTextualInversionPipeline, Job, sample_jobs
 from detsd.runs import download
+from detsd.sampling.denoise import starting_noise
+from detsd.sampling.jobs import Job, sample_jobs
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.stock import SCHEDULERS
 from detsd.utils.errors import UserError
 from detsd.utils.png import read_record, remake_hyperparameters
 

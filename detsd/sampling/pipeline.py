@@ -8,7 +8,6 @@ pipe("a watercolor painting of a det-logo-demo", guidance_scale=4).images[0]
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -16,152 +15,29 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-)
 from PIL import Image
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import misspelt, unweighted
 from detsd.concepts.reading import find_concepts
-from detsd.config import InferenceConfig, ModelConfig
-from detsd.denoise import decode, denoise, starting_noise
+from detsd.config import ModelConfig
 from detsd.models.base import BaseModel, Conditioning, Frame
 from detsd.models.loading import DTYPES, load_base_model, load_safety_checker
+from detsd.sampling.denoise import decode, denoise, starting_noise
+from detsd.sampling.jobs import Job, Made, Progress, batches
+from detsd.sampling.stock import SCHEDULERS, _in_float32
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size, is_out_of_memory
 
 logger = logging.getLogger("detsd")
 
-SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "pndm": PNDMScheduler,
-    "lms-discrete": LMSDiscreteScheduler,
-    "euler": EulerDiscreteScheduler,
-    "euler-ancestral": EulerAncestralDiscreteScheduler,
-    "dpmsolver++": DPMSolverMultistepScheduler,
-}
-
 # What may be given to a call by place, as in `StableDiffusionPipeline`.
 PLACES = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image: its pixels are a function of these fields, the model and the concepts alone."""
-
-    prompt: str
-    seed: int
-    negative_prompt: str = ""
-    guidance_scale: float = 7.5
-    num_inference_steps: int = 50
-    scheduler_name: str = "ddim"
-    width: int | None = None  # None: the model's own size
-    height: int | None = None
-    copy: int = 0  # of several images that agree in all else
-
-    @property
-    def noise_seed(self) -> int:
-        """The seed that makes this image as copy 0, which is what any tool makes of a seed.
-
-        PyTorch heeds only 32 bits of a seed, so those of the other copies are hashed.
-        """
-        mixed = np.random.SeedSequence((self.seed, self.copy)).generate_state(1)[0]
-        return int(mixed) if self.copy else self.seed
-
-    @property
-    def generator(self) -> torch.Generator:
-        """Of all noise: on the CPU, so that every device starts from the same."""
-        return torch.Generator().manual_seed(self.noise_seed)
-
-    @property
-    def batch_key(self) -> tuple:
-        """Jobs that agree in this can be made at once; prompt and guidance scale may differ."""
-        return (
-            self.scheduler_name,
-            self.num_inference_steps,
-            self.width,
-            self.height,
-            self.guidance_scale > 1,  # else no guidance is computed, as diffusers has it
-        )
-
-
-def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
-    """A fine-tuning's sample images: prompts x seeds x copies, in this order."""
-    return [
-        Job(
-            prompt,
-            seed,
-            config.negative_prompt,
-            config.guidance_scale,
-            config.num_inference_steps,
-            config.scheduler_name,
-            size,
-            size,
-            copy,
-        )
-        for prompt in config.inference_prompts
-        for seed in config.seeds
-        for copy in range(config.img_per_prompt)
-    ]
-
-
-def batches(jobs: list[Job], size: int) -> list[list[int]]:
-    """Numbers of the jobs to be made at once, at most `size` of them; every job in one batch."""
-    groups: dict[tuple, list[int]] = {}
-    for number, job in enumerate(jobs):
-        groups.setdefault(job.batch_key, []).append(number)
-    return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
-
-
-@dataclass(frozen=True)
-class Made:
-    """The image of a job."""
-
-    image: Image.Image
-    flagged: bool  # the model's safety checker blacked it out
-    batch_size: int  # images made at once: other batches may round otherwise
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the making of several jobs stands after a denoising step."""
-
-    numbers: list[int]  # of the jobs that are being made at once
-    step: int  # denoising steps done of these
-    steps: int
-    timestep: int
-    latents: torch.Tensor  # (B, 4, h, w), a row for each of `numbers`
-    share: float  # of all jobs' work that is done
-
-
-def _in_float32(scheduler: Any) -> Any:
-    """A sampler for the stock pipeline that computes in float32, and draws its noise so.
-
-    PyTorch 2.3 draws normal numbers of half precision from 8 or 11 random bits: none is beyond
-    3.3, and far too many are zero.
-    """
-    step = scheduler.step
-
-    @functools.wraps(step)  # diffusers looks at its signature
-    def in_float32(model_output, timestep, sample, *places, **options):
-        made = step(model_output.float(), timestep, sample.float(), *places, **options)
-        return (made[0].to(sample.dtype), *made[1:])
-
-    scheduler.step = in_float32
-    return scheduler
 
 
 class DetSDTextualInversionPipeline:
