@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.measure import in_turn, peak_memory
 from detsd.config import GenerateConfig, parse_config
-from detsd.generator import Generator
+from detsd.generate.grid import Generator
 from detsd.runs.open import open_run
 from detsd.utils.paths import resolve
 

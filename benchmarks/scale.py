@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detsd import generator
 from detsd.config import GenerateConfig, parse_config
-from detsd.generator import Generator
+from detsd.generate import grid as grids
+from detsd.generate.grid import Generator
 from detsd.runs import open as open_runs
 from detsd.runs.folder import METADATA
 from detsd.runs.local import LocalRun
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of the mixed grid, about")
     args = parser.parse_args()
     stand_in = StandIn(args.side)
-    generator.DetSDTextualInversionPipeline = stand_in
+    grids.DetSDTextualInversionPipeline = stand_in
     png.encode = quick_png(stand_in.image)
     with TemporaryDirectory() as name:
         folder = Path(name) / "taking"

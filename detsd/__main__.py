@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detsd import __version__
-from detsd.checks import check_evaluate, check_finetune, check_generate, check_resume
+from detsd.checks import check_evaluate, check_finetune, check_resume
 from detsd.concepts.source import LAYOUTS, is_uuid, locate, source_problems, split_source
 from detsd.config import (
     Config,
@@ -33,6 +33,7 @@ from detsd.config import (
     override,
     parse_config,
 )
+from detsd.generate.preflight import check_generate
 from detsd.models.support import model_problems
 from detsd.runs import folder, task
 from detsd.runs.folder import check_grid_folder, check_output, latest_checkpoint, read_metadata
@@ -206,7 +207,7 @@ def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
     config, folder = configuration(args, GenerateConfig, check_generate, grid_of)
     with progress.libraries():
-        from detsd.generator import Generator, compare
+        from detsd.generate.grid import Generator, compare
         from detsd.runs.open import open_run
     with open_run(folder) as run:
         generator = Generator(config, run)
@@ -315,7 +316,7 @@ def learned_on(sources: list[str]) -> dict[str, str | None]:
 
 def download(args: argparse.Namespace) -> int:
     """Fetch all that a checkpoint of the cluster stands for; exit code."""
-    from detsd.album import collect
+    from detsd.generate.shards import collect
 
     folder = args.output_dir or Path("outputs") / args.uuid
     count = collect(args.uuid, folder)

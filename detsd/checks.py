@@ -10,14 +10,7 @@ import re
 from pathlib import Path
 
 from detsd.concepts.source import is_source, locate, source_problems, split_source, word_problem
-from detsd.config import (
-    EvaluateConfig,
-    EvaluatorConfig,
-    FinetuneConfig,
-    GenerateConfig,
-    differences,
-    refuse,
-)
+from detsd.config import EvaluateConfig, EvaluatorConfig, FinetuneConfig, differences, refuse
 from detsd.data.folder import folder_problem, mask_problem
 from detsd.models.support import HUB_NAME, model_problems, vocabulary
 from detsd.runs.folder import DICT_FILE, finetuning_of, latest_checkpoint, read_metadata
@@ -58,18 +51,6 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         for k, folder in enumerate(config.measure.lineup):
             if problem := folder_problem(folder, beside):
                 problems.append(f"measure.lineup[{k}]: {problem}")
-    refuse(problems, source)
-
-
-def check_generate(config: GenerateConfig, source: str, beside: Path | None = None) -> None:
-    """Whether the model and the concept files that a grid names are there.
-
-    Raises:
-        UserError: naming every problem.
-    """
-    problems = model_problems(config.model, beside)
-    for k, name in enumerate(config.concepts.files):
-        problems += source_problems(name, f"concepts.files[{k}]", beside)
     refuse(problems, source)
 
 

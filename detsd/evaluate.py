@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from detsd.album import Page
 from detsd.checks import images_problem, learned_from
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import PromptRewriter
@@ -43,7 +42,8 @@ from detsd.config import (
 from detsd.data.dataset import Batch, TrainingData
 from detsd.data.images import read_images, shape_of
 from detsd.data.templates import EDITS, PLAIN
-from detsd.generator import Generator
+from detsd.generate.grid import Generator
+from detsd.generate.sheets import Page
 from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.models.base import Conditioning
 from detsd.models.objective import denoising_error

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import threading
+import time
 
 import pytest
 from hypothesis import given as drawn
@@ -14,9 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import IMAGES, Event
 from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from benchmarks.scale import FolderRun
-from detsd import album
-from detsd.album import Album, pages, still_kept
 from detsd.config import GenerateConfig, GridConfig, parse_config
+from detsd.generate import store
+from detsd.generate.shards import still_kept
+from detsd.generate.sheets import pages
+from detsd.generate.store import SHEET_COLUMNS, SHEET_TILES, Album
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
 from detsd.runs.run import masked_crc32c
@@ -53,10 +56,10 @@ def test_contact_sheets_hold_every_image_once_and_are_bounded():
     assert sorted(numbers) == list(range(len(jobs)))
     assert len({page.title for page in found}) == len(found)
     for page in found:
-        assert page.missing == sum(map(len, page.cells)) <= album.SHEET_TILES
+        assert page.missing == sum(map(len, page.cells)) <= SHEET_TILES
         for row, label in zip(page.cells, page.row_labels, strict=True):
             assert {f"seed {jobs[n].seed}" for n in row} == {label}
-        assert len(page.column_labels) == len(page.cells[0]) <= album.SHEET_COLUMNS
+        assert len(page.column_labels) == len(page.cells[0]) <= SHEET_COLUMNS
 
 
 def test_the_checksum_is_tensorboards():
@@ -121,7 +124,7 @@ def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
 
 
 def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(album, "MOST_TAGS", 11)
+    monkeypatch.setattr(store, "MOST_TAGS", 11)
     kept = opened()
     kept.show_stored()
     assert "TensorBoard gets contact sheets, not 12 single images" in capsys.readouterr().out
@@ -178,7 +181,7 @@ def test_the_way_of_tensorboard_can_be_told(opened, way, each):
 
 def test_lines_and_metrics_come_while_nothing_is_stored(opened, tmp_path, monkeypatch, capsys):
     clock = itertools.count(0, 6)
-    monkeypatch.setattr(album.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     kept = opened()
     for n in range(10):
         kept.take(files(kept, [n]))

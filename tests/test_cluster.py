@@ -23,12 +23,13 @@ from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_clip
 
-from detsd import album, trainer
+from detsd import trainer
 from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import FinetuneConfig
+from detsd.generate import store
 from detsd.runs import ranks
 from detsd.runs.ranks import AcceleratedRanks, _distributed
 from detsd.utils import progress
@@ -413,7 +414,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     before = max(master.stored())
     assert 0 < before < 12
 
-    monkeypatch.setattr(album, "BEHIND", 1)  # no image is made while one waits to be stored
+    monkeypatch.setattr(store, "BEHIND", 1)  # no image is made while one waits to be stored
     pause(master, told("/checkpoints", before + 2))
     assert f"{before} of 12 images are there already" in master.run(given, **options)
     assert before + 2 <= max(master.stored()) < 12
@@ -487,7 +488,7 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
             "output": {"batch_size": 1, "checkpoint_freq": 1},
         },
     }  # fmt: skip
-    monkeypatch.setattr(album, "BEHIND", 1)  # no image is made while one waits to be stored
+    monkeypatch.setattr(store, "BEHIND", 1)  # no image is made while one waits to be stored
     pause(master, told("/checkpoints", 2))
     master.run(given, command="evaluate")
     assert 2 <= max(master.stored()) < 8

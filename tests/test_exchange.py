@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from detsd.exchange import Exchange
+from detsd.generate.work_queue import Exchange
 
 
 class Threads:

@@ -20,7 +20,7 @@ from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
-from detsd.generator import Generator
+from detsd.generate.grid import Generator
 from detsd.runs.open import open_run
 from detsd.sampling.jobs import batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline

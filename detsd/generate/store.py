@@ -30,94 +30,28 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from detsd.config import GenerateConfig
-from detsd.runs.download import download
+from detsd.generate.shards import Shard, still_kept
+from detsd.generate.sheets import Page, pages
 from detsd.runs.folder import METADATA, read_metadata
 from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
-from detsd.utils.errors import UserError
 
 logger = logging.getLogger("detsd")
 
 MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"
+
 MOST_TAGS = 2000  # TensorBoard becomes unusable with more images under a tag each
+
 SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
+
 BEHIND = 512  # images that may wait to be written; their memory is the chief's
-
-
-@dataclass
-class Shard:
-    """A stored checkpoint: the images that it alone holds."""
-
-    uuid: str
-    numbers: list[int]
-    sheets: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Page:
-    """A contact sheet: seeds by settings."""
-
-    title: str
-    row_labels: list[str]
-    column_labels: list[str]
-    cells: list[list[int]]  # job numbers
-    missing: int
-
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.cells))
-
-
-def pages(jobs: list[Job]) -> list[Page]:
-    """A contact sheet per prompt, negative prompt and scheduler, or several of `SHEET_TILES`."""
-    groups: dict[tuple, dict[tuple, int]] = {}
-    for number, job in enumerate(jobs):
-        group = (job.prompt, job.negative_prompt, job.scheduler_name)
-        cell = (job.seed, (job.num_inference_steps, job.guidance_scale))
-        groups.setdefault(group, {})[cell] = number
-    several_schedulers = len({scheduler for _, _, scheduler in groups}) > 1
-    several_steps = len({job.num_inference_steps for job in jobs}) > 1
-    found = []
-    for (prompt, negative, scheduler), cells in groups.items():
-        seeds = list(dict.fromkeys(seed for seed, _ in cells))
-        settings = list(dict.fromkeys(setting for _, setting in cells))
-        title = prompt + (f"  —  not: {negative}" if negative else "")
-        title += f"  —  {scheduler}" if several_schedulers else ""
-        across = [settings[k : k + SHEET_COLUMNS] for k in range(0, len(settings), SHEET_COLUMNS)]
-        height = max(1, SHEET_TILES // len(across[0]))
-        down = [seeds[k : k + height] for k in range(0, len(seeds), height)]
-        several = len(across) * len(down) > 1
-        for number, (rows, columns) in enumerate(itertools.product(down, across)):
-            found.append(
-                Page(
-                    title + (f"  —  {number + 1}" if several else ""),
-                    [f"seed {seed}" for seed in rows],
-                    [
-                        f"guidance {scale:g}" + (f", {steps} steps" if several_steps else "")
-                        for steps, scale in columns
-                    ],
-                    [[cells[(seed, setting)] for setting in columns] for seed in rows],
-                    len(rows) * len(columns),
-                )
-            )
-    return found
-
-
-def still_kept(shards: int, keeps: int) -> int:
-    """How many shards, the newest, go on to hold their images when one is added to `shards`.
-
-    The new one takes in what the others hold. With room for as many again: an answer of the master
-    that was cut may leave a checkpoint twice.
-    """
-    return min(shards, max(1, keeps // 2) - 1)
 
 
 class Album:
@@ -454,42 +388,3 @@ class Album:
         record = self.record(number) | self.finished[number]
         name = f"{self.folder.name}/{self.path(number).name}"
         return json.dumps({"file": name, **record}, ensure_ascii=False) + "\n"
-
-
-def collect(uuid: str, folder: Path) -> int:
-    """Download a checkpoint, and of a grid all others that hold its images, into one folder.
-
-    What is packed is unpacked; of a grid the folder becomes what a run off cluster leaves behind.
-
-    Returns:
-        How many images a grid's manifest names; 0 for a fine-tuning.
-
-    Raises:
-        UserError: the folder is not empty, or as `cluster.download`.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder with --output-dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
-
-    def fetch(uuid: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as name:
-            checkpoint = Path(name) / uuid
-            download(uuid, checkpoint)
-            metadata = read_metadata(checkpoint)
-            if metadata.get("kind") == "generate":
-                lines.extend((checkpoint / MANIFEST).read_text(encoding="utf-8").splitlines())
-            for packed in checkpoint.glob("*.zip"):
-                unpack(packed, folder)
-                packed.unlink()
-            shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-        return metadata
-
-    metadata = fetch(uuid)
-    for other in metadata.get("shards", []):
-        fetch(other)
-    if metadata.get("kind") == "generate":
-        (folder / METADATA).unlink()
-        lines.sort(key=lambda line: json.loads(line)["job"])
-        (folder / MANIFEST).write_text("".join(f"{s}\n" for s in lines), encoding="utf-8")
-    return len(lines)

@@ -22,6 +22,7 @@ from typing import Any
 from detsd.runs.run import Run
 
 PACE = 0.2  # seconds between two rounds, at most
+
 SILENCE = 10.0  # seconds without a round after which the others are gone
 
 

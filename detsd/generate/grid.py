@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detsd.album import MANIFEST, Album, Page, pages
 from detsd.concepts.prompts import misspelt
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
 from detsd.environment import packages
-from detsd.exchange import Exchange
+from detsd.generate.sheets import Page, pages
+from detsd.generate.store import MANIFEST, Album
+from detsd.generate.work_queue import Exchange
 from detsd.models import support
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype

@@ -1,0 +1,24 @@
+"""Mistakes in a grid's configuration, found before any library is loaded.
+
+Imports no library that takes long.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detsd.concepts.source import source_problems
+from detsd.config import GenerateConfig, refuse
+from detsd.models.support import model_problems
+
+
+def check_generate(config: GenerateConfig, source: str, beside: Path | None = None) -> None:
+    """Whether the model and the concept files that a grid names are there.
+
+    Raises:
+        UserError: naming every problem.
+    """
+    problems = model_problems(config.model, beside)
+    for k, name in enumerate(config.concepts.files):
+        problems += source_problems(name, f"concepts.files[{k}]", beside)
+    refuse(problems, source)
