@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detsd import __version__
-from detsd.checks import check_evaluate, check_finetune, check_resume
+from detsd.checks import check_finetune, check_resume
 from detsd.concepts.source import LAYOUTS, is_uuid, locate, source_problems, split_source
 from detsd.config import (
     Config,
@@ -33,6 +33,7 @@ from detsd.config import (
     override,
     parse_config,
 )
+from detsd.evaluate.preflight import check_evaluate
 from detsd.generate.preflight import check_generate
 from detsd.models.support import model_problems
 from detsd.runs import folder, task
@@ -253,7 +254,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
     config, folder = configuration(args, EvaluateConfig, check_evaluate, evaluation_of)
     with progress.libraries():
-        from detsd.evaluate import FIGURES, Evaluation, table
+        from detsd.evaluate.evaluation import Evaluation
+        from detsd.evaluate.report import FIGURES, table
         from detsd.runs.open import open_run
     with open_run(folder) as run:
         evaluation = Evaluation(config, run)
@@ -328,7 +330,7 @@ def show(args: argparse.Namespace) -> int:
     """Say what a concept file or checkpoint holds; exit code."""
     locate(args.path)
     with progress.libraries():
-        from detsd.show import examine, plot, report
+        from detsd.evaluate.rows import examine, plot, report
 
     facts = examine(args.path, args.model)
     if args.json:

@@ -17,7 +17,8 @@ from PIL import Image
 from detsd.config import FinetuneConfig
 from detsd.data.images import read_images
 from detsd.data.templates import EDITS, PLAIN
-from detsd.measure import Anchors, Eye, Yardstick
+from detsd.evaluate.encoders import Eye
+from detsd.evaluate.metrics import Anchors, Yardstick
 from detsd.sampling.jobs import Job, sample_jobs
 
 

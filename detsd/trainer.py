@@ -34,8 +34,9 @@ from detsd.config import FinetuneConfig, ModelConfig, TrainingConfig, flat
 from detsd.data.dataset import Batch, TrainingData, changed_images
 from detsd.data.prefetch import prefetch
 from detsd.environment import packages
+from detsd.evaluate.encoders import Eye, load_eyes
+from detsd.evaluate.metrics import Anchors
 from detsd.gauge import Gauge, gauge_jobs
-from detsd.measure import Anchors, Eye, load_eyes
 from detsd.models.base import BaseModel, Conditioning
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty

@@ -14,7 +14,6 @@ from PIL import Image
 from tiny import ROOT, save_tiny_clip
 from transformers import CLIPTokenizer
 
-from detsd import evaluate
 from detsd.__main__ import evaluation_of, main, parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
@@ -26,7 +25,8 @@ from detsd.config import (
     load_config,
 )
 from detsd.data.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
-from detsd.evaluate import find_blocks
+from detsd.evaluate import evaluation, samples
+from detsd.evaluate.samples import find_blocks
 from detsd.models import loading
 from detsd.models.spec import load_token_tables
 from detsd.utils.png import read
@@ -188,7 +188,7 @@ def test_checkpoints_of_the_cluster(run, monkeypatch):
         asked.append(uuid)
         return run / "checkpoints" / "step-00000008"
 
-    monkeypatch.setattr(evaluate, "downloaded", downloaded)
+    monkeypatch.setattr(samples, "downloaded", downloaded)
     words = [UUID, f"{UUID[:-1]}0=my-word"]
     args = parser().parse_args(["evaluate", *words, "--images", "det_logos", "--model", "tiny"])
     config = evaluation_of(args)[0]
@@ -248,7 +248,7 @@ def test_the_bundled_concept_as_it_stands(tmp_path, capsys):
 def nothing_is_loaded(monkeypatch):
     """What is heavy is not come to."""
     monkeypatch.setattr(loading, "load_base_model", lambda *_, **__: pytest.fail("loaded"))
-    monkeypatch.setattr(evaluate, "Generator", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluation, "Generator", lambda *_, **__: pytest.fail("loaded"))
 
 
 def change_folder(run: Path, folder: str) -> None:
@@ -303,7 +303,7 @@ def test_a_mistake_is_told_in_a_sentence(
 
 
 def test_flagged_samples_are_not_measured(run, clip, tmp_path, monkeypatch, capsys):
-    generate = evaluate.Generator.generate
+    generate = evaluation.Generator.generate
 
     def prude(self):
         write = self.album._write
@@ -311,7 +311,7 @@ def test_flagged_samples_are_not_measured(run, clip, tmp_path, monkeypatch, caps
                                                  for n, how, png in files])  # fmt: skip
         return generate(self)
 
-    monkeypatch.setattr(evaluate.Generator, "generate", prude)
+    monkeypatch.setattr(evaluation.Generator, "generate", prude)
     assert call(run, "--clip", clip, "--output-dir", tmp_path / "out") == 2
     assert "has blacked out samples of" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import EvaluatorConfig, ModelConfig
-from detsd.measure import load_eyes
+from detsd.evaluate.encoders import load_eyes
 from detsd.models import hub as model_hub
 from detsd.models.hub import WHOLE, Source
 from detsd.models.loading import load_base_model, load_safety_checker

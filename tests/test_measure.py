@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tiny import save_tiny_clip, save_tiny_dino
 
-from detsd import gauge, measure
+from detsd import gauge
 from detsd.config import (
     ConceptsConfig,
     EvaluatorConfig,
@@ -18,15 +18,15 @@ from detsd.config import (
     ModelConfig,
 )
 from detsd.data.templates import EDITS
-from detsd.measure import (
+from detsd.evaluate import lookalikes
+from detsd.evaluate.encoders import load_eyes
+from detsd.evaluate.lookalikes import Lineup, outlines
+from detsd.evaluate.metrics import (
     Anchors,
-    Lineup,
     Yardstick,
     anchors,
-    load_eyes,
     mean_cosine,
     normalised,
-    outlines,
     score,
     text_similarity,
     without_word,
@@ -162,7 +162,7 @@ class Features:
 
 
 def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monkeypatch):
-    monkeypatch.setattr(measure, "outlines", torch.stack)
+    monkeypatch.setattr(lookalikes, "outlines", torch.stack)
     centres, texts = features(3, seed=1), features(2, seed=2)
     pictures, *others = (list(features(5, k, centre)) for k, centre in enumerate(centres))
     eyes = {"clip": Features(texts), "dino": Features(texts)}

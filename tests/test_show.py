@@ -14,9 +14,9 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig
+from detsd.evaluate.rows import describe, examine, plot, report
 from detsd.models import spec
 from detsd.models.spec import load_token_tables
-from detsd.show import describe, examine, plot, report
 from detsd.utils.errors import UserError
 
 

@@ -18,198 +18,37 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
-from detsd.checks import images_problem, learned_from
-from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import PromptRewriter
-from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import checkpoints_of, locate, split_source
 from detsd.concepts.vocabulary import check_fit
-from detsd.config import (
-    ConceptsConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    GridConfig,
-    TrainingConfig,
-    flat,
-)
+from detsd.config import EvaluateConfig, GenerateConfig, GridConfig, flat
 from detsd.data.dataset import Batch, TrainingData
 from detsd.data.images import read_images, shape_of
-from detsd.data.templates import EDITS, PLAIN
+from detsd.evaluate.encoders import Eye, load_eyes
+from detsd.evaluate.metrics import Yardstick
+from detsd.evaluate.report import FIGURES, _line, plot
+from detsd.evaluate.rows import describe_rows
+from detsd.evaluate.samples import Block, Ground, edits, find_blocks
 from detsd.generate.grid import Generator
 from detsd.generate.sheets import Page
-from detsd.measure import Eye, Yardstick, load_eyes
 from detsd.models.base import Conditioning
 from detsd.models.objective import denoising_error
 from detsd.models.spec import examine, find_model
-from detsd.runs.download import downloaded
-from detsd.runs.folder import DICT_FILE, finetuning_of
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.show import describe_rows
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
 from detsd.utils.progress import waiting
 
-FIGURES = "evaluation.json"
 NOISE_LEVELS = 5  # parts of equal length that the timesteps of the denoising error are told in
+
 SHOWN = 8  # images in a row of the picture of samples
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What a concept was learned from, and how: what its samples are held against.
-
-    Attributes:
-        name: the concept's word in its training prompts.
-        folder: of its training images.
-        concepts, seed, most_held_out: of its fine-tuning, so that the same images are held out.
-    """
-
-    name: str
-    phrase: str
-    folder: str
-    concepts: ConceptsConfig
-    seed: int
-    most_held_out: int
-
-    @property
-    def kind(self) -> str:
-        """object or style."""
-        return self.concepts.learnable_properties[self.concepts.concept_strs.index(self.name)]
-
-
-@dataclass(frozen=True)
-class Block:
-    """The samples of a concept, or of a phrase: what they are of, and their jobs."""
-
-    label: str
-    ground: Ground
-    jobs: list[Job]
-    concept: LearnedConcept | None = None  # under the word of its prompts; None: the phrase
-    source: str = ""
-
-
-def _files(config: EvaluateConfig) -> list[tuple[str, str]]:
-    """What is evaluated, as `path` or `path=word`, and what an image is to call it."""
-    found = []
-    for source in config.concepts.files:
-        path, word = split_source(source)
-        every = checkpoints_of(path) if config.evaluation.all_checkpoints else []
-        for file in map(str, every or [split_source(locate(source))[0]]):
-            found.append((f"{file}={word}" if word else file, file))
-    for source in config.concepts.uuids:
-        uuid, equals, word = source.partition("=")
-        found.append((locate(f"{downloaded(uuid)}{equals}{word}"), f"uuid:{uuid}"))
-    return found
-
-
-def _ground(concept: LearnedConcept, file: Path, images_dir: str | None) -> Ground:
-    """What a concept of a file is held against.
-
-    Raises:
-        UserError: its training images are not known, or not here.
-    """
-    config = finetuning_of(file).get("config", {})
-    known = {f.name for f in dataclasses.fields(ConceptsConfig)}
-    given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
-    names = given.get("concept_strs", [concept.name])
-    place = names.index(concept.name) if concept.name in names else 0  # else under another word
-    folders = [images_dir] * len(names) if images_dir else learned_from(file)
-    if problem := images_problem(concept.name, folders[place : place + 1]):
-        raise UserError(f"{file}: {problem}")
-    phrase = concept.initializer or "thing"  # as Vocabulary.plain has it
-    lists = {
-        "concept_strs": names,
-        "initializer_strs": [phrase] * len(names),
-        "img_dirs": folders,
-        "learnable_properties": given.get("learnable_properties", ["object"]),
-        "num_vectors": [None],  # of no concern here: runs that differ in it are compared
-    }
-    if images_dir:  # which are of this concept alone
-        lists = {key: values[place : place + 1] for key, values in lists.items()}
-    training = config.get("training", {})
-    return Ground(
-        names[place],
-        phrase,
-        folders[place],
-        ConceptsConfig(**given | lists),
-        training.get("train_seed", TrainingConfig.train_seed),
-        training.get("max_validation_images", TrainingConfig.max_validation_images),
-    )
-
-
-def find_blocks(config: EvaluateConfig) -> list[Block]:
-    """The samples to be made: of the phrase of each ground, then of each concept on it.
-
-    Raises:
-        UserError: a source without a concept, or without training images.
-    """
-    found = []
-    for named, source in _files(config):
-        file, given = split_source(named)
-        for concept in read_concepts(named):
-            ground = _ground(concept, file, config.evaluation.images)
-            found.append((concept, (source, given), _title(file), ground))
-    groups: list[list[Block]] = []
-    for number, (concept, (source, given), title, ground) in enumerate(found):
-        alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
-        # One name may stand for many states: each gets a word of its own.
-        steps = concept.steps if [k for k, _ in alike].count(concept.steps) == 1 else None
-        word = f"{concept.name}-{f'no-{number + 1}' if steps is None else steps}"
-        word = word if len(alike) > 1 else concept.name
-        label = title if len({t for _, t in alike}) > 1 else concept.name
-        label += "" if concept.steps is None else f", {concept.steps} steps"
-        block = Block(
-            label,
-            ground,
-            _jobs(config, ground, word),
-            dataclasses.replace(concept, name=word),
-            f"{source}={word}" if given or word != concept.name else source,
-        )
-        group = next((g for g in groups if g[0].ground == ground), None)
-        if group is None:
-            group = [Block("the phrase", ground, _jobs(config, ground, ground.phrase))]
-            groups.append(group)
-        group.append(block)
-    return [block for group in groups for block in group]
-
-
-def _title(file: Path) -> str:
-    """What tells a concept file from others: its run's name, or its own."""
-    inside = file.parent.parent.name == "checkpoints"
-    run = file.parent.parent.parent if inside else file.parent
-    return run.name if file.name == DICT_FILE else file.stem
-
-
-def edits(config: EvaluateConfig, ground: Ground) -> list[str]:
-    """The edited prompts of a ground's concepts, with {} in them."""
-    e = config.evaluation
-    return e.prompts or list(EDITS[ground.kind if e.prompt_list == "auto" else e.prompt_list])
-
-
-def _jobs(config: EvaluateConfig, ground: Ground, word: str) -> list[Job]:
-    """The samples of a word: of the plain prompt, then of each edited one; seeds fastest."""
-    e = config.evaluation
-    counts = [(PLAIN[ground.kind], e.num_samples)]
-    counts += [(template, e.num_samples_per_prompt) for template in edits(config, ground)]
-    return [
-        Job(
-            template.format(word),
-            e.first_seed + k,
-            guidance_scale=e.guidance_scale,
-            num_inference_steps=e.num_inference_steps,
-        )
-        for template, count in counts
-        for k in range(count)
-    ]
 
 
 class Evaluation:
@@ -428,94 +267,3 @@ class Evaluation:
                 named = block.label if block.concept else f"the phrase: {ground.phrase}"
                 labels.append(_line(named, state))
         return contact_sheets.sheet(rows, labels)
-
-
-# ---- what is shown -------------------------------------------------------------------------------
-
-COLUMNS = {  # of the table: what it is called, and how it is written
-    "clip_image_similarity": ("image", "{:.3f}"),
-    "dino_image_similarity": ("dino", "{:.3f}"),
-    "clip_text_similarity": ("text", "{:.3f}"),
-    "lineup": ("line-up", "{:.0%}"),
-    "denoising_error": ("error", "{:.4f}"),
-    "high_noise": ("high noise", "{:.4f}"),
-    "score": ("score", "{:.3f}"),
-}
-
-
-def _written(figures: dict[str, Any]) -> dict[str, str]:
-    """A row of the table, by what its columns are called."""
-    errors = [key for key in figures if key.startswith("denoising_error_")]
-    figures = figures | ({"high_noise": figures[errors[-1]]} if errors else {})
-    return {title: form.format(figures[key]) for key, (title, form) in COLUMNS.items()
-            if figures.get(key) is not None}  # fmt: skip
-
-
-def _line(label: str, figures: dict[str, Any]) -> str:
-    told = {k: v for k, v in _written(figures).items() if k in ("image", "text", "line-up")}
-    return "   ".join([label, *(f"{k} {v}" for k, v in told.items())])
-
-
-def table(result: dict[str, Any]) -> str:
-    """What was measured, a line for each concept or checkpoint under its anchors."""
-    lines = []
-    for concept in result["concepts"]:
-        rows = [("training images", concept["training_images"])]
-        rows += [(row["label"], row) for row in (concept["phrase"], *concept["states"])]
-        written = [(label, _written(figures)) for label, figures in rows]
-        titles = [title for title, _ in COLUMNS.values() if any(title in w for _, w in written)]
-        wide = min(60, max(len(label) for label, _ in written))
-        lines += ["", f"{concept['concept']:{wide}}  " + "  ".join(f"{t:>7}" for t in titles)]
-        for label, row in written:
-            label = label if len(label) <= wide else f"{label[: wide - 3]}..."
-            cells = (f"{row.get(title, ''):>{max(7, len(title))}}" for title in titles)
-            lines.append(f"{label:{wide}}  " + "  ".join(cells))
-        if concept["lineup"]:
-            judge, chance = concept["lineup"]["judge"], concept["lineup"]["chance"]
-            lines.append(f"line-up: {chance:.0%} by chance; judged by {judge}")
-        if len(concept["states"]) > 1:
-            lines.append(f"best: {concept['best']}")
-    return "\n".join(lines[1:])
-
-
-def plot(result: dict[str, Any], file: Path) -> None:
-    """Draw image against text similarity, a panel for each concept, a point for each state of it.
-
-    Up is more of the concept, to the right more of the prompt, as in figure 10 of arXiv 2208.01618.
-    The states of one run are joined; where there are many, the first, last and best are named.
-    """
-    from matplotlib.figure import Figure  # late, as in `show`
-
-    concepts = result["concepts"]
-    figure = Figure(figsize=(7 * len(concepts), 5.5), layout="constrained")
-    panels = figure.subplots(1, len(concepts), squeeze=False)[0]
-    for axis, concept in zip(panels, concepts, strict=True):
-        states, runs = concept["states"], {}
-
-        def place(figures: dict[str, Any]) -> tuple[float, float]:
-            return figures["clip_text_similarity"], figures["clip_image_similarity"]
-
-        axis.axhline(concept["anchors"]["image_high"], color="#d9a441", ls="--", lw=1)
-        axis.axvline(concept["anchors"]["text_high"], color="#d9a441", ls="--", lw=1)
-        for label in ("training_images", "phrase"):
-            axis.scatter(*place(concept[label]), color="#8a8a8a", s=45)
-            axis.annotate(label.replace("_", " "), place(concept[label]), (7, 5),
-                          textcoords="offset points", fontsize=8)  # fmt: skip
-        for k, state in enumerate(states):
-            best = state["label"] == concept["best"] and len(states) > 1
-            runs.setdefault(state["label"].rpartition(", ")[0], []).append(place(state))
-            axis.scatter(*place(state), color="#3b6fb6", s=130 if best else 45, zorder=2,
-                         marker="*" if best else "o")  # fmt: skip
-            if len(states) > 5 and k not in (0, len(states) - 1) and not best:
-                continue
-            said = state["label"].removeprefix(f"{concept['concept']}, ") + ", best" * best
-            axis.annotate(said, place(state), (7, 5 if k % 2 else -11),
-                          textcoords="offset points", fontsize=8)  # fmt: skip
-        for points in runs.values():
-            axis.plot(*zip(*points, strict=True), color="#3b6fb6", lw=0.8, zorder=1)
-        axis.set_title(f"{concept['concept']} (dashed: what scores as 1)", loc="left", fontsize=10)
-        axis.set_xlabel("similarity of edited samples to their prompts")
-        axis.set_ylabel("similarity of samples to the training images")
-        axis.margins(0.2)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=110)

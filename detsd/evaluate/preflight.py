@@ -1,0 +1,86 @@
+"""Mistakes in an evaluation's configuration, found before any library is loaded.
+
+Imports no library that takes long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from detsd.concepts.source import locate, source_problems, split_source
+from detsd.config import EvaluateConfig, EvaluatorConfig, refuse
+from detsd.data.folder import folder_problem
+from detsd.models.support import HUB_NAME, model_problems
+from detsd.runs.folder import finetuning_of
+from detsd.utils.paths import DEMO_CONCEPT, DEMO_IMAGES, resolve
+
+
+def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = None) -> None:
+    """Whether the model, evaluators, concepts and folders that an evaluation names are there.
+
+    Raises:
+        UserError: naming every problem.
+    """
+    e, model = config.evaluation, config.model
+    problems = model_problems(model, beside)
+    problems += evaluator_problems(config.evaluator, model.pretrained_model_name_or_path)
+    if not (config.concepts.files or config.concepts.uuids):
+        problems.append("concepts.files and concepts.uuids are empty; name a concept to evaluate")
+    for key, folders in (("images", [e.images] if e.images else []), ("lineup", e.lineup)):
+        found = (folder_problem(folder, beside) for folder in folders)
+        problems += [f"evaluation.{key}: {problem}" for problem in found if problem]
+    for k, name in enumerate(config.concepts.files):
+        key = f"concepts.files[{k}]"
+        wrong = source_problems(name, key, beside)
+        if not wrong and not e.images:
+            wrong = images_problem(name, learned_from(split_source(locate(name))[0]))
+            wrong = [f"{key}: {wrong}"] if wrong else []
+        problems += wrong
+    refuse(problems, source)
+
+
+def learned_from(file: Path) -> list[str]:
+    """The folders of training images that the concepts of a file are known to be learned from."""
+    given = finetuning_of(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
+    if file.name == DEMO_CONCEPT and file.resolve() == Path(resolve(DEMO_CONCEPT)).resolve():
+        given = [DEMO_IMAGES]
+    return [resolve(folder) for folder in given]
+
+
+def images_problem(name: str, folders: list[str]) -> str | None:
+    """Why a concept's samples have nothing to be held against; None where the folders are here."""
+    ask = "name the folder of its training images with --images (evaluation.images)"
+    if not folders:
+        return f"from which images {name} was learned is not known; {ask}"
+    problem = next(filter(None, map(folder_problem, folders)), None)
+    return problem and f"{name} was learned from other images: {problem.partition(';')[0]}; {ask}"
+
+
+def own_clip(base_model: str) -> str | None:
+    """The CLIP that lies in a base model's folder, as in the bundled one's; None without one."""
+    folder = Path(resolve(base_model)) / "clip"
+    return str(folder) if (folder / "config.json").is_file() else None
+
+
+def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
+    """What is wrong with what is to measure images that shows without loading or asking for it."""
+    problems = []
+    if not config.clip and not own_clip(base_model):
+        problems.append(
+            f"evaluator.clip: {base_model} brings no CLIP along to measure images with; name one, "
+            "such as openai/clip-vit-large-patch14"
+        )
+    for key, name in dataclasses.asdict(config).items():
+        if not name:
+            continue
+        there = Path(resolve(name))
+        if there.is_dir() and not (there / "config.json").is_file():
+            problems.append(f"evaluator.{key}: {name} holds no config.json; name a model's folder")
+        elif not there.is_dir() and not re.fullmatch(HUB_NAME, name):
+            problems.append(
+                f"evaluator.{key}: {name} does not exist; name a folder, or a model on the hub as "
+                "OWNER/NAME"
+            )
+    return problems
