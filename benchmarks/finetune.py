@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import in_turn, matmul_peak, operations, peak_memory, waits
-from detsd import trainer as trainers
 from detsd.config import FinetuneConfig, parse_config
 from detsd.data.dataset import TrainingData
 from detsd.data.images import read_images, to_tensor
@@ -28,7 +27,9 @@ from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model
 from detsd.models.objective import prediction_target
 from detsd.runs.open import open_run
-from detsd.trainer import Trainer, add_concepts
+from detsd.train import trainer as trainers
+from detsd.train.step import add_concepts
+from detsd.train.trainer import Trainer
 
 IMAGES = "det_logos"
 ATTENTION = {

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detsd import __version__
-from detsd.checks import check_finetune, check_resume
 from detsd.concepts.source import LAYOUTS, is_uuid, locate, source_problems, split_source
 from detsd.config import (
     Config,
@@ -39,6 +38,7 @@ from detsd.models.support import model_problems
 from detsd.runs import folder, task
 from detsd.runs.folder import check_grid_folder, check_output, latest_checkpoint, read_metadata
 from detsd.runs.task import cluster_experiment, cluster_hyperparameters
+from detsd.train.preflight import check_finetune, check_resume
 from detsd.utils import progress
 from detsd.utils.errors import DISK_ERRORS, Diverged, UserError, one_line
 from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
@@ -101,12 +101,12 @@ def finetune(args: argparse.Namespace) -> int:
                 progress.say(f"complete: {best_of(folder)}")
             return 0
     with progress.libraries():
-        from detsd import trainer
         from detsd.runs.open import open_run
+        from detsd.train.trainer import Trainer
         from detsd.utils.memory import is_out_of_memory
     with open_run(folder, args.warm_start, accelerate=True) as run:
         try:
-            done = trainer.Trainer(config, run).train()
+            done = Trainer(config, run).train()
         except Diverged as end:
             if not on_cluster:
                 raise

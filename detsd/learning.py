@@ -24,11 +24,11 @@ import torch
 import yaml
 from PIL import Image
 
-from detsd.checks import check_finetune
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
 from detsd.runs.folder import read_metadata
 from detsd.sampling.jobs import sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.train.preflight import check_finetune
 from detsd.utils import contact_sheets
 from detsd.utils.errors import UserError
 from detsd.utils.paths import BUNDLED, file_name, resolve

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detsd.best import best_step, on_plateau
+from detsd.train.validation import best_step, on_plateau
 
 
 def test_the_best_step():

@@ -11,9 +11,9 @@ from conftest import SAMPLES
 from tiny import ROOT, WORDS
 
 from detsd.__main__ import main
-from detsd.checks import check_finetune
 from detsd.config import ModelConfig, load_config
 from detsd.models.support import vocabulary
+from detsd.train.preflight import check_finetune
 from detsd.utils.errors import UserError
 from detsd.utils.paths import find
 

@@ -23,7 +23,6 @@ from standin import Dropped, Master, Refused, experiment_of, free_port, matched
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_clip
 
-from detsd import trainer
 from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
@@ -32,6 +31,7 @@ from detsd.config import FinetuneConfig
 from detsd.generate import store
 from detsd.runs import ranks
 from detsd.runs.ranks import AcceleratedRanks, _distributed
+from detsd.train.trainer import Trainer
 from detsd.utils import progress
 
 CONCEPTS = ("blob-thing", "blob-thing-two")
@@ -289,7 +289,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     """As what the master keeps as the best, though the trial was paused and restarted."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
     monkeypatch.setattr(
-        trainer.Trainer,
+        Trainer,
         "_validation_loss",
         lambda self, rows=None: losses[self.steps_completed] if rows is None else 0.9,
     )

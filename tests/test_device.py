@@ -28,7 +28,7 @@ from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
 from detsd.studio import Making, Studio
-from detsd.trainer import Trainer
+from detsd.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,12 @@ def test_the_context_is_small_and_whole(capsys):
     """As `det e create FILE .` reads it; the master takes 95 MiB."""
     files = {f.path: v1file_utils.v1File_size(f) for f in context.read_v1_context(ROOT)}
     assert sum(files.values()) < 60e6
-    for name in ("finetune_demo.yaml", "startup-hook.sh", "requirements.txt", "detsd/trainer.py"):
+    for name in (
+        "finetune_demo.yaml",
+        "startup-hook.sh",
+        "requirements.txt",
+        "detsd/train/trainer.py",
+    ):
         assert name in files
     assert "demo_model/unet/diffusion_pytorch_model-00001-of-00002.safetensors" in files
     assert len([name for name in files if name.startswith("det_logos/")]) > 40

@@ -39,7 +39,7 @@ from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.trainer import Trainer
+from detsd.train.trainer import Trainer
 from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")

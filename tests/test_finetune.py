@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, save_tiny_model
 
-from detsd import trainer
 from detsd.__main__ import main, parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
@@ -31,7 +30,9 @@ from detsd.models import loading
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
-from detsd.trainer import Trainer, learning_rate
+from detsd.train import trainer as trainers
+from detsd.train.step import learning_rate, wants_compiler
+from detsd.train.trainer import Trainer
 
 
 def rows_of(folder, step):
@@ -690,7 +691,7 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
 def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, capsys, monkeypatch):
     """By a real limit of a file's size, which the system reports as it does a full disk."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    real = trainer.write_concepts
+    real = trainers.write_concepts
 
     def full(concepts, folder):
         if "step-00000008" in str(folder):
@@ -701,7 +702,7 @@ def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, ca
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
-    monkeypatch.setattr(trainer, "write_concepts", full)
+    monkeypatch.setattr(trainers, "write_concepts", full)
     assert finetune(experiment(), tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "step-00000008 cannot be written" in said
@@ -776,15 +777,15 @@ def test_a_collapsed_scale_is_a_divergence(experiment, tmp_path, monkeypatch, ca
 def test_validation_is_made_in_bounded_batches(experiment, tmp_path, monkeypatch):
     change = {"num_sgd_steps": 1, "num_validation_timesteps": 20}
     path = experiment(training=change)
-    real, sizes, losses = trainer.denoising_error, set(), []
+    real, sizes, losses = trainers.denoising_error, set(), []
 
     def error(model, unet, batch, told):
         sizes.add(len(batch.t))
         return real(model, unet, batch, told)
 
-    monkeypatch.setattr(trainer, "denoising_error", error)
+    monkeypatch.setattr(trainers, "denoising_error", error)
     for at_once in (8, 20):
-        monkeypatch.setattr(trainer, "VALIDATED_AT_ONCE", at_once)
+        monkeypatch.setattr(trainers, "VALIDATED_AT_ONCE", at_once)
         assert finetune(path, tmp_path / str(at_once)) == 0
         losses.append(metrics_of(tmp_path / str(at_once), "validation")[1]["val_loss"])
     assert sizes == {4, 8, 20}
@@ -942,7 +943,7 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
 
     def compile_by(backend):
         monkeypatch.setattr(
-            trainer, "compiled", partial(torch.compile, backend=backend, dynamic=False)
+            trainers, "compiled", partial(torch.compile, backend=backend, dynamic=False)
         )
 
     compile_by("eager")  # the same graphs, without the minutes
@@ -995,4 +996,4 @@ def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, 
 )  # fmt: skip
 def test_what_is_compiled(setting, device, steps, expected):
     config = TrainingConfig(compile=setting, num_sgd_steps=steps)
-    assert trainer.wants_compiler(config, torch.device(device)) is expected
+    assert wants_compiler(config, torch.device(device)) is expected

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tiny import save_tiny_clip, save_tiny_dino
 
-from detsd import gauge
 from detsd.config import (
     ConceptsConfig,
     EvaluatorConfig,
@@ -31,6 +30,8 @@ from detsd.evaluate.metrics import (
     text_similarity,
     without_word,
 )
+from detsd.train import samples
+from detsd.train.samples import Gauge, gauge_jobs
 from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -206,14 +207,14 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
             assert made == ends
             return {"count": len(made)}
 
-    monkeypatch.setattr(gauge, "Yardstick", Recorder)
-    monkeypatch.setattr(gauge, "read_images", lambda *_: [])
+    monkeypatch.setattr(samples, "Yardstick", Recorder)
+    monkeypatch.setattr(samples, "read_images", lambda *_: [])
     c = ConceptsConfig(["a-cat", "a-way"], ["cat"] * 2, ["x", "y"], ["object", "style"])
     config = FinetuneConfig(ModelConfig("x"), c, measure=MeasureConfig(3, 15))
-    jobs = gauge.gauge_jobs(config, 32)
+    jobs = gauge_jobs(config, 32)
     assert [job.seed for job in jobs[:4]] == [0, 1, 2, 0]
     made = [job.prompt for job in jobs]
-    found = gauge.Gauge(config, {}, 32)
+    found = Gauge(config, {}, 32)
     found.anchor(made)
     assert [len(own) for own in found.ends] == [3 + 15, 3 + len(EDITS["style"])]
     for word, own in zip(c.concept_strs, found.ends, strict=True):

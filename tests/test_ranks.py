@@ -16,7 +16,7 @@ from detsd.runs import ranks
 from detsd.runs.open import open_run
 from detsd.runs.ranks import AcceleratedRanks, check_gpus
 from detsd.runs.run import Run
-from detsd.trainer import Trainer
+from detsd.train.trainer import Trainer
 from detsd.utils.errors import UserError
 
 

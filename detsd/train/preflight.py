@@ -1,6 +1,6 @@
-"""Mistakes told at once: what can be seen before the libraries, which take seconds, are loaded.
+"""Mistakes in a fine-tuning's configuration, found before any library is loaded.
 
-Nothing is written and nothing fetched. What needs the model itself is checked where it is used.
+Nothing is written or downloaded. What needs the model itself is checked where it is used.
 """
 
 from __future__ import annotations
