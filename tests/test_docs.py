@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -17,11 +18,13 @@ from tiny import ROOT
 
 from detsd.__main__ import main, parser
 from detsd.concepts.source import LAYOUTS as WRITTEN
-from detsd.config import FinetuneConfig, GenerateConfig, load_config
+from detsd.config import EvaluateConfig, FinetuneConfig, GenerateConfig, load_config
 from dev import configuration, curves, pictures
 
-PAGES = [ROOT / "README.md", ROOT / "demo_model" / "README.md", ROOT / "dev" / "LOG.md"]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README first: it is run so
+PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md"]
+PAGES += [ROOT / f"{folder}/README.md" for folder in ("demo_model", "benchmarks")]
+PAGES += [ROOT / "dev" / "LOG.md"]
 EXPERIMENTS = [*ROOT.glob("*_*.yaml"), ROOT / "evaluate.yaml"]
 
 
@@ -53,25 +56,32 @@ def test_the_configuration_reference_is_what_the_classes_say():
     assert text == configuration.reference(), "run python -m dev.configuration"
 
 
-def test_knobs_that_the_readme_names_exist():
-    sections = dict.fromkeys(
-        hint for kind in (FinetuneConfig, GenerateConfig) for hint in get_type_hints(kind).items()
-    )
+def test_settings_that_the_guides_name_exist():
+    kinds = (FinetuneConfig, GenerateConfig, EvaluateConfig)
+    sections = dict.fromkeys(hint for kind in kinds for hint in get_type_hints(kind).items())
     known = {f"{name}.{f.name}" for name, kind in sections for f in dataclasses.fields(kind)}
     names = "|".join({name for name, _ in sections})
-    named = set(re.findall(rf"`((?:{names})\.\w+)`", (ROOT / "README.md").read_text()))
-    assert len(named) > 8
+    named = set(re.findall(rf"`((?:{names})\.(?!json|png)\w+)\b", text_of(GUIDES)))
+    assert len(named) > 20
     assert named <= known
 
 
+def text_of(pages: list[Path]) -> str:
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages)
+
+
 def commands(text: str) -> list[str]:
-    return re.findall(r"^ *(?:#.*?: +)?((?:python -m|torchrun|make) .*?)(?: +#.*)?$", text, re.M)
+    start = r"^(?: {4,}|#.*?: +)"  # a code block of a page, a comment of a configuration
+    return re.findall(rf"{start}((?:python -m|torchrun|make) .*?)(?: +#.*)?$", text, re.M)
 
 
-@pytest.mark.parametrize("name", ["README.md", *sorted(p.name for p in EXPERIMENTS)])
-def test_commands_are_real(name):
-    found = commands((ROOT / name).read_text())
-    assert found
+@pytest.mark.parametrize(
+    "path", [*PAGES, *sorted(EXPERIMENTS)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_commands_are_real(path):
+    found = commands(path.read_text())
+    assert found or path in PAGES
+    assert found or path.name != "README.md"
     for line in found:
         words = shlex.split(line.replace("(one GPU)", ""))
         if words[0] == "make":
@@ -85,11 +95,12 @@ def test_commands_are_real(name):
                 kind = GenerateConfig if args.command == "generate" else FinetuneConfig
                 load_config(ROOT / config, args.set, kind)
         else:
-            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), line
+            file = ROOT / module.replace(".", "/")
+            assert file.with_suffix(".py").is_file() or (file / "__main__.py").is_file(), line
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
+def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
     """One after the other beside a copy of the files, as they stand but for fewer steps.
 
     Not here: the page, which has a test of its own, models of the hub, and make.
@@ -117,7 +128,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
 
     assert main(short(["finetune", "finetune_demo.yaml"])) == 0  # as make demo does
     ran = []
-    for line in commands((ROOT / "README.md").read_text()):
+    for line in dict.fromkeys(commands(text_of(GUIDES))):
         words = shlex.split(line)
         args = words[words.index("detsd") + 1 :] if "detsd" in words else ["make"]
         if args[0] in ("make", "app", "download") or "finetune_const.yaml" in args:
@@ -141,10 +152,11 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
         "det-logo-demo",
     ):
         assert (tmp_path / "outputs" / name / "before_after.png").is_file()
-    snippet = (ROOT / "README.md").read_text().split("### In your own code\n\n")[1]
-    names = {}
-    exec(inspect.cleandoc(snippet.split("\n\n")[0]), names)
-    assert names["pipe"].concepts == ["det-logo-demo"]
+    for page, above in (("README.md", "In your own code:"), ("docs/generating.md", "## In your")):
+        snippet = (ROOT / page).read_text().split(above)[1].partition("\n\n")[2]
+        names = {}
+        exec(inspect.cleandoc(snippet.partition("\n\n")[0]), names)
+        assert names["pipe"].concepts == ["det-logo-demo"]
 
 
 def test_det_commands_are_real(monkeypatch, capsys):
@@ -189,6 +201,7 @@ def test_readme_names_every_file_at_the_top():
     ).stdout.split()
     top = {path.split("/")[0] for path in tracked if not path.startswith(".")} - {"README.md"}
     readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 350  # what goes deeper is in docs/
     package = [f"detsd/{p.parent.name}/" for p in (ROOT / "detsd").glob("*/__init__.py")]
     package += [f"detsd/{p.name}" for p in (ROOT / "detsd").glob("__*.py")]
     assert [name for name in sorted(top) + package if f"`{name}" not in readme] == []
