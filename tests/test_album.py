@@ -18,8 +18,8 @@ from benchmarks.scale import FolderRun
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generate import store
 from detsd.generate.shards import still_kept
-from detsd.generate.sheets import pages
-from detsd.generate.store import SHEET_COLUMNS, SHEET_TILES, Album
+from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, pages
+from detsd.generate.store import Album
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
 from detsd.runs.run import masked_crc32c

@@ -28,13 +28,13 @@ from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
 from detsd.environment import packages
 from detsd.generate.sheets import Page, pages
-from detsd.generate.store import MANIFEST, Album
+from detsd.generate.store import Album
 from detsd.generate.work_queue import Exchange
 from detsd.models import support
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
 from detsd.models.spec import fetch_vocabulary
-from detsd.runs.folder import DICT_FILE, check_grid_folder, read_metadata
+from detsd.runs.folder import DICT_FILE, MANIFEST, check_grid_folder, read_metadata
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job, Made, batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detsd.generate.store import MANIFEST
 from detsd.runs.download import download
-from detsd.runs.folder import METADATA, read_metadata
+from detsd.runs.folder import MANIFEST, METADATA, read_metadata
 from detsd.runs.run import unpack
 from detsd.utils.errors import UserError
 

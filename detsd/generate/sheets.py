@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from detsd.generate.store import SHEET_COLUMNS, SHEET_TILES
 from detsd.sampling.jobs import Job
+
+SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
 
 
 @dataclass

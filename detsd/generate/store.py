@@ -38,18 +38,16 @@ from PIL import Image
 from detsd.config import GenerateConfig
 from detsd.generate.shards import Shard, still_kept
 from detsd.generate.sheets import Page, pages
-from detsd.runs.folder import METADATA, read_metadata
+from detsd.runs.folder import IMAGES, MANIFEST, METADATA, SHEETS, read_metadata
 from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
 
 logger = logging.getLogger("detsd")
 
-MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"
 
 MOST_TAGS = 2000  # TensorBoard becomes unusable with more images under a tag each
 
-SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
 
 BEHIND = 512  # images that may wait to be written; their memory is the chief's
 

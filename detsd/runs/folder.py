@@ -14,6 +14,7 @@ from detsd.utils.errors import UserError
 
 DICT_FILE = "learned_embeddings_dict.pt"
 METADATA = "metadata.json"
+MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"  # of a grid
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
