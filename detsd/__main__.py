@@ -382,7 +382,7 @@ def app(args: argparse.Namespace) -> int:
     if problems:
         raise UserError(problems[0])
     with progress.libraries():
-        from detsd.app import serve
+        from detsd.app.page import serve
 
     serve(args.model, concepts or [], args.uuid or [], args.host, args.port, pictures)
     return 0

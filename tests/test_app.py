@@ -21,15 +21,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny import ROOT
 
-from detsd import app, app_tabs
 from detsd.__main__ import main
-from detsd.app_form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
+from detsd.app import page as pages
+from detsd.app import parts
+from detsd.app.backend import Making, Studio, watched
+from detsd.app.form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
+from detsd.app.hints import Words
+from detsd.app.training_runs import Learning
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
-from detsd.learning import Learning
 from detsd.sampling import pipeline
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.studio import Making, Studio, Words, watched
 from detsd.utils.errors import UserError
 from detsd.utils.png import CHUNK, read_record
 
@@ -184,8 +186,8 @@ def test_what_a_model_can_draw_is_told_by_its_folder(studio, tmp_path, caplog):
     path.write_text(json.dumps(table | {"words": ["A", "red", "ball", "of", "ink", "style", "in",
                                                   "the", "blob", "cat"]}))  # fmt: skip
     studio.words = Words.of(str(tmp_path))
-    assert "<b>things</b> red ball" in app_tabs.draws(studio)
-    assert "on &lt;i&gt;ice&lt;/i&gt;" in app_tabs.draws(studio)
+    assert "<b>things</b> red ball" in parts.draws(studio)
+    assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.draws(studio)
     assert studio.notes("a red blob-thing of ink-red, Ink!") == []
     assert studio.notes("a blob-thing and a Dragon’s") == [
         "this model was never shown the words “and”, “dragon’s”"
@@ -198,7 +200,7 @@ def test_what_a_model_can_draw_is_told_by_its_folder(studio, tmp_path, caplog):
         caplog.clear()
     studio.words = None
     assert studio.notes("a dragon") == []
-    assert app_tabs.draws(studio) == ""
+    assert parts.draws(studio) == ""
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def test_images_and_their_plain_twins(studio, monkeypatch):
     assert records[0]["concepts"]["blob-thing"]["source"].endswith("blob-thing.safetensors")
     assert Image.open(shown[0].larger).size == (12 * 32, 12 * 40)
     assert read_record(shown[0].larger) == records[0]
-    assert f"{shown[0].larger.name}" in app_tabs.files(list(shown.values()))
+    assert f"{shown[0].larger.name}" in parts.files(list(shown.values()))
     assert studio.no_twin("a blob-thing") == ""
     assert "names no concept (blob-thing)" in studio.no_twin("a red ball")
 
@@ -305,7 +307,7 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(studio, tmp_p
     folder = tmp_path / "step-00000008"
     checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(1, 16)), photos, "style")
     assert studio.load(str(folder), None) == ["ink-look"]
-    assert "**ink-look**: 1 vector" in app_tabs.about(studio)
+    assert "**ink-look**: 1 vector" in parts.about(studio)
     ink = studio.concepts()[1]
     assert (ink["kind"], ink["training_pictures"]) == ("style", 12)
     assert ink["source"].startswith(str(folder))
@@ -442,7 +444,7 @@ def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
 
 def test_one_thing_at_a_time_and_programs_see_endpoints_alone(studio, tmp_path):
     """What touches the model waits in one queue, whoever asks; parameters have names."""
-    page = app.page(studio, Learning(studio.pipe, tmp_path))
+    page = pages.page(studio, Learning(studio.pipe, tmp_path))
     public = {f.api_name: f for f in page.fns.values() if f.api_visibility == "public"}
     assert set(public) == {
         "generate", "grid", "stop", "model", "concepts", "load", "unload", "reload", "learn",

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from detsd.__main__ import main
+from detsd.app.backend import Making, Studio
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
@@ -27,7 +28,6 @@ from detsd.runs.ranks import Ranks
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
-from detsd.studio import Making, Studio
 from detsd.train.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +22,11 @@ from typing import Any
 
 from PIL import Image
 
-from detsd.app_form import FIELDS, checked_job
+from detsd.app.form import FIELDS, checked_job
+from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES, Words
+from detsd.app.pictures import Shown, pictures_in
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import is_uuid, split_source
-from detsd.data.folder import list_images
 from detsd.data.images import to_rgb
 from detsd.runs.folder import read_metadata
 from detsd.sampling.denoise import decode
@@ -39,79 +38,7 @@ from detsd.utils.paths import resolve
 
 logger = logging.getLogger("detsd")
 
-EXAMPLES = (
-    "a photo of a {} on a white background",
-    "a watercolor painting of a {} on a night sky",
-    "an oil painting of a {} on ocean waves",
-    "a neon picture of a {} on a brick wall",
-)
-STYLE_EXAMPLES = (
-    "a cat in the style of {}",
-    "a red star in the style of {}",
-    "a house on a night sky in the style of {}",
-    "a tree on a white background in the style of {}",
-)
 LARGER = 512  # small images can also be had at a whole multiple of their size, up to this side
-VOCABULARY = "vocabulary.json"
-
-
-# ---- what a model can draw -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Words:
-    """The words that a model's captions were made of, as its folder's `vocabulary.json` lists."""
-
-    words: frozenset[str]
-    lists: dict[str, list[str]]  # media, objects, colors, grounds, compositions, as far as told
-
-    @staticmethod
-    def of(model: str) -> Words | None:
-        """Those of a model's folder; None where it tells none, as models of the hub."""
-        path = Path(resolve(model)) / VOCABULARY
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            lists = {name: list(map(str, words)) for name, words in table.items()}
-        except (FileNotFoundError, NotADirectoryError):  # of the hub, or a single file
-            return None
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            logger.warning("%s cannot be read and is left out (%s)", path, error)
-            return None
-        return Words(frozenset(w.lower() for w in lists.pop("words", [])), lists)
-
-    def unknown(self, text: str) -> list[str]:
-        """The words of a text that are in no caption, each once."""
-        if not self.words:
-            return []
-        found = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'’][^\W_]+)*", text.lower()))
-        return [
-            word
-            for word in found
-            if word not in self.words and not set(word.split("-")) <= self.words
-        ]
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder that may not be there."""
-    return list_images(folder) if folder.is_dir() else []
-
-
-# ---- what is made --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An image as the page shows it: its file, the file of a larger copy, its job."""
-
-    path: Path
-    larger: Path | None
-    job: Job
-    flagged: bool
-
-    @property
-    def caption(self) -> str:
-        black = ", blacked out by the model's safety checker" if self.flagged else ""
-        return f"seed {self.job.seed}{black}"
 
 
 @dataclass

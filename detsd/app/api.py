@@ -16,10 +16,11 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app_form import checked_job, copies, grid_jobs
-from detsd.app_tabs import ALONE, sentence
-from detsd.learning import Learning
-from detsd.studio import Shown, Studio
+from detsd.app.backend import Studio
+from detsd.app.form import checked_job, copies, grid_jobs
+from detsd.app.parts import ALONE, sentence
+from detsd.app.pictures import Shown
+from detsd.app.training_runs import Learning
 
 
 def as_file(path: Path) -> dict[str, Any]:

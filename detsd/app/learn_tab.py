@@ -10,19 +10,11 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app_tabs import (
-    ALONE,
-    GALLERY,
-    QUIET,
-    SHOWN,
-    Head,
-    bar,
-    status,
-    thumbnails,
-    told,
-)
-from detsd.learning import PICTURES, Learning, Standing
-from detsd.studio import Studio, pictures_in
+from detsd.app.backend import Studio
+from detsd.app.parts import ALONE, GALLERY, QUIET, SHOWN, Head, bar, status, thumbnails, told
+from detsd.app.pictures import pictures_in
+from detsd.app.run_status import PICTURES, Standing
+from detsd.app.training_runs import Learning
 from detsd.utils.errors import UserError
 
 

@@ -11,18 +11,21 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before gradio is imported: it would report home and look for a newer version of itself.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
 import gradio as gr
 
-from detsd.app_api import endpoints
-from detsd.app_learn import learn_tab
-from detsd.app_tabs import QUIET, about, concepts_tab, generate_tab, grid_tab
-from detsd.learning import Learning
+from detsd.app.api import endpoints
+from detsd.app.backend import Studio
+from detsd.app.concepts_tab import concepts_tab
+from detsd.app.generate_tab import generate_tab
+from detsd.app.grid_tab import grid_tab
+from detsd.app.learn_tab import learn_tab
+from detsd.app.parts import QUIET, about
+from detsd.app.training_runs import Learning
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.studio import Studio
 from detsd.utils.errors import UserError
+
+# Before gradio is imported: it would report home and look for a newer version of itself.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 CSS = """
 footer { display: none !important; }

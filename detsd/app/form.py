@@ -16,8 +16,11 @@ from detsd.utils.errors import UserError
 # Of a job, what the form holds, in the order of `checked_job`.
 FIELDS = ("prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed",
           "scheduler_name", "width", "height")  # fmt: skip
+
 MOST_STEPS, MOST_IMAGES, MOST_CELLS, LONGEST = 200, 8, 64, 2000  # the last in characters
+
 WORDS = "words of the prompt"
+
 # What a grid's axis can be: the field of a job that it changes, and values to begin with.
 AXES = {
     "nothing": ("", ""),
@@ -28,6 +31,7 @@ AXES = {
     "prompt": ("prompt", "a red star\na blue moon"),
     WORDS: ("prompt", "photo, oil painting, drawing"),  # the first is looked for
 }
+
 RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]
     r"(-?[\d.]+)\s*-\s*(-?[\d.]+)(?:\s*\(\s*([+-][\d.]+)\s*\)|\s*\[\s*(\d+)\s*\])?"
 )
