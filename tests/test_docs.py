@@ -16,7 +16,8 @@ from determined.cli._declarative_argparse import add_args
 from layouts import LAYOUTS
 from tiny import ROOT
 
-from detsd.__main__ import main, parser
+from detsd.__main__ import main
+from detsd.cli.parser import parser
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.config import EvaluateConfig, FinetuneConfig, GenerateConfig, load_config
 from dev import configuration, curves, pictures

@@ -14,7 +14,9 @@ from PIL import Image
 from tiny import ROOT, save_tiny_clip
 from transformers import CLIPTokenizer
 
-from detsd.__main__ import evaluation_of, main, parser
+from detsd.__main__ import main
+from detsd.cli.evaluate import evaluation_of
+from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import (

@@ -18,6 +18,7 @@ from PIL import Image
 from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from detsd.cli.generate import remake_hyperparameters
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
@@ -28,7 +29,7 @@ from detsd.sampling.jobs import Job, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
 from detsd.utils.errors import UserError
-from detsd.utils.png import read_record, remake_hyperparameters
+from detsd.utils.png import read_record
 
 BLOB = LearnedConcept("blob-thing", "ball", torch.ones(2, 16))
 JOB = Job("a blob-thing", 7, num_inference_steps=3)

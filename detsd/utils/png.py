@@ -11,8 +11,6 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from detsd.utils.errors import UserError
-
 # The samplers under the names that A1111 and its readers know.
 SAMPLERS = {
     "ddim": "DDIM",
@@ -96,37 +94,3 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def remake_hyperparameters(path: Path) -> dict[str, Any]:
-    """The `hyperparameters` section that makes an image again from the settings inside it.
-
-    Raises:
-        UserError: the file holds none.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
-    record = read_record(path)
-    if record is None:
-        raise UserError(
-            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
-            "it (image editors and chat programs strip them)"
-        )
-    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
-    uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
-    return {
-        "model": record["model"],
-        "concepts": {"files": [s for s in sources if not s.startswith("uuid:")], "uuids": uuids},
-        "grid": {
-            "prompts": record["prompt"],
-            "negative_prompts": record["negative_prompt"],
-            "scheduler_names": record["scheduler_name"],
-            "num_inference_steps": record["num_inference_steps"],
-            "guidance_scales": record["guidance_scale"],
-            "seeds": record["seed"],
-            "width": record["width"],
-            "height": record["height"],
-        },
-        # As many at once as then: other batch sizes may run other kernels and round otherwise.
-        "output": {"batch_size": record["batch_size"], "fill_batches": True},
-    }

@@ -1,0 +1,34 @@
+"""python -m detsd app: the demo page."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+from detsd.concepts.source import source_problems
+from detsd.config import ModelConfig
+from detsd.models.support import model_problems
+from detsd.utils import progress
+from detsd.utils.errors import UserError
+from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
+
+
+def app(args: argparse.Namespace) -> int:
+    """Serve the interactive demo until interrupted; exit code."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "the demo needs gradio, which is not installed; run pip install -r requirements-app.txt"
+        )
+    concepts, pictures = args.concepts, {}
+    if concepts is None and not args.uuid and args.model == BUNDLED:
+        concepts = [resolve(DEMO_CONCEPT)]
+        pictures = {DEMO_WORD: DEMO_IMAGES}
+    problems = model_problems(ModelConfig(args.model))
+    problems += [p for c in concepts or [] for p in source_problems(str(c), "--concepts")]
+    if problems:
+        raise UserError(problems[0])
+    with progress.libraries():
+        from detsd.app.page import serve
+
+    serve(args.model, concepts or [], args.uuid or [], args.host, args.port, pictures)
+    return 0

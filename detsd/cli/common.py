@@ -1,0 +1,82 @@
+"""Parts of several commands: the configuration, the end of a run, what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from detsd.config import Config, FinetuneConfig, check_experiment, parse_config
+from detsd.runs import task
+from detsd.runs.folder import check_grid_folder, check_output
+from detsd.runs.task import cluster_experiment, cluster_hyperparameters
+from detsd.utils import progress
+
+# As it was called: the command that installing brings, or the module.
+DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
+
+
+def configuration(
+    args: argparse.Namespace, kind: type[Config], check: Callable[..., None], named: Callable
+) -> tuple[Config, Path]:
+    """What a command is to do, checked, and in which folder off cluster.
+
+    Args:
+        named: off cluster, of `args`: the configuration, what it comes from, what it is called.
+
+    Raises:
+        UserError: every problem found.
+    """
+    if task.on_cluster():
+        source = "the experiment's configuration"
+        check_experiment(cluster_experiment(), source, kind)
+        config = parse_config(cluster_hyperparameters(), source, kind)
+        check(config, source)
+        return config, Path()
+    config, source, name = named(args)
+    folder = args.output_dir or Path("outputs") / name
+    beside = None if source.endswith(".png") else Path(source).parent  # an image names none
+    check(config, source, beside)
+    check_output(folder)
+    if kind is not FinetuneConfig:
+        check_grid_folder(folder)
+    return config, folder
+
+
+def stopped(run) -> int:
+    """Say that a run off cluster was interrupted; its exit code, as a shell gives it."""
+    run.say("stopped; the same command goes on from here")
+    return 128 + (run.stop_signal or 0)
+
+
+def say_commands(commands: dict[str, list]) -> None:
+    """Commands under what they are for."""
+    progress.say("next:")
+    for what, words in commands.items():
+        door, *rest = map(str, words)
+        progress.say(f"  {what}:\n    {door} {shlex.join(rest)}")
+
+
+def tensorboard(folder: Path) -> list[str]:
+    """The command that shows a run's metrics and images beside those of its neighbours.
+
+    Without the last option TensorBoard shows ten images under a name and drops the others.
+    """
+    beside = folder.parent if folder.parent.name == "outputs" else folder
+    return ["tensorboard", "--logdir", str(beside), "--samples_per_plugin", "images=100"]
+
+
+def complain(sentence: str) -> int:
+    """Say what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        time.sleep(3)
+    if "DET_ALLOCATION_ID" in os.environ:
+        # In one line, which `log_policies` of the experiment files match and the master repeats.
+        first, *rest = sentence.split("\n  ")
+        sentence = f"{first} {'; '.join(rest)}".strip()
+    print(f"detsd: {sentence}", file=sys.stderr, flush=True)
+    return 2

@@ -1,0 +1,62 @@
+"""python -m detsd show, export, download: concepts and what was made with them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from detsd.concepts.source import locate
+from detsd.utils import progress
+
+
+def download(args: argparse.Namespace) -> int:
+    """Fetch all that a checkpoint of the cluster stands for; exit code."""
+    from detsd.generate.shards import collect
+
+    folder = args.output_dir or Path("outputs") / args.uuid
+    count = collect(args.uuid, folder)
+    print(f"{folder}: {count} images" if count else f"{folder}")
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Say what a concept file or checkpoint holds; exit code."""
+    locate(args.path)
+    with progress.libraries():
+        from detsd.evaluate.rows import examine, plot, report
+
+    facts = examine(args.path, args.model)
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False, indent=1))
+    else:
+        print(report(facts))
+    if args.plot:
+        plot(facts, args.plot)
+        print(f"picture: {args.plot}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write concepts in the layout of another tool; exit code."""
+    for source in args.sources:
+        locate(source)
+    with progress.libraries():
+        from detsd.concepts.concept import family
+        from detsd.concepts.reading import read_concepts
+        from detsd.concepts.writing import encode, store
+        from detsd.utils.paths import file_name
+
+    concepts = [c for source in args.sources for c in read_concepts(source)]
+    folder = args.output or Path("outputs") / "exported" / args.format
+    files = encode(concepts, args.format)
+    store(files, folder)
+    for name in files:
+        print(folder / name)
+    for c in concepts:
+        by_file = file_name(c.name)
+        also = "" if by_file == c.name else f" (where the file's name counts: {by_file})"
+        rows = "1 vector" if len(c.embeddings) == 1 else f"{len(c.embeddings)} vectors"
+        print(f"the word in prompts is {c.name}{also}; {rows} for {family(c.widths)}")
+    return 0

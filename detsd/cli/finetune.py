@@ -1,0 +1,123 @@
+"""python -m detsd finetune: fine-tune concepts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from detsd.cli.common import DOOR, configuration, say_commands, stopped, tensorboard
+from detsd.concepts.source import locate
+from detsd.config import FinetuneConfig, load_config
+from detsd.runs import task
+from detsd.runs.folder import latest_checkpoint, read_metadata
+from detsd.train.preflight import check_finetune, check_resume
+from detsd.utils import progress
+from detsd.utils.errors import Diverged, UserError, one_line
+from detsd.utils.paths import BUNDLED
+
+
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune concepts; exit code."""
+    on_cluster = task.on_cluster()
+    config, folder = configuration(args, FinetuneConfig, check_finetune, finetuning_of)
+    if not on_cluster:
+        latest = check_resume(config, folder, args.warm_start)
+        facts = read_metadata(latest) if latest else {"steps_completed": 0}
+        settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
+        if settled and settled == config.training.stop_on_plateau:
+            if progress.is_first():
+                progress.say(
+                    f"complete: {best_of(folder)}; val_loss had settled at step "
+                    f"{facts['steps_completed']}, and --set training.stop_on_plateau=null goes on"
+                )
+            return 0
+        if facts["steps_completed"] >= config.training.num_sgd_steps:
+            if progress.is_first():
+                progress.say(f"complete: {best_of(folder)}")
+            return 0
+    with progress.libraries():
+        from detsd.runs.open import open_run
+        from detsd.train.trainer import Trainer
+        from detsd.utils.memory import is_out_of_memory
+    with open_run(folder, args.warm_start, accelerate=True) as run:
+        try:
+            done = Trainer(config, run).train()
+        except Diverged as end:
+            if not on_cluster:
+                raise
+            run.say(f"ending here: {end}")  # and success: a restarted trial would diverge again
+            return 0
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = one_line(error)
+            raise UserError(
+                f"this training does not fit into the memory of {run.ranks.device} ({reason}); "
+                "lower training.train_batch_size and raise training.gradient_accumulation_steps by "
+                "as much, or set training.gradient_checkpointing to true"
+            ) from None
+        if on_cluster:
+            return 0
+        if not done:
+            return stopped(run)
+        if run.is_chief:
+            say_what_next(config, folder)
+    return 0
+
+
+def finetuning_of(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
+    """A fine-tuning off cluster, as `configuration` takes it."""
+    if args.config is None:
+        raise UserError(
+            f"no experiment file given and no cluster found; write e.g. {DOOR} finetune "
+            "finetune_demo.yaml"
+        )
+    return load_config(args.config, args.set), str(args.config), args.config.stem
+
+
+def best_of(folder: Path) -> str:
+    """Where the best rows of a fine-tuning lie, and what tells that they are."""
+    best = read_metadata(latest_checkpoint(folder)).get("best")
+    if not best:  # of an earlier version, or without a validation
+        return f"the concept lies in {locate(folder)}"
+    step = best.pop("steps_completed")
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
+    return f"the concept lies in {locate(folder)}: step {step}, the best ({figures})"
+
+
+def say_what_next(config: FinetuneConfig, folder: Path) -> None:
+    """Where a finished fine-tuning lies, and the commands that one wants then, to be pasted."""
+    progress.say(best_of(folder))
+    if (folder / "before_after.png").is_file():
+        progress.say(f"before and after: {folder / 'before_after.png'}")
+        progress.say(f"time-lapse: {folder / 'time_lapse.gif'} and time_lapse.png")
+    i, words = config.inference, config.concepts.concept_strs
+    model, revision = config.model.pretrained_model_name_or_path, config.model.revision
+    settings = {
+        "model.pretrained_model_name_or_path": model,
+        **({"model.revision": revision} if revision else {}),
+        "concepts.files": folder,
+        "grid.prompts": i.inference_prompts or [f"a photo of a {word}" for word in words],
+        "grid.scheduler_names": i.scheduler_name,
+        "grid.num_inference_steps": i.num_inference_steps,
+        "grid.guidance_scales": [2, 4, 7],
+        "grid.num_seeds": 3,
+    }
+    pairs = [
+        f"{key}={json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v}"
+        for key, v in settings.items()
+    ]
+    other = [] if model == BUNDLED else ["--model", model]
+    grid = [word for pair in pairs for word in ("--set", pair)]
+    say_commands(
+        {
+            "look at what was learned": [DOOR, "show", folder],
+            "play with it in a browser": [DOOR, "app", *other, "--concepts", folder],
+            "make a grid of images": [
+                DOOR, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
+            ],
+            "take it to another program": [DOOR, "export", folder, "--format", "a1111"],
+            "see how it went": tensorboard(folder),
+        }
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""python -m detsd generate: a grid of images, or one image made again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from detsd.cli.common import DOOR, configuration, say_commands, stopped, tensorboard
+from detsd.config import GenerateConfig, load_config, override, parse_config
+from detsd.generate.preflight import check_generate
+from detsd.runs import task
+from detsd.utils import progress
+from detsd.utils.errors import UserError
+from detsd.utils.png import read_record
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Make a grid of images, or one image again; exit code."""
+    config, folder = configuration(args, GenerateConfig, check_generate, grid_of)
+    with progress.libraries():
+        from detsd.generate.grid import Generator, compare
+        from detsd.runs.open import open_run
+    with open_run(folder) as run:
+        generator = Generator(config, run)
+        done = generator.generate()
+        if task.on_cluster():
+            return 0
+        if not done:
+            return stopped(run)
+        if args.source and not args.set:
+            if generator.album:  # who wrote it
+                path = generator.album.path(0)
+                run.say(f"{path}: {compare(path, args.source)}")
+        elif generator.album:
+            album = generator.album
+            run.say(f"images: {album.folder}, contact sheets: {run.folder / 'sheets'}")
+            again = [DOOR, "generate", "--from", album.path(0)]
+            say_commands({"make one of them again": again, "see them all": tensorboard(folder)})
+    return 0
+
+
+def grid_of(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
+    """A grid off cluster, or one image again, as `configuration` takes it."""
+    if args.config:
+        return (
+            load_config(args.config, args.set, GenerateConfig),
+            str(args.config),
+            args.config.stem,
+        )
+    if not args.source and not args.set:
+        raise UserError(
+            f"no experiment file given and no cluster found; write e.g. {DOOR} generate "
+            "generate_demo.yaml"
+        )
+    source, name, hyperparameters = "the command line", "grid", {}
+    if args.source:
+        source, name = str(args.source), f"from-{args.source.stem}"
+        hyperparameters = remake_hyperparameters(args.source)
+    override(hyperparameters, args.set or [], source)
+    return parse_config(hyperparameters, source, GenerateConfig), source, name
+
+
+def remake_hyperparameters(path: Path) -> dict[str, Any]:
+    """The `hyperparameters` section that makes an image again from the settings inside it.
+
+    Raises:
+        UserError: the file holds none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
+    record = read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
+            "it (image editors and chat programs strip them)"
+        )
+    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
+    uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
+    return {
+        "model": record["model"],
+        "concepts": {"files": [s for s in sources if not s.startswith("uuid:")], "uuids": uuids},
+        "grid": {
+            "prompts": record["prompt"],
+            "negative_prompts": record["negative_prompt"],
+            "scheduler_names": record["scheduler_name"],
+            "num_inference_steps": record["num_inference_steps"],
+            "guidance_scales": record["guidance_scale"],
+            "seeds": record["seed"],
+            "width": record["width"],
+            "height": record["height"],
+        },
+        # As many at once as then: other batch sizes may run other kernels and round otherwise.
+        "output": {"batch_size": record["batch_size"], "fill_batches": True},
+    }
