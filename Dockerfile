@@ -11,6 +11,5 @@ FROM determinedai/pytorch-ngc-dev:0736b6d
 WORKDIR /opt/detsd
 COPY requirements.txt startup-hook.sh ./
 COPY constraints constraints
-COPY detsd/__init__.py detsd/environment.py detsd/
 RUN bash -e startup-hook.sh
 WORKDIR /

@@ -16,7 +16,7 @@ fi
 detsd_install() {
     local python=${DET_PYTHON_EXECUTABLE:-python3} folder names
     folder=$(mktemp -d)
-    if ! "$python" -m detsd.environment "$folder"; then
+    if ! "$python" constraints/missing.py "$folder"; then
         echo "startup-hook.sh: $python cannot tell what is installed (see above); the image needs" \
             "Python 3.10 or later with the package 'packaging'" >&2
         exit 1

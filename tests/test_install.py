@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from tiny import ROOT
 
 import detsd
-from detsd.environment import read_requirements
+from constraints.missing import read_requirements
 
 
 @pytest.mark.slow
@@ -38,8 +38,12 @@ def test_pip_install(tmp_path):
     assert {p.name for p in target.iterdir()} == {
         "bin", "detsd", f"detsd-{detsd.__version__}.dist-info",
     }  # fmt: skip
-    ours = {p.name for p in (ROOT / "detsd").glob("*.py")}
-    assert {p.name for p in (target / "detsd").glob("*.py")} == ours
+
+    def files(package):
+        found = (p.relative_to(package) for p in package.rglob("*") if p.is_file())
+        return {str(p) for p in found if "__pycache__" not in p.parts}
+
+    assert files(target / "detsd") == files(ROOT / "detsd")
     found = Distribution.at(next(target.glob("*.dist-info")))
     wanted = {str(r) for r in read_requirements(ROOT / "requirements.txt")}
     needs = [Requirement(text) for text in found.requires]

@@ -26,7 +26,6 @@ from detsd.concepts.prompts import misspelt
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
-from detsd.environment import packages
 from detsd.generate.sheets import Page, pages
 from detsd.generate.store import Album
 from detsd.generate.work_queue import Exchange
@@ -35,6 +34,7 @@ from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
 from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, MANIFEST, check_grid_folder, read_metadata
+from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job, Made, batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -70,7 +70,7 @@ class Generator:
         m = config.model
         run.agree(
             configuration=flat(dataclasses.asdict(config)),
-            package_versions=packages(),
+            package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(m.precision, run.ranks.device))},
         )
         m = dataclasses.replace(m, revision=m.revision or self._commit())

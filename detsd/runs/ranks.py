@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -251,3 +252,14 @@ def _distributed() -> core.DistributedContext | None:
     )
     context.store = store  # lives on: where no launcher keeps one, it is the chief's own
     return context
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on; None where one is missing."""
+    found = {}
+    for name in ("torch", "numpy", "diffusers", "transformers", "accelerate"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -30,7 +30,6 @@ from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig, ModelConfig, flat
 from detsd.data.dataset import Batch, TrainingData, changed_images
 from detsd.data.prefetch import prefetch
-from detsd.environment import packages
 from detsd.evaluate.encoders import Eye, load_eyes
 from detsd.evaluate.metrics import Anchors
 from detsd.models.base import BaseModel, Conditioning
@@ -38,6 +37,7 @@ from detsd.models.loading import load_base_model, pick_dtype
 from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
 from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, read_metadata
+from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -70,7 +70,7 @@ class Trainer:
         t = config.training
         run.agree(
             configuration=flat(dataclasses.asdict(config)),
-            package_versions=packages(),
+            package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
         brought = [s for s in config.concepts.initializer_strs if is_source(s)]

@@ -1,6 +1,6 @@
-"""What the image of a task lacks of requirements.txt, and at which versions to install it.
+"""List what the image of a task lacks of requirements.txt, and the versions to install.
 
-    python3 -m detsd.environment FOLDER
+    python3 constraints/missing.py FOLDER
 
 For startup-hook.sh. Writes FOLDER/missing.txt, empty if nothing is missing, and
 FOLDER/constraints.txt. Imports nothing that could itself be missing: Determined needs `packaging`.
@@ -27,12 +27,6 @@ def installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def packages() -> dict[str, str | None]:
-    """The versions of what results depend on, as far as software goes."""
-    names = ("torch", "numpy", "diffusers", "transformers", "accelerate")
-    return {name: installed(name) for name in names}
 
 
 def read_requirements(path: Path) -> list[Requirement]:
