@@ -86,7 +86,7 @@ def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]
     model = load_base_model(config.model, device, training=True)  # in the precision of ours
     add_concepts(model.vocabulary, config)
     tables, frozen = [], []
-    for side in model.vocabulary.sides:
+    for side in model.vocabulary.text_encoders:
         whole = torch.cat([side.embedding.weight.float(), side.embedding.rows.detach()])
         embedding = torch.nn.Embedding.from_pretrained(whole.to(model.dtype), freeze=False)
         side.encoder.set_input_embeddings(embedding)
@@ -106,9 +106,11 @@ def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]
         x = x.to(model.dtype)
         noise = torch.randn_like(x)
         t = torch.randint(0, model.scheduler.config.num_train_timesteps, (batch,), device=device)
-        told = model.conditioning(["a photo of a word-word"] * batch)
+        cond = model.encode_prompts(["a photo of a word-word"] * batch)
         noisy = model.scheduler.add_noise(x, noise, t)
-        said = model.unet(noisy, t, told.hidden, added_cond_kwargs=told.added).sample
+        said = model.unet(
+            noisy, t, cond.prompt_embeds, added_cond_kwargs=cond.added_cond_kwargs
+        ).sample
         target = prediction_target(model.scheduler, x, noise, t)
         F.mse_loss(said.float(), target.float()).backward()
         optimizer.step()
@@ -144,14 +146,16 @@ def bare(model: BaseModel, batch: int, text: bool = False) -> Callable[[], None]
     t = torch.full((batch,), 500, device=model.device)
     prompts = [f"a photo of a {word}" for word in model.vocabulary.names or ["star"]] * batch
     with torch.no_grad():
-        told = model.conditioning(prompts[:batch])
-    told.hidden.requires_grad_(not text)
+        cond = model.encode_prompts(prompts[:batch])
+    cond.prompt_embeds.requires_grad_(not text)
 
     def step() -> None:
-        said = model.conditioning(prompts[:batch]) if text else told
-        found = model.unet(x, t, said.hidden, added_cond_kwargs=said.added).sample
+        said = model.encode_prompts(prompts[:batch]) if text else cond
+        found = model.unet(
+            x, t, said.prompt_embeds, added_cond_kwargs=said.added_cond_kwargs
+        ).sample
         found.float().pow(2).mean().backward()
-        told.hidden.grad = None
+        cond.prompt_embeds.grad = None
         for rows in model.vocabulary.rows:
             rows.grad = None
 
@@ -237,9 +241,9 @@ def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
     made = []
     with trainer_of(configuration(base, 8, compile="off")) as trainer:
         data: TrainingData = trainer.data
-        shots = data.shots
+        training_images = data.images
         for count in counts:
-            data.shots = [shots[k % len(shots)] for k in range(count)]
+            data.images = [training_images[k % len(training_images)] for k in range(count)]
             numbers = itertools.count()
             seconds = in_turn(
                 {"step": trainer._step, "sample": lambda n=numbers: data.example(next(n))},

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.measure import in_turn, peak_memory
 from detsd.config import GenerateConfig, parse_config
-from detsd.generate.grid import Generator
+from detsd.generate.grid import Grid
 from detsd.runs.open import open_run
 from detsd.utils.paths import resolve
 
@@ -29,7 +29,7 @@ HEAD = [
 ]  # fmt: skip
 
 
-def plain_loop(generator: Generator, folder: Path) -> float:
+def plain_loop(generator: Grid, folder: Path) -> float:
     """Seconds of the stock pipeline for the generator's jobs."""
     model = generator.pipeline.model
     stock = DiffusionPipeline.from_pretrained(resolve(model.name), torch_dtype=model.dtype)
@@ -65,7 +65,7 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
         "output": {"batch_size": batch},
     }
     with TemporaryDirectory() as place, open_run(Path(place) / "grid") as run:
-        generator = Generator(parse_config(given, "benchmark", GenerateConfig), run)
+        generator = Grid(parse_config(given, "benchmark", GenerateConfig), run)
         pipe, model, device = generator.pipeline, generator.pipeline.model, run.ranks.device
         first = [generator.jobs[n] for n in generator.batches[0]]
         memory = peak_memory(lambda: pipe.make(first, at_once=len(first)), device)
@@ -81,14 +81,14 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
             ).max()
             for n in range(len(generator.jobs))
         )
-        told = model.conditioning(["a photo"] * 2 * len(first))
+        cond = model.encode_prompts(["a photo"] * 2 * len(first))
         shape = (2 * len(first), *pipe._latent_shape(first[0]))
         x = torch.randn(shape, device=device).to(model.dtype)
         t = torch.tensor(500, device=device)
 
         @torch.no_grad()
         def bare():
-            model.unet(x, t, told.hidden, added_cond_kwargs=told.added)
+            model.unet(x, t, cond.prompt_embeds, added_cond_kwargs=cond.added_cond_kwargs)
 
         bound = len(first) / steps / in_turn({"": bare}, min(steps, 5), device)[""]
         count = len(generator.jobs)

@@ -115,8 +115,8 @@ def _rates(count: int) -> tuple[float, float]:
 
     @torch.no_grad()
     def forward() -> None:
-        told = model.conditioning(["a photo"] * 8)
-        model.unet(x, t, told.hidden)
+        cond = model.encode_prompts(["a photo"] * 8)
+        model.unet(x, t, cond.prompt_embeds)
 
     timed(step, 2, device)
     return 8 / timed(step, count, device), 8 / timed(forward, 2 * count, device)

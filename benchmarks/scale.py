@@ -30,12 +30,12 @@ from PIL import Image
 
 from detsd.config import GenerateConfig, parse_config
 from detsd.generate import grid as grids
-from detsd.generate.grid import Generator
+from detsd.generate.grid import Grid
 from detsd.runs import open as open_runs
 from detsd.runs.folder import METADATA
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
-from detsd.sampling.jobs import Made
+from detsd.sampling.jobs import GeneratedImage
 from detsd.utils import png
 
 
@@ -85,7 +85,7 @@ class StandIn:
         seconds = self.seconds_per_step * jobs[0].num_inference_steps
         time.sleep(seconds)
         self.busy += seconds
-        return [Made(self.image, False, len(jobs))] * len(jobs)
+        return [GeneratedImage(self.image, False, len(jobs))] * len(jobs)
 
 
 class FolderRun(LocalRun):
@@ -140,7 +140,7 @@ def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> N
     open_runs.LocalRun = FolderRun
     FolderRun.storage, FolderRun.resident = folder / "storage", []
     with open_run(folder / "run") as run:
-        grid = Generator(parse_config(given, "benchmark", GenerateConfig), run)
+        grid = Grid(parse_config(given, "benchmark", GenerateConfig), run)
         run.ranks.allgather(None)
         began = time.monotonic()
         assert grid.generate()
@@ -217,7 +217,7 @@ def main() -> None:
             run.latest = max((folder / "storage").iterdir())
             run.latest_uuid = run.latest.name
             began = time.monotonic()
-            grid = Generator(parse_config(given, "benchmark", GenerateConfig), run)
+            grid = Grid(parse_config(given, "benchmark", GenerateConfig), run)
             assert len(grid.album.finished) == count
             print(f"resuming: {time.monotonic() - began:.1f} s until the first batch")
         # As many batches as take the time, of 20 and of 50 steps, 35 on average.

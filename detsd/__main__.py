@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 
-from detsd.cli.common import complain
+from detsd.cli.common import print_error
 from detsd.cli.parser import parser
 from detsd.utils import progress
 from detsd.utils.errors import DISK_ERRORS, UserError
@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        return complain(str(error))
+        return print_error(str(error))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        return complain(
+        return print_error(
             f"{error.filename or 'the output folder'} cannot be used ({error.strerror}); mend that "
             "and run the same command again, what is stored is untouched"
         )

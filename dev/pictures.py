@@ -48,7 +48,9 @@ def before_and_after(
     jobs = [
         Job(p.format(f"a {concept.name}"), s, **SETTINGS) for p in prompts for s in range(seeds)
     ]
-    plain = pipe.make([replace(j, prompt=pipe.vocabulary.plain(j.prompt)) for j in jobs])
+    plain = pipe.make(
+        [replace(j, prompt=pipe.vocabulary.with_initializers(j.prompt)) for j in jobs]
+    )
     learned = pipe.make(jobs)
     size = (pipe.model.image_size,) * 2
     shown = taught[:: max(1, len(taught) // len(jobs))][: len(jobs)]

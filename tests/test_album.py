@@ -18,8 +18,8 @@ from benchmarks.scale import FolderRun
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generate import store
 from detsd.generate.shards import still_kept
-from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, pages
-from detsd.generate.store import Album
+from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, sheet_layout
+from detsd.generate.store import ImageStore
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
 from detsd.runs.run import masked_crc32c
@@ -51,7 +51,7 @@ def test_contact_sheets_hold_every_image_once_and_are_bounded():
         guidance_scales=[float(k) for k in range(1, 41)],
     )  # fmt: skip
     jobs = grid_jobs(grid, 32)
-    found = pages(jobs)
+    found = sheet_layout(jobs)
     numbers = [n for page in found for row in page.cells for n in row]
     assert sorted(numbers) == list(range(len(jobs)))
     assert len({page.title for page in found}) == len(found)
@@ -93,13 +93,13 @@ def opened(tmp_path, capsys):
         if latest:
             run.latest, run.latest_uuid = latest, latest.name
         run.begin()
-        return Album(run, config, jobs, record, "", 4)
+        return ImageStore(run, config, jobs, record, "", 4)
 
     with contextlib.ExitStack() as stack:
         yield open_
 
 
-def files(kept: Album, numbers) -> list:
+def files(kept: ImageStore, numbers) -> list:
     how = {"flagged": False, "batch_size": 2}
     return [
         (n, how, png.encode(Image.new("RGB", (16, 16), (9 * n, 0, 0)), kept.record(n) | how))
@@ -145,13 +145,13 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
     monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
     monkeypatch.setattr(FolderRun, "resident", [], raising=False)
     FolderRun.storage.mkdir()
-    may_draw, draw = threading.Event(), Album._draw
+    may_draw, draw = threading.Event(), ImageStore._draw
 
     def drawn_late(*place):
         assert may_draw.wait(120)
         draw(*place)
 
-    monkeypatch.setattr(Album, "_draw", drawn_late)
+    monkeypatch.setattr(ImageStore, "_draw", drawn_late)
     kept = opened()
     for numbers in (range(6), range(6, 10)):  # all of a sheet, and most of the other
         kept.take(files(kept, numbers))

@@ -24,10 +24,10 @@ from tiny import ROOT
 from detsd.__main__ import main
 from detsd.app import page as pages
 from detsd.app import parts
-from detsd.app.backend import Making, Studio, watched
+from detsd.app.backend import Backend, Generation, watched
 from detsd.app.form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
-from detsd.app.hints import Words
-from detsd.app.training_runs import Learning
+from detsd.app.hints import ModelVocabulary
+from detsd.app.training_runs import TrainingRuns
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.sampling import pipeline
@@ -66,8 +66,8 @@ def pipe(tiny_model, concept_file):
 
 
 @pytest.fixture
-def studio(pipe, tmp_path):
-    yield Studio(pipe, tmp_path / "made")
+def backend(pipe, tmp_path):
+    yield Backend(pipe, tmp_path / "made")
     for name in set(pipe.concepts) - {"blob-thing"}:
         pipe.unload(name)
 
@@ -89,8 +89,8 @@ def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str)
 # ---- the form ------------------------------------------------------------------------------------
 
 
-def test_a_form_becomes_jobs(studio):
-    jobs = copies(checked_job(studio.pipe, **GOOD), 2)
+def test_a_form_becomes_jobs(backend):
+    jobs = copies(checked_job(backend.pipe, **GOOD), 2)
     assert [job.seed for job in jobs] == [5, 6]
     assert {(job.prompt, job.width, job.height) for job in jobs} == {("a blob-thing", 32, 40)}
 
@@ -113,9 +113,9 @@ def test_a_form_becomes_jobs(studio):
         ({"scheduler": "ddpm"}, "scheduler 'ddpm' is unknown; use one of ddim"),
     ],
 )
-def test_forms_that_are_refused(studio, change, message):
+def test_forms_that_are_refused(backend, change, message):
     with pytest.raises(UserError, match=message):
-        checked_job(studio.pipe, **GOOD | change)
+        checked_job(backend.pipe, **GOOD | change)
 
 
 @pytest.mark.parametrize(
@@ -155,63 +155,63 @@ def test_values_of_an_axis_as_a1111_writes_them(axis, text, values):
         (("words of the prompt", "cat, dog"), ("nothing", ""), "looks for 'cat', which the prompt"),
     ],
 )
-def test_grids_that_are_refused(studio, x, y, message):
+def test_grids_that_are_refused(backend, x, y, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        grid_jobs(studio.pipe, checked_job(studio.pipe, **GOOD), x, y)
+        grid_jobs(backend.pipe, checked_job(backend.pipe, **GOOD), x, y)
 
 
-def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(studio):
-    job = checked_job(studio.pipe, **GOOD)
+def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(backend):
+    job = checked_job(backend.pipe, **GOOD)
     x, y = ("words of the prompt", "red, blue"), ("prompt", "a red ball\na red blob-thing")
-    jobs, columns, rows = grid_jobs(studio.pipe, job, x, y)
+    jobs, columns, rows = grid_jobs(backend.pipe, job, x, y)
     assert [j.prompt for j in jobs] == [
         "a red ball", "a blue ball", "a red blob-thing", "a blue blob-thing",
     ]  # fmt: skip
     assert (columns, rows) == (["red", "blue"], ["a red ball", "a red blob-thing"])
-    jobs, columns, rows = grid_jobs(studio.pipe, job, ("guidance scale", "1.5, 3"), ("seed", "7"))
+    jobs, columns, rows = grid_jobs(backend.pipe, job, ("guidance scale", "1.5, 3"), ("seed", "7"))
     assert jobs == [replace(job, guidance_scale=g, seed=7) for g in (1.5, 3.0)]
     assert (columns, rows) == (["guidance 1.5", "guidance 3"], ["seed 7"])
     for axis, (_, usual) in AXES.items():  # what the page offers can be made
         changed = replace(job, prompt="a photo of a cat")
-        assert grid_jobs(studio.pipe, changed, (axis, usual), ("nothing", ""))
+        assert grid_jobs(backend.pipe, changed, (axis, usual), ("nothing", ""))
 
 
 # ---- what a model can draw -----------------------------------------------------------------------
 
 
-def test_what_a_model_can_draw_is_told_by_its_folder(studio, tmp_path, caplog):
-    assert Words.of(str(tmp_path)) is None
+def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
+    assert ModelVocabulary.of(str(tmp_path)) is None
     table = {"media": ["ink"], "objects": ["red ball"], "grounds": ["on <i>ice</i>"]}
     path = tmp_path / "vocabulary.json"
     path.write_text(json.dumps(table | {"words": ["A", "red", "ball", "of", "ink", "style", "in",
                                                   "the", "blob", "cat"]}))  # fmt: skip
-    studio.words = Words.of(str(tmp_path))
-    assert "<b>things</b> red ball" in parts.draws(studio)
-    assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.draws(studio)
-    assert studio.notes("a red blob-thing of ink-red, Ink!") == []
-    assert studio.notes("a blob-thing and a Dragon’s") == [
+    backend.words = ModelVocabulary.of(str(tmp_path))
+    assert "<b>things</b> red ball" in parts.draws(backend)
+    assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.draws(backend)
+    assert backend.notes("a red blob-thing of ink-red, Ink!") == []
+    assert backend.notes("a blob-thing and a Dragon’s") == [
         "this model was never shown the words “and”, “dragon’s”"
     ]
-    assert studio.examples() != []  # none of ours can be drawn in these words; all are offered
+    assert backend.examples() != []  # none of ours can be drawn in these words; all are offered
     for broken in ("[1]", "{", '{"words": 3}'):
         path.write_text(broken)
-        assert Words.of(str(tmp_path)) is None
+        assert ModelVocabulary.of(str(tmp_path)) is None
         assert "vocabulary.json cannot be read" in caplog.text
         caplog.clear()
-    studio.words = None
-    assert studio.notes("a dragon") == []
-    assert parts.draws(studio) == ""
+    backend.words = None
+    assert backend.notes("a dragon") == []
+    assert parts.draws(backend) == ""
 
 
 # ---- images --------------------------------------------------------------------------------------
 
 
-def test_images_and_their_plain_twins(studio, monkeypatch):
+def test_images_and_their_plain_twins(backend, monkeypatch):
     """Two batches of two: progress over both; files, and larger ones, that hold their settings."""
     monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 2)
-    jobs = copies(checked_job(studio.pipe, **GOOD), 2)
-    making = Making(previews=True)
-    shown = studio.make(jobs + studio.twins(jobs), making)
+    jobs = copies(checked_job(backend.pipe, **GOOD), 2)
+    making = Generation(previews=True)
+    shown = backend.make(jobs + backend.twins(jobs), making)
     assert sorted(shown) == [0, 1, 2, 3]
     assert (making.share, making.text) == (1.0, "denoising step 2 of 2, 2 of 4 images made")
     assert making.preview.size == (512, 8 * 40)  # of two images, large enough to be seen
@@ -222,49 +222,49 @@ def test_images_and_their_plain_twins(studio, monkeypatch):
     assert Image.open(shown[0].larger).size == (12 * 32, 12 * 40)
     assert read_record(shown[0].larger) == records[0]
     assert f"{shown[0].larger.name}" in parts.files(list(shown.values()))
-    assert studio.no_twin("a blob-thing") == ""
-    assert "names no concept (blob-thing)" in studio.no_twin("a red ball")
+    assert backend.no_twin("a blob-thing") == ""
+    assert "names no concept (blob-thing)" in backend.no_twin("a red ball")
 
 
-def test_stopped_between_steps_what_is_made_stays(studio, monkeypatch):
+def test_stopped_between_steps_what_is_made_stays(backend, monkeypatch):
     """Whoever stops looking stops it too, and the next one finds the model free."""
     monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 1)
-    jobs = copies(checked_job(studio.pipe, **GOOD), 3)
-    studio.ask("somebody")
-    making = studio.next_of("somebody")
-    save = studio.pipe.save
+    jobs = copies(checked_job(backend.pipe, **GOOD), 3)
+    backend.ask("somebody")
+    making = backend.next_of("somebody")
+    save = backend.pipe.save
 
     def save_and_stop(*args):
-        assert not studio.stop("somebody else")
-        assert studio.stop("somebody")
+        assert not backend.stop("somebody else")
+        assert backend.stop("somebody")
         return save(*args)
 
-    monkeypatch.setattr(studio.pipe, "save", save_and_stop)
-    shown = studio.make(jobs, making)
-    studio.done("somebody", making)
+    monkeypatch.setattr(backend.pipe, "save", save_and_stop)
+    shown = backend.make(jobs, making)
+    backend.done("somebody", making)
     assert list(shown) == [0]
-    assert not studio.stop("somebody")
-    sheet = Image.open(studio.sheet(shown, ["a", "b", "c"], [""], "stopped"))
+    assert not backend.stop("somebody")
+    sheet = Image.open(backend.sheet(shown, ["a", "b", "c"], [""], "stopped"))
     assert sheet.width > 3 * 160
-    monkeypatch.setattr(studio.pipe, "save", save)
+    monkeypatch.setattr(backend.pipe, "save", save)
     going = threading.Event()
-    monkeypatch.setattr(studio, "_preview", lambda progress: going.set())
-    left = Making(previews=True)
+    monkeypatch.setattr(backend, "_preview", lambda progress: going.set())
+    left = Generation(previews=True)
     looks = watched(
-        lambda: studio.make([replace(jobs[0], num_inference_steps=200)] * 8, left), left
+        lambda: backend.make([replace(jobs[0], num_inference_steps=200)] * 8, left), left
     )
     assert next(looks) is left
     assert going.wait(60)
     looks.close()
     assert left.stopped.is_set()
     assert left.share < 1
-    assert len(studio.make(jobs[:1])) == 1
+    assert len(backend.make(jobs[:1])) == 1
 
 
-def test_an_image_dropped_fills_the_form(studio, tmp_path):
-    job = checked_job(studio.pipe, **GOOD)
-    path = studio.make([job])[0].path
-    assert studio.settings(path) == (job, [])
+def test_an_image_dropped_fills_the_form(backend, tmp_path):
+    job = checked_job(backend.pipe, **GOOD)
+    path = backend.make([job])[0].path
+    assert backend.settings(path) == (job, [])
     record = read_record(path)
 
     def dropped(**change):
@@ -272,7 +272,7 @@ def test_an_image_dropped_fills_the_form(studio, tmp_path):
         info = PngInfo()
         info.add_text(CHUNK, json.dumps(record | change))
         Image.new("RGB", (8, 8)).save(file, pnginfo=info)
-        return studio.settings(file)
+        return backend.settings(file)
 
     other = dropped(
         model={"pretrained_model_name_or_path": "another"},
@@ -280,7 +280,7 @@ def test_an_image_dropped_fills_the_form(studio, tmp_path):
     )
     assert other[0] == job
     assert other[1] == [
-        f"it was made on another, this is {studio.pipe.model.name}",
+        f"it was made on another, this is {backend.pipe.model.name}",
         "its concept blob-thing had other rows than the one loaded here",
         "its concept cube-thing is not loaded",
     ]
@@ -292,50 +292,50 @@ def test_an_image_dropped_fills_the_form(studio, tmp_path):
     plain = tmp_path / "plain.png"
     Image.new("RGB", (8, 8)).save(plain)
     with pytest.raises(UserError, match=f"plain.png holds no settings of {CHUNK}"):
-        studio.settings(plain)
+        backend.settings(plain)
 
 
 # ---- concepts ------------------------------------------------------------------------------------
 
 
-def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(studio, tmp_path, photos):
-    blob = studio.concepts()[0]
+def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_path, photos):
+    blob = backend.concepts()[0]
     assert (blob["name"], blob["vectors"], blob["training_pictures"]) == ("blob-thing", 2, 0)
-    studio.pictures = {"blob-thing": str(photos)}
-    assert len(studio.training_pictures("blob-thing")) == 12
-    assert "a photo of a blob-thing on a white background" in studio.examples()
+    backend.pictures = {"blob-thing": str(photos)}
+    assert len(backend.training_pictures("blob-thing")) == 12
+    assert "a photo of a blob-thing on a white background" in backend.examples()
     folder = tmp_path / "step-00000008"
     checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(1, 16)), photos, "style")
-    assert studio.load(str(folder), None) == ["ink-look"]
-    assert "**ink-look**: 1 vector" in parts.about(studio)
-    ink = studio.concepts()[1]
+    assert backend.load(str(folder), None) == ["ink-look"]
+    assert "**ink-look**: 1 vector" in parts.about(backend)
+    ink = backend.concepts()[1]
     assert (ink["kind"], ink["training_pictures"]) == ("style", 12)
     assert ink["source"].startswith(str(folder))
-    assert "a cat in the style of ink-look" in studio.examples()
-    assert "a blob-thing in the style of ink-look" in studio.examples()
-    small = studio.thumbnails(studio.training_pictures("ink-look")[:2])
+    assert "a cat in the style of ink-look" in backend.examples()
+    assert "a blob-thing in the style of ink-look" in backend.examples()
+    small = backend.thumbnails(backend.training_pictures("ink-look")[:2])
     assert [max(Image.open(path).size) <= 256 for path in small] == [True, True]
-    assert studio.load(f"{folder}=other-look") == ["other-look"]
-    assert len(studio.training_pictures("other-look")) == 12
+    assert backend.load(f"{folder}=other-look") == ["other-look"]
+    assert len(backend.training_pictures("other-look")) == 12
     checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(3, 16)), photos, "style")
-    assert studio.replace(folder) == ["ink-look"]
-    assert studio.concepts()[-1]["vectors"] == 3
+    assert backend.replace(folder) == ["ink-look"]
+    assert backend.concepts()[-1]["vectors"] == 3
     for text, file, message in (
         (" ", None, "nothing is named"),
         (None, str(folder / "ink-look.safetensors"), "loaded twice"),
         (str(folder), str(folder), "is named and a file uploaded; take one of them away"),
     ):
         with pytest.raises(UserError, match=message):
-            studio.load(text, file)
+            backend.load(text, file)
 
 
 # ---- learning ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def learning(studio, tmp_path, monkeypatch):
+def learning(backend, tmp_path, monkeypatch):
     """Without a process, whose command line is kept instead."""
-    made = Learning(studio.pipe, tmp_path / "outputs")
+    made = TrainingRuns(backend.pipe, tmp_path / "outputs")
     process = SimpleNamespace(returncode=None, poll=lambda: process.returncode, signals=[])
     process.send_signal = process.signals.append
 
@@ -371,7 +371,7 @@ def test_what_cannot_be_learned_leaves_nothing_behind(learning, photos, change, 
     assert not learning.running
 
 
-def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
+def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     """Its files, how it is told to go while it does, and when it may be begun again."""
     assert learning.standing() is None
     pictures = [p for p in sorted(photos.iterdir()) for _ in range(2)]  # names that clash
@@ -383,10 +383,10 @@ def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
     assert learning.process.room == 1  # on a GPU: what images were made in has been given back
     assert len(list((folder / "training_pictures").iterdir())) == 24
     assert learning.running
-    assert studio.busy() == ""
-    studio.busy = learning.busy
+    assert backend.busy() == ""
+    backend.busy = learning.busy
     with pytest.raises(UserError, match="is being learned; wait for it, or stop it"):
-        studio.make([checked_job(studio.pipe, **GOOD)])
+        backend.make([checked_job(backend.pipe, **GOOD)])
     with pytest.raises(UserError, match="is being learned"):
         learning.go_on("my-cat")
     now = learning.standing()
@@ -423,7 +423,7 @@ def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
         learning.start("my-cat", "cat", pictures)
     with pytest.raises(UserError, match="no run '../x' that a page began; those are: my-cat"):
         learning.go_on("../x")
-    assert Learning(studio.pipe, learning.root).runs() == ["my-cat"]  # another page's life
+    assert TrainingRuns(backend.pipe, learning.root).runs() == ["my-cat"]  # another page's life
     assert learning.go_on("my-cat") == folder
     assert learning.running
     (folder / "log.txt").write_text("loading ...\ndetsd: the disk is full; make room\n")
@@ -436,15 +436,15 @@ def test_a_learning_from_start_to_end(learning, studio, photos, tmp_path):
     assert learning.standing().complete
     assert learning.take_finished() == folder
     assert learning.take_finished() is None
-    assert studio.replace(folder) == ["my-cat"]
+    assert backend.replace(folder) == ["my-cat"]
 
 
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def test_one_thing_at_a_time_and_programs_see_endpoints_alone(studio, tmp_path):
+def test_one_thing_at_a_time_and_programs_see_endpoints_alone(backend, tmp_path):
     """What touches the model waits in one queue, whoever asks; parameters have names."""
-    page = pages.page(studio, Learning(studio.pipe, tmp_path))
+    page = pages.page(backend, TrainingRuns(backend.pipe, tmp_path))
     public = {f.api_name: f for f in page.fns.values() if f.api_visibility == "public"}
     assert set(public) == {
         "generate", "grid", "stop", "model", "concepts", "load", "unload", "reload", "learn",
@@ -526,7 +526,7 @@ def example() -> str:
 
 
 @pytest.mark.slow
-def test_programs_use_the_page(address, studio, photos, tmp_path, monkeypatch, capsys):
+def test_programs_use_the_page(address, backend, photos, tmp_path, monkeypatch, capsys):
     """The example of the documents, word for word; then what it leaves out."""
     from gradio_client import Client, exceptions
 
@@ -543,9 +543,9 @@ def test_programs_use_the_page(address, studio, photos, tmp_path, monkeypatch, c
     assert [one["seed"] for one in made["images"] + made["plain_images"]] == [5, 6, 5, 6]
     assert made["plain_images"][0]["prompt"] == "a red ball"
     # What comes is what the same settings give anywhere.
-    job = checked_job(studio.pipe, **GOOD | {"guidance": 4})
+    job = checked_job(backend.pipe, **GOOD | {"guidance": 4})
     assert read_record(Path(made["images"][0]["file"]))["seed"] == 5
-    own = studio.make(copies(job, 2) + studio.twins(copies(job, 2)))
+    own = backend.make(copies(job, 2) + backend.twins(copies(job, 2)))
     assert Image.open(made["images"][1]["file"]).tobytes() == Image.open(own[1].path).tobytes()
     sheet = client.predict(
         prompt="a blob-thing", x_axis="seed", x_values="0-1", **settings, api_name="/grid"

@@ -70,7 +70,7 @@ def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
     vocabulary.add(LearnedConcept("blob-thing", "red ball", *rows))
     ids = vocabulary.token_ids(["a photo of a blob-thing on wood", "a photo of a red ball on wood"])
     assert ids[0].tolist() != ids[1].tolist()
-    states = vocabulary.sides[0].encoder(ids).last_hidden_state
+    states = vocabulary.text_encoders[0].encoder(ids).last_hidden_state
     assert torch.equal(states[0], states[1])
 
 
@@ -80,7 +80,7 @@ def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
     found = {c.name: c.embeddings for c in vocabulary.concepts()}
     assert found["blob-thing"].tolist() == [[1.0] * 16] * 3
     assert found["blob-thing-two"].tolist() == [[2.0] * 16] * 2
-    first = vocabulary.sides[0].embedding.first_id
+    first = vocabulary.text_encoders[0].embedding.first_id
     ids = vocabulary.token_ids(["a blob-thing and a blob-thing-two"])[0].tolist()
     assert [i - first for i in ids if i >= first] == [0, 1, 2, 3, 4]
 
@@ -92,26 +92,26 @@ def test_remembered_prompts_have_the_same_ids(vocabulary):
     vocabulary.remember(prompts[:2])
     assert torch.equal(vocabulary.token_ids(prompts), fresh)  # two of them are not known
     vocabulary.remember(prompts)
-    tokenizer, vocabulary.sides[0].tokenizer = vocabulary.sides[0].tokenizer, None
+    tokenizer, vocabulary.text_encoders[0].tokenizer = vocabulary.text_encoders[0].tokenizer, None
     assert torch.equal(vocabulary.token_ids(prompts), fresh)
-    vocabulary.sides[0].tokenizer = tokenizer
+    vocabulary.text_encoders[0].tokenizer = tokenizer
 
 
 def test_what_surely_fits_fits(vocabulary):
     vocabulary.add(learned("blob-thing", 60))
     for n in range(0, 40):
         prompt = "a (猫:1.2) x-y blob-thing " + "é " * n
-        if vocabulary.surely_fits(prompt):
+        if vocabulary.fits_without_tokenizing(prompt):
             assert vocabulary.length(prompt) <= vocabulary.window
-    assert vocabulary.surely_fits("a blob-thing")
-    assert not vocabulary.surely_fits("a blob-thing and a blob-thing")
+    assert vocabulary.fits_without_tokenizing("a blob-thing")
+    assert not vocabulary.fits_without_tokenizing("a blob-thing and a blob-thing")
 
 
 def test_names_with_capitals_and_odd_characters(vocabulary):
     for name in ("<My Cat>", "Ünïcødé-Ding", "猫-猫"):
         vocabulary.add(learned(name, 1))
         ids = vocabulary.token_ids([f"a photo of {name}, sitting"])[0]
-        assert (ids >= vocabulary.sides[0].embedding.first_id).sum() == 1
+        assert (ids >= vocabulary.text_encoders[0].embedding.first_id).sum() == 1
 
 
 def test_num_vectors_repeats_or_cuts_the_phrase(vocabulary):
@@ -149,6 +149,6 @@ def test_empty_phrase_is_refused(vocabulary):
 def test_a_cut_off_concept_is_noticed(vocabulary, caplog):
     vocabulary.add(learned("blob-thing"))
     caplog.set_level(logging.WARNING)
-    assert vocabulary.cut_off("word " * 60 + "blob-thing") == []
-    assert vocabulary.cut_off("word " * 74 + "blob-thing") == ["blob-thing"]
-    assert vocabulary.cut_off("word " * 90 + "blob-thing") == ["blob-thing"]
+    assert vocabulary.truncated_concepts("word " * 60 + "blob-thing") == []
+    assert vocabulary.truncated_concepts("word " * 74 + "blob-thing") == ["blob-thing"]
+    assert vocabulary.truncated_concepts("word " * 90 + "blob-thing") == ["blob-thing"]

@@ -15,9 +15,9 @@ from detsd.config import ConceptsConfig, ModelConfig
 from detsd.data import folder
 from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
 from detsd.data.folder import mask_problem, passed_over
-from detsd.data.images import read_images, shape_of, to_rgb, to_shape
+from detsd.data.images import crop_or_resize, read_images, target_size, to_rgb
 from detsd.data.prefetch import prefetch
-from detsd.data.prompts import prompts_for, text_of
+from detsd.data.prompts import display_name, prompts_for
 from detsd.models.loading import load_base_model
 from detsd.utils.errors import UserError
 
@@ -104,8 +104,8 @@ def test_first_frame_of_an_animation(tmp_path):
 def test_centre_crop_and_squeeze():
     image = Image.new("RGB", (300, 100))
     image.paste(RED, (100, 0, 200, 100))
-    cropped = np.asarray(to_shape(image, (32, 32), center_crop=True))
-    squeezed = np.asarray(to_shape(image, (32, 32), center_crop=False))
+    cropped = np.asarray(crop_or_resize(image, (32, 32), center_crop=True))
+    squeezed = np.asarray(crop_or_resize(image, (32, 32), center_crop=False))
     assert cropped.shape == squeezed.shape == (32, 32, 3)
     assert (cropped[16, :, 0] > 150).mean() > 0.9
     assert 0.25 < (squeezed[16, :, 0] > 150).mean() < 0.42
@@ -161,7 +161,7 @@ def test_a_file_name_that_is_no_utf8(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     Image.new("RGB", (8, 8), RED).save(path)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
-    assert text_of(path) == r"caf\xe9.png"
+    assert display_name(path) == r"caf\xe9.png"
     prompts_for(path, "x", "object", concepts(tmp_path))
     with pytest.raises(UserError, match=r"caf\\xe9.png: the file name is no UTF-8"):
         prompts_for(path, "x", "object", concepts(tmp_path, append_file_name_to_text=True))
@@ -221,7 +221,7 @@ def test_examples_are_a_function_of_seed_and_index(model, photos):
 
 def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):
     d = TrainingData(concepts(photos, append_file_name_to_text=True), model, 1, 2)
-    n = len(d.shots)
+    n = len(d.images)
     drawn = [d.example(i) for i in range(2 * n)]
     assert len({float(e.x.sum()) for e in drawn}) == 2 * n
     for epoch in (drawn[:n], drawn[n:]):
@@ -276,7 +276,7 @@ def test_a_batch_is_its_examples(model, photos):
 
 def test_an_epoch_is_shuffled_once(model, photos):
     d = TrainingData(concepts(photos), model, 1, 2)
-    n = len(d.shots)
+    n = len(d.images)
     for first in range(0, 3 * n, 4):  # batches that end in one epoch and begin in the next
         for i in range(first, first + 4):
             d.example(i)
@@ -286,10 +286,10 @@ def test_an_epoch_is_shuffled_once(model, photos):
 def test_flips_are_separate_views(model, photos):
     plain = TrainingData(concepts(photos), model, 1, 2)
     flipped = TrainingData(concepts(photos, horizontal_flip=True), model, 1, 2)
-    assert plain.shots[0].mean.shape[0] == 1
-    assert flipped.shots[0].mean.shape[0] == 2
-    torch.testing.assert_close(flipped.shots[0].mean[0], plain.shots[0].mean[0])
-    assert not torch.equal(flipped.shots[0].mean[1], plain.shots[0].mean[0])
+    assert plain.images[0].mean.shape[0] == 1
+    assert flipped.images[0].mean.shape[0] == 2
+    torch.testing.assert_close(flipped.images[0].mean[0], plain.images[0].mean[0])
+    assert not torch.equal(flipped.images[0].mean[1], plain.images[0].mean[0])
 
 
 def test_every_change_of_the_images_shows_in_their_digests(model, photos, tmp_path):
@@ -314,13 +314,13 @@ def test_every_change_of_the_images_shows_in_their_digests(model, photos, tmp_pa
 def test_held_out_images_are_not_trained_on(model, photos, tmp_path):
     d = TrainingData(concepts(photos), model, 1, 8)
     assert d.held_out
-    assert {s.path for s in d.shots}.isdisjoint({s.path for s in d.validation})
-    assert len(d.shots) + len(d.validation) == 12
+    assert {s.path for s in d.images}.isdisjoint({s.path for s in d.validation})
+    assert len(d.images) + len(d.validation) == 12
     for k in range(3):
         Image.new("RGB", (8, 8), (k * 80, 9, 9)).save(tmp_path / f"{k}.png")
     few = TrainingData(concepts(tmp_path), model, 1, 8)
     assert not few.held_out
-    assert len(few.shots) == len(few.validation) == 3
+    assert len(few.images) == len(few.validation) == 3
 
 
 def picture_with_mask(folder, name, box, size=(48, 40)):
@@ -346,16 +346,16 @@ def test_a_mask_is_cut_and_mirrored_with_its_picture(model, tmp_path):
     for crop, wide in ((True, 3), (False, 2.5)):
         config = concepts(tmp_path, mask="files", horizontal_flip=True, center_crop=crop)
         d = TrainingData(config, model, 1, 2)
-        (shot,) = d.shots
-        assert shot.mask.shape == (2, 1, 8, 8)
-        assert shot.mask[0].sum() == pytest.approx(4 * wide, abs=0.05)
-        assert torch.equal(shot.mask[1], shot.mask[0].flip(-1))
+        (image,) = d.images
+        assert image.mask.shape == (2, 1, 8, 8)
+        assert image.mask[0].sum() == pytest.approx(4 * wide, abs=0.05)
+        assert torch.equal(image.mask[1], image.mask[0].flip(-1))
         if crop:
-            assert shot.mask[0, 0, :4, :3].eq(1).all()
+            assert image.mask[0, 0, :4, :3].eq(1).all()
         for e in map(d.example, range(8)):
-            assert any(torch.equal(e.mask, view) for view in shot.mask)
+            assert any(torch.equal(e.mask, view) for view in image.mask)
         assert {float(d.example(i).mask[0, 0, 0]) for i in range(20)} == {
-            float(view[0, 0, 0]) for view in shot.mask
+            float(view[0, 0, 0]) for view in image.mask
         }
 
 
@@ -371,7 +371,7 @@ def test_a_transparent_ground_is_a_mask_file_of_the_same(model, tmp_path):
     assert torch.equal(found[0].example(5).x, found[1].example(5).x)
     assert torch.equal(found[0].example(5).mask, found[1].example(5).mask)
     plain = TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is no picture
-    assert len(plain.shots) == 1
+    assert len(plain.images) == 1
     assert plain.example(5).mask is None
     assert plain.digests != found[1].digests
 
@@ -450,7 +450,7 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
 @pytest.mark.parametrize(("aspect", "shape"), [(1.5, (40, 24)), (0.5, (24, 48)), (1, (32, 32))])
 def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
     """And their masks with them, and noise for as many latents."""
-    assert shape_of(32, aspect) == shape
+    assert target_size(32, aspect) == shape
     picture_with_mask(tmp_path, "a", (0, 0, 24, 40))  # the left half
     d = TrainingData(concepts(tmp_path, img_aspect=aspect, mask="files"), model, 1, 2)
     e = d.example(3)
@@ -463,5 +463,5 @@ def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
 
 def test_the_shape_of_a_photo_has_as_many_pixels():
     for size, aspect, shape in ((512, 1.5, (624, 416)), (512, 1, (512, 512)), (64, 1.5, (80, 56))):
-        assert shape_of(size, aspect) == shape
-    assert shape_of(8, 4) == (16, 8)
+        assert target_size(size, aspect) == shape
+    assert target_size(8, 4) == (16, 8)

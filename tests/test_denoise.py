@@ -90,9 +90,9 @@ def test_conditionings_are_joined_with_all_that_is_added():
         Conditioning(torch.full((1, 77, 2), k), {"ids": torch.full((1, 6), k)}) for k in (1, 2)
     ]
     both = Conditioning.cat(parts)
-    assert both.hidden.shape == (2, 77, 2)
-    assert both.added["ids"][:, 0].tolist() == [1, 2]
-    assert Conditioning.cat([Conditioning(parts[0].hidden)]).added is None
+    assert both.prompt_embeds.shape == (2, 77, 2)
+    assert both.added_cond_kwargs["ids"][:, 0].tolist() == [1, 2]
+    assert Conditioning.cat([Conditioning(parts[0].prompt_embeds)]).added_cond_kwargs is None
 
 
 def test_any_jobs_come_back_in_their_order(pipe):

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from detsd.__main__ import main
-from detsd.app.backend import Making, Studio
+from detsd.app.backend import Backend, Generation
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
@@ -308,8 +308,8 @@ def test_figures_grids_and_previews_are_the_same(photos, tmp_path):
                 str(model), device=device, concepts=[file]
             )
             assert pipe.checks_safety
-            studio, making = Studio(pipe, out / "made"), Making(previews=True)
-            studio.make([Job("a blob-thing", 0, num_inference_steps=2)], making)
+            backend, making = Backend(pipe, out / "made"), Generation(previews=True)
+            backend.make([Job("a blob-thing", 0, num_inference_steps=2)], making)
             making.preview.save(out / "preview.png")
             pipe.reload("blob-thing")
             assert torch.equal(pipe.vocabulary.concepts()[0].embeddings, rows)

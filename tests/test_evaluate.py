@@ -15,7 +15,7 @@ from tiny import ROOT, save_tiny_clip
 from transformers import CLIPTokenizer
 
 from detsd.__main__ import main
-from detsd.cli.evaluate import evaluation_of
+from detsd.cli.evaluate import evaluation_config
 from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
@@ -186,14 +186,14 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, phrase_rows):
 def test_checkpoints_of_the_cluster(run, monkeypatch):
     asked = []
 
-    def downloaded(uuid):
+    def cached_checkpoint(uuid):
         asked.append(uuid)
         return run / "checkpoints" / "step-00000008"
 
-    monkeypatch.setattr(samples, "downloaded", downloaded)
+    monkeypatch.setattr(samples, "cached_checkpoint", cached_checkpoint)
     words = [UUID, f"{UUID[:-1]}0=my-word"]
     args = parser().parse_args(["evaluate", *words, "--images", "det_logos", "--model", "tiny"])
-    config = evaluation_of(args)[0]
+    config = evaluation_config(args)[0]
     assert (config.concepts.files, config.concepts.uuids) == ([], words)
     blocks = [block for block in find_blocks(config) if block.concept]
     assert asked == [UUID, f"{UUID[:-1]}0"]
@@ -250,7 +250,7 @@ def test_the_bundled_concept_as_it_stands(tmp_path, capsys):
 def nothing_is_loaded(monkeypatch):
     """What is heavy is not come to."""
     monkeypatch.setattr(loading, "load_base_model", lambda *_, **__: pytest.fail("loaded"))
-    monkeypatch.setattr(evaluation, "Generator", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluation, "Grid", lambda *_, **__: pytest.fail("loaded"))
 
 
 def change_folder(run: Path, folder: str) -> None:
@@ -305,7 +305,7 @@ def test_a_mistake_is_told_in_a_sentence(
 
 
 def test_flagged_samples_are_not_measured(run, clip, tmp_path, monkeypatch, capsys):
-    generate = evaluation.Generator.generate
+    generate = evaluation.Grid.generate
 
     def prude(self):
         write = self.album._write
@@ -313,7 +313,7 @@ def test_flagged_samples_are_not_measured(run, clip, tmp_path, monkeypatch, caps
                                                  for n, how, png in files])  # fmt: skip
         return generate(self)
 
-    monkeypatch.setattr(evaluation.Generator, "generate", prude)
+    monkeypatch.setattr(evaluation.Grid, "generate", prude)
     assert call(run, "--clip", clip, "--output-dir", tmp_path / "out") == 2
     assert "has blacked out samples of" in capsys.readouterr().err
 
@@ -323,14 +323,14 @@ def test_the_command_line_and_the_file_say_the_same(tmp_path, run):
     experiment = yaml.safe_load((ROOT / "evaluate.yaml").read_text())
     file.write_text(yaml.safe_dump(experiment))
     args = parser().parse_args(["evaluate", str(file), "--lineup", "a", "b", "--clip", "c"])
-    config, source, name = evaluation_of(args)
+    config, source, name = evaluation_config(args)
     assert (source, name) == (str(file), "mine")
     assert (config.evaluation.lineup, config.evaluator.clip) == (["a", "b"], "c")
-    plain = evaluation_of(parser().parse_args(["evaluate", "learned_embeddings_dict_demo.pt"]))
+    plain = evaluation_config(parser().parse_args(["evaluate", "learned_embeddings_dict_demo.pt"]))
     shipped = load_config(ROOT / "evaluate.yaml", kind=EvaluateConfig)
     assert (plain[0].evaluation, plain[0].evaluator) == (shipped.evaluation, shipped.evaluator)
     assert plain[2] == "evaluate-learned_embeddings_dict_demo"
-    config, _, name = evaluation_of(parser().parse_args(["evaluate", f"{run}=my-word"]))
+    config, _, name = evaluation_config(parser().parse_args(["evaluate", f"{run}=my-word"]))
     assert name == "evaluate-my-run"
     assert config.model.pretrained_model_name_or_path != "demo_model"  # the run's own
     assert np.isclose(config.evaluation.guidance_scale, 4)

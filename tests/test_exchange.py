@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from detsd.generate.work_queue import Exchange
+from detsd.generate.work_queue import WorkQueue
 
 
 class Threads:
@@ -54,7 +54,7 @@ def share(size, todo, make, asked=lambda: False, take=None):
 
     def rank(number):
         mine = []
-        with Exchange(threads.run(number, asked), todo, keep if number == 0 else None) as exchange:
+        with WorkQueue(threads.run(number, asked), todo, keep if number == 0 else None) as exchange:
             for batch in exchange:
                 make(batch)
                 mine.append(batch)

@@ -32,8 +32,8 @@ from detsd.config import ModelConfig, load_config
 from detsd.data.images import frame
 from detsd.models import single_file
 from detsd.models.loading import load_base_model, load_safety_checker
-from detsd.models.single_file import mended
-from detsd.models.spec import examine, find_model, load_token_tables
+from detsd.models.single_file import infer_prediction_type
+from detsd.models.spec import load_token_tables, read_spec, resolve_model
 from detsd.models.support import single_family, unsupported_index, unsupported_parts, without_index
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
@@ -106,7 +106,7 @@ def test_pooled_states_are_of_the_end_token_though_added_ids_are_larger(tmp_path
     """The configurations of the real model say 2 for the end token: the largest id counts."""
     model = load_base_model(ModelConfig(str(save_tiny_sdxl(tmp_path, eos_token_id=2))), CPU)
     model.vocabulary.add(blob("sdxl"))
-    side = model.vocabulary.sides[1]
+    side = model.vocabulary.text_encoders[1]
     prompts = [PROMPT, "a dog"]
     ids = side.ids([model.vocabulary.rewrite(p) for p in prompts])
     assert ids[0].max() >= side.embedding.first_id
@@ -118,25 +118,30 @@ def test_pooled_states_are_of_the_end_token_though_added_ids_are_larger(tmp_path
             for k in range(2)
         ]
     )
-    got = model.conditioning(prompts).added["text_embeds"]
+    got = model.encode_prompts(prompts).added_cond_kwargs["text_embeds"]
     torch.testing.assert_close(got, want)
 
 
 def test_stable_diffusion_xl_is_told_both_encoders_and_the_frame(folders):
     model = load_base_model(ModelConfig(str(folders["sdxl"])), CPU)
-    told = model.conditioning(["a dog", "a cat"], [(48, 40, 4, 0, 32, 32), (1, 2, 3, 4, 5, 6)])
-    assert told.hidden.shape == (2, 77, 40)
-    assert told.added["time_ids"].tolist() == [[48, 40, 4, 0, 32, 32], [1, 2, 3, 4, 5, 6]]
-    assert model.conditioning(["a dog"]).added["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]]
+    cond = model.encode_prompts(["a dog", "a cat"], [(48, 40, 4, 0, 32, 32), (1, 2, 3, 4, 5, 6)])
+    assert cond.prompt_embeds.shape == (2, 77, 40)
+    assert cond.added_cond_kwargs["time_ids"].tolist() == [
+        [48, 40, 4, 0, 32, 32],
+        [1, 2, 3, 4, 5, 6],
+    ]
+    assert model.encode_prompts(["a dog"]).added_cond_kwargs["time_ids"].tolist() == [
+        [32, 32, 0, 0, 32, 32]
+    ]
     hidden, nothing, pooled, _ = stock(folders["sdxl"]).encode_prompt("a dog")
-    torch.testing.assert_close(told.hidden[:1], hidden)
-    torch.testing.assert_close(told.added["text_embeds"][:1], pooled)
-    away = model.away_from(["", "red"])
-    assert torch.equal(away.hidden[:1], nothing)
-    assert not away.added["text_embeds"][0].any()
-    assert away.hidden[1].any()
-    other = dataclasses.replace(model, no_prompt_is_zero=False)
-    assert other.away_from([""]).hidden.any()
+    torch.testing.assert_close(cond.prompt_embeds[:1], hidden)
+    torch.testing.assert_close(cond.added_cond_kwargs["text_embeds"][:1], pooled)
+    away = model.encode_negative_prompts(["", "red"])
+    assert torch.equal(away.prompt_embeds[:1], nothing)
+    assert not away.added_cond_kwargs["text_embeds"][0].any()
+    assert away.prompt_embeds[1].any()
+    other = dataclasses.replace(model, force_zeros_for_empty_prompt=False)
+    assert other.encode_negative_prompts([""]).prompt_embeds.any()
 
 
 def test_frames_say_where_a_square_was_cut_out():
@@ -198,9 +203,12 @@ def test_only_the_new_rows_change(family, experiment, tmp_path, folders):
     with open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(config, run)
         assert trainer.train()
-    assert not any(map(torch.equal, trainer.rows, trainer.initial_rows))
+    assert not any(map(torch.equal, trainer.rows, trainer.initial_vectors))
     fresh = load_base_model(config.model, CPU)
-    for parts in (lambda m: [m.unet, m.vae], lambda m: [s.encoder for s in m.vocabulary.sides]):
+    for parts in (
+        lambda m: [m.unet, m.vae],
+        lambda m: [s.encoder for s in m.vocabulary.text_encoders],
+    ):
         for trained, untouched in zip(parts(trainer.model), parts(fresh), strict=True):
             now, before = trained.state_dict(), untouched.state_dict()
             changed = [k for k in before if not torch.equal(now[k], before[k])]
@@ -228,9 +236,9 @@ def read(folder, name):
 def test_the_supported_families_are_told_by_their_small_files(folders):
     for family, folder in folders.items():
         assert not unsupported_index(read(folder, "model_index.json"))
-        kind = examine(find_model(ModelConfig(str(folder))))
+        kind = read_spec(resolve_model(ModelConfig(str(folder))))
         assert kind.widths == WIDTHS[family]
-        assert kind.no_prompt_is_zero is kind.vae_overflows is (family == "sdxl")
+        assert kind.force_zeros_for_empty_prompt is kind.force_upcast is (family == "sdxl")
         half = kind.vae_dtype(torch.float16)
         assert half == (torch.float32 if family == "sdxl" else torch.float16)
         assert kind.vae_dtype(torch.bfloat16) == torch.bfloat16
@@ -299,11 +307,13 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tm
 
 
 def states(model):
-    told = model.conditioning(["a dog"])
+    cond = model.encode_prompts(["a dog"])
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        said = model.unet(noise, 500, told.hidden, added_cond_kwargs=told.added).sample
-        return told.hidden, said, model.vae.decode(noise).sample
+        said = model.unet(
+            noise, 500, cond.prompt_embeds, added_cond_kwargs=cond.added_cond_kwargs
+        ).sample
+        return cond.prompt_embeds, said, model.vae.decode(noise).sample
 
 
 def test_halves_alone_load_without_being_told(folders, tmp_path):
@@ -352,7 +362,7 @@ def test_a_single_file_is_the_folder(family, tmp_path, folders, configs):
         assert all(map(torch.equal, a.values(), b.values()))
     torch.testing.assert_close(states(whole), states(single))
     assert single.scheduler.config.prediction_type == whole.scheduler.config.prediction_type
-    assert single.no_prompt_is_zero == whole.no_prompt_is_zero
+    assert single.force_zeros_for_empty_prompt == whole.force_zeros_for_empty_prompt
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(file))  # asks for a checker, too
     pipe.vocabulary.add(blob(family))
     assert pipe.make([Job(PROMPT, 1, num_inference_steps=2)])[0].image.size == (32, 32)
@@ -369,9 +379,9 @@ def test_stable_diffusion_2_is_asked_what_it_predicts(folders):
     unet.conv_out.weight.zero_()
     for bias, predicted, size in ((-0.8, "v_prediction", 8), (0.5, "epsilon", 64)):
         unet.conv_out.bias.fill_(bias)  # all that it says
-        assert mended({}, unet)["prediction_type"] == predicted
+        assert infer_prediction_type({}, unet)["prediction_type"] == predicted
         assert unet.config.sample_size == size
-    assert mended({"prediction_type": "told"}, unet)["prediction_type"] == "told"
+    assert infer_prediction_type({"prediction_type": "told"}, unet)["prediction_type"] == "told"
 
 
 def test_the_configurations_that_come_along_are_the_real_models():
@@ -543,11 +553,11 @@ def test_weights_of_words_are_left_out_and_told(folders):
     for prompt in ("a (blob-thing:1.3) on wood", "a (blob-thing)1.3 on (wood:.8)",
                    "((a blob-thing:1.1) on wood:2)"):  # fmt: skip
         assert torch.equal(ids([prompt]), plain)
-        assert any("which detsd does not" in doubt for doubt in pipe.doubts(prompt))
+        assert any("which detsd does not" in doubt for doubt in pipe.prompt_warnings(prompt))
     for prompt in ("a photo (16:9)", "at noon (at 10:30)", "a (red) ball", "f(x) = 2"):
         assert pipe.vocabulary.text(prompt) == prompt
-        assert pipe.doubts(prompt) == []
-    (doubt,) = pipe.doubts("a [blob-thing] and a ((dog))")
+        assert pipe.prompt_warnings(prompt) == []
+    (doubt,) = pipe.prompt_warnings("a [blob-thing] and a ((dog))")
     assert "[blob-thing] ((dog)), which other programs take for a weight" in doubt
 
 

@@ -20,7 +20,7 @@ from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
-from detsd.generate.grid import Generator
+from detsd.generate.grid import Grid
 from detsd.runs.open import open_run
 from detsd.sampling.jobs import batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -64,10 +64,10 @@ def slow_grid(given, tmp_path) -> Path:
     return path
 
 
-def generate(given: dict, folder: Path) -> Generator:
+def generate(given: dict, folder: Path) -> Grid:
     """Make a grid in this process."""
     with open_run(folder) as run:
-        made = Generator(parse_config(given, "test", GenerateConfig), run)
+        made = Grid(parse_config(given, "test", GenerateConfig), run)
         assert made.generate()
     return made
 
@@ -255,7 +255,7 @@ def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
         with open_run(tmp_path / str(fill)) as run:
             monkeypatch.setattr(run.ranks, "size", 3)
             monkeypatch.setattr(run, "gather", lambda values: values)
-            made = Generator(parse_config(given, "test", GenerateConfig), run)
+            made = Grid(parse_config(given, "test", GenerateConfig), run)
         assert [len(batch) for batch in made.batches] == sizes
         assert made.fill_up_to == (16 if fill else 1)
 

@@ -21,11 +21,11 @@ from detsd.__main__ import main
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import EvaluatorConfig, ModelConfig
-from detsd.evaluate.encoders import load_eyes
+from detsd.evaluate.encoders import load_encoders
 from detsd.models import hub as model_hub
-from detsd.models.hub import WHOLE, Source
+from detsd.models.hub import WHOLE, ModelFiles
 from detsd.models.loading import load_base_model, load_safety_checker
-from detsd.models.spec import find_model
+from detsd.models.spec import resolve_model
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.utils.errors import UserError
@@ -186,11 +186,11 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
         assert f"nothing of it is in the cache {constants.HF_HUB_CACHE}" in sentence
         assert f"hf download {NAME}" in sentence
         assert "scheduler_config" not in sentence
-    find_model(ModelConfig(NAME)).fetch("scheduler", "tokenizer", "text_encoder", "vae")
+    resolve_model(ModelConfig(NAME)).fetch("scheduler", "tokenizer", "text_encoder", "vae")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert f"{NAME} has no unet with safetensors weights among the files fetched" in refusal()
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    find_model(ModelConfig(NAME)).fetch("unet")
+    resolve_model(ModelConfig(NAME)).fetch("unet")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     caplog.clear()
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
@@ -245,7 +245,7 @@ def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
 
 
 def test_no_room_is_told_before_the_download(hub, monkeypatch):
-    find_model(ModelConfig(NAME)).fetch("scheduler")
+    resolve_model(ModelConfig(NAME)).fetch("scheduler")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10))
     hub.asked.clear()
     assert "has room for 0.0 MB; make room, or set HF_HOME" in refusal()
@@ -315,7 +315,7 @@ def evaluator_refusal(name: str = CLIP) -> str:
     said = []
     for key in ("clip", "dino"):
         with pytest.raises(UserError) as caught:
-            load_eyes(EvaluatorConfig(**{key: name}), "demo_model", CPU)
+            load_encoders(EvaluatorConfig(**{key: name}), "demo_model", CPU)
         assert str(caught.value).startswith(f"evaluator.{key}: {name} ")
         said.append(str(caught.value).replace(f"evaluator.{key}: ", ""))
     assert said[0] == said[1]
@@ -324,7 +324,7 @@ def evaluator_refusal(name: str = CLIP) -> str:
 
 def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monkeypatch, caplog):
     commit = hub.add(CLIP, clip)
-    eye = load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
+    eye = load_encoders(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
     assert (eye.name, eye.commit) == (CLIP, commit)
     weights = {p.name for p in clip.glob("model-*-of-*.safetensors")}
     small = {p.name for p in clip.glob("*.json")} | {p.name for p in clip.glob("*.txt")}
@@ -334,13 +334,13 @@ def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monk
     pictures = [Image.new("RGB", (32, 32), "red")]
     seen = eye.image_features(pictures)
     assert torch.equal(
-        seen, load_eyes(EvaluatorConfig(str(clip)), "x", CPU)["clip"].image_features(pictures)
+        seen, load_encoders(EvaluatorConfig(str(clip)), "x", CPU)["clip"].image_features(pictures)
     )
     hub.asked.clear()
-    load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)
+    load_encoders(EvaluatorConfig(CLIP), "demo_model", CPU)
     assert hub.downloads() == []
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    again = load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
+    again = load_encoders(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
     assert again.commit == commit
     assert f"taking {CLIP} as it was fetched before, at {commit}" in caplog.text
     assert torch.equal(seen, again.image_features(pictures))
@@ -351,7 +351,7 @@ def test_of_weights_that_are_there_twice_one_kind_is_taken(tmp_path):
     names = ["config.json", "model.fp16.safetensors", *pieces, "vae/model.safetensors"]
 
     def weights() -> list[str]:
-        return Source("x", tmp_path, dict.fromkeys(names, 1)).weights(WHOLE)
+        return ModelFiles("x", tmp_path, dict.fromkeys(names, 1)).weights(WHOLE)
 
     assert weights() == pieces
     names.append("model.safetensors")
@@ -367,7 +367,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
     assert "neither a folder here nor a hub model that this token can see" in misspelt
     monkeypatch.setenv("HF_AUTH_TOKEN", "hf_expired")
     with pytest.raises(UserError, match=r"evaluator\.dino: the hub does not accept this token"):
-        load_eyes(EvaluatorConfig(dino=CLIP), "demo_model", CPU)
+        load_encoders(EvaluatorConfig(dino=CLIP), "demo_model", CPU)
     monkeypatch.delenv("HF_AUTH_TOKEN")
     hub.busy = 6
     assert "answers 429 Too Many Requests, and nothing of it is in the cache" in evaluator_refusal()
@@ -380,7 +380,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
 def test_what_is_no_evaluator_is_told_before_its_weights_are_fetched(hub, clip, tmp_path):
     hub.add("tiny/both", clip)
     with pytest.raises(UserError, match=r"evaluator\.dino: tiny/both is .* 'clip'; name a DINO"):
-        load_eyes(EvaluatorConfig(dino="tiny/both"), "demo_model", CPU)
+        load_encoders(EvaluatorConfig(dino="tiny/both"), "demo_model", CPU)
     assert hub.downloads() == ["config.json"]
     assert f"{NAME} holds no config.json; name another model" in evaluator_refusal(NAME)
     pickled = shutil.copytree(clip, tmp_path / "pickled")
@@ -388,7 +388,7 @@ def test_what_is_no_evaluator_is_told_before_its_weights_are_fetched(hub, clip, 
         path.unlink()
     hub.add(CLIP, pickled)
     with pytest.raises(UserError) as caught:
-        load_eyes(EvaluatorConfig(CLIP), "demo_model", CPU)
+        load_encoders(EvaluatorConfig(CLIP), "demo_model", CPU)
     assert str(caught.value) == (
         f"evaluator.clip: {CLIP} has no safetensors weights on the hub; use a complete model"
     )

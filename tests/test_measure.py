@@ -18,11 +18,11 @@ from detsd.config import (
 )
 from detsd.data.templates import EDITS
 from detsd.evaluate import lookalikes
-from detsd.evaluate.encoders import load_eyes
-from detsd.evaluate.lookalikes import Lineup, outlines
+from detsd.evaluate.encoders import load_encoders
+from detsd.evaluate.lookalikes import LookalikeClassifier, outlines
 from detsd.evaluate.metrics import (
-    Anchors,
-    Yardstick,
+    Baselines,
+    ConceptMetrics,
     anchors,
     mean_cosine,
     normalised,
@@ -31,7 +31,7 @@ from detsd.evaluate.metrics import (
     without_word,
 )
 from detsd.train import samples
-from detsd.train.samples import Gauge, gauge_jobs
+from detsd.train.samples import SampleMetrics, metric_jobs
 from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -49,16 +49,18 @@ def test_a_set_against_itself_scores_as_its_upper_anchor():
     real = features(6)
     pairs = [float(real[i] @ real[j]) for i, j in itertools.permutations(range(6), 2)]
     assert mean_cosine(real, real) == pytest.approx(sum(pairs) / 30, abs=1e-6)
-    anchors = Anchors(-0.9, mean_cosine(real, real), 0.1, 0.4)
+    anchors = Baselines(-0.9, mean_cosine(real, real), 0.1, 0.4)
     assert normalised(mean_cosine(real, real), anchors.image_low, anchors.image_high) == 1
     assert mean_cosine(real[:1], real[:1]) == 1
     assert mean_cosine(real[:1], real[1:2]) == pytest.approx(pairs[0], abs=1e-6)
 
 
-def lineup_of(sets: list[torch.Tensor], **ways) -> Lineup:
+def lineup_of(sets: list[torch.Tensor], **ways) -> LookalikeClassifier:
     """A line-up of features as they are, or as they are seen."""
     ways = ways or {"as they are": torch.clone}
-    return Lineup({name: [see(pictures) for pictures in sets] for name, see in ways.items()})
+    return LookalikeClassifier(
+        {name: [see(pictures) for pictures in sets] for name, see in ways.items()}
+    )
 
 
 def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
@@ -109,7 +111,7 @@ def test_outlines_tell_shapes_and_not_colours():
 
 
 def test_the_rule_is_zero_at_both_ends_and_one_at_the_ideal():
-    ends = Anchors(image_low=0.6, image_high=0.8, text_low=0.2, text_high=0.3)
+    ends = Baselines(image_low=0.6, image_high=0.8, text_low=0.2, text_high=0.3)
     assert score(0.6, 0.3, ends) == 0  # the phrase
     assert score(0.8, 0.2, ends) == 0  # the training images
     assert score(0.8, 0.3, ends) == score(0.9, 0.4, ends) == 1
@@ -166,8 +168,8 @@ def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monke
     monkeypatch.setattr(lookalikes, "outlines", torch.stack)
     centres, texts = features(3, seed=1), features(2, seed=2)
     pictures, *others = (list(features(5, k, centre)) for k, centre in enumerate(centres))
-    eyes = {"clip": Features(texts), "dino": Features(texts)}
-    found = Yardstick(eyes, pictures, ["a {}", "{} by night"], others, 4)
+    encoders = {"clip": Features(texts), "dino": Features(texts)}
+    found = ConceptMetrics(encoders, pictures, ["a {}", "{} by night"], others, 4)
     plain, edited = features(4, 8), features(4, 9)  # two of each prompt
     ends, of_phrase = found.anchors([*plain, *edited])
     real = torch.stack(pictures)
@@ -187,7 +189,7 @@ def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monke
     own = found.of_pictures(ends)
     assert own["clip_image_similarity"] == mean_cosine(real, real)
     assert (own["clip_text_similarity"], own["lineup"]) == (ends.text_low, 1)
-    alone = Yardstick({"clip": eyes["clip"]}, pictures, ["a {}", "{} by night"], [], 4)
+    alone = ConceptMetrics({"clip": encoders["clip"]}, pictures, ["a {}", "{} by night"], [], 4)
     assert alone.lineup is None
     kept = {k: v for k, v in of_phrase.items() if k.startswith("clip")}
     assert alone.anchors([*plain, *edited]) == (ends, kept)
@@ -207,14 +209,14 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
             assert made == ends
             return {"count": len(made)}
 
-    monkeypatch.setattr(samples, "Yardstick", Recorder)
+    monkeypatch.setattr(samples, "ConceptMetrics", Recorder)
     monkeypatch.setattr(samples, "read_images", lambda *_: [])
     c = ConceptsConfig(["a-cat", "a-way"], ["cat"] * 2, ["x", "y"], ["object", "style"])
     config = FinetuneConfig(ModelConfig("x"), c, measure=MeasureConfig(3, 15))
-    jobs = gauge_jobs(config, 32)
+    jobs = metric_jobs(config, 32)
     assert [job.seed for job in jobs[:4]] == [0, 1, 2, 0]
     made = [job.prompt for job in jobs]
-    found = Gauge(config, {}, 32)
+    found = SampleMetrics(config, {}, 32)
     found.anchor(made)
     assert [len(own) for own in found.ends] == [3 + 15, 3 + len(EDITS["style"])]
     for word, own in zip(c.concept_strs, found.ends, strict=True):
@@ -223,7 +225,7 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
 
 
 def test_the_bundled_evaluator_tells_colours():
-    eye = load_eyes(EvaluatorConfig(), "demo_model", CPU)["clip"]
+    eye = load_encoders(EvaluatorConfig(), "demo_model", CPU)["clip"]
     seen = eye.image_features(PICTURES)
     told = eye.text_features([f"a {colour} background" for colour in ("red", "green", "blue")])
     for found in (seen, told):
@@ -235,27 +237,27 @@ def test_the_bundled_evaluator_tells_colours():
 def test_evaluators_in_folders_of_their_own(tmp_path, monkeypatch):
     clip, dino = save_tiny_clip(tmp_path / "clip"), save_tiny_dino(tmp_path / "dino")
     configured = EvaluatorConfig(str(clip), str(dino))
-    eyes = load_eyes(configured, "demo_model", CPU)
-    eye, second = eyes["clip"], eyes["dino"]
+    encoders = load_encoders(configured, "demo_model", CPU)
+    eye, second = encoders["clip"], encoders["dino"]
     assert eye.image_features(PICTURES).shape == eye.text_features(["a", "b", "c"]).shape == (3, 12)
     assert second.image_features(PICTURES).shape == (3, 16)
-    assert list(load_eyes(EvaluatorConfig(), "demo_model", CPU)) == ["clip"]
+    assert list(load_encoders(EvaluatorConfig(), "demo_model", CPU)) == ["clip"]
     # The libraries would take one for the other, with weights of chance.
     with pytest.raises(
         UserError, match=r"evaluator\.clip: .*dino is .* kind 'dinov2'; name a CLIP"
     ):
-        load_eyes(EvaluatorConfig(str(dino)), "demo_model", CPU)
+        load_encoders(EvaluatorConfig(str(dino)), "demo_model", CPU)
     with pytest.raises(UserError, match=r"evaluator\.dino: .*clip is .* kind 'clip'; name a DINO"):
-        load_eyes(EvaluatorConfig(dino=str(clip)), "demo_model", CPU)
+        load_encoders(EvaluatorConfig(dino=str(clip)), "demo_model", CPU)
     with monkeypatch.context() as asked:  # whether to run somebody's code
         asked.setattr("builtins.input", lambda *_: pytest.fail("asked"))
         odd = {"image_processor_type": "Odd", "auto_map": {"AutoImageProcessor": "odd.Odd"}}
         (dino / "preprocessor_config.json").write_text(json.dumps(odd))
         with pytest.raises(UserError, match=r"evaluator\.dino: .*dino cannot be loaded"):
-            load_eyes(configured, "demo_model", CPU)
+            load_encoders(configured, "demo_model", CPU)
     (clip / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"evaluator\.clip: .*clip cannot be loaded; name a folder"):
-        load_eyes(configured, "demo_model", CPU)
+        load_encoders(configured, "demo_model", CPU)
 
 
 @pytest.mark.parametrize(
@@ -269,4 +271,4 @@ def test_evaluators_in_folders_of_their_own(tmp_path, monkeypatch):
 )
 def test_a_missing_evaluator_is_told_in_a_sentence(config, message):
     with pytest.raises(UserError, match=message):
-        load_eyes(config, "owner/model", CPU)
+        load_encoders(config, "owner/model", CPU)

@@ -220,7 +220,7 @@ def test_an_old_models_size_is_mended_before_anything_goes_by_it(tiny_model, tmp
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"_diffusers_version": "0.6.0"}))
     model = load_base_model(ModelConfig(str(folder)), torch.device("cpu"))
-    assert model.image_size == 64 * model.downsampling
+    assert model.image_size == 64 * model.vae_scale_factor
     size = model.image_size
     assert DetSDTextualInversionPipeline(model).stock.unet.config.sample_size == 64
     assert model.image_size == size
@@ -313,16 +313,16 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
 
 def test_doubts_about_prompts(pipe):
     pipe.vocabulary.add(LearnedConcept("det-logo-demo", "", torch.ones(1, 16)))
-    assert pipe.doubts("a photo of a det-logo-demo and a blob-thing, close-up") == []
-    (doubt,) = pipe.doubts("a photo of a det-logo")
+    assert pipe.prompt_warnings("a photo of a det-logo-demo and a blob-thing, close-up") == []
+    (doubt,) = pipe.prompt_warnings("a photo of a det-logo")
     assert (
         "says 'det-logo', which is no loaded concept (loaded: blob-thing, det-logo-demo)" in doubt
     )
     for spelt in ("DET-LOGO-DEMO", "det logo demo", "Det_Logo demo", "Blob Thing", "blobthing"):
-        (doubt,) = pipe.doubts(f"a photo of a {spelt}, close-up")
+        (doubt,) = pipe.prompt_warnings(f"a photo of a {spelt}, close-up")
         assert f"says {spelt!r}, which is no loaded concept" in doubt
-    assert pipe.doubts("a photo of a blob, and of another thing") == []
-    (doubt,) = pipe.doubts("very " * 80 + "blob-thing")
+    assert pipe.prompt_warnings("a photo of a blob, and of another thing") == []
+    (doubt,) = pipe.prompt_warnings("very " * 80 + "blob-thing")
     assert "84 tokens and the model reads 77" in doubt
     assert "concept blob-thing among them" in doubt
 
@@ -394,4 +394,6 @@ def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
 
 def test_the_plain_prompt_has_the_phrases(pipe):
     pipe.vocabulary.add(LearnedConcept("cube-thing", "", torch.ones(1, 16)))
-    assert pipe.vocabulary.plain("a blob-thing and a cube-thing") == "a ball and a thing"
+    assert (
+        pipe.vocabulary.with_initializers("a blob-thing and a cube-thing") == "a ball and a thing"
+    )

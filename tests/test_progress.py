@@ -19,7 +19,7 @@ from conftest import SAMPLES, command
 from tiny import ROOT
 
 from detsd.utils import progress
-from detsd.utils.progress import Bar, Work, seconds_left
+from detsd.utils.progress import Bar, Phase, seconds_left
 
 CLOCK = r"(?:\d+:)?\d\d:\d\d"
 BAR = re.compile(rf" *\d+%\|.*\| .*\[{CLOCK}<(?:{CLOCK}|\?).*\]")
@@ -58,31 +58,31 @@ def terminal() -> Iterator[Terminal]:
 
 
 def test_the_time_left_counts_every_kind_of_work_at_its_own_speed():
-    steps, samples = Work(3, total=100), Work(2, total=10)
+    steps, samples = Phase(3, total=100), Phase(2, total=10)
     kinds = {"steps": steps, "samples": samples}
     assert seconds_left(kinds) is None  # nothing seen
-    samples.took(4, 2)
+    samples.record(4, 2)
     assert seconds_left(kinds) == pytest.approx(8 * 2 + 100 * 3)  # a second per pass
     for _ in range(100):
-        steps.took(0.5, 1)
+        steps.record(0.5, 1)
     assert seconds_left(kinds) == pytest.approx(16)  # at 100 of 100 steps, the samples are left
-    samples.took(0, 9)  # more than there were, as where a batch is made again
+    samples.record(0, 9)  # more than there were, as where a batch is made again
     assert seconds_left(kinds) == 0
     # What takes its own time on any device says nothing of the others.
-    fresh = {"steps": Work(3, total=10), "samples": samples, "drawing": Work(0, 1, 0, 5.0, 1.0)}
+    fresh = {"steps": Phase(3, total=10), "samples": samples, "drawing": Phase(0, 1, 0, 5.0, 1.0)}
     samples.seconds, samples.seen = 2.0, 1.0
     assert seconds_left(fresh) == pytest.approx(10 * 3 + 5)
 
 
 def test_a_speed_that_changes_is_noticed():
-    work = Work(1, total=1000)
+    work = Phase(1, total=1000)
     for seconds in [1.0] * 100 + [0.1] * 100:
-        work.took(seconds, 1)
+        work.record(seconds, 1)
     assert seconds_left({"steps": work}) == pytest.approx(80, rel=0.5)
 
 
 def test_lines_stand_above_the_bar():
-    with terminal() as there, Bar({"steps": Work(1, 4)}, "0/4 steps") as bar:
+    with terminal() as there, Bar({"steps": Phase(1, 4)}, "0/4 steps") as bar:
         for k in range(4):
             bar.draw(text=f"{k + 1}/4 steps")
             bar.done("steps")
@@ -106,17 +106,17 @@ def session_answered_at(moment: int) -> tuple[list[str], bool]:
             return None
         if event in ("call", "return") and next(moments) == moment:
             sys.settrace(None)
-            progress.answer("stopping")
+            progress.print_from_signal("stopping")
             time.sleep(0.002)  # the thread gets as far as it can
         return trace
 
     with terminal() as there:
         threads = set(threading.enumerate())
         sys.settrace(trace)
-        with Bar({"steps": Work(1, 4)}, "0/4 steps") as bar:
+        with Bar({"steps": Phase(1, 4)}, "0/4 steps") as bar:
             bar.draw(text="1/4 steps")
             progress.say("a line")
-        with progress.waiting("loading"):
+        with progress.spinner("loading"):
             pass
         progress.say("the end")
         sys.settrace(None)
@@ -141,7 +141,7 @@ def test_an_answer_to_a_signal_tears_no_line_and_no_bar():
 def test_off_a_terminal_there_is_no_bar_and_a_line_every_ten_seconds(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Bar({"images": Work(1, 5)}, "encoding") as bar:
+    with Bar({"images": Phase(1, 5)}, "encoding") as bar:
         for _ in range(5):
             now[0] += 4
             bar.done("images")
@@ -152,14 +152,14 @@ def test_off_a_terminal_there_is_no_bar_and_a_line_every_ten_seconds(capsys, mon
 
 def test_other_ranks_are_silent(monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with terminal() as there, progress.waiting("loading"), Bar({"steps": Work(1, 2)}, "") as bar:
+    with terminal() as there, progress.spinner("loading"), Bar({"steps": Phase(1, 2)}, "") as bar:
         bar.done("steps")
     assert there.getvalue() == ""
 
 
 def test_waiting_shows_that_it_moves():
     until = time.monotonic() + 60
-    with terminal() as there, progress.waiting("loading a model"):
+    with terminal() as there, progress.spinner("loading a model"):
         while there.getvalue().count("loading a model ... 0") < 2:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -168,7 +168,7 @@ def test_waiting_shows_that_it_moves():
 
 def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
     def handler() -> object:
-        with progress.libraries():
+        with progress.importing_libraries():
             inside = signal.getsignal(signal.SIGINT)
         return inside, signal.getsignal(signal.SIGINT)
 

@@ -46,13 +46,13 @@ def before_the_others_wait(run):
 
 
 def as_the_one_that_goes_first(run):
-    with run.ranks.local_chief_first():
+    with run.ranks.local_main_process_first():
         if run.ranks.rank == 0:
             fail()
 
 
 def as_one_that_goes_second(run):
-    with run.ranks.local_chief_first():
+    with run.ranks.local_main_process_first():
         if run.ranks.rank == 1:
             fail()
     run.gather([1])
@@ -94,7 +94,7 @@ PLACES = [
 def test_two_ranks_that_do_not_fail(tmp_path):
     def body(run):
         assert run.gather([run.ranks.rank]) == [0, 1]
-        run.agree(configuration={"a": 1})
+        run.assert_equal_across_ranks(configuration={"a": 1})
         # All learn at the same call that one was asked: the next, so that no GPU is waited for.
         asked = [run.ranks.any((k, run.ranks.rank) == (1, 1)) for k in range(4)]
         assert asked == [False, False, True, False]
@@ -202,10 +202,10 @@ def test_ranks_that_differ_are_refused_by_name(what, other, words):
     }
     run = Run()
     run.ranks = SimpleNamespace(allgather=lambda mine: [mine, mine, mine])
-    run.agree(**facts)
+    run.assert_equal_across_ranks(**facts)
     run.ranks = SimpleNamespace(allgather=lambda mine: [mine, mine, mine | {what: other}])
     with pytest.raises(UserError, match="ranks 0 and 2 differ in their") as caught:
-        run.agree(**facts)
+        run.assert_equal_across_ranks(**facts)
     assert words in str(caught.value)
 
 

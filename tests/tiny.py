@@ -1,6 +1,6 @@
 """Tiny random models of every family in the real formats, for tests that need speed, not pictures.
 
-32-pixel images, 8 x 8 latents (downsampling by 4).
+32-pixel images, 8 x 8 latents (vae_scale_factor by 4).
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Studio
+from detsd.app.backend import Backend
 from detsd.app.form import checked_job, copies, grid_jobs
 from detsd.app.parts import ALONE, sentence
-from detsd.app.pictures import Shown
-from detsd.app.training_runs import Learning
+from detsd.app.pictures import PageImage
+from detsd.app.training_runs import TrainingRuns
 
 
 def as_file(path: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def as_file(path: Path) -> dict[str, Any]:
     }
 
 
-def as_values(shown: Shown) -> dict[str, Any]:
+def as_values(shown: PageImage) -> dict[str, Any]:
     """An image as plain values."""
     job = shown.job
     return {
@@ -58,9 +58,9 @@ def _in_a_sentence(call: Callable) -> Callable:
     return wrapped
 
 
-def endpoints(studio: Studio, learning: Learning) -> None:
+def endpoints(backend: Backend, learning: TrainingRuns) -> None:
     """Declare them within the page."""
-    size, own = studio.pipe.model.image_size, studio.pipe.own_scheduler
+    size, own = backend.pipe.model.image_size, backend.pipe.own_scheduler
 
     def generate(
         prompt: str,
@@ -80,17 +80,17 @@ def endpoints(studio: Studio, learning: Learning) -> None:
         and `notes` on the prompt.
         """
         first = checked_job(
-            studio.pipe, prompt, negative_prompt, guidance_scale, steps, seed, scheduler or own,
+            backend.pipe, prompt, negative_prompt, guidance_scale, steps, seed, scheduler or own,
             width or size, height or size, count,
         )  # fmt: skip
         jobs = copies(first, count)
-        twins = studio.twins(jobs) if plain and not studio.no_twin(first.prompt) else []
-        shown = studio.make(jobs + twins)
+        twins = backend.twins(jobs) if plain and not backend.no_twin(first.prompt) else []
+        shown = backend.make(jobs + twins)
         values = [as_values(one) for _, one in sorted(shown.items())]
         return {
             "images": values[: len(jobs)],
             "plain_images": values[len(jobs) :],
-            "notes": studio.notes(first.prompt),
+            "notes": backend.notes(first.prompt),
         }
 
     def grid(
@@ -112,23 +112,23 @@ def endpoints(studio: Studio, learning: Learning) -> None:
         Returns `sheet` and `images`, row by row.
         """
         job = checked_job(
-            studio.pipe, prompt, negative_prompt, guidance_scale, steps, seed, scheduler or own,
+            backend.pipe, prompt, negative_prompt, guidance_scale, steps, seed, scheduler or own,
             width or size, height or size,
         )  # fmt: skip
-        jobs, columns, rows = grid_jobs(studio.pipe, job, (x_axis, x_values), (y_axis, y_values))
-        shown = studio.make(jobs)
+        jobs, columns, rows = grid_jobs(backend.pipe, job, (x_axis, x_values), (y_axis, y_values))
+        shown = backend.make(jobs)
         return {
-            "sheet": as_file(studio.sheet(shown, columns, rows, "")) if shown else None,
+            "sheet": as_file(backend.sheet(shown, columns, rows, "")) if shown else None,
             "images": [as_values(one) for _, one in sorted(shown.items())],
         }
 
     def stop() -> bool:
         """Stop the images that are being made; whether any were. What is made comes back."""
-        return studio.stop()
+        return backend.stop()
 
     def model() -> dict:
         """The model, and what it says that it can draw."""
-        loaded, words = studio.pipe.model, studio.words
+        loaded, words = backend.pipe.model, backend.words
         return {
             "name": loaded.name,
             "image_size": loaded.image_size,
@@ -137,19 +137,19 @@ def endpoints(studio: Studio, learning: Learning) -> None:
 
     def concepts() -> list:
         """The loaded concepts."""
-        return studio.concepts()
+        return backend.concepts()
 
     def load(source: str) -> list:
         """Load concepts of a file or folder of the page's machine, or of a checkpoint's uuid."""
-        return studio.load(source)
+        return backend.load(source)
 
     def unload(name: str) -> None:
         """Forget a concept."""
-        studio.unload(name)
+        backend.unload(name)
 
     def reload(name: str) -> None:
         """Read a concept again from where it came from."""
-        studio.reload(name)
+        backend.reload(name)
 
     def learn(
         word: str,
@@ -179,7 +179,7 @@ def endpoints(studio: Studio, learning: Learning) -> None:
         if standing is None:
             return {}
         if new := learning.take_finished():
-            studio.replace(new)
+            backend.replace(new)
         samples = standing.samples(standing.sampled[-1]) if standing.sampled else []
         facts = {key: value for key, value in vars(standing).items() if key != "sampled"}
         facts["samples"] = [path for path, _ in samples]

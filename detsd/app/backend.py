@@ -1,8 +1,8 @@
 """What the buttons of the demo's page do, with plain values in and out.
 
-    Studio(pipe, folder).make(job)
+    Backend(pipe, folder).make(job)
 
-One `Studio` stands behind all who have the page open: they share the model, its concepts and one
+One `Backend` stands behind all who have the page open: they share the model, its concepts and one
 queue, and each can stop what they asked for.
 """
 
@@ -23,14 +23,14 @@ from typing import Any
 from PIL import Image
 
 from detsd.app.form import FIELDS, checked_job
-from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES, Words
-from detsd.app.pictures import Shown, pictures_in
+from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES, ModelVocabulary
+from detsd.app.pictures import PageImage, pictures_in
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import is_uuid, split_source
 from detsd.data.images import to_rgb
 from detsd.runs.folder import read_metadata
 from detsd.sampling.denoise import decode
-from detsd.sampling.jobs import Job, Made, Progress
+from detsd.sampling.jobs import GeneratedImage, Job, StepInfo
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
@@ -42,7 +42,7 @@ LARGER = 512  # small images can also be had at a whole multiple of their size, 
 
 
 @dataclass
-class Making:
+class Generation:
     """How far a making of images is, to be looked at from another thread, and to be stopped."""
 
     previews: bool = False
@@ -60,7 +60,7 @@ class Making:
         return (time.monotonic() - self.began) * (1 - self.share) / self.share
 
 
-def watched(call: Callable[[], Any], making: Making, every: float = 0.25) -> Iterator[Any]:
+def watched(call: Callable[[], Any], making: Generation, every: float = 0.25) -> Iterator[Any]:
     """Run `call` in a thread; `making`, again and again, till it ends, and then what it returns.
 
     Who stops looking stops the making.
@@ -75,7 +75,7 @@ def watched(call: Callable[[], Any], making: Making, every: float = 0.25) -> Ite
     yield future.result()
 
 
-class Studio:
+class Backend:
     """What the page's buttons do.
 
     Attributes:
@@ -92,12 +92,12 @@ class Studio:
         pictures: dict[str, str] | None = None,
     ):
         self.pipe, self.folder = pipe, folder
-        self.words = Words.of(pipe.model.name)
+        self.words = ModelVocabulary.of(pipe.model.name)
         self.pictures = pictures or {}
         self.alone = threading.Lock()  # held by what uses or changes the model
-        self.making: Making | None = None
+        self.making: Generation | None = None
         self.busy: Callable[[], str] = lambda: ""  # why nothing can be made now
-        self.asked: dict[str, list[Making]] = {}  # what each visitor waits for
+        self.asked: dict[str, list[Generation]] = {}  # what each visitor waits for
 
     # ---- concepts ----------------------------------------------------------------------------
 
@@ -217,16 +217,16 @@ class Studio:
 
     def ask(self, visitor: str) -> None:
         """Note that a visitor waits for images."""
-        self.asked.setdefault(visitor, []).append(Making(previews=True))
+        self.asked.setdefault(visitor, []).append(Generation(previews=True))
 
-    def next_of(self, visitor: str) -> Making:
+    def next_of(self, visitor: str) -> Generation:
         """What a visitor has waited for the longest."""
         waiting = [m for m in self.asked.get(visitor, []) if not m.began]
-        making = waiting[0] if waiting else Making(previews=True)
+        making = waiting[0] if waiting else Generation(previews=True)
         making.began = time.monotonic()
         return making
 
-    def done(self, visitor: str, making: Making) -> None:
+    def done(self, visitor: str, making: Generation) -> None:
         """Note that a visitor waits for it no more."""
         self.asked[visitor] = [m for m in self.asked.get(visitor, []) if m is not making]
 
@@ -242,7 +242,7 @@ class Studio:
 
     def notes(self, prompt: str) -> list[str]:
         """What is odd about a prompt, a sentence each."""
-        found = self.pipe.doubts(prompt)
+        found = self.pipe.prompt_warnings(prompt)
         words = self.words
         unknown = words.unknown(self.pipe.vocabulary.rewrite.without(prompt)) if words else []
         if unknown:
@@ -252,30 +252,30 @@ class Studio:
 
     def no_twin(self, prompt: str) -> str:
         """Why a prompt has no plain twin to stand beside it; "" where it has one."""
-        if self.pipe.vocabulary.plain(prompt) != prompt:
+        if self.pipe.vocabulary.with_initializers(prompt) != prompt:
             return ""
         loaded = ", ".join(self.pipe.concepts) or "none is loaded"
         return f"nothing stands beside it, since the prompt names no concept ({loaded})"
 
     # ---- images ------------------------------------------------------------------------------
 
-    def make(self, jobs: list[Job], making: Making | None = None) -> dict[int, Shown]:
+    def make(self, jobs: list[Job], making: Generation | None = None) -> dict[int, PageImage]:
         """The images of jobs by their number; fewer when stopped.
 
         Raises:
             UserError: something else has the model, or not even one image fits into memory.
         """
-        making = making or Making()
+        making = making or Generation()
         if not self.alone.acquire(timeout=60):  # longer than a step of what was left
             raise UserError("something else is being made; try again in a moment")
         try:
             if reason := self.busy():
                 raise UserError(reason)
             self.making, making.began = making, time.monotonic()
-            shown: dict[int, Shown] = {}
+            shown: dict[int, PageImage] = {}
             looked = [0.0, 0.0]  # when the last preview was begun, how long it took
 
-            def look(progress: Progress) -> None:
+            def look(progress: StepInfo) -> None:
                 making.share = progress.share
                 done = f", {len(shown)} of {len(jobs)} images made" if shown else ""
                 making.text = f"denoising step {progress.step} of {progress.steps}{done}"
@@ -290,7 +290,7 @@ class Studio:
                 paths = self.pipe.save(batch, list(made.values()), self.folder)
                 for number, path in zip(made, paths, strict=True):
                     larger = self._larger(path, made[number])
-                    shown[number] = Shown(path, larger, jobs[number], made[number].flagged)
+                    shown[number] = PageImage(path, larger, jobs[number], made[number].flagged)
             return shown
         finally:
             self.making = None
@@ -298,10 +298,10 @@ class Studio:
 
     def twins(self, jobs: list[Job]) -> list[Job]:
         """The same jobs with the plain phrases in place of the concepts."""
-        plain = self.pipe.vocabulary.plain
+        plain = self.pipe.vocabulary.with_initializers
         return [dataclasses.replace(job, prompt=plain(job.prompt)) for job in jobs]
 
-    def _preview(self, progress: Progress) -> Image.Image:
+    def _preview(self, progress: StepInfo) -> Image.Image:
         """What the latents of up to four images show so far, side by side."""
         latents = progress.latents[:4]
         # Some samplers keep latents as large as their noise level; pictures have a spread of 1.
@@ -315,7 +315,7 @@ class Studio:
         factor = max(1, LARGER // strip.width)
         return strip.resize((strip.width * factor, strip.height * factor))
 
-    def _larger(self, path: Path, made: Made) -> Path | None:
+    def _larger(self, path: Path, made: GeneratedImage) -> Path | None:
         """A copy of a small image at a whole multiple of its size, with the same settings."""
         width, height = made.image.size
         factor = LARGER // max(width, height)
@@ -329,7 +329,7 @@ class Studio:
         return larger
 
     def sheet(
-        self, shown: dict[int, Shown], columns: list[str], rows: list[str], title: str
+        self, shown: dict[int, PageImage], columns: list[str], rows: list[str], title: str
     ) -> Path:
         """A contact sheet of a grid that may have holes; its file."""
         size = next(Image.open(s.path).size for s in shown.values())

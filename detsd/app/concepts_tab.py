@@ -6,17 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Studio
+from detsd.app.backend import Backend
 from detsd.app.parts import ALONE, QUIET, Head, facts_of, status, told
 
 # ---- concepts ------------------------------------------------------------------------------------
 
 
-def concepts_tab(studio: Studio, about: Any, examples: Any) -> Head:
+def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
     """What is loaded, and loading; all that shows it."""
     with gr.Row():
         with gr.Column():
-            names = studio.pipe.concepts
+            names = backend.pipe.concepts
             chosen = gr.Radio(
                 names, value=names[-1] if names else None, label="Loaded concepts",
                 elem_id="concepts",
@@ -45,23 +45,23 @@ def concepts_tab(studio: Studio, about: Any, examples: Any) -> Head:
 
     @told(loaded)
     def add(text: str, upload: str | None) -> dict:
-        words = ", ".join(studio.load(text, upload))
+        words = ", ".join(backend.load(text, upload))
         said = status(f"Loaded {words}. Write the word in a prompt.")
-        return {loaded: said, source: "", file: None} | head.now(studio)
+        return {loaded: said, source: "", file: None} | head.now(backend)
 
     @told(changed)
     def forget(name: str | None) -> dict:
-        studio.unload(name or "")
-        return {changed: status(f"Unloaded {name}.")} | head.now(studio)
+        backend.unload(name or "")
+        return {changed: status(f"Unloaded {name}.")} | head.now(backend)
 
     @told(changed)
     def read_again(name: str | None) -> dict:
-        studio.reload(name or "")
-        said = status(f"Read {name} again from {studio.pipe.sources[name]}.")
-        return {changed: said} | head.now(studio, name)
+        backend.reload(name or "")
+        said = status(f"Read {name} again from {backend.pipe.sources[name]}.")
+        return {changed: said} | head.now(backend, name)
 
     chosen.input(
-        lambda name: facts_of(studio, name), chosen, [facts, pictures], queue=False, **QUIET
+        lambda name: facts_of(backend, name), chosen, [facts, pictures], queue=False, **QUIET
     )
     load.click(add, [source, file], [loaded, source, file, *head.all], **ALONE, **QUIET)
     unload.click(forget, chosen, [changed, *head.all], **ALONE, **QUIET)

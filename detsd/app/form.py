@@ -62,7 +62,7 @@ def checked_job(
             raise UserError(
                 f"the {name} has {len(text)} characters; shorten it to a sentence or two"
             )
-        for doubt in pipe.overlong(text, name):
+        for doubt in pipe.truncated(text, name):
             raise UserError(doubt)
     size = pipe.model.image_size
     limits = {

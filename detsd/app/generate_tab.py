@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Making, Studio
+from detsd.app.backend import Backend, Generation
 from detsd.app.form import FIELDS, MOST_IMAGES, checked_job, copies
 from detsd.app.parts import (
     ALONE,
@@ -26,19 +26,19 @@ from detsd.app.parts import (
     thumbnails,
     told,
 )
-from detsd.app.pictures import Shown
+from detsd.app.pictures import PageImage
 from detsd.sampling.jobs import Job
 from detsd.sampling.stock import SCHEDULERS
 
 
 def starts(
-    studio: Studio, triggers: list[Any], c: dict[str, Any], call: Callable, inputs: list[Any],
+    backend: Backend, triggers: list[Any], c: dict[str, Any], call: Callable, inputs: list[Any],
     outputs: list[Any],
 ) -> None:  # fmt: skip
     """Bind `call` to the buttons: told at once that it waits, and stopped by `stop`."""
 
     def ask(request: gr.Request):
-        studio.ask(request.session_hash)
+        backend.ask(request.session_hash)
         return bar(0, "waiting for its turn"), gr.Button(visible=False), gr.Button(visible=True)
 
     gr.on(
@@ -48,7 +48,7 @@ def starts(
            **ALONE, **QUIET)  # fmt: skip
 
     def stop(request: gr.Request):
-        studio.stop(request.session_hash)
+        backend.stop(request.session_hash)
 
     c["stop"].click(stop, None, None, queue=False, **QUIET)
 
@@ -66,10 +66,10 @@ def progress(prefix: str, label: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def generate_tab(studio: Studio) -> tuple[Form, Any]:
+def generate_tab(backend: Backend) -> tuple[Form, Any]:
     """Images of one prompt; its form, and the examples."""
-    size = studio.pipe.model.image_size
-    samples = [[text] for text in studio.examples()]
+    size = backend.pipe.model.image_size
+    samples = [[text] for text in backend.examples()]
     with gr.Row():
         with gr.Column(scale=5):
             prompt = gr.Textbox(
@@ -77,7 +77,7 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
                 info="name a concept as you would any other thing",
             )  # fmt: skip
             hint = gr.HTML(elem_id="hint", elem_classes="status")
-            gr.HTML(draws(studio), elem_id="draws", visible=bool(draws(studio)))
+            gr.HTML(draws(backend), elem_id="draws", visible=bool(draws(backend)))
             examples = gr.Dataset(
                 label="Examples (click one)", components=[prompt], samples=samples,
                 elem_id="examples",
@@ -106,7 +106,7 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
                     )  # fmt: skip
                     dice = gr.Button("Roll dice", elem_id="dice", size="sm", min_width=80)
                 scheduler = gr.Dropdown(
-                    list(SCHEDULERS), value=studio.pipe.own_scheduler, label="Scheduler",
+                    list(SCHEDULERS), value=backend.pipe.own_scheduler, label="Scheduler",
                     elem_id="scheduler", info="the way from noise to image",
                 )  # fmt: skip
                 count = gr.Slider(
@@ -137,16 +137,18 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
 
     def make(request: gr.Request, both: bool, n: float, *settings: Any):
         def jobs() -> list[Job]:
-            first = checked_job(studio.pipe, *settings, n)
+            first = checked_job(backend.pipe, *settings, n)
             todo = copies(first, n)
-            return todo + (studio.twins(todo) if both and not studio.no_twin(first.prompt) else [])
+            return todo + (
+                backend.twins(todo) if both and not backend.no_twin(first.prompt) else []
+            )
 
-        def finish(todo: list[Job], shown: dict[int, Shown], making: Making) -> dict:
+        def finish(todo: list[Job], shown: dict[int, PageImage], making: Generation) -> dict:
             first = todo[0]
             mine = [one for k, one in shown.items() if k < n]
             others = [one for k, one in shown.items() if k >= n]
-            named = dict.fromkeys(studio.pipe.vocabulary.rewrite.words_in(first.prompt))
-            pictures = [p for name in named for p in studio.training_pictures(name)[:SHOWN]]
+            named = dict.fromkeys(backend.pipe.vocabulary.rewrite.words_in(first.prompt))
+            pictures = [p for name in named for p in backend.training_pictures(name)[:SHOWN]]
             columns = 1 if others else 2  # side by side: seed beside seed
             return {
                 gallery: gr.Gallery([(s.path, s.caption) for s in mine], columns=columns),
@@ -155,21 +157,21 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
                 plain_words: html.escape(todo[-1].prompt),
                 twins: gr.Column(visible=bool(others)),
                 links: files(mine),
-                taught: thumbnails(studio, pictures, f"{', '.join(named)} was learned from"),
+                taught: thumbnails(backend, pictures, f"{', '.join(named)} was learned from"),
             }
 
-        yield from run(studio, request.session_hash, jobs, c, finish)
+        yield from run(backend, request.session_hash, jobs, c, finish)
 
     starts(
-        studio, [c["go"].click, prompt.submit], c, make, [beside, count, *form.all],
+        backend, [c["go"].click, prompt.submit], c, make, [beside, count, *form.all],
         [gallery, words, plain, plain_words, twins, links, taught],
     )  # fmt: skip
 
     def look(text: str, both: bool) -> str:
         if not (text or "").strip():
             return ""
-        reason = studio.no_twin(text) if both else ""
-        return status(notes=[*studio.notes(text), *([reason] if reason else [])])
+        reason = backend.no_twin(text) if both else ""
+        return status(notes=[*backend.notes(text), *([reason] if reason else [])])
 
     gr.on(
         [prompt.change, beside.change], look, [prompt, beside], hint, queue=False,
@@ -180,7 +182,7 @@ def generate_tab(studio: Studio) -> tuple[Form, Any]:
     def fill(path: str | None):
         if path is None:
             return {hint: ""}
-        job, notes = studio.settings(path)
+        job, notes = backend.settings(path)
         return dict(zip(form.all, attrgetter(*FIELDS)(job), strict=True)) | {
             count: 1, drop: None, c["status"]: status("The form holds its settings.", notes),
         }  # fmt: skip

@@ -6,15 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Making, Studio
+from detsd.app.backend import Backend, Generation
 from detsd.app.form import AXES, checked_job, grid_jobs
 from detsd.app.generate_tab import progress, starts
 from detsd.app.parts import GALLERY, QUIET, Form, run, status
-from detsd.app.pictures import Shown
+from detsd.app.pictures import PageImage
 from detsd.sampling.jobs import Job
 
 
-def grid_tab(studio: Studio, form: Form) -> None:
+def grid_tab(backend: Backend, form: Form) -> None:
     """A sheet of images: one setting along each side."""
     with gr.Row():
         with gr.Column(scale=5):
@@ -54,20 +54,20 @@ def grid_tab(studio: Studio, form: Form) -> None:
 
         def jobs() -> list[Job]:
             nonlocal title
-            job = checked_job(studio.pipe, *values[4:])
-            todo, *found = grid_jobs(studio.pipe, job, values[0:2], values[2:4])
+            job = checked_job(backend.pipe, *values[4:])
+            todo, *found = grid_jobs(backend.pipe, job, values[0:2], values[2:4])
             labels.extend(found)
             title = job.prompt if len({j.prompt for j in todo}) == 1 else ""
             return todo
 
-        def finish(todo: list[Job], shown: dict[int, Shown], making: Making) -> dict:
+        def finish(todo: list[Job], shown: dict[int, PageImage], making: Generation) -> dict:
             return {
-                sheet: str(studio.sheet(shown, *labels, title)),
+                sheet: str(backend.sheet(shown, *labels, title)),
                 cells: [(s.path, s.caption) for _, s in sorted(shown.items())],
                 single: gr.Accordion(visible=True),
-                c["status"]: status(notes=studio.notes(title) if title else []),
+                c["status"]: status(notes=backend.notes(title) if title else []),
             }
 
-        yield from run(studio, request.session_hash, jobs, c, finish)
+        yield from run(backend, request.session_hash, jobs, c, finish)
 
-    starts(studio, [c["go"].click], c, make, [*axes, *form.all], [sheet, cells, single])
+    starts(backend, [c["go"].click], c, make, [*axes, *form.all], [sheet, cells, single])

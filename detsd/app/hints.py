@@ -1,4 +1,4 @@
-"""Words that the bundled model knows, and example prompts made of them."""
+"""ModelVocabulary that the bundled model knows, and example prompts made of them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
-class Words:
+class ModelVocabulary:
     """The words that a model's captions were made of, as its folder's `vocabulary.json` lists."""
 
     words: frozenset[str]
     lists: dict[str, list[str]]  # media, objects, colors, grounds, compositions, as far as told
 
     @staticmethod
-    def of(model: str) -> Words | None:
+    def of(model: str) -> ModelVocabulary | None:
         """Those of a model's folder; None where it tells none, as models of the hub."""
         path = Path(resolve(model)) / VOCABULARY
         try:
@@ -51,7 +51,7 @@ class Words:
         except (OSError, ValueError, AttributeError, TypeError) as error:
             logger.warning("%s cannot be read and is left out (%s)", path, error)
             return None
-        return Words(frozenset(w.lower() for w in lists.pop("words", [])), lists)
+        return ModelVocabulary(frozenset(w.lower() for w in lists.pop("words", [])), lists)
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that are in no caption, each once."""

@@ -1,6 +1,6 @@
 """The tab of the page that learns a concept: pictures, a word, a phrase, press.
 
-Progress, samples and the time-lapse come as they are made; closing the page stops nothing.
+StepInfo, samples and the time-lapse come as they are made; closing the page stops nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Studio
+from detsd.app.backend import Backend
 from detsd.app.parts import ALONE, GALLERY, QUIET, SHOWN, Head, bar, status, thumbnails, told
 from detsd.app.pictures import pictures_in
-from detsd.app.run_status import PICTURES, Standing
-from detsd.app.training_runs import Learning
+from detsd.app.run_status import PICTURES, RunStatus
+from detsd.app.training_runs import TrainingRuns
 from detsd.utils.errors import UserError
 
 
-def progress_of(standing: Standing) -> str:
+def progress_of(standing: RunStatus) -> str:
     """How a fine-tuning goes, as HTML."""
     s = standing
     if s.problem:
@@ -37,7 +37,7 @@ def progress_of(standing: Standing) -> str:
     return "".join(lines)
 
 
-def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable, list[Any]]:
+def learn_tab(backend: Backend, learning: TrainingRuns, head: Head) -> tuple[Callable, list[Any]]:
     """Pictures, a word, a phrase, press; what brings it up to date, and what that updates."""
     usual = learning.usual()
     with gr.Row():
@@ -52,7 +52,7 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
                 info="a new one, as you will write it in prompts",
             )  # fmt: skip
             phrase = gr.Textbox(
-                label="Phrase", elem_id="phrase", placeholder="grey cat with green eyes",
+                label="Phrase", elem_id="phrase", placeholder="grey cat with green encoders",
                 info="what the pictures show, in words that the model knows; learning starts here",
             )  # fmt: skip
             kind = gr.Radio(
@@ -62,7 +62,7 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
                 steps = gr.Number(
                     usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps"
                 )
-                rate = gr.Number(usual.learning_rate, label="Learning rate", elem_id="rate")
+                rate = gr.Number(usual.learning_rate, label="TrainingRuns rate", elem_id="rate")
                 every = gr.Number(
                     usual.checkpoint_freq, precision=0, label="Samples every so many steps",
                     elem_id="every",
@@ -119,13 +119,13 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
         latest = standing.sampled[-1] if standing.sampled else None
         key = (standing.folder.name, latest, standing.complete)
         if key != seen_before:
-            gif = learning.time_lapse(standing, studio.folder)
+            gif = learning.time_lapse(standing, backend.folder)
             sampled = standing.samples(latest) if latest is not None else []
             pictures = pictures_in(standing.folder / PICTURES)[:SHOWN]
             update |= {
                 samples: gr.Gallery(sampled, visible=bool(sampled)),
                 lapse: gr.Image(gif and str(gif), visible=bool(gif)),
-                taught: thumbnails(studio, pictures, "learned from"),
+                taught: thumbnails(backend, pictures, "learned from"),
                 seen: key,
             }
         return update
@@ -134,9 +134,9 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
     def tick(name: str | None, seen_before: Any) -> dict:
         update = show(name, seen_before)
         if new := learning.take_finished():
-            studio.replace(new)
+            backend.replace(new)
         if not learning.running:
-            update |= head.now(studio) | {c["said"]: ""}
+            update |= head.now(backend) | {c["said"]: ""}
         return update
 
     timer.tick(tick, [runs, seen], [*outputs, *head.all], queue=False, **QUIET)
@@ -170,9 +170,9 @@ def learn_tab(studio: Studio, learning: Learning, head: Head) -> tuple[Callable,
         standing = learning.standing(name)
         if standing is None or standing.checkpoint is None:
             raise UserError("it has no checkpoint yet; wait for the first one")
-        words = ", ".join(studio.replace(standing.folder))
+        words = ", ".join(backend.replace(standing.folder))
         text = f"Loaded {words} as of {standing.checkpoint.name}. Write the word in a prompt."
-        return {c["said"]: status(text)} | head.now(studio)
+        return {c["said"]: status(text)} | head.now(backend)
 
     use.click(load, runs, [c["said"], *head.all], **ALONE, **QUIET)
     runs.input(lambda name: show(name, None), runs, outputs, queue=False, **QUIET)

@@ -14,13 +14,13 @@ from pathlib import Path
 import gradio as gr
 
 from detsd.app.api import endpoints
-from detsd.app.backend import Studio
+from detsd.app.backend import Backend
 from detsd.app.concepts_tab import concepts_tab
 from detsd.app.generate_tab import generate_tab
 from detsd.app.grid_tab import grid_tab
 from detsd.app.learn_tab import learn_tab
 from detsd.app.parts import QUIET, about
-from detsd.app.training_runs import Learning
+from detsd.app.training_runs import TrainingRuns
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 
@@ -43,31 +43,31 @@ footer { display: none !important; }
 """
 
 
-def page(studio: Studio, learning: Learning) -> gr.Blocks:
+def page(backend: Backend, learning: TrainingRuns) -> gr.Blocks:
     """The page, complete with its handlers."""
     with gr.Blocks(
         title="detsd", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
     ) as blocks:
-        endpoints(studio, learning)  # first: the handlers below would take their names
+        endpoints(backend, learning)  # first: the handlers below would take their names
         gr.Markdown("# detsd\nA new word for Stable Diffusion, learned from a few pictures.")
-        top = gr.Markdown(about(studio), elem_id="about")
+        top = gr.Markdown(about(backend), elem_id="about")
         with gr.Tab("Generate"):
-            form, examples = generate_tab(studio)
+            form, examples = generate_tab(backend)
         with gr.Tab("Grid"):
-            grid_tab(studio, form)
+            grid_tab(backend, form)
         with gr.Tab("Learn"):
             learn = gr.Column()
         with gr.Tab("Concepts"):
-            head = concepts_tab(studio, top, examples)
+            head = concepts_tab(backend, top, examples)
         with learn:
-            now, outputs = learn_tab(studio, learning, head)
+            now, outputs = learn_tab(backend, learning, head)
 
         def arrive() -> dict:
-            return now() | head.now(studio)
+            return now() | head.now(backend)
 
         def leave(request: gr.Request) -> None:
-            studio.stop(request.session_hash)
-            studio.asked.pop(request.session_hash, None)
+            backend.stop(request.session_hash)
+            backend.asked.pop(request.session_hash, None)
 
         blocks.load(arrive, None, [*outputs, *head.all], queue=False, **QUIET)
         blocks.unload(leave)
@@ -96,10 +96,10 @@ def serve(
         primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]
     ).set(block_info_text_color="*neutral_500")
     with tempfile.TemporaryDirectory(prefix="detsd-app-") as folder:
-        studio = Studio(pipe, Path(folder), pictures)
-        learning = Learning(pipe, Path("outputs"))
-        studio.busy = learning.busy
-        blocks = page(studio, learning)
+        backend = Backend(pipe, Path(folder), pictures)
+        learning = TrainingRuns(pipe, Path("outputs"))
+        backend.busy = learning.busy
+        blocks = page(backend, learning)
         try:
             _, url, _ = blocks.launch(
                 server_name=host, server_port=port, share=False, quiet=True, ssr_mode=False,

@@ -15,8 +15,8 @@ from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Making, Studio, watched
-from detsd.app.pictures import Shown
+from detsd.app.backend import Backend, Generation, watched
+from detsd.app.pictures import PageImage
 from detsd.sampling.jobs import Job
 from detsd.utils.errors import UserError
 
@@ -90,9 +90,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def draws(studio: Studio) -> str:
+def draws(backend: Backend) -> str:
     """What the model can draw, as HTML; "" where it does not tell."""
-    lists = studio.words.lists if studio.words else {}
+    lists = backend.words.lists if backend.words else {}
     return "".join(
         f"<p><b>{title}</b> {html.escape(', '.join(lists[name]))}</p>"
         for name, title in TITLES.items()
@@ -100,11 +100,11 @@ def draws(studio: Studio) -> str:
     )
 
 
-def about(studio: Studio) -> str:
+def about(backend: Backend) -> str:
     """The model and its concepts, as Markdown."""
-    model = studio.pipe.model
+    model = backend.pipe.model
     lines = [f"Model **{model.name}**, {model.image_size} x {model.image_size} pixels."]
-    for c in studio.concepts():
+    for c in backend.concepts():
         phrase = f", learned from “{c['phrase']}”" if c["phrase"] else ""
         n = c["vectors"]
         lines.append(f"- **{c['name']}**: {n} vector{'s' * (n > 1)}{phrase}")
@@ -113,7 +113,7 @@ def about(studio: Studio) -> str:
     return "\n".join([lines[0] + " Concepts, to be written in prompts:", "", *lines[1:]])
 
 
-def files(shown: Sequence[Shown]) -> str:
+def files(shown: Sequence[PageImage]) -> str:
     """Links to the files of images, small ones also in a larger size, as HTML."""
     lines = []
     for one in shown:
@@ -129,11 +129,11 @@ def files(shown: Sequence[Shown]) -> str:
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def thumbnails(studio: Studio, pictures: Sequence[Path], title: str = "") -> str:
+def thumbnails(backend: Backend, pictures: Sequence[Path], title: str = "") -> str:
     """Small copies of training pictures, as HTML."""
     small = "".join(
         f'<img src="gradio_api/file={html.escape(path)}" alt="training picture">'
-        for path in studio.thumbnails(pictures)
+        for path in backend.thumbnails(pictures)
     )
     return f"<p>{html.escape(title)}</p>{small}" if small else ""
 
@@ -170,14 +170,14 @@ class Head(Components):
     facts: Any  # of the chosen one
     pictures: Any
 
-    def now(self, studio: Studio, chosen: str | None = None) -> dict:
+    def now(self, backend: Backend, chosen: str | None = None) -> dict:
         """Updates of them all."""
-        names = studio.pipe.concepts
+        names = backend.pipe.concepts
         chosen = chosen if chosen in names else (names[-1] if names else None)
-        facts, pictures = facts_of(studio, chosen)
+        facts, pictures = facts_of(backend, chosen)
         return {
-            self.about: about(studio),
-            self.examples: gr.Dataset(samples=[[text] for text in studio.examples()]),
+            self.about: about(backend),
+            self.examples: gr.Dataset(samples=[[text] for text in backend.examples()]),
             self.chosen: gr.Radio(names, value=chosen),
             self.facts: facts,
             self.pictures: pictures,
@@ -188,11 +188,11 @@ class Head(Components):
 
 
 def run(
-    studio: Studio,
+    backend: Backend,
     visitor: str,
     jobs: Callable[[], list[Job]],
     components: dict[str, Any],
-    finish: Callable[[list[Job], dict[int, Shown], Making], dict],
+    finish: Callable[[list[Job], dict[int, PageImage], Generation], dict],
 ) -> Iterator[dict]:
     """Make images, as updates of the components `status`, `preview`, `go` and `stop` meanwhile.
 
@@ -200,14 +200,14 @@ def run(
         finish: what else is updated in the end; not called where nothing was made.
     """
     c = components
-    making = studio.next_of(visitor)
+    making = backend.next_of(visitor)
     rest = {c["preview"]: gr.Image(None, visible=False)}
     rest |= {c["go"]: gr.Button(visible=True), c["stop"]: gr.Button(visible=False)}
     try:
         todo = jobs()
         preview = None
         shown: Any = making
-        for shown in watched(lambda: studio.make(todo, making), making):
+        for shown in watched(lambda: backend.make(todo, making), making):
             if shown is not making:
                 break
             update = {c["status"]: bar(making.share, making.text, making.seconds_left)}
@@ -224,13 +224,13 @@ def run(
     except Exception as error:
         rest[c["status"]] = status(error=sentence(error))
     finally:
-        studio.done(visitor, making)
+        backend.done(visitor, making)
     yield rest
 
 
-def facts_of(studio: Studio, name: str | None) -> tuple[str, str]:
+def facts_of(backend: Backend, name: str | None) -> tuple[str, str]:
     """What is known of a loaded concept, as Markdown, and its training pictures, as HTML."""
-    concept = next((c for c in studio.concepts() if c["name"] == name), None)
+    concept = next((c for c in backend.concepts() if c["name"] == name), None)
     if concept is None:
         return "", ""
     many, n = concept["training_pictures"], concept["vectors"]
@@ -239,4 +239,4 @@ def facts_of(studio: Studio, name: str | None) -> tuple[str, str]:
     lines += [f"learned from “{concept['phrase']}”"] if concept["phrase"] else []
     lines += [f"from `{concept['source']}`"]
     lines += [f"{many} training pictures" if many else "its training pictures are not known"]
-    return ", ".join(lines), thumbnails(studio, studio.training_pictures(name)[: 3 * SHOWN])
+    return ", ".join(lines), thumbnails(backend, backend.training_pictures(name)[: 3 * SHOWN])

@@ -18,7 +18,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageImage:
     """An image as the page shows it: its file, the file of a larger copy, its job."""
 
     path: Path

@@ -17,7 +17,7 @@ SAMPLES = {
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """How far a fine-tuning is, as its folder and process tell."""
 
     folder: Path

@@ -23,7 +23,7 @@ import torch
 import yaml
 from PIL import Image
 
-from detsd.app.run_status import CONFIG, LOG, PICTURES, SAMPLES, Standing, _config, _jobs, _samples
+from detsd.app.run_status import CONFIG, LOG, PICTURES, SAMPLES, RunStatus, _config, _jobs, _samples
 from detsd.config import TrainingConfig, load_config
 from detsd.runs.folder import read_metadata
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -35,7 +35,7 @@ from detsd.utils.paths import BUNDLED, file_name, resolve
 MOST_FRAMES = 24  # of a time-lapse that is drawn again and again
 
 
-class Learning:
+class TrainingRuns:
     """The fine-tunings of a page, of which one runs at a time.
 
     Args:
@@ -208,7 +208,7 @@ class Learning:
 
     # ---- how it goes -------------------------------------------------------------------------
 
-    def standing(self, name: str | None = None) -> Standing | None:
+    def standing(self, name: str | None = None) -> RunStatus | None:
         """How far the last one, or that of a folder's name, is; None without any.
 
         Raises:
@@ -245,7 +245,7 @@ class Learning:
         rate = training.get("samples_per_second", 0.0)
         t = config.training
         per_step = t.train_batch_size * t.gradient_accumulation_steps
-        return Standing(
+        return RunStatus(
             folder=folder,
             word=config.concepts.concept_strs[0],
             running=running,
@@ -266,7 +266,7 @@ class Learning:
             checkpoint=checkpoints[-1].parent if checkpoints else None,
         )
 
-    def time_lapse(self, standing: Standing, folder: Path) -> Path | None:
+    def time_lapse(self, standing: RunStatus, folder: Path) -> Path | None:
         """The time-lapse of the samples so far, drawn into `folder`; None before there are two."""
         finished = standing.folder / "time_lapse.gif"
         if standing.complete and finished.is_file():

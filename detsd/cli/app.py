@@ -27,7 +27,7 @@ def app(args: argparse.Namespace) -> int:
     problems += [p for c in concepts or [] for p in source_problems(str(c), "--concepts")]
     if problems:
         raise UserError(problems[0])
-    with progress.libraries():
+    with progress.importing_libraries():
         from detsd.app.page import serve
 
     serve(args.model, concepts or [], args.uuid or [], args.host, args.port, pictures)

@@ -17,7 +17,7 @@ from detsd.runs.task import cluster_experiment, cluster_hyperparameters
 from detsd.utils import progress
 
 # As it was called: the command that installing brings, or the module.
-DOOR = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
+PROG = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 
 
 def configuration(
@@ -49,11 +49,11 @@ def configuration(
 
 def stopped(run) -> int:
     """Say that a run off cluster was interrupted; its exit code, as a shell gives it."""
-    run.say("stopped; the same command goes on from here")
+    run.print("stopped; the same command goes on from here")
     return 128 + (run.stop_signal or 0)
 
 
-def say_commands(commands: dict[str, list]) -> None:
+def print_commands(commands: dict[str, list]) -> None:
     """Commands under what they are for."""
     progress.say("next:")
     for what, words in commands.items():
@@ -70,7 +70,7 @@ def tensorboard(folder: Path) -> list[str]:
     return ["tensorboard", "--logdir", str(beside), "--samples_per_plugin", "images=100"]
 
 
-def complain(sentence: str) -> int:
+def print_error(sentence: str) -> int:
     """Say what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
     if int(os.environ.get("RANK", 0)) > 0:
         time.sleep(3)

@@ -13,10 +13,10 @@ from detsd.utils import progress
 
 def download(args: argparse.Namespace) -> int:
     """Fetch all that a checkpoint of the cluster stands for; exit code."""
-    from detsd.generate.shards import collect
+    from detsd.generate.shards import download_grid
 
     folder = args.output_dir or Path("outputs") / args.uuid
-    count = collect(args.uuid, folder)
+    count = download_grid(args.uuid, folder)
     print(f"{folder}: {count} images" if count else f"{folder}")
     return 0
 
@@ -24,7 +24,7 @@ def download(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     """Say what a concept file or checkpoint holds; exit code."""
     locate(args.path)
-    with progress.libraries():
+    with progress.importing_libraries():
         from detsd.evaluate.rows import examine, plot, report
 
     facts = examine(args.path, args.model)
@@ -42,7 +42,7 @@ def export(args: argparse.Namespace) -> int:
     """Write concepts in the layout of another tool; exit code."""
     for source in args.sources:
         locate(source)
-    with progress.libraries():
+    with progress.importing_libraries():
         from detsd.concepts.concept import family
         from detsd.concepts.reading import read_concepts
         from detsd.concepts.writing import encode, store

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from detsd.cli.common import DOOR, configuration, stopped
+from detsd.cli.common import PROG, configuration, stopped
 from detsd.concepts.source import is_uuid, locate, split_source
 from detsd.config import EvaluateConfig, load_config, override, parse_config
 from detsd.evaluate.preflight import check_evaluate
@@ -18,8 +18,8 @@ from detsd.utils.paths import BUNDLED, DEMO_CONCEPT
 
 def evaluate(args: argparse.Namespace) -> int:
     """Measure concepts; exit code."""
-    config, folder = configuration(args, EvaluateConfig, check_evaluate, evaluation_of)
-    with progress.libraries():
+    config, folder = configuration(args, EvaluateConfig, check_evaluate, evaluation_config)
+    with progress.importing_libraries():
         from detsd.evaluate.evaluation import Evaluation
         from detsd.evaluate.report import FIGURES, table
         from detsd.runs.open import open_run
@@ -32,19 +32,19 @@ def evaluate(args: argparse.Namespace) -> int:
             return 0
         if not done:
             return stopped(run)
-        run.say(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
-        run.say(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")
+        run.print(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
+        run.print(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")
     return 0
 
 
-def evaluation_of(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
+def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
     """An evaluation off cluster, as `configuration` takes it."""
     words, file = list(args.sources), None
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
         file = Path(words.pop())
     elif not words:
         raise UserError(
-            f"nothing to evaluate is named and no cluster found; write e.g. {DOOR} evaluate "
+            f"nothing to evaluate is named and no cluster found; write e.g. {PROG} evaluate "
             f"{DEMO_CONCEPT}"
         )
     settings = {

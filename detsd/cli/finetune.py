@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from detsd.cli.common import DOOR, configuration, say_commands, stopped, tensorboard
+from detsd.cli.common import PROG, configuration, print_commands, stopped, tensorboard
 from detsd.concepts.source import locate
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs import task
@@ -20,7 +20,7 @@ from detsd.utils.paths import BUNDLED
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
     on_cluster = task.on_cluster()
-    config, folder = configuration(args, FinetuneConfig, check_finetune, finetuning_of)
+    config, folder = configuration(args, FinetuneConfig, check_finetune, finetune_config)
     if not on_cluster:
         latest = check_resume(config, folder, args.warm_start)
         facts = read_metadata(latest) if latest else {"steps_completed": 0}
@@ -28,15 +28,15 @@ def finetune(args: argparse.Namespace) -> int:
         if settled and settled == config.training.stop_on_plateau:
             if progress.is_first():
                 progress.say(
-                    f"complete: {best_of(folder)}; val_loss had settled at step "
+                    f"complete: {best_checkpoint_line(folder)}; val_loss had settled at step "
                     f"{facts['steps_completed']}, and --set training.stop_on_plateau=null goes on"
                 )
             return 0
         if facts["steps_completed"] >= config.training.num_sgd_steps:
             if progress.is_first():
-                progress.say(f"complete: {best_of(folder)}")
+                progress.say(f"complete: {best_checkpoint_line(folder)}")
             return 0
-    with progress.libraries():
+    with progress.importing_libraries():
         from detsd.runs.open import open_run
         from detsd.train.trainer import Trainer
         from detsd.utils.memory import is_out_of_memory
@@ -46,7 +46,7 @@ def finetune(args: argparse.Namespace) -> int:
         except Diverged as end:
             if not on_cluster:
                 raise
-            run.say(f"ending here: {end}")  # and success: a restarted trial would diverge again
+            run.print(f"ending here: {end}")  # and success: a restarted trial would diverge again
             return 0
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -62,21 +62,21 @@ def finetune(args: argparse.Namespace) -> int:
         if not done:
             return stopped(run)
         if run.is_chief:
-            say_what_next(config, folder)
+            print_next_steps(config, folder)
     return 0
 
 
-def finetuning_of(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
+def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
     """A fine-tuning off cluster, as `configuration` takes it."""
     if args.config is None:
         raise UserError(
-            f"no experiment file given and no cluster found; write e.g. {DOOR} finetune "
+            f"no experiment file given and no cluster found; write e.g. {PROG} finetune "
             "finetune_demo.yaml"
         )
     return load_config(args.config, args.set), str(args.config), args.config.stem
 
 
-def best_of(folder: Path) -> str:
+def best_checkpoint_line(folder: Path) -> str:
     """Where the best rows of a fine-tuning lie, and what tells that they are."""
     best = read_metadata(latest_checkpoint(folder)).get("best")
     if not best:  # of an earlier version, or without a validation
@@ -86,9 +86,9 @@ def best_of(folder: Path) -> str:
     return f"the concept lies in {locate(folder)}: step {step}, the best ({figures})"
 
 
-def say_what_next(config: FinetuneConfig, folder: Path) -> None:
+def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
     """Where a finished fine-tuning lies, and the commands that one wants then, to be pasted."""
-    progress.say(best_of(folder))
+    progress.say(best_checkpoint_line(folder))
     if (folder / "before_after.png").is_file():
         progress.say(f"before and after: {folder / 'before_after.png'}")
         progress.say(f"time-lapse: {folder / 'time_lapse.gif'} and time_lapse.png")
@@ -110,14 +110,14 @@ def say_what_next(config: FinetuneConfig, folder: Path) -> None:
     ]
     other = [] if model == BUNDLED else ["--model", model]
     grid = [word for pair in pairs for word in ("--set", pair)]
-    say_commands(
+    print_commands(
         {
-            "look at what was learned": [DOOR, "show", folder],
-            "play with it in a browser": [DOOR, "app", *other, "--concepts", folder],
+            "look at what was learned": [PROG, "show", folder],
+            "play with it in a browser": [PROG, "app", *other, "--concepts", folder],
             "make a grid of images": [
-                DOOR, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
+                PROG, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
             ],
-            "take it to another program": [DOOR, "export", folder, "--format", "a1111"],
+            "take it to another program": [PROG, "export", folder, "--format", "a1111"],
             "see how it went": tensorboard(folder),
         }
     )  # fmt: skip

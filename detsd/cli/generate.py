@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from detsd.cli.common import DOOR, configuration, say_commands, stopped, tensorboard
+from detsd.cli.common import PROG, configuration, print_commands, stopped, tensorboard
 from detsd.config import GenerateConfig, load_config, override, parse_config
 from detsd.generate.preflight import check_generate
 from detsd.runs import task
@@ -17,12 +17,12 @@ from detsd.utils.png import read_record
 
 def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; exit code."""
-    config, folder = configuration(args, GenerateConfig, check_generate, grid_of)
-    with progress.libraries():
-        from detsd.generate.grid import Generator, compare
+    config, folder = configuration(args, GenerateConfig, check_generate, grid_config)
+    with progress.importing_libraries():
+        from detsd.generate.grid import Grid, compare
         from detsd.runs.open import open_run
     with open_run(folder) as run:
-        generator = Generator(config, run)
+        generator = Grid(config, run)
         done = generator.generate()
         if task.on_cluster():
             return 0
@@ -31,16 +31,16 @@ def generate(args: argparse.Namespace) -> int:
         if args.source and not args.set:
             if generator.album:  # who wrote it
                 path = generator.album.path(0)
-                run.say(f"{path}: {compare(path, args.source)}")
+                run.print(f"{path}: {compare(path, args.source)}")
         elif generator.album:
             album = generator.album
-            run.say(f"images: {album.folder}, contact sheets: {run.folder / 'sheets'}")
-            again = [DOOR, "generate", "--from", album.path(0)]
-            say_commands({"make one of them again": again, "see them all": tensorboard(folder)})
+            run.print(f"images: {album.folder}, contact sheets: {run.folder / 'sheets'}")
+            again = [PROG, "generate", "--from", album.path(0)]
+            print_commands({"make one of them again": again, "see them all": tensorboard(folder)})
     return 0
 
 
-def grid_of(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
+def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
     """A grid off cluster, or one image again, as `configuration` takes it."""
     if args.config:
         return (
@@ -50,7 +50,7 @@ def grid_of(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
         )
     if not args.source and not args.set:
         raise UserError(
-            f"no experiment file given and no cluster found; write e.g. {DOOR} generate "
+            f"no experiment file given and no cluster found; write e.g. {PROG} generate "
             "generate_demo.yaml"
         )
     source, name, hyperparameters = "the command line", "grid", {}

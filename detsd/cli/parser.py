@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detsd import __version__
 from detsd.cli.app import app
-from detsd.cli.common import DOOR
+from detsd.cli.common import PROG
 from detsd.cli.concepts import download, export, show
 from detsd.cli.evaluate import evaluate
 from detsd.cli.finetune import finetune
@@ -19,7 +19,7 @@ from detsd.utils.paths import BUNDLED
 def parser() -> argparse.ArgumentParser:
     """The command line: one subcommand per job."""
     door = argparse.ArgumentParser(
-        prog=DOOR, description="Teach Stable Diffusion a new word (Textual Inversion)."
+        prog=PROG, description="Teach Stable Diffusion a new word (Textual Inversion)."
     )
     door.add_argument("--version", action="version", version=f"detsd {__version__}")
     door.set_defaults(run=None)

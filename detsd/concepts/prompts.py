@@ -33,7 +33,7 @@ class PromptRewriter:
         return self._pattern.findall(prompt)
 
 
-def misspelt(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
+def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
     """A sentence for each word of a prompt that may be meant for a concept.
 
     Args:

@@ -227,6 +227,8 @@ def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
 
 
 def _downloaded(uuid: str) -> Path:
-    from detsd.runs.download import downloaded  # here, since notebooks and laptops need none of it
+    from detsd.runs.download import (
+        cached_checkpoint,  # here, since notebooks and laptops need none of it
+    )
 
-    return downloaded(uuid)
+    return cached_checkpoint(uuid)

@@ -23,7 +23,7 @@ from detsd.concepts.source import is_word, word_problem
 from detsd.utils.errors import UserError
 
 
-class TextSide:
+class TextEncoder:
     """A tokenizer, its frozen text encoder, and the rows of concepts for it.
 
     The constructor puts a `ConceptEmbedding` in place of the encoder's table.
@@ -118,9 +118,9 @@ class Vocabulary:
         text_encoder_2: CLIPTextModelWithProjection | None = None,
         model: str = "the base model",
     ):
-        self.sides = (TextSide(tokenizer, text_encoder),)
+        self.text_encoders = (TextEncoder(tokenizer, text_encoder),)
         if text_encoder_2 is not None:
-            self.sides += (TextSide(tokenizer_2, text_encoder_2),)
+            self.text_encoders += (TextEncoder(tokenizer_2, text_encoder_2),)
         self.model = model
         self._base_tokens = frozenset(tokenizer.get_vocab())
         self._slices: dict[str, slice] = {}
@@ -134,26 +134,26 @@ class Vocabulary:
     @property
     def widths(self) -> tuple[int, ...]:
         """Of the text encoders."""
-        return tuple(side.width for side in self.sides)
+        return tuple(side.width for side in self.text_encoders)
 
     @property
     def rows(self) -> tuple[nn.Parameter, ...]:
         """The learned rows (N, D), float32, of every side."""
-        return tuple(side.embedding.rows for side in self.sides)
+        return tuple(side.embedding.rows for side in self.text_encoders)
 
     def set_rows(self, rows: tuple[nn.Parameter, ...]) -> None:
         """Look up these rows (N, D) from now on, one matrix for every side."""
-        for side, matrix in zip(self.sides, rows, strict=True):
+        for side, matrix in zip(self.text_encoders, rows, strict=True):
             side.embedding.set_rows(matrix)
 
     @property
     def window(self) -> int:
         """Tokens of a prompt that the model reads, start and end among them: 77."""
-        return self.sides[0].tokenizer.model_max_length
+        return self.text_encoders[0].tokenizer.model_max_length
 
     def length(self, prompt: str) -> int:
         """A prompt's tokens, start and end among them, concepts by their rows."""
-        return len(self.sides[0].tokenizer(self.text(prompt)).input_ids)
+        return len(self.text_encoders[0].tokenizer(self.text(prompt)).input_ids)
 
     def phrase_rows(
         self, phrase: str, num_vectors: int | None, key: str
@@ -166,9 +166,9 @@ class Vocabulary:
         Raises:
             UserError: the phrase has no token.
         """
-        if not self.sides[0].tokenizer(phrase, add_special_tokens=False).input_ids:
+        if not self.text_encoders[0].tokenizer(phrase, add_special_tokens=False).input_ids:
             raise UserError(f"{key} is empty; give a phrase that describes the concept")
-        return tuple(side.phrase_rows(phrase, num_vectors) for side in self.sides)
+        return tuple(side.phrase_rows(phrase, num_vectors) for side in self.text_encoders)
 
     def check(self, concept: LearnedConcept) -> None:
         """Whether a concept can be added; nothing is changed.
@@ -198,7 +198,7 @@ class Vocabulary:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         # Lower case without spaces: the older tokenizers fold added tokens as they fold text.
         tokens = [f"<{slug}|{start + k}>" for k in range(count)]
-        for side, rows in zip(self.sides, concept.rows, strict=True):
+        for side, rows in zip(self.text_encoders, concept.rows, strict=True):
             if side.tokenizer.add_tokens(tokens) != count:
                 raise UserError(f"concept {name!r} clashes with tokens of the tokenizer; rename it")
             side.embedding.extend(rows)
@@ -229,10 +229,10 @@ class Vocabulary:
     def remember(self, prompts: Iterable[str]) -> None:
         """Tokenize prompts once for all, after all concepts are added."""
         texts = [self.text(prompt) for prompt in prompts]
-        for side in self.sides:
+        for side in self.text_encoders:
             side.remember(texts)
 
-    def surely_fits(self, prompt: str) -> bool:
+    def fits_without_tokenizing(self, prompt: str) -> bool:
         """Whether the window holds a prompt, told without tokenizing: a token is a byte or more."""
         prompt = unweighted(prompt)
         placed = sum(
@@ -240,7 +240,7 @@ class Vocabulary:
         )
         return 2 + placed + len(self.rewrite.without(prompt).encode()) <= self.window
 
-    def plain(self, prompt: str) -> str:
+    def with_initializers(self, prompt: str) -> str:
         """The prompt with each concept's initial phrase in place of its word.
 
         A concept whose file tells no phrase becomes "thing".
@@ -268,12 +268,12 @@ class Vocabulary:
 
     def token_ids(self, prompts: list[str]) -> torch.Tensor:
         """What the first side's encoder is given: (B, 77) on its device."""
-        return self.sides[0].ids([self.text(p) for p in prompts])
+        return self.text_encoders[0].ids([self.text(p) for p in prompts])
 
-    def cut_off(self, prompt: str) -> list[str]:
+    def truncated_concepts(self, prompt: str) -> list[str]:
         """The concepts of a prompt that its window of 77 tokens cuts, wholly or in part."""
         ids = self.token_ids([prompt])[0].tolist()
-        first = self.sides[0].embedding.first_id
+        first = self.text_encoders[0].embedding.first_id
         named = self.rewrite.words_in(prompt)
         lost = []
         for name in dict.fromkeys(named):

@@ -22,9 +22,9 @@ from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.data.folder import list_images
 from detsd.data.images import read_images, read_mask, to_tensor
-from detsd.data.prompts import prompts_for, text_of, vary_tags
-from detsd.models.base import BaseModel, Frame
-from detsd.utils.progress import Bar, Work
+from detsd.data.prompts import display_name, prompts_for, vary_tags
+from detsd.models.base import BaseModel, TimeIds
+from detsd.utils.progress import Bar, Phase
 
 logger = logging.getLogger("detsd")
 
@@ -49,7 +49,7 @@ def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Shot:
+class TrainingImage:
     """One training image: its prompts and the VAE posterior of it (and of its mirror image).
 
     `digest` tells whether it is still the same: of the pixels that are trained on, the prompts, and
@@ -61,19 +61,19 @@ class Shot:
     prompts: tuple[str, ...]
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
     std: torch.Tensor
-    frame: Frame
+    frame: TimeIds
     mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: what trains
 
 
 @dataclass(frozen=True)
-class Example:
+class Sample:
     """One training sample: what is shown, under which words, how much noised."""
 
     prompt: str
     x: torch.Tensor  # (4, h, w), a draw from the posterior, scaled
     noise: torch.Tensor  # (4, h, w)
     t: int
-    frame: Frame
+    frame: TimeIds
     mask: torch.Tensor | None = None  # (1, h, w)
 
 
@@ -94,7 +94,7 @@ class Batch:
         return self.x, self.noise, self.t
 
     @staticmethod
-    def of(examples: Sequence[Example]) -> Batch:
+    def of(examples: Sequence[Sample]) -> Batch:
         """Examples stacked, on the CPU."""
         return Batch(
             [e.prompt for e in examples],
@@ -152,7 +152,7 @@ def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
 class TrainingData:
     """All images of all concepts, encoded once, and the samples drawn from them.
 
-    `shots` are trained on; `validation` are (shot, fixed timesteps) for the validation loss, held
+    `images` are trained on; `validation` are (image, fixed timesteps) for the validation loss, held
     out where a concept has ten images or more, else taken from the training images. `masked` says
     whether parts of the images count for nothing, in training and validation alike.
     """
@@ -168,22 +168,22 @@ class TrainingData:
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         size = config.img_size or model.image_size
         at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
-        self.shots: list[Shot] = []
+        self.images: list[TrainingImage] = []
         self.pictures: dict[str, list[Image.Image]] = {}  # a few of each concept, to be looked at
         self.digests: dict[str, str] = {}  # "concept/file" -> digest, of all images
-        self.validation: list[Shot] = []
+        self.validation: list[TrainingImage] = []
         self.held_out, self.masked = True, config.mask != "none"
         self.shuffle, self.drop_out = config.shuffle_tags, config.tag_drop_out
         self.words = PromptRewriter(dict.fromkeys(config.concept_strs, ""))
         for k, (name, folder, kind) in enumerate(
             zip(config.concept_strs, config.img_dirs, config.learnable_properties, strict=True)
         ):
-            shots = []
+            training_images = []
             images = read_images(Path(folder), config, size, f"concepts.img_dirs[{k}]")
             total = len(list_images(Path(folder))) if Path(folder).is_dir() else 0
             shown = self.pictures.setdefault(name, [])
             with Bar(
-                {"images": Work(1, total=total)}, f"encoding the images of {name}", leave=False
+                {"images": Phase(1, total=total)}, f"encoding the images of {name}", leave=False
             ) as bar:
                 while batch := list(itertools.islice(images, at_once)):
                     encoded = encode_images(model, [i for _, i, _ in batch], config.horizontal_flip)
@@ -195,49 +195,55 @@ class TrainingData:
                         if mask is not None:
                             seen.update(mask.numpy().tobytes())
                             mask = torch.stack([mask, mask.flip(-1)][: len(mean)])
-                        if len(shots) % -(-total // PICTURES) == 0:
+                        if len(training_images) % -(-total // PICTURES) == 0:
                             shown.append(image)
-                        shots.append(Shot(path, seen.hexdigest(), prompts, mean, std, where, mask))
+                        training_images.append(
+                            TrainingImage(path, seen.hexdigest(), prompts, mean, std, where, mask)
+                        )
                     bar.done("images", len(batch))
-            self.digests |= {f"{name}/{text_of(s.path)}": s.digest for s in shots}
-            n = len(shots)
+            self.digests |= {f"{name}/{display_name(s.path)}": s.digest for s in training_images}
+            n = len(training_images)
             order = np.random.default_rng((seed, VALIDATION, k)).permutation(n)
             held = set(order[: min(max_validation, max(1, n // 10))].tolist()) if n >= 10 else set()
             self.held_out &= bool(held)
-            self.shots += [s for j, s in enumerate(shots) if j not in held]
-            self.validation += [shots[j] for j in (sorted(held) or range(min(n, max_validation)))]
+            self.images += [s for j, s in enumerate(training_images) if j not in held]
+            self.validation += [
+                training_images[j] for j in (sorted(held) or range(min(n, max_validation)))
+            ]
 
-    def example(self, i: int) -> Example:
+    def example(self, i: int) -> Sample:
         """Training sample number i, a pure function of (seed, i).
 
-        Each image comes up once in len(shots) consecutive samples. Timesteps follow a golden-ratio
+        Each image comes up once in len(images) consecutive samples. Timesteps follow a golden-ratio
         sequence: uniform, and spread evenly over any stretch of samples, so that the loss of a
         batch says more about the rows than about the timesteps drawn.
         """
-        n = len(self.shots)
+        n = len(self.images)
         epoch, place = divmod(i, n)
-        shot = self.shots[self._order(epoch, n)[place]]
+        image = self.images[self._order(epoch, n)[place]]
         rng = np.random.default_rng((self.seed, CHOICES, i))
-        prompt = shot.prompts[int(rng.integers(len(shot.prompts)))]
-        view = int(rng.integers(len(shot.mean)))
+        prompt = image.prompts[int(rng.integers(len(image.prompts)))]
+        view = int(rng.integers(len(image.mean)))
         if self.shuffle or self.drop_out:
             own = np.random.default_rng((self.seed, TAGS, i))
             prompt = vary_tags(prompt, self.words, own, self.shuffle, self.drop_out)
         t = int((self.start + i * 0.6180339887498949) % 1 * self.num_timesteps)
-        return self._noised(shot, view, prompt, t, DRAW, i)
+        return self._noised(image, view, prompt, t, DRAW, i)
 
-    def validation_examples(self, k: int, timesteps: int) -> list[Example]:
+    def validation_examples(self, k: int, timesteps: int) -> list[Sample]:
         """The fixed examples of validation image k: even timesteps, fixed noise and prompt."""
-        shot = self.validation[k]
-        prompt = shot.prompts[k % len(shot.prompts)]
+        image = self.validation[k]
+        prompt = image.prompts[k % len(image.prompts)]
         times = [int((j + 0.5) / timesteps * self.num_timesteps) for j in range(timesteps)]
         return [
-            self._noised(shot, 0, prompt, t, VALIDATION, k * timesteps + j)
+            self._noised(image, 0, prompt, t, VALIDATION, k * timesteps + j)
             for j, t in enumerate(times)
         ]
 
-    def _noised(self, shot: Shot, view: int, prompt: str, t: int, stream: int, i: int) -> Example:
-        mean, std = shot.mean[view], shot.std[view]
+    def _noised(
+        self, image: TrainingImage, view: int, prompt: str, t: int, stream: int, i: int
+    ) -> Sample:
+        mean, std = image.mean[view], image.std[view]
         draw, noise = _normal((2, *mean.shape), self.seed, stream, i)
-        mask = None if shot.mask is None else shot.mask[view]
-        return Example(prompt, (mean + std * draw) * self.scaling, noise, t, shot.frame, mask)
+        mask = None if image.mask is None else image.mask[view]
+        return Sample(prompt, (mean + std * draw) * self.scaling, noise, t, image.frame, mask)

@@ -15,7 +15,7 @@ from PIL import Image, ImageColor, ImageOps
 from detsd.config import ConceptsConfig
 from detsd.data.folder import list_images, mask_of, passed_over
 from detsd.data.prefetch import prefetch
-from detsd.models.base import Frame
+from detsd.models.base import TimeIds
 from detsd.utils.errors import UserError
 
 logger = logging.getLogger("detsd")
@@ -46,7 +46,7 @@ def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
     return image.convert("RGB")
 
 
-def shape_of(size: int, aspect: float) -> tuple[int, int]:
+def target_size(size: int, aspect: float) -> tuple[int, int]:
     """Width and height of an aspect, of about as many pixels as a square of `size` a side.
 
     Multiples of 8, of which a VAE makes whole latents.
@@ -55,7 +55,7 @@ def shape_of(size: int, aspect: float) -> tuple[int, int]:
     return tuple(max(8, round(side / 8) * 8) for side in (width, height))
 
 
-def to_shape(
+def crop_or_resize(
     image: Image.Image,
     shape: tuple[int, int],
     center_crop: bool,
@@ -67,8 +67,8 @@ def to_shape(
     return image.resize(shape, resample)
 
 
-def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) -> Frame:
-    """What `to_shape` makes of an image, as Stable Diffusion XL was told of its training images.
+def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) -> TimeIds:
+    """Return the time ids of Stable Diffusion XL for an image that `crop_or_resize` has changed.
 
     The crop is counted in pixels of the scaled image (arXiv 2307.01952, section 2.2).
     """
@@ -84,7 +84,7 @@ def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) ->
 
 def read_images(
     folder: Path, config: ConceptsConfig, size: int, key: str
-) -> Iterator[tuple[Path, Image.Image, Frame]]:
+) -> Iterator[tuple[Path, Image.Image, TimeIds]]:
     """All readable images of a folder, cut to one shape, with their frames.
 
     Unreadable ones are named and skipped.
@@ -98,16 +98,16 @@ def read_images(
         raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
     if note := passed_over(folder):
         logger.warning("%s", note)
-    shape = shape_of(size, config.img_aspect)
+    shape = target_size(size, config.img_aspect)
 
-    def read(path: Path) -> tuple[Path, Image.Image | Exception, Frame | None]:
+    def read(path: Path) -> tuple[Path, Image.Image | Exception, TimeIds | None]:
         try:
             with Image.open(path) as image:
                 rgb = to_rgb(image, config.transparency_color)
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
             return path, error, None
         where = frame(*rgb.size, shape, config.center_crop)
-        return path, to_shape(rgb, shape, config.center_crop), where
+        return path, crop_or_resize(rgb, shape, config.center_crop), where
 
     count = 0
     for path, image, where in prefetch(read, list_images(folder), min(8, os.cpu_count() or 1)):
@@ -124,7 +124,7 @@ def read_images(
 
 
 def read_mask(
-    path: Path, where: Frame, config: ConceptsConfig, shape: tuple[int, int]
+    path: Path, where: TimeIds, config: ConceptsConfig, shape: tuple[int, int]
 ) -> torch.Tensor | None:
     """How much of each latent of a picture trains: (1, h, w) in [0, 1]; None without a mask.
 
@@ -155,7 +155,7 @@ def read_mask(
             f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
             f"{width} x {height}; make the mask as large as the picture"
         )
-    mask = to_shape(mask, shape, config.center_crop, Image.Resampling.BOX)
+    mask = crop_or_resize(mask, shape, config.center_crop, Image.Resampling.BOX)
     if not mask.getbbox():
         what = "is black" if config.mask == "files" else "is transparent"
         raise UserError(

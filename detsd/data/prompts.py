@@ -13,7 +13,7 @@ from detsd.data.templates import TEMPLATES
 from detsd.utils.errors import UserError
 
 
-def text_of(path: Path) -> str:
+def display_name(path: Path) -> str:
     r"""A file's name as text; bytes that are no UTF-8, as in names of old disks, as `\xe9`."""
     return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
@@ -41,9 +41,9 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
     words = ""
     if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
-        if text_of(path) != path.name:
+        if display_name(path) != path.name:
             raise UserError(
-                f"{path.parent / text_of(path)}: the file name is no UTF-8, and "
+                f"{path.parent / display_name(path)}: the file name is no UTF-8, and "
                 "concepts.append_file_name_to_text reads it; rename the file"
             )
         split = config.file_name_split_char

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 from detsd.config import EvaluatorConfig
 from detsd.evaluate.lookalikes import _squares
 from detsd.evaluate.preflight import evaluator_problems, own_clip
-from detsd.models.hub import CONFIG, WHOLE, Source, find
+from detsd.models.hub import CONFIG, WHOLE, ModelFiles, resolve_files
 from detsd.models.spec import loading, read_json
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
@@ -33,7 +33,7 @@ KINDS = {  # of evaluators: what they are called, and what their configurations 
 
 
 @dataclass(frozen=True)
-class Eye:
+class ImageEncoder:
     """A network that sees images: CLIP, or DINO and its like, which know no words."""
 
     name: str  # as it was given
@@ -74,12 +74,12 @@ class Eye:
         return F.normalize(told.float().cpu(), dim=1)
 
 
-def load_eyes(
+def load_encoders(
     config: EvaluatorConfig,
     base_model: str,
     device: torch.device,
     commits: Mapping[str, str | None] | None = None,
-) -> dict[str, Eye]:
+) -> dict[str, ImageEncoder]:
     """The evaluators that are configured, as `clip` and `dino`; without the second one, the first.
 
     Where no CLIP is named, it is the one that lies in the base model's folder.
@@ -99,9 +99,9 @@ def load_eyes(
     return {which: _load(which, names[which], source, device) for which, source in sources.items()}
 
 
-def _find(which: str, name: str, commit: str | None) -> Source:
+def _find(which: str, name: str, commit: str | None) -> ModelFiles:
     key, (title, kinds) = f"evaluator.{which}", KINDS[which]
-    source = find(resolve(name), commit, key=key, index=CONFIG)
+    source = resolve_files(resolve(name), commit, key=key, index=CONFIG)
     with loading(name, REMEDY, key):
         kind = read_json(source, CONFIG).get("model_type")
     if kind not in kinds:  # the libraries would make one of random weights of it
@@ -109,7 +109,7 @@ def _find(which: str, name: str, commit: str | None) -> Source:
     return source
 
 
-def _load(which: str, name: str, source: Source, device: torch.device) -> Eye:
+def _load(which: str, name: str, source: ModelFiles, device: torch.device) -> ImageEncoder:
     source.fetch(WHOLE)
     folder, processor, tokenizer = source.folder, None, None
     own = {"trust_remote_code": False}  # else a terminal is asked whether to run a repository's
@@ -125,4 +125,4 @@ def _load(which: str, name: str, source: Source, device: torch.device) -> Eye:
             words = folder if brings else folder.parent / "tokenizer"
             tokenizer = CLIPTokenizer.from_pretrained(words)
         model.requires_grad_(False).eval().float().to(device)
-    return Eye(name, model, processor, tokenizer, source.commit)
+    return ImageEncoder(name, model, processor, tokenizer, source.commit)

@@ -28,23 +28,23 @@ from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import check_fit
 from detsd.config import EvaluateConfig, GenerateConfig, GridConfig, flat
 from detsd.data.dataset import Batch, TrainingData
-from detsd.data.images import read_images, shape_of
-from detsd.evaluate.encoders import Eye, load_eyes
-from detsd.evaluate.metrics import Yardstick
+from detsd.data.images import read_images, target_size
+from detsd.evaluate.encoders import ImageEncoder, load_encoders
+from detsd.evaluate.metrics import ConceptMetrics
 from detsd.evaluate.report import FIGURES, _line, plot
 from detsd.evaluate.rows import describe_rows
 from detsd.evaluate.samples import Block, Ground, edits, find_blocks
-from detsd.generate.grid import Generator
-from detsd.generate.sheets import Page
+from detsd.generate.grid import Grid
+from detsd.generate.sheets import ContactSheet
 from detsd.models.base import Conditioning
 from detsd.models.objective import denoising_error
-from detsd.models.spec import examine, find_model
+from detsd.models.spec import read_spec, resolve_model
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import UserError
-from detsd.utils.progress import waiting
+from detsd.utils.progress import spinner
 
 NOISE_LEVELS = 5  # parts of equal length that the timesteps of the denoising error are told in
 
@@ -60,17 +60,17 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig, run: Run):
         self.config, self.run = config, run
-        run.agree(evaluation=flat(dataclasses.asdict(config)))
+        run.assert_equal_across_ranks(evaluation=flat(dataclasses.asdict(config)))
         self.blocks = find_blocks(config)
         self.grounds = [block.ground for block in self.blocks if not block.concept]
-        with run.ranks.local_chief_first():
-            widths = examine(find_model(config.model)).widths
+        with run.ranks.local_main_process_first():
+            widths = read_spec(resolve_model(config.model)).widths
         for block in self.blocks:
             if block.concept:
                 check_fit(block.concept, widths, config.model.pretrained_model_name_or_path)
-        self.eyes: dict[str, Eye] = {}
+        self.encoders: dict[str, ImageEncoder] = {}
         if run.is_chief:  # who measures
-            self.eyes = load_eyes(
+            self.encoders = load_encoders(
                 config.evaluator, config.model.pretrained_model_name_or_path, run.ranks.device
             )
         grid = GenerateConfig(
@@ -79,9 +79,9 @@ class Evaluation:
             # What else is in a batch may show in the last bits, and the number of ranks must not.
             output=dataclasses.replace(config.output, fill_batches=True),
         )
-        self.generator = Generator(grid, run, self._prepare, self._pages)
+        self.generator = Grid(grid, run, self._prepare, self._pages)
         self.model = self.generator.pipeline.model
-        with waiting("measuring the denoising error"):
+        with spinner("measuring the denoising error"):
             self.errors = self._errors()
         if self.generator.album:
             self.generator.album.conclude = self._conclude
@@ -102,12 +102,12 @@ class Evaluation:
         jobs = []
         for block in self.blocks:
             aspect = block.ground.concepts.img_aspect
-            width, height = shape_of(pipeline.model.image_size, aspect)
+            width, height = target_size(pipeline.model.image_size, aspect)
             own = {"width": width, "height": height, "scheduler_name": sampler}
             jobs += [dataclasses.replace(job, **own) for job in block.jobs]
         return jobs
 
-    def _pages(self, jobs: list[Job]) -> list[Page]:
+    def _pages(self, jobs: list[Job]) -> list[ContactSheet]:
         """A contact sheet for each block: of the plain prompt first, then several prompts a row."""
         e, found, start = self.config.evaluation, [], 0
         for block in self.blocks:
@@ -117,7 +117,7 @@ class Evaluation:
             wide = max(1, SHOWN // e.num_samples_per_prompt) * e.num_samples_per_prompt
             rows += [edited[k : k + wide] for k in range(0, len(edited), wide)]
             labels = ["  |  ".join(dict.fromkeys(jobs[n].prompt for n in row)) for row in rows]
-            found.append(Page(block.label, labels, [], rows, len(numbers)))
+            found.append(ContactSheet(block.label, labels, [], rows, len(numbers)))
         return found
 
     # ---- the denoising error -----------------------------------------------------------------
@@ -147,11 +147,11 @@ class Evaluation:
             if shot.path.parent != Path(block.ground.folder):  # of the run's other concepts
                 continue
             examples = data.validation_examples(k, n)
-            told = self.model.conditioning([rewrite(examples[0].prompt)], [examples[0].frame])
+            cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
             errors = []
             for first in range(0, n, 8):
                 batch = Batch.of(examples[first : first + 8]).on(self.model.device)
-                same = Conditioning.cat([told] * len(batch.t))
+                same = Conditioning.cat([cond] * len(batch.t))
                 errors.append(
                     denoising_error(self.model, self.model.unet, *batch.noising, same, batch.mask)
                 )
@@ -174,14 +174,14 @@ class Evaluation:
     def _conclude(self) -> None:
         """Measure the samples, all of which are there, and write what was found. Chief only."""
         run, folder = self.run, self.run.folder
-        with waiting("measuring the samples"):
+        with spinner("measuring the samples"):
             pictures = [self._pictures(g.folder, g, "evaluation.images") for g in self.grounds]
             self.result = {
                 "model": self.model.name,
                 "commit": self.model.commit,
                 "dino": None,
-                **{key: eye.name for key, eye in self.eyes.items()},
-                **{f"{key}_commit": eye.commit for key, eye in self.eyes.items()},
+                **{key: eye.name for key, eye in self.encoders.items()},
+                **{f"{key}_commit": eye.commit for key, eye in self.encoders.items()},
                 "evaluation": dataclasses.asdict(self.config.evaluation),
                 "concepts": list(map(self._measured, self.grounds, pictures)),
             }
@@ -224,10 +224,12 @@ class Evaluation:
         """All figures of the concepts on a ground, as JSON takes them."""
         e, prompts = self.config.evaluation, edits(self.config, ground)
         lookalikes = [self._pictures(folder, ground, "evaluation.lineup") for folder in e.lineup]
-        yardstick = Yardstick(self.eyes, pictures, prompts, lookalikes, e.num_samples)
+        yardstick = ConceptMetrics(self.encoders, pictures, prompts, lookalikes, e.num_samples)
         phrase, *states = (block for block in self.blocks if block.ground == ground)
         ends, of_phrase = yardstick.anchors(self._samples(phrase))
-        tables = [(s.tokenizer, s.embedding.weight.float()) for s in self.model.vocabulary.sides]
+        tables = [
+            (s.tokenizer, s.embedding.weight.float()) for s in self.model.vocabulary.text_encoders
+        ]
         tables = [(tokenizer, table.cpu()) for tokenizer, table in tables]
         told = [
             {"label": block.label, "source": block.source, "word": block.concept.name}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from detsd.data.images import to_shape, to_tensor
+from detsd.data.images import crop_or_resize, to_tensor
 
 SAME = 1 - 1e-5  # cosine from which on two pictures are one and the same
 
@@ -49,7 +49,7 @@ def outlines(images: list[Image.Image]) -> torch.Tensor:
 
 def _squares(images: list[Image.Image], size: int) -> torch.Tensor:
     """Their centres (N, 3, size, size) in [-1, 1]."""
-    return torch.stack([to_tensor(to_shape(image, (size, size), True)) for image in images])
+    return torch.stack([to_tensor(crop_or_resize(image, (size, size), True)) for image in images])
 
 
 def _classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -70,7 +70,7 @@ def _classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tens
     return classify
 
 
-class Lineup:
+class LookalikeClassifier:
     """Is a sample of a concept, or of one of its look-alikes?
 
     Of several ways to see, the one judges that tells the real pictures apart best, those of a fifth

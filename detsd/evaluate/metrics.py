@@ -1,7 +1,7 @@
 """How near images come to what they should show: as CLIP sees it, and DINO where one is given.
 
-    eyes = load_eyes(EvaluatorConfig(), "demo_model", device)
-    yardstick = Yardstick(eyes, pictures, prompts, lookalikes, num_samples)
+    encoders = load_encoders(EvaluatorConfig(), "demo_model", device)
+    yardstick = ConceptMetrics(encoders, pictures, prompts, lookalikes, num_samples)
     ends, of_phrase = yardstick.anchors(samples_of_the_phrase)
     yardstick.figures(samples, ends)
 
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from detsd.evaluate.encoders import Eye
-from detsd.evaluate.lookalikes import FLAT, SAME, Lineup, outlines
+from detsd.evaluate.encoders import ImageEncoder
+from detsd.evaluate.lookalikes import FLAT, SAME, LookalikeClassifier, outlines
 
 # ---- figures: features in, numbers out -----------------------------------------------------------
 
@@ -43,7 +43,7 @@ def text_similarity(images: torch.Tensor, texts: torch.Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Anchors:
+class Baselines:
     """The ends of both scales, by which their figures become comparable.
 
     A phrase that anybody could write draws what its prompt says and not the concept; the training
@@ -59,7 +59,7 @@ class Anchors:
 
 def anchors(
     images: torch.Tensor, texts: torch.Tensor, plain: torch.Tensor, edited: torch.Tensor
-) -> Anchors:
+) -> Baselines:
     """The anchors of a concept.
 
     The training images among themselves are on average no upper end: in many scenes they are as
@@ -74,7 +74,7 @@ def anchors(
     cosines = images @ images.T
     others = cosines < SAME
     each = (cosines * others).sum(1) / others.sum(1).clamp(min=1)
-    return Anchors(
+    return Baselines(
         mean_cosine(plain, images),
         float(each.max()) if others.any() else 1.0,
         float((images @ texts.T).mean()),
@@ -92,7 +92,7 @@ def normalised(value: float, low: float, high: float) -> float:
     return min(1.0, max(0.0, (value - low) / max(high - low, FLAT)))
 
 
-def score(image: float, text: float, anchors: Anchors) -> float:
+def score(image: float, text: float, anchors: Baselines) -> float:
     """The rule that names the best checkpoint: the highest product of both similarities.
 
     Each is normalised by its anchors. The product falls to 0 for the phrase itself, which has
@@ -111,7 +111,7 @@ def without_word(template: str) -> str:
 # ---- one concept ---------------------------------------------------------------------------------
 
 
-class Yardstick:
+class ConceptMetrics:
     """What the samples of a concept are held against.
 
     Attributes:
@@ -120,7 +120,7 @@ class Yardstick:
 
     def __init__(
         self,
-        eyes: dict[str, Eye],
+        encoders: dict[str, ImageEncoder],
         pictures: list[Image.Image],
         prompts: list[str],
         lookalikes: list[list[Image.Image]],
@@ -134,29 +134,29 @@ class Yardstick:
             num_samples: how many of its samples are of the plain prompt: the first ones. The others
                 are of the edited prompts, equally many of each.
         """
-        self._num_samples, self._eyes = num_samples, eyes
+        self._num_samples, self._eyes = num_samples, encoders
         # Of ways to see that tell pictures apart equally well, the first judges.
-        self._ways = {"clip": eyes["clip"].image_features}
+        self._ways = {"clip": encoders["clip"].image_features}
         self._ways |= {"outlines": outlines} if lookalikes else {}
-        self._ways |= {name: eye.image_features for name, eye in eyes.items()}
+        self._ways |= {name: eye.image_features for name, eye in encoders.items()}
         sets = [pictures, *lookalikes]
         features = {name: [see(each) for each in sets] for name, see in self._ways.items()}
         self._real = {name: own for name, (own, *_) in features.items()}
-        self._texts = eyes["clip"].text_features([without_word(prompt) for prompt in prompts])
-        self.lineup = Lineup(features) if lookalikes else None
+        self._texts = encoders["clip"].text_features([without_word(prompt) for prompt in prompts])
+        self.lineup = LookalikeClassifier(features) if lookalikes else None
 
-    def anchors(self, made: list[Image.Image]) -> tuple[Anchors, dict[str, float]]:
+    def anchors(self, made: list[Image.Image]) -> tuple[Baselines, dict[str, float]]:
         """The ends of the scales, by samples of the phrase that it started from; their figures."""
         found, *seen = self._seen(made)
         return anchors(self._real["clip"], self._texts, *seen), found
 
-    def figures(self, made: list[Image.Image], ends: Anchors) -> dict[str, float]:
+    def figures(self, made: list[Image.Image], ends: Baselines) -> dict[str, float]:
         """What is measured on samples of the concept; the larger, the better."""
         found = self._seen(made)[0]
         image, text = found["clip_image_similarity"], found["clip_text_similarity"]
         return {"score": score(image, text, ends)} | found
 
-    def of_pictures(self, ends: Anchors) -> dict[str, float | None]:
+    def of_pictures(self, ends: Baselines) -> dict[str, float | None]:
         """What is measured on the training images themselves."""
         found = self._similarities(self._real, ends.text_low)
         return found | ({"lineup": self.lineup.right} if self.lineup else {})

@@ -12,7 +12,7 @@ from detsd.concepts.source import checkpoints_of, locate, split_source
 from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.preflight import images_problem, learned_from
-from detsd.runs.download import downloaded
+from detsd.runs.download import cached_checkpoint
 from detsd.runs.folder import DICT_FILE, finetuning_of
 from detsd.sampling.jobs import Job
 from detsd.utils.errors import UserError
@@ -62,7 +62,7 @@ def _files(config: EvaluateConfig) -> list[tuple[str, str]]:
             found.append((f"{file}={word}" if word else file, file))
     for source in config.concepts.uuids:
         uuid, equals, word = source.partition("=")
-        found.append((locate(f"{downloaded(uuid)}{equals}{word}"), f"uuid:{uuid}"))
+        found.append((locate(f"{cached_checkpoint(uuid)}{equals}{word}"), f"uuid:{uuid}"))
     return found
 
 

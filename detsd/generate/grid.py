@@ -1,6 +1,6 @@
 """A grid of images: prompts x negative prompts x schedulers x steps x guidance scales x seeds.
 
-    Generator(config, run).generate()
+    Grid(config, run).generate()
 
 The jobs are numbered; jobs that agree in steps, scheduler and size form batches, which are fixed by
 the grid and the batch size. Ranks get batches as they come free, the chief keeps the images. What
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detsd.concepts.prompts import misspelt
+from detsd.concepts.prompts import misspelled_concepts
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
-from detsd.generate.sheets import Page, pages
-from detsd.generate.store import Album
-from detsd.generate.work_queue import Exchange
+from detsd.generate.sheets import ContactSheet, sheet_layout
+from detsd.generate.store import ImageStore
+from detsd.generate.work_queue import WorkQueue
 from detsd.models import support
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
@@ -36,12 +36,12 @@ from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, MANIFEST, check_grid_folder, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
-from detsd.sampling.jobs import Job, Made, batches, grid_jobs
+from detsd.sampling.jobs import GeneratedImage, Job, batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size
-from detsd.utils.progress import Bar, Work, waiting
+from detsd.utils.progress import Bar, Phase, spinner
 
 logger = logging.getLogger("detsd")
 
@@ -51,7 +51,7 @@ def _kind(job: Job) -> str:
     return "guided" if job.guidance_scale > 1 else "plain"
 
 
-class Generator:
+class Grid:
     """Pipeline, jobs and finished images of one grid; complete when constructed."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Generator:
         config: GenerateConfig,
         run: Run,
         prepare: Callable[[DetSDTextualInversionPipeline], list[Job]] | None = None,
-        layout: Callable[[list[Job]], list[Page]] = pages,
+        layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
     ):
         """
         Args:
@@ -68,16 +68,16 @@ class Generator:
         """
         self.config, self.run = config, run
         m = config.model
-        run.agree(
+        run.assert_equal_across_ranks(
             configuration=flat(dataclasses.asdict(config)),
             package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(m.precision, run.ranks.device))},
         )
         m = dataclasses.replace(m, revision=m.revision or self._commit())
         spelt = run.is_chief and self._warn_of_spelling(m)
-        loading = waiting(f"loading {m.pretrained_model_name_or_path}")
+        loading = spinner(f"loading {m.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
-        with loading, run.ranks.local_chief_first():
+        with loading, run.ranks.local_main_process_first():
             self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
                 m.pretrained_model_name_or_path,
                 revision=m.revision,
@@ -94,14 +94,18 @@ class Generator:
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)
         self.pipeline.check(self.jobs)
         learned = self.pipeline.identity(" ".join(self.pipeline.concepts))
-        run.agree(
+        run.assert_equal_across_ranks(
             base_model={"commit": model.commit},
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
         if run.is_chief:
             pipe = self.pipeline
             for text in self._texts():
-                doubts = pipe.weights(text) + pipe.overlong(text) if spelt else pipe.doubts(text)
+                doubts = (
+                    pipe.unsupported_weights(text) + pipe.truncated(text)
+                    if spelt
+                    else pipe.prompt_warnings(text)
+                )
                 for doubt in doubts:
                     logger.warning("%s", doubt)
         size = config.output.batch_size
@@ -115,11 +119,11 @@ class Generator:
         self.batches = batches(self.jobs, self.limit)
         self.fill_up_to = self.limit if config.output.fill_batches else 1
         self.encodings: dict[tuple, Conditioning] = {}
-        self.album: Album | None = None  # on the chief
+        self.album: ImageStore | None = None  # on the chief
         run.begin()
         if run.is_chief:
             every = config.output.checkpoint_freq * self.limit * run.ranks.size
-            self.album = Album(run, config, self.jobs, self.record, self.source, every, layout)
+            self.album = ImageStore(run, config, self.jobs, self.record, self.source, every, layout)
         problem = run.ranks.allgather(self.album.problem if self.album else "")[0]
         if problem:
             raise UserError(problem)
@@ -139,7 +143,7 @@ class Generator:
         fetch_vocabulary(model)
         tokens = support.vocabulary(model)
         for text in self._texts() if tokens else []:
-            for doubt in misspelt(text, names, lambda word: is_word(word, tokens)):
+            for doubt in misspelled_concepts(text, names, lambda word: is_word(word, tokens)):
                 logger.warning("%s", doubt)
         return bool(tokens)
 
@@ -180,14 +184,16 @@ class Generator:
         album, encoder = self.album, ThreadPoolExecutor(1)
         if album:
             if album.finished:
-                self.run.say(f"{len(album.finished)} of {len(self.jobs)} images are there already")
+                self.run.print(
+                    f"{len(album.finished)} of {len(self.jobs)} images are there already"
+                )
             album.show_stored()
         todo = self._todo() if album else []
         work = self._work([number for numbers, _ in todo for number in numbers])
         with Bar(work, self._count()) as self.bar, encoder:
             if album:
                 album.tells = self.bar.disable
-            with Exchange(self.run, todo, self._take) as exchange:
+            with WorkQueue(self.run, todo, self._take) as exchange:
                 for numbers, length in exchange:
                     made = self._make(numbers, length)
                     exchange.hand_in(encoder.submit(self._encode, made))
@@ -209,9 +215,9 @@ class Generator:
             todo.sort(key=lambda task: -self.jobs[task[0][0]].num_inference_steps * task[1])
         return todo
 
-    def _work(self, numbers: list[int]) -> dict[str, Work]:
+    def _work(self, numbers: list[int]) -> dict[str, Phase]:
         """The denoising steps of some jobs, with guidance and without; costs in passes."""
-        kinds = {"guided": Work(2), "plain": Work(1)}
+        kinds = {"guided": Phase(2), "plain": Phase(1)}
         for job in (self.jobs[n] for n in numbers):
             kinds[_kind(job)].total += job.num_inference_steps
         return kinds
@@ -219,7 +225,7 @@ class Generator:
     def _count(self) -> str:
         return f"{self.album.received if self.album else 0}/{len(self.jobs)} images"
 
-    def _make(self, numbers: list[int], length: int) -> dict[int, Made]:
+    def _make(self, numbers: list[int], length: int) -> dict[int, GeneratedImage]:
         """Images of some jobs of a batch.
 
         A batch of which a part is stored is filled up with its last job: the same shapes run the
@@ -239,7 +245,7 @@ class Generator:
         if not self.bar.disable:
             self.bar.done(_kind(self.jobs[number]), count * self.run.ranks.size)
 
-    def _encode(self, made: dict[int, Made]) -> list[tuple[int, dict[str, Any], bytes]]:
+    def _encode(self, made: dict[int, GeneratedImage]) -> list[tuple[int, dict[str, Any], bytes]]:
         """Job, how it was made, and PNG file, of a batch's images."""
         files = []
         for number, result in made.items():

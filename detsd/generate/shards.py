@@ -33,7 +33,7 @@ def still_kept(shards: int, keeps: int) -> int:
     return min(shards, max(1, keeps // 2) - 1)
 
 
-def collect(uuid: str, folder: Path) -> int:
+def download_grid(uuid: str, folder: Path) -> int:
     """Download a checkpoint, and of a grid all others that hold its images, into one folder.
 
     What is packed is unpacked; of a grid the folder becomes what a run off cluster leaves behind.

@@ -11,7 +11,7 @@ SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
 
 
 @dataclass
-class Page:
+class ContactSheet:
     """A contact sheet: seeds by settings."""
 
     title: str
@@ -25,7 +25,7 @@ class Page:
         return sum(map(len, self.cells))
 
 
-def pages(jobs: list[Job]) -> list[Page]:
+def sheet_layout(jobs: list[Job]) -> list[ContactSheet]:
     """A contact sheet per prompt, negative prompt and scheduler, or several of `SHEET_TILES`."""
     groups: dict[tuple, dict[tuple, int]] = {}
     for number, job in enumerate(jobs):
@@ -46,7 +46,7 @@ def pages(jobs: list[Job]) -> list[Page]:
         several = len(across) * len(down) > 1
         for number, (rows, columns) in enumerate(itertools.product(down, across)):
             found.append(
-                Page(
+                ContactSheet(
                     title + (f"  —  {number + 1}" if several else ""),
                     [f"seed {seed}" for seed in rows],
                     [

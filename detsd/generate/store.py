@@ -37,7 +37,7 @@ from PIL import Image
 
 from detsd.config import GenerateConfig
 from detsd.generate.shards import Shard, still_kept
-from detsd.generate.sheets import Page, pages
+from detsd.generate.sheets import ContactSheet, sheet_layout
 from detsd.runs.folder import IMAGES, MANIFEST, METADATA, SHEETS, read_metadata
 from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import Job
@@ -52,7 +52,7 @@ MOST_TAGS = 2000  # TensorBoard becomes unusable with more images under a tag ea
 BEHIND = 512  # images that may wait to be written; their memory is the chief's
 
 
-class Album:
+class ImageStore:
     """The images of a grid on its chief; complete when constructed.
 
     Attributes:
@@ -68,7 +68,7 @@ class Album:
         record: Callable[[int], dict[str, Any]],
         source: str,
         save_every: int,
-        layout: Callable[[list[Job]], list[Page]] = pages,
+        layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
     ):
         """
         Args:
@@ -176,7 +176,7 @@ class Album:
             for number in sorted(self.finished) if self.run.folder_is_kept else last.numbers:
                 self._log(number)
         else:
-            self.run.say(
+            self.run.print(
                 f"TensorBoard gets contact sheets, not {len(self.jobs)} single images "
                 f"(output.tensorboard: {self.config.output.tensorboard}; auto: above {MOST_TAGS})"
             )
@@ -258,7 +258,7 @@ class Album:
         self._line = now, count
         rate = (count - before) / max(now - since, 1e-9)
         if self.tells and count > self.begun_with:
-            progress.tell(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
+            progress.status(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
         if count > self._reported:
             self._reported = count
             self.run.report(count, {"images_per_second": rate})

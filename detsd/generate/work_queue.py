@@ -1,6 +1,6 @@
 """Batches for ranks as they come free, and what they make of them for the chief.
 
-    with Exchange(run, todo, chief_takes) as exchange:
+    with WorkQueue(run, todo, chief_takes) as exchange:
         for batch in exchange:
             exchange.hand_in(a future of files)
 
@@ -27,7 +27,7 @@ SILENCE = 10.0  # seconds without a round after which the others are gone
 
 
 @dataclass
-class Word:
+class WorkerReport:
     """What a rank tells the chief in a round."""
 
     files: list[Any]
@@ -39,7 +39,7 @@ class Word:
 
 
 @dataclass
-class Answer:
+class ChiefReply:
     """What the chief tells all ranks in a round."""
 
     orders: list[list[Any]]  # further batches of each rank
@@ -48,7 +48,7 @@ class Answer:
     over: bool = False
 
 
-class Exchange:
+class WorkQueue:
     """A rank's end of it; iterating gives the batches that this rank is to make.
 
     Attributes:
@@ -75,7 +75,7 @@ class Exchange:
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._speak, name="exchange", daemon=True)
 
-    def __enter__(self) -> Exchange:
+    def __enter__(self) -> WorkQueue:
         self._thread.start()
         return self
 
@@ -152,17 +152,19 @@ class Exchange:
                 self.error = error
                 self._turn.notify_all()
 
-    def _word(self) -> Word:
+    def _word(self) -> WorkerReport:
         files, finished = [], 0
         while self._encoding and self._encoding[0].done():
             files += self._encoding.popleft().result()
             finished += 1
         busy = self._making + len(self._encoding)
         returned, self._returned = self._returned, []
-        return Word(files, finished, len(self._own), busy, self.run.asked_to_stop(), returned)
+        return WorkerReport(
+            files, finished, len(self._own), busy, self.run.asked_to_stop(), returned
+        )
 
-    def _answer(self, words: list[Word]) -> Answer:
-        answer = Answer([[] for _ in words])
+    def _answer(self, words: list[WorkerReport]) -> ChiefReply:
+        answer = ChiefReply([[] for _ in words])
         answer.stopping = self.stopped or any(word.asked for word in words)
         takes_more = self.take([file for word in words for file in word.files])
         self.todo.extendleft(batch for word in words for batch in word.returned)

@@ -18,7 +18,7 @@ from diffusers import (
 from detsd.concepts.vocabulary import Vocabulary
 
 # Height and width of the whole image, top and left of the crop from it, height and width shown.
-Frame = tuple[int, int, int, int, int, int]
+TimeIds = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,25 @@ class BaseModel:
     sampling_scheduler_config: dict  # of the model's own sampler
     device: torch.device
     dtype: torch.dtype  # of text encoders and UNet
-    no_prompt_is_zero: bool = False  # what is to be kept away from, where nothing is named
+    force_zeros_for_empty_prompt: bool = (
+        False  # what is to be kept away from, where nothing is named
+    )
     commit: str | None = None  # of the hub, that the weights came from; None for a folder
 
     @property
-    def downsampling(self) -> int:
+    def vae_scale_factor(self) -> int:
         """Pixels per latent along a side: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def image_size(self) -> int:
         """Pixels a side of the images that the UNet was trained on."""
-        return self.unet.config.sample_size * self.downsampling
+        return self.unet.config.sample_size * self.vae_scale_factor
 
-    def conditioning(
+    def encode_prompts(
         self,
         prompts: list[str],
-        frames: Sequence[Frame] | torch.Tensor | None = None,
+        frames: Sequence[TimeIds] | torch.Tensor | None = None,
         encoders: Sequence[Callable[..., Any]] | None = None,
     ) -> Conditioning:
         """What the UNet is told of prompts with concepts in them.
@@ -60,7 +62,7 @@ class BaseModel:
             encoders: compiled text encoders, in place of the model's own.
         """
         texts = [self.vocabulary.text(prompt) for prompt in prompts]
-        sides = self.vocabulary.sides
+        sides = self.vocabulary.text_encoders
         encoders = encoders or [side.encoder for side in sides]
         ids = [side.ids(texts) for side in sides]
         if len(sides) == 1:
@@ -80,22 +82,25 @@ class BaseModel:
             },
         )
 
-    def away_from(self, prompts: list[str], frames: Sequence[Frame] | None = None) -> Conditioning:
+    def encode_negative_prompts(
+        self, prompts: list[str], frames: Sequence[TimeIds] | None = None
+    ) -> Conditioning:
         """What the UNet is told of negative prompts."""
-        told = self.conditioning(prompts, frames)
-        if not self.no_prompt_is_zero:
-            return told
+        cond = self.encode_prompts(prompts, frames)
+        if not self.force_zeros_for_empty_prompt:
+            return cond
         none = torch.tensor([not p for p in prompts], device=self.device)
-        pooled = told.added["text_embeds"].masked_fill(none[:, None], 0)
+        pooled = cond.added_cond_kwargs["text_embeds"].masked_fill(none[:, None], 0)
         return Conditioning(
-            told.hidden.masked_fill(none[:, None, None], 0), told.added | {"text_embeds": pooled}
+            cond.prompt_embeds.masked_fill(none[:, None, None], 0),
+            cond.added_cond_kwargs | {"text_embeds": pooled},
         )
 
     def stock_pipeline(
         self, scheduler: Any, safety_checker: Any = None, feature_extractor: Any = None
     ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         """The diffusers pipeline of the same parts."""
-        first, *second = self.vocabulary.sides
+        first, *second = self.vocabulary.text_encoders
         parts = {
             "vae": self.vae,
             "unet": self.unet,
@@ -109,7 +114,7 @@ class BaseModel:
                 **parts,
                 tokenizer_2=second[0].tokenizer,
                 text_encoder_2=second[0].encoder,
-                force_zeros_for_empty_prompt=self.no_prompt_is_zero,
+                force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
                 add_watermarker=False,
             )
         return StableDiffusionPipeline(
@@ -123,13 +128,18 @@ class BaseModel:
 class Conditioning:
     """What a UNet is told of a batch of prompts."""
 
-    hidden: torch.Tensor  # (B, 77, D), states of the text encoder
-    added: dict[str, torch.Tensor] | None = None  # (B, ...) each, where a model wants more
+    prompt_embeds: torch.Tensor  # (B, 77, D), states of the text encoder
+    added_cond_kwargs: dict[str, torch.Tensor] | None = (
+        None  # (B, ...) each, where a model wants more
+    )
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """One batch of several, in their order."""
         added = None
-        if parts[0].added is not None:
-            added = {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added}
-        return Conditioning(torch.cat([p.hidden for p in parts]), added)
+        if parts[0].added_cond_kwargs is not None:
+            added = {
+                k: torch.cat([p.added_cond_kwargs[k] for p in parts])
+                for k in parts[0].added_cond_kwargs
+            }
+        return Conditioning(torch.cat([p.prompt_embeds for p in parts]), added)

@@ -1,10 +1,10 @@
 """The files of a model: a folder here, or a hub model's, fetched once and from one commit.
 
-    source = find("CompVis/stable-diffusion-v1-4")
+    source = resolve_files("CompVis/stable-diffusion-v1-4")
     source.fetch("scheduler", "unet")
     source.folder / "unet"
 
-    source = find("openai/clip-vit-large-patch14", key="evaluator.clip", index=CONFIG)
+    source = resolve_files("openai/clip-vit-large-patch14", key="evaluator.clip", index=CONFIG)
     source.fetch(WHOLE)
 
 The loaders of the libraries are then given a folder. Left to themselves they ask the hub once for
@@ -38,7 +38,7 @@ from huggingface_hub.utils import enable_progress_bars
 
 from detsd.models.support import INDEX, SUPPORTED, without_index
 from detsd.utils.errors import DISK_ERRORS, UserError, one_line
-from detsd.utils.progress import LINE, meanwhile, say, tell
+from detsd.utils.progress import LINE, every, say, status
 
 logger = logging.getLogger("detsd")
 
@@ -80,7 +80,7 @@ def hub_token() -> str | None:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """A model's files, some of which may still have to be fetched.
 
     Attributes:
@@ -178,14 +178,14 @@ def _is_weights(name: str) -> bool:
     return bool(WEIGHTS.fullmatch(Path(name).name))
 
 
-def find(
+def resolve_files(
     name: str,
     revision: str | None = None,
     fetch: bool = True,
     *,
     key: str = KEY,
     index: str = INDEX,
-) -> Source:
+) -> ModelFiles:
     """A model by folder or hub name; of the hub's, its index alone is fetched.
 
     Args:
@@ -199,7 +199,7 @@ def find(
     """
     folder = Path(name)
     if folder.is_dir():
-        return Source(name, folder, files_of(folder), key=key)
+        return ModelFiles(name, folder, files_of(folder), key=key)
     with _refusals(key, name, revision, index):
         try:
             info = _ask(name, revision) if fetch else None
@@ -215,7 +215,7 @@ def find(
             # By branch, so that the cache knows what to give for it without the hub.
             path = hf_hub_download(name, index, revision=revision, token=hub_token())
             folder = Path(path).parent
-            return Source(name, folder, files, folder.name, key=key)
+            return ModelFiles(name, folder, files, folder.name, key=key)
         path = try_to_load_from_cache(name, index, revision=revision)
     if not isinstance(path, str):
         at = f" at revision {revision}" if revision else ""
@@ -227,7 +227,7 @@ def find(
     folder = Path(path).parent
     if fetch:
         logger.warning("%s; taking %s as it was fetched before, at %s", offline, name, folder.name)
-    return Source(name, folder, files_of(folder), folder.name, offline, key=key)
+    return ModelFiles(name, folder, files_of(folder), folder.name, offline, key=key)
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -354,9 +354,9 @@ def _told(name: str, total: int, blobs: Path) -> Iterator[None]:
 
     def look() -> None:
         here = min(total, _held(blobs) - before)
-        tell(f"  {_size(here)} of {_size(total)} of {name}", sys.stderr)
+        status(f"  {_size(here)} of {_size(total)} of {name}", sys.stderr)
 
-    with contextlib.nullcontext() if sys.stderr.isatty() else meanwhile(look, LINE):
+    with contextlib.nullcontext() if sys.stderr.isatty() else every(look, LINE):
         yield
 
 

@@ -22,9 +22,9 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.vocabulary import Vocabulary, check_fit
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
-from detsd.models.hub import Source
-from detsd.models.single_file import mended, read_single_file
-from detsd.models.spec import examine, find_model, loading, read_json, tokenizer_for
+from detsd.models.hub import ModelFiles
+from detsd.models.single_file import infer_prediction_type, read_single_file
+from detsd.models.spec import loading, read_json, read_spec, resolve_model, tokenizer_for
 from detsd.models.support import INDEX
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
@@ -77,15 +77,15 @@ def load_base_model(
     """
     name = config.pretrained_model_name_or_path
     dtype = pick_dtype(config.precision, device, training)
-    source = find_model(config)
-    kind = examine(source)
+    source = resolve_model(config)
+    kind = read_spec(source)
     for concept in concepts:
         check_fit(concept, kind.widths, name)
-    source.fetch(*(part for side in kind.sides for part in side), "vae", "unet")
+    source.fetch(*(part for side in kind.text_encoders for part in side), "vae", "unet")
 
     vae_dtype = kind.vae_dtype(dtype)
     with loading(name):
-        tokenizers = [tokenizer_for(source, part) for part, _ in kind.sides]
+        tokenizers = [tokenizer_for(source, part) for part, _ in kind.text_encoders]
         if source.single:
             encoders, vae, unet = read_single_file(source, tokenizers, dtype, vae_dtype)
         else:
@@ -93,16 +93,16 @@ def load_base_model(
             # name in each version: the device never holds more.
             encoders = [
                 _load(cls, source, part).to(dtype=dtype)
-                for cls, (_, part) in zip(ENCODERS, kind.sides, strict=False)
+                for cls, (_, part) in zip(ENCODERS, kind.text_encoders, strict=False)
             ]
             vae = _load(AutoencoderKL, source, "vae", torch_dtype=vae_dtype)
             unet = _load(UNet2DConditionModel, source, "unet", torch_dtype=dtype)
         for part in (*encoders, vae, unet):
             part.requires_grad_(False).eval().to(device)
-        _mend_sample_size(unet)
+        fix_sample_size(unet)
         sampler = kind.sampler
         if source.single:
-            sampler = mended(sampler, unet)
+            sampler = infer_prediction_type(sampler, unet)
         scheduler = DDPMScheduler.from_config(sampler)
     texts = [part for side in zip(tokenizers, encoders, strict=True) for part in side]
     return BaseModel(
@@ -114,12 +114,12 @@ def load_base_model(
         sampler,
         device,
         dtype,
-        kind.no_prompt_is_zero,
+        kind.force_zeros_for_empty_prompt,
         source.commit,
     )
 
 
-def _mend_sample_size(unet: UNet2DConditionModel) -> None:
+def fix_sample_size(unet: UNet2DConditionModel) -> None:
     """Read the size of old models as diffusers' pipeline does, before anything goes by it.
 
     Files of the first Stable Diffusion models, written before diffusers 0.9, say 32 for 64.
@@ -129,7 +129,7 @@ def _mend_sample_size(unet: UNet2DConditionModel) -> None:
         unet.register_to_config(sample_size=64)
 
 
-def _load(cls: type, source: Source, part: str, **options):
+def _load(cls: type, source: ModelFiles, part: str, **options):
     return cls.from_pretrained(
         source.folder,
         subfolder=part,
@@ -147,7 +147,7 @@ def load_safety_checker(
     Raises:
         UserError: the model names a checker that cannot be loaded.
     """
-    source = find_model(config)
+    source = resolve_model(config)
     if source.single:
         return None, None
     with loading(source.name):

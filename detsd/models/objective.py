@@ -51,9 +51,9 @@ def squared_error(
     return (error.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
-def norm_penalty(rows: torch.Tensor, usual_norm: float) -> torch.Tensor:
+def norm_penalty(rows: torch.Tensor, target_norm: float) -> torch.Tensor:
     """Mean of (|row| - usual norm)^2: keeps rows (N, D) as long as the vocabulary's."""
-    return (rows.norm(dim=1) - usual_norm).pow(2).mean()
+    return (rows.norm(dim=1) - target_norm).pow(2).mean()
 
 
 def hidden_penalty(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -81,5 +81,5 @@ def denoising_error(
     """
     noisy = model.scheduler.add_noise(x, noise, t).to(model.dtype)
     target = prediction_target(model.scheduler, x, noise, t)
-    prediction = unet(noisy, t, cond.hidden, added_cond_kwargs=cond.added).sample
+    prediction = unet(noisy, t, cond.prompt_embeds, added_cond_kwargs=cond.added_cond_kwargs).sample
     return squared_error(prediction, target, mask)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from detsd.models.hub import KEY, Source, files_of
+from detsd.models.hub import KEY, ModelFiles, files_of
 from detsd.models.support import SUPPORTED, single_family
 from detsd.utils.errors import UserError
 
@@ -36,7 +36,7 @@ def is_single_file(name: str) -> bool:
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
-def find_single_file(name: str) -> Source:
+def find_single_file(name: str) -> ModelFiles:
     """A file's weights with its family's configuration.
 
     Raises:
@@ -64,10 +64,10 @@ def find_single_file(name: str) -> Source:
     family, what = single_family(shapes)
     if what:
         raise UserError(f"{KEY}: {name} is {what}; {SUPPORTED}")
-    return Source(name, CONFIGS / family, files_of(CONFIGS / family), single=path)
+    return ModelFiles(name, CONFIGS / family, files_of(CONFIGS / family), single=path)
 
 
-def told_of_scheduler(path: Path) -> dict:
+def scheduler_overrides(path: Path) -> dict:
     """What a file says of its noise schedule, in the words of diffusers' configurations.
 
     As ModelSpec has it in the metadata, or by the empty tensors that mark variants of Stable
@@ -85,7 +85,7 @@ def told_of_scheduler(path: Path) -> dict:
 
 
 @torch.no_grad()
-def mended(sampler: dict, unet: UNet2DConditionModel) -> dict:
+def infer_prediction_type(sampler: dict, unet: UNet2DConditionModel) -> dict:
     """The scheduler's configuration with what the UNet predicts, where nothing tells: SD 2.x.
 
     Of an input that is all noise, the noise is the input itself, and v is about minus the picture.
@@ -102,7 +102,7 @@ def mended(sampler: dict, unet: UNet2DConditionModel) -> dict:
     return sampler
 
 
-def tokenizer_of(source: Source, part: str) -> CLIPTokenizer:
+def tokenizer_of(source: ModelFiles, part: str) -> CLIPTokenizer:
     """The bundled vocabulary with the family's pad token."""
     facts = json.loads((source.folder / part / "tokenizer_config.json").read_text())
     return CLIPTokenizer.from_pretrained(VOCABULARY, pad_token=facts["pad_token"])
@@ -120,7 +120,7 @@ def token_tables(files: list[Path]) -> list[torch.Tensor]:
 
 
 def read_single_file(
-    source: Source, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae_dtype: torch.dtype
+    source: ModelFiles, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae_dtype: torch.dtype
 ) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], AutoencoderKL, UNet2DConditionModel]:
     """Text encoders, VAE and UNet, on the CPU in their final dtype."""
     # Late: the tables of tokens are read without them.

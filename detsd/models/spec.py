@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from transformers import CLIPTokenizer
 
 from detsd.config import ModelConfig
-from detsd.models.hub import KEY, Source, find
+from detsd.models.hub import KEY, ModelFiles, resolve_files
 from detsd.models.single_file import (
     find_single_file,
     is_single_file,
+    scheduler_overrides,
     token_tables,
     tokenizer_of,
-    told_of_scheduler,
 )
 from detsd.models.support import (
     INDEX,
@@ -43,7 +43,7 @@ ERRORS = (  # that the libraries raise over files
 )  # fmt: skip
 
 
-def find_model(config: ModelConfig, fetch: bool = True) -> Source:
+def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
     """Where the files of the configured base model are.
 
     Args:
@@ -56,7 +56,7 @@ def find_model(config: ModelConfig, fetch: bool = True) -> Source:
     if is_single_file(name):
         with loading(name):
             return find_single_file(name)
-    return find(name, config.revision, fetch)
+    return resolve_files(name, config.revision, fetch)
 
 
 @contextlib.contextmanager
@@ -72,21 +72,21 @@ def loading(name: str, remedy: str = REMEDY, key: str = KEY) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelSpec:
     """What a supported base model is, told by a few kilobytes of its files."""
 
-    sides: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
+    text_encoders: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
     widths: tuple[int, ...]  # of the text encoders
     sampler: dict  # of its own scheduler
-    no_prompt_is_zero: bool
-    vae_overflows: bool  # in half precision
+    force_zeros_for_empty_prompt: bool
+    force_upcast: bool  # in half precision
 
     def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Of the VAE, where the other parts have `dtype`."""
-        return torch.float32 if self.vae_overflows and dtype == torch.float16 else dtype
+        return torch.float32 if self.force_upcast and dtype == torch.float16 else dtype
 
 
-def examine(source: Source) -> Kind:
+def read_spec(source: ModelFiles) -> ModelSpec:
     """What a model is; of a hub model's files only the small ones are fetched.
 
     Raises:
@@ -112,10 +112,10 @@ def examine(source: Source) -> Kind:
         configs = {part: read_json(source, f"{part}/config.json") for part in parts}
         configs["scheduler"] = read_json(source, "scheduler/scheduler_config.json")
         if source.single:
-            configs["scheduler"] |= told_of_scheduler(source.single)
+            configs["scheduler"] |= scheduler_overrides(source.single)
     if what := unsupported_parts(configs):
         raise refuse(what)
-    return Kind(
+    return ModelSpec(
         sides,
         tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
         configs["scheduler"],
@@ -124,7 +124,7 @@ def examine(source: Source) -> Kind:
     )
 
 
-def read_json(source: Source, name: str) -> dict:
+def read_json(source: ModelFiles, name: str) -> dict:
     return json.loads((source.folder / name).read_text(encoding="utf-8"))
 
 
@@ -134,8 +134,8 @@ def fetch_vocabulary(config: ModelConfig) -> None:
     Raises:
         UserError: as `models.load_base_model`.
     """
-    source = find_model(config)
-    source.fetch(*(tokenizer for tokenizer, _ in examine(source).sides), weights=False)
+    source = resolve_model(config)
+    source.fetch(*(tokenizer for tokenizer, _ in read_spec(source).text_encoders), weights=False)
 
 
 def load_token_tables(
@@ -151,20 +151,22 @@ def load_token_tables(
     Raises:
         UserError: as `models.load_base_model`.
     """
-    source = find_model(config, fetch)
-    kind = examine(source)
-    source.fetch(*(part for side in kind.sides for part in side))
+    source = resolve_model(config, fetch)
+    kind = read_spec(source)
+    source.fetch(*(part for side in kind.text_encoders for part in side))
     with loading(source.name):
         if source.single:
             tables = token_tables([source.single])
         else:
-            files = [[source.folder / n for n in source.weights(part)] for _, part in kind.sides]
+            files = [
+                [source.folder / n for n in source.weights(part)] for _, part in kind.text_encoders
+            ]
             tables = [table for part in files for table in token_tables(part)]
-        tokenizers = [tokenizer_for(source, part) for part, _ in kind.sides]
+        tokenizers = [tokenizer_for(source, part) for part, _ in kind.text_encoders]
         return list(zip(tokenizers, tables, strict=True))
 
 
-def tokenizer_for(source: Source, part: str) -> CLIPTokenizer:
+def tokenizer_for(source: ModelFiles, part: str) -> CLIPTokenizer:
     if source.single:
         return tokenizer_of(source, part)
     return CLIPTokenizer.from_pretrained(source.folder, subfolder=part)

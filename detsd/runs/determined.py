@@ -18,7 +18,7 @@ from determined.common.api import errors as api_errors
 from torch.utils.tensorboard import SummaryWriter
 
 from detsd.runs.folder import read_metadata
-from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, together
+from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_together
 from detsd.runs.run import Run
 from detsd.runs.task import cluster_experiment
 from detsd.utils import progress
@@ -29,7 +29,7 @@ logger = logging.getLogger("detsd")
 JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
 
 
-class ClusterRun(Run):
+class DeterminedRun(Run):
     """A run in a Determined trial, over Core API."""
 
     folder_is_kept = False
@@ -57,7 +57,7 @@ class ClusterRun(Run):
         if self.writer:
             self.writer.close()
 
-    def use(self, checkpoint: Path, uuid: str) -> None:
+    def resume_from(self, checkpoint: Path, uuid: str) -> None:
         """Go on from a restored checkpoint; whose it is shows in its metadata."""
         self.latest, self.latest_uuid = checkpoint, uuid
         self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
@@ -118,7 +118,7 @@ class ClusterRun(Run):
                 *(uuid, title, model, one_line(error)),
             )
         else:
-            self.say(f"registered as version {version.model_version} of {model}: {title}")
+            self.print(f"registered as version {version.model_version} of {model}: {title}")
 
     def fetch(self, uuid, to, wanted=lambda name: True):
         alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
@@ -161,7 +161,7 @@ class ClusterRun(Run):
 
 
 @contextlib.contextmanager
-def _cluster_run(accelerate: bool) -> Iterator[Run]:
+def determined_run(accelerate: bool) -> Iterator[Run]:
     for kind in ("shared", "directory"):  # said at every restore, of a whole one too
         logging.getLogger(f"determined.common.storage.{kind}").addFilter(
             lambda record: "Ignoring partial checkpoint" not in record.getMessage()
@@ -175,9 +175,9 @@ def _cluster_run(accelerate: bool) -> Iterator[Run]:
             )
         )
         ranks = AcceleratedRanks() if accelerate else Ranks(context.distributed)
-        stack.enter_context(together())
+        stack.enter_context(fail_together())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
-        run = ClusterRun(ranks, context, folder / "run")
+        run = DeterminedRun(ranks, context, folder / "run")
         stack.callback(run.close)
         latest = det.get_cluster_info().latest_checkpoint
         if latest:
@@ -185,6 +185,6 @@ def _cluster_run(accelerate: bool) -> Iterator[Run]:
                 run.fetch(
                     latest, folder / "latest", lambda name: accelerate or not name.endswith(".zip")
                 )
-            run.use(context.distributed.broadcast_local(folder / "latest"), latest)
+            run.resume_from(context.distributed.broadcast_local(folder / "latest"), latest)
         yield run
         run.flush()

@@ -13,7 +13,7 @@ from detsd.utils.errors import UserError, one_line
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
 
 
-def downloaded(uuid: str) -> Path:
+def cached_checkpoint(uuid: str) -> Path:
     """The folder of a Determined checkpoint, downloaded at the first call and kept.
 
     Raises:
@@ -39,7 +39,7 @@ def download(uuid: str, to: Path) -> None:
     The master and the login are those of the `det` command line.
 
     Raises:
-        UserError: as `downloaded`.
+        UserError: as `cached_checkpoint`.
     """
     from determined.experimental import client  # here, since laptops without a cluster need it not
 

@@ -132,7 +132,7 @@ class LocalRun(Run):
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
         if self.is_chief:
             gently = "stopping: what is made is being stored; ask again to leave at once"
-            progress.answer("stopped" if now else gently)
+            progress.print_from_signal("stopped" if now else gently)
         if now:
             raise SystemExit(128 + number)
         self.stop_signal = number

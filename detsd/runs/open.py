@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from determined import core
 
-from detsd.runs.determined import _cluster_run
+from detsd.runs.determined import determined_run
 from detsd.runs.local import LocalRun
-from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, check_gpus, together
+from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, check_gpus, fail_together
 from detsd.runs.run import Run
 from detsd.runs.task import on_cluster
 
@@ -32,14 +32,14 @@ def open_run(
     check_gpus()
     with contextlib.ExitStack() as stack:
         if on_cluster():
-            run = stack.enter_context(_cluster_run(accelerate))
+            run = stack.enter_context(determined_run(accelerate))
         else:
             if accelerate:
                 ranks: Ranks = AcceleratedRanks()
             else:
                 context = _distributed() or core.DummyDistributedContext()
                 ranks = Ranks(stack.enter_context(contextlib.closing(context)))
-            stack.enter_context(together())
+            stack.enter_context(fail_together())
             run = LocalRun(ranks, output_dir, warm_start)
             stack.enter_context(contextlib.closing(run))
         yield run

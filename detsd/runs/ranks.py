@@ -48,7 +48,7 @@ def check_gpus() -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """End this process soon after another rank has failed within the block; tell them if we do.
 
     What breaks here because another rank is gone is not told: that rank tells its own reason.
@@ -138,7 +138,7 @@ class Ranks:
         return any(self.allgather(value))
 
     @contextlib.contextmanager
-    def local_chief_first(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """One rank of each machine goes through the block before its others. Collective."""
         if self.local_rank == 0:
             try:
@@ -204,7 +204,7 @@ class AcceleratedRanks(Ranks):
         """The mean of every rank's tensor. Collective."""
         return self.accelerator.reduce(tensor, "mean") if self.size > 1 else tensor
 
-    def local_chief_first(self):
+    def local_main_process_first(self):
         return self.accelerator.local_main_process_first()
 
 

@@ -71,7 +71,7 @@ class Run:
         """All ranks' lists joined in the order of the ranks, on every rank. Collective."""
         return [value for each in self.ranks.allgather(values) for value in each]
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """A line for the person at the terminal or the task's log, once."""
         if self.is_chief:
             progress.say(text)
@@ -99,7 +99,7 @@ class Run:
         uuid = self.store(steps, metadata, write) if self.is_chief else ""
         return self.ranks.allgather(uuid)[0]
 
-    def agree(self, **facts: dict[str, Any]) -> None:
+    def assert_equal_across_ranks(self, **facts: dict[str, Any]) -> None:
         """Refuse ranks that differ in what must be equal, before they train on it. Collective.
 
         Args:

@@ -47,7 +47,7 @@ def denoise(
         stop: asked before each step; True ends it all, and None is returned.
     """
     scheduler.set_timesteps(steps)  # on the CPU, where samplers look up their noise levels
-    device = positive.hidden.device
+    device = positive.prompt_embeds.device
     text = positive if negative is None else Conditioning.cat([negative, positive])
     scale = guidance.to(device, torch.float32).view(-1, 1, 1, 1)
     options = {"return_dict": False}
@@ -60,12 +60,12 @@ def denoise(
     ):
         if stop is not None and stop():
             return None
-        scaled = scheduler.scale_model_input(latents, t).to(text.hidden.dtype)
+        scaled = scheduler.scale_model_input(latents, t).to(text.prompt_embeds.dtype)
         prediction = unet(
             scaled if negative is None else torch.cat([scaled, scaled]),
             t_there,
-            encoder_hidden_states=text.hidden,
-            added_cond_kwargs=text.added,
+            encoder_hidden_states=text.prompt_embeds,
+            added_cond_kwargs=text.added_cond_kwargs,
             return_dict=False,
         )[0].float()
         if negative is not None:

@@ -98,7 +98,7 @@ def batches(jobs: list[Job], size: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Made:
+class GeneratedImage:
     """The image of a job."""
 
     image: Image.Image
@@ -107,7 +107,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepInfo:
     """Where the making of several jobs stands after a denoising step."""
 
     numbers: list[int]  # of the jobs that are being made at once

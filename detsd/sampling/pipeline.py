@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 from detsd.concepts.concept import LearnedConcept
-from detsd.concepts.prompts import misspelt, unweighted
+from detsd.concepts.prompts import misspelled_concepts, unweighted
 from detsd.concepts.reading import find_concepts
 from detsd.config import ModelConfig
-from detsd.models.base import BaseModel, Conditioning, Frame
+from detsd.models.base import BaseModel, Conditioning, TimeIds
 from detsd.models.loading import DTYPES, load_base_model, load_safety_checker
 from detsd.sampling.denoise import decode, denoise, starting_noise
-from detsd.sampling.jobs import Job, Made, Progress, batches
+from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches
 from detsd.sampling.stock import SCHEDULERS, _in_float32
 from detsd.utils import png
 from detsd.utils.errors import UserError
@@ -210,12 +210,12 @@ class DetSDTextualInversionPipeline:
             if c.name in used
         }
 
-    def doubts(self, prompt: str) -> list[str]:
-        """What is odd about a prompt, a sentence each: misspelt concepts, weights, a lost end."""
-        found = misspelt(prompt, self.concepts, self.vocabulary.is_word)
-        return found + self.weights(prompt) + self.overlong(prompt)
+    def prompt_warnings(self, prompt: str) -> list[str]:
+        """Return a sentence for each misspelled concept, attention weight and truncated end."""
+        found = misspelled_concepts(prompt, self.concepts, self.vocabulary.is_word)
+        return found + self.unsupported_weights(prompt) + self.truncated(prompt)
 
-    def weights(self, prompt: str) -> list[str]:
+    def unsupported_weights(self, prompt: str) -> list[str]:
         """A sentence where a prompt weighs words, as other programs understand it."""
         found = []
         if unweighted(prompt) != prompt:
@@ -230,14 +230,14 @@ class DetSDTextualInversionPipeline:
             )
         return found
 
-    def overlong(self, prompt: str, name: str = "prompt") -> list[str]:
+    def truncated(self, prompt: str, name: str = "prompt") -> list[str]:
         """A sentence where a prompt is longer than the model's window, which cuts it off."""
-        if self.vocabulary.surely_fits(prompt):
+        if self.vocabulary.fits_without_tokenizing(prompt):
             return []
         window, length = self.vocabulary.window, self.vocabulary.length(prompt)
         if length <= window:
             return []
-        lost = self.vocabulary.cut_off(prompt)
+        lost = self.vocabulary.truncated_concepts(prompt)
         also = f", concept {', '.join(lost)} among them" if lost else ""
         return [
             f"the {name} {textwrap.shorten(prompt, 80, placeholder=' ...')!r} has {length} tokens "
@@ -310,7 +310,7 @@ class DetSDTextualInversionPipeline:
     ) -> torch.Tensor:
         """The noise (B, C, h, w) that diffusers would draw, but drawn in float32."""
         count = len(prompt if isinstance(prompt, list) else options.get("prompt_embeds", [None]))
-        size, factor = self.model.image_size, self.model.downsampling
+        size, factor = self.model.image_size, self.model.vae_scale_factor
         shape = (
             self.model.unet.config.in_channels,
             (height or size) // factor,
@@ -329,7 +329,7 @@ class DetSDTextualInversionPipeline:
             return [self.vocabulary.text(p) for p in prompt]
         return self.vocabulary.text(prompt) if prompt is not None else None
 
-    def make(self, jobs: list[Job], **options: Any) -> list[Made]:
+    def make(self, jobs: list[Job], **options: Any) -> list[GeneratedImage]:
         """The images of any jobs, in their order; `options` as for `make_batches`."""
         made = {n: m for batch in self.make_batches(jobs, **options) for n, m in batch.items()}
         return [made[number] for number in sorted(made)]
@@ -341,9 +341,9 @@ class DetSDTextualInversionPipeline:
         at_once: int | None = None,
         fill_up_to: int = 1,
         encodings: dict[tuple, Conditioning] | None = None,
-        look: Callable[[Progress], None] | None = None,
+        look: Callable[[StepInfo], None] | None = None,
         stop: Callable[[], bool] | None = None,
-    ) -> Iterator[dict[int, Made]]:
+    ) -> Iterator[dict[int, GeneratedImage]]:
         """The images of any jobs by their number in the list, a batch as soon as it is made.
 
         Jobs that agree in their `batch_key` are made at once, as many as fit into memory; a batch
@@ -380,7 +380,7 @@ class DetSDTextualInversionPipeline:
             def look_at(step, steps, timestep, latents, numbers=numbers, done=done):
                 share = (done + (step + 1) / steps * len(numbers)) / len(jobs)
                 latents = latents[: len(numbers)]
-                look(Progress(numbers, step + 1, steps, timestep, latents, share))
+                look(StepInfo(numbers, step + 1, steps, timestep, latents, share))
 
             try:
                 made = self._make_at_once(batch, encodings, look and look_at, stop)
@@ -416,16 +416,16 @@ class DetSDTextualInversionPipeline:
         encodings: dict[tuple, Conditioning],
         look: Callable[[int, int, int, torch.Tensor], None] | None,
         stop: Callable[[], bool] | None,
-    ) -> list[Made] | None:
+    ) -> list[GeneratedImage] | None:
         """The images of jobs that agree in their `batch_key`; None when stopped."""
         first, model, stock = jobs[0], self.model, self.stock
 
-        def told(job: Job, negative: bool) -> Conditioning:
+        def cond(job: Job, negative: bool) -> Conditioning:
             """One by one: what else is in the batch must not show."""
             frame = self._frame(job)
             key = (job.negative_prompt if negative else job.prompt, negative, frame)
             if key not in encodings:
-                call = model.away_from if negative else model.conditioning
+                call = model.encode_negative_prompts if negative else model.conditioning
                 encodings[key] = call([key[0]], [frame])
             return encodings[key]
 
@@ -437,8 +437,8 @@ class DetSDTextualInversionPipeline:
             scheduler,
             first.num_inference_steps,
             starting_noise(generators, self._latent_shape(first)),
-            Conditioning.cat([told(job, False) for job in jobs]),
-            Conditioning.cat([told(job, True) for job in jobs]) if guided else None,
+            Conditioning.cat([cond(job, False) for job in jobs]),
+            Conditioning.cat([cond(job, True) for job in jobs]) if guided else None,
             torch.tensor([j.guidance_scale for j in jobs]),
             generators,
             look and (lambda k, t, latents: look(k, len(scheduler.timesteps), t, latents)),
@@ -458,21 +458,21 @@ class DetSDTextualInversionPipeline:
             pixels, flags = stock.run_safety_checker(pixels, model.device, model.dtype)
         flags = flags or [False] * len(jobs)
         pictures = stock.image_processor.postprocess(pixels, do_denormalize=[not f for f in flags])
-        return [Made(i, bool(f), len(jobs)) for i, f in zip(pictures, flags, strict=True)]
+        return [GeneratedImage(i, bool(f), len(jobs)) for i, f in zip(pictures, flags, strict=True)]
 
     @property
     def checks_safety(self) -> bool:
         """Whether images go through a safety checker, which Stable Diffusion XL has none of."""
         return getattr(self.stock, "safety_checker", None) is not None
 
-    def _frame(self, job: Job) -> Frame:
+    def _frame(self, job: Job) -> TimeIds:
         """A whole image of the job's size."""
         height, width = job.height or self.model.image_size, job.width or self.model.image_size
         return (height, width, 0, 0, height, width)
 
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
         """(C, h, w) of a job's latents."""
-        height, width, factor = *self._frame(job)[:2], self.model.downsampling
+        height, width, factor = *self._frame(job)[:2], self.model.vae_scale_factor
         return (self.model.unet.config.in_channels, height // factor, width // factor)
 
     def record(self, job: Job) -> dict[str, Any]:
@@ -494,7 +494,7 @@ class DetSDTextualInversionPipeline:
             "concepts": self.identity(f"{job.prompt} {job.negative_prompt}"),
         }
 
-    def save(self, jobs: list[Job], made: list[Made], folder: str | Path) -> list[Path]:
+    def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
         """Write what `make(jobs)` returned as PNG files with their settings inside.
 
         Equal settings get the same file name, others another one; `folder` is made.
@@ -529,7 +529,7 @@ class DetSDTextualInversionPipeline:
         """
         seen, times = [], []  # latents (1, 4, h, w) after each step, and the step's timestep
 
-        def look(progress: Progress) -> None:
+        def look(progress: StepInfo) -> None:
             seen.append(progress.latents)
             times.append(progress.timestep)
 
@@ -542,8 +542,8 @@ class DetSDTextualInversionPipeline:
         moments = min(moments, len(times))
         chosen = [round(k * last / max(1, moments - 1)) for k in range(moments)]
         size = (
-            noise.shape[-1] * self.model.downsampling,
-            noise.shape[-2] * self.model.downsampling,
+            noise.shape[-1] * self.model.vae_scale_factor,
+            noise.shape[-2] * self.model.vae_scale_factor,
         )
         pixels = self.stock.image_processor.preprocess(picture.resize(size, Image.LANCZOS))
         vae = self.model.vae

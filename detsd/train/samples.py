@@ -17,8 +17,8 @@ from PIL import Image
 from detsd.config import FinetuneConfig
 from detsd.data.images import read_images
 from detsd.data.templates import EDITS, PLAIN
-from detsd.evaluate.encoders import Eye
-from detsd.evaluate.metrics import Anchors, Yardstick
+from detsd.evaluate.encoders import ImageEncoder
+from detsd.evaluate.metrics import Baselines, ConceptMetrics
 from detsd.sampling.jobs import Job, sample_jobs
 
 
@@ -28,7 +28,7 @@ def edited_prompts(kind: str, count: int) -> list[str]:
     return [every[k * len(every) // count] for k in range(min(count, len(every)))]
 
 
-def gauge_jobs(config: FinetuneConfig, size: int) -> list[Job]:
+def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
     """The samples of each concept, the plain ones first; none where nothing is to be measured."""
     c, m, found = config.concepts, config.measure, []
     if not m.num_samples:
@@ -42,16 +42,16 @@ def gauge_jobs(config: FinetuneConfig, size: int) -> list[Job]:
     return found
 
 
-class Gauge:
-    """What the samples of `gauge_jobs` are held against.
+class SampleMetrics:
+    """What the samples of `metric_jobs` are held against.
 
     Attributes:
         ends: of the scales, for each concept; known from `anchor` on.
     """
 
-    def __init__(self, config: FinetuneConfig, eyes: dict[str, Eye], size: int):
+    def __init__(self, config: FinetuneConfig, encoders: dict[str, ImageEncoder], size: int):
         c, m = config.concepts, config.measure
-        self.ends: list[Anchors] = []
+        self.ends: list[Baselines] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:
             return [image for _, image, _ in read_images(Path(folder), c, size, key)]
@@ -61,8 +61,8 @@ class Gauge:
         prompts = [edited_prompts(kind, m.num_prompts) for kind in c.learnable_properties]
         self._counts = [m.num_samples + len(edited) for edited in prompts]
         self._yardsticks = [
-            Yardstick(
-                eyes, pictures(folder, f"concepts.img_dirs[{k}]"), edited, others, m.num_samples
+            ConceptMetrics(
+                encoders, pictures(folder, f"concepts.img_dirs[{k}]"), edited, others, m.num_samples
             )
             for k, (folder, edited) in enumerate(zip(c.img_dirs, prompts, strict=True))
         ]

@@ -78,7 +78,7 @@ def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
             phrase = " ".join(start.split())
             rows = vocabulary.phrase_rows(phrase, n, f"concepts.initializer_strs[{k}]")
         vocabulary.add(LearnedConcept(name, phrase, *rows))
-        if vocabulary.cut_off(f"a photo of a {name}"):
+        if vocabulary.truncated_concepts(f"a photo of a {name}"):
             raise UserError(
                 f"concepts.num_vectors[{k}]: {len(rows[0])} rows of {name!r} do not fit into a "
                 f"prompt of {vocabulary.window} tokens; 1 to 16 are usual"

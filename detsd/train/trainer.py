@@ -30,8 +30,8 @@ from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig, ModelConfig, flat
 from detsd.data.dataset import Batch, TrainingData, changed_images
 from detsd.data.prefetch import prefetch
-from detsd.evaluate.encoders import Eye, load_eyes
-from detsd.evaluate.metrics import Anchors
+from detsd.evaluate.encoders import ImageEncoder, load_encoders
+from detsd.evaluate.metrics import Baselines
 from detsd.models.base import BaseModel, Conditioning
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
@@ -42,12 +42,12 @@ from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.preflight import check_finetune
-from detsd.train.samples import Gauge, gauge_jobs
+from detsd.train.samples import SampleMetrics, metric_jobs
 from detsd.train.step import add_concepts, compiled, learning_rate, make_optimizer, wants_compiler
 from detsd.train.validation import best_step, on_plateau
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError, one_line
-from detsd.utils.progress import Bar, Work, waiting
+from detsd.utils.progress import Bar, Phase, spinner
 
 logger = logging.getLogger("detsd")
 
@@ -68,7 +68,7 @@ class Trainer:
     def __init__(self, config: FinetuneConfig, run: Run):
         self.config, self.run = config, run
         t = config.training
-        run.agree(
+        run.assert_equal_across_ranks(
             configuration=flat(dataclasses.asdict(config)),
             package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
@@ -76,17 +76,17 @@ class Trainer:
         brought = [s for s in config.concepts.initializer_strs if is_source(s)]
         brought += [run.latest] if run.latest and not run.latest_is_own else []
         learned = [concept for source in brought for concept in read_concepts(source)]
-        with run.ranks.local_chief_first():
+        with run.ranks.local_main_process_first():
             fetch_vocabulary(self._model_config())
         check_finetune(config, "the configuration")  # once more, by the words of a hub model
         # Who measures, where anything is; the others are told. Before the base model, so that a
         # mistake in an evaluator's name does not wait for its weights.
         measures = config.measure.num_samples and run.is_chief
-        self.eyes = self._load_eyes() if measures else {}
+        self.encoders = self._load_encoders() if measures else {}
         began = time.monotonic()
-        loading = waiting(f"loading {config.model.pretrained_model_name_or_path}")
+        loading = spinner(f"loading {config.model.pretrained_model_name_or_path}")
         # One rank of each node downloads; the others then find the files.
-        with loading, run.ranks.local_chief_first():
+        with loading, run.ranks.local_main_process_first():
             self.model: BaseModel = load_base_model(
                 self._model_config(), run.ranks.device, learned, training=True
             )
@@ -99,10 +99,10 @@ class Trainer:
         add_concepts(self.vocabulary, config)
         # (N, D) float32, one matrix per text encoder: the only trainable tensors.
         self.rows = self.vocabulary.rows
-        self.initial_rows = tuple(rows.detach().clone() for rows in self.rows)
-        self.usual_norms = [
+        self.initial_vectors = tuple(rows.detach().clone() for rows in self.rows)
+        self.mean_norms = [
             float(side.embedding.weight.float().norm(dim=1).mean())
-            for side in self.vocabulary.sides
+            for side in self.vocabulary.text_encoders
         ]
         size = config.concepts.img_size or self.model.image_size
         # Without a safety checker: the samples of a training in progress are for its owner's eyes,
@@ -110,9 +110,9 @@ class Trainer:
         self.pipeline = DetSDTextualInversionPipeline(self.model)
         self.jobs = sample_jobs(config.inference, size)
         self.shown = len(self.jobs)  # the first ones; those behind them are measured
-        self.jobs += gauge_jobs(config, size)
+        self.jobs += metric_jobs(config, size)
         self.pipeline.check(self.jobs)
-        self.gauge = Gauge(config, self.eyes, size) if self.eyes else None
+        self.metrics = SampleMetrics(config, self.encoders, size) if self.encoders else None
         loaded = time.monotonic()
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
         self.start = {
@@ -120,12 +120,14 @@ class Trainer:
             "seconds_encoding": time.monotonic() - loaded,
             "images_encoded": len(self.data.digests),
         }
-        run.agree(training_images=self.data.digests, base_model={"commit": self.model.commit})
+        run.assert_equal_across_ranks(
+            training_images=self.data.digests, base_model={"commit": self.model.commit}
+        )
         if t.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
         self.model.vae.to("cpu")  # all images are encoded; it comes back for samples
-        shots = [*self.data.shots, *self.data.validation]
-        self.vocabulary.remember(prompt for shot in shots for prompt in shot.prompts)
+        training_images = [*self.data.images, *self.data.validation]
+        self.vocabulary.remember(prompt for image in training_images for prompt in image.prompts)
         self._warn_of_prompts()
         self.optimizer = make_optimizer(self.rows, t)
         self.scaler = torch.amp.GradScaler(
@@ -144,12 +146,14 @@ class Trainer:
         # Drawn by a thread while others compute.
         self._batches = prefetch(self._draw, itertools.count(), 1)
         self._unet: Callable[..., Any] = self.model.unet  # of the step
-        self._encoders: list[Callable[..., Any]] = [side.encoder for side in self.vocabulary.sides]
+        self._encoders: list[Callable[..., Any]] = [
+            side.encoder for side in self.vocabulary.text_encoders
+        ]
         self.compiled = False
         self._compile()
-        self.validating = Work(1, total=len(self._validated()) * t.num_validation_timesteps)
+        self.validating = Phase(1, total=len(self._validated()) * t.num_validation_timesteps)
         with Bar({"validation": self.validating}, "validating the phrase", leave=False) as self.bar:
-            self.initial_val_loss = self._validation_loss(self.initial_rows)
+            self.initial_val_loss = self._validation_loss(self.initial_vectors)
         if not math.isfinite(self.initial_val_loss):
             raise UserError(
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
@@ -167,11 +171,11 @@ class Trainer:
         model = self.config.model
         return dataclasses.replace(model, revision=self._began().get("commit") or model.revision)
 
-    def _load_eyes(self) -> dict[str, Eye]:
+    def _load_encoders(self) -> dict[str, ImageEncoder]:
         """The evaluators, of the hub's at the commits that the anchors were measured with."""
         name = self.config.model.pretrained_model_name_or_path
         commits = self._began().get("evaluators")
-        return load_eyes(self.config.evaluator, name, self.run.ranks.device, commits)
+        return load_encoders(self.config.evaluator, name, self.run.ranks.device, commits)
 
     # ---- the step ----------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class Trainer:
         return self.complete
 
     @property
-    def settled(self) -> bool:
+    def plateaued(self) -> bool:
         """Whether val_loss has come to rest, where the run is to end on that."""
         t = self.config.training
         losses = [self.initial_val_loss, *(v["val_loss"] for v in self.validations.values())]
@@ -197,7 +201,7 @@ class Trainer:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to train."""
-        return self.steps_completed >= self.config.training.num_sgd_steps or self.settled
+        return self.steps_completed >= self.config.training.num_sgd_steps or self.plateaued
 
     @property
     def best(self) -> int | None:
@@ -209,7 +213,7 @@ class Trainer:
         run.report(self.steps_completed, self.start, "start")
         if self.steps_completed == 0:
             self._log_training_images()
-            self._with_rows(self.initial_rows, self._sample)  # what the phrase alone gives
+            self._with_rows(self.initial_vectors, self._sample)  # what the phrase alone gives
             bar.note = ""
         self._clock, self._clocked = time.monotonic(), 0
         while not self.complete:
@@ -247,7 +251,7 @@ class Trainer:
             if stop:
                 break
 
-    def _work(self) -> dict[str, Work]:
+    def _work(self) -> dict[str, Phase]:
         """What this rank has to do, and has done, of each kind; costs in passes of the UNet."""
         t, steps = self.config.training, self.steps_completed
         validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
@@ -257,14 +261,14 @@ class Trainer:
         guided = self.config.inference.guidance_scale > 1
         return {
             # Forward and backward, and the frozen text encoder's share.
-            "steps": Work(
+            "steps": Phase(
                 3 * t.train_batch_size * t.gradient_accumulation_steps, t.num_sgd_steps, steps
             ),
             "validation": self.validating,
-            "samples": Work(
+            "samples": Phase(
                 1 + guided, (validations + 1) * samples, (done + (steps > 0)) * samples
             ),
-            "drawing": Work(0, 1, seconds=2, seen=1),  # on any device
+            "drawing": Phase(0, 1, seconds=2, seen=1),  # on any device
         }
 
     def _own(self) -> list[list[int]]:
@@ -313,7 +317,7 @@ class Trainer:
         with torch.no_grad():
             wanted = float(self._loss(batch)[0])
         try:
-            with waiting("compiling the step"):
+            with spinner("compiling the step"):
                 self._unet, *self._encoders = map(compiled, (plain[0], *plain[1]))
                 for _ in range(3):  # CUDA graphs, where they are wanted, are recorded by the third
                     # Gradients may lie in a graph's own memory, which its next run writes to.
@@ -339,21 +343,22 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         t = self.config.training
-        told = self.model.conditioning(batch.prompts, batch.frames, self._encoders)
+        cond = self.model.encode_prompts(batch.prompts, batch.frames, self._encoders)
         weight = min_snr_weight(self.model.scheduler, batch.t, t.min_snr_gamma)
         mse = (
-            denoising_error(self.model, self._unet, *batch.noising, told, batch.mask) * weight
+            denoising_error(self.model, self._unet, *batch.noising, cond, batch.mask) * weight
         ).mean()
         loss, parts = mse, {"mse": mse}
         if t.norm_reg_weight:
-            parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.usual_norms))
+            parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.mean_norms))
             loss = loss + t.norm_reg_weight * parts["norm_reg"]
         if t.hidden_reg_weight:
             with torch.no_grad():
                 reference = self._with_rows(
-                    self.initial_rows, lambda: self.model.conditioning(batch.prompts, batch.frames)
+                    self.initial_vectors,
+                    lambda: self.model.encode_prompts(batch.prompts, batch.frames),
                 )
-            parts["hidden_reg"] = hidden_penalty(told.hidden, reference.hidden)
+            parts["hidden_reg"] = hidden_penalty(cond.prompt_embeds, reference.prompt_embeds)
             loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
         return loss, {"loss": loss, **parts}
 
@@ -392,7 +397,7 @@ class Trainer:
             f"{metrics['samples_per_second']:.1f} samples/s"
         )
         if self.bar.disable:
-            run.say(line)
+            run.print(line)
         else:
             self.bar.draw(note=f"loss {loss:.4f}")
 
@@ -414,11 +419,11 @@ class Trainer:
         losses = []
         for k in self._validated():
             examples = self.data.validation_examples(k, n)
-            told = self.model.conditioning([examples[0].prompt], [examples[0].frame])
+            cond = self.model.encode_prompts([examples[0].prompt], [examples[0].frame])
             errors = []
             for first in range(0, n, VALIDATED_AT_ONCE):
                 batch = Batch.of(examples[first : first + VALIDATED_AT_ONCE]).on(self.model.device)
-                same = Conditioning.cat([told] * len(batch.t))
+                same = Conditioning.cat([cond] * len(batch.t))
                 errors.append(
                     denoising_error(self.model, self.model.unet, *batch.noising, same, batch.mask)
                 )
@@ -451,15 +456,15 @@ class Trainer:
         if self.best == self.steps_completed:
             self.best_rows = tuple(rows.detach().cpu().clone() for rows in self.rows)
         # A search counts a run that ends here as one of all its steps, and goes on to another.
-        last = self.config.training.num_sgd_steps if self.settled else self.steps_completed
+        last = self.config.training.num_sgd_steps if self.plateaued else self.steps_completed
         self._report_validation(loss, last, measured)
         told = "".join(f"  {name} {value:.3f}" for name, value in measured.items())
-        self.run.say(
+        self.run.print(
             f"step {self.steps_completed}  val_loss {loss:.4f}  "
             f"(initializer {self.initial_val_loss:.4f}{', both masked' * self.data.masked}){told}"
         )
-        if self.settled and last > self.steps_completed:
-            self.run.say(
+        if self.plateaued and last > self.steps_completed:
+            self.run.print(
                 f"ending at step {self.steps_completed} of {last}: val_loss has settled "
                 "(training.stop_on_plateau)"
             )
@@ -528,10 +533,10 @@ class Trainer:
             tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
             self.run.log_image(tag, path.read_bytes(), self.steps_completed)
         found: dict[str, float] = {}
-        if self.gauge and self.steps_completed == 0:
-            self.gauge.anchor(made[self.shown :])
-        elif self.gauge:
-            found = self.gauge.figures(made[self.shown :])
+        if self.metrics and self.steps_completed == 0:
+            self.metrics.anchor(made[self.shown :])
+        elif self.metrics:
+            found = self.metrics.figures(made[self.shown :])
         return self.run.ranks.allgather(found)[0]
 
     def _log_image(self, tag: str, image: Image.Image) -> None:
@@ -560,7 +565,7 @@ class Trainer:
             frames[0][1],
             frames[-1][1],
             prompts,
-            [self.vocabulary.plain(prompt) for prompt in prompts],
+            [self.vocabulary.with_initializers(prompt) for prompt in prompts],
             self.data.pictures,
         )
         picture.save(self.run.folder / "before_after.png")
@@ -580,16 +585,18 @@ class Trainer:
             "validations": self.validations,
             "best_rows": self.best_rows,
             "best_uuid": self.best_uuid,
-            "anchors": [dataclasses.asdict(ends) for ends in self.gauge.ends] if self.gauge else [],
+            "anchors": [dataclasses.asdict(ends) for ends in self.metrics.ends]
+            if self.metrics
+            else [],
         }
         metadata = {
             "kind": "finetune",
             "config": dataclasses.asdict(self.config),
             "concepts": self.vocabulary.names,
             "commit": self.model.commit,
-            "evaluators": {which: eye.commit for which, eye in self.eyes.items()},
+            "evaluators": {which: eye.commit for which, eye in self.encoders.items()},
             "complete": self.complete,
-            "settled": self.settled,
+            "settled": self.plateaued,
             "best": self.best and {"steps_completed": self.best} | self.validations[self.best],
         }
 
@@ -658,7 +665,7 @@ class Trainer:
             for k, rows in enumerate(self.rows):
                 rows.copy_(torch.cat([learned[name].rows[k] for name in wanted]))
         if not self.run.latest_is_own:
-            self.run.say(f"starting from the rows of {self.run.latest_name}")
+            self.run.print(f"starting from the rows of {self.run.latest_name}")
             return
         metadata = read_metadata(checkpoint)
         path = checkpoint / STATE_FILE
@@ -686,21 +693,21 @@ class Trainer:
         self.validations = state.get("validations", {})
         self.best_rows = state.get("best_rows", ())
         self.best_uuid = state.get("best_uuid", "")
-        anchors = [Anchors(**ends) for ends in state.get("anchors", [])]
+        anchors = [Baselines(**ends) for ends in state.get("anchors", [])]
         if self.jobs[self.shown :] and not anchors:
             raise UserError(
                 "measure.num_samples: this run began without measuring, so that there is nothing "
                 "to hold its samples against; set it to 0, or begin another run (--warm-start "
                 "keeps what was learned)"
             )
-        if self.gauge:
-            self.gauge.ends = anchors
+        if self.metrics:
+            self.metrics.ends = anchors
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]
         if self.best == self.steps_completed:
             self.best_uuid = self.run.latest_uuid
-        self.run.say(f"resuming after step {self.steps_completed}")
-        self._tell_of_more_steps(metadata.get("config", {}).get("training", {}))
+        self.run.print(f"resuming after step {self.steps_completed}")
+        self._report_longer_schedule(metadata.get("config", {}).get("training", {}))
         threads = state.get("threads", torch.get_num_threads())
         if self.model.device.type == "cpu" and threads != torch.get_num_threads():
             logger.warning(
@@ -712,7 +719,7 @@ class Trainer:
                 threads,
             )
 
-    def _tell_of_more_steps(self, before: dict) -> None:
+    def _report_longer_schedule(self, before: dict) -> None:
         """What a larger `num_sgd_steps` than the run began with means for the learning rate."""
         t = self.config.training
         old = before.get("num_sgd_steps", t.num_sgd_steps)
@@ -720,12 +727,12 @@ class Trainer:
             return
         said = f"{t.num_sgd_steps} steps instead of {old}: "
         if t.lr_scheduler == "constant":
-            self.run.say(f"{said}the same as a run that began with them")
+            self.run.print(f"{said}the same as a run that began with them")
             return
         step = self.steps_completed
         n = self.samples_per_step
         was = learning_rate(step, dataclasses.replace(t, num_sgd_steps=old), n) if step < old else 0
-        self.run.say(
+        self.run.print(
             f"{said}from here on the learning rate is that of a {t.lr_scheduler} of "
             f"{t.num_sgd_steps} steps, {learning_rate(step, t, n):.3g} where it was {was:.3g}; a "
             "run that began with them would end elsewhere"
@@ -736,7 +743,7 @@ class Trainer:
             return
         doubts = []
         for prompt in self.config.inference.inference_prompts:
-            doubts += self.pipeline.doubts(prompt)
+            doubts += self.pipeline.prompt_warnings(prompt)
             if not self.vocabulary.rewrite.words_in(prompt):
                 logger.warning(
                     "inference.inference_prompts has %r, which names none of this run's concepts "
@@ -744,10 +751,10 @@ class Trainer:
                     prompt,
                     ", ".join(self.vocabulary.names),
                 )
-        prompts = {p for shot in [*self.data.shots, *self.data.validation] for p in shot.prompts}
+        prompts = {p for image in [*self.data.images, *self.data.validation] for p in image.prompts}
         misread = []
         for prompt in sorted(prompts):
-            misread += self.pipeline.overlong(prompt) + self.pipeline.weights(prompt)
+            misread += self.pipeline.truncated(prompt) + self.pipeline.unsupported_weights(prompt)
         for doubt in doubts + misread[:5]:
             logger.warning("%s", doubt)
         if len(misread) > 5:

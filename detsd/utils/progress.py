@@ -30,12 +30,12 @@ def say(text: str, stream: TextIO | None = None) -> None:
     stream.flush()
 
 
-def answer(text: str) -> None:
+def print_from_signal(text: str) -> None:
     """`say` for a signal's handler, which interrupts what may be half a line: a thread can wait."""
     threading.Thread(target=say, args=(text,)).start()
 
 
-def tell(text: str, stream: TextIO | None = None) -> None:
+def status(text: str, stream: TextIO | None = None) -> None:
     """A line on how far something is, which watchers are told as well."""
     say(text, stream)
     for watcher in watchers:
@@ -50,7 +50,7 @@ class LogHandler(logging.Handler):
 
 
 @dataclass
-class Work:
+class Phase:
     """One kind of work: how much of it there is, and how long a unit has taken so far.
 
     Attributes:
@@ -64,7 +64,7 @@ class Work:
     seconds: float = 0.0  # of the units seen, the later ones weighing more
     seen: float = 0.0
 
-    def took(self, seconds: float, units: int) -> None:
+    def record(self, seconds: float, units: int) -> None:
         """Note that `units` more are done, in `seconds`."""
         fade = 0.97**units  # some 30 units count: the first are slower, and machines change
         self.seconds, self.seen = self.seconds * fade + seconds, self.seen * fade + units
@@ -75,7 +75,7 @@ class Work:
         return max(0, self.total - self.done)
 
 
-def seconds_left(kinds: dict[str, Work]) -> float | None:
+def seconds_left(kinds: dict[str, Phase]) -> float | None:
     """The time that what is left of every kind takes, each at its own speed.
 
     A kind of which nothing was seen yet is judged by its cost; None where nothing was seen at all.
@@ -87,7 +87,7 @@ def seconds_left(kinds: dict[str, Work]) -> float | None:
     return sum(w.left * (w.seconds / w.seen if w.seen else w.cost * usual) for w in kinds.values())
 
 
-class Moving(tqdm):
+class LockedTqdm(tqdm):
     """What moves below the lines, none of which comes into its first picture or its last."""
 
     def __init__(self, **options: Any):
@@ -100,7 +100,7 @@ class Moving(tqdm):
             super().close()
 
 
-class Bar(Moving):
+class Bar(LockedTqdm):
     """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
 
     Off a terminal there is a line every ten seconds instead. Ranks but the first are silent.
@@ -110,7 +110,7 @@ class Bar(Moving):
         note: what stands at its end.
     """
 
-    def __init__(self, kinds: dict[str, Work], text: str, *, leave: bool = True):
+    def __init__(self, kinds: dict[str, Phase], text: str, *, leave: bool = True):
         self.kinds, self.text, self.note = kinds, text, ""
         self._clock = self._drawn = time.monotonic()
         super().__init__(
@@ -139,7 +139,7 @@ class Bar(Moving):
     def done(self, kind: str, units: int = 1) -> None:
         """Count units of a kind, which took the time since the last call, and show it."""
         now = time.monotonic()
-        self.kinds[kind].took(now - self._clock, units)
+        self.kinds[kind].record(now - self._clock, units)
         self._clock = now
         self.n = sum(w.cost * min(w.done, w.total) for w in self.kinds.values())
         if now - self._drawn > (LINE if self.disable else 0.1):
@@ -154,11 +154,11 @@ class Bar(Moving):
             self.refresh()
         elif time.monotonic() - self._drawn > LINE and is_first():
             self._drawn = time.monotonic()
-            tell(f"{self.text}, {self._left()} left")
+            status(f"{self.text}, {self._left()} left")
 
 
 @contextlib.contextmanager
-def meanwhile(call: Callable[[], None], every: float) -> Iterator[None]:
+def every(call: Callable[[], None], every: float) -> Iterator[None]:
     """Call in a thread, every so many seconds, until the block is over."""
     over = threading.Event()
 
@@ -176,7 +176,7 @@ def meanwhile(call: Callable[[], None], every: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def waiting(text: str, log: bool = True) -> Iterator[None]:
+def spinner(text: str, log: bool = True) -> Iterator[None]:
     """Say what takes time: on a terminal with a clock that runs until it is over.
 
     Args:
@@ -184,18 +184,18 @@ def waiting(text: str, log: bool = True) -> Iterator[None]:
     """
     if not is_first() or not sys.stderr.isatty():
         if is_first() and log:
-            tell(f"{text} ...")
+            status(f"{text} ...")
         yield
         return
     with (
-        Moving(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock,
-        meanwhile(clock.refresh, 0.5),
+        LockedTqdm(bar_format="{desc} {elapsed}", desc=f"{text} ...", leave=False) as clock,
+        every(clock.refresh, 0.5),
     ):
         yield
 
 
 @contextlib.contextmanager
-def libraries() -> Iterator[None]:
+def importing_libraries() -> Iterator[None]:
     """Around the imports that take seconds: Ctrl-C ends the process there and then.
 
     Nothing has been made yet, and an exception would come up in the libraries' C++ code, which
@@ -213,7 +213,7 @@ def libraries() -> Iterator[None]:
     if ours:
         signal.signal(signal.SIGINT, stop)
     try:
-        with waiting("loading the libraries", log=False):
+        with spinner("loading the libraries", log=False):
             yield
     finally:
         if ours:
