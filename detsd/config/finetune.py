@@ -35,82 +35,87 @@ class ModelConfig(Section):
     revision: str | None = setting(None, "branch, tag or commit of the hub model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
-        "of the frozen weights; auto: on GPUs bf16 for training (fp16 on older ones) and fp16 for "
-        "images, fp32 elsewhere (many CPUs run bf16 a hundred times slower)",
+        "precision of the frozen weights; auto: on GPUs bf16 for training (fp16 on older ones) and "
+        "fp16 for images, fp32 elsewhere (many CPUs run bf16 a hundred times slower)",
     )
     safety_checker: bool = setting(
-        True, "whether grids go through the model's own safety checker, where it has one"
+        True, "run the model's own safety checker on the images of a grid, if the model has one"
     )
 
 
 @dataclass(frozen=True)
 class ConceptsConfig(Section):
-    """What is learned, and from which images. The lists have one entry per concept."""
+    """The concepts to learn and their training images. The lists have one entry per concept."""
 
-    concept_strs: list[str] = setting(REQUIRED, "the new words, as they are written in prompts")
+    concept_strs: list[str] = setting(REQUIRED, "the new words, as you will write them in prompts")
     initializer_strs: list[str] = setting(
         REQUIRED,
-        "a phrase, or a concept file, checkpoint or run folder of one concept, that each concept "
-        "starts from",
+        "what each concept starts from: a description, or a concept file, checkpoint or run folder "
+        "that holds one concept",
         path=True,
     )
-    img_dirs: list[str] = setting(REQUIRED, "folder of training images of each concept", path=True)
+    img_dirs: list[str] = setting(
+        REQUIRED, "folder of training images of each concept; 5 to 50 images", path=True
+    )
     learnable_properties: list[Literal["object", "style"]] = setting(
-        ["object"], "object or style: which templates the training prompts use"
+        ["object"], "object or style: selects the templates of the training prompts"
     )
     num_vectors: list[int | None] = setting(
         [None],
-        "embedding rows of each concept; null: as many as its phrase has tokens",
+        "embedding vectors of each concept; null: one per token of its initializer",
         low=1,
         high=1000,
     )
     img_size: int | None = setting(
         None,
-        "pixels a side of a training image; null: the model's own size",
+        "height and width of a training image in pixels; null: the model's own size",
         low=8,
         high=LARGEST_SIDE,
     )
     img_aspect: float = setting(
         1.0,
-        "width over height of what is cut out, of as many pixels as the square; 1.5 for photos "
-        "that lie, 0.67 for those that stand",
+        "width / height of the crop, which has as many pixels as the square one; 1.5 for landscape "
+        "photos, 0.67 for portrait ones",
         low=0.25,
         high=4,
     )
     center_crop: bool = setting(
-        True, "crop the longer side away; false squeezes the whole image into the shape"
+        True, "crop the longer side; false: squeeze the whole image into the target size"
     )
-    transparency_color: str = setting("white", "what shows through transparent pixels")
+    transparency_color: str = setting("white", "the colour behind transparent pixels")
     mask: Literal["none", "alpha", "files"] = setting(
         "none",
-        "what of a picture trains the word; alpha: what is not transparent; files: what is white "
-        "in IMAGE-masklabel.png beside IMAGE.jpg; grey and half transparent pixels count in part",
+        "the parts of an image that count in the loss; alpha: those that are not transparent; "
+        "files: those that are white in IMAGE-masklabel.png beside IMAGE.jpg; grey and half "
+        "transparent pixels count in part",
     )
     horizontal_flip: bool = setting(
-        False, "also train on mirror images; ruins letters, logos and other asymmetric subjects"
+        False, "also train on mirror images; bad for letters, logos and other asymmetric subjects"
     )
     append_file_name_to_text: bool = setting(
         False, "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'"
     )
-    file_name_split_char: str = setting("_", "what separates the words of a file name")
+    file_name_split_char: str = setting("_", "the character between the words of a file name")
     use_caption_files: bool = setting(
-        False, "where IMAGE.txt lies beside IMAGE.jpg, use it as the prompt; {} marks the concept"
+        False, "if there is an IMAGE.txt beside IMAGE.jpg, use it as the prompt; {} is the concept"
     )
     shuffle_tags: bool = setting(
         False,
-        "say the parts of a training prompt that commas separate in another order every time; "
-        "those that name a concept come first",
+        "shuffle the comma-separated parts of a training prompt for every sample; parts that name "
+        "a concept come first",
     )
     tag_drop_out: float = setting(
         0.0,
-        "share of these parts that is left out, others every time; 0.1 to 0.3",
+        "share of these parts to leave out, at random for every sample; 0.1 to 0.3",
         low=0,
         high=1,
     )
     num_blank_prompts: int = setting(
-        0, "times the bare concept ('{}') is added to the templates", low=0, high=10_000
+        0, "how often the concept alone ('{}') is added to the templates", low=0, high=10_000
     )
-    num_a_prompts: int = setting(0, "times 'a {}' is added to the templates", low=0, high=10_000)
+    num_a_prompts: int = setting(
+        0, "how often 'a {}' is added to the templates", low=0, high=10_000
+    )
 
     def completed(self) -> ConceptsConfig:
         """Return the section with a single property or vector count repeated for each concept."""
@@ -170,39 +175,41 @@ class TrainingConfig(Section):
     learning_rate: float = setting(5e-4, "peak learning rate; 1e-4 to 5e-3", above=0)
     scale_lr: bool = setting(
         False,
-        "multiply learning_rate by batch size x accumulation x processes; with 2 GPUs and "
-        "accumulation 4 that turns 5e-4 into 4e-3, so it is off",
+        "multiply learning_rate by batch size x accumulation steps x processes; off, since a batch "
+        "size of 1 on 2 GPUs with 4 accumulation steps would turn 5e-4 into 4e-3",
     )
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "after the warm-up: constant, or falling to zero along a line or a cosine"
+        "constant", "after the warm-up: constant, or falling to zero linearly or as a cosine"
     )
     lr_warmup_steps: int = setting(0, "steps over which the rate rises from zero", low=0)
     adam_beta1: float = setting(0.9, "decay of Adam's first moment", low=0)
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", low=0)
     adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
-    weight_decay: float = setting(0.0, "of adamw and sgd, on the new rows", low=0)
-    max_grad_norm: float | None = setting(None, "clip the rows' gradient to this norm", above=0)
+    weight_decay: float = setting(0.0, "weight decay of adamw and sgd, on the new vectors", low=0)
+    max_grad_norm: float | None = setting(
+        None, "clip the gradient of the vectors to this norm; null: no clipping", above=0
+    )
     norm_reg_weight: float = setting(
-        0.0, "weight of (row norm - mean norm of the vocabulary)^2; 0.01 to 1", low=0
+        0.0, "weight of (norm of a vector - mean norm of the vocabulary)^2; 0.01 to 1", low=0
     )
     hidden_reg_weight: float = setting(
         0.0,
-        "weight of the squared distance between the text encoder's states with the learned rows "
-        "and with the initializer's; keeps prompts editable; 0.01 to 1",
+        "weight of the squared distance between the text states of the learned vectors and those "
+        "of the initializer; keeps prompts editable; 0.01 to 1",
         low=0,
     )
     gradient_checkpointing: bool = setting(
-        False, "compute the UNet's activations twice instead of keeping them: less memory, slower"
+        False, "recompute the UNet's activations instead of keeping them: less memory, slower"
     )
     min_snr_gamma: float | None = setting(
         None, "min-SNR loss weighting (arXiv 2303.09556), usually 5; null: the plain loss", above=0
     )
     compile: Literal["auto", "off", "on"] = setting(
         "auto",
-        "compile the models of the training step: it takes a minute or more at the start; auto: on "
-        "GPUs, in runs of 5000 steps or more",
+        "compile the models of the training step, which takes a minute or more at the start; "
+        "auto: on GPUs, in runs of 5000 steps or more",
     )
-    train_seed: int = setting(2147483647, "of everything random in training", low=0)
+    train_seed: int = setting(2147483647, "seed of everything random in training", low=0)
     checkpoint_freq: int = setting(100, "steps between checkpoints, validations and samples", low=1)
     metric_report_freq: int = setting(10, "steps between reports of the training metrics", low=1)
     max_validation_images: int = setting(8, "validation images per concept", low=1)
@@ -211,14 +218,14 @@ class TrainingConfig(Section):
     )
     stop_on_plateau: int | None = setting(
         None,
-        "validations over which val_loss has to have settled for the run to end before its last "
-        "step (DVAR, arXiv 2302.04841); null: never; 3 to 10",
+        "end the run early, once val_loss has levelled off over so many validations (DVAR, arXiv "
+        "2302.04841); null: never; 3 to 10",
         low=2,
     )
     plateau_ratio: float = setting(
         0.15,
-        "settled is a val_loss whose variance over these validations is this part of its variance "
-        "since the phrase, or less; 0.05 to 0.4",
+        "val_loss has levelled off when its variance over these validations is at most this share "
+        "of its variance since the initializer; 0.05 to 0.4",
         above=0,
         high=1,
     )
@@ -232,11 +239,11 @@ class TrainingConfig(Section):
         "lineup",
     ] = setting(
         "auto",
-        "by which the best checkpoint is named, the lowest val_loss or the highest of the others; "
-        "auto: score where samples are measured, else val_loss",
+        "selects the best checkpoint: by the lowest val_loss, or by the highest value of another "
+        "metric; auto: score if measure.num_samples is set, else val_loss",
     )
     register_model: str | None = setting(
-        None, "on a cluster: the model in its registry that the best checkpoint is a version of"
+        None, "model in the cluster's registry; the best checkpoint becomes a version of it"
     )
 
     def problems(self) -> list[str]:
@@ -262,8 +269,8 @@ class TrainingConfig(Section):
 class InferenceConfig(Section):
     """The sample images made at every checkpoint."""
 
-    inference_prompts: list[str] = setting([], "prompts with concepts in them; [] makes no samples")
-    negative_prompt: str = setting("", "what to keep away from")
+    inference_prompts: list[str] = setting([], "prompts that name concepts; []: no samples")
+    negative_prompt: str = setting("", "what the images should not show")
     num_inference_steps: int = setting(50, "denoising steps; 25 to 50", low=1)
     guidance_scale: float = setting(
         7.5, "classifier-free guidance; around 3 for a strong concept", low=0
@@ -277,40 +284,39 @@ class InferenceConfig(Section):
 
 @dataclass(frozen=True)
 class EvaluatorConfig(Section):
-    """What looks at images in order to measure them."""
+    """The image encoders that measure images."""
 
     clip: str | None = setting(
         None,
-        "a CLIP, as a folder or the name of a model on the hub, such as "
-        "openai/clip-vit-large-patch14; null: the clip folder of the base model, which the bundled "
-        "one has",
+        "a CLIP: a folder or the name of a hub model, such as openai/clip-vit-large-patch14; null: "
+        "the clip folder of the base model, which the bundled one has",
         path=True,
     )
     dino: str | None = setting(
         None,
-        "a DINO or DINOv2 besides, such as facebook/dinov2-small, which sees shapes where CLIP "
-        "sees kinds; null: none",
+        "an additional DINO or DINOv2, such as facebook/dinov2-small, which distinguishes shapes "
+        "where CLIP distinguishes categories; null: none",
         path=True,
     )
 
 
 @dataclass(frozen=True)
 class MeasureConfig(Section):
-    """What is measured on samples at every checkpoint, for a search and the best one to go by."""
+    """Metrics of samples at every checkpoint, for searches and for the best checkpoint."""
 
     num_samples: int = setting(
         0,
-        "samples of 'a photo of a ...' for each concept, made as `inference` says; 0: nothing is "
-        "measured; 4 to 16",
+        "samples of 'a photo of a ...' for each concept, with the settings of `inference`; 0: "
+        "none; 4 to 16",
         low=0,
         high=1000,
     )
     num_prompts: int = setting(
-        6, "edited prompts, of which one sample each is measured besides; 4 to 15", low=1, high=15
+        6, "edited prompts, with one more sample for each; 4 to 15", low=1, high=15
     )
     lineup: list[str] = setting(
         [],
-        "folders of pictures of look-alikes, one for each: is a sample nearer to the training "
+        "folders of look-alike images, one for each look-alike: is a sample closer to the training "
         "images than to all of these?",
         path=True,
     )

@@ -19,12 +19,12 @@ from detsd.config.schema import (
 
 @dataclass(frozen=True)
 class LearnedConceptsConfig(Section):
-    """The concepts that prompts may name; a prompt without any is welcome too."""
+    """The concepts that prompts may name. Prompts without a concept are allowed."""
 
     files: list[Source] = setting(
         [],
-        "concept files of any layout, checkpoint folders, or run folders, which stand for their "
-        "best checkpoint; {path: word} gives the concept another word",
+        "concept files of any layout, checkpoint folders, or run folders (their best checkpoint); "
+        "{path: word} gives the concept another word",
         path=True,
     )
     uuids: list[Source] = setting(
@@ -34,23 +34,23 @@ class LearnedConceptsConfig(Section):
 
 @dataclass(frozen=True)
 class GridConfig(Section):
-    """Every list times every other: the jobs, one image each."""
+    """The jobs: all combinations of the lists, one image each."""
 
-    prompts: list[str] = setting(REQUIRED, "prompts, with concepts in them")
-    negative_prompts: list[str] = setting([""], "what to keep away from")
+    prompts: list[str] = setting(REQUIRED, "prompts, with or without concepts")
+    negative_prompts: list[str] = setting([""], "what the images should not show")
     scheduler_names: list[SchedulerName] = setting(["ddim"], "the samplers")
     num_inference_steps: list[int] = setting([50], "denoising steps; 25 to 50", low=1)
     guidance_scales: list[float] = setting(
-        [7.5], "classifier-free guidance; around 3 for a strong concept, 1 and less: none", low=0
+        [7.5], "classifier-free guidance; around 3 for a strong concept; 1 or less: none", low=0
     )
     seeds: list[int] | None = setting(
         None,
-        "seeds by name; null: num_seeds of them from first_seed on",
+        "list of seeds; null: num_seeds seeds, starting with first_seed",
         low=0,
         high=LARGEST_SEED,
     )
-    first_seed: int = setting(0, "the first seed, where seeds is null", low=0)
-    num_seeds: int = setting(1, "how many seeds, where seeds is null", low=1, high=10_000_000)
+    first_seed: int = setting(0, "the first seed, if seeds is null", low=0)
+    num_seeds: int = setting(1, "number of seeds, if seeds is null", low=1, high=10_000_000)
     width: int | None = setting(
         None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
     )
@@ -95,26 +95,26 @@ class GridConfig(Section):
 
 @dataclass(frozen=True)
 class OutputConfig(Section):
-    """How the images are made and kept; none of it shows in them but by rounding."""
+    """Batching and storage. They change pixels by rounding only."""
 
     batch_size: int | None = setting(
         None,
-        "images made at once per process; null: as many as fit the device, and no more than its "
-        "share",
+        "images made at once per process; null: as many as fit the device, at most the process's "
+        "share of the grid",
         low=1,
     )
     fill_batches: bool = setting(
         False,
-        "fill every batch up to batch_size: costs time in small grids, and gives the pixels of a "
-        "larger one bit for bit",
+        "fill every batch up to batch_size: costs time in small grids, and makes pixels bit-equal "
+        "to those of a larger grid",
     )
     checkpoint_freq: int = setting(
         10, "batches per process between checkpoints, on a cluster", low=1
     )
     tensorboard: Literal["auto", "images", "sheets"] = setting(
         "auto",
-        "every image under a tag of its own besides the contact sheets, or these alone; auto: "
-        "images up to 2000 of them, beyond which TensorBoard becomes unusable",
+        "images: every image under its own tag, and the contact sheets; sheets: the contact sheets "
+        "only; auto: images up to 2000 of them, since TensorBoard becomes unusable with more",
     )
 
 
@@ -132,28 +132,29 @@ class GenerateConfig(Section):
 
 @dataclass(frozen=True)
 class EvaluationConfig(Section):
-    """The samples that are made of each concept, and what they are held against."""
+    """The samples of each concept, and the references to compare them with."""
 
     images: str | None = setting(
         None,
-        "folder of the concepts' training images; null: that of the fine-tuning of each source",
+        "folder of the concepts' training images; null: the folder that each concept was learned "
+        "from",
         path=True,
     )
     lineup: list[str] = setting(
         [],
-        "folders of pictures of look-alikes, one folder for each; is a sample nearer to the "
-        "training images than to all of these?",
+        "folders of look-alike images, one for each look-alike: is a sample closer to the training "
+        "images than to all of these?",
         path=True,
     )
     all_checkpoints: bool = setting(
-        False, "every checkpoint of a run folder instead of its best one"
+        False, "evaluate all checkpoints of a run folder, not only the best"
     )
     prompt_list: Literal["auto", "object", "style", "dreambooth"] = setting(
         "auto",
-        "the edited prompts; auto: object or style, as it was learned; dreambooth: the 25 of that "
-        "paper, which the bundled model does not know",
+        "the edited prompts; auto: object or style, as the concept was learned; dreambooth: the "
+        "25 of that paper, which the bundled model does not know",
     )
-    prompts: list[str] = setting([], "edited prompts of your own in their place; {} is the concept")
+    prompts: list[str] = setting([], "your own edited prompts instead; {} is the concept")
     num_samples: int = setting(
         16, "samples of 'a photo of a ...' for each concept; the paper took 64", low=1, high=10_000
     )
@@ -162,7 +163,7 @@ class EvaluationConfig(Section):
     )
     first_seed: int = setting(
         0,
-        "the seed of the first sample, counted on from there",
+        "seed of the first sample; the others count up from it",
         low=0,
         high=LARGEST_SEED - 10_000,
     )
@@ -170,7 +171,7 @@ class EvaluationConfig(Section):
     num_inference_steps: int = setting(25, "denoising steps; 25 to 50", low=1)
     guidance_scale: float = setting(4.0, "classifier-free guidance; 7.5 is usual", low=0)
     num_error_timesteps: int = setting(
-        20, "timesteps of the denoising error, for each held-out image", low=5, high=1000
+        20, "timesteps of the denoising error for each held-out image", low=5, high=1000
     )
 
     def problems(self) -> list[str]:
