@@ -460,6 +460,10 @@ def test_one_thing_at_a_time_and_programs_see_endpoints_alone(backend, tmp_path)
     for endpoint, facts in page.get_api_info()["named_endpoints"].items():
         for name in [endpoint, *(p["parameter_name"] for p in facts["parameters"])]:
             assert re.search(rf"`{name}[`=]", text), f"docs/app.md does not tell of {name}"
+        for p in facts["parameters"]:
+            if p["parameter_has_default"]:
+                default = json.dumps(p["parameter_default"]).removesuffix(".0").capitalize()
+                assert f"`{p['parameter_name']}={default}`" in text, endpoint
 
 
 def test_without_gradio_one_sentence(monkeypatch, capsys):

@@ -2,24 +2,40 @@
 
 import dataclasses
 import inspect
+import json
+import math
+import os
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from conftest import run_detsd
 from determined.cli import cli as det_cli
 from determined.cli._declarative_argparse import add_args
+from determined.common.constants import MAX_CONTEXT_SIZE
 from layouts import LAYOUTS
 from tiny import ROOT
 
+from benchmarks import measure
 from detsd.__main__ import main
 from detsd.cli.parser import parser
 from detsd.concepts.source import LAYOUTS as WRITTEN
-from detsd.config import EvaluateConfig, FinetuneConfig, GenerateConfig, load_config
+from detsd.config import (
+    EvaluateConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    TrainingConfig,
+    load_config,
+)
+from detsd.data.templates import EDITS
+from detsd.generate.store import MOST_TAGS
+from detsd.train.step import LONG_RUN
+from detsd.train.trainer import DIVERGED
+from detsd.utils import progress
 from dev import configuration, curves, pictures
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README first: it is run so
@@ -194,6 +210,99 @@ def test_the_table_of_layouts_is_what_the_tests_write_and_read():
         assert by_file == (word == "the file's name")
         assert written.strip("`") in (*WRITTEN, "")
     assert sorted(row[2].strip("`") for row in rows if row[2]) == sorted(WRITTEN)
+
+
+WORDS = {"five": 5, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "fifteen": 15, "once a": 1}
+LEARNABLE = json.loads((ROOT / "demo_model" / "vocabulary.json").read_text())
+TRAINING = load_config(ROOT / "finetune_demo.yaml").training
+GRID = load_config(ROOT / "generate_grid.yaml", kind=GenerateConfig).grid
+IMAGES = math.prod(
+    len(v) for v in (GRID.prompts, GRID.negative_prompts, GRID.scheduler_names, GRID.all_seeds,
+                     GRID.num_inference_steps, GRID.guidance_scales)
+)  # fmt: skip
+NUMBERS = [  # a document, a pattern that holds a number, the number in the code
+    ("benchmarks/README.md", r"runs of ([\d,]+) steps", LONG_RUN),
+    ("benchmarks/README.md", r"best of (\w+) rounds", measure.ROUNDS),
+    ("detsd-notebook.yaml", r"([\d.]+) MiB", MAX_CONTEXT_SIZE / 2**20),
+    ("docs/configuration.md", r"runs of ([\d,]+) steps", LONG_RUN),
+    ("docs/configuration.md", r"images up to ([\d,]+) of them", MOST_TAGS),
+    ("docs/configuration.md", r"dreambooth: the (\d+) of", len(EDITS["dreambooth"])),
+    ("docs/configuration.md", r"each; 4 to (\d+) \|", len(EDITS["object"])),
+    ("docs/curves.md", r"the (\d+) pictures of `det_logos/`", len(os.listdir(ROOT / "det_logos"))),
+    ("docs/curves.md", r"varied: (\d+) steps", curves.STEPS),
+    ("docs/curves.md", r"steps of batch size (\d+)", TRAINING.train_batch_size),
+    ("docs/curves.md", r"learning rate of ([\de-]+),", TRAINING.learning_rate),
+    ("docs/curves.md", r"each of (\d+) edited prompts", len(EDITS["object"])),
+    ("docs/curves.md", r"guidance scale of ([\d.]+)\.", curves.GUIDANCE),
+    ("docs/evaluation.md", r"samples of (\w+) edited prompts", len(EDITS["object"])),
+    ("docs/evaluation.md", r"whose (\d+) prompts", len(EDITS["dreambooth"])),
+    ("docs/evaluation.md", r"last step, (\d+)\.", TRAINING.num_sgd_steps),
+    ("docs/generating.md", r"(\d+) images on two slots", IMAGES),
+    ("docs/operations.md", r"more than ([\d,]+) images", MOST_TAGS),
+    ("docs/operations.md", r"`val_loss` of (\w+)", DIVERGED),
+    ("docs/operations.md", r"every (\w+) seconds", progress.LINE),
+    ("docs/operations.md", r"(\d+) MiB", MAX_CONTEXT_SIZE / 2**20),
+    ("docs/own-pictures.md", r"gets lost after (\d+):", TRAINING.num_sgd_steps),
+    ("docs/own-pictures.md", r"([\de-]+) is usual for Stable", TrainingConfig.learning_rate),
+    ("docs/own-pictures.md", r"([\de-]+) for the bundled model", TRAINING.learning_rate),
+    ("finetune_search.yaml", r"noise; (\w+) if diverged", DIVERGED),
+    ("generate_grid.yaml", r"(\d+) images on two slots", IMAGES),
+    ("README.md", r"(\d+) images on two slots", IMAGES),
+    ("README.md", r"(\d+) training pictures of", len(os.listdir(ROOT / "det_logos"))),
+    ("README.md", r"(\w+) media,", len(LEARNABLE["media"])),
+    ("README.md", r"(\w+) backgrounds,", len(LEARNABLE["grounds"])),
+]
+
+
+def test_numbers_in_documents_are_those_of_the_code():
+    wrong = []
+    for name, pattern, value in NUMBERS:
+        text = re.sub(r"\s+(?:# )?", " ", (ROOT / name).read_text(encoding="utf-8"))
+        found = {n: WORDS.get(n) or float(n.replace(",", "")) for n in re.findall(pattern, text)}
+        if set(found.values()) != {value}:
+            wrong.append(f"{name}: {pattern} finds {list(found)}, the code has {value}")
+    assert wrong == []
+
+
+def commented(path: Path) -> list[tuple[str, str, str]]:
+    """The settings of an experiment file with a comment: section.key, value, comment."""
+    found, section, key = [], "", ""
+    text = path.read_text(encoding="utf-8").split("\nhyperparameters:\n")[1]
+    for line in text.splitlines():
+        if match := re.match(r"  (\w+):", line):
+            section = match[1]
+        if match := re.match(r"    (\w+): *(.*?)(?: +# (.*))?$", line):
+            key = match[1]
+            if match[3]:
+                found.append((f"{section}.{key}", match[2], match[3]))
+    return found
+
+
+def literals(hint: Any) -> set[str]:
+    if get_origin(hint) is Literal:
+        return set(get_args(hint))
+    return set().union(*map(literals, get_args(hint)))
+
+
+def numbers(text: str) -> set[float]:
+    return {float(n) for n in re.findall(r"(?<![\w.-])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w-])", text)}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.name)
+def test_comments_of_settings_agree_with_their_fields(path):
+    """A number of a comment is in the field's text; a list of choices is complete."""
+    kind = {"finetune": FinetuneConfig, "generate": GenerateConfig}.get(
+        path.name.partition("_")[0], EvaluateConfig
+    )
+    sections = get_type_hints(kind)
+    for name, value, comment in commented(path):
+        section, _, key = name.partition(".")
+        (field,) = [f for f in dataclasses.fields(sections[section]) if f.name == key]
+        assert numbers(comment) <= numbers(field.metadata["help"]), f"{name}: {comment}"
+        choices = literals(get_type_hints(sections[section])[key])
+        listed = {*re.split(r", or |, | or ", re.split(r"; |: ", comment)[0])}
+        if len(listed & choices) > 1:
+            assert {*listed, value.strip("[]")} >= choices, f"{name}: {comment}"
 
 
 def test_readme_names_every_file_at_the_top():
