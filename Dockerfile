@@ -1,9 +1,9 @@
-# The default task image of Determined 0.38.1 with what detsd needs baked in, for those who start
-# tasks often or whose tasks have no way to a package index:
+# The default task image of Determined 0.38.1 with the packages that detsd needs. Build it if tasks
+# start often, or if they cannot reach a package index:
 #
 #   docker build -t REGISTRY/detsd:1 . && docker push REGISTRY/detsd:1
 #
-# and in the experiment file:
+# Then name it in the experiment file:
 #
 #   environment:
 #     image: REGISTRY/detsd:1

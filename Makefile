@@ -1,5 +1,5 @@
 # make demo | make app | make test | make lint | make bench | make clean
-# Each makes its own environment in .venv from the project's files.
+# Each creates its own environment in .venv, from requirements*.txt and constraints/tested.txt.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -14,7 +14,7 @@ demo: $(VENV)/.ready  ## fine-tune det-logo on the bundled model, no GPU, no tok
 app: $(VENV)/.ready-app  ## the interactive demo, in a browser
 	$(BIN)/python -m detsd app
 
-test: $(VENV)/.ready-dev  ## everything, on two CPU cores
+test: $(VENV)/.ready-dev  ## run all tests, on two CPU cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.ready-dev
@@ -27,8 +27,8 @@ bench: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) outputs
 
-# torch is asked for by its exact version first: an open range would bring gigabytes of GPU libraries
-# to a machine that has a CPU build of that version at hand.
+# torch comes first, at its exact version: with a version range, pip would download gigabytes of GPU
+# libraries to a machine that already has a CPU build of that version.
 $(VENV)/.ready: requirements.txt constraints/tested.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $$(grep '^torch==' constraints/tested.txt)

@@ -1,15 +1,15 @@
 # Determined sources this at the start of every container, in the uploaded folder, under `set -e -x`.
 #
-# It installs what requirements.txt asks for and the image lacks, at the versions in constraints/,
-# and leaves the rest as the image has it, torch above all. With nothing missing it takes a second.
-# The Dockerfile runs it too, for an image that starts with nothing missing.
+# It installs the packages of requirements.txt that the image lacks, at the versions in constraints/.
+# It does not change what the image has, least of all torch. If nothing is missing it takes a second.
+# The Dockerfile also runs it, to build an image that lacks nothing.
 
-# Under -x every command, expanded, would be echoed into the log.
+# Under -x the shell would write every expanded command to the log.
 { case $- in *x*) detsd_traced=1 ;; *) detsd_traced= ;; esac; set +x; } 2>/dev/null
 
 if [ "${DET_TASK_TYPE:-}" = TRIAL ] && [ "${DET_SLOT_IDS:-}" = "[]" ]; then
     echo "startup-hook.sh: resources.slots_per_trial is 0, but the launcher starts one process per" \
-        "slot; give it 1 or more (an agent without a GPU has one slot, too)" >&2
+        "slot; set it to 1 or more (an agent without a GPU also has one slot)" >&2
     exit 1
 fi
 
@@ -17,18 +17,18 @@ detsd_install() {
     local python=${DET_PYTHON_EXECUTABLE:-python3} folder names
     folder=$(mktemp -d)
     if ! "$python" constraints/missing.py "$folder"; then
-        echo "startup-hook.sh: $python cannot tell what is installed (see above); the image needs" \
+        echo "startup-hook.sh: $python cannot list the installed packages (see above); the image needs" \
             "Python 3.10 or later with the package 'packaging'" >&2
         exit 1
     fi
     if [ -s "$folder/missing.txt" ]; then
         names=$(tr '\n' ' ' <"$folder/missing.txt")
         echo "startup-hook.sh: installing $names"
-        # PIP_CONSTRAINT of the image pins what it was built with, and would contradict ours.
+        # The image's PIP_CONSTRAINT pins the versions it was built with, which contradict ours.
         if ! env -u PIP_CONSTRAINT "$python" -m pip install --quiet --disable-pip-version-check \
             -r "$folder/missing.txt" -c "$folder/constraints.txt"; then
-            echo "startup-hook.sh: could not install $names(see pip above); where tasks have no way" \
-                "to a package index, build an image with the Dockerfile and name it under" \
+            echo "startup-hook.sh: could not install $names(see pip above); if tasks cannot reach" \
+                "a package index, build an image with the Dockerfile and name it under" \
                 "environment.image" >&2
             exit 1
         fi

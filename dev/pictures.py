@@ -61,7 +61,8 @@ def before_and_after(
             [made.image for made in learned],
         ],
         [
-            f"{len(shown)} of the {len(taught)} training pictures",
+            f"{f'{len(shown)} of ' if len(shown) < len(taught) else ''}the {len(taught)} "
+            "training pictures",
             f"before: “{concept.initializer}”",
             f"after, same seeds: “{concept.name}”",
         ],

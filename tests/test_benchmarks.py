@@ -2,9 +2,13 @@
 
 import re
 
+import pytest
 import torch
+import torch.nn.functional as F
+from tiny import ROOT
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import memory
 from benchmarks.measure import operations, table
 
 
@@ -63,3 +67,18 @@ def test_tables_are_markdown():
     assert table(["a", "b"], [[1.0, None], [123.4, "c"]]).splitlines() == [
         "| a | b |", "| --- | --- |", "| 1 | – |", "| 123 | c |",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_memory_that_the_guide_names_is_what_the_shapes_give(monkeypatch, capsys):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
+    memory.main()  # which replaces it
+    guide = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| Stable Diffusion .*?\| ([\d.]+ GB \|.*) \|$", guide, re.M)
+    counted = [
+        re.findall(r"[\d.]+", line)[-4:] for line in capsys.readouterr().out.split("\n")[1:4]
+    ]
+    assert [re.findall(r"[\d.]+", row) for row in rows] == [
+        [weights, kept, twice] for weights, _, kept, twice in counted
+    ]
+    assert f"takes {counted[0][1]} GB" in guide  # the VAE

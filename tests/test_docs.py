@@ -17,6 +17,7 @@ from conftest import run_detsd
 from determined.cli import cli as det_cli
 from determined.cli._declarative_argparse import add_args
 from determined.common.constants import MAX_CONTEXT_SIZE
+from determined.common.util import yaml_safe_load
 from layouts import LAYOUTS
 from tiny import ROOT
 
@@ -312,9 +313,28 @@ def test_readme_names_every_file_at_the_top():
     top = {path.split("/")[0] for path in tracked if not path.startswith(".")} - {"README.md"}
     readme = (ROOT / "README.md").read_text()
     assert len(readme.splitlines()) <= 350  # what goes deeper is in docs/
+    assert [name for name in sorted(top) if f"`{name}" not in readme] == []
+    rows = re.findall(r"^\| (`detsd/\w.*?) \|", readme, re.M)
     package = [f"detsd/{p.parent.name}/" for p in (ROOT / "detsd").glob("*/__init__.py")]
-    package += [f"detsd/{p.name}" for p in (ROOT / "detsd").glob("__*.py")]
-    assert [name for name in sorted(top) + package if f"`{name}" not in readme] == []
+    package += [f"detsd/{p.name}" for p in (ROOT / "detsd").glob("*.py")]
+    assert sorted(re.findall(r"`(.*?)`", " ".join(rows))) == sorted(package)
+    assert len(rows) == 13
+
+
+def test_contributing_names_files_and_names_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:detsd|tests|docs|constraints)/[\w./-]*)`", text)
+    assert len(files) > 12
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    for name, file in re.findall(r"`(\w+)` in `([\w/]+\.py)`", text):
+        assert re.search(rf"^(class )?{name}\b", (ROOT / file).read_text(), re.M), name
+
+
+def test_the_hook_before_a_commit_is_what_make_lint_runs():
+    hooks = yaml_safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    ran = [line.split()[:2] for line in recipe.replace("$(BIN)", ".venv/bin").splitlines()]
+    assert [hook["entry"].split()[:2] for hook in hooks] == ran
 
 
 def test_help_says_what_the_commands_do(capsys):
