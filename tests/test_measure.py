@@ -17,7 +17,7 @@ from detsd.config import (
     ModelConfig,
 )
 from detsd.data.templates import EDITS
-from detsd.evaluate import lookalikes
+from detsd.evaluate import metrics
 from detsd.evaluate.encoders import load_encoders
 from detsd.evaluate.lookalikes import LookalikeClassifier, outlines
 from detsd.evaluate.metrics import (
@@ -165,7 +165,7 @@ class Features:
 
 
 def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monkeypatch):
-    monkeypatch.setattr(lookalikes, "outlines", torch.stack)
+    monkeypatch.setattr(metrics, "outlines", torch.stack)
     centres, texts = features(3, seed=1), features(2, seed=2)
     pictures, *others = (list(features(5, k, centre)) for k, centre in enumerate(centres))
     encoders = {"clip": Features(texts), "dino": Features(texts)}

@@ -2,7 +2,7 @@
 
 Constants (scaling factor, betas, prediction type, image size, text widths) are read from the model,
 so that the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ by a path only.
-What is peculiar to XL stands in `BaseModel.conditioning`: two text encoders, of which the second
+What is peculiar to XL stands in `BaseModel.encode_prompts`: two text encoders, of which the second
 one's pooled states and the frame of the image are told to the UNet as well.
 """
 

@@ -425,7 +425,7 @@ class DetSDTextualInversionPipeline:
             frame = self._frame(job)
             key = (job.negative_prompt if negative else job.prompt, negative, frame)
             if key not in encodings:
-                call = model.encode_negative_prompts if negative else model.conditioning
+                call = model.encode_negative_prompts if negative else model.encode_prompts
                 encodings[key] = call([key[0]], [frame])
             return encodings[key]
 
