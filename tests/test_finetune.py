@@ -27,7 +27,7 @@ from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.config import FinetuneConfig, TrainingConfig, load_config
-from detsd.models import loading
+from detsd.models import loading, objective
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
@@ -778,15 +778,15 @@ def test_a_collapsed_scale_is_a_divergence(experiment, tmp_path, monkeypatch, ca
 def test_validation_is_made_in_bounded_batches(experiment, tmp_path, monkeypatch):
     change = {"num_sgd_steps": 1, "num_validation_timesteps": 20}
     path = experiment(training=change)
-    real, sizes, losses = trainers.denoising_error, set(), []
+    real, sizes, losses = objective.squared_error, set(), []
 
-    def error(model, unet, batch, told):
-        sizes.add(len(batch.t))
-        return real(model, unet, batch, told)
+    def error(prediction, *args):
+        sizes.add(len(prediction))
+        return real(prediction, *args)
 
-    monkeypatch.setattr(trainers, "denoising_error", error)
+    monkeypatch.setattr(objective, "squared_error", error)
     for at_once in (8, 20):
-        monkeypatch.setattr(trainers, "VALIDATED_AT_ONCE", at_once)
+        monkeypatch.setattr(objective, "MAX_TIMESTEPS", at_once)
         assert finetune(path, tmp_path / str(at_once)) == 0
         losses.append(metrics_of(tmp_path / str(at_once), "validation")[1]["val_loss"])
     assert sizes == {4, 8, 20}

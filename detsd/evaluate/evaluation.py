@@ -36,8 +36,7 @@ from detsd.evaluate.rows import describe_rows
 from detsd.evaluate.samples import Block, Ground, edits, find_blocks
 from detsd.generate.grid import Grid
 from detsd.generate.sheets import ContactSheet
-from detsd.models.base import Conditioning
-from detsd.models.objective import denoising_error
+from detsd.models.objective import errors_over_timesteps
 from detsd.models.spec import read_spec, resolve_model
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job
@@ -148,14 +147,9 @@ class Evaluation:
                 continue
             examples = data.validation_examples(k, n)
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
-            errors = []
-            for first in range(0, n, 8):
-                batch = Batch.of(examples[first : first + 8]).on(self.model.device)
-                same = Conditioning.cat([cond] * len(batch.t))
-                errors.append(
-                    denoising_error(self.model, self.model.unet, *batch.noising, same, batch.mask)
-                )
-            total, count = total + torch.cat(errors).cpu(), count + 1
+            batch = Batch.of(examples).on(self.model.device)
+            errors = errors_over_timesteps(self.model, *batch.noising, cond, batch.mask)
+            total, count = total + errors.cpu(), count + 1
         return total / count
 
     def _told_errors(self, block: Block) -> dict[str, float]:

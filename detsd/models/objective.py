@@ -10,6 +10,8 @@ from diffusers import DDPMScheduler
 
 from detsd.models.base import BaseModel, Conditioning
 
+MAX_TIMESTEPS = 8  # noised copies of an image that the UNet sees at once
+
 
 def prediction_target(
     scheduler: DDPMScheduler, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
@@ -83,3 +85,35 @@ def denoising_error(
     target = prediction_target(model.scheduler, x, noise, t)
     prediction = unet(noisy, t, cond.prompt_embeds, added_cond_kwargs=cond.added_cond_kwargs).sample
     return squared_error(prediction, target, mask)
+
+
+@torch.no_grad()
+def errors_over_timesteps(
+    model: BaseModel,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    cond: Conditioning,
+    mask: torch.Tensor | None = None,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> torch.Tensor:
+    """Return the squared errors (T,) of one image at fixed timesteps, as validation measures them.
+
+    Args:
+        x: its clean latents, scaled, once for each timestep (T, C, h, w).
+        noise: as `x`.
+        t: timesteps (T,).
+        cond: of its prompt, a batch of one.
+        mask: weights of the error (T, 1, h, w).
+        on_batch: called with the number of timesteps that have just been done.
+    """
+    errors = []
+    for k in range(0, len(t), MAX_TIMESTEPS):
+        part = slice(k, k + MAX_TIMESTEPS)
+        same = Conditioning.cat([cond] * len(t[part]))
+        weights = None if mask is None else mask[part]
+        errors.append(
+            denoising_error(model, model.unet, x[part], noise[part], t[part], same, weights)
+        )
+        on_batch(len(t[part]))
+    return torch.cat(errors)

@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,15 @@ from detsd.data.dataset import Batch, TrainingData, changed_images
 from detsd.data.prefetch import prefetch
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.evaluate.metrics import Baselines
-from detsd.models.base import BaseModel, Conditioning
+from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, pick_dtype
-from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
+from detsd.models.objective import (
+    denoising_error,
+    errors_over_timesteps,
+    hidden_penalty,
+    min_snr_weight,
+    norm_penalty,
+)
 from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.ranks import package_versions
@@ -56,8 +63,6 @@ STATE_FILE = "trainer_state.pt"
 SAMPLES = "samples.zip"  # in a checkpoint on a cluster: the samples since the start
 
 SAMPLES_AT_ONCE = 4
-
-VALIDATED_AT_ONCE = 8  # noised copies of a validation image
 
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
@@ -420,15 +425,11 @@ class Trainer:
         for k in self._validated():
             examples = self.data.validation_examples(k, n)
             cond = self.model.encode_prompts([examples[0].prompt], [examples[0].frame])
-            errors = []
-            for first in range(0, n, VALIDATED_AT_ONCE):
-                batch = Batch.of(examples[first : first + VALIDATED_AT_ONCE]).on(self.model.device)
-                same = Conditioning.cat([cond] * len(batch.t))
-                errors.append(
-                    denoising_error(self.model, self.model.unet, *batch.noising, same, batch.mask)
-                )
-                self.bar.done("validation", len(batch.t))
-            losses.append((k, float(torch.cat(errors).mean())))
+            batch = Batch.of(examples).on(self.model.device)
+            errors = errors_over_timesteps(
+                self.model, *batch.noising, cond, batch.mask, partial(self.bar.done, "validation")
+            )
+            losses.append((k, float(errors.mean())))
         # Summed in the order of the images, so that the number of ranks does not show.
         values = [value for _, value in sorted(self.run.gather(losses))]
         return sum(values) / len(values)
