@@ -28,7 +28,7 @@ from detsd.config import (
 )
 from detsd.data.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
 from detsd.evaluate import evaluation, samples
-from detsd.evaluate.samples import find_blocks
+from detsd.evaluate.samples import find_sample_sets
 from detsd.models import loading
 from detsd.models.spec import load_token_tables
 from detsd.utils.png import read
@@ -122,7 +122,12 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, phras
     assert [row["norm"] for row in rows] == pytest.approx(phrase_rows.norm(dim=1).tolist())
     assert [row["began_as"]["cosine"] for row in rows] == pytest.approx([1, 1])
     # What a person looks at.
-    for label in ("training images", "the phrase", "blob-thing, 4 steps", "blob-thing, 8 steps"):
+    for label in (
+        "training images",
+        "the initializer",
+        "blob-thing, 4 steps",
+        "blob-thing, 8 steps",
+    ):
         assert f"\n{label} " in said
     assert f"{early['clip_image_similarity']:.3f}" in said
     assert "best: blob-thing" in said
@@ -171,16 +176,18 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, phrase_rows):
         ModelConfig("tiny"), LearnedConceptsConfig([str(f) for f in files]),
         evaluation=EvaluationConfig(str(ROOT / "det_logos")),
     )  # fmt: skip
-    blocks = find_blocks(config)
-    words = [block.concept.name for block in blocks if block.concept]
+    sample_sets = find_sample_sets(config)
+    words = [sample_set.concept.name for sample_set in sample_sets if sample_set.concept]
     assert len(set(words)) == 5
     assert "blob-thing-4" in words
     assert words[-1] == "zyx-two"
-    labels = [block.label for block in blocks]
+    labels = [sample_set.label for sample_set in sample_sets]
     assert labels[1:4] == ["my-run, 4 steps", "my-run, 8 steps", "copy, 8 steps"]
-    assert labels.count("the phrase") == 3  # one for each phrase and word that it stands for
-    seeds = {(job.seed, job.prompt.replace(words[0], "red ball")) for job in blocks[1].jobs}
-    assert seeds == {(job.seed, job.prompt) for job in blocks[0].jobs}
+    assert (
+        labels.count("the initializer") == 3
+    )  # one for each initializer and word that it stands for
+    seeds = {(job.seed, job.prompt.replace(words[0], "red ball")) for job in sample_sets[1].jobs}
+    assert seeds == {(job.seed, job.prompt) for job in sample_sets[0].jobs}
 
 
 def test_checkpoints_of_the_cluster(run, monkeypatch):
@@ -195,10 +202,13 @@ def test_checkpoints_of_the_cluster(run, monkeypatch):
     args = parser().parse_args(["evaluate", *words, "--images", "det_logos", "--model", "tiny"])
     config = evaluation_config(args)[0]
     assert (config.concepts.files, config.concepts.uuids) == ([], words)
-    blocks = [block for block in find_blocks(config) if block.concept]
+    sample_sets = [sample_set for sample_set in find_sample_sets(config) if sample_set.concept]
     assert asked == [UUID, f"{UUID[:-1]}0"]
-    assert [block.concept.name for block in blocks] == ["blob-thing", "my-word"]
-    assert [block.source for block in blocks] == [f"uuid:{UUID}", f"uuid:{UUID[:-1]}0=my-word"]
+    assert [sample_set.concept.name for sample_set in sample_sets] == ["blob-thing", "my-word"]
+    assert [sample_set.source for sample_set in sample_sets] == [
+        f"uuid:{UUID}",
+        f"uuid:{UUID[:-1]}0=my-word",
+    ]
 
 
 def test_the_prompts_name_the_concept():
@@ -222,10 +232,10 @@ def test_each_concept_of_a_run_has_its_own_ground(run, photos, tmp_path):
     rows = torch.ones(1, 16)
     write_concepts([LearnedConcept(n, "red ball", rows) for n in c["concept_strs"]], path)
     config = EvaluateConfig(ModelConfig("tiny"), LearnedConceptsConfig([str(path)]))
-    first, _, second, _ = find_blocks(config)
-    assert [b.ground.folder for b in (first, second)] == [str(photos), str(other)]
-    assert [b.ground.kind for b in (first, second)] == ["object", "style"]
-    assert second.ground.concepts.img_dirs == [str(photos), str(other)]
+    first, _, second, _ = find_sample_sets(config)
+    assert [b.reference.folder for b in (first, second)] == [str(photos), str(other)]
+    assert [b.reference.kind for b in (first, second)] == ["object", "style"]
+    assert second.reference.concepts.img_dirs == [str(photos), str(other)]
     assert second.jobs[0].prompt == "a painting in the style of red ball"
 
 

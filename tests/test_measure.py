@@ -23,7 +23,7 @@ from detsd.evaluate.lookalikes import LookalikeClassifier, outlines
 from detsd.evaluate.metrics import (
     Baselines,
     ConceptMetrics,
-    anchors,
+    fit_baselines,
     mean_cosine,
     normalised,
     score,
@@ -49,8 +49,8 @@ def test_a_set_against_itself_scores_as_its_upper_anchor():
     real = features(6)
     pairs = [float(real[i] @ real[j]) for i, j in itertools.permutations(range(6), 2)]
     assert mean_cosine(real, real) == pytest.approx(sum(pairs) / 30, abs=1e-6)
-    anchors = Baselines(-0.9, mean_cosine(real, real), 0.1, 0.4)
-    assert normalised(mean_cosine(real, real), anchors.image_low, anchors.image_high) == 1
+    baselines = Baselines(-0.9, mean_cosine(real, real), 0.1, 0.4)
+    assert normalised(mean_cosine(real, real), baselines.image_low, baselines.image_high) == 1
     assert mean_cosine(real[:1], real[:1]) == 1
     assert mean_cosine(real[:1], real[1:2]) == pytest.approx(pairs[0], abs=1e-6)
 
@@ -63,11 +63,11 @@ def lineup_of(sets: list[torch.Tensor], **ways) -> LookalikeClassifier:
     )
 
 
-def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
+def test_a_classifier_finds_what_is_there_and_nothing_by_chance():
     centres = features(4, seed=1)
     sets = [features(5, k, centres[k]) for k in range(4)]
     found = lineup_of(sets)
-    assert (found.right, found.chance) == (1, 0.25)
+    assert (found.cv_accuracy, found.chance) == (1, 0.25)
     assert found.share(features(9, 9, centres[0])) == 1
     assert found.share(features(9, 9, centres[2])) == 0
     # Labels that say nothing: whatever set is called the concept's, on average it is chance.
@@ -75,11 +75,11 @@ def test_a_lineup_finds_what_is_there_and_nothing_by_chance():
     shares = [lineup_of(shuffled[k:] + shuffled[:k]).share(samples) for k in range(4)]
     assert sum(shares) == pytest.approx(1)
     # A picture is no evidence for its own set: of pictures that are all alike, none is told apart.
-    assert lineup_of(list(features(400, 3).split(100))).right < 0.4
-    assert lineup_of([features(1, k) for k in range(3)]).right is None
+    assert lineup_of(list(features(400, 3).split(100))).cv_accuracy < 0.4
+    assert lineup_of([features(1, k) for k in range(3)]).cv_accuracy is None
 
 
-def test_who_tells_the_real_pictures_apart_judges():
+def test_the_feature_that_separates_real_images_best_is_used():
     centres = features(3, seed=1)
     sets = [features(6, k, centres[k]) for k in range(3)]
 
@@ -87,11 +87,11 @@ def test_who_tells_the_real_pictures_apart_judges():
         return torch.zeros(len(pictures), 8)
 
     found = lineup_of(sets, blind=blind, seeing=torch.clone)
-    assert (found.judge, found.right) == ("seeing", 1)
-    assert lineup_of([s[:1] for s in sets], blind=blind, seeing=torch.clone).judge == "blind"
+    assert (found.feature, found.cv_accuracy) == ("seeing", 1)
+    assert lineup_of([s[:1] for s in sets], blind=blind, seeing=torch.clone).feature == "blind"
 
 
-def test_outlines_tell_shapes_and_not_colours():
+def test_outlines_separate_shapes_but_not_colours():
     def drawn(shape: str, colour: str, shift: int) -> Image.Image:
         image = Image.new("RGB", (64, 64), "white")
         box = (12 + shift, 14, 48 + shift, 50)
@@ -104,7 +104,7 @@ def test_outlines_tell_shapes_and_not_colours():
 
     sets = [several(shape, range(0, 5, 2)) for shape in ("ellipse", "rectangle")]
     found = lineup_of(sets)
-    assert found.right == 1
+    assert found.cv_accuracy == 1
     assert found.share(several("ellipse", range(1, 4, 2))) == 1
     assert found.share(several("rectangle", range(1, 4, 2))) == 0
     assert sets[0].norm(dim=1).tolist() == pytest.approx([1] * 9)
@@ -119,9 +119,9 @@ def test_the_rule_is_zero_at_both_ends_and_one_at_the_ideal():
     assert 0 < score(0.7, 0.24, ends) < score(0.7, 0.25, ends) < score(0.75, 0.25, ends)
 
 
-def test_anchors_are_what_the_phrase_and_the_training_images_score():
+def test_baselines_are_what_the_initializer_and_the_training_images_score():
     images, texts, plain, edited = features(5), features(3, 2), features(4, 3), features(6, 4)
-    ends = anchors(images, texts, plain, edited)
+    ends = fit_baselines(images, texts, plain, edited)
     assert ends.image_low == mean_cosine(plain, images)
     assert ends.image_high >= mean_cosine(images, images)
     assert ends.image_high == pytest.approx(
@@ -130,7 +130,7 @@ def test_anchors_are_what_the_phrase_and_the_training_images_score():
     assert ends.text_low == pytest.approx(mean_cosine(images, texts))
     assert ends.text_high == text_similarity(edited, texts)
     assert score(ends.image_low, ends.text_high, ends) == 0
-    assert anchors(images[:1], texts, plain, edited).image_high == 1
+    assert fit_baselines(images[:1], texts, plain, edited).image_high == 1
 
 
 def test_similarity_to_the_texts_goes_pair_by_pair():
@@ -164,16 +164,16 @@ class Features:
         return torch.stack(list(images))
 
 
-def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monkeypatch):
+def test_metrics_compare_samples_with_images_prompts_and_lookalikes(monkeypatch):
     monkeypatch.setattr(metrics, "outlines", torch.stack)
     centres, texts = features(3, seed=1), features(2, seed=2)
     pictures, *others = (list(features(5, k, centre)) for k, centre in enumerate(centres))
     encoders = {"clip": Features(texts), "dino": Features(texts)}
     found = ConceptMetrics(encoders, pictures, ["a {}", "{} by night"], others, 4)
     plain, edited = features(4, 8), features(4, 9)  # two of each prompt
-    ends, of_phrase = found.anchors([*plain, *edited])
+    ends, of_phrase = found.fit_baselines([*plain, *edited])
     real = torch.stack(pictures)
-    assert ends == anchors(real, texts, plain, edited)
+    assert ends == fit_baselines(real, texts, plain, edited)
     assert of_phrase["clip_image_similarity"] == mean_cosine(plain, real) == ends.image_low
     assert of_phrase["clip_text_similarity"] == text_similarity(edited, texts) == ends.text_high
     assert of_phrase["dino_image_similarity"] == of_phrase["clip_image_similarity"]
@@ -186,13 +186,13 @@ def test_a_yardstick_holds_samples_against_pictures_prompts_and_lookalikes(monke
         normalised(best["clip_image_similarity"], ends.image_low, ends.image_high)
     )
     assert found.figures([*others[0][:4], *edited], ends)["lineup"] == 0
-    own = found.of_pictures(ends)
+    own = found.of_training_images(ends)
     assert own["clip_image_similarity"] == mean_cosine(real, real)
     assert (own["clip_text_similarity"], own["lineup"]) == (ends.text_low, 1)
     alone = ConceptMetrics({"clip": encoders["clip"]}, pictures, ["a {}", "{} by night"], [], 4)
     assert alone.lineup is None
     kept = {k: v for k, v in of_phrase.items() if k.startswith("clip")}
-    assert alone.anchors([*plain, *edited]) == (ends, kept)
+    assert alone.fit_baselines([*plain, *edited]) == (ends, kept)
 
 
 def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeypatch):
@@ -202,7 +202,7 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
         def __init__(self, *_):
             pass
 
-        def anchors(self, made):
+        def fit_baselines(self, made):
             return made, {}
 
         def figures(self, made, ends):

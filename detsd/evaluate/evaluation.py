@@ -1,16 +1,16 @@
-"""How good concepts are: their samples against training images, prompts and look-alikes.
+"""How good concepts are: their samples compared with training images, prompts and look-alikes.
 
     Evaluation(config, run).evaluate()
 
-The samples are a grid of images (`generator`), and so are shared over any number of processes and
-made once, however often the evaluation is interrupted. Beside those of each concept there are those
-of the phrase that it started from, under equal seeds: the lower end of what is measured. In the
-run's folder, and in the last checkpoint on a cluster, lie besides the images
+The samples are a grid of images, hence shared over any number of processes and made once, however
+often the evaluation is interrupted. Besides the samples of each concept there are those of the
+initializer that it started from, with the same seeds: the lower end of the scales. The run's
+folder, and the last checkpoint on a cluster, then hold besides the images
 
     evaluation.json  all figures
-    evaluation.png   image against text similarity, a point for each concept or checkpoint
-    samples.png      training images, samples of the phrase and of each concept
-    sheets/          a sheet of all samples of each
+    evaluation.png   CLIP-I against CLIP-T, a point for each concept or checkpoint
+    samples.png      training images, samples of the initializer and of each concept
+    sheets/          a contact sheet of all samples of each
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import check_fit
@@ -31,9 +31,9 @@ from detsd.data.dataset import Batch, TrainingData
 from detsd.data.images import read_images, target_size
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.evaluate.metrics import ConceptMetrics
-from detsd.evaluate.report import FIGURES, _line, plot
+from detsd.evaluate.report import FIGURES, SHOWN, overview, plot
 from detsd.evaluate.rows import describe_rows
-from detsd.evaluate.samples import Block, Ground, edits, find_blocks
+from detsd.evaluate.samples import ConceptReference, SampleSet, edits, find_sample_sets
 from detsd.generate.grid import Grid
 from detsd.generate.sheets import ContactSheet
 from detsd.models.objective import errors_over_timesteps
@@ -41,109 +41,119 @@ from detsd.models.spec import read_spec, resolve_model
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.utils import contact_sheets, png
+from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.progress import spinner
 
-NOISE_LEVELS = 5  # parts of equal length that the timesteps of the denoising error are told in
-
-SHOWN = 8  # images in a row of the picture of samples
+NOISE_LEVELS = 5  # equal parts of the timesteps, for each of which the denoising error is reported
 
 
 class Evaluation:
-    """The samples of several concepts, and what is measured on them; complete when constructed.
+    """The samples of several concepts and their figures.
 
     Attributes:
-        result: what `evaluation.json` holds; on the chief, once it is finished.
+        result: the content of `evaluation.json`; on the chief, at the end.
     """
 
     def __init__(self, config: EvaluateConfig, run: Run):
         self.config, self.run = config, run
         run.assert_equal_across_ranks(evaluation=flat(dataclasses.asdict(config)))
-        self.blocks = find_blocks(config)
-        self.grounds = [block.ground for block in self.blocks if not block.concept]
+        self.sample_sets = find_sample_sets(config)
+        self.references = [s.reference for s in self.sample_sets if not s.concept]
         with run.ranks.local_main_process_first():
             widths = read_spec(resolve_model(config.model)).widths
-        for block in self.blocks:
-            if block.concept:
-                check_fit(block.concept, widths, config.model.pretrained_model_name_or_path)
+        for sample_set in self.sample_sets:
+            if sample_set.concept:
+                check_fit(sample_set.concept, widths, config.model.pretrained_model_name_or_path)
         self.encoders: dict[str, ImageEncoder] = {}
-        if run.is_chief:  # who measures
+        if run.is_chief:  # it alone measures
             self.encoders = load_encoders(
                 config.evaluator, config.model.pretrained_model_name_or_path, run.ranks.device
             )
         grid = GenerateConfig(
             config.model,
-            GridConfig([job.prompt for block in self.blocks for job in block.jobs]),
-            # What else is in a batch may show in the last bits, and the number of ranks must not.
+            GridConfig([job.prompt for s in self.sample_sets for job in s.jobs]),
+            # The rest of a batch may change an image's last bits; the number of ranks must not.
             output=dataclasses.replace(config.output, fill_batches=True),
         )
-        self.generator = Grid(grid, run, self._prepare, self._pages)
-        self.model = self.generator.pipeline.model
+        self.result: dict[str, Any] = {}
+        self.grid = Grid(grid, run, self._prepare, self._sheets, self._measure)
+        self.model = self.grid.pipeline.model
         with spinner("measuring the denoising error"):
             self.errors = self._errors()
-        if self.generator.album:
-            self.generator.album.conclude = self._conclude
-        self.result: dict[str, Any] = {}
 
     def evaluate(self) -> bool:
-        """Make what is missing, and measure. False when stopped before the end."""
-        return self.generator.generate()
+        """Make the missing samples and measure; return False if stopped before the end."""
+        return self.grid.generate()
 
     # ---- samples -----------------------------------------------------------------------------
 
     def _prepare(self, pipeline: DetSDTextualInversionPipeline) -> list[Job]:
-        """Put the concepts into the pipeline; the jobs of all blocks, as the model has it."""
-        for block in self.blocks:
-            if block.concept:
-                pipeline.add([block.concept], block.source, block.source)
+        """Load the concepts into the pipeline; return the jobs of all sample sets."""
+        for sample_set in self.sample_sets:
+            if sample_set.concept:
+                pipeline.add([sample_set.concept], sample_set.source, sample_set.source)
         sampler = self.config.evaluation.scheduler_name or pipeline.own_scheduler
         jobs = []
-        for block in self.blocks:
-            aspect = block.ground.concepts.img_aspect
+        for sample_set in self.sample_sets:
+            aspect = sample_set.reference.concepts.img_aspect
             width, height = target_size(pipeline.model.image_size, aspect)
             own = {"width": width, "height": height, "scheduler_name": sampler}
-            jobs += [dataclasses.replace(job, **own) for job in block.jobs]
+            jobs += [dataclasses.replace(job, **own) for job in sample_set.jobs]
         return jobs
 
-    def _pages(self, jobs: list[Job]) -> list[ContactSheet]:
-        """A contact sheet for each block: of the plain prompt first, then several prompts a row."""
+    def _sheets(self, jobs: list[Job]) -> list[ContactSheet]:
+        """Lay out a contact sheet for each sample set: the plain prompt first, then the others."""
         e, found, start = self.config.evaluation, [], 0
-        for block in self.blocks:
-            numbers = list(range(start, start := start + len(block.jobs)))
+        for sample_set in self.sample_sets:
+            numbers = list(range(start, start := start + len(sample_set.jobs)))
             rows = [numbers[: e.num_samples][k : k + SHOWN] for k in range(0, e.num_samples, SHOWN)]
             edited = numbers[e.num_samples :]
             wide = max(1, SHOWN // e.num_samples_per_prompt) * e.num_samples_per_prompt
             rows += [edited[k : k + wide] for k in range(0, len(edited), wide)]
             labels = ["  |  ".join(dict.fromkeys(jobs[n].prompt for n in row)) for row in rows]
-            found.append(ContactSheet(block.label, labels, [], rows, len(numbers)))
+            found.append(ContactSheet(sample_set.label, labels, [], rows, len(numbers)))
         return found
+
+    def _samples(self, sample_set: SampleSet, most: int | None = None) -> list[Image.Image]:
+        """Return the images of a sample set, or the first of them."""
+        album, place = self.grid.album, self.sample_sets.index(sample_set)
+        start = sum(len(s.jobs) for s in self.sample_sets[:place])
+        numbers = range(start, start + len(sample_set.jobs))
+        if any(album.finished[number]["flagged"] for number in numbers):
+            raise UserError(
+                f"the model's safety checker has blacked out samples of {sample_set.label}, which "
+                "therefore cannot be measured; set model.safety_checker to false, and name a new "
+                "--output-dir"
+            )
+        return [album.image(number) for number in numbers[:most]]
 
     # ---- the denoising error -----------------------------------------------------------------
 
     @torch.no_grad()
     def _errors(self) -> list[list[float]]:
-        """Of each block, the mean denoising error of held-out images at each of the timesteps.
+        """Return each sample set's mean denoising error of held-out images by timestep. Collective.
 
-        Each is computed by one rank. Collective.
+        Each set is computed by one rank.
         """
         ranks, data, found = self.run.ranks, {}, []
-        for k in range(ranks.rank, len(self.blocks), ranks.size):
-            block = self.blocks[k]
-            place = self.grounds.index(block.ground)
+        for k in range(ranks.rank, len(self.sample_sets), ranks.size):
+            sample_set = self.sample_sets[k]
+            place = self.references.index(sample_set.reference)
             if place not in data:
-                g = block.ground
-                data[place] = TrainingData(g.concepts, self.model, g.seed, g.most_held_out)
-            found.append((k, self._error(block, data[place]).tolist()))
+                r = sample_set.reference
+                data[place] = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
+            found.append((k, self._error(sample_set, data[place]).tolist()))
         return [errors for _, errors in sorted(self.run.gather(found))]
 
-    def _error(self, block: Block, data: TrainingData) -> torch.Tensor:
-        """The denoising error at each timestep (T,), a mean over a ground's held-out images."""
-        word = block.concept.name if block.concept else block.ground.phrase
-        rewrite = PromptRewriter({block.ground.name: word})
+    def _error(self, sample_set: SampleSet, data: TrainingData) -> torch.Tensor:
+        """Return the denoising error at each timestep (T,), a mean over the held-out images."""
+        reference = sample_set.reference
+        word = sample_set.concept.name if sample_set.concept else reference.initializer
+        rewrite = PromptRewriter({reference.name: word})
         n, total, count = self.config.evaluation.num_error_timesteps, torch.zeros(()), 0
-        for k, shot in enumerate(data.validation):
-            if shot.path.parent != Path(block.ground.folder):  # of the run's other concepts
+        for k, image in enumerate(data.validation):
+            if image.path.parent != Path(reference.folder):  # of the run's other concepts
                 continue
             examples = data.validation_examples(k, n)
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
@@ -152,9 +162,9 @@ class Evaluation:
             total, count = total + errors.cpu(), count + 1
         return total / count
 
-    def _told_errors(self, block: Block) -> dict[str, float]:
-        """A block's denoising error, in all and by the level of noise."""
-        errors = torch.tensor(self.errors[self.blocks.index(block)])
+    def _error_by_noise(self, sample_set: SampleSet) -> dict[str, float]:
+        """Return a sample set's denoising error, as a whole and by noise level."""
+        errors = torch.tensor(self.errors[self.sample_sets.index(sample_set)])
         top = self.model.scheduler.config.num_train_timesteps
         ends = [top * k // NOISE_LEVELS for k in range(NOISE_LEVELS + 1)]
         parts = errors.tensor_split(NOISE_LEVELS)
@@ -165,26 +175,26 @@ class Evaluation:
 
     # ---- figures -----------------------------------------------------------------------------
 
-    def _conclude(self) -> None:
-        """Measure the samples, all of which are there, and write what was found. Chief only."""
+    def _measure(self) -> None:
+        """Measure the complete samples, and write the results. Chief only."""
         run, folder = self.run, self.run.folder
         with spinner("measuring the samples"):
-            pictures = [self._pictures(g.folder, g, "evaluation.images") for g in self.grounds]
+            images = [self._images(r.folder, r, "evaluation.images") for r in self.references]
             self.result = {
                 "model": self.model.name,
                 "commit": self.model.commit,
                 "dino": None,
-                **{key: eye.name for key, eye in self.encoders.items()},
-                **{f"{key}_commit": eye.commit for key, eye in self.encoders.items()},
+                **{key: encoder.name for key, encoder in self.encoders.items()},
+                **{f"{key}_commit": encoder.commit for key, encoder in self.encoders.items()},
                 "evaluation": dataclasses.asdict(self.config.evaluation),
-                "concepts": list(map(self._measured, self.grounds, pictures)),
+                "concepts": list(map(self._figures, self.references, images)),
             }
         text = json.dumps(self.result, ensure_ascii=False, indent=1)
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
         plot(self.result, folder / "evaluation.png")
-        png.save(self._overview(pictures), folder / "samples.png")
-        if not run.folder_is_kept and self.generator.album.begun_with == len(self.generator.jobs):
-            return  # restarted after its end: the last checkpoint has told it all
+        png.save(self._overview(images), folder / "samples.png")
+        if not run.folder_is_kept and self.grid.album.begun_with == len(self.grid.jobs):
+            return  # restarted after its end: the last checkpoint has reported it all
         for name in ("evaluation", "samples"):
             run.log_image(name, (folder / f"{name}.png").read_bytes())
         states = [state for concept in self.result["concepts"] for state in concept["states"]]
@@ -192,74 +202,51 @@ class Evaluation:
             numbers = {key: value for key, value in state.items() if isinstance(value, float)}
             run.report(k, numbers, "evaluation")
 
-    def _pictures(self, folder: str, ground: Ground, key: str) -> list[Image.Image]:
-        """The pictures of a folder, cut as those of the ground's training."""
-        found = read_images(Path(folder), ground.concepts, self.model.image_size, key)
+    def _images(self, folder: str, reference: ConceptReference, key: str) -> list[Image.Image]:
+        """Read the images of a folder, cropped as the reference's training images are."""
+        found = read_images(Path(folder), reference.concepts, self.model.image_size, key)
         return [image for _, image, _ in found]
 
-    def _samples(self, block: Block, most: int | None = None) -> list[Image.Image]:
-        """The images of a block's jobs, or the first of them.
+    def _of(self, reference: ConceptReference) -> list[SampleSet]:
+        """Return a reference's sample sets, the initializer's first."""
+        return [s for s in self.sample_sets if s.reference == reference]
 
-        Raises:
-            UserError: the safety checker has blacked one out.
-        """
-        album, place = self.generator.album, self.blocks.index(block)
-        start = sum(len(b.jobs) for b in self.blocks[:place])
-        numbers = range(start, start + len(block.jobs))
-        if any(album.finished[number]["flagged"] for number in numbers):
-            raise UserError(
-                f"the model's safety checker has blacked out samples of {block.label}, on which "
-                "nothing can be measured; set model.safety_checker to false, and name a new "
-                "--output-dir"
-            )
-        return [album.image(number) for number in numbers[:most]]
-
-    def _measured(self, ground: Ground, pictures: list[Image.Image]) -> dict[str, Any]:
-        """All figures of the concepts on a ground, as JSON takes them."""
-        e, prompts = self.config.evaluation, edits(self.config, ground)
-        lookalikes = [self._pictures(folder, ground, "evaluation.lineup") for folder in e.lineup]
-        yardstick = ConceptMetrics(self.encoders, pictures, prompts, lookalikes, e.num_samples)
-        phrase, *states = (block for block in self.blocks if block.ground == ground)
-        ends, of_phrase = yardstick.anchors(self._samples(phrase))
+    def _figures(self, reference: ConceptReference, images: list[Image.Image]) -> dict[str, Any]:
+        """Return all figures of a reference's concepts, as JSON takes them."""
+        e, prompts = self.config.evaluation, edits(self.config, reference)
+        lookalikes = [self._images(folder, reference, "evaluation.lineup") for folder in e.lineup]
+        metrics = ConceptMetrics(self.encoders, images, prompts, lookalikes, e.num_samples)
+        initializer, *states = self._of(reference)
+        baselines, of_initializer = metrics.fit_baselines(self._samples(initializer))
         tables = [
-            (s.tokenizer, s.embedding.weight.float()) for s in self.model.vocabulary.text_encoders
+            (t.tokenizer, t.embedding.weight.float().cpu())
+            for t in self.model.vocabulary.text_encoders
         ]
-        tables = [(tokenizer, table.cpu()) for tokenizer, table in tables]
-        told = [
-            {"label": block.label, "source": block.source, "word": block.concept.name}
-            | {"steps": block.concept.steps}
-            | yardstick.figures(self._samples(block), ends)
-            | self._told_errors(block)
-            | {"text_encoders": describe_rows(block.concept, tables)["text_encoders"]}
-            for block in states
+        found = [
+            {"label": state.label, "source": state.source, "word": state.concept.name}
+            | {"steps": state.concept.steps}
+            | metrics.figures(self._samples(state), baselines)
+            | self._error_by_noise(state)
+            | {"text_encoders": describe_rows(state.concept, tables)["text_encoders"]}
+            for state in states
         ]
-        lineup = yardstick.lineup
+        lineup = metrics.lineup
         return {
-            "concept": ground.name,
-            "images": ground.folder,
+            "concept": reference.name,
+            "images": reference.folder,
             "prompts": prompts,
-            "anchors": dataclasses.asdict(ends),
-            "lineup": lineup and {"judge": lineup.judge, "chance": lineup.chance},
-            "training_images": yardstick.of_pictures(ends),
-            "phrase": {"label": phrase.label, "phrase": ground.phrase}
-            | of_phrase
-            | self._told_errors(phrase),
-            "states": told,
-            "best": max(told, key=lambda state: state["score"])["label"],
+            "anchors": dataclasses.asdict(baselines),
+            "lineup": lineup and {"judge": lineup.feature, "chance": lineup.chance},
+            "training_images": metrics.of_training_images(baselines),
+            "phrase": {"label": initializer.label, "phrase": reference.initializer}
+            | of_initializer
+            | self._error_by_noise(initializer),
+            "states": found,
+            "best": max(found, key=lambda state: state["score"])["label"],
         }
 
-    def _overview(self, pictures: list[list[Image.Image]]) -> Image.Image:
-        """Training images, and what each phrase and concept makes of the plain prompt."""
-        rows, labels, size = [], [], (self.model.image_size,) * 2
-        for ground, own, told in zip(self.grounds, pictures, self.result["concepts"], strict=True):
-            step = -(-len(own) // SHOWN)
-            rows.append([ImageOps.pad(picture, size) for picture in own[::step]])
-            labels.append(_line(f"training images: {ground.folder}", told["training_images"]))
-            states = [told["phrase"], *told["states"]]
-            blocks = (block for block in self.blocks if block.ground == ground)
-            for block, state in zip(blocks, states, strict=True):
-                n = min(SHOWN, self.config.evaluation.num_samples)
-                rows.append([ImageOps.pad(image, size) for image in self._samples(block, n)])
-                named = block.label if block.concept else f"the phrase: {ground.phrase}"
-                labels.append(_line(named, state))
-        return contact_sheets.sheet(rows, labels)
+    def _overview(self, images: list[list[Image.Image]]) -> Image.Image:
+        """Draw training images, and samples of the plain prompt of each sample set."""
+        n = min(SHOWN, self.config.evaluation.num_samples)
+        samples = [[self._samples(s, n) for s in self._of(r)] for r in self.references]
+        return overview(self.result["concepts"], images, samples, self.model.image_size)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from detsd.data.images import crop_or_resize, to_tensor
 
-SAME = 1 - 1e-5  # cosine from which on two pictures are one and the same
+SAME = 1 - 1e-5  # a larger cosine means that two images are the same one
 
 FLAT = 1e-3  # length below which a scale has no ends
 
@@ -18,19 +18,16 @@ ANGLES = 8  # of edges
 
 FOLDS = 5
 
-SHRINKAGE = 0.5  # of the spread within sets towards one that is even: pictures are few
-
-
-# ---- the line-up ---------------------------------------------------------------------------------
+SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity: images are few
 
 
 def outlines(images: list[Image.Image]) -> torch.Tensor:
-    """Which way edges run, and where: unit vectors (N, 2048).
+    """Return histograms of oriented gradients, unit vectors (N, 2048).
 
-    Histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of 64 x 64 pixels in cells of 4:
-    what tells seven circles from eight, which a network that was taught by captions hardly sees.
+    Dalal and Triggs, CVPR 2005, on 64 x 64 pixels in cells of 4. They separate seven circles from
+    eight, which a network trained on captions hardly does.
     """
-    x = _squares(images, 64) / 2
+    x = to_squares(images, 64) / 2
     across = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
     down = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
     steepest = (across**2 + down**2).argmax(1, keepdim=True)  # of the three colours
@@ -47,16 +44,13 @@ def outlines(images: list[Image.Image]) -> torch.Tensor:
     return F.normalize(cells.flatten(1).sqrt(), dim=1)
 
 
-def _squares(images: list[Image.Image], size: int) -> torch.Tensor:
-    """Their centres (N, 3, size, size) in [-1, 1]."""
+def to_squares(images: list[Image.Image], size: int) -> torch.Tensor:
+    """Return the centres of images, (N, 3, size, size) in [-1, 1]."""
     return torch.stack([to_tensor(crop_or_resize(image, (size, size), True)) for image in images])
 
 
-def _classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Linear discriminant analysis: features (N, D) to the number of the nearest of the sets.
-
-    Distances are measured in units of how the pictures of one set differ, as by their grounds.
-    """
+def _fit_classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Fit linear discriminant analysis: features (N, D) to the number of the nearest set."""
     means = torch.stack([pictures.mean(0) for pictures in sets])
     rest = torch.cat([pictures - pictures.mean(0) for pictures in sets])
     spread = rest.T @ rest / max(1, len(rest) - len(sets))
@@ -71,47 +65,54 @@ def _classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tens
 
 
 class LookalikeClassifier:
-    """Is a sample of a concept, or of one of its look-alikes?
+    """A classifier of samples: the concept, or one of its look-alikes.
 
-    Of several ways to see, the one judges that tells the real pictures apart best, those of a fifth
-    of each set by the others.
+    Of several features, it uses the one that separates the real images best: a fifth of each set is
+    classified by the others (cross-validation).
 
     Attributes:
-        judge: the name of that way.
-        right: share of the concept's own pictures that it took for the concept; None where a set
-            has but one picture.
+        feature: the name of that feature.
+        cv_accuracy: share of the concept's own images that were classified as the concept; None
+            where a set has only one image.
         chance: one over the number of sets.
     """
 
-    def __init__(self, ways: dict[str, list[torch.Tensor]]):
-        """
+    def __init__(self, features: dict[str, list[torch.Tensor]]):
+        """Choose a feature and fit the classifier.
+
         Args:
-            ways: names of ways to see -> features (M, D) of the concept's pictures, and of each
-                look-alike's; where none can be tried out, the first judges.
+            features: name -> features (M, D) of the concept's images, then of each look-alike's.
+                Where nothing can be cross-validated, the first is used.
         """
-        self.judge, self.right, best = "", None, -1.0
-        self.chance = 1 / len(next(iter(ways.values())))
-        for name, sets in ways.items():
-            # Along the directions in which the pictures differ, of which there may be fewer.
+        self.feature, self.cv_accuracy, best = "", None, -1.0
+        self.chance = 1 / len(next(iter(features.values())))
+        for name, sets in features.items():
+            # Along the directions in which the images differ, of which there may be fewer.
             everything = torch.cat(sets)
             axes = torch.linalg.svd(everything - everything.mean(0), full_matrices=False).Vh.T
-            features = [pictures @ axes for pictures in sets]
-            folds = min(FOLDS, *map(len, sets))
-            hits: list[list[bool]] = [[] for _ in sets]
-            for fold in range(folds if folds > 1 else 0):
-                others = [[k for k in range(len(s)) if k % folds != fold] for s in sets]
-                classify = _classifier([f[k] for f, k in zip(features, others, strict=True)])
-                for number, pictures in enumerate(features):
-                    hits[number] += (classify(pictures[fold::folds]) == number).tolist()
-            told = sum(sum(h) / len(h) for h in hits) if hits[0] else 0.0
-            if told > best:
-                best, self.judge = told, name
-                self.right = sum(hits[0]) / len(hits[0]) if hits[0] else None
-                self._axes, self._classify = axes, _classifier(features)
+            projected = [images @ axes for images in sets]
+            hits = _cross_validate(projected)
+            balanced = sum(sum(h) / len(h) for h in hits) if hits[0] else 0.0
+            if balanced > best:
+                best, self.feature = balanced, name
+                self.cv_accuracy = sum(hits[0]) / len(hits[0]) if hits[0] else None
+                self._axes, self._classify = axes, _fit_classifier(projected)
 
     def share(self, samples: torch.Tensor) -> float:
-        """Share of samples, by the judge's features (N, D), that are taken for the concept.
+        """Return the share of samples, by their features (N, D), classified as the concept.
 
-        Whichever set is called the concept's, the shares add up to 1.
+        The shares add up to 1 over the choices of the set that is called the concept's.
         """
         return float((self._classify(samples @ self._axes) == 0).float().mean())
+
+
+def _cross_validate(sets: list[torch.Tensor]) -> list[list[bool]]:
+    """Return for each set whether each of its images is classified rightly by the other folds."""
+    folds = min(FOLDS, *map(len, sets))
+    hits: list[list[bool]] = [[] for _ in sets]
+    for fold in range(folds if folds > 1 else 0):
+        others = [[k for k in range(len(s)) if k % folds != fold] for s in sets]
+        classify = _fit_classifier([s[k] for s, k in zip(sets, others, strict=True)])
+        for number, images in enumerate(sets):
+            hits[number] += (classify(images[fold::folds]) == number).tolist()
+    return hits

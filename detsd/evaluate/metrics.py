@@ -1,14 +1,14 @@
-"""How near images come to what they should show: as CLIP sees it, and DINO where one is given.
+"""Similarity of samples to training images and prompts, by CLIP and, if one is given, DINO.
 
     encoders = load_encoders(EvaluatorConfig(), "demo_model", device)
-    yardstick = ConceptMetrics(encoders, pictures, prompts, lookalikes, num_samples)
-    ends, of_phrase = yardstick.anchors(samples_of_the_phrase)
-    yardstick.figures(samples, ends)
+    metrics = ConceptMetrics(encoders, images, prompts, lookalikes, num_samples)
+    baselines, of_initializer = metrics.fit_baselines(samples_of_the_initializer)
+    metrics.figures(samples, baselines)
 
-What is measured, and the two ends of each scale, are those of textual inversion (arXiv 2208.01618,
-section 5): images of "a photo of a S*" against the training images, images of edited prompts
-against these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) has the same under
-the names CLIP-I and CLIP-T, and DINO for the first. Features are unit vectors (N, D), float32.
+The figures and both ends of each scale are those of textual inversion (arXiv 2208.01618, section
+5): images of "a photo of a S*" compared with the training images, images of edited prompts compared
+with these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) calls the two CLIP-I
+and CLIP-T, and adds DINO for the first. Features are unit vectors (N, D), float32.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from detsd.evaluate.lookalikes import FLAT, SAME, LookalikeClassifier, outlines
 
 
 def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean cosine of all pairs of features (N, D) and (M, D): CLIP-I, or DINO's.
+    """Return the mean cosine of all pairs of features (N, D) and (M, D): CLIP-I, or DINO's.
 
-    No picture is compared with itself: a set against itself gives how alike its pictures are, and 1
-    where there is only one.
+    An image is not compared with itself. A set compared with itself gives the mean similarity of
+    its images, and 1 if it has only one.
     """
     cosines = a @ b.T
     others = cosines < SAME
@@ -37,39 +37,40 @@ def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def text_similarity(images: torch.Tensor, texts: torch.Tensor) -> float:
-    """Mean cosine of images (P * n, D), n of each prompt, and their own texts (P, D): CLIP-T."""
+    """Return the mean cosine of images (P * n, D), n a prompt, and their texts (P, D): CLIP-T."""
     own = texts.repeat_interleave(len(images) // len(texts), dim=0)
     return float((images * own).sum(1).mean())
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """The ends of both scales, by which their figures become comparable.
+    """Both ends of both scales, by which figures of different concepts become comparable.
 
-    A phrase that anybody could write draws what its prompt says and not the concept; the training
-    images show the concept and nothing that a prompt says (the two baselines of arXiv 2208.01618,
-    section 5). So each is the upper end of one scale and the lower end of the other.
+    The initializer's samples follow any prompt but do not show the concept; the training images
+    show the concept but follow no prompt (the two baselines of arXiv 2208.01618, section 5). So
+    each is the upper end of one scale and the lower end of the other.
     """
 
-    image_low: float  # samples of the phrase to the training images
+    image_low: float  # samples of the initializer to the training images
     image_high: float  # the most typical training image to the others
     text_low: float  # the training images to the edited prompts
-    text_high: float  # samples of the phrase to the edited prompts
+    text_high: float  # samples of the initializer to the edited prompts
 
 
-def anchors(
+def fit_baselines(
     images: torch.Tensor, texts: torch.Tensor, plain: torch.Tensor, edited: torch.Tensor
 ) -> Baselines:
-    """The anchors of a concept.
+    """Return the baselines of a concept.
 
-    The training images among themselves are on average no upper end: in many scenes they are as
-    unlike each other as anything, while samples of a plain prompt come near the middle of them. The
-    one of them that is nearest to the others is.
+    The mean similarity of the training images to each other would be no upper end: taken in many
+    scenes they differ from each other as much as any pictures, while samples of a plain prompt come
+    near the middle of them. The training image that is nearest to the others is an upper end.
 
     Args:
         images: features (M, D) of the training images.
-        texts: of the edited prompts without the word (P, D).
-        plain, edited: of samples of the phrase: (N, D), and (P * n, D), n of each prompt.
+        texts: features (P, D) of the edited prompts without the concept's word.
+        plain: features (N, D) of the initializer's samples of the plain prompt.
+        edited: features (P * n, D) of its samples of the edited prompts, n of each.
     """
     cosines = images @ images.T
     others = cosines < SAME
@@ -83,28 +84,28 @@ def anchors(
 
 
 def normalised(value: float, low: float, high: float) -> float:
-    """Where a figure lies between its anchors: 0 at the lower, 1 at the upper and beyond.
+    """Return where a figure lies between its baselines: 0 at the lower, 1 from the upper one on.
 
-    Where the lower one is no lower, it is taken for 0: a concept's pictures may be as unlike each
-    other as the phrase's are to them.
+    Where the two are equal, 0 takes the lower one's place: a concept's images may differ from each
+    other as much as the initializer's samples differ from them.
     """
     low = low if high - low >= FLAT else 0.0
     return min(1.0, max(0.0, (value - low) / max(high - low, FLAT)))
 
 
-def score(image: float, text: float, anchors: Baselines) -> float:
-    """The rule that names the best checkpoint: the highest product of both similarities.
+def score(image: float, text: float, baselines: Baselines) -> float:
+    """Return the product of both similarities, by which the best checkpoint is named.
 
-    Each is normalised by its anchors. The product falls to 0 for the phrase itself, which has
-    nothing of the concept, and for rows that draw a training image whatever the prompt says.
+    Each is normalised by its baselines. The product is 0 for the initializer itself, which shows
+    nothing of the concept, and for vectors that draw a training image whatever the prompt says.
     """
-    return normalised(image, anchors.image_low, anchors.image_high) * normalised(
-        text, anchors.text_low, anchors.text_high
+    return normalised(image, baselines.image_low, baselines.image_high) * normalised(
+        text, baselines.text_low, baselines.text_high
     )
 
 
 def without_word(template: str) -> str:
-    """A template without its concept, as the paper compares it: "a photo of {} on the moon"."""
+    """Return a template without its concept, as the paper compares it: "a photo of on the moon"."""
     return " ".join(re.sub(r"(?:\b(?:an?|the) )?\{\}", " ", template).split())
 
 
@@ -112,68 +113,75 @@ def without_word(template: str) -> str:
 
 
 class ConceptMetrics:
-    """What the samples of a concept are held against.
+    """The metrics of one concept's samples.
 
     Attributes:
-        lineup: None without look-alikes.
+        lineup: a classifier of look-alikes; None without look-alikes.
     """
 
     def __init__(
         self,
         encoders: dict[str, ImageEncoder],
-        pictures: list[Image.Image],
+        images: list[Image.Image],
         prompts: list[str],
         lookalikes: list[list[Image.Image]],
         num_samples: int,
     ):
-        """
+        """Compute the features of the images and prompts to compare with.
+
         Args:
-            pictures: that it was learned from.
-            prompts: the edited ones, with {} in them.
-            lookalikes: pictures of each.
-            num_samples: how many of its samples are of the plain prompt: the first ones. The others
-                are of the edited prompts, equally many of each.
+            images: the concept's training images.
+            prompts: the edited prompts, with {} for the concept.
+            lookalikes: images of each look-alike.
+            num_samples: how many of the samples are of the plain prompt, which come first. The
+                others are of the edited prompts, equally many of each.
         """
-        self._num_samples, self._eyes = num_samples, encoders
-        # Of ways to see that tell pictures apart equally well, the first judges.
-        self._ways = {"clip": encoders["clip"].image_features}
-        self._ways |= {"outlines": outlines} if lookalikes else {}
-        self._ways |= {name: eye.image_features for name, eye in encoders.items()}
-        sets = [pictures, *lookalikes]
-        features = {name: [see(each) for each in sets] for name, see in self._ways.items()}
-        self._real = {name: own for name, (own, *_) in features.items()}
+        self._num_samples, self._encoders = num_samples, encoders
+        # The classifier takes the first of several features that separate the images equally well.
+        self._extractors = {"clip": encoders["clip"].image_features}
+        self._extractors |= {"outlines": outlines} if lookalikes else {}
+        self._extractors |= {name: encoder.image_features for name, encoder in encoders.items()}
+        sets = [images, *lookalikes]
+        features = {k: [extract(each) for each in sets] for k, extract in self._extractors.items()}
+        self._images = {name: own for name, (own, *_) in features.items()}
         self._texts = encoders["clip"].text_features([without_word(prompt) for prompt in prompts])
         self.lineup = LookalikeClassifier(features) if lookalikes else None
 
-    def anchors(self, made: list[Image.Image]) -> tuple[Baselines, dict[str, float]]:
-        """The ends of the scales, by samples of the phrase that it started from; their figures."""
-        found, *seen = self._seen(made)
-        return anchors(self._real["clip"], self._texts, *seen), found
+    def fit_baselines(self, samples: list[Image.Image]) -> tuple[Baselines, dict[str, float]]:
+        """Return the baselines by samples of the initializer, and the figures of these samples."""
+        found, *features = self._measure(samples)
+        return fit_baselines(self._images["clip"], self._texts, *features), found
 
-    def figures(self, made: list[Image.Image], ends: Baselines) -> dict[str, float]:
-        """What is measured on samples of the concept; the larger, the better."""
-        found = self._seen(made)[0]
+    def figures(self, samples: list[Image.Image], baselines: Baselines) -> dict[str, float]:
+        """Return the figures of the concept's samples; the larger, the better."""
+        found = self._measure(samples)[0]
         image, text = found["clip_image_similarity"], found["clip_text_similarity"]
-        return {"score": score(image, text, ends)} | found
+        return {"score": score(image, text, baselines)} | found
 
-    def of_pictures(self, ends: Baselines) -> dict[str, float | None]:
-        """What is measured on the training images themselves."""
-        found = self._similarities(self._real, ends.text_low)
-        return found | ({"lineup": self.lineup.right} if self.lineup else {})
+    def of_training_images(self, baselines: Baselines) -> dict[str, float | None]:
+        """Return the figures of the training images themselves."""
+        found = self._similarities(self._images, baselines.text_low)
+        return found | ({"lineup": self.lineup.cv_accuracy} if self.lineup else {})
 
-    def _seen(self, made: list[Image.Image]) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
-        """Figures, and CLIP's features of the plain samples (N, D) and of the edited ones."""
+    def _measure(
+        self, samples: list[Image.Image]
+    ) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+        """Return figures, and CLIP features of the plain (N, D) and of the edited samples."""
         n = self._num_samples
-        seen = self._ways["clip"](made)
-        plain = {k: seen[:n] if k == "clip" else see(made[:n]) for k, see in self._ways.items()}
-        found = self._similarities(plain, text_similarity(seen[n:], self._texts))
+        clip = self._extractors["clip"](samples)
+        plain = {
+            name: clip[:n] if name == "clip" else extract(samples[:n])
+            for name, extract in self._extractors.items()
+        }
+        found = self._similarities(plain, text_similarity(clip[n:], self._texts))
         if self.lineup:
-            found["lineup"] = self.lineup.share(plain[self.lineup.judge])
-        return found, seen[:n], seen[n:]
+            found["lineup"] = self.lineup.share(plain[self.lineup.feature])
+        return found, clip[:n], clip[n:]
 
     def _similarities(self, plain: dict[str, torch.Tensor], text: float) -> dict[str, float]:
+        """Return the similarities of features to the training images, and to the prompts."""
         images = {
-            f"{name}_image_similarity": mean_cosine(plain[name], self._real[name])
-            for name in self._eyes
+            f"{name}_image_similarity": mean_cosine(plain[name], self._images[name])
+            for name in self._encoders
         }
         return images | {"clip_text_similarity": text}

@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
+
+from detsd.utils import contact_sheets
+
 FIGURES = "evaluation.json"
 
-# ---- what is shown -------------------------------------------------------------------------------
+SHOWN = 8  # images in a row
 
-COLUMNS = {  # of the table: what it is called, and how it is written
-    "clip_image_similarity": ("image", "{:.3f}"),
-    "dino_image_similarity": ("dino", "{:.3f}"),
-    "clip_text_similarity": ("text", "{:.3f}"),
+COLUMNS = {  # of the table: title and format
+    "clip_image_similarity": ("CLIP-I", "{:.3f}"),
+    "dino_image_similarity": ("DINO", "{:.3f}"),
+    "clip_text_similarity": ("CLIP-T", "{:.3f}"),
     "lineup": ("line-up", "{:.0%}"),
     "denoising_error": ("error", "{:.4f}"),
     "high_noise": ("high noise", "{:.4f}"),
@@ -20,48 +24,81 @@ COLUMNS = {  # of the table: what it is called, and how it is written
 }
 
 
-def _written(figures: dict[str, Any]) -> dict[str, str]:
-    """A row of the table, by what its columns are called."""
+def _formatted(figures: dict[str, Any]) -> dict[str, str]:
+    """Return a row of the table by the titles of its columns."""
     errors = [key for key in figures if key.startswith("denoising_error_")]
     figures = figures | ({"high_noise": figures[errors[-1]]} if errors else {})
-    return {title: form.format(figures[key]) for key, (title, form) in COLUMNS.items()
-            if figures.get(key) is not None}  # fmt: skip
+    return {
+        title: form.format(figures[key])
+        for key, (title, form) in COLUMNS.items()
+        if figures.get(key) is not None
+    }
 
 
 def _line(label: str, figures: dict[str, Any]) -> str:
-    told = {k: v for k, v in _written(figures).items() if k in ("image", "text", "line-up")}
-    return "   ".join([label, *(f"{k} {v}" for k, v in told.items())])
+    """Return a row's label for the picture of samples."""
+    row = _formatted(figures)
+    return "   ".join(
+        [label, *(f"{k} {row[k]}" for k in ("CLIP-I", "CLIP-T", "line-up") if k in row)]
+    )
+
+
+def overview(
+    concepts: list[dict[str, Any]],
+    images: list[list[Image.Image]],
+    samples: list[list[list[Image.Image]]],
+    side: int,
+) -> Image.Image:
+    """Draw training images, then samples of the initializer and of each state, a row each.
+
+    Args:
+        concepts: the figures of each concept, as in `evaluation.json`.
+        images: the training images of each concept.
+        samples: of each concept, the samples of the initializer and of each state.
+        side: of a tile, in pixels.
+    """
+    rows, labels = [], []
+    for concept, own, sets in zip(concepts, images, samples, strict=True):
+        step = -(-len(own) // SHOWN)
+        rows.append(own[::step])
+        labels.append(_line(f"training images: {concept['images']}", concept["training_images"]))
+        initializer = concept["phrase"]
+        rows += sets
+        labels.append(_line(f"the initializer: {initializer['phrase']}", initializer))
+        labels += [_line(state["label"], state) for state in concept["states"]]
+    tiles = [[ImageOps.pad(image, (side, side)) for image in row] for row in rows]
+    return contact_sheets.sheet(tiles, labels)
 
 
 def table(result: dict[str, Any]) -> str:
-    """What was measured, a line for each concept or checkpoint under its anchors."""
+    """Return the figures as text, a line for each concept or checkpoint below its baselines."""
     lines = []
     for concept in result["concepts"]:
         rows = [("training images", concept["training_images"])]
         rows += [(row["label"], row) for row in (concept["phrase"], *concept["states"])]
-        written = [(label, _written(figures)) for label, figures in rows]
-        titles = [title for title, _ in COLUMNS.values() if any(title in w for _, w in written)]
-        wide = min(60, max(len(label) for label, _ in written))
+        formatted = [(label, _formatted(figures)) for label, figures in rows]
+        titles = [title for title, _ in COLUMNS.values() if any(title in w for _, w in formatted)]
+        wide = min(60, max(len(label) for label, _ in formatted))
         lines += ["", f"{concept['concept']:{wide}}  " + "  ".join(f"{t:>7}" for t in titles)]
-        for label, row in written:
+        for label, row in formatted:
             label = label if len(label) <= wide else f"{label[: wide - 3]}..."
             cells = (f"{row.get(title, ''):>{max(7, len(title))}}" for title in titles)
             lines.append(f"{label:{wide}}  " + "  ".join(cells))
         if concept["lineup"]:
             judge, chance = concept["lineup"]["judge"], concept["lineup"]["chance"]
-            lines.append(f"line-up: {chance:.0%} by chance; judged by {judge}")
+            lines.append(f"line-up: {chance:.0%} by chance; classified by {judge}")
         if len(concept["states"]) > 1:
             lines.append(f"best: {concept['best']}")
     return "\n".join(lines[1:])
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    """Draw image against text similarity, a panel for each concept, a point for each state of it.
+    """Plot CLIP-I against CLIP-T, a panel for each concept and a point for each of its states.
 
-    Up is more of the concept, to the right more of the prompt, as in figure 10 of arXiv 2208.01618.
-    The states of one run are joined; where there are many, the first, last and best are named.
+    Up is more of the concept, right is more of the prompt, as in figure 10 of arXiv 2208.01618. The
+    states of one run are joined; of many states, the first, last and best are named.
     """
-    from matplotlib.figure import Figure  # late, as in `show`
+    from matplotlib.figure import Figure  # late: half a second
 
     concepts = result["concepts"]
     figure = Figure(figsize=(7 * len(concepts), 5.5), layout="constrained")
@@ -74,9 +111,9 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
         axis.axhline(concept["anchors"]["image_high"], color="#d9a441", ls="--", lw=1)
         axis.axvline(concept["anchors"]["text_high"], color="#d9a441", ls="--", lw=1)
-        for label in ("training_images", "phrase"):
-            axis.scatter(*place(concept[label]), color="#8a8a8a", s=45)
-            axis.annotate(label.replace("_", " "), place(concept[label]), (7, 5),
+        for key, label in {"training_images": "training images", "phrase": "initializer"}.items():
+            axis.scatter(*place(concept[key]), color="#8a8a8a", s=45)
+            axis.annotate(label, place(concept[key]), (7, 5),
                           textcoords="offset points", fontsize=8)  # fmt: skip
         for k, state in enumerate(states):
             best = state["label"] == concept["best"] and len(states) > 1
@@ -90,9 +127,9 @@ def plot(result: dict[str, Any], file: Path) -> None:
                           textcoords="offset points", fontsize=8)  # fmt: skip
         for points in runs.values():
             axis.plot(*zip(*points, strict=True), color="#3b6fb6", lw=0.8, zorder=1)
-        axis.set_title(f"{concept['concept']} (dashed: what scores as 1)", loc="left", fontsize=10)
-        axis.set_xlabel("similarity of edited samples to their prompts")
-        axis.set_ylabel("similarity of samples to the training images")
+        axis.set_title(f"{concept['concept']} (dashed: a score of 1)", loc="left", fontsize=10)
+        axis.set_xlabel("CLIP-T: similarity of edited samples to their prompts")
+        axis.set_ylabel("CLIP-I: similarity of samples to the training images")
         axis.margins(0.2)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)

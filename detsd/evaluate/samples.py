@@ -19,17 +19,18 @@ from detsd.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a concept was learned from, and how: what its samples are held against.
+class ConceptReference:
+    """The training images and settings that a concept's samples are compared with.
 
     Attributes:
         name: the concept's word in its training prompts.
+        initializer: the phrase that it started from.
         folder: of its training images.
         concepts, seed, most_held_out: of its fine-tuning, so that the same images are held out.
     """
 
     name: str
-    phrase: str
+    initializer: str
     folder: str
     concepts: ConceptsConfig
     seed: int
@@ -42,18 +43,18 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Block:
-    """The samples of a concept, or of a phrase: what they are of, and their jobs."""
+class SampleSet:
+    """The samples of a concept or of an initializer, as jobs."""
 
     label: str
-    ground: Ground
+    reference: ConceptReference
     jobs: list[Job]
-    concept: LearnedConcept | None = None  # under the word of its prompts; None: the phrase
+    concept: LearnedConcept | None = None  # under the word of its prompts; None: the initializer
     source: str = ""
 
 
 def _files(config: EvaluateConfig) -> list[tuple[str, str]]:
-    """What is evaluated, as `path` or `path=word`, and what an image is to call it."""
+    """Return what is evaluated, as `path` or `path=word`, and the name that images record."""
     found = []
     for source in config.concepts.files:
         path, word = split_source(source)
@@ -66,12 +67,8 @@ def _files(config: EvaluateConfig) -> list[tuple[str, str]]:
     return found
 
 
-def _ground(concept: LearnedConcept, file: Path, images_dir: str | None) -> Ground:
-    """What a concept of a file is held against.
-
-    Raises:
-        UserError: its training images are not known, or not here.
-    """
+def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> ConceptReference:
+    """Return the reference of a concept of a file."""
     config = finetuning_of(file).get("config", {})
     known = {f.name for f in dataclasses.fields(ConceptsConfig)}
     given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
@@ -80,20 +77,20 @@ def _ground(concept: LearnedConcept, file: Path, images_dir: str | None) -> Grou
     folders = [images_dir] * len(names) if images_dir else learned_from(file)
     if problem := images_problem(concept.name, folders[place : place + 1]):
         raise UserError(f"{file}: {problem}")
-    phrase = concept.initializer or "thing"  # as Vocabulary.plain has it
+    initializer = concept.initializer or "thing"  # as Vocabulary.with_initializers has it
     lists = {
         "concept_strs": names,
-        "initializer_strs": [phrase] * len(names),
+        "initializer_strs": [initializer] * len(names),
         "img_dirs": folders,
         "learnable_properties": given.get("learnable_properties", ["object"]),
-        "num_vectors": [None],  # of no concern here: runs that differ in it are compared
+        "num_vectors": [None],  # runs that differ in it are compared
     }
-    if images_dir:  # which are of this concept alone
+    if images_dir:  # of this concept alone
         lists = {key: values[place : place + 1] for key, values in lists.items()}
     training = config.get("training", {})
-    return Ground(
+    return ConceptReference(
         names[place],
-        phrase,
+        initializer,
         folders[place],
         ConceptsConfig(**given | lists),
         training.get("train_seed", TrainingConfig.train_seed),
@@ -101,60 +98,60 @@ def _ground(concept: LearnedConcept, file: Path, images_dir: str | None) -> Grou
     )
 
 
-def find_blocks(config: EvaluateConfig) -> list[Block]:
-    """The samples to be made: of the phrase of each ground, then of each concept on it.
-
-    Raises:
-        UserError: a source without a concept, or without training images.
-    """
+def find_sample_sets(config: EvaluateConfig) -> list[SampleSet]:
+    """Return the samples to make: of each reference's initializer, then of each of its concepts."""
     found = []
     for named, source in _files(config):
         file, given = split_source(named)
         for concept in read_concepts(named):
-            ground = _ground(concept, file, config.evaluation.images)
-            found.append((concept, (source, given), _title(file), ground))
-    groups: list[list[Block]] = []
-    for number, (concept, (source, given), title, ground) in enumerate(found):
+            reference = _reference(concept, file, config.evaluation.images)
+            found.append((concept, (source, given), _title(file), reference))
+    groups: list[list[SampleSet]] = []
+    for number, (concept, (source, given), title, reference) in enumerate(found):
         alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
-        # One name may stand for many states: each gets a word of its own.
+        # Several states may share a name: each gets a word of its own.
         steps = concept.steps if [k for k, _ in alike].count(concept.steps) == 1 else None
         word = f"{concept.name}-{f'no-{number + 1}' if steps is None else steps}"
         word = word if len(alike) > 1 else concept.name
         label = title if len({t for _, t in alike}) > 1 else concept.name
         label += "" if concept.steps is None else f", {concept.steps} steps"
-        block = Block(
+        sample_set = SampleSet(
             label,
-            ground,
-            _jobs(config, ground, word),
+            reference,
+            _jobs(config, reference, word),
             dataclasses.replace(concept, name=word),
             f"{source}={word}" if given or word != concept.name else source,
         )
-        group = next((g for g in groups if g[0].ground == ground), None)
+        group = next((g for g in groups if g[0].reference == reference), None)
         if group is None:
-            group = [Block("the phrase", ground, _jobs(config, ground, ground.phrase))]
+            group = [
+                SampleSet(
+                    "the initializer", reference, _jobs(config, reference, reference.initializer)
+                )
+            ]
             groups.append(group)
-        group.append(block)
-    return [block for group in groups for block in group]
+        group.append(sample_set)
+    return [sample_set for group in groups for sample_set in group]
 
 
 def _title(file: Path) -> str:
-    """What tells a concept file from others: its run's name, or its own."""
+    """Return a name for a concept file: its run's, or its own."""
     inside = file.parent.parent.name == "checkpoints"
     run = file.parent.parent.parent if inside else file.parent
     return run.name if file.name == DICT_FILE else file.stem
 
 
-def edits(config: EvaluateConfig, ground: Ground) -> list[str]:
-    """The edited prompts of a ground's concepts, with {} in them."""
+def edits(config: EvaluateConfig, reference: ConceptReference) -> list[str]:
+    """Return the edited prompts of a reference's concepts, with {} for the concept."""
     e = config.evaluation
-    return e.prompts or list(EDITS[ground.kind if e.prompt_list == "auto" else e.prompt_list])
+    return e.prompts or list(EDITS[reference.kind if e.prompt_list == "auto" else e.prompt_list])
 
 
-def _jobs(config: EvaluateConfig, ground: Ground, word: str) -> list[Job]:
-    """The samples of a word: of the plain prompt, then of each edited one; seeds fastest."""
+def _jobs(config: EvaluateConfig, reference: ConceptReference, word: str) -> list[Job]:
+    """Return the jobs of a word: the plain prompt, then each edited one; seeds vary fastest."""
     e = config.evaluation
-    counts = [(PLAIN[ground.kind], e.num_samples)]
-    counts += [(template, e.num_samples_per_prompt) for template in edits(config, ground)]
+    counts = [(PLAIN[reference.kind], e.num_samples)]
+    counts += [(template, e.num_samples_per_prompt) for template in edits(config, reference)]
     return [
         Job(
             template.format(word),

@@ -60,11 +60,14 @@ class Grid:
         run: Run,
         prepare: Callable[[DetSDTextualInversionPipeline], list[Job]] | None = None,
         layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
+        on_complete: Callable[[], None] | None = None,
     ):
-        """
+        """Load the model and find the images that are there already.
+
         Args:
-            prepare: adds further concepts, and gives other jobs than those of `config.grid`.
+            prepare: adds further concepts, and returns other jobs than those of `config.grid`.
             layout: the contact sheets of the jobs.
+            on_complete: called on the chief when all images are there, before the last checkpoint.
         """
         self.config, self.run = config, run
         m = config.model
@@ -123,7 +126,9 @@ class Grid:
         run.begin()
         if run.is_chief:
             every = config.output.checkpoint_freq * self.limit * run.ranks.size
-            self.album = ImageStore(run, config, self.jobs, self.record, self.source, every, layout)
+            self.album = ImageStore(
+                run, config, self.jobs, self.record, self.source, every, layout, on_complete
+            )
         problem = run.ranks.allgather(self.album.problem if self.album else "")[0]
         if problem:
             raise UserError(problem)

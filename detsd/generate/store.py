@@ -69,6 +69,7 @@ class ImageStore:
         source: str,
         save_every: int,
         layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
+        on_complete: Callable[[], None] | None = None,
     ):
         """
         Args:
@@ -110,7 +111,7 @@ class ImageStore:
         self._line = self._began, self.received  # when the last line was told, and its count
         self._reported = self.received
         # Called once all images are there; on a cluster the last checkpoint takes what it leaves.
-        self.conclude: Callable[[], None] = lambda: None
+        self._on_complete = on_complete or (lambda: None)
         self.tells = True  # lines; a bar may stand in their place
 
     # ---- what is there already -----------------------------------------------------------------
@@ -237,7 +238,7 @@ class ImageStore:
 
     def _finish(self) -> None:
         if len(self.finished) == len(self.jobs):
-            self.conclude()
+            self._on_complete()
         if self.run.folder_is_kept:
             self._drawn(wait=True)
             staging = self.run.folder / f".{MANIFEST}"
@@ -373,7 +374,7 @@ class ImageStore:
             (to / SHEETS).mkdir(exist_ok=True)
             for name in sheets:
                 shutil.copy(self.run.folder / SHEETS / name, to / SHEETS)
-            for path in self.run.folder.glob("*.*"):  # concepts, and what `conclude` has written
+            for path in self.run.folder.glob("*.*"):  # concepts, and what `on_complete` has written
                 shutil.copy(path, to)
 
         self.run.report(count, {"images": count}, "validation")

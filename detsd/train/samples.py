@@ -75,7 +75,7 @@ class SampleMetrics:
     def anchor(self, made: list[Image.Image]) -> None:
         """Take the samples of what the concepts started from as the lower ends."""
         each = zip(self._yardsticks, self._of_each(made), strict=True)
-        self.ends = [yardstick.anchors(own)[0] for yardstick, own in each]
+        self.ends = [yardstick.fit_baselines(own)[0] for yardstick, own in each]
 
     def figures(self, made: list[Image.Image]) -> dict[str, float]:
         """What is measured on samples of the concepts; the larger, the better."""
