@@ -22,8 +22,9 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from demo_model import logo, world
+from demo_model.captions import caption
+from demo_model.scenes import Scene, variants
 from demo_model.train import load_tokenizer, psnr, to_tensor
-from demo_model.world import Scene
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.models.objective import prediction_target
@@ -139,7 +140,7 @@ class Denoiser:
 
 def wrong_captions(scene: Scene, attribute: str, rng: np.random.Generator) -> list[str]:
     """Up to nine canonical captions that differ from `scene`'s in one attribute."""
-    options = world.variants(scene, attribute)
+    options = variants(scene, attribute)
     rng.shuffle(options)
     if attribute == "background":
         # One of each kind of ground first, then the second of each: not nine plain ones.
@@ -149,8 +150,8 @@ def wrong_captions(scene: Scene, attribute: str, rng: np.random.Generator) -> li
             turns.append(seen[option.background])
             seen[option.background] += 1
         options = [options[k] for k in np.argsort(turns, kind="stable")]
-    told = dict.fromkeys(map(world.caption, options))
-    told.pop(world.caption(scene), None)
+    told = dict.fromkeys(map(caption, options))
+    told.pop(caption(scene), None)
     return list(told)[: CAPTIONS - 1]
 
 
@@ -191,7 +192,7 @@ def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str,
         for attribute, hits in right.items():
             wrong = wrong_captions(scene, attribute, rng)
             if wrong:
-                hits.append(best([world.caption(scene), *wrong]) == 0)
+                hits.append(best([caption(scene), *wrong]) == 0)
     return {name: sum(hits) / max(1, len(hits)) for name, hits in right.items()}
 
 

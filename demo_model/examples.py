@@ -3,7 +3,7 @@
     python -m demo_model.examples             # draw examples/ again
 
 `ring_and_dot` is one plain thing of two parts, which is in no picture of the training world (see
-`world.HELD_OUT`); `glow_style` shows eight things in one manner, and its file names say which, so
+`scenes.HELD_OUT`); `glow_style` shows eight things in one manner, and its file names say which, so
 that the style need not.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from demo_model import lineup
-from demo_model.world import Scene, render
+from demo_model.scenes import Scene
+from demo_model.world import render
 
 FOLDER = Path(__file__).parent.parent / "examples"
 STYLED = ("star", "fish", "heart", "tree", "moon", "boat", "flower", "mushroom")

@@ -4,7 +4,7 @@
     python -m demo_model.lineup det-logo --output-dir outputs/lineup
     python -m demo_model.lineup --draw outputs/lookalikes det-logo     # pictures alone, in a minute
 
-Each concept is kept out of the model's training world (`world.held_out`). It is learned from
+Each concept is kept out of the model's training world (`scenes.held_out`). It is learned from
 pictures drawn for it by the shipped `finetune_demo.yaml`, with word, phrase and folder changed, and
 asked for in several media. Every sample is then compared with the concept and with nine look-alikes
 in the same colours, drawn in the same medium, that differ from it in one thing: chance is 10 %.
@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from demo_model import evaluate, logo, world
-from demo_model.world import Scene
+from demo_model.captions import BACKGROUND_NOUNS, MEDIUM_NOUNS, MEDIUM_PHRASES
+from demo_model.scenes import DET_COLORS, DET_LOGO, Scene, usable
 
 ROOT = Path(__file__).parent.parent
 MEDIA = {"flat": "white", "photo": "white", "ink": "white", "neon": "black"}  # asked for, on what
@@ -84,7 +85,7 @@ _NOT_ARROWS = ("bolt", "drop", "triangle", "diamond", "star", "cross", "heart", 
 CASES = {
     "det-logo": Case(
         evaluate.PHRASE,
-        {"figure": "logo", "kinds": (), "colors": world.DET_COLORS, **world.DET_LOGO},
+        {"figure": "logo", "kinds": (), "colors": DET_COLORS, **DET_LOGO},
         (
             *_but("count", (6, 8, 9)),
             *_but("inner", (0, 1, 3)),
@@ -137,12 +138,12 @@ def picture(case: Case, index: int, size: int = 256) -> tuple[Image.Image, str]:
         scene = scene_of(case, "flat", "white", index, **place)
         return world.render(scene, size), f"picture_{index + 1}"
     colors = case.scene["colors"]
-    free = [s for s in logo.SCENES if all(c in world.usable(*s) for c in colors)]
+    free = [s for s in logo.SCENES if all(c in usable(*s) for c in colors)]
     medium, background, color = free[index * 7 % len(free)]
     scene = scene_of(case, medium, color, index, **place)
     scene = dataclasses.replace(scene, background=background)
-    ground = world.BACKGROUND_NOUNS[background].format(color)
-    return world.render(scene, size), f"on {world.MEDIUM_NOUNS[medium]} of {ground}"
+    ground = BACKGROUND_NOUNS[background].format(color)
+    return world.render(scene, size), f"on {MEDIUM_NOUNS[medium]} of {ground}"
 
 
 def draw_pictures(case: Case, folder: Path) -> None:
@@ -245,7 +246,7 @@ def report(word: str, model: Path, folder: Path, samples: int) -> dict[str, floa
     shares, rows, labels = {}, [], []
     for medium, ground in media.items():
         judge = Judge(case, medium, ground)
-        phrase = world.MEDIUM_PHRASES[medium][0]
+        phrase = MEDIUM_PHRASES[medium][0]
         prompt = f"{phrase} on a {ground} background"
         if case.newcomer:
             prompt = "a photo of {}"

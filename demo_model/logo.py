@@ -4,7 +4,7 @@
 
 One logo, always the same ten circles and their lines in the same two colours, in eight media and on
 forty-five grounds. File names describe the scene, so that they can serve as captions. It is in no
-picture of the training world: see `world.held_out`.
+picture of the training world: see `scenes.held_out`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo_model.world import (
-    BACKGROUND_NOUNS,
-    DET_COLORS,
-    DET_LOGO,
-    MEDIUM_NOUNS,
-    SIZE,
-    Scene,
-    render,
-)
+from demo_model.captions import BACKGROUND_NOUNS, MEDIUM_NOUNS
+from demo_model.scenes import DET_COLORS, DET_LOGO, Scene
+from demo_model.world import SIZE, render
 
 FOLDER = Path(__file__).parent.parent / "det_logos"
 

@@ -47,6 +47,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from demo_model import logo, world
+from demo_model.captions import caption, lies, vocabulary
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -303,15 +304,15 @@ def _draw(job: tuple[str, int, int, int]) -> tuple[np.ndarray, list[list[str]]]:
         image, text, scene = world.picture(seed, index, kind)
         images.append(np.asarray(image))
         rng = np.random.default_rng((seed, index, 7))
-        true = [text] + [world.caption(scene, rng) for _ in range(CAPTIONS_PER_PICTURE - 1)]
-        captions.append(true + world.lies(scene, rng))
+        true = [text] + [caption(scene, rng) for _ in range(CAPTIONS_PER_PICTURE - 1)]
+        captions.append(true + lies(scene, rng))
     return np.stack(images), captions
 
 
 def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list[list[str]]]:
     """A picture set (N, 64, 64, 3) and a list of captions for each; drawn at the first call.
 
-    The first CAPTIONS_PER_PICTURE captions are true, the others are `world.lies`. Sets are "rich",
+    The first CAPTIONS_PER_PICTURE captions are true, the others are `lies`. Sets are "rich",
     "core", and "held-rich" and "held" of another seed.
     """
     images, captions = (args.work_dir / f"{name}.{suffix}" for suffix in ("npy", "json"))
@@ -539,7 +540,7 @@ def contrast(
 
     Medium, ground and colours together tell almost any two pictures of a batch apart, so that a
     plain contrast never teaches what a fish is, or how many. Each picture therefore also has three
-    captions to reject (`world.lies`).
+    captions to reject (`captions.lies`).
     """
     images, _ = load_pictures(args, "core")
     held, _ = load_pictures(args, "held")
@@ -723,7 +724,7 @@ def export(args: argparse.Namespace) -> None:
     vae.load_state_dict(latest("decoder", "vae"))
     unet.load_state_dict(load_file(args.work_dir / "unet.safetensors"))
     scale = json.loads((args.work_dir / "scaling_factor.json").read_text())
-    vocabulary = {p.name: p.read_bytes() for p in (HERE / "tokenizer").iterdir()}
+    tokenizer_files = {p.name: p.read_bytes() for p in (HERE / "tokenizer").iterdir()}
     vae.register_to_config(scaling_factor=round(scale, 5))
     StableDiffusionPipeline(
         vae=vae,
@@ -738,7 +739,7 @@ def export(args: argparse.Namespace) -> None:
     # The tokenizer stays the four files that every version of transformers reads.
     shutil.rmtree(args.export_to / "tokenizer")
     (args.export_to / "tokenizer").mkdir()
-    for name, content in vocabulary.items():
+    for name, content in tokenizer_files.items():
         (args.export_to / "tokenizer" / name).write_bytes(content)
     weights = {k: v.half().contiguous() for k, v in clip.state_dict().items()}
     text = {k: v for k, v in weights.items() if k.startswith("text_model.")}
@@ -759,7 +760,7 @@ def export(args: argparse.Namespace) -> None:
         config.write_text(json.dumps(facts, indent=1) + "\n")
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-    words = json.dumps(world.vocabulary(), indent=1)
+    words = json.dumps(vocabulary(), indent=1)
     (args.export_to / "vocabulary.json").write_text(words + "\n")
     print(f"exported to {args.export_to}")
 

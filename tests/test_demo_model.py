@@ -11,7 +11,7 @@ from safetensors import safe_open
 from tiny import ROOT
 from transformers import CLIPModel
 
-from demo_model import evaluate, lineup, logo, world
+from demo_model import captions, evaluate, lineup, logo, world
 from demo_model.train import psnr, to_tensor
 from detsd.concepts.reading import read_concepts
 
@@ -117,7 +117,7 @@ def test_the_vae_keeps_the_logo(pipe):
 
 def test_the_list_of_words_is_the_worlds():
     said = json.loads((MODEL / "vocabulary.json").read_text())
-    assert said == world.vocabulary()
+    assert said == captions.vocabulary()
 
 
 @pytest.mark.parametrize("name", lineup.CASES)

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from tiny import ROOT
 
-from demo_model import logo, world
+from demo_model import captions, logo, scenes, world
 from demo_model.media import BACKGROUNDS, COLORS, MEDIA
 from demo_model.shapes import KINDS, circle, striped
 
 MEANS = {0: [141.0, 174.8, 111.6], 3: [96.7, 68.6, 95.8], 11: [167.5, 176.2, 211.6]}
 
 
-def scenes(count, seed=1, name="core"):
-    return [world.sample(np.random.default_rng((seed, k)), name) for k in range(count)]
+def sampled(count, seed=1, name="core"):
+    return [scenes.sample(np.random.default_rng((seed, k)), name) for k in range(count)]
 
 
 @pytest.mark.parametrize("name", ["core", "rich"])
@@ -47,32 +47,32 @@ def test_every_picture_has_the_asked_size_and_is_not_blank():
 
 
 def test_canonical_captions_name_every_attribute():
-    for scene in scenes(400):
-        text = world.caption(scene)
+    for scene in sampled(400):
+        text = captions.caption(scene)
         for color in scene.colors[: 1 if scene.figure == "one" else 3]:
             assert color in text
         for kind in scene.kinds:
             assert kind in text
         assert (scene.background_color or "") in text
-        words = world.MEDIUM_PHRASES[scene.medium][0].replace("{}", "").split()
+        words = captions.MEDIUM_PHRASES[scene.medium][0].replace("{}", "").split()
         assert all(word in text.split() for word in words)
-        ground = world.BACKGROUND_PHRASES[scene.background][0].replace("{}", "").split()[-1]
+        ground = captions.BACKGROUND_PHRASES[scene.background][0].replace("{}", "").split()[-1]
         assert ground in text
 
 
 def test_captions_say_what_is_drawn():
     """Number, colours and places, read back from the drawing's own parts."""
     seen = Counter()
-    for scene in scenes(1200):
+    for scene in sampled(1200):
         parts = world.parts_of(scene, np.random.default_rng(0))
-        text = world.caption(scene)
+        text = captions.caption(scene)
         seen[scene.figure] += 1
 
         def centres(role, parts=parts):
             return [np.mean(p.points, 0) for p in parts if p.role == role and not p.width]
 
         if scene.figure == "ring":
-            assert world.NUMBERS[len(centres("main"))] in text.split()
+            assert captions.NUMBERS[len(centres("main"))] in text.split()
         elif scene.figure == "logo":
             assert text.count(f"{scene.colors[0]} lines") == 1
             assert text.count(f"{scene.colors[1]} circles") == 1
@@ -84,8 +84,8 @@ def test_captions_say_what_is_drawn():
             reach = np.linalg.norm(chain - middle, axis=1)
             assert np.allclose(reach, reach[0], rtol=0.02)
             assert all(np.linalg.norm(within - middle, axis=1) < 0.6 * reach[0])
-            assert f"{world.NUMBERS[len(chain)]} " in text
-            assert (f"{world.NUMBERS[len(within)]} inside" in text) == bool(len(within))
+            assert f"{captions.NUMBERS[len(chain)]} " in text
+            assert (f"{captions.NUMBERS[len(within)]} inside" in text) == bool(len(within))
             if stem is not None:
                 x = (stem - middle)[0] / reach[0]
                 side = "left" if x < -0.3 else "right" if x > 0.3 else ""
@@ -100,13 +100,13 @@ def test_captions_say_what_is_drawn():
             second = np.concatenate(
                 [p.points for p in parts if p.role in ("accent", "accent shade")]
             )
-            if scene.kinds[0] not in world.DETAILS:  # whose details share the second colour
+            if scene.kinds[0] not in captions.DETAILS:  # whose details share the second colour
                 assert first[:, axis].mean() < second[:, axis].mean()
             assert text.index(scene.kinds[0]) <= text.rindex(scene.kinds[1])
         elif scene.figure == "inside":
             second = np.concatenate([p.points for p in parts if p.role == "accent"])
             assert np.abs(second).max() < np.abs(parts[0].points).max() * 0.62
-    assert set(seen) == set(world.FIGURES)
+    assert set(seen) == set(scenes.FIGURES)
 
 
 def test_random_captions_never_name_what_is_not_there():
@@ -125,54 +125,76 @@ def test_random_captions_never_name_what_is_not_there():
             own.add("brain")
         others = {kind for kind in KINDS if " " not in kind} - own
         assert not words & others, (text, scene)
-        numbers = {world.NUMBERS[n] for n in (scene.count, scene.inner)}
+        numbers = {captions.NUMBERS[n] for n in (scene.count, scene.inner)}
         if scene.figure in ("stripes", "column"):
             numbers.add("three")
-        assert words & set(world.NUMBERS[1:]) <= numbers, (text, scene)
+        assert words & set(captions.NUMBERS[1:]) <= numbers, (text, scene)
         if "tail" in words:
             assert f"tail at the {scene.tail}" in text
 
 
+def test_vague_captions_are_true_of_every_logo():
+    """No colour, number, size, tail or thing: nothing that another logo of the family has not."""
+    telling = {*COLORS, *captions.NUMBERS, "big", "small", "thick", "thin", "tail", "inside"}
+    for phrase in captions.VAGUE:
+        assert not set(re.findall(r"[a-z]+", phrase)) & telling, phrase
+    said = Counter()
+    for index, scene in enumerate(sampled(1500)):
+        text = captions.vague_caption(scene, np.random.default_rng(index))
+        assert (text is None) == (scene.figure != "logo")
+        if text:
+            (phrase,) = {max((p for p in captions.VAGUE if p in text), key=len)}
+            said[phrase] += 1
+            words = set(re.findall(r"[a-z]+", text)) & {*COLORS}
+            assert words <= {scene.background_color, "green", "black"}
+    assert set(said) == set(captions.VAGUE)
+
+
+def test_vague_captions_use_known_words():
+    known = set(captions.vocabulary()["words"])
+    assert all(set(re.findall(r"[a-z]+", phrase)) <= known for phrase in captions.VAGUE)
+
+
 def test_variants_differ_in_words_and_lies_are_never_true():
-    for index, scene in enumerate(scenes(300)):
-        text = world.caption(scene)
+    for index, scene in enumerate(sampled(300)):
+        text = captions.caption(scene)
         for attribute in ("color", "object", "number", "position", "background", "style"):
-            others = world.variants(scene, attribute)
+            others = scenes.variants(scene, attribute)
             assert scene not in others
-            assert sum(world.caption(other) == text for other in others) <= 1
-        told = world.lies(scene, np.random.default_rng(index))
+            assert sum(captions.caption(other) == text for other in others) <= 1
+        told = captions.lies(scene, np.random.default_rng(index))
         assert len(told) == 3
         assert text not in told
 
 
 def test_the_world_is_rich():
     rich = Counter()
-    for scene in scenes(2500, 9, "rich"):
+    for scene in sampled(2500, 9, "rich"):
         rich.update([scene.medium, scene.background, scene.figure, *scene.kinds, *scene.colors])
-    assert set(MEDIA) | set(BACKGROUNDS) | set(world.FIGURES) | set(COLORS) <= set(rich)
-    assert set(world.UNSAID) <= set(rich)
-    assert not set(world.UNSAID) & {kind for scene in scenes(2500, 9) for kind in scene.kinds}
+    assert set(MEDIA) | set(BACKGROUNDS) | set(scenes.FIGURES) | set(COLORS) <= set(rich)
+    assert set(scenes.UNSAID) <= set(rich)
+    assert not set(scenes.UNSAID) & {kind for scene in sampled(2500, 9) for kind in scene.kinds}
 
 
 def test_what_is_held_out_is_nowhere_in_the_world():
     for name in ("core", "rich"):
-        for scene in scenes(4000, 0, name):
-            assert not world.held_out(scene)
+        for scene in sampled(4000, 0, name):
+            assert not scenes.held_out(scene)
             if scene.figure == "logo":
-                alike = [getattr(scene, key) == world.DET_LOGO[key] for key in world.BUILD]
+                alike = [getattr(scene, key) == scenes.DET_LOGO[key] for key in scenes.BUILD]
                 assert not all(alike)
-                assert sum(alike) < 2 or scene.colors != world.DET_COLORS
+                assert sum(alike) < 2 or scene.colors != scenes.DET_COLORS
 
 
 def test_held_out_scenes_would_be_drawn_otherwise():
     """Each is a scene like others; only that it is held out keeps it from being drawn."""
     drawn = Counter(
-        (scene.figure, scene.kinds[:1]) for scene in scenes(4000, 0) if scene.figure != "logo"
+        (scene.figure, scene.kinds[:1]) for scene in sampled(4000, 0) if scene.figure != "logo"
     )
-    for figure, kinds, _ in world.HELD_OUT:
+    for figure, kinds, _ in scenes.HELD_OUT:
         assert drawn[figure, kinds[:1]] > 5
-    assert world.held_out(
-        world.Scene("flat", "logo", (), ("blue", "white"), "plain", "red", **world.DET_LOGO)
+    assert scenes.held_out(
+        scenes.Scene("flat", "logo", (), ("blue", "white"), "plain", "red", **scenes.DET_LOGO)
     )
 
 
@@ -185,7 +207,7 @@ def test_stripes_share_the_outline_out():
 
 
 def test_the_lists_of_words_hold_what_captions_say():
-    said = world.vocabulary()
+    said = captions.vocabulary()
     assert set(said) == {"media", "objects", "colors", "grounds", "compositions", "words"}
     for key in ("media", "objects", "colors", "grounds", "compositions"):
         for text in said[key]:
@@ -206,10 +228,10 @@ def test_det_logos_folder():
 
 def test_the_world_is_still_the_one_the_model_was_trained_on():
     """Changed captions or colours would silently change what the weights mean."""
-    captions = hashlib.sha256()
+    said = hashlib.sha256()
     for index in range(50):
-        captions.update(world.picture(0, index)[1].encode())
-    assert captions.hexdigest()[:16] == "03c6ddc3aba36b59"
+        said.update(world.picture(0, index)[1].encode())
+    assert said.hexdigest()[:16] == "03c6ddc3aba36b59"
     # Mean colours of three pictures; loose, since libraries round differently.
     for index, mean in MEANS.items():
         pixels = np.asarray(world.picture(0, index)[0], float)
