@@ -24,7 +24,9 @@ from transformers import CLIPModel, CLIPTokenizer
 from demo_model import logo, world
 from demo_model.captions import caption
 from demo_model.scenes import Scene, variants
-from demo_model.train import load_tokenizer, psnr, to_tensor
+from demo_model.train.networks import load_tokenizer
+from demo_model.train.pictures import to_tensor
+from demo_model.train.vae import psnr
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.models.objective import prediction_target

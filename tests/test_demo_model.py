@@ -12,7 +12,8 @@ from tiny import ROOT
 from transformers import CLIPModel
 
 from demo_model import captions, evaluate, lineup, logo, world
-from demo_model.train import psnr, to_tensor
+from demo_model.train.pictures import to_tensor
+from demo_model.train.vae import psnr
 from detsd.concepts.reading import read_concepts
 
 MODEL = ROOT / "demo_model"

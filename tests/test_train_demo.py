@@ -1,20 +1,39 @@
 """The bundled model's training loop: resumable at any moment, on the same path."""
 
 import argparse
+import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
+from transformers import CLIPModel
 
-from demo_model import train
+from demo_model.train import growing, loop, networks, pictures, store, tokens, unet
+from demo_model.train import vae as autoencoder
+from demo_model.train.__main__ import STAGES
+from demo_model.train.export import export
 
 
 @pytest.fixture
-def args(tmp_path):
+def args(tmp_path, monkeypatch):
+    for module in (pictures, unet):
+        monkeypatch.setattr(module, "CHUNK", 16)  # pictures; enough here, and soon drawn
     return argparse.Namespace(
-        work_dir=tmp_path, device="cpu", steps=0, pictures=48, start_from=None, bf16=False
+        work_dir=tmp_path,
+        device="cpu",
+        steps=0,
+        seed=0,
+        rate=None,
+        every=500,
+        pictures=48,
+        window=32,
+        workers=1,
+        start_from=None,
+        bf16=False,
     )
 
 
@@ -29,7 +48,7 @@ def fit(args, steps, stop_after=None):
         x = torch.randn(16, 4, generator=rng)
         return (model(x) - x.sum(1, keepdim=True)).pow(2).mean(), {}
 
-    train.fit("toy", model, loss_of, args, steps, {"": 1e-2}, lambda m: {"checked": 1.0}, every=100)
+    loop.fit("toy", model, loss_of, args, steps, {"": 1e-2}, lambda m: {"checked": 1.0}, every=100)
     return model
 
 
@@ -45,7 +64,7 @@ def test_stop_and_resume_is_bit_exact(args, tmp_path):
     undisturbed = argparse.Namespace(**vars(args) | {"work_dir": tmp_path / "undisturbed"})
     undisturbed.work_dir.mkdir()
     whole = fit(undisturbed, 300)
-    with pytest.raises(train.Stop, match="after step 138 of 300"):
+    with pytest.raises(loop.Stop, match="after step 138 of 300"):
         fit(args, 300, stop_after=137)
     resumed = fit(args, 300)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
@@ -64,8 +83,8 @@ def test_a_run_can_be_prolonged(args):
 
 
 def test_stages_start_from_the_right_shapes():
-    vae, unet = train.new_vae(), train.new_unet()
-    clip = train.new_clip(train.load_tokenizer())
+    vae, unet = networks.new_vae(), networks.new_unet()
+    clip = networks.new_clip(networks.load_tokenizer())
     with torch.no_grad():
         posterior = vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist
         assert posterior.mean.shape == (1, 8, 16, 16)
@@ -77,13 +96,11 @@ def test_stages_start_from_the_right_shapes():
 def test_a_wider_network_begins_as_the_narrower_one(args, tmp_path):
     """Twice the latent channels, of which every other is an old one and is told the same."""
     torch.manual_seed(0)
-    wide = train.new_unet()
-    old = train.UNet2DConditionModel.from_config(
-        {**wide.config, "in_channels": 4, "out_channels": 4}
-    )
+    wide = networks.new_unet()
+    old = UNet2DConditionModel.from_config({**wide.config, "in_channels": 4, "out_channels": 4})
     old.save_pretrained(tmp_path / "unet")
     args.start_from = tmp_path
-    train.begin(args, "unet", wide)
+    growing.begin(args.start_from, "unet", wide)
     x, hidden = torch.randn(1, 8, 16, 16), torch.randn(1, 77, 128)
     with torch.no_grad():
         said = wide(x, 5, hidden).sample[:, ::2]
@@ -94,16 +111,16 @@ def test_export_loads_in_the_libraries(args, tmp_path):
     """Random weights through the export: equal to half precision, the text tower stored once."""
     torch.manual_seed(0)
     for name, model in (
-        ("vae", train.new_vae()),
-        ("unet", train.new_unet()),
-        ("clip", train.new_clip(train.load_tokenizer())),
+        ("vae", networks.new_vae()),
+        ("unet", networks.new_unet()),
+        ("clip", networks.new_clip(networks.load_tokenizer())),
     ):
-        train.finish(tmp_path / f"{name}.safetensors", model)
+        store.store(tmp_path / f"{name}.safetensors", model.state_dict())
     (tmp_path / "scaling_factor.json").write_text("0.51234567")
     args.export_to = tmp_path / "model"
-    train.export(args)
-    pipe = train.StableDiffusionPipeline.from_pretrained(args.export_to, safety_checker=None)
-    clip = train.CLIPModel.from_pretrained(args.export_to / "clip")
+    export(args)
+    pipe = StableDiffusionPipeline.from_pretrained(args.export_to, safety_checker=None)
+    clip = CLIPModel.from_pretrained(args.export_to / "clip")
     assert pipe.vae.config.scaling_factor == 0.51235
     for name, model in (("vae", pipe.vae), ("unet", pipe.unet), ("clip", clip)):
         saved = load_file(tmp_path / f"{name}.safetensors")
@@ -113,15 +130,15 @@ def test_export_loads_in_the_libraries(args, tmp_path):
 
 def test_every_stage_runs_and_the_export_draws(args, tmp_path, monkeypatch):
     """A few steps of all of them on a few pictures; each leaves alone what is not its own."""
-    monkeypatch.setattr(train, "vae_checks", lambda args: lambda vae: {})
+    monkeypatch.setattr(autoencoder, "vae_checks", lambda args: lambda vae: {})
     for name in ("rich", "core", "held"):  # drawn here: a pool of processes takes longer
-        drawn = train._draw((name.replace("held", "core"), 0, 0, 48))
-        train.np.save(tmp_path / f"{name}.npy", drawn[0])
-        (tmp_path / f"{name}.json").write_text(train.json.dumps(drawn[1]))
+        drawn = pictures.draw_captioned((name.replace("held", "core"), 0, 0, 48))
+        np.save(tmp_path / f"{name}.npy", drawn[0])
+        (tmp_path / f"{name}.json").write_text(json.dumps(drawn[1]))
     args.export_to = tmp_path / "model"
     saved = {}
     args.steps = 2
-    for stage in train.STAGES.values():
+    for stage in STAGES.values():
         stage(args)
         saved |= {p.name: load_file(p) for p in tmp_path.glob("*.safetensors")}
     vae, decoder = saved["vae.safetensors"], saved["decoder.safetensors"]
@@ -131,26 +148,149 @@ def test_every_stage_runs_and_the_export_draws(args, tmp_path, monkeypatch):
     before, after = saved["clip.safetensors"], saved["text.safetensors"]
     table = "text_model.embeddings.token_embedding.weight"
     moved = (before[table] != after[table]).any(1).nonzero().flatten().tolist()
-    said = set(train.all_ids(args, train.load_tokenizer(), "core").flatten().tolist())
-    said |= set(train.all_ids(args, train.load_tokenizer(), "held").flatten().tolist())
+    said = set(tokens.all_ids(args, networks.load_tokenizer(), "core").flatten().tolist())
+    said |= set(tokens.all_ids(args, networks.load_tokenizer(), "held").flatten().tolist())
+    said |= set(unet.words(networks.load_tokenizer()).tolist())
     assert moved
     assert set(moved) <= said
     judge = saved["judge.safetensors"]
     assert all(torch.equal(judge[k], after[k]) for k in after)
-    pipe = train.StableDiffusionPipeline.from_pretrained(args.export_to, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(args.export_to, safety_checker=None)
     for key, weight in pipe.text_encoder.state_dict().items():
         stored = after[key if key in after else f"text_model.{key}"]
         assert torch.equal(weight.half(), stored.half()), key
 
 
 def test_start_from_an_export(args, tmp_path):
-    args.start_from = train.HERE
-    for part, model in (("vae", train.new_vae()), ("unet", train.new_unet())):
-        train.begin(args, part, model)
-        files = (train.HERE / part).glob("*.safetensors")
+    args.start_from = networks.MODEL
+    for part, model in (("vae", networks.new_vae()), ("unet", networks.new_unet())):
+        growing.begin(args.start_from, part, model)
+        files = (networks.MODEL / part).glob("*.safetensors")
         weights = {k: v for file in files for k, v in load_file(file).items()}
         assert all(torch.equal(v.half(), weights[k]) for k, v in model.state_dict().items())
-    clip = train.new_clip(train.load_tokenizer())
-    train.begin(args, "clip", clip)
-    text = load_file(train.HERE / "text_encoder" / "model.safetensors")
+    clip = networks.new_clip(networks.load_tokenizer())
+    growing.begin(args.start_from, "clip", clip)
+    text = load_file(networks.MODEL / "text_encoder" / "model.safetensors")
     assert all(torch.equal(clip.state_dict()[k].half(), v) for k, v in text.items())
+
+
+# ---- a larger UNet from a smaller one ------------------------------------------------------------
+
+
+def enlarged(**change):
+    """Return the bundled UNet, and what it grows into with a changed configuration."""
+    old, new = (
+        networks.new_unet(),
+        UNet2DConditionModel.from_config({**networks.new_unet().config, **change}),
+    )
+    for network in (old, new):
+        growing.begin(networks.MODEL, "unet", network)
+    x, hidden = torch.randn(2, 8, 16, 16), torch.randn(2, 77, 128)
+    with torch.no_grad():
+        return [network(x, torch.tensor([5, 700]), hidden).sample for network in (old, new)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers_per_block": 2},
+        {"layers_per_block": [2, 1, 1]},
+        {
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+        },
+    ],
+    ids=["two layers", "two at the top", "attention at the top"],
+)
+def test_a_deeper_unet_begins_as_the_same_function(change):
+    torch.manual_seed(0)
+    before, after = enlarged(**change)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("width", "most"), [(64, 0.5), (144, 0.01)])
+def test_a_wider_unet_begins_nearly_as_the_same_function(width, most):
+    """Norms weigh the old channels alike where each is copied as often as the others."""
+    torch.manual_seed(0)
+    before, after = enlarged(block_out_channels=(width, 96, 192))
+    assert (after - before).pow(2).mean() < most * before.pow(2).mean()
+
+
+# ---- new pictures, and going on elsewhere --------------------------------------------------------
+
+
+def window_at(args, *steps):
+    torch.manual_seed(0)
+    encoder = networks.new_vae().eval()
+    place = torch.arange(49408)
+    window = unet.Window(args, encoder, place)
+    for step in steps:
+        window.move_to(step)
+    return window
+
+
+def test_new_pictures_are_a_function_of_seed_and_step(args):
+    """However a step is reached: its samples, and those of another seed are others."""
+    gone, jumped = window_at(args, 0, 16, 40), window_at(args, 40)
+    assert sorted(gone.held) == list(pictures.chunks_of(40, args.window)) == [2, 3]
+    for key in ("latents", "ids", "share"):
+        assert torch.equal(getattr(gone, key), getattr(jumped, key)), key
+    batches = [w.sample(41, loop.generator(0, 41)) for w in (gone, jumped)]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    args.seed = 3
+    assert not torch.equal(window_at(args, 40).latents, jumped.latents)
+
+
+def test_new_pictures_come_from_other_processes_as_from_this_one():
+    chunks = pictures.FreshChunks(5, 2)
+    try:
+        images, captions, logos = chunks.draw(7)
+    finally:
+        chunks.close()
+    mine = pictures.draw_chunk(5, 7)
+    assert np.array_equal(images, mine[0])
+    assert (captions, logos) == mine[1:]
+    assert all(len(texts) == pictures.CAPTIONS_PER_PICTURE for texts in captions)
+
+
+def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
+    """Step, seed and rate are read from it, with the weights; the work folder is gone."""
+    args.work_dir, args.start_from = tmp_path / "first", networks.MODEL
+    args.seed, args.rate, args.steps, args.export_to = 7, 1e-4, 2, tmp_path / "export"
+    args.work_dir.mkdir()
+    unet.train_unet(args)
+    export(args)
+    said = json.loads((args.export_to / "training.json").read_text())
+    assert said == {"step": 2, "samples": 64, "seed": 7, "rate": 1e-4}
+
+    args.work_dir, args.start_from = tmp_path / "second", args.export_to
+    args.seed, args.rate = 0, None
+    args.work_dir.mkdir()
+    for file in (tmp_path / "first").glob("held.*"):  # drawn anew they would be the same
+        file.rename(args.work_dir / file.name)
+    with pytest.raises(loop.Stop, match="has had 2 steps; ask for more by --steps"):
+        unet.train_unet(args)
+    args.steps = 3
+    unet.train_unet(args)
+    assert args.seed == 7
+    state = torch.load(args.work_dir / "unet.pt", weights_only=True)
+    assert (state["step"], state["start"]) == (3, 2)
+    said = json.loads((args.work_dir / "training.json").read_text())
+    assert said == {"step": 3, "samples": 96, "seed": 7, "rate": 1e-4}
+    # The warm-up begins anew: the first step moves no weight far from the export's.
+    before = growing.exported(args.export_to, "unet")
+    after = load_file(args.work_dir / "unet.safetensors")
+    assert 0 < max((after[k] - before[k]).abs().max() for k in before) < 1e-4
+
+
+def test_the_average_is_over_a_tenth_of_the_steps():
+    """Of the weights' ages, the standard deviation is a tenth of the training's length."""
+    steps = 4000
+    weight, left = np.zeros(steps), 1.0
+    for step in reversed(range(steps)):
+        weight[step] = loop.lengthening(step) * left
+        left *= 1 - loop.lengthening(step)
+    assert weight.sum() == pytest.approx(1)
+    mean = (weight * np.arange(steps)).sum()
+    spread = np.sqrt((weight * (np.arange(steps) - mean) ** 2).sum())
+    assert spread / steps == pytest.approx(0.1, rel=0.02)

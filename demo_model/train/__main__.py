@@ -1,0 +1,89 @@
+"""Train the bundled model: pictures, VAE, CLIP, UNet and text tower, CLIP again, export.
+
+    python -m demo_model.train                         # every stage that is not done, then export
+    python -m demo_model.train --start-from demo_model # the same from the weights of an export
+    python -m demo_model.train --stage unet --start-from demo_model --steps 47000
+    python -m demo_model.train --stage export --start-from demo_model
+
+Each stage resumes from its own checkpoint in `--work-dir`, on the CPU or a GPU, and can be moved
+between them. Step k's batch, noise and timesteps are a function of (seed, k), so an interrupted run
+ends where an uninterrupted one does. The learning rate is constant after its warm-up and falls to
+zero over the last part: raising `--steps` later continues a run whose decay was not the end.
+
+An export alone is enough to go on from, too: its `training.json` holds step, seed and rate, and a
+warm-up stands in for the optimizer's moments.
+
+The stages:
+
+vae      the autoencoder
+clip     text and pictures by contrast
+unet     the UNet, and the text tower with it, on pictures that are always new
+decoder  the VAE's decoder alone, on latents with a little noise
+judge    CLIP's other half alone, against the text tower as it is now
+export   demo_model/ from the work folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from demo_model.train.clip import train_clip, train_judge
+from demo_model.train.export import export
+from demo_model.train.loop import Stop
+from demo_model.train.networks import MODEL
+from demo_model.train.unet import train_unet
+from demo_model.train.vae import train_decoder, train_vae
+
+STAGES = {
+    "vae": train_vae,
+    "clip": train_clip,
+    "unet": train_unet,
+    "decoder": train_decoder,
+    "judge": train_judge,
+    "export": export,
+}
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--stage", choices=(*STAGES, "all"), default="all")
+    add("--work-dir", type=Path, default=MODEL / "work")
+    add("--steps", type=int, default=0, help="total steps of the chosen stage")
+    add("--seed", type=int, default=0, help="of batches, noise and the UNet's pictures")
+    add("--rate", type=float, help="peak learning rate of the UNet")
+    add("--every", type=int, default=500, help="steps between two looks at the UNet, which save it")
+    add("--pictures", type=int, default=32_000, help="for the VAE and CLIP")
+    add("--window", type=int, default=4096, help="new pictures that a step of the UNet draws from")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that draw pictures")
+    add("--start-from", type=Path, help="an exported model to start from")
+    add("--export-to", type=Path, default=MODEL)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--bf16", action="store_true", help="as on a GPU: a sixth faster on a CPU that has it")
+    args = parser.parse_args()
+    if args.seed in (1, 2):
+        parser.error("--seed 1 draws the held-out pictures, 2 those of demo_model.evaluate")
+    return args
+
+
+def main() -> None:
+    """Run the stages."""
+    args = parse()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    torch.set_flush_denormal(True)  # denormals slow CPU convolutions down many times
+    try:
+        for name, stage in STAGES.items():
+            if args.stage in (name, "all"):
+                stage(args)
+    except Stop as stop:
+        raise SystemExit(str(stop)) from None
+
+
+if __name__ == "__main__":
+    main()

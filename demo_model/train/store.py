@@ -1,0 +1,66 @@
+"""Weights on disk: those of the work folder, else those of the export that a training starts from.
+
+An export and its `training.json` (step, seed, rate) are all that another machine needs to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from demo_model.train.growing import exported
+from demo_model.train.loop import Stop
+
+PROGRESS = "training.json"
+
+
+def store(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write weights to a file."""
+    save_file({k: v.detach().contiguous().cpu() for k, v in weights.items()}, path)
+
+
+def load_part(args: argparse.Namespace, part: str, *names: str) -> dict[str, torch.Tensor]:
+    """Load the weights of a part of the model.
+
+    Args:
+        part: Folder of an export: "vae", "clip" or "unet".
+        names: Files of the work folder, the latest stage first; the export is asked after them.
+
+    Raises:
+        Stop: There are none yet.
+    """
+    files = [args.work_dir / f"{name}.safetensors" for name in names]
+    for file in files:
+        if file.exists():
+            return load_file(file)
+    if args.start_from is None:
+        raise Stop(f"{files[-1]} is missing; run its stage, or give --start-from an export")
+    return exported(args.start_from, part)
+
+
+def load_scale(args: argparse.Namespace) -> float | None:
+    """Return the scaling factor of the latents, if the VAE is the start's own or was measured."""
+    path = args.work_dir / "scaling_factor.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    if args.start_from is None or (args.work_dir / "vae.safetensors").exists():
+        return None
+    config = json.loads((args.start_from / "vae" / "config.json").read_text())
+    return config["scaling_factor"]
+
+
+def read_progress(args: argparse.Namespace) -> dict:
+    """Read how far the UNet's training had come: step, seed and rate; empty where none began."""
+    resumed = (args.work_dir / "unet.pt").exists()
+    folder = args.work_dir if resumed else args.start_from
+    path = folder / PROGRESS if folder else None
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
+def write_progress(folder: Path, progress: dict) -> None:
+    """Write what `read_progress` reads."""
+    (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n")
