@@ -288,11 +288,12 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
 def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch, caplog):
     """As what the master keeps as the best, though the trial was paused and restarted."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
-    monkeypatch.setattr(
-        Trainer,
-        "_validation_loss",
-        lambda self, rows=None: losses[self.steps_completed] if rows is None else 0.9,
-    )
+
+    def loss(self):
+        trained = self.vocabulary.rows[0] is self.rows[0]
+        return losses[self.steps_completed] if trained else 0.9
+
+    monkeypatch.setattr(Trainer, "_validation_loss", loss)
     training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
     training |= {"train_batch_size": 1, "register_model": "my blob"}
     given = experiment_of(experiment(training=training))

@@ -8,9 +8,10 @@ are a separate float32 parameter, and a thin layer looks up the one or the other
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn as nn
@@ -141,10 +142,20 @@ class Vocabulary:
         """The learned rows (N, D), float32, of every side."""
         return tuple(side.embedding.rows for side in self.text_encoders)
 
-    def set_rows(self, rows: tuple[nn.Parameter, ...]) -> None:
-        """Look up these rows (N, D) from now on, one matrix for every side."""
-        for side, matrix in zip(self.text_encoders, rows, strict=True):
-            side.embedding.set_rows(matrix)
+    @contextlib.contextmanager
+    def using(self, rows: tuple[torch.Tensor, ...]) -> Iterator[None]:
+        """Look up other rows (N, D) within the block, one matrix for every text encoder.
+
+        The vocabulary's own are not touched, and take no gradient from what is computed meanwhile.
+        """
+        embeddings, own = [side.embedding for side in self.text_encoders], self.rows
+        for embedding, matrix in zip(embeddings, rows, strict=True):
+            embedding.set_rows(nn.Parameter(matrix, requires_grad=False))
+        try:
+            yield
+        finally:
+            for embedding, matrix in zip(embeddings, own, strict=True):
+                embedding.set_rows(matrix)
 
     @property
     def window(self) -> int:

@@ -157,8 +157,9 @@ class Trainer:
         self.compiled = False
         self._compile()
         self.validating = Phase(1, total=len(self._validated()) * t.num_validation_timesteps)
-        with Bar({"validation": self.validating}, "validating the phrase", leave=False) as self.bar:
-            self.initial_val_loss = self._validation_loss(self.initial_vectors)
+        bar = Bar({"validation": self.validating}, "validating the phrase", leave=False)
+        with bar as self.bar, self.vocabulary.using(self.initial_vectors):
+            self.initial_val_loss = self._validation_loss()
         if not math.isfinite(self.initial_val_loss):
             raise UserError(
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
@@ -218,7 +219,8 @@ class Trainer:
         run.report(self.steps_completed, self.start, "start")
         if self.steps_completed == 0:
             self._log_training_images()
-            self._with_rows(self.initial_vectors, self._sample)  # what the phrase alone gives
+            with self.vocabulary.using(self.initial_vectors):  # what the initializer alone gives
+                self._sample()
             bar.note = ""
         self._clock, self._clocked = time.monotonic(), 0
         while not self.complete:
@@ -358,22 +360,11 @@ class Trainer:
             parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.mean_norms))
             loss = loss + t.norm_reg_weight * parts["norm_reg"]
         if t.hidden_reg_weight:
-            with torch.no_grad():
-                reference = self._with_rows(
-                    self.initial_vectors,
-                    lambda: self.model.encode_prompts(batch.prompts, batch.frames),
-                )
+            with torch.no_grad(), self.vocabulary.using(self.initial_vectors):
+                reference = self.model.encode_prompts(batch.prompts, batch.frames)
             parts["hidden_reg"] = hidden_penalty(cond.prompt_embeds, reference.prompt_embeds)
             loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
         return loss, {"loss": loss, **parts}
-
-    def _with_rows(self, rows: tuple[torch.Tensor, ...], call):
-        """`call()` with other rows in place of the trained ones, which are not touched."""
-        self.vocabulary.set_rows(tuple(torch.nn.Parameter(r, requires_grad=False) for r in rows))
-        try:
-            return call()
-        finally:
-            self.vocabulary.set_rows(self.rows)
 
     # ---- what is told ------------------------------------------------------------------------
 
@@ -416,10 +407,8 @@ class Trainer:
         return range(self.run.ranks.rank, len(self.data.validation), self.run.ranks.size)
 
     @torch.no_grad()
-    def _validation_loss(self, rows: tuple[torch.Tensor, ...] | None = None) -> float:
+    def _validation_loss(self) -> float:
         """Denoising loss at fixed images, timesteps and noise, images shared over the ranks."""
-        if rows is not None:
-            return self._with_rows(rows, self._validation_loss)
         n = self.config.training.num_validation_timesteps
         losses = []
         for k in self._validated():
@@ -629,7 +618,8 @@ class Trainer:
         if not self.best_rows:  # the file, if any, is of steps that are made again
             path.unlink(missing_ok=True)
             return
-        learned = self._with_rows(self.best_rows, lambda: self._learned(self.best))
+        with self.vocabulary.using(self.best_rows):
+            learned = self._learned(self.best)
         staging = path.with_name(f".{path.name}")
         staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
         os.replace(staging, path)
