@@ -56,8 +56,8 @@ NAMES["guidance"] = "guidance of the samples"
 PLAIN = {"training.num_sgd_steps": STEPS, "training.learning_rate": 5e-3,
          "training.norm_reg_weight": 0.0, "training.hidden_reg_weight": 0.0}  # fmt: skip
 MEASURES = {
-    "lineup": ("line-up", "{:.0%}"), "clip_image_similarity": ("image", "{:.3f}"),
-    "clip_text_similarity": ("text", "{:.3f}"), "denoising_error": ("error", "{:.4f}"),
+    "lineup": ("line-up", "{:.0%}"), "clip_image_similarity": ("CLIP-I", "{:.3f}"),
+    "clip_text_similarity": ("CLIP-T", "{:.3f}"), "denoising_error": ("error", "{:.4f}"),
     "score": ("score", "{:.2f}"),
 }  # fmt: skip
 

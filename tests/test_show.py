@@ -14,10 +14,15 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig
-from detsd.evaluate.rows import describe, examine, plot, report
+from detsd.evaluate.rows import describe, plot, report
 from detsd.models import spec
 from detsd.models.spec import load_token_tables
 from detsd.utils.errors import UserError
+
+
+def shown(path, model: str | None = None) -> str:
+    """What `detsd show` prints."""
+    return report(describe(path, model))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def checkpoint(tmp_path, tiny_model, table):
 
 
 def test_a_checkpoint_is_compared_with_the_model_it_was_trained_on(checkpoint, tiny_model, table):
-    text = describe(checkpoint)
+    text = shown(checkpoint)
     head, blob, other = text.split("\n\n")
     assert "2 concepts, after 40 steps" in head
     assert f"base model: {tiny_model} (trained on it)" in head
@@ -55,8 +60,8 @@ def test_a_checkpoint_is_compared_with_the_model_it_was_trained_on(checkpoint, t
 
 
 def test_a_file_of_a_checkpoint_says_the_same_of_its_concept(checkpoint):
-    whole = describe(checkpoint / "learned_embeddings_dict.pt").split("\n\n")
-    alone = describe(checkpoint / "blob-thing.safetensors").split("\n\n")
+    whole = shown(checkpoint / "learned_embeddings_dict.pt").split("\n\n")
+    alone = shown(checkpoint / "blob-thing.safetensors").split("\n\n")
     assert alone[0].startswith(f"{checkpoint / 'blob-thing.safetensors'}: 1 concept, after 40")
     assert alone[1] == whole[1]
 
@@ -72,25 +77,25 @@ def test_the_bundled_concept_needs_no_model(capsys):
 
 def test_a_file_of_another_tool_is_told_by_its_width(tmp_path, tiny_model):
     save_file({"cat-toy": torch.ones(2, 768)}, tmp_path / "learned_embeds.safetensors")
-    text = describe(tmp_path / "learned_embeds.safetensors")
+    text = shown(tmp_path / "learned_embeds.safetensors")
     assert "base model: Stable Diffusion 1.x" in text
     assert "name the base model with --model" in text
-    assert "cat-toy\n  vectors: 2 of width 768\n  initializer: not told by the file" in text
+    assert "cat-toy\n  vectors: 2 of width 768\n  initializer: unknown" in text
     assert "norms: 27.713  27.713" in text
-    with pytest.raises(UserError, match=r"rows of width 16, .*learned_embeds.safetensors of width"):
-        describe(tmp_path / "learned_embeds.safetensors", str(tiny_model))
+    with pytest.raises(UserError, match=r"vectors of width 16, .*learned_embeds.safetensors of width"):
+        shown(tmp_path / "learned_embeds.safetensors", str(tiny_model))
 
 
 def test_a_base_model_that_is_gone_is_no_reason_to_say_nothing(checkpoint):
     facts = json.loads((checkpoint / "metadata.json").read_text())
     facts["config"]["model"]["pretrained_model_name_or_path"] = "/nowhere/model"
     (checkpoint / "metadata.json").write_text(json.dumps(facts))
-    text = describe(checkpoint)
+    text = shown(checkpoint)
     assert "no comparison with the vocabulary" in text
     assert "/nowhere/model" in text
     assert "initializer: red ball" in text
     with pytest.raises(UserError, match="/nowhere/other"):
-        describe(checkpoint, "/nowhere/other")
+        shown(checkpoint, "/nowhere/other")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_a_file_for_two_text_encoders(tmp_path):
     """Each width on its own; the bundled model's vocabulary for what fits it."""
     concepts = {"small-thing": torch.ones(1, 128), "large-thing": torch.ones(2, 768)}
     save_file(concepts, tmp_path / "two.safetensors")
-    head, *parts = describe(tmp_path / "two.safetensors").split("\n\n")
+    head, *parts = shown(tmp_path / "two.safetensors").split("\n\n")
     assert "demo_model, the bundled one (width 128)" in head
     assert "base model: Stable Diffusion 1.x (width 768)" in head
     large, small = sorted(parts)
@@ -130,30 +135,30 @@ def test_a_file_for_two_text_encoders(tmp_path):
 def test_metadata_that_is_not_the_concepts_own(checkpoint, metadata):
     (checkpoint / "metadata.json").write_text(metadata)
     for path in (checkpoint, checkpoint / "blob-thing.safetensors"):
-        text = describe(path)
+        text = shown(path)
         assert "steps" not in text
         assert "trained on it" not in text
         assert "initializer: red ball" in text
 
 
 def test_a_model_is_fetched_only_when_named(checkpoint, monkeypatch):
-    asked, find = [], spec.find
-    monkeypatch.setattr(spec, "find", lambda *a: asked.append(a) or find(*a))
+    asked, find = [], spec.resolve_files
+    monkeypatch.setattr(spec, "resolve_files", lambda *a: asked.append(a) or find(*a))
     facts = json.loads((checkpoint / "metadata.json").read_text())
     facts["config"]["model"]["pretrained_model_name_or_path"] = "nobody/never-fetched"
     (checkpoint / "metadata.json").write_text(json.dumps(facts))
-    assert "--model nobody/never-fetched asks the hub" in describe(checkpoint)
+    assert "--model nobody/never-fetched asks the hub" in shown(checkpoint)
     assert asked.pop()[-1] is False
     with pytest.raises(UserError, match="nobody/never-fetched is no folder here"):
-        describe(checkpoint, "nobody/never-fetched")
+        shown(checkpoint, "nobody/never-fetched")
     assert asked.pop()[-1] is True
 
 
 def test_json_says_what_the_text_says(checkpoint, capsys):
     assert main(["show", str(checkpoint), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts == examine(checkpoint)
-    assert report(facts) == describe(checkpoint)
+    assert facts == describe(checkpoint)
+    assert report(facts) == shown(checkpoint)
     assert facts["steps"] == 40
     assert [c["name"] for c in facts["concepts"]] == ["blob-thing", "other-thing"]
     ((encoder,), _) = (c["text_encoders"] for c in facts["concepts"])
@@ -172,9 +177,9 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(checkpoint, tmp_path):
     for step in (20, 40):
         shutil.copytree(checkpoint, run / "checkpoints" / f"step-{step:08d}",
                         ignore=shutil.ignore_patterns("run"))  # fmt: skip
-    facts = examine(run)
+    facts = describe(run)
     assert "step-00000040" in facts.pop("source")
-    known = examine(checkpoint)
+    known = describe(checkpoint)
     del known["source"]
     assert facts == known
 
@@ -189,6 +194,6 @@ def test_a_picture_of_rows_and_words(checkpoint, tmp_path, capsys):
     assert (59, 111, 182) in colours  # bars
     foreign = tmp_path / "foreign.safetensors"
     save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, foreign)
-    plot(examine(foreign), tmp_path / "two.png")  # no vocabulary to compare with, two encoders
+    plot(describe(foreign), tmp_path / "two.png")  # no vocabulary to compare with, two encoders
     assert main(["show", str(checkpoint), "--plot", str(tmp_path / "rows.nonsense")]) == 2
     assert "rows.nonsense" in capsys.readouterr().err

@@ -25,9 +25,9 @@ def show(args: argparse.Namespace) -> int:
     """Say what a concept file or checkpoint holds; exit code."""
     locate(args.path)
     with progress.importing_libraries():
-        from detsd.evaluate.rows import examine, plot, report
+        from detsd.evaluate.rows import describe, plot, report
 
-    facts = examine(args.path, args.model)
+    facts = describe(args.path, args.model)
     if args.json:
         print(json.dumps(facts, ensure_ascii=False, indent=1))
     else:

@@ -1,6 +1,6 @@
-"""What a concept file, checkpoint or run folder holds: python -m detsd show SOURCE
+"""The embedding vectors of a concept file, checkpoint or run folder: python -m detsd show SOURCE
 
-Only the text side of the base model is loaded: its vocabulary is what the rows are compared with.
+Of the base model only the token tables are loaded, to compare the vectors with.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED
 
 
-def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:
-    """All that is told of a source, as JSON takes it.
+def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:
+    """Return a description of a source, as JSON takes it.
 
     Args:
         model: the base model to compare with; default: the one that the checkpoint names, else the
-            bundled one where the width is its own.
-        nearest: words of the vocabulary named per row.
-
-    Raises:
-        UserError: no readable concept file; a `model` that cannot be loaded or has another width.
+            bundled one if it has the same width.
+        nearest: how many words of the vocabulary are named per vector.
     """
     path = locate(path)
     concepts = read_concepts(path)
@@ -39,34 +36,17 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
     kinds = sorted({c.widths for c in concepts})
     facts = finetuning_of(path)
     trained_on = facts.get("config", {}).get("model", {})
-    name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
     if trained_on:
         base = [f"{trained_on['pretrained_model_name_or_path']} (trained on it)"]
     else:
-        base = [f"{family(k)} (width {_and(k)})" for k in kinds]
+        base = [f"{family(k)} (width {_joined(k)})" for k in kinds]
     tables: list[tuple[CLIPTokenizer, torch.Tensor]] = []
-    notes = []
     if model or trained_on or any(family(k).startswith(BUNDLED) for k in kinds):
+        name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
         revision = None if model else facts.get("commit") or trained_on.get("revision")
-        try:
-            tables = load_token_tables(ModelConfig(name, revision), fetch=bool(model))
-        except UserError as error:
-            if model:
-                raise
-            notes.append(f"no comparison with the vocabulary: {error}")
-            if not Path(name).is_absolute():
-                notes.append(f"--model {name} asks the hub for it")
-        own = tuple(table.shape[1] for _, table in tables)
-        if tables and own not in kinds:
-            problem = f"{name} has rows of width {_and(own)}, {path} of width " + " or ".join(
-                map(_and, kinds)
-            )
-            if model:
-                fits = " or ".join(map(family, kinds))
-                raise UserError(f"{problem}: it fits {fits}; name that with --model")
-            notes.append(f"no comparison with the vocabulary: {problem}")
+        tables, notes = _tables(ModelConfig(name, revision), kinds, path, bool(model))
     else:
-        notes.append("no comparison with the vocabulary: name the base model with --model for one")
+        notes = ["no comparison with the vocabulary: name the base model with --model for one"]
     return {
         "source": str(path),
         "steps": facts.get("steps_completed"),
@@ -78,12 +58,37 @@ def examine(path: str | Path, model: str | None = None, nearest: int = 5) -> dic
     }
 
 
-def _and(widths: tuple[int, ...]) -> str:
+def _tables(
+    config: ModelConfig, kinds: list[tuple[int, ...]], path: Path, asked: bool
+) -> tuple[list[tuple[CLIPTokenizer, torch.Tensor]], list[str]]:
+    """Load a base model's token tables; without having been asked to, a failure is a note."""
+    name, tables, notes = config.pretrained_model_name_or_path, [], []
+    try:
+        tables = load_token_tables(config, fetch=asked)
+    except UserError as error:
+        if asked:
+            raise
+        notes.append(f"no comparison with the vocabulary: {error}")
+        if not Path(name).is_absolute():
+            notes.append(f"--model {name} asks the hub for it")
+    own = tuple(table.shape[1] for _, table in tables)
+    if tables and own not in kinds:
+        problem = f"{name} has vectors of width {_joined(own)}, {path} of width " + " or ".join(
+            map(_joined, kinds)
+        )
+        if asked:
+            fits = " or ".join(map(family, kinds))
+            raise UserError(f"{problem}: it fits {fits}; name that with --model")
+        notes.append(f"no comparison with the vocabulary: {problem}")
+    return tables, notes
+
+
+def _joined(widths: tuple[int, ...]) -> str:
     return " and ".join(map(str, widths))
 
 
 def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
-    """The lengths of a vocabulary's rows (V, D): on average, and between which 9 in 10 lie."""
+    """Return the mean norm of a vocabulary's rows (V, D), and the range that 9 in 10 lie in."""
     norms = table.norm(dim=1)
     low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
     return {"rows": len(table), "norm": float(norms.mean()), "norm_low": low, "norm_high": high}
@@ -92,15 +97,15 @@ def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
 def describe_rows(
     concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]], k: int = 5
 ) -> dict[str, Any]:
-    """A concept's rows, of each text encoder that it has some for."""
+    """Return a description of a concept's vectors for each text encoder."""
     if concept.widths != tuple(table.shape[1] for _, table in tables):
         tables = []
     encoders = []
     for place, rows in enumerate(concept.rows):
-        told = [{"norm": float(norm)} for norm in rows.norm(dim=1)]
+        described = [{"norm": float(norm)} for norm in rows.norm(dim=1)]
         if tables:
-            _compare(told, rows, concept.initializer, *tables[place], k)
-        encoders.append({"width": rows.shape[1], "rows": told})
+            _compare(described, rows, concept.initializer, *tables[place], k)
+        encoders.append({"width": rows.shape[1], "rows": described})
     return {
         "name": concept.name,
         "initializer": concept.initializer,
@@ -112,30 +117,30 @@ def describe_rows(
 
 
 def _compare(
-    told: list[dict[str, Any]],
+    described: list[dict[str, Any]],
     rows: torch.Tensor,
-    phrase: str,
+    initializer: str,
     tokenizer: CLIPTokenizer,
     table: torch.Tensor,
     k: int,
 ) -> None:
-    """Add to what is told of rows (n, D) the words of a vocabulary (V, D) beside them."""
+    """Add the nearest words of a vocabulary (V, D) to the description of vectors (n, D)."""
     likeness = F.normalize(rows, dim=1) @ F.normalize(table, dim=1).T  # (n, V) cosines
     likeness[:, tokenizer.all_special_ids] = -1
     ids = likeness.topk(k).indices
-    start = tokenizer(phrase, add_special_tokens=False).input_ids
+    start = tokenizer(initializer, add_special_tokens=False).input_ids
 
     def word(row: int, token: int) -> dict[str, Any]:
         return {"word": _word(tokenizer, token), "cosine": float(likeness[row, token])}
 
-    for j, row in enumerate(told):
-        # As Vocabulary.phrase_rows repeats the phrase's tokens.
+    for j, row in enumerate(described):
+        # As Vocabulary.phrase_rows repeats the initializer's tokens.
         row["began_as"] = word(j, start[j % len(start)]) if start else None
         row["nearest"] = [word(j, token) for token in ids[j].tolist()]
 
 
 def _word(tokenizer: CLIPTokenizer, token: int) -> str:
-    """A token as one reads it; a hyphen stands where the word goes on."""
+    """Return a token as text; a hyphen stands where the word goes on."""
     ends = tokenizer.convert_ids_to_tokens(token).endswith("</w>")
     return tokenizer.decode([token]).strip() + ("" if ends else "-")
 
@@ -144,21 +149,16 @@ def _said(words: list[dict[str, Any]]) -> str:
     return ", ".join(f"{w['word']} {w['cosine']:.2f}" for w in words)
 
 
-def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> str:
-    """What `examine` finds, as text."""
-    return report(examine(path, model, nearest))
-
-
 def report(facts: dict[str, Any]) -> str:
-    """What `examine` found, as text."""
+    """Return a description as text."""
     concepts = facts["concepts"]
     count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
     steps = "" if facts["steps"] is None else f", after {facts['steps']} steps"
     lines = [f"{facts['source']}: {count}{steps}"]
     if facts["best"]:
-        told = dict(facts["best"])
-        step = told.pop("steps_completed")
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in told.items())
+        best = dict(facts["best"])
+        step = best.pop("steps_completed")
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
         lines.append(f"best of its run so far: step {step} ({figures})")
     lines += [f"base model: {name}" for name in facts["base_models"]]
     lines += facts["notes"]
@@ -173,10 +173,10 @@ def report(facts: dict[str, Any]) -> str:
             "",
             concept["name"],
             f"  vectors: {len(encoders[0]['rows'])} of width "
-            + _and(tuple(e["width"] for e in encoders)),
-            f"  initializer: {concept['initializer'] or 'not told by the file'}",
+            + _joined(tuple(e["width"] for e in encoders)),
+            f"  initializer: {concept['initializer'] or 'unknown'}",
         ]
-        if concept["model"] and facts["steps"] is None:  # else the checkpoint has told
+        if concept["model"] and facts["steps"] is None:  # else the first line says it
             at = f" at {concept['model_hash']}" * bool(concept["model_hash"])
             steps = f", {concept['steps']} steps" * (concept["steps"] is not None)
             lines.append(f"  learned on: {concept['model']}{at}{steps}")
@@ -196,12 +196,8 @@ def _row_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(facts: dict[str, Any], file: Path) -> None:
-    """Draw what `examine` found: a bar for the length of every row, beside it the nearest words.
-
-    Raises:
-        UserError: a kind of file that cannot be written.
-    """
-    from matplotlib.figure import Figure  # late: only this needs it
+    """Plot a description: a bar for the norm of each vector, and its nearest words."""
+    from matplotlib.figure import Figure  # late: half a second
 
     panels = [
         (concept, encoder, place)
@@ -227,18 +223,18 @@ def plot(facts: dict[str, Any], file: Path) -> None:
         axis.set_title(
             concept["name"] + (f", text encoder {place + 1}" if several else ""), loc="left"
         )
-        same = concept["text_encoders"] and any("nearest" in row for row in rows)
-        if same:
-            usual = facts["vocabularies"][place]
+        compared = concept["text_encoders"] and any("nearest" in row for row in rows)
+        if compared:
+            typical = facts["vocabularies"][place]
             axis.axvspan(
-                usual["norm_low"], usual["norm_high"], color="#d9a441", alpha=0.35, lw=0,
+                typical["norm_low"], typical["norm_high"], color="#d9a441", alpha=0.35, lw=0,
                 label="9 in 10 words of the vocabulary",
             )  # fmt: skip
             for j, row in enumerate(rows):
                 axis.text(norms[j], j, f"  {_said(row['nearest'][:4])}", va="center", fontsize=8)
             axis.legend(loc="lower right", fontsize=8, frameon=False)
-        axis.set_xlim(0, max(norms) * (1.9 if same else 1.1) or 1)
-        axis.set_xlabel("length of the row; beside it the nearest words and their cosines")
+        axis.set_xlim(0, max(norms) * (1.9 if compared else 1.1) or 1)
+        axis.set_xlabel("norm of the vector, its nearest words and their cosines")
         axis.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(file, dpi=110)
