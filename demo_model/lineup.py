@@ -168,7 +168,7 @@ def draw_lookalikes(case: Case, folder: Path, count: int) -> None:
 # ---- the judge -----------------------------------------------------------------------------------
 
 
-def _features(picture: np.ndarray) -> np.ndarray:
+def features(picture: np.ndarray) -> np.ndarray:
     """Colours and outlines of pictures (..., 64, 64, 3) as unit vectors (..., n).
 
     Each is taken from its own mean and scaled to length one: neither a blurred outline nor a
@@ -186,7 +186,7 @@ def _features(picture: np.ndarray) -> np.ndarray:
     )
 
 
-def _soft(image: Image.Image) -> np.ndarray:
+def soften(image: Image.Image) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(1)), np.float32)
 
 
@@ -200,13 +200,13 @@ class Judge:
             drawn = []
             for radius in (0.34, 0.37, 0.4, 0.43, 0.46):
                 image = world.render(scene_of(case, medium, ground, radius=radius, **change))
-                picture = np.pad(_soft(image), ((4, 4), (4, 4), (0, 0)), mode="edge")
+                picture = np.pad(soften(image), ((4, 4), (4, 4), (0, 0)), mode="edge")
                 drawn += [picture[4 + dy :, 4 + dx :][:64, :64] for dx, dy in shifts]
-            self.templates.append(_features(np.stack(drawn)))  # (places, n)
+            self.templates.append(features(np.stack(drawn)))  # (places, n)
 
     def scores(self, image: Image.Image) -> list[float]:
         """Of each candidate: the likeness in [-1, 1] at the place where it fits best."""
-        mine = _features(_soft(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
+        mine = features(soften(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
         return [float((t @ mine).max()) / 2 for t in self.templates]
 
     def __call__(self, image: Image.Image) -> int:
