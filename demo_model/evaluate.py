@@ -81,7 +81,7 @@ ATTRIBUTES = ("color", "object", "number", "position", "background", "style")
 
 
 def load(path: Path = HERE) -> StableDiffusionPipeline:
-    """The stock pipeline, in float32, without a progress bar."""
+    """Load the stock pipeline, in float32, without a progress bar."""
     pipe = StableDiffusionPipeline.from_pretrained(path, safety_checker=None)
     pipe.to(dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -89,7 +89,7 @@ def load(path: Path = HERE) -> StableDiffusionPipeline:
 
 
 class Denoiser:
-    """Denoising error of latents under prompts, at fixed noise and timesteps.
+    """The denoising error of latents under prompts, at fixed noise and timesteps.
 
     `rewrite` turns a prompt with concepts into one with their placeholder tokens.
     """
@@ -111,13 +111,13 @@ class Denoiser:
 
     @torch.no_grad()
     def latents(self, images: list[Image.Image]) -> torch.Tensor:
-        """Scaled posterior means (B, C, h, w)."""
+        """Return scaled posterior means (B, C, h, w)."""
         x = to_tensor(np.stack([np.asarray(image) for image in images]), "cpu")
         return self.pipe.vae.encode(x).latent_dist.mode() * self.pipe.vae.config.scaling_factor
 
     @torch.no_grad()
     def states(self, prompts: list[str]) -> torch.Tensor:
-        """Text encoder states (B, 77, D)."""
+        """Return text encoder states (B, 77, D)."""
         ids = self.pipe.tokenizer(
             [self.rewrite(p) for p in prompts],
             padding="max_length",
@@ -129,7 +129,7 @@ class Denoiser:
 
     @torch.no_grad()
     def errors(self, x: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        """Mean squared error (P,) of one latent (C, h, w) under each of P prompts."""
+        """Return the mean squared error (P,) of one latent (C, h, w) under each of P prompts."""
         steps, count = len(self.t), len(prompts)
         x = x.expand(steps, -1, -1, -1)
         noisy = self.scheduler.add_noise(x, self.noise, self.t)
@@ -141,7 +141,7 @@ class Denoiser:
 
 
 def wrong_captions(scene: Scene, attribute: str, rng: np.random.Generator) -> list[str]:
-    """Up to nine canonical captions that differ from `scene`'s in one attribute."""
+    """Return up to nine canonical captions that differ from `scene`'s in one attribute."""
     options = variants(scene, attribute)
     rng.shuffle(options)
     if attribute == "background":
@@ -162,7 +162,7 @@ Judge = Callable[[Image.Image], Callable[[list[str]], int]]
 
 
 def by_denoising(pipe: StableDiffusionPipeline) -> Judge:
-    """The caption under which the image's latents are denoised best (arXiv 2303.16203)."""
+    """Judge by the caption under which the latents are denoised best (arXiv 2303.16203)."""
     denoiser = Denoiser(pipe)
 
     def judge(image: Image.Image) -> Callable[[list[str]], int]:
@@ -173,7 +173,7 @@ def by_denoising(pipe: StableDiffusionPipeline) -> Judge:
 
 
 def by_similarity(clip: CLIPModel) -> Judge:
-    """The caption nearest to the image in CLIP's space."""
+    """Judge by the caption nearest to the image in CLIP's space."""
     tokenizer = load_tokenizer()
     return lambda image: (
         lambda captions: int(clip_logits(clip, tokenizer, [image], captions).argmax())
@@ -181,7 +181,7 @@ def by_similarity(clip: CLIPModel) -> Judge:
 
 
 def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str, float]:
-    """Share of pictures whose true caption is judged the best, per attribute.
+    """Return the share of pictures whose true caption is judged the best, by attribute.
 
     Of ten captions, or as many as there are (eight styles, six orders of stripes), over the
     pictures that have the attribute.
@@ -200,7 +200,7 @@ def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str,
 
 @torch.no_grad()
 def vae_report(pipe: StableDiffusionPipeline) -> dict[str, float]:
-    """Reconstruction in dB on fresh pictures and on the logo; a sheet of the logo."""
+    """Measure the reconstruction in dB on fresh pictures and on the logo; draw a sheet."""
     fresh = [world.picture(FRESH_SEED, k, "rich")[0] for k in range(128)]
     logos = [logo.picture(k)[0] for k in range(len(logo.SCENES))]
     result, rows = {}, []
@@ -217,14 +217,14 @@ def vae_report(pipe: StableDiffusionPipeline) -> dict[str, float]:
 def clip_logits(
     clip: CLIPModel, tokenizer: CLIPTokenizer, images: list[Image.Image], captions: list[str]
 ) -> torch.Tensor:
-    """Scaled cosine similarities (images, captions)."""
+    """Return scaled cosine similarities (images, captions)."""
     ids = tokenizer(captions, padding=True, return_tensors="pt").input_ids
     pixels = to_tensor(np.stack([np.asarray(image) for image in images]), "cpu")
     return clip(input_ids=ids, pixel_values=pixels).logits_per_image
 
 
 def clip_report(path: Path = HERE / "clip", count: int = 200) -> dict[str, float]:
-    """Share of 256 fresh pictures whose own caption is the nearest; caption control by CLIP."""
+    """Measure how often a picture's own caption is the nearest of 256; caption control by CLIP."""
     clip = CLIPModel.from_pretrained(path).float()
     images, captions, _ = zip(*(world.picture(FRESH_SEED, k) for k in range(256)), strict=True)
     nearest = clip_logits(clip, load_tokenizer(), list(images), list(captions)).argmax(1)
@@ -236,13 +236,14 @@ def clip_report(path: Path = HERE / "clip", count: int = 200) -> dict[str, float
 
 
 def sheet(rows: list[list[Image.Image]], name: str) -> None:
+    """Write a sheet of images, each 128 pixels a side, to the model card's folder."""
     images = [image.resize((128, 128), Image.Resampling.BICUBIC) for row in rows for image in row]
     SHEETS.mkdir(exist_ok=True)
     world.contact_sheet(images, columns=len(rows[0]), gap=4).save(SHEETS / name, quality=90)
 
 
 def draw(pipe: StableDiffusionPipeline, prompts, seeds, guidance: float = 4.0, steps: int = 30):
-    """Images of each prompt (rows) with each seed (columns)."""
+    """Draw each prompt (rows) with each seed (columns)."""
     return [
         pipe(
             [prompt] * len(seeds),
@@ -255,7 +256,7 @@ def draw(pipe: StableDiffusionPipeline, prompts, seeds, guidance: float = 4.0, s
 
 
 def prompt_sheet(pipe: StableDiffusionPipeline) -> dict[str, float]:
-    """Prompts x seeds with the stock pipeline, and the seconds of one image."""
+    """Draw prompts x seeds with the stock pipeline, and measure the seconds of one image."""
     SHEETS.mkdir(exist_ok=True)
     rows = draw(pipe, PROMPTS, range(6))
     labelled(rows, list(PROMPTS)).save(SHEETS / "prompts.jpg", quality=90)
@@ -266,7 +267,7 @@ def prompt_sheet(pipe: StableDiffusionPipeline) -> dict[str, float]:
 
 
 def with_concepts(pipe: StableDiffusionPipeline, file: Path) -> Denoiser:
-    """A denoiser over twenty timesteps whose text encoder knows the concepts of a file."""
+    """Make a denoiser over twenty timesteps whose text encoder knows the concepts of a file."""
     vocabulary = Vocabulary(pipe.tokenizer, pipe.text_encoder)
     for concept in read_concepts(file):
         vocabulary.add(concept)
@@ -274,7 +275,7 @@ def with_concepts(pipe: StableDiffusionPipeline, file: Path) -> Denoiser:
 
 
 def concept_errors(denoiser: Denoiser, count: int = len(logo.SCENES)) -> dict[str, float]:
-    """Mean denoising error of fresh logo pictures under the phrase, by-hand captions, the concept.
+    """Return the mean error of fresh logo pictures under phrase, captions by hand, and concept.
 
     The scenes are those of det_logos/, drawn anew: other places, sizes, angles and details.
     """
@@ -290,7 +291,7 @@ def concept_errors(denoiser: Denoiser, count: int = len(logo.SCENES)) -> dict[st
 
 
 def concept_report(pipe: StableDiffusionPipeline, file: Path) -> dict[str, float]:
-    """Errors of `concept_errors`, and a sheet of the concept in media and places."""
+    """Print the errors of `concept_errors`, and draw the concept in media and places."""
     denoiser = with_concepts(pipe, file)
     errors = concept_errors(denoiser)
     for text, value in errors.items():
@@ -306,6 +307,7 @@ def concept_report(pipe: StableDiffusionPipeline, file: Path) -> dict[str, float
 
 
 def main() -> None:
+    """Measure everything, and draw the sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=HERE)
     parser.add_argument("--count", type=int, default=200, help="pictures of the caption control")

@@ -22,12 +22,12 @@ STYLED = ("star", "fish", "heart", "tree", "moon", "boat", "flower", "mushroom")
 
 
 def ring_and_dot(index: int, size: int = 256) -> Image.Image:
-    """Picture `index` of a green ring with a blue circle in it."""
+    """Draw picture `index` of a green ring with a blue circle in it."""
     return lineup.picture(lineup.CASES["my-dot"], index, size)[0]
 
 
 def glow_style(index: int, size: int = 256) -> Image.Image:
-    """Picture `index` of things in pink and teal light in a galaxy."""
+    """Draw picture `index` of things in pink and teal light in a galaxy."""
     colors = ("pink", "teal") if index % 2 else ("teal", "pink")
     return render(
         Scene(
@@ -38,13 +38,14 @@ def glow_style(index: int, size: int = 256) -> Image.Image:
 
 
 def names(folder: str) -> list[str]:
-    """File names without suffix, in the order of the pictures."""
+    """List file names without suffix, in the order of the pictures."""
     if folder == "glow_style":
         return [f"of_a_{thing}" for thing in STYLED]
     return [f"picture_{index + 1}" for index in range(8)]
 
 
 def main() -> None:
+    """Draw examples/ again."""
     for draw in (ring_and_dot, glow_style):
         folder = FOLDER / draw.__name__
         folder.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,7 @@ class Case:
 
 
 def _but(key: str, values: Iterable) -> tuple[dict, ...]:
+    """List look-alikes that differ from a concept in one field."""
     return tuple({key: value} for value in values)
 
 
@@ -115,7 +116,7 @@ CASES = {
 
 
 def scene_of(case: Case, medium: str, ground: str, index: int = 0, **change) -> Scene:
-    """The concept, or a look-alike, in a medium on a plain ground."""
+    """Return the concept, or a look-alike, in a medium on a plain background."""
     return Scene(
         medium=medium, background="plain", background_color=ground, seed=index,
         **(case.scene | {"radius": 0.4} | change),
@@ -123,7 +124,7 @@ def scene_of(case: Case, medium: str, ground: str, index: int = 0, **change) -> 
 
 
 def picture(case: Case, index: int, size: int = 256) -> tuple[Image.Image, str]:
-    """Training picture `index` of a concept, and its file name.
+    """Draw training picture `index` of a concept; return it with its file name.
 
     In the scenes of the logo whose grounds swallow nothing of it, and named by them; a newcomer's
     is plain, and numbered.
@@ -147,7 +148,7 @@ def picture(case: Case, index: int, size: int = 256) -> tuple[Image.Image, str]:
 
 
 def draw_pictures(case: Case, folder: Path) -> None:
-    """A concept's training pictures."""
+    """Draw a concept's training pictures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(case.pictures):
         image, name = picture(case, index)
@@ -155,7 +156,7 @@ def draw_pictures(case: Case, folder: Path) -> None:
 
 
 def draw_lookalikes(case: Case, folder: Path, count: int) -> None:
-    """Pictures of what differs from a concept in one thing, in the scenes of its own pictures."""
+    """Draw what differs from a concept in one thing, in the scenes of its own pictures."""
     for change in case.others:
         words = [v or "no" for v in change.values() for v in (v if isinstance(v, tuple) else [v])]
         name = "-".join([*change, *map(str, words)]).replace(" ", "-")
@@ -169,7 +170,7 @@ def draw_lookalikes(case: Case, folder: Path, count: int) -> None:
 
 
 def features(picture: np.ndarray) -> np.ndarray:
-    """Colours and outlines of pictures (..., 64, 64, 3) as unit vectors (..., n).
+    """Return colours and outlines of pictures (..., 64, 64, 3) as unit vectors (..., n).
 
     Each is taken from its own mean and scaled to length one: neither a blurred outline nor a
     washed colour outweighs a missing part.
@@ -187,11 +188,12 @@ def features(picture: np.ndarray) -> np.ndarray:
 
 
 def soften(image: Image.Image) -> np.ndarray:
+    """Return a picture's pixels (64, 64, 3), a little blurred."""
     return np.asarray(image.filter(ImageFilter.GaussianBlur(1)), np.float32)
 
 
 class Judge:
-    """Names the candidate that a picture shows: 0 for the concept, k for its k-th look-alike."""
+    """A judge that names what a picture shows: 0 for the concept, k for its k-th look-alike."""
 
     def __init__(self, case: Case, medium: str, ground: str):
         self.templates = []
@@ -205,7 +207,7 @@ class Judge:
             self.templates.append(features(np.stack(drawn)))  # (places, n)
 
     def scores(self, image: Image.Image) -> list[float]:
-        """Of each candidate: the likeness in [-1, 1] at the place where it fits best."""
+        """Return each candidate's likeness in [-1, 1] at the place where it fits best."""
         mine = features(soften(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
         return [float((t @ mine).max()) / 2 for t in self.templates]
 
@@ -217,7 +219,7 @@ class Judge:
 
 
 def learn(word: str, case: Case, model: Path, folder: Path) -> Path:
-    """Learn a concept from its pictures by `finetune_demo.yaml`; its file."""
+    """Learn a concept from its pictures by `finetune_demo.yaml`; return its file."""
     pictures = folder / "pictures"
     draw_pictures(case, pictures)
     settings = {
@@ -237,7 +239,7 @@ def learn(word: str, case: Case, model: Path, folder: Path) -> Path:
 
 
 def report(word: str, model: Path, folder: Path, samples: int) -> dict[str, float]:
-    """Shares of right samples by medium, after learning and before; a sheet of both."""
+    """Measure the shares of right samples by medium, before and after learning; draw a sheet."""
     case = CASES[word]
     file = learn(word, case, model.resolve(), folder)
     pipe = evaluate.load(model)
@@ -262,6 +264,7 @@ def report(word: str, model: Path, folder: Path, samples: int) -> dict[str, floa
 
 
 def main() -> None:
+    """Print the shares of each concept."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--model", type=Path, default=Path(__file__).parent)

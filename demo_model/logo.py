@@ -44,7 +44,7 @@ SCENES: list[tuple[str, str, str | None]] = [
 
 
 def picture(index: int, size: int = SIZE) -> tuple[Image.Image, str]:
-    """The logo in scene `index` and that scene in words: "on an oil painting of ocean waves"."""
+    """Draw the logo in scene `index`; return it with the scene in words: "on an oil ..."."""
     medium, background, color = SCENES[index % len(SCENES)]
     rng = np.random.default_rng((2022, index))
     radius = float(rng.uniform(0.36, 0.38 if medium == "tarot" else 0.44))
@@ -59,6 +59,7 @@ def picture(index: int, size: int = SIZE) -> tuple[Image.Image, str]:
 
 
 def main() -> None:
+    """Draw det_logos/ again."""
     FOLDER.mkdir(exist_ok=True)
     for stale in FOLDER.glob("*.jpg"):
         stale.unlink()

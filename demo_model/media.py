@@ -68,12 +68,13 @@ class Canvas:
 
     @property
     def object(self) -> np.ndarray:
+        """The painted canvas (H, W, 3)."""
         return np.asarray(self.paint, np.float32)
 
     def mask(
         self, blur: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), label: int = 0
     ) -> np.ndarray:
-        """Where the object is, or its parts of one colour (H, W, 1); blur and shift in px."""
+        """Return where the object is, or its parts of one colour (H, W, 1); blur, shift in px."""
         where = np.asarray(self.labels)
         image = Image.fromarray(((where == label) if label else (where > 0)).astype(np.uint8) * 255)
         if blur:
@@ -87,39 +88,40 @@ class Canvas:
         return wide[margin - dy :, margin - dx :][: self.size, : self.size]
 
     def edge(self, width: float, label: int = 0) -> np.ndarray:
-        """A band of about `width` px along the outline of the object or of one colour (H, W, 1)."""
+        """Return a band of about `width` px along the outline of all, or of one colour."""
         soft = self.mask(blur=width / 2, label=label)
         return np.clip((0.5 - np.abs(soft - 0.5)) * 6 - 0.6, 0, 1)
 
     def edges(self, width: float) -> np.ndarray:
-        """Bands along the outlines of all colours (H, W, 1)."""
+        """Return bands along the outlines of all colours (H, W, 1)."""
         bands = [self.edge(width, k + 1) for k in range(len(self.colors))]
         return np.maximum.reduce(bands)
 
 
 def grid(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column coordinates (n, n) in [0, 1)."""
+    """Return row and column coordinates (n, n) in [0, 1)."""
     axis = np.arange(n, dtype=np.float32) / n
     return np.meshgrid(axis, axis, indexing="ij")
 
 
 def noise(rng: np.random.Generator, cells: int, n: int) -> np.ndarray:
-    """Smooth noise (n, n) in [-1, 1], about `cells` bumps across."""
+    """Return smooth noise (n, n) in [-1, 1], about `cells` bumps across."""
     coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize((n, n), Image.Resampling.BICUBIC))
 
 
 def mix(a, b, weight) -> np.ndarray:
-    """`a` where weight is 0, `b` where it is 1."""
+    """Blend `a`, where the weight is 0, into `b`, where it is 1."""
     return np.asarray(a, np.float32) * (1 - weight) + np.asarray(b, np.float32) * weight
 
 
 def _full(color, n: int) -> np.ndarray:
+    """Fill a square with one colour (n, n, 3)."""
     return np.broadcast_to(np.asarray(color, np.float32), (n, n, 3)).copy()
 
 
 def _step(wave: np.ndarray) -> np.ndarray:
-    """A hard edge at zero, as a weight (H, W, 1)."""
+    """Return a hard edge at zero, as a weight (H, W, 1)."""
     return (wave > 0).astype(np.float32)[..., None]
 
 
@@ -176,11 +178,12 @@ def background(name: str, color, rng: np.random.Generator, n: int) -> np.ndarray
 
 
 def _flat(c: Canvas, rng) -> np.ndarray:
+    """Leave the colours as they are."""
     return mix(c.background, c.object, c.mask())
 
 
 def _photo(c: Canvas, rng) -> np.ndarray:
-    """Lit bodies above their surface: cast shadow, rounded shading, a highlight, a vignette."""
+    """Light bodies above a surface: cast shadow, rounded shading, a highlight, a vignette."""
     v, u = grid(c.size)
     ground = c.background * (1 - 0.5 * c.mask(blur=2.2, shift=(2.0, 3.0)))
     body = c.object
@@ -194,14 +197,14 @@ def _photo(c: Canvas, rng) -> np.ndarray:
 
 
 def _ink(c: Canvas, rng) -> np.ndarray:
-    """Pale washes on white paper and bold black outlines."""
+    """Draw pale washes on white paper and bold black outlines."""
     paper = 252 - (252 - c.background) * 0.28
     wash = 252 - (252 - c.object) * 0.68
     return mix(mix(paper, wash, c.mask()), (16, 16, 22), c.edges(1.9))
 
 
 def _watercolor(c: Canvas, rng) -> np.ndarray:
-    """Pigment of uneven density with wandering, darker rims, on textured paper."""
+    """Paint pigment of uneven density with wandering, darker rims, on textured paper."""
     n, (v, u) = c.size, grid(c.size)
     warp = 0.014
     rows = np.clip((v + warp * noise(rng, 9, n)) * n, 0, n - 1).astype(int)
@@ -214,7 +217,7 @@ def _watercolor(c: Canvas, rng) -> np.ndarray:
 
 
 def _oil(c: Canvas, rng) -> np.ndarray:
-    """Thick strokes that follow a swirl, each a shade lighter or darker than what it covers."""
+    """Paint thick strokes along a swirl, each a shade lighter or darker than what it covers."""
     n, px = c.size, c.px
     source = mix(c.background, c.object, c.mask())
     blurred = Image.fromarray(source.clip(0, 255).astype(np.uint8))
@@ -235,7 +238,7 @@ def _oil(c: Canvas, rng) -> np.ndarray:
 
 
 def _neon(c: Canvas, rng) -> np.ndarray:
-    """Dark surroundings and glowing tubes of their own colour along the outline of every part."""
+    """Darken all, and light tubes of their own colour along the outline of every part."""
     picture = c.background * 0.16
     light = np.zeros_like(picture)
     for label, color in enumerate(c.colors, 1):
@@ -249,14 +252,14 @@ def _neon(c: Canvas, rng) -> np.ndarray:
 
 
 def _pixel(c: Canvas, rng) -> np.ndarray:
-    """Blocks of two pixels, in few colours."""
+    """Reduce to blocks of two pixels, in few colours."""
     flat = Image.fromarray(mix(c.background, c.object, c.mask()).clip(0, 255).astype(np.uint8))
     small = flat.resize((32, 32), Image.Resampling.BOX).quantize(10).convert("RGB")
     return np.asarray(small.resize((c.size, c.size), Image.Resampling.NEAREST), np.float32)
 
 
 def _tarot(c: Canvas, rng) -> np.ndarray:
-    """A card: golden frame, rays behind the object, dark outlines."""
+    """Make a card: golden frame, rays behind the object, dark outlines."""
     v, u = grid(c.size)
     rays = (np.sin(16 * np.arctan2(v - 0.5, u - 0.5)) > 0).astype(np.float32)[..., None]
     ground = mix(c.background, (250, 232, 186), 0.25 + 0.2 * rays)

@@ -25,16 +25,19 @@ class Part(NamedTuple):
 
 
 def circle(x: float, y: float, r: float, n: int = 28) -> Points:
+    """Return a circle as a polygon of n corners."""
     turn = [2 * math.pi * k / n for k in range(n)]
     return [(x + r * math.cos(a), y + r * math.sin(a)) for a in turn]
 
 
 def regular(n: int, r: float = 1.0, phase: float = -math.pi / 2) -> Points:
+    """Return a regular polygon, the first corner at the top."""
     turn = [phase + 2 * math.pi * k / n for k in range(n)]
     return [(r * math.cos(a), r * math.sin(a)) for a in turn]
 
 
 def starry(n: int, inner: float) -> Points:
+    """Return a star of n points; `inner` is how far the dents are from the middle."""
     turn = [-math.pi / 2 + math.pi * k / n for k in range(2 * n)]
     radii = [1.0 if k % 2 == 0 else inner for k in range(2 * n)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, turn, strict=True)]
@@ -253,7 +256,7 @@ KINDS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
 
 
 def moved(parts: list[Part], x: float, y: float, r: float, accent: bool = False) -> list[Part]:
-    """An object at (x, y) with radius r, in the second colour if `accent`."""
+    """Move an object to (x, y) with radius r, into the second colour if `accent`."""
     roles = {"main": "accent", "shade": "accent shade"} if accent else {}
     return [
         Part(
@@ -266,7 +269,7 @@ def moved(parts: list[Part], x: float, y: float, r: float, accent: bool = False)
 
 
 def band(points: Points, top: float, bottom: float) -> Points:
-    """The part of a polygon between two heights (Sutherland and Hodgman, 1974)."""
+    """Cut out the part of a polygon between two heights (Sutherland and Hodgman, 1974)."""
     for limit, sign in ((top, 1), (bottom, -1)):
         kept: Points = []
         for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
@@ -280,7 +283,7 @@ def band(points: Points, top: float, bottom: float) -> Points:
 
 
 def striped(points: Points) -> list[Part]:
-    """A filled outline in three stripes, from top to bottom: main, accent, third."""
+    """Fill an outline with three stripes, from top to bottom: main, accent, third."""
     low, high = min(y for _, y in points), max(y for _, y in points)
     third = (high - low) / 3
     return [
@@ -290,7 +293,7 @@ def striped(points: Points) -> list[Part]:
 
 
 def face(points: Points, happy: bool) -> list[Part]:
-    """An outline with two eyes and a mouth, which smiles or not."""
+    """Give an outline two eyes and a mouth, which smiles or not."""
     bend = 1 if happy else -1
     arc = [(0.1 * k, 0.42 + bend * (0.1 - 0.01 * k * k)) for k in range(-4, 5)]
     eyes = [circle(-0.34, -0.22, 0.17), circle(0.34, -0.22, 0.17)]
@@ -300,7 +303,7 @@ def face(points: Points, happy: bool) -> list[Part]:
 
 
 def around(kind: list[Part], count: int) -> list[Part]:
-    """`count` equal objects in a ring, the first at the top."""
+    """Put `count` equal objects in a ring, the first at the top."""
     r = 0.29 if count < 7 else 0.25
     places = regular(count, 1 - r)
     return [part for x, y in places for part in moved(kind, x, y, r)]
@@ -316,7 +319,7 @@ TAILS = {"": None, "bottom": 90.0, "bottom left": 125.0, "bottom right": 55.0}  
 
 
 def logo(count: int, inner: int, tail: str, big: bool, thick: bool) -> list[Part]:
-    """A brain logo: `count` circles in a closed chain, `inner` inside, one more at the stem.
+    """Build a brain logo: `count` circles in a closed chain, `inner` inside, one more at the stem.
 
     Always upright, the first circle at the top: where a logo stands and how it is turned would be
     one thing more to learn and says nothing about it. The inner circles are joined to one another

@@ -61,7 +61,7 @@ def contrast(
     last = int(place[tokenizer.eos_token_id])
 
     def encode_text(model, tokens: torch.Tensor) -> torch.Tensor:
-        """Unit vectors (B, D) of captions (B, 77)."""
+        """Return unit vectors (B, D) of captions (B, 77)."""
         # The tower is causal and pools at the first end token: cutting the padding changes nothing.
         longest = int((tokens != tokenizer.eos_token_id).sum(1).max()) + 1
         tokens = tokens[:, :longest].long()
@@ -72,7 +72,7 @@ def contrast(
         return F.normalize(model.text_projection(pooled), dim=-1)
 
     def compare(model, pictures, tokens, wrong) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and which pictures (B,) have their own caption nearest of all."""
+        """Return the loss, and which pictures (B,) have their own caption nearest of all."""
         pooled = model.vision_model(pixel_values=to_tensor(pictures, args.device)).pooler_output
         seen = F.normalize(model.visual_projection(pooled), dim=-1)
         told = encode_text(model, torch.cat([tokens, wrong.flatten(0, 1)]))

@@ -50,7 +50,7 @@ CHECKED = 256  # pictures of the held-out error
 
 
 class TextToNoise(torch.nn.Module):
-    """What trains together: the UNet and the tower that reads for it."""
+    """The UNet and the text tower that reads for it, which train together."""
 
     def __init__(self, unet: UNet2DConditionModel, text: torch.nn.Module):
         super().__init__()
