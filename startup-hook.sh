@@ -8,7 +8,7 @@
 { case $- in *x*) detsd_traced=1 ;; *) detsd_traced= ;; esac; set +x; } 2>/dev/null
 
 if [ "${DET_TASK_TYPE:-}" = TRIAL ] && [ "${DET_SLOT_IDS:-}" = "[]" ]; then
-    echo "startup-hook.sh: resources.slots_per_trial is 0, but the launcher starts one process per" \
+    echo "detsd: resources.slots_per_trial is 0, but the launcher starts one process per" \
         "slot; set it to 1 or more (an agent without a GPU also has one slot)" >&2
     exit 1
 fi
@@ -17,7 +17,7 @@ detsd_install() {
     local python=${DET_PYTHON_EXECUTABLE:-python3} folder names
     folder=$(mktemp -d)
     if ! "$python" constraints/missing.py "$folder"; then
-        echo "startup-hook.sh: $python cannot list the installed packages (see above); the image needs" \
+        echo "detsd: startup-hook.sh: $python cannot list the installed packages (see above); the image needs" \
             "Python 3.10 or later with the package 'packaging'" >&2
         exit 1
     fi
@@ -27,7 +27,7 @@ detsd_install() {
         # The image's PIP_CONSTRAINT pins the versions it was built with, which contradict ours.
         if ! env -u PIP_CONSTRAINT "$python" -m pip install --quiet --disable-pip-version-check \
             -r "$folder/missing.txt" -c "$folder/constraints.txt"; then
-            echo "startup-hook.sh: could not install $names(see pip above); if tasks cannot reach" \
+            echo "detsd: startup-hook.sh could not install $names(see pip above); if tasks cannot reach" \
                 "a package index, build an image with the Dockerfile and name it under" \
                 "environment.image" >&2
             exit 1

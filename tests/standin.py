@@ -458,7 +458,7 @@ class Master:
         for _ in range(1 + experiment["max_restarts"]):
             code, text = self._run(experiment, **options)
             said.append(text)
-            if code == 0 or matched(experiment, text):
+            if code == 0 or ends_restarts(experiment, text):
                 break
         return said
 
@@ -499,18 +499,36 @@ def believing(env: dict[str, str]):
             read.__defaults__ = defaults
 
 
-def matched(experiment: dict, said: str) -> list[str]:
-    """Names of the policies that end a trial's restarts, if it said this.
+# What a master of 0.38.1 appends to an experiment's own policies.
+MASTERS_POLICIES = (
+    {"name": "CUDA OOM", "pattern": ".*CUDA out of memory.*"},
+    {"name": "ECC Error", "pattern": ".*uncorrectable ECC error encountered.*"},
+)
+
+
+def log_policies(experiment: dict) -> list[dict]:
+    """An experiment's policies as the master completes them; one without a pattern removes one."""
+    own = experiment["log_policies"]
+    names = {policy["name"] for policy in own}
+    return [p for p in (*own, *MASTERS_POLICIES) if p in own or p["name"] not in names]
+
+
+def matched(experiment: dict, said: str) -> list[dict]:
+    """The policies that a trial which said this has matched; the last one's name is its label.
 
     The master looks at every line as the task printed it, without the launcher's prefix.
     """
     lines = [re.sub(r"^\[rank=\d+\] ", "", line) for line in said.splitlines()]
     return [
-        policy["name"]
-        for policy in experiment["log_policies"]
-        if policy["action"] == "cancel_retries"
-        and any(re.search(policy["pattern"], line) for line in lines)
+        policy
+        for policy in log_policies(experiment)
+        if "pattern" in policy and any(re.search(policy["pattern"], line) for line in lines)
     ]
+
+
+def ends_restarts(experiment: dict, said: str) -> bool:
+    """Whether a trial that said this is not restarted."""
+    return any(p.get("action") == "cancel_retries" for p in matched(experiment, said))
 
 
 def written_out(value: object) -> object:

@@ -365,9 +365,16 @@ def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
 
     name = "RuntimeError: the loss of a bus"
     assert matched(given, f"Traceback (most recent call last):\n  File\n{name}") == []
-    for line in ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",):
-        (found,) = matched(given, f"[rank=1] Traceback\n[rank=1] {line}")
-        assert "training.train_batch_size" in found
+    # The label is the name of the last policy that matches, among them the master's own.
+    full = "CUDA out of memory. Tried to allocate 2.00 GiB."
+    for line in (
+        f"torch.OutOfMemoryError: {full}",
+        f"detsd: this training does not fit into the memory of cuda:0 ({full}); lower",
+    ):
+        found = matched(given, f"[rank=1] Traceback\n[rank=1] {line}")
+        assert "training.train_batch_size" in found[-1]["name"]
+        assert found[-1]["action"] == "cancel_retries"
+    assert matched(given, f"WARNING: a batch of 4 did not fit ({full})") == []
 
 
 @pytest.mark.slow

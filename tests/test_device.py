@@ -163,7 +163,7 @@ def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment,
             rows.append([matrix.detach().cpu() for matrix in trainer.rows])
     assert all(map(torch.equal, *rows))
     # The samples lie in pinned memory where the device is CUDA's: of four tensors each, one copy.
-    assert counted(w for w in steps if w.unpinned) == {"copy_ in data.py _each": 2 * 2 * 4}
+    assert counted(w for w in steps if w.unpinned) == {"copy_ in dataset.py _each": 2 * 2 * 4}
     # The scaler of fp16 looks whether to leave out the step: once for a device.
     waited = {"_local_scalar_dense in trainer.py _step": 2} if precision == "fp16" else {}
     assert counted(w for w in steps if not w.unpinned) == waited

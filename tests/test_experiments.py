@@ -5,6 +5,7 @@ import random
 import re
 
 import pytest
+import re2
 from determined.common.util import yaml_safe_load
 from tiny import ROOT
 
@@ -117,7 +118,13 @@ def experiment_problems(experiment) -> list[str]:
             found.append(f"environment variable {line!r} is not NAME=VALUE")
     for policy in experiment.get("log_policies", []):
         found += problems(policy, {"name": str, "pattern": str, "action": str}, "log_policies.")
+        if set(policy) == {"name"}:  # takes away a policy that the master would add
+            continue
         found += [f"log_policies: {key} is missing" for key in {"name", "pattern"} - policy.keys()]
+        try:
+            re2.compile(policy.get("pattern", ""))
+        except re2.error as error:  # the master would accept it, and never match it
+            found.append(f"log_policies: {policy['pattern']} is no pattern of RE2 ({error})")
         if policy.get("action") not in ("cancel_retries", "exclude_node"):
             found.append(f"log_policies has the action {policy.get('action')}")
     return found + range_problems(experiment["hyperparameters"])
@@ -163,7 +170,8 @@ def test_shipped_files(name):
         load_config(ROOT / name, kind=kind)
     assert experiment["entrypoint"] == f"{launcher} python3 -m detsd {job}"
     # Mistakes and full GPUs end at the first try; the advice names a knob of this kind of job.
-    mistake, memory = experiment["log_policies"]
+    removed, mistake, memory = experiment["log_policies"]
+    assert removed == {"name": "CUDA OOM"}
     assert mistake["pattern"] == "^detsd: "
     knob = "training.train_batch_size" if job == "finetune" else "output.batch_size"
     assert f"lower {knob}" in memory["name"]
@@ -201,6 +209,10 @@ def test_searches_search():
         ({"searcher": {"name": "random"}}, "searcher.max_trials is missing"),
         ({"log_policies": [{"name": "n", "pattern": "p", "actions": []}]}, "actions is no key"),
         ({"log_policies": [{"name": "n", "action": "cancel_retries"}]}, "pattern is missing"),
+        (
+            {"log_policies": [{"name": "n", "pattern": "(?!x)y", "action": "cancel_retries"}]},
+            "no pattern of RE2",
+        ),
         ({"hyperparameters": {"a": {"type": "ddim"}}}, "no kind of range is called ddim"),
         ({"hyperparameters": {"a": [{"type": "int"}]}}, "inside a list"),
         ({"hyperparameters": {"a": {"type": "log", "minval": -4, "maxval": -2}}}, "base is miss"),

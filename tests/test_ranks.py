@@ -211,7 +211,7 @@ def test_ranks_that_differ_are_refused_by_name(what, other, words):
 
 def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr(Run, "agree", lambda self, **facts: asked.update(facts))
+    monkeypatch.setattr(Run, "assert_equal_across_ranks", lambda self, **facts: asked.update(facts))
     with open_run(tmp_path / "out", accelerate=True) as run:
         Trainer(load_config(experiment()), run)
     assert asked["configuration"]["concepts.concept_strs"] == ["blob-thing"]
