@@ -27,6 +27,7 @@ def args(tmp_path, monkeypatch):
         device="cpu",
         steps=0,
         seed=0,
+        batch=32,
         rate=None,
         every=500,
         pictures=48,
@@ -231,14 +232,16 @@ def window_at(args, *steps):
 
 def test_new_pictures_are_a_function_of_seed_and_step(args):
     """However a step is reached: its samples, and those of another seed are others."""
-    gone, jumped = window_at(args, 0, 16, 40), window_at(args, 40)
-    assert sorted(gone.held) == list(pictures.chunks_of(40, args.window)) == [2, 3]
+    gone, jumped = window_at(args, 0, 3, 40), window_at(args, 40)
+    assert sorted(gone.held) == list(pictures.chunks_of(40 * 32, args.window)) == [20, 21]
     for key in ("latents", "ids", "share"):
         assert torch.equal(getattr(gone, key), getattr(jumped, key)), key
     batches = [w.sample(41, loop.generator(0, 41)) for w in (gone, jumped)]
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    args.batch = 128  # a fourth of the steps come to the same pictures
+    assert torch.equal(window_at(args, 10).latents, jumped.latents)
     args.seed = 3
-    assert not torch.equal(window_at(args, 40).latents, jumped.latents)
+    assert not torch.equal(window_at(args, 10).latents, jumped.latents)
 
 
 def test_new_pictures_come_from_other_processes_as_from_this_one():

@@ -56,6 +56,7 @@ def parse() -> argparse.Namespace:
     add("--work-dir", type=Path, default=MODEL / "work")
     add("--steps", type=int, default=0, help="total steps of the chosen stage")
     add("--seed", type=int, default=0, help="of batches, noise and the UNet's pictures")
+    add("--batch", type=int, default=32, help="of the UNet; its window of pictures moves with it")
     add("--rate", type=float, help="peak learning rate of the UNet")
     add("--every", type=int, default=500, help="steps between two looks at the UNet, which save it")
     add("--pictures", type=int, default=32_000, help="for the VAE and CLIP")

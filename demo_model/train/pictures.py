@@ -75,7 +75,7 @@ def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
 # ---- ever new pictures ---------------------------------------------------------------------------
 
 CHUNK = 128  # pictures
-CHUNK_STEPS = 16  # steps until the oldest chunk makes room for a new one
+DRAWN = 4  # times, on average, that a picture is drawn from the window
 
 
 def fresh_scenes(seed: int, chunk: int) -> Iterator[tuple[Scene, list[str]]]:
@@ -128,6 +128,10 @@ def _ignore_signals() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def chunks_of(step: int, window: int) -> range:
-    """Return the numbers of the chunks that step `step` draws from: `window` pictures."""
-    return range(step // CHUNK_STEPS, step // CHUNK_STEPS + window // CHUNK)
+def chunks_of(samples: int, window: int) -> range:
+    """Return the numbers of the chunks that are drawn from after so many samples.
+
+    They hold `window` pictures; the oldest chunk makes room for a new one.
+    """
+    first = samples // (DRAWN * CHUNK)
+    return range(first, first + window // CHUNK)

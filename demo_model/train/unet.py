@@ -1,7 +1,7 @@
 """The UNet, which predicts v (arXiv 2202.00512) from latents, and the text tower with it.
 
-Every picture is new: a window of 4,096 moves on as the steps do. Each picture is there for 512
-steps, and is drawn four times on average.
+Every picture is new: a window of 4,096 moves on as the samples do, from which each picture is drawn
+four times on average.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ from demo_model.train.store import (
 from demo_model.train.tokens import all_ids, compact, spread_out, token_ids
 from demo_model.train.vae import NETWORK_BATCH, encode, encode_latents
 
-BATCH = 32
-STEPS = 47_000  # 1.5 million samples
+SAMPLES = 1_500_000
 RATE = 8e-4
 TEXT_RATE = 3 / 8  # of the UNet's
 LOGO_SHARE = 2.5  # of a logo in the batches, beside any other picture
@@ -92,7 +91,7 @@ class Window:
 
     def move_to(self, step: int) -> None:
         """Draw the chunks of this step that are not there, in the places of those before."""
-        for chunk in chunks_of(step, self.args.window):
+        for chunk in chunks_of(step * self.args.batch, self.args.window):
             slot = chunk % self.slots
             if self.held[slot] == chunk:
                 continue
@@ -113,19 +112,20 @@ class Window:
         """Return posterior means and stds (B, C, h, w) and token ids (B, 77) of a step's batch."""
         self.move_to(step)
         # Nothing else has so much to get right at once: logos are drawn more often.
-        chosen = torch.multinomial(self.share, BATCH, generator=rng)
+        batch = self.args.batch
+        chosen = torch.multinomial(self.share, batch, generator=rng)
         mean, std = self.latents[chosen].float().to(self.args.device).chunk(2, 1)
-        which = torch.randint(CAPTIONS_PER_PICTURE, (BATCH,), generator=rng)
+        which = torch.randint(CAPTIONS_PER_PICTURE, (batch,), generator=rng)
         return mean, std, self.ids[chosen, which].long()
 
 
-def timesteps(rng: torch.Generator) -> torch.Tensor:
+def timesteps(batch: int, rng: torch.Generator) -> torch.Tensor:
     """Draw the timesteps of a batch (B,), one from each of B intervals of equal probability.
 
     That makes batches alike. What a thing is decides the error of the noisier timesteps alone, so
     they are drawn more often: with a density of t to the 1/3.
     """
-    even = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) / BATCH
+    even = (torch.arange(batch) + torch.rand(batch, generator=rng)) / batch
     return (even**0.75 * 1000).long().clamp_(max=999)
 
 
@@ -187,7 +187,7 @@ def train_unet(args: argparse.Namespace) -> None:
     progress = read_progress(args)
     args.seed = progress.get("seed", args.seed)
     rate = args.rate or progress.get("rate", RATE)
-    steps, first = args.steps or STEPS, progress.get("step", 0)
+    steps, first = args.steps or SAMPLES // args.batch, progress.get("samples", 0) // args.batch
     if first >= steps:
         raise Stop(f"the UNet has had {first} steps; ask for more by --steps")
     window = Window(args, vae, place)
@@ -202,8 +202,8 @@ def train_unet(args: argparse.Namespace) -> None:
     def loss_of(step: int, rng: torch.Generator):
         mean, std, tokens = window.sample(step, rng)
         x = (mean + std * torch.randn(mean.shape, generator=rng).to(mean)) * scale
-        tokens[torch.rand(BATCH, generator=rng) < NO_CAPTION] = empty
-        t = timesteps(rng).to(args.device)
+        tokens[torch.rand(args.batch, generator=rng) < NO_CAPTION] = empty
+        t = timesteps(args.batch, rng).to(args.device)
         noise = torch.randn(mean.shape, generator=rng).to(mean)
         # Unweighted: min-SNR would leave a hundredth of the weight to the noisiest third, where the
         # shape of a 16 x 16 latent is decided.
@@ -213,7 +213,7 @@ def train_unet(args: argparse.Namespace) -> None:
         store(args.work_dir / "unet.safetensors", model.unet.state_dict())
         state = {f"text_model.{k}": v for k, v in model.text.state_dict().items()}
         store(args.work_dir / "text.safetensors", spread_out(state, table, used))
-        samples = step * BATCH
+        samples = step * args.batch
         progress = {"step": step, "samples": samples, "seed": args.seed, "rate": rate}
         write_progress(args.work_dir, progress)
 
