@@ -28,6 +28,7 @@ def test_the_context_is_small_and_whole(capsys):
     assert "demo_model/unet/diffusion_pytorch_model-00001-of-00002.safetensors" in files
     assert len([name for name in files if name.startswith("det_logos/")]) > 40
     unwanted = (".git", ".venv", ".pytest_cache", "tests", "outputs", "benchmarks", "docs")
+    unwanted += ("findings",)
     assert not [name for name in files if name.split("/")[0] in unwanted]
 
 

@@ -21,7 +21,8 @@ def test_pip_install(tmp_path):
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
         shutil.copy(ROOT / name, source)
-    for name in ("detsd", "demo_model", "tests", "benchmarks", "dev", "docs", "det_logos"):
+    others = ("demo_model", "det_logos", "tests", "benchmarks", "dev", "docs", "findings")
+    for name in ("detsd", *others):
         # What else lies at the top must not come along; of the package, all.
         keep = shutil.ignore_patterns("__pycache__", *([] if name == "detsd" else ["*.*"]))
         shutil.copytree(ROOT / name, source / name, ignore=keep)

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Under peft's trainable tokens `get_input_embeddings().weight` holds the rows before training.
+#
+# Versions: peft 0.21.2, transformers 5.23.0.
+# Behaviour: the trained rows lie in a parameter beside the table, `trainable_tokens_delta`, which
+#   holds whole rows (not what is added to them). The forward pass uses them; `weight`, where every
+#   script of Textual Inversion looks for what it learned, stays as it was. Saving the weight's row
+#   saves the initial phrase. The adapter's files hold the ids, and not the word.
+# Why it matters here: a concept file written so is well-formed and holds nothing that was learned;
+#   and an adapter brought as a concept needs a name.
+# Seen on 2026-11-28: the lines at the end.
+source "$(dirname "$0")/common.sh"
+
+observe peft==0.21.2 <<'PROGRAM'
+from pathlib import Path
+
+import torch
+from peft import TrainableTokensConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny import pipeline
+
+pipe = pipeline()
+tokens, encoder = pipe.tokenizer, pipe.text_encoder
+tokens.add_tokens(["det-logo"])
+encoder.resize_token_embeddings(len(tokens))
+word = tokens.convert_tokens_to_ids("det-logo")
+before = encoder.get_input_embeddings().weight[word].detach().clone()
+model = get_peft_model(
+    encoder, TrainableTokensConfig(token_indices=[word], target_modules=["token_embedding"])
+)
+optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+model(torch.tensor([tokens("a det-logo").input_ids]))[0][..., 0].mean().backward()
+optimizer.step()
+table = encoder.get_input_embeddings()
+used = table(torch.tensor([word]))[0]
+model.save_pretrained("adapter")
+(saved,) = load_file("adapter/adapter_model.safetensors").values()
+print("what the model uses has moved:", not torch.equal(used, before))
+print("weight has moved:", not torch.equal(table.weight[word], before))
+print("the file holds what the model uses:", torch.equal(saved[0], used))
+text = Path("adapter/adapter_config.json").read_text()
+print("the adapter names the word:", "det-logo" in text, "its id:", str(word) in text)
+PROGRAM
+
+expect <<'LINES'
+what the model uses has moved: True
+weight has moved: False
+the file holds what the model uses: True
+the adapter names the word: False its id: True
+LINES
