@@ -27,10 +27,11 @@ from detsd.config import (
     load_config,
 )
 from detsd.data.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
-from detsd.evaluate import evaluation, samples
+from detsd.evaluate import evaluation
 from detsd.evaluate.samples import find_sample_sets
 from detsd.models import loading
 from detsd.models.spec import load_token_tables
+from detsd.runs import download
 from detsd.utils.png import read
 
 SMALL = {
@@ -197,7 +198,7 @@ def test_checkpoints_of_the_cluster(run, monkeypatch):
         asked.append(uuid)
         return run / "checkpoints" / "step-00000008"
 
-    monkeypatch.setattr(samples, "cached_checkpoint", cached_checkpoint)
+    monkeypatch.setattr(download, "cached_checkpoint", cached_checkpoint)
     words = [UUID, f"{UUID[:-1]}0=my-word"]
     args = parser().parse_args(["evaluate", *words, "--images", "det_logos", "--model", "tiny"])
     config = evaluation_config(args)[0]

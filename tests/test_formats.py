@@ -26,7 +26,7 @@ from detsd.concepts import safe_load
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
-from detsd.concepts.source import is_source, locate
+from detsd.concepts.source import ConceptSource
 from detsd.concepts.writing import encode, store, write_concepts
 from detsd.runs.folder import DICT_FILE
 from detsd.sampling.jobs import Job
@@ -132,7 +132,8 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
     write_concepts(CONCEPTS, tmp_path / "checkpoints" / ".step-00000400")  # not whole
     for source in (tmp_path, tmp_path / "checkpoints", folder):
         assert read_concepts(source)[0].steps == 100
-        assert locate(f"{source}=word") == f"{folder / DICT_FILE}=word"
+        located = ConceptSource.parse(f"{source}=word").located
+        assert str(located) == f"{folder / DICT_FILE}=word"
 
 
 def test_what_is_a_source_and_what_a_phrase(tmp_path, monkeypatch):
@@ -142,7 +143,7 @@ def test_what_is_a_source_and_what_a_phrase(tmp_path, monkeypatch):
     tensors(tmp_path / "a=b" / "x", {"x": ONE[0]})
     sources = ["red ball", "gone.bin", "GONE.PT", "gone.pt=word", "a=b", "a=b/x.safetensors=word"]
     phrases = ["red cube", "version 3.5 of it", "a = b", "x" * 5000, "a\0b", "", "e=mc2"]
-    assert [s for s in sources + phrases if is_source(s)] == sources
+    assert [s for s in sources + phrases if ConceptSource.looks_like(s)] == sources
     assert read_concepts("a=b/x.safetensors")[0].name == "x"
     assert read_concepts("a=b/x.safetensors=word")[0].name == "word"
     with pytest.raises(UserError, match=r"gone\.pt does not exist"):

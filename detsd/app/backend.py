@@ -26,7 +26,7 @@ from detsd.app.form import FIELDS, checked_job
 from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES, ModelVocabulary
 from detsd.app.pictures import PageImage, pictures_in
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import is_uuid, split_source
+from detsd.concepts.source import ConceptSource
 from detsd.data.images import to_rgb
 from detsd.runs.folder import read_metadata
 from detsd.sampling.denoise import decode
@@ -103,10 +103,11 @@ class Backend:
 
     def facts(self, name: str) -> dict[str, Any]:
         """What the fine-tuning that a concept came from says of it; {} where that is not known."""
-        path, renamed = split_source(self.pipe.sources.get(name, ""))
+        source = ConceptSource.parse(self.pipe.sources.get(name, ""))
         try:
-            concepts = read_metadata(path.parent)["config"]["concepts"]
-            k = 0 if renamed else concepts["concept_strs"].index(name)  # only one can be renamed
+            concepts = read_metadata(source.path.parent)["config"]["concepts"]
+            # Only a file of one concept can be given another word.
+            k = 0 if source.word else concepts["concept_strs"].index(name)
             return {key: concepts[key][k] for key in ("img_dirs", "learnable_properties")}
         except (UserError, KeyError, ValueError, IndexError, TypeError):
             return {}
@@ -165,8 +166,6 @@ class Backend:
         with self.alone:
             if not text:
                 return self.pipe.load_concepts(file)
-            if is_uuid(text) and not Path(text).exists():
-                return self.pipe.load_from_uuids([text])
             return self.pipe.load_concepts(text)
 
     def unload(self, name: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detsd.config import FinetuneConfig, load_config
+from detsd.runs.folder import RunFolder
 from detsd.sampling.jobs import sample_jobs
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
@@ -39,7 +40,9 @@ class RunStatus:
         """The samples of a step, with captions."""
         return [
             (path, f"step {step}: {job.prompt}, seed {job.seed}")
-            for path, job in zip(_samples(self.folder, step), _jobs(self.folder), strict=False)
+            for path, job in zip(
+                RunFolder(self.folder).samples(step), _jobs(self.folder), strict=False
+            )
         ]
 
 
@@ -49,7 +52,3 @@ def _jobs(folder: Path) -> list:
 
 def _config(folder: Path) -> FinetuneConfig:
     return load_config(folder / CONFIG)
-
-
-def _samples(folder: Path, step: int) -> list[Path]:
-    return sorted((folder / "samples").glob(f"step-{step:08d}-*.png"))

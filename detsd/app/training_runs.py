@@ -9,7 +9,6 @@ and what every fine-tuning leaves there. The command line goes on with it as the
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import signal
 import subprocess
@@ -23,9 +22,9 @@ import torch
 import yaml
 from PIL import Image
 
-from detsd.app.run_status import CONFIG, LOG, PICTURES, SAMPLES, RunStatus, _config, _jobs, _samples
+from detsd.app.run_status import CONFIG, LOG, PICTURES, SAMPLES, RunStatus, _config, _jobs
 from detsd.config import TrainingConfig, load_config
-from detsd.runs.folder import read_metadata
+from detsd.runs.folder import RunFolder, read_metadata
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.preflight import check_finetune
 from detsd.utils import contact_sheets
@@ -220,21 +219,14 @@ class TrainingRuns:
         mine = folder == self.folder
         running = mine and self.running
         config = _config(folder)
+        files = RunFolder(folder)
         metrics = {"training": {}, "validation": {}}
-        for line in _lines(folder / "metrics.jsonl"):
-            try:
-                entry = json.loads(line)
-                metrics[entry["group"]] = entry
-            except (ValueError, KeyError, TypeError):  # the last one may be half written
-                continue
+        metrics |= {report["group"]: report for report in files.metrics()}
         training, validation = metrics["training"], metrics["validation"]
-        checkpoints = sorted((folder / "checkpoints").glob("step-*/metadata.json"))
+        latest = files.latest()
         steps = config.training.num_sgd_steps
         step = max(m.get("steps_completed", 0) for m in metrics.values())
         count = len(config.inference.inference_prompts) * len(config.inference.seeds)
-        sampled = sorted(
-            {int(path.name.split("-")[1]) for path in (folder / "samples").glob("step-*.png")}
-        )
         problem = ""
         if mine and not running and self._process.returncode not in (0, 128 + signal.SIGTERM):
             said = [line for line in _lines(folder / LOG) if line.strip()]
@@ -249,11 +241,8 @@ class TrainingRuns:
             folder=folder,
             word=config.concepts.concept_strs[0],
             running=running,
-            complete=bool(checkpoints)
-            and (
-                checkpoints[-1].parent.name == f"step-{steps:08d}"
-                or read_metadata(checkpoints[-1].parent).get("settled", False)
-            ),
+            complete=bool(latest)
+            and (latest == files.checkpoint(steps) or read_metadata(latest).get("settled", False)),
             step=step,
             steps=steps,
             loss=training.get("loss"),
@@ -262,8 +251,8 @@ class TrainingRuns:
             samples_per_second=rate,
             seconds_left=(steps - step) * per_step / rate if running and rate else None,
             problem=problem,
-            sampled=tuple(s for s in sampled if len(_samples(folder, s)) >= count),
-            checkpoint=checkpoints[-1].parent if checkpoints else None,
+            sampled=tuple(s for s in files.sampled_steps() if len(files.samples(s)) >= count),
+            checkpoint=latest,
         )
 
     def time_lapse(self, standing: RunStatus, folder: Path) -> Path | None:
@@ -275,7 +264,7 @@ class TrainingRuns:
         every = -(-len(standing.sampled) // MOST_FRAMES) or 1
         for step in standing.sampled[::-every][::-1]:  # the last one among them
             try:
-                paths = _samples(standing.folder, step)
+                paths = RunFolder(standing.folder).samples(step)
                 frames.append((step, [Image.open(path).convert("RGB") for path in paths]))
             except OSError:  # being written
                 continue

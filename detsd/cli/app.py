@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
-from detsd.concepts.source import source_problems
+from detsd.concepts.source import ConceptSource
 from detsd.config import ModelConfig
 from detsd.models.support import model_problems
 from detsd.utils import progress
@@ -24,7 +24,8 @@ def app(args: argparse.Namespace) -> int:
         concepts = [resolve(DEMO_CONCEPT)]
         pictures = {DEMO_WORD: DEMO_IMAGES}
     problems = model_problems(ModelConfig(args.model))
-    problems += [p for c in concepts or [] for p in source_problems(str(c), "--concepts")]
+    for source in map(ConceptSource.parse, concepts or []):
+        problems += source.problems("--concepts")
     if problems:
         raise UserError(problems[0])
     with progress.importing_libraries():

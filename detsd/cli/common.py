@@ -12,7 +12,7 @@ from pathlib import Path
 
 from detsd.config import Config, FinetuneConfig, check_experiment, parse_config
 from detsd.runs import task
-from detsd.runs.folder import check_grid_folder, check_output
+from detsd.runs.folder import RunFolder
 from detsd.runs.task import cluster_experiment, cluster_hyperparameters
 from detsd.utils import progress
 
@@ -41,9 +41,9 @@ def configuration(
     folder = args.output_dir or Path("outputs") / name
     beside = None if source.endswith(".png") else Path(source).parent  # an image names none
     check(config, source, beside)
-    check_output(folder)
+    RunFolder(folder).check_writable()
     if kind is not FinetuneConfig:
-        check_grid_folder(folder)
+        RunFolder(folder).check_no_finetuning()
     return config, folder
 
 

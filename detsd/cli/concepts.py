@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from detsd.concepts.source import locate
+from detsd.concepts.source import ConceptSource
 from detsd.utils import progress
 
 
@@ -23,11 +23,11 @@ def download(args: argparse.Namespace) -> int:
 
 def show(args: argparse.Namespace) -> int:
     """Say what a concept file or checkpoint holds; exit code."""
-    locate(args.path)
+    source = ConceptSource.parse(args.path).located
     with progress.importing_libraries():
         from detsd.evaluate.rows import describe, plot, report
 
-    facts = describe(args.path, args.model)
+    facts = describe(source, args.model)
     if args.json:
         print(json.dumps(facts, ensure_ascii=False, indent=1))
     else:
@@ -40,15 +40,14 @@ def show(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write concepts in the layout of another tool; exit code."""
-    for source in args.sources:
-        locate(source)
+    sources = [ConceptSource.parse(source).located for source in args.sources]
     with progress.importing_libraries():
         from detsd.concepts.concept import family
         from detsd.concepts.reading import read_concepts
         from detsd.concepts.writing import encode, store
         from detsd.utils.paths import file_name
 
-    concepts = [c for source in args.sources for c in read_concepts(source)]
+    concepts = [c for source in sources for c in read_concepts(source)]
     folder = args.output or Path("outputs") / "exported" / args.format
     files = encode(concepts, args.format)
     store(files, folder)

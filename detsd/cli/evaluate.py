@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 from detsd.cli.common import PROG, configuration, stopped
-from detsd.concepts.source import is_uuid, locate, split_source
+from detsd.concepts.source import ConceptSource
 from detsd.config import EvaluateConfig, load_config, override, parse_config
 from detsd.evaluate.preflight import check_evaluate
-from detsd.runs import folder, task
+from detsd.runs import task
+from detsd.runs.folder import finetuning_metadata
 from detsd.utils import progress
 from detsd.utils.errors import UserError
 from detsd.utils.paths import BUNDLED, DEMO_CONCEPT
@@ -47,9 +48,10 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
             f"nothing to evaluate is named and no cluster found; write e.g. {PROG} evaluate "
             f"{DEMO_CONCEPT}"
         )
+    sources = [ConceptSource.parse(word) for word in words]
     settings = {
-        "concepts.files": [word for word in words if not is_uuid(word)],
-        "concepts.uuids": [word for word in words if is_uuid(word)],
+        "concepts.files": [str(source) for source in sources if not source.uuid],
+        "concepts.uuids": [str(source)[len("uuid:") :] for source in sources if source.uuid],
         "evaluation.images": args.images and str(args.images),
         "evaluation.lineup": [str(folder) for folder in args.lineup or []],
         "evaluation.all_checkpoints": args.all_checkpoints,
@@ -68,14 +70,15 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
     source, hyperparameters = "the command line", {}
     override(hyperparameters, overrides, source)
     config = parse_config(hyperparameters, source, EvaluateConfig)
-    first = Path(split_source(words[0])[0])
-    return config, source, f"evaluate-{first.stem if first.is_file() else first.name}"
+    first = sources[0].path
+    title = sources[0].uuid or (first.stem if first.is_file() else first.name)
+    return config, source, f"evaluate-{title}"
 
 
 def learned_on(sources: list[str]) -> dict[str, str | None]:
     """The base model of the first fine-tuning among sources, else the bundled one."""
     for source in sources:
-        facts = folder.finetuning_of(split_source(locate(source))[0])
+        facts = finetuning_metadata(ConceptSource.parse(source).file)
         if facts:
             name = facts["config"]["model"]["pretrained_model_name_or_path"]
             return {"pretrained_model_name_or_path": name, "revision": facts.get("commit")}

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from detsd.cli.common import PROG, configuration, print_commands, stopped, tensorboard
-from detsd.concepts.source import locate
+from detsd.concepts.source import ConceptSource
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs import task
-from detsd.runs.folder import latest_checkpoint, read_metadata
+from detsd.runs.folder import RunFolder, read_metadata
 from detsd.train.preflight import check_finetune, check_resume
 from detsd.utils import progress
 from detsd.utils.errors import Diverged, UserError, one_line
@@ -78,12 +78,13 @@ def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]
 
 def best_checkpoint_line(folder: Path) -> str:
     """Where the best rows of a fine-tuning lie, and what tells that they are."""
-    best = read_metadata(latest_checkpoint(folder)).get("best")
+    best = read_metadata(RunFolder(folder).latest()).get("best")
+    where = f"the concept lies in {ConceptSource(folder).file}"
     if not best:  # of an earlier version, or without a validation
-        return f"the concept lies in {locate(folder)}"
+        return where
     step = best.pop("steps_completed")
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-    return f"the concept lies in {locate(folder)}: step {step}, the best ({figures})"
+    return f"{where}: step {step}, the best ({figures})"
 
 
 def print_next_steps(config: FinetuneConfig, folder: Path) -> None:

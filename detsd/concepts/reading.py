@@ -32,7 +32,7 @@ import torch
 from detsd.concepts import safe_load
 from detsd.concepts.concept import ENCODERS, FAMILIES, LearnedConcept
 from detsd.concepts.safe_load import refuse
-from detsd.concepts.source import file_of, locate, split_source
+from detsd.concepts.source import ConceptSource
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 
@@ -46,7 +46,7 @@ LONGEST_WORD = 100
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read_concepts(source: str | Path) -> list[LearnedConcept]:
+def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     """The concepts of a file in any layout, or of a checkpoint or run folder.
 
     Args:
@@ -55,8 +55,8 @@ def read_concepts(source: str | Path) -> list[LearnedConcept]:
     Raises:
         UserError: missing, damaged, no concept, or rows that are no finite matrix.
     """
-    path, word = split_source(source)
-    file = file_of(path)
+    source = ConceptSource.parse(source)
+    file, word = source.file, source.word
     concepts = _recognised(file, *safe_load.read(file))
     if not concepts:
         raise UserError(f"{file} holds no concept; train one, or name another file")
@@ -214,21 +214,12 @@ def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
 
 
 def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
-    """The concepts of a path or `uuid:...`, where they lie, and what was named.
+    """Return the concepts of a source, where they lie, and what was named.
 
-    Where they lie is what an image notes: the same file still when a run has gone on.
+    Where they lie is what an image notes: the same file even when a run has gone on since.
     """
-    named = str(named)
-    if not named.startswith("uuid:"):
-        source = locate(named)
-        return read_concepts(source), source, named
-    uuid, equals, word = named.removeprefix("uuid:").partition("=")
-    return read_concepts(f"{_downloaded(uuid)}{equals}{word}"), named, named
-
-
-def _downloaded(uuid: str) -> Path:
-    from detsd.runs.download import (
-        cached_checkpoint,  # here, since notebooks and laptops need none of it
-    )
-
-    return cached_checkpoint(uuid)
+    source = ConceptSource.parse(named)
+    if source.uuid:
+        return read_concepts(source), str(source), str(named)
+    source = source.located
+    return read_concepts(source), str(source), str(named)

@@ -1,18 +1,18 @@
-"""Where a concept comes from: `path`, or `path=word`, which gives its only concept that word.
+"""Where a concept lies: a file, a checkpoint's folder, a run's, or a checkpoint of a cluster.
 
-A path is a concept file, a checkpoint's folder, or a run's, which stands for its best checkpoint,
-or where none is known yet for its newest.
-Of the standard library alone, so that a mistake is told before anything large is loaded.
+Imports no library that takes long, so that a mistake is reported before any is loaded.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 
-from detsd.runs.folder import DICT_FILE
+from detsd.runs.folder import DICT_FILE, RunFolder
 from detsd.utils.errors import UserError
 from detsd.utils.paths import looked
 
@@ -20,80 +20,105 @@ LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png")  # that a concept file may have
 
+HINT = "name a concept file, a checkpoint or a run folder"
 
-def split_source(source: str | Path) -> tuple[Path, str]:
-    """The path of `path` or `path=word`, and the word, else ""."""
-    text = str(source)
-    if not os.path.exists(text):
-        path, _, word = text.rpartition("=")
-        if path and word.strip() and is_path(path):
-            return Path(path), word.strip()
-    return Path(text), ""
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def is_path(text: str) -> bool:
-    """Whether a text names a file or folder, there or missing, rather than being a phrase."""
+@dataclass(frozen=True)
+class ConceptSource:
+    """A path, or a checkpoint of a cluster, and the word for its only concept.
+
+    Attributes:
+        path: concept file, checkpoint's folder, or run's folder.
+        word: "" for the word that the file has.
+        uuid: the checkpoint, in place of a path; else "".
+    """
+
+    path: Path
+    word: str = ""
+    uuid: str = ""
+
+    @classmethod
+    def parse(cls, source: str | Path | ConceptSource) -> ConceptSource:
+        """Parse `path`, `path=word`, `uuid`, `uuid=word`, or one of the last two after `uuid:`."""
+        if isinstance(source, ConceptSource):
+            return source
+        text = str(source)
+        uuid, _, word = text.removeprefix("uuid:").partition("=")
+        if text.startswith("uuid:") or (UUID.fullmatch(uuid) and not os.path.exists(text)):
+            return cls(Path(), word.strip(), uuid)
+        if not os.path.exists(text):
+            path, _, word = text.rpartition("=")
+            if path and word.strip() and _is_path(path):
+                return cls(Path(path), word.strip())
+        return cls(Path(text))
+
+    @classmethod
+    def looks_like(cls, text: str) -> bool:
+        """Return whether a text names a file or folder, there or missing, and is no phrase."""
+        return _is_path(text) or bool((source := cls.parse(text)).word and not source.uuid)
+
+    def __str__(self) -> str:
+        where = f"uuid:{self.uuid}" if self.uuid else str(self.path)
+        return f"{where}={self.word}" if self.word else where
+
+    @property
+    def file(self) -> Path:
+        """The concept file; for a run's folder that of the best checkpoint, else of the newest.
+
+        A checkpoint of a cluster is downloaded once.
+        """
+        path = self.path
+        if self.uuid:
+            from detsd.runs.download import cached_checkpoint  # late: it imports determined
+
+            path = cached_checkpoint(self.uuid)
+        if not os.path.exists(path):
+            raise UserError(f"{path} does not exist; {HINT}")
+        if not path.is_dir():
+            return path
+        for name in (DICT_FILE, "learned_embeds.safetensors", "learned_embeds.bin"):
+            if (path / name).is_file():
+                return path / name
+        if files := RunFolder(path).concept_files():
+            return files[-1]
+        what = "a folder without a concept"
+        if (path / "model_index.json").is_file():
+            what = "a whole model's folder, not a concept's"
+        elif [*path.glob("adapter_config.json"), *path.glob("pytorch_lora_weights.*")]:
+            what = "a LoRA's folder, not a concept's"
+        elif (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+            what = "a run without a complete checkpoint"
+        raise UserError(f"{path} is {what}; {HINT}")
+
+    @property
+    def located(self) -> ConceptSource:
+        """The source with its file in place of a folder."""
+        return dataclasses.replace(self, path=self.file, uuid="")
+
+    def problems(self, key: str, beside: Path | None = None) -> list[str]:
+        """Return what is wrong with the path; the content of its file is not read."""
+        try:
+            _ = self.uuid or self.file  # a checkpoint is not downloaded for this
+        except UserError as error:
+            there = os.path.exists(self.path)  # False also for names too long for a file
+            return [f"{key}: {error}" + ("" if there else looked(str(self), beside))]
+        return []
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a text names a file or folder, there or missing."""
     return os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES
 
 
-def is_source(text: str) -> bool:
-    """Whether a text names where a concept lies, rather than being a phrase."""
-    return is_path(text) or split_source(text)[1] != ""
-
-
-def is_uuid(text: str) -> bool:
-    """Whether a source is a checkpoint of the cluster, perhaps with a word: UUID=WORD."""
-    return bool(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(=.+)?", text))
-
-
-def locate(source: str | Path) -> str:
-    """The source with a file in place of a folder: of a run, that of its best checkpoint.
-
-    Raises:
-        UserError: nothing there, or a folder without a concept.
-    """
-    path, word = split_source(source)
-    return f"{file_of(path)}={word}" if word else str(file_of(path))
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The concept files of a run folder's checkpoints, the newest last."""
-    found = [*run.glob("checkpoints/step-*"), *run.glob("step-*")]  # what carries the name is whole
-    return sorted(s / DICT_FILE for s in found if (s / DICT_FILE).is_file())
-
-
-def file_of(path: Path) -> Path:
-    """The concept file that a path stands for.
-
-    Raises:
-        UserError: nothing there, or a folder without a concept.
-    """
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist; name a concept file, a checkpoint or a run folder")
-    if not path.is_dir():
-        return path
-    for name in (DICT_FILE, "learned_embeds.safetensors", "learned_embeds.bin"):
-        if (path / name).is_file():
-            return path / name
-    if steps := checkpoints_of(path):
-        return steps[-1]
-    what = "a folder without a concept"
-    if (path / "model_index.json").is_file():
-        what = "a whole model's folder, not a concept's"
-    elif [*path.glob("adapter_config.json"), *path.glob("pytorch_lora_weights.*")]:
-        what = "a LoRA's folder, not a concept's"
-    elif (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
-        what = "a run without a complete checkpoint"
-    raise UserError(f"{path} is {what}; name a concept file, a checkpoint or a run folder")
-
-
 def is_word(name: str, tokens: Container[str]) -> bool:
-    """Whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
+    """Return whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
     return name in tokens or f"{name.lower()}</w>" in tokens
 
 
 def word_problem(name: str, tokens: Container[str]) -> str | None:
-    """Why `name` cannot be a concept beside the vocabulary `tokens`; None where it can."""
+    """Return why `name` cannot be a concept beside the vocabulary `tokens`, None if it can."""
     if not name.strip() or name != name.strip():
         return f"concept {name!r} is empty or has spaces around it; give it a word"
     if is_word(name, tokens):
@@ -102,13 +127,3 @@ def word_problem(name: str, tokens: Container[str]) -> str | None:
             f"choose a new word such as {name + '-concept'!r}"
         )
     return None
-
-
-def source_problems(source: str, key: str, beside: Path | None = None) -> list[str]:
-    """What is wrong with where a concept is to come from, short of its file's content."""
-    try:
-        locate(source)
-    except UserError as error:
-        there = os.path.exists(split_source(source)[0])  # also of names too long for a file
-        return [f"{key}: {error}" + ("" if there else looked(source, beside))]
-    return []

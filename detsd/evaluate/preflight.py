@@ -9,11 +9,11 @@ import dataclasses
 import re
 from pathlib import Path
 
-from detsd.concepts.source import locate, source_problems, split_source
+from detsd.concepts.source import ConceptSource
 from detsd.config import EvaluateConfig, EvaluatorConfig, refuse
 from detsd.data.folder import folder_problem
 from detsd.models.support import HUB_NAME, model_problems
-from detsd.runs.folder import finetuning_of
+from detsd.runs.folder import finetuning_metadata
 from detsd.utils.paths import DEMO_CONCEPT, DEMO_IMAGES, resolve
 
 
@@ -33,9 +33,10 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
         problems += [f"evaluation.{key}: {problem}" for problem in found if problem]
     for k, name in enumerate(config.concepts.files):
         key = f"concepts.files[{k}]"
-        wrong = source_problems(name, key, beside)
-        if not wrong and not e.images:
-            wrong = images_problem(name, learned_from(split_source(locate(name))[0]))
+        source = ConceptSource.parse(name)
+        wrong = source.problems(key, beside)
+        if not wrong and not e.images and not source.uuid:
+            wrong = images_problem(name, learned_from(source.file))
             wrong = [f"{key}: {wrong}"] if wrong else []
         problems += wrong
     refuse(problems, source)
@@ -43,7 +44,7 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
 
 def learned_from(file: Path) -> list[str]:
     """The folders of training images that the concepts of a file are known to be learned from."""
-    given = finetuning_of(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
+    given = finetuning_metadata(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
     if file.name == DEMO_CONCEPT and file.resolve() == Path(resolve(DEMO_CONCEPT)).resolve():
         given = [DEMO_IMAGES]
     return [resolve(folder) for folder in given]

@@ -14,10 +14,10 @@ from transformers import CLIPTokenizer
 
 from detsd.concepts.concept import LearnedConcept, family
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import locate, split_source
+from detsd.concepts.source import ConceptSource
 from detsd.config import ModelConfig
 from detsd.models.spec import load_token_tables
-from detsd.runs.folder import finetuning_of
+from detsd.runs.folder import finetuning_metadata
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED
 
@@ -30,11 +30,11 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> di
             bundled one if it has the same width.
         nearest: how many words of the vocabulary are named per vector.
     """
-    path = locate(path)
-    concepts = read_concepts(path)
-    path = split_source(path)[0]
+    source = ConceptSource.parse(path).located
+    concepts = read_concepts(source)
+    path = source.path
     kinds = sorted({c.widths for c in concepts})
-    facts = finetuning_of(path)
+    facts = finetuning_metadata(path)
     trained_on = facts.get("config", {}).get("model", {})
     if trained_on:
         base = [f"{trained_on['pretrained_model_name_or_path']} (trained on it)"]

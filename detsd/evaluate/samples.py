@@ -8,12 +8,11 @@ from pathlib import Path
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import checkpoints_of, locate, split_source
+from detsd.concepts.source import ConceptSource
 from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.preflight import images_problem, learned_from
-from detsd.runs.download import cached_checkpoint
-from detsd.runs.folder import DICT_FILE, finetuning_of
+from detsd.runs.folder import DICT_FILE, RunFolder, finetuning_metadata
 from detsd.sampling.jobs import Job
 from detsd.utils.errors import UserError
 
@@ -53,23 +52,22 @@ class SampleSet:
     source: str = ""
 
 
-def _files(config: EvaluateConfig) -> list[tuple[str, str]]:
-    """Return what is evaluated, as `path` or `path=word`, and the name that images record."""
+def _files(config: EvaluateConfig) -> list[tuple[ConceptSource, str]]:
+    """Return the concept files to evaluate, and their names in an image's settings."""
     found = []
-    for source in config.concepts.files:
-        path, word = split_source(source)
-        every = checkpoints_of(path) if config.evaluation.all_checkpoints else []
-        for file in map(str, every or [split_source(locate(source))[0]]):
-            found.append((f"{file}={word}" if word else file, file))
-    for source in config.concepts.uuids:
-        uuid, equals, word = source.partition("=")
-        found.append((locate(f"{cached_checkpoint(uuid)}{equals}{word}"), f"uuid:{uuid}"))
+    for source in map(ConceptSource.parse, config.concepts.files):
+        every = RunFolder(source.path).concept_files() if config.evaluation.all_checkpoints else []
+        for file in every or [source.file]:
+            found.append((dataclasses.replace(source, path=file), str(file)))
+    for uuid in config.concepts.uuids:
+        source = ConceptSource.parse(f"uuid:{uuid}")
+        found.append((source.located, f"uuid:{source.uuid}"))
     return found
 
 
 def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> ConceptReference:
     """Return the reference of a concept of a file."""
-    config = finetuning_of(file).get("config", {})
+    config = finetuning_metadata(file).get("config", {})
     known = {f.name for f in dataclasses.fields(ConceptsConfig)}
     given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
     names = given.get("concept_strs", [concept.name])
@@ -102,7 +100,7 @@ def find_sample_sets(config: EvaluateConfig) -> list[SampleSet]:
     """Return the samples to make: of each reference's initializer, then of each of its concepts."""
     found = []
     for named, source in _files(config):
-        file, given = split_source(named)
+        file, given = named.path, named.word
         for concept in read_concepts(named):
             reference = _reference(concept, file, config.evaluation.images)
             found.append((concept, (source, given), _title(file), reference))

@@ -33,7 +33,7 @@ from detsd.models import support
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
 from detsd.models.spec import fetch_vocabulary
-from detsd.runs.folder import DICT_FILE, MANIFEST, check_grid_folder, read_metadata
+from detsd.runs.folder import DICT_FILE, MANIFEST, RunFolder, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
 from detsd.sampling.jobs import GeneratedImage, Job, batches, grid_jobs
@@ -91,7 +91,7 @@ class Grid:
                 uuids=config.concepts.uuids,
             )
         if run.folder_is_kept:
-            check_grid_folder(run.folder)
+            RunFolder(run.folder).check_no_finetuning()
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)

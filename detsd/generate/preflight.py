@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detsd.concepts.source import source_problems
+from detsd.concepts.source import ConceptSource
 from detsd.config import GenerateConfig, refuse
 from detsd.models.support import model_problems
 
@@ -20,5 +20,5 @@ def check_generate(config: GenerateConfig, source: str, beside: Path | None = No
     """
     problems = model_problems(config.model, beside)
     for k, name in enumerate(config.concepts.files):
-        problems += source_problems(name, f"concepts.files[{k}]", beside)
+        problems += ConceptSource.parse(name).problems(f"concepts.files[{k}]", beside)
     refuse(problems, source)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from detsd.runs.folder import METADATA, is_whole, latest_checkpoint, read_metadata
+from detsd.runs.folder import METADATA, RunFolder, is_complete, read_metadata
 from detsd.runs.ranks import Ranks
 from detsd.runs.run import Run
 from detsd.utils import progress
@@ -45,7 +45,7 @@ class LocalRun(Run):
 
     def __init__(self, ranks: Ranks, folder: Path, warm_start: Path | None):
         self.ranks, self.folder = ranks, folder
-        self._checkpoints = folder / "checkpoints"
+        self._files = RunFolder(folder)
         self._begun = self._stops_gently = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class LocalRun(Run):
                 f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
             ) from None
         self._hold_folder()
-        self.latest = latest_checkpoint(folder)
+        self.latest = self._files.latest()
         self._source = str(warm_start.resolve()) if warm_start else None
         if warm_start and not self.latest:  # else it began so: `checks.check_resume`
             self.latest, self.latest_is_own = warm_start, False
@@ -69,8 +69,8 @@ class LocalRun(Run):
         if self.is_chief:
             own = self.latest if self.latest_is_own else None
             steps = read_metadata(own)["steps_completed"] if own else -1
-            self._forget_after(steps)
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=steps + 1)
+            self._files.forget_metrics_after(steps)
+            self.writer = SummaryWriter(str(self._files.tensorboard), purge_step=steps + 1)
 
     def close(self) -> None:
         """Close the writer and give the signals back; a folder that stayed empty goes."""
@@ -110,23 +110,6 @@ class LocalRun(Run):
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
 
-    def _forget_after(self, steps: int) -> None:
-        """Drop metrics past the checkpoint: the steps they tell of are made again.
-
-        A line that a full disk or a power cut has torn is no line.
-        """
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["steps_completed"] <= steps:
-                    kept.append(f"{line}\n")
-        staging = path.with_name(f".{path.name}")
-        staging.write_text("".join(kept))
-        os.replace(staging, path)
-
     def _on_signal(self, number: int, frame: object) -> None:
         # Asked twice, idle, or with nothing to lose yet: now.
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
@@ -140,15 +123,15 @@ class LocalRun(Run):
     def report(self, steps, metrics, group="training"):
         if self.is_chief:
             self.log_scalars(steps, metrics, group)
-            with (self.folder / "metrics.jsonl").open("a") as f:
+            with self._files.metrics_file.open("a") as f:
                 f.write(json.dumps({"group": group, "steps_completed": steps, **metrics}) + "\n")
 
     def report_progress(self, fraction):
         pass
 
     def store(self, steps, metadata, write):
-        final = self._checkpoints / f"step-{steps:08d}"
-        if not is_whole(final):
+        final = self._files.checkpoint(steps)
+        if not is_complete(final):
             staging = final.with_name(f".{final.name}")
             try:
                 shutil.rmtree(staging, ignore_errors=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from detsd.concepts.source import is_source, locate, source_problems, word_problem
+from detsd.concepts.source import ConceptSource, word_problem
 from detsd.config import FinetuneConfig, differences, refuse
 from detsd.data.folder import folder_problem, mask_problem
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
-from detsd.runs.folder import DICT_FILE, latest_checkpoint, read_metadata
+from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
 from detsd.utils.errors import UserError
 
 
@@ -39,8 +39,9 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
             problems.append(
                 f"concepts.initializer_strs[{k}] is empty; give a phrase that describes the concept"
             )
-        elif is_source(start):
-            problems += source_problems(start, f"concepts.initializer_strs[{k}]", beside)
+        elif ConceptSource.looks_like(start):
+            key = f"concepts.initializer_strs[{k}]"
+            problems += ConceptSource.parse(start).problems(key, beside)
     for k, folder in enumerate(c.img_dirs):
         problem = folder_problem(folder, beside) or mask_problem(folder, c.mask)
         if problem:
@@ -64,11 +65,12 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
             a concept file of somebody's where the best rows are to lie.
     """
     if warm_start:
-        locate(warm_start)
-    latest = latest_checkpoint(folder)
+        _ = ConceptSource.parse(warm_start).file
+    run = RunFolder(folder)
+    latest = run.latest()
     facts = read_metadata(latest) if latest else {}
-    ours = "best" in facts if latest else (folder / "tensorboard").is_dir()
-    if (folder / DICT_FILE).exists() and not ours:
+    ours = "best" in facts if latest else run.tensorboard.is_dir()
+    if run.best_file.exists() and not ours:
         raise UserError(
             f"--output-dir {folder} holds {DICT_FILE}, which no run has made there and a run would "
             "overwrite; move it, or name another folder"

@@ -10,7 +10,7 @@ import torch
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import is_source
+from detsd.concepts.source import ConceptSource
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import FinetuneConfig, TrainingConfig
 from detsd.utils.errors import UserError
@@ -63,7 +63,7 @@ def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
     for k, (name, start, n) in enumerate(
         zip(c.concept_strs, c.initializer_strs, c.num_vectors, strict=True)
     ):
-        if is_source(start):
+        if ConceptSource.looks_like(start):
             found = read_concepts(start)
             if len(found) != 1:
                 raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")

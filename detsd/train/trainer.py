@@ -26,7 +26,7 @@ from PIL import Image
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import is_source
+from detsd.concepts.source import ConceptSource
 from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig, ModelConfig, flat
 from detsd.data.dataset import Batch, TrainingData, changed_images
@@ -78,7 +78,7 @@ class Trainer:
             package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
-        brought = [s for s in config.concepts.initializer_strs if is_source(s)]
+        brought = [s for s in config.concepts.initializer_strs if ConceptSource.looks_like(s)]
         brought += [run.latest] if run.latest and not run.latest_is_own else []
         learned = [concept for source in brought for concept in read_concepts(source)]
         with run.ranks.local_main_process_first():

@@ -49,3 +49,10 @@ def resolve(name: str) -> str:
     """A local path as it is, or beside the package (`demo_model`); else a hub name."""
     beside = Path(__file__).parents[2] / name
     return str(beside) if name and not Path(name).exists() and beside.exists() else name
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all: under another name, then renamed into place."""
+    staging = path.with_name(f".{path.name}.tmp")
+    staging.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(staging, path)
