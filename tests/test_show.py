@@ -82,9 +82,7 @@ def test_a_file_of_another_tool_is_told_by_its_width(tmp_path, tiny_model):
     assert "name the base model with --model" in text
     assert "cat-toy\n  vectors: 2 of width 768\n  initializer: unknown" in text
     assert "norms: 27.713  27.713" in text
-    with pytest.raises(
-        UserError, match="vectors of width 16, .*safetensors of width"
-    ):
+    with pytest.raises(UserError, match="vectors of width 16, .*safetensors of width"):
         shown(tmp_path / "learned_embeds.safetensors", str(tiny_model))
 
 
