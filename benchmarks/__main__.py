@@ -46,7 +46,7 @@ def machine(device: torch.device) -> str:
 
 @dataclass
 class Table:
-    """What was measured of one thing; the first `keys` cells of a row say of what."""
+    """A table of measurements; the first `keys` cells of a row name what was measured."""
 
     title: str
     head: list[str]

@@ -237,7 +237,7 @@ def rows(
 
 
 def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
-    """How the time of a step, and of drawing a sample, goes with the number of images."""
+    """Measure the time of a step, and of drawing a sample, by the number of images."""
     made = []
     with trainer_of(configuration(base, 8, compile="off")) as trainer:
         data: TrainingData = trainer.data

@@ -65,7 +65,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def waits(call: Callable[[], object], device: torch.device) -> str | None:
-    """How often a call waits for the GPU, and where; None elsewhere.
+    """Count how often a call waits for the GPU, and where; None on other devices.
 
     As `torch.cuda.set_sync_debug_mode("error")` would say it of the first of them.
     """

@@ -1,4 +1,4 @@
-"""What shows in a process of its own only: starting up, and threads that wait beside other work."""
+"""Measurements that need a process of their own: start-up, and threads waiting beside other work."""
 
 from __future__ import annotations
 

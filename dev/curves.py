@@ -1,4 +1,4 @@
-"""What makes a concept better, measured: python -m dev.curves [--draw] [NAME ...]
+"""Measure how settings change a concept: python -m dev.curves [--draw] [NAME ...]
 
 Fine-tunings of `finetune_demo.yaml` that differ in one setting, and what `detsd evaluate` says of
 them: NAME is a thing (det-logo, ring-and-dot), a setting, or nothing for all; each thing takes more
@@ -27,7 +27,7 @@ SEEDS = (1, 2)  # of the fine-tunings
 
 @dataclass(frozen=True)
 class Thing:
-    """What is learned, and from which pictures.
+    """A thing to learn, and its training images.
 
     Attributes:
         case: of `demo_model.lineup`: the phrase to start from, and the look-alikes.
@@ -116,12 +116,12 @@ def evaluate(name: str, folder: Path, runs: list[Path], guidance: float) -> None
 
 
 def values(name: str, setting: str) -> tuple[float, ...]:
-    """What a curve has points at."""
+    """Return the settings at which a curve has points."""
     return {"images": THINGS[name].counts, "guidance": GUIDANCES, **SETTINGS}[setting]
 
 
 def folders(name: str, setting: str, seed: int) -> list[Path]:
-    """Of a curve's evaluations: one for each guidance scale, otherwise one for all points."""
+    """Name a curve's evaluations: one for each guidance scale, otherwise one for all points."""
     stem = f"evaluated-{setting.split('.')[-1]}-seed-{seed}"
     ends = [f"-{scale:g}" for scale in GUIDANCES] if setting == "guidance" else [""]
     return [OUT / name / f"{stem}{end}" for end in ends]
@@ -144,7 +144,7 @@ def measure(name: str, setting: str, seed: int) -> None:
 
 
 def measured(name: str, setting: str) -> list[list[dict]]:
-    """Of each seed that has been measured, the figures at each point of a curve."""
+    """Return for each measured seed the figures at each point of a curve."""
     found = []
     for seed in SEEDS:
         files = [folder / "evaluation.json" for folder in folders(name, setting, seed)]
