@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: start-up, and threads waiting beside other work."""
+"""Measurements that need a process of their own: start-up, and threads that wait for others."""
 
 from __future__ import annotations
 
