@@ -26,7 +26,7 @@ from detsd.config import (
     ModelConfig,
     load_config,
 )
-from detsd.data.templates import DREAMBOOTH_EDITS, EDITS, PLAIN
+from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate import evaluation
 from detsd.evaluate.samples import find_sample_sets
 from detsd.models import loading
@@ -213,7 +213,7 @@ def test_checkpoints_of_the_cluster(run, monkeypatch):
 
 
 def test_the_prompts_name_the_concept():
-    assert len(DREAMBOOTH_EDITS) == len(set(DREAMBOOTH_EDITS)) == 25
+    assert len(EDITS["dreambooth"]) == len(set(EDITS["dreambooth"])) == 25
     assert all(prompt.count("{}") == 1 for prompts in EDITS.values() for prompt in prompts)
     assert not set(PLAIN.values()) & {prompt for prompts in EDITS.values() for prompt in prompts}
 
