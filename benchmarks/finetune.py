@@ -95,7 +95,7 @@ def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]
     optimizer = torch.optim.AdamW(tables, config.training.learning_rate)
     folder = Path(config.concepts.img_dirs[0])
     shown = read_images(folder, config.concepts, model.image_size, "img_dirs")
-    images = [to_tensor(image) for _, image, *_ in shown]
+    images = [to_tensor(each.image) for each in shown]
     batch, rng = config.training.train_batch_size, torch.Generator().manual_seed(0)
 
     def step() -> None:
@@ -246,7 +246,7 @@ def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
             data.images = [training_images[k % len(training_images)] for k in range(count)]
             numbers = itertools.count()
             seconds = in_turn(
-                {"step": trainer._step, "sample": lambda n=numbers: data.example(next(n))},
+                {"step": trainer._step, "sample": lambda n=numbers: data.sample(next(n))},
                 steps,
                 trainer.model.device,
             )

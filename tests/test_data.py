@@ -1,4 +1,4 @@
-"""Images of every kind, prompts, and examples that depend on (seed, index) alone."""
+"""Images of every kind, prompts, and samples that depend on (seed, index) alone."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from PIL import Image
 from detsd.config import ConceptsConfig, ModelConfig
 from detsd.data import folder
 from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
-from detsd.data.folder import mask_problem, passed_over
+from detsd.data.folder import ImageFolder, folder_problem
 from detsd.data.images import crop_or_resize, read_images, target_size, to_rgb
 from detsd.data.prefetch import prefetch
 from detsd.data.prompts import display_name, prompts_for
@@ -117,7 +117,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
     (tmp_path / "notes.md").write_text("no image")
     caplog.set_level(logging.WARNING)
     images = list(read_images(tmp_path, concepts(tmp_path), 32, "key"))
-    assert [p.name for p, _, _ in images] == ["good.png"]
+    assert [i.path.name for i in images] == ["good.png"]
     assert "bad.jpg" in caplog.text
     assert "notes.md" not in caplog.text
 
@@ -152,7 +152,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         folder, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
-    assert passed_over(tmp_path) == ""
+    assert ImageFolder.scan(tmp_path).passed_over == ""
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
 
 
@@ -209,10 +209,10 @@ def test_caption_files(tmp_path):
         prompts_for(path, "x", "object", on)
 
 
-def test_examples_are_a_function_of_seed_and_index(model, photos):
+def test_samples_are_a_function_of_seed_and_index(model, photos):
     first, again, other = (TrainingData(concepts(photos), model, seed, 2) for seed in (1, 1, 2))
     for i in (5, 0, 31):
-        a, b, c = first.example(i), again.example(i), other.example(i)
+        a, b, c = first.sample(i), again.sample(i), other.sample(i)
         assert (a.prompt, a.t) == (b.prompt, b.t)
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.noise, b.noise)
@@ -222,7 +222,7 @@ def test_examples_are_a_function_of_seed_and_index(model, photos):
 def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):
     d = TrainingData(concepts(photos, append_file_name_to_text=True), model, 1, 2)
     n = len(d.images)
-    drawn = [d.example(i) for i in range(2 * n)]
+    drawn = [d.sample(i) for i in range(2 * n)]
     assert len({float(e.x.sum()) for e in drawn}) == 2 * n
     for epoch in (drawn[:n], drawn[n:]):
         assert len({e.prompt.split()[-1] for e in epoch}) == n  # "... on a table 7"
@@ -230,7 +230,7 @@ def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):
 
 def test_timesteps_are_uniform_and_spread(model, photos):
     d = TrainingData(concepts(photos), model, 1, 2)
-    times = np.array([d.example(i).t for i in range(64)])
+    times = np.array([d.sample(i).t for i in range(64)])
     counts = np.histogram(times, bins=8, range=(0, 1000))[0]
     assert counts.min() >= 7
     assert counts.max() <= 9
@@ -252,7 +252,7 @@ def test_work_ahead_keeps_its_order_and_stays_near():
 
 
 def test_images_encoded_at_once_are_those_encoded_alone(model, photos):
-    images = [image for _, image, _ in read_images(photos, concepts(photos), 32, "key")]
+    images = [i.image for i in read_images(photos, concepts(photos), 32, "key")]
     together = encode_images(model, images, True)
     assert len(together) == 12
     for image, (mean, std) in zip(images, together, strict=True):
@@ -262,14 +262,14 @@ def test_images_encoded_at_once_are_those_encoded_alone(model, photos):
         torch.testing.assert_close(std, spread, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_is_its_examples(model, photos):
+def test_a_batch_is_its_samples(model, photos):
     d = TrainingData(concepts(photos), model, 1, 2)
-    examples = [d.example(i) for i in (5, 6, 7)]
+    samples = [d.sample(i) for i in (5, 6, 7)]
     cpu = torch.device("cpu")
-    batch = Batch.of(examples).pinned(cpu).on(cpu)
-    assert batch.prompts == [e.prompt for e in examples]
-    assert batch.t.tolist() == [e.t for e in examples]
-    for k, e in enumerate(examples):
+    batch = Batch.of(samples).pinned(cpu).on(cpu)
+    assert batch.prompts == [e.prompt for e in samples]
+    assert batch.t.tolist() == [e.t for e in samples]
+    for k, e in enumerate(samples):
         assert torch.equal(batch.x[k], e.x)
         assert torch.equal(batch.noise[k], e.noise)
 
@@ -279,7 +279,7 @@ def test_an_epoch_is_shuffled_once(model, photos):
     n = len(d.images)
     for first in range(0, 3 * n, 4):  # batches that end in one epoch and begin in the next
         for i in range(first, first + 4):
-            d.example(i)
+            d.sample(i)
     assert d._order.cache_info().misses == 3 + (3 * n % 4 > 0)
 
 
@@ -352,9 +352,9 @@ def test_a_mask_is_cut_and_mirrored_with_its_picture(model, tmp_path):
         assert torch.equal(image.mask[1], image.mask[0].flip(-1))
         if crop:
             assert image.mask[0, 0, :4, :3].eq(1).all()
-        for e in map(d.example, range(8)):
+        for e in map(d.sample, range(8)):
             assert any(torch.equal(e.mask, view) for view in image.mask)
-        assert {float(d.example(i).mask[0, 0, 0]) for i in range(20)} == {
+        assert {float(d.sample(i).mask[0, 0, 0]) for i in range(20)} == {
             float(view[0, 0, 0]) for view in image.mask
         }
 
@@ -365,14 +365,14 @@ def test_a_transparent_ground_is_a_mask_file_of_the_same(model, tmp_path):
         picture_with_mask(tmp_path / kind, f"a_{kind}", (10, 6, 31, 33))
         d = TrainingData(concepts(tmp_path / kind, mask=kind), model, 1, 2)
         found.append(d)
-        batch = Batch.of([d.example(i) for i in range(3)])
+        batch = Batch.of([d.sample(i) for i in range(3)])
         assert batch.on(torch.device("cpu")).mask.shape == (3, 1, 8, 8)
     assert list(found[0].digests.values()) == list(found[1].digests.values())
-    assert torch.equal(found[0].example(5).x, found[1].example(5).x)
-    assert torch.equal(found[0].example(5).mask, found[1].example(5).mask)
+    assert torch.equal(found[0].sample(5).x, found[1].sample(5).x)
+    assert torch.equal(found[0].sample(5).mask, found[1].sample(5).mask)
     plain = TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is no picture
     assert len(plain.images) == 1
-    assert plain.example(5).mask is None
+    assert plain.sample(5).mask is None
     assert plain.digests != found[1].digests
 
 
@@ -385,12 +385,12 @@ def test_masks_that_are_missing_are_told_at_once(tmp_path):
         picture_with_mask(folder, f"a_{kind}", (10, 6, 31, 33))
         for name in ("b.png", "c.png"):
             Image.new("RGB", (8, 8), RED).save(folder / name)
-        assert re.search(words, mask_problem(str(folder), kind))
-        assert mask_problem(str(folder), "none") is None
-        assert passed_over(folder) == ""
+        assert re.search(words, folder_problem(str(folder), mask=kind))
+        assert folder_problem(str(folder), mask="none") is None
+        assert ImageFolder.scan(folder).passed_over == ""
         for name in ("b.png", "c.png"):
             (folder / name).unlink()
-        assert mask_problem(str(folder), kind) is None
+        assert folder_problem(str(folder), mask=kind) is None
 
 
 @pytest.mark.parametrize(
@@ -425,14 +425,14 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
     def drawn(**options):
         config = concepts(folder, use_caption_files=True, **options)
         d = TrainingData(config, model, 1, 2)
-        return d, [d.example(i) for i in range(60)]
+        return d, [d.sample(i) for i in range(60)]
 
     _, plain = drawn()
     assert {e.prompt for e in plain} == {", ".join(tags)}
     _, same = drawn(shuffle_tags=True)
     d, varied = drawn(shuffle_tags=True, tag_drop_out=0.3)
-    assert d.example(31).prompt == varied[31].prompt
-    assert d.validation_examples(0, 2)[0].prompt == ", ".join(tags)
+    assert d.sample(31).prompt == varied[31].prompt
+    assert d.validation_samples(0, 2)[0].prompt == ", ".join(tags)
     assert len({e.prompt for e in same}) == 6
     for a, b, c in zip(plain, same, varied, strict=True):
         assert b.prompt.startswith(tags[1])
@@ -453,7 +453,7 @@ def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
     assert target_size(32, aspect) == shape
     picture_with_mask(tmp_path, "a", (0, 0, 24, 40))  # the left half
     d = TrainingData(concepts(tmp_path, img_aspect=aspect, mask="files"), model, 1, 2)
-    e = d.example(3)
+    e = d.sample(3)
     assert e.x.shape == e.noise.shape == (4, shape[1] // 4, shape[0] // 4)
     assert e.mask.shape == (1, *e.x.shape[1:])
     assert e.mask.mean() == pytest.approx(0.5, abs=0.01)

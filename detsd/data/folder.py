@@ -6,10 +6,12 @@ Imports no library that takes long.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from detsd.utils.errors import UserError
 from detsd.utils.paths import looked
 
 try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
@@ -18,7 +20,7 @@ except ImportError:
     register_heif_opener = None
 
 
-HEIF = (".heic", ".heif", ".hif")
+HEIF = (".heic", ".heif", ".hif")  # file names, lower-case
 
 MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneTrainer names it
 
@@ -26,26 +28,89 @@ MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneT
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
 
-def folder_problem(folder: str, beside: Path | None = None) -> str | None:
-    """What is wrong with a folder of training images; None where it holds some."""
+@dataclass(frozen=True)
+class ImageFolder:
+    """The files of a folder of training images, listed once."""
+
+    path: Path
+    images: list[Path]  # by name, so that every rank sees one order; masks are none
+    passed_over: str  # a sentence on the files beside them that are not read; "" for none
+
+    @staticmethod
+    def scan(path: Path, key: str = "img_dirs") -> ImageFolder:
+        """List a folder, which the configuration names under `key`.
+
+        Captions, hidden files and what programs leave beside pictures are passed over in silence.
+        """
+        if not path.is_dir():
+            raise UserError(f"{key}: folder {path} does not exist; name a folder of images")
+        entries = sorted(path.iterdir())
+        images = _images(entries)
+        rest = [
+            p
+            for p in sorted(set(entries) - set(images))
+            if not p.name.startswith((".", "_")) and not p.name.endswith(MASK)
+        ]
+        kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
+        said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
+        folders = [p.name for p in rest if p.is_dir() and list_images(p)]
+        said += [f"the images in the folder {name} inside it" for name in folders]
+        if not said:
+            return ImageFolder(path, images, "")
+        heif = (
+            ""
+            if register_heif_opener or not kinds.keys() & set(HEIF)
+            else "; pip install pillow-heif to read HEIC"
+        )
+        return ImageFolder(path, images, f"{path}: passing over {', '.join(said)}{heif}")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the pictures in a folder by name; none where there is no folder."""
+    return _images(sorted(folder.iterdir())) if folder.is_dir() else []
+
+
+def _images(entries: list[Path]) -> list[Path]:
+    """Return the pictures among the files of a folder."""
+    if register_heif_opener:
+        register_heif_opener()
+    known = Image.registered_extensions()
+    return [
+        p
+        for p in entries
+        if p.suffix.lower() in known and not p.name.endswith(MASK) and p.is_file()
+    ]
+
+
+def mask_of(path: Path) -> Path:
+    """Return the file that is the mask of picture `path`."""
+    return path.with_name(f"{path.stem}{MASK}")
+
+
+def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") -> str | None:
+    """Describe what is wrong with a folder of training images; None where nothing is.
+
+    Args:
+        mask: `concepts.mask`, which every picture must have.
+    """
     path = Path(folder)
     if not path.is_dir():
         what = "is no folder" if path.exists() else f"does not exist{looked(folder, beside)}"
         return f"folder {folder} {what}; name a folder of images"
-    if not any(list_images(path)):
-        rest = passed_over(path)
-        found = f" ({rest})" if rest else ""
-        return f"folder {folder} holds no readable image; put JPEG, PNG or WebP files there{found}"
-    return None
+    found = ImageFolder.scan(path)
+    if not found.images:
+        return no_images(found)
+    return _mask_problem(found, mask) if mask != "none" else None
 
 
-def mask_of(path: Path) -> Path:
-    """The file that is the mask of picture `path`."""
-    return path.with_name(f"{path.stem}{MASK}")
+def no_images(folder: ImageFolder) -> str:
+    """Describe a folder without a readable image."""
+    rest = f" ({folder.passed_over})" if folder.passed_over else ""
+    return f"folder {folder.path} holds no readable image; put JPEG, PNG or WebP files there{rest}"
 
 
-def mask_problem(folder: str, kind: str) -> str | None:
-    """Which pictures of a folder lack what `concepts.mask` asks for; None where none does."""
+def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
+    """Name the pictures that lack what `concepts.mask` asks for; None where none does."""
 
     def lacks(path: Path) -> bool:
         if kind == "files":
@@ -53,11 +118,10 @@ def mask_problem(folder: str, kind: str) -> str | None:
         try:
             with Image.open(path) as image:
                 return not image.has_transparency_data
-        except Exception:  # whoever reads them all will say so
+        except Exception:  # named and skipped when it is read
             return False
 
-    pictures = list_images(Path(folder)) if kind != "none" else []
-    without = [path for path in pictures if lacks(path)]
+    without = [path for path in folder.images if lacks(path)]
     if not without:
         return None
     name = without[0].name
@@ -68,38 +132,4 @@ def mask_problem(folder: str, kind: str) -> str | None:
         else f"make the background of {name} transparent"
     )
     more = f", and the others' likewise ({len(without)} in all)" if without[1:] else ""
-    return f"concepts.mask is {kind}, but {folder}/{name} has no mask: {wanted}{more}"
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Pictures in a folder by name, sorted, so that every rank sees one order; masks are none."""
-    if register_heif_opener:
-        register_heif_opener()
-    known = Image.registered_extensions()
-    found = (p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in known)
-    return sorted(p for p in found if not p.name.endswith(MASK))
-
-
-def passed_over(folder: Path) -> str:
-    """A sentence on what lies beside the images of a folder and is not looked at; "" for nothing.
-
-    Captions, hidden files and what programs leave beside pictures are not worth one.
-    """
-    images = set(list_images(folder))
-    rest = sorted(
-        p
-        for p in folder.iterdir()
-        if p not in images and not p.name.startswith((".", "_")) and not p.name.endswith(MASK)
-    )
-    kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
-    said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
-    folders = [p.name for p in rest if p.is_dir() and list_images(p)]
-    said += [f"the images in the folder {name} inside it" for name in folders]
-    if not said:
-        return ""
-    heif = (
-        ""
-        if register_heif_opener or not kinds.keys() & set(HEIF)
-        else ("; pip install pillow-heif to read HEIC")
-    )
-    return f"{folder}: passing over {', '.join(said)}{heif}"
+    return f"concepts.mask is {kind}, but {folder.path}/{name} has no mask: {wanted}{more}"

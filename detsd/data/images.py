@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 
 from detsd.config import ConceptsConfig
-from detsd.data.folder import list_images, mask_of, passed_over
+from detsd.data.folder import ImageFolder, mask_of, no_images
 from detsd.data.prefetch import prefetch
 from detsd.models.base import TimeIds
 from detsd.utils.errors import UserError
@@ -21,11 +22,23 @@ from detsd.utils.errors import UserError
 logger = logging.getLogger("detsd")
 
 
-# ---- images --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CroppedImage:
+    """An image of a folder, cut to the shape that is trained on."""
+
+    path: Path
+    image: Image.Image  # RGB
+    frame: TimeIds
+    mask: Image.Image | None = None  # L, of the whole picture: what of it trains
 
 
 def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
-    """The first frame, upright, as 8-bit RGB; transparency shows the colour `behind`."""
+    """Return the first frame, upright, as 8-bit RGB; transparency shows the colour `behind`."""
+    return to_rgb_and_alpha(image, behind)[0]
+
+
+def to_rgb_and_alpha(image: Image.Image, behind: str) -> tuple[Image.Image, Image.Image]:
+    """Return the same with its alpha channel, opaque where it has none."""
     image.seek(0)
     # A dark picture of 16 bits need not hold a value above 255; older versions of Pillow know such
     # a PNG file by "I" only.
@@ -39,15 +52,15 @@ def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
         else:
             top = 65535.0 if is_16_bit or values.max() > 255 else 255.0
         image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, ImageColor.getrgb(behind))
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB"), Image.new("L", image.size, 255)
+    image = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, ImageColor.getrgb(behind))
+    return Image.alpha_composite(ground, image).convert("RGB"), image.getchannel("A")
 
 
 def target_size(size: int, aspect: float) -> tuple[int, int]:
-    """Width and height of an aspect, of about as many pixels as a square of `size` a side.
+    """Return width and height of an aspect, of about as many pixels as a square of `size` a side.
 
     Multiples of 8, of which a VAE makes whole latents.
     """
@@ -61,7 +74,7 @@ def crop_or_resize(
     center_crop: bool,
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> Image.Image:
-    """`shape` pixels wide and high: the centre crop, or the whole image squeezed."""
+    """Return an image of `shape` pixels: the centre crop, or the whole image squeezed."""
     if center_crop:
         return ImageOps.fit(image, shape, resample)
     return image.resize(shape, resample)
@@ -84,87 +97,88 @@ def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) ->
 
 def read_images(
     folder: Path, config: ConceptsConfig, size: int, key: str
-) -> Iterator[tuple[Path, Image.Image, TimeIds]]:
-    """All readable images of a folder, cut to one shape, with their frames.
+) -> Iterator[CroppedImage]:
+    """Read all readable images of a folder, cut to one shape.
 
-    Unreadable ones are named and skipped.
+    Unreadable ones are named and skipped. Several are decoded at once, and only a few are held.
 
-    Several are decoded at once, and only a few are held.
-
-    Raises:
-        UserError: no such folder, or no readable image in it.
+    Args:
+        key: what the configuration calls the folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{key}: folder {folder} does not exist; name a folder of images")
-    if note := passed_over(folder):
-        logger.warning("%s", note)
+    yield from read_listed(ImageFolder.scan(folder, key), config, size, key)
+
+
+def read_listed(
+    folder: ImageFolder, config: ConceptsConfig, size: int, key: str, masks: bool = False
+) -> Iterator[CroppedImage]:
+    """Read the images of a folder as `read_images` does, with their masks where asked for."""
+    if folder.passed_over:
+        logger.warning("%s", folder.passed_over)
     shape = target_size(size, config.img_aspect)
 
-    def read(path: Path) -> tuple[Path, Image.Image | Exception, TimeIds | None]:
+    def read(path: Path) -> CroppedImage | Exception:
         try:
             with Image.open(path) as image:
-                rgb = to_rgb(image, config.transparency_color)
+                rgb, alpha = to_rgb_and_alpha(image, config.transparency_color)
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
-            return path, error, None
-        where = frame(*rgb.size, shape, config.center_crop)
-        return path, crop_or_resize(rgb, shape, config.center_crop), where
+            return error
+        cropped = crop_or_resize(rgb, shape, config.center_crop)
+        mask = None
+        if masks and config.mask != "none":
+            mask = alpha if config.mask == "alpha" else read_mask(path, rgb.size)
+        return CroppedImage(path, cropped, frame(*rgb.size, shape, config.center_crop), mask)
 
     count = 0
-    for path, image, where in prefetch(read, list_images(folder), min(8, os.cpu_count() or 1)):
-        if isinstance(image, Exception):
-            logger.warning("%s cannot be read and is skipped (%s)", path, image)
+    threads = min(8, os.cpu_count() or 1)
+    for path, found in zip(folder.images, prefetch(read, folder.images, threads), strict=True):
+        if isinstance(found, Exception):
+            logger.warning("%s cannot be read and is skipped (%s)", path, found)
             continue
         count += 1
-        yield path, image, where
+        yield found
     if not count:
+        raise UserError(f"{key}: {no_images(folder)}")
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """Read the mask file of a picture of `size` pixels."""
+    source = mask_of(path)
+    try:
+        with Image.open(source) as image:
+            mask = to_rgb(image, "black").convert("L")
+    except Exception as error:  # as of pictures
+        raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
+    if mask.size != size:
         raise UserError(
-            f"{key}: folder {folder} holds no readable image; put JPEG, PNG or WebP files there"
-            + (f" ({note})" if note else "")
+            f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
+            f"{size[0]} x {size[1]}; make the mask as large as the picture"
         )
+    return mask
 
 
-def read_mask(
-    path: Path, where: TimeIds, config: ConceptsConfig, shape: tuple[int, int]
+def mask_tensor(
+    image: CroppedImage, config: ConceptsConfig, shape: tuple[int, int]
 ) -> torch.Tensor | None:
-    """How much of each latent of a picture trains: (1, h, w) in [0, 1]; None without a mask.
+    """Return how much of each latent trains: (1, h, w) in [0, 1]; None without a mask.
 
     Cut out as the picture is. A latent counts by the share of its pixels that do.
 
     Args:
-        where: the picture's frame.
         shape: latents across and down.
-
-    Raises:
-        UserError: no readable mask, one of another size, or one that leaves nothing.
     """
-    if config.mask == "none":
+    if image.mask is None:
         return None
-    source = mask_of(path) if config.mask == "files" else path
-    try:
-        with Image.open(source) as image:
-            if config.mask == "files":
-                mask = to_rgb(image, "black").convert("L")
-            else:
-                image.seek(0)
-                mask = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-    except Exception as error:  # as of pictures
-        raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
-    height, width = where[:2]
-    if mask.size != (width, height):
-        raise UserError(
-            f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
-            f"{width} x {height}; make the mask as large as the picture"
-        )
-    mask = crop_or_resize(mask, shape, config.center_crop, Image.Resampling.BOX)
+    mask = crop_or_resize(image.mask, shape, config.center_crop, Image.Resampling.BOX)
     if not mask.getbbox():
-        what = "is black" if config.mask == "files" else "is transparent"
+        by_file = config.mask == "files"
+        source = mask_of(image.path) if by_file else image.path
         raise UserError(
-            f"{source} {what} all over what is trained on, so that nothing of the picture would "
-            "train; mend it, or leave the picture out"
+            f"{source} is {'black' if by_file else 'transparent'} all over what is trained on, so "
+            "that nothing of the picture would train; mend it, or leave the picture out"
         )
     return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(3, H, W) float32 in [-1, 1]."""
+    """Return (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1

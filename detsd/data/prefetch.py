@@ -11,7 +11,7 @@ A, B = TypeVar("A"), TypeVar("B")
 
 
 def prefetch(call: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
-    """`call(item)` of every item, in their order, made by threads that run a little ahead."""
+    """Yield `call(item)` of every item, in their order, from threads that run a little ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[B]] = deque()
         for item in items:

@@ -14,19 +14,12 @@ from detsd.utils.errors import UserError
 
 
 def display_name(path: Path) -> str:
-    r"""A file's name as text; bytes that are no UTF-8, as in names of old disks, as `\xe9`."""
+    r"""Return a file's name as text; bytes that are no UTF-8, as on old disks, as `\xe9`."""
     return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
-# ---- prompts -------------------------------------------------------------------------------------
-
-
 def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> list[str]:
-    """The prompts that image `path` of concept `name` may be shown with.
-
-    Raises:
-        UserError: an empty caption file; a file name that is to be read and is no UTF-8.
-    """
+    """Return the prompts that image `path` of concept `name` may be shown with."""
     sidecar = path.with_suffix(".txt")
     if config.use_caption_files and sidecar.is_file():
         try:
@@ -56,7 +49,7 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
 def vary_tags(
     prompt: str, words: PromptRewriter, rng: np.random.Generator, shuffle: bool, drop_out: float
 ) -> str:
-    """A prompt with its comma-separated parts in another order, or some of them left out.
+    """Shuffle the comma-separated parts of a prompt, or leave some of them out.
 
     Those that have one of the `words` stay; where the others are shuffled, they come first.
     """

@@ -155,7 +155,7 @@ class Evaluation:
         for k, image in enumerate(data.validation):
             if image.path.parent != Path(reference.folder):  # of the run's other concepts
                 continue
-            examples = data.validation_examples(k, n)
+            examples = data.validation_samples(k, n)
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
             batch = Batch.of(examples).on(self.model.device)
             errors = errors_over_timesteps(self.model, *batch.noising, cond, batch.mask)
@@ -205,7 +205,7 @@ class Evaluation:
     def _images(self, folder: str, reference: ConceptReference, key: str) -> list[Image.Image]:
         """Read the images of a folder, cropped as the reference's training images are."""
         found = read_images(Path(folder), reference.concepts, self.model.image_size, key)
-        return [image for _, image, _ in found]
+        return [each.image for each in found]
 
     def _of(self, reference: ConceptReference) -> list[SampleSet]:
         """Return a reference's sample sets, the initializer's first."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detsd.concepts.source import ConceptSource, word_problem
 from detsd.config import FinetuneConfig, differences, refuse
-from detsd.data.folder import folder_problem, mask_problem
+from detsd.data.folder import folder_problem
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
 from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
@@ -43,7 +43,7 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
             key = f"concepts.initializer_strs[{k}]"
             problems += ConceptSource.parse(start).problems(key, beside)
     for k, folder in enumerate(c.img_dirs):
-        problem = folder_problem(folder, beside) or mask_problem(folder, c.mask)
+        problem = folder_problem(folder, beside, c.mask)
         if problem:
             problems.append(f"concepts.img_dirs[{k}]: {problem}")
     if config.measure.num_samples:

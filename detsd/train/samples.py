@@ -54,7 +54,7 @@ class SampleMetrics:
         self.ends: list[Baselines] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:
-            return [image for _, image, _ in read_images(Path(folder), c, size, key)]
+            return [found.image for found in read_images(Path(folder), c, size, key)]
 
         others = [pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)]
         # The lists of objects and styles may be of different lengths.

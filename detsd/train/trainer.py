@@ -345,7 +345,7 @@ class Trainer:
         """This rank's samples of a micro-batch, counted from the start of this process."""
         size, ranks = self.config.training.train_batch_size, self.run.ranks
         first = self._seen_at_start + (micro * ranks.size + ranks.rank) * size
-        examples = [self.data.example(i) for i in range(first, first + size)]
+        examples = [self.data.sample(i) for i in range(first, first + size)]
         return Batch.of(examples).pinned(self.model.device)
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -412,7 +412,7 @@ class Trainer:
         n = self.config.training.num_validation_timesteps
         losses = []
         for k in self._validated():
-            examples = self.data.validation_examples(k, n)
+            examples = self.data.validation_samples(k, n)
             cond = self.model.encode_prompts([examples[0].prompt], [examples[0].frame])
             batch = Batch.of(examples).on(self.model.device)
             errors = errors_over_timesteps(
