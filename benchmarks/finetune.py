@@ -27,8 +27,8 @@ from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model
 from detsd.models.objective import prediction_target
 from detsd.runs.open import open_run
-from detsd.train import trainer as trainers
-from detsd.train.step import add_concepts
+from detsd.train import step as steps
+from detsd.train.initializers import add_concepts
 from detsd.train.trainer import Trainer
 
 IMAGES = "det_logos"
@@ -38,7 +38,7 @@ ATTENTION = {
     "memory-efficient attention": SDPBackend.EFFICIENT_ATTENTION,
 }
 COMPILERS = {
-    "compiled": trainers.compiled,
+    "compiled": steps.compiled,
     "blocks compiled": lambda part: blocks_compiled(part, "BasicTransformerBlock"),
     "and ResNets": lambda part: blocks_compiled(part, "BasicTransformerBlock", "ResnetBlock2D"),
     "CUDA graphs": lambda part: torch.compile(part, mode="reduce-overhead", dynamic=False),
@@ -77,7 +77,7 @@ def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
     with TemporaryDirectory() as place, open_run(Path(place), accelerate=True) as run:
         trainer = Trainer(config, run)
         # Or the thread that draws would hold it, and its memory, beside the next one.
-        with contextlib.closing(trainer._batches):
+        with contextlib.closing(trainer.batches):
             yield trainer
 
 
@@ -184,13 +184,17 @@ def rows(
     with trainer_of(settings) as trainer:
         loading = time.perf_counter() - began
         model, device = trainer.model, trainer.model.device
-        trainer._step()
+
+        def step() -> None:
+            trainer.step(trainer.batches, settings.training.learning_rate)
+
+        step()
         # First, while nothing else lies in the memory.
-        memory, told = peak_memory(trainer._step, device), waits(trainer._step, device)
-        work, peak = operations(trainer._step, device), matmul_peak(device, model.dtype)
+        memory, told = peak_memory(step, device), waits(step, device)
+        work, peak = operations(step, device), matmul_peak(device, model.dtype)
         seconds = in_turn(
             {
-                "detsd": trainer._step,
+                "detsd": step,
                 "textbook": textbook(settings, device),
                 "UNet": bare(model, batch),
                 "both": bare(model, batch, text=True),
@@ -201,12 +205,12 @@ def rows(
 
         def again() -> float:
             """Samples a second."""
-            return batch / in_turn({"": trainer._step}, count, device)[""]
+            return batch / in_turn({"": step}, count, device)[""]
 
         ways["as it is"] = batch / seconds["detsd"]
-        drawn, trainer._batches = trainer._batches, map(trainer._draw, itertools.count())
+        drawn, trainer.batches = trainer.batches, map(trainer.next_batch, itertools.count())
         ways["drawn inline"] = again()
-        trainer._batches = drawn
+        trainer.batches = drawn
         for kernel, backend in ATTENTION.items() if device.type == "cuda" else []:
             try:
                 with sdpa_kernel(backend):
@@ -216,16 +220,16 @@ def rows(
         model.unet.to(memory_format=torch.channels_last)
         ways["channels_last"] = again()
     for way in (w for w in variants(device, compile_too) if w in COMPILERS):
-        plain = trainers.compiled
-        trainers.compiled = COMPILERS[way]
+        plain = steps.compiled
+        steps.compiled = COMPILERS[way]
         try:
             torch.compiler.reset()  # functions that were compiled for other shapes or ways
             began = time.perf_counter()
             with trainer_of(configuration(base, batch, compile="on")) as trainer:
                 ways[f"{way}, s"] = time.perf_counter() - began - loading
-                ways[way] = again() if trainer.compiled else None
+                ways[way] = again() if trainer.step.compiled else None
         finally:
-            trainers.compiled = plain
+            steps.compiled = plain
     rate = work / seconds["detsd"]
     main = [
         name, batch, model.dtype, batch / seconds["textbook"], batch / seconds["detsd"],
@@ -242,11 +246,15 @@ def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
     with trainer_of(configuration(base, 8, compile="off")) as trainer:
         data: TrainingData = trainer.data
         training_images = data.images
+
+        def step() -> None:
+            trainer.step(trainer.batches, 1e-3)
+
         for count in counts:
             data.images = [training_images[k % len(training_images)] for k in range(count)]
             numbers = itertools.count()
             seconds = in_turn(
-                {"step": trainer._step, "sample": lambda n=numbers: data.sample(next(n))},
+                {"step": step, "sample": lambda n=numbers: data.sample(next(n))},
                 steps,
                 trainer.model.device,
             )

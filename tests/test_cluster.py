@@ -290,7 +290,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
 
     def loss(self):
-        trained = self.vocabulary.rows[0] is self.rows[0]
+        trained = self.vocabulary.rows[0] is self.step.vectors[0]
         return losses[self.steps_completed] if trained else 0.9
 
     monkeypatch.setattr(Trainer, "_validation_loss", loss)

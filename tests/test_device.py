@@ -155,17 +155,17 @@ def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment,
         out = tmp_path / device.type
         with on(device) as waits, open_run(out, accelerate=True) as run:
             trainer = Trainer(config, run)
-            assert trainer.rows[0].device == device
+            assert trainer.step.vectors[0].device == device
             stops = []  # asked at the end of every step
             run.should_stop = lambda at=stops, now=waits: at.append(len(now))
             assert trainer.train()
             steps = waits[stops[0] : stops[2]]  # two of them, and all between them
-            rows.append([matrix.detach().cpu() for matrix in trainer.rows])
+            rows.append([matrix.detach().cpu() for matrix in trainer.step.vectors])
     assert all(map(torch.equal, *rows))
     # The samples lie in pinned memory where the device is CUDA's: of four tensors each, one copy.
     assert counted(w for w in steps if w.unpinned) == {"copy_ in dataset.py _each": 2 * 2 * 4}
     # The scaler of fp16 looks whether to leave out the step: once for a device.
-    waited = {"_local_scalar_dense in trainer.py _step": 2} if precision == "fp16" else {}
+    waited = {"_local_scalar_dense in step.py __call__": 2} if precision == "fp16" else {}
     assert counted(w for w in steps if not w.unpinned) == waited
 
 

@@ -203,7 +203,7 @@ def test_only_the_new_rows_change(family, experiment, tmp_path, folders):
     with open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(config, run)
         assert trainer.train()
-    assert not any(map(torch.equal, trainer.rows, trainer.initial_vectors))
+    assert not any(map(torch.equal, trainer.step.vectors, trainer.step.initial_vectors))
     fresh = load_base_model(config.model, CPU)
     for parts in (
         lambda m: [m.unet, m.vae],
@@ -501,7 +501,7 @@ def test_computing_activations_twice_changes_nothing_but_memory(
             trainer = Trainer(config, run)
             assert trainer.model.unet.is_gradient_checkpointing is twice
             trainer.train()
-            rows.append(trainer.rows)
+            rows.append(trainer.step.vectors)
     assert all(map(torch.equal, *rows))
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning end to end: the invariants, resuming, layouts, what is refused."""
 
+import itertools
 import json
 import math
 import os
@@ -31,8 +32,9 @@ from detsd.models import loading, objective
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
+from detsd.train import step as train_step
 from detsd.train import trainer as trainers
-from detsd.train.step import learning_rate, wants_compiler
+from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.trainer import Trainer
 
 
@@ -297,7 +299,7 @@ def losses_are(monkeypatch, phrase, by_step):
     """Let validations measure these."""
 
     def loss(self):
-        trained = self.vocabulary.rows[0] is self.rows[0]
+        trained = self.vocabulary.rows[0] is self.step.vectors[0]
         return by_step[self.steps_completed] if trained else phrase
 
     monkeypatch.setattr(Trainer, "_validation_loss", loss)
@@ -746,14 +748,14 @@ def test_two_processes_keep_out_of_one_folder(experiment, tmp_path, capsys):
 
 def overflow_at(monkeypatch, steps):
     """Let the loss of these steps (from 0) be beyond all numbers, as fp16's is now and then."""
-    real = Trainer._loss
+    real, calls = TrainStep.loss, itertools.count()
 
     def loss(self, batch):
         found, parts = real(self, batch)
-        factor = math.inf if self.steps_completed in steps else 1.0
+        factor = math.inf if next(calls) in steps else 1.0
         return found * factor, {name: value * factor for name, value in parts.items()}
 
-    monkeypatch.setattr(Trainer, "_loss", loss)
+    monkeypatch.setattr(TrainStep, "loss", loss)
 
 
 def test_one_overflow_in_fp16_is_left_out(experiment, tmp_path, monkeypatch):
@@ -945,7 +947,7 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
 
     def compile_by(backend):
         monkeypatch.setattr(
-            trainers, "compiled", partial(torch.compile, backend=backend, dynamic=False)
+            train_step, "compiled", partial(torch.compile, backend=backend, dynamic=False)
         )
 
     compile_by("eager")  # the same graphs, without the minutes
@@ -978,7 +980,7 @@ def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, 
         raise full
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_loss", fails)
+        patch.setattr(TrainStep, "loss", fails)
         assert finetune(experiment(), tmp_path / "out") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("detsd: this training does not fit into the memory of cpu (CUDA out")

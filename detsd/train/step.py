@@ -1,25 +1,33 @@
-"""One optimizer step of a fine-tuning: schedule, optimizer, compiler."""
+"""One optimizer step of a fine-tuning: forward, backward, optimizer.
+
+step = TrainStep(model, config.training, run.ranks)
+parts = step(batches, learning_rate(k, config.training, samples_per_step))
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from detsd.concepts.concept import LearnedConcept
-from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import ConceptSource
-from detsd.concepts.vocabulary import Vocabulary
-from detsd.config import FinetuneConfig, TrainingConfig
-from detsd.utils.errors import UserError
+from detsd.config import TrainingConfig
+from detsd.data.dataset import Batch
+from detsd.models.base import BaseModel
+from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
+from detsd.runs.ranks import AcceleratedRanks
+from detsd.utils.errors import one_line
+from detsd.utils.progress import spinner
+
+logger = logging.getLogger("detsd")
 
 LONG_RUN = 5000  # steps that are worth the minutes of a compiler (dev/LOG.md)
 
 
 def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> float:
-    """The rate of step number `step` (from 0): warm-up, then constant, linear or cosine."""
+    """Return the rate of step number `step` (from 0): warm-up, then constant, linear or cosine."""
     peak = config.learning_rate * (samples_per_step if config.scale_lr else 1)
     if step < config.lr_warmup_steps:
         return peak * (step + 1) / config.lr_warmup_steps
@@ -29,27 +37,15 @@ def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> f
     return peak * shapes[config.lr_scheduler]
 
 
-def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether the step is to be compiled.
-
-    By the configuration and the kind of device alone: resumed, a run takes the same kernels.
-    """
-    pays = device.type == "cuda" and config.num_sgd_steps >= LONG_RUN
-    return config.compile == "on" or (config.compile == "auto" and pays)
-
-
-def compiled(part: torch.nn.Module) -> Callable[..., Any]:
-    """A model as the step calls it, compiled, with shapes that do not change."""
-    return torch.compile(part, dynamic=False)
-
-
-def make_optimizer(rows: tuple[torch.Tensor, ...], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD over the rows alone."""
+def make_optimizer(
+    vectors: tuple[torch.Tensor, ...], config: TrainingConfig
+) -> torch.optim.Optimizer:
+    """Return Adam, AdamW or SGD over the vectors alone."""
     if config.optimizer_name == "sgd":
-        return torch.optim.SGD(rows, config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.SGD(vectors, config.learning_rate, weight_decay=config.weight_decay)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[config.optimizer_name](
-        rows,
+        vectors,
         config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
@@ -57,29 +53,129 @@ def make_optimizer(rows: tuple[torch.Tensor, ...], config: TrainingConfig) -> to
     )
 
 
-def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
-    """Add the configured concepts, each from its phrase or from a concept file of one concept."""
-    c = config.concepts
-    for k, (name, start, n) in enumerate(
-        zip(c.concept_strs, c.initializer_strs, c.num_vectors, strict=True)
-    ):
-        if ConceptSource.looks_like(start):
-            found = read_concepts(start)
-            if len(found) != 1:
-                raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
-            rows, phrase = found[0].rows, found[0].initializer
-            rows = tuple(r[[j % len(r) for j in range(n or len(r))]] for r in rows)
-        else:
-            if (n or 0) > (window := vocabulary.window):
-                raise UserError(
-                    f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {window} tokens; "
-                    "1 to 16 are usual"
-                )
-            phrase = " ".join(start.split())
-            rows = vocabulary.phrase_rows(phrase, n, f"concepts.initializer_strs[{k}]")
-        vocabulary.add(LearnedConcept(name, phrase, *rows))
-        if vocabulary.truncated_concepts(f"a photo of a {name}"):
-            raise UserError(
-                f"concepts.num_vectors[{k}]: {len(rows[0])} rows of {name!r} do not fit into a "
-                f"prompt of {vocabulary.window} tokens; 1 to 16 are usual"
-            )
+def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
+    """Decide by the configuration and the kind of device alone: resumed, the kernels are the same.
+
+    As a compiled step rounds otherwise.
+    """
+    pays = device.type == "cuda" and config.num_sgd_steps >= LONG_RUN
+    return config.compile == "on" or (config.compile == "auto" and pays)
+
+
+def compiled(part: torch.nn.Module) -> Callable[..., Any]:
+    """Return a model compiled for the one shape that the step gives it."""
+    return torch.compile(part, dynamic=False)
+
+
+class TrainStep:
+    """Forward, backward and optimizer on this rank's share of the samples; gradients are averaged.
+
+    Attributes:
+        vectors: the only tensors that train, (N, D) float32, one for each text encoder.
+        initial_vectors: copies of them as they were first.
+        compiled: true where `compile` has succeeded.
+    """
+
+    def __init__(self, model: BaseModel, config: TrainingConfig, ranks: AcceleratedRanks):
+        self.model, self.config, self.ranks = model, config, ranks
+        encoders = model.vocabulary.text_encoders
+        self.vectors = model.vocabulary.rows
+        self.initial_vectors = tuple(v.detach().clone() for v in self.vectors)
+        self._mean_norms = [float(e.embedding.weight.float().norm(dim=1).mean()) for e in encoders]
+        self.optimizer = make_optimizer(self.vectors, config)
+        fp16 = model.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=fp16)
+        self._unet: Callable[..., Any] = model.unet
+        self._text_encoders: list[Callable[..., Any]] = [e.encoder for e in encoders]
+        self.compiled = False
+
+    def __call__(self, batches: Iterator[Batch], lr: float) -> dict[str, torch.Tensor]:
+        """Make one step on the next batches.
+
+        Returns:
+            The parts of the loss, detached, since reading one out would wait for the device; and
+            under "steps" 1, or 0 for a step that the scaler of fp16 left out.
+        """
+        accumulated = self.config.gradient_accumulation_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, torch.Tensor] = {}
+        for _ in range(accumulated):
+            loss, parts = self.loss(next(batches).on(self.model.device))
+            self.scaler.scale(loss / accumulated).backward()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / accumulated
+        for vectors in self.vectors:
+            vectors.grad = self.ranks.mean(vectors.grad)
+        self.scaler.unscale_(self.optimizer)
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.vectors, self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # fp16 overflows now and then. The scaler leaves such a step out, and so do the means.
+        finite = torch.stack(list(sums.values())).isfinite().all()
+        counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
+        return {"steps": finite.float(), **counted}
+
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss of a batch, a scalar, and its parts, itself among them as "loss"."""
+        model, config = self.model, self.config
+        cond = model.encode_prompts(batch.prompts, batch.frames, self._text_encoders)
+        weight = min_snr_weight(model.scheduler, batch.t, config.min_snr_gamma)  # (B,)
+        error = denoising_error(model, self._unet, *batch.noising, cond, batch.mask)  # (B,)
+        loss = (error * weight).mean()
+        parts = {"mse": loss}
+        if config.norm_reg_weight:
+            parts["norm_reg"] = sum(map(norm_penalty, self.vectors, self._mean_norms))
+            loss = loss + config.norm_reg_weight * parts["norm_reg"]
+        if config.hidden_reg_weight:
+            with torch.no_grad(), model.vocabulary.using(self.initial_vectors):
+                initial = model.encode_prompts(batch.prompts, batch.frames)
+            parts["hidden_reg"] = hidden_penalty(cond.prompt_embeds, initial.prompt_embeds)
+            loss = loss + config.hidden_reg_weight * parts["hidden_reg"]
+        return loss, {"loss": loss, **parts}
+
+    def compile(self, batch: Batch) -> None:
+        """Compile the models of the step, and try them on a batch of its own.
+
+        For the step alone: samples and validation have other shapes, each compiled anew. Where the
+        compiler fails, or computes another loss, the step goes on without.
+        """
+        plain = self._unet, self._text_encoders
+        batch = batch.on(self.model.device)
+        with torch.no_grad():
+            expected = float(self.loss(batch)[0])
+        try:
+            with spinner("compiling the step"):
+                self._unet, *self._text_encoders = map(compiled, (plain[0], *plain[1]))
+                for _ in range(3):  # CUDA graphs, where they are wanted, are recorded by the third
+                    # Gradients may lie in a graph's own memory, which its next run writes to.
+                    self.optimizer.zero_grad(set_to_none=True)
+                    loss = self.loss(batch)[0]
+                    loss.backward()
+            found = float(loss.detach())
+            problem = "" if abs(found - expected) <= 0.02 * expected else "it gives another loss"
+        except Exception as error:  # compilers raise what they like
+            problem = f"{type(error).__name__}: {one_line(error)}"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.compiled = not problem
+        if problem:
+            logger.warning("training.compile: going on without, since %s", problem)
+            self._unet, self._text_encoders = plain
+
+    @property
+    def diverged(self) -> bool:
+        """True where the vectors are lost, or no scale is left that fp16 gradients fit into."""
+        collapsed = self.scaler.is_enabled() and self.scaler.get_scale() < 1
+        return collapsed or not all(torch.isfinite(v.detach().norm()) for v in self.vectors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state and the scaler's."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,25 +34,20 @@ from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.evaluate.metrics import Baselines
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, pick_dtype
-from detsd.models.objective import (
-    denoising_error,
-    errors_over_timesteps,
-    hidden_penalty,
-    min_snr_weight,
-    norm_penalty,
-)
+from detsd.models.objective import errors_over_timesteps
 from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.train.initializers import add_concepts
 from detsd.train.preflight import check_finetune
 from detsd.train.samples import SampleMetrics, metric_jobs
-from detsd.train.step import add_concepts, compiled, learning_rate, make_optimizer, wants_compiler
+from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.validation import best_step, on_plateau
 from detsd.utils import contact_sheets, png
-from detsd.utils.errors import Diverged, UserError, one_line
+from detsd.utils.errors import Diverged, UserError
 from detsd.utils.progress import Bar, Phase, spinner
 
 logger = logging.getLogger("detsd")
@@ -102,13 +96,7 @@ class Trainer:
             torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
         self.vocabulary = self.model.vocabulary
         add_concepts(self.vocabulary, config)
-        # (N, D) float32, one matrix per text encoder: the only trainable tensors.
-        self.rows = self.vocabulary.rows
-        self.initial_vectors = tuple(rows.detach().clone() for rows in self.rows)
-        self.mean_norms = [
-            float(side.embedding.weight.float().norm(dim=1).mean())
-            for side in self.vocabulary.text_encoders
-        ]
+        self.step = TrainStep(self.model, t, run.ranks)
         size = config.concepts.img_size or self.model.image_size
         # Without a safety checker: the samples of a training in progress are for its owner's eyes,
         # and a blacked-out one is taken for a failure.
@@ -134,10 +122,6 @@ class Trainer:
         training_images = [*self.data.images, *self.data.validation]
         self.vocabulary.remember(prompt for image in training_images for prompt in image.prompts)
         self._warn_of_prompts()
-        self.optimizer = make_optimizer(self.rows, t)
-        self.scaler = torch.amp.GradScaler(
-            self.model.device.type, enabled=self.model.dtype == torch.float16
-        )
         self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
         self.steps_completed = 0
         self.samples_seen = 0
@@ -149,16 +133,12 @@ class Trainer:
             self._restore(run.latest)
         self._seen_at_start = self.samples_seen
         # Drawn by a thread while others compute.
-        self._batches = prefetch(self._draw, itertools.count(), 1)
-        self._unet: Callable[..., Any] = self.model.unet  # of the step
-        self._encoders: list[Callable[..., Any]] = [
-            side.encoder for side in self.vocabulary.text_encoders
-        ]
-        self.compiled = False
-        self._compile()
+        self.batches = prefetch(self.next_batch, itertools.count(), 1)
+        if wants_compiler(t, self.model.device):
+            self.step.compile(self.next_batch(0))
         self.validating = Phase(1, total=len(self._validated()) * t.num_validation_timesteps)
         bar = Bar({"validation": self.validating}, "validating the phrase", leave=False)
-        with bar as self.bar, self.vocabulary.using(self.initial_vectors):
+        with bar as self.bar, self.vocabulary.using(self.step.initial_vectors):
             self.initial_val_loss = self._validation_loss()
         if not math.isfinite(self.initial_val_loss):
             raise UserError(
@@ -190,7 +170,7 @@ class Trainer:
         if not self.complete:
             text = f"{self.steps_completed}/{self.config.training.num_sgd_steps} steps"
             self.bar = Bar(self._work(), text)
-            with self.bar, contextlib.closing(self._batches):
+            with self.bar, contextlib.closing(self.batches):
                 self._train()
         if self.complete:
             self.run.report_progress(1.0)
@@ -219,12 +199,13 @@ class Trainer:
         run.report(self.steps_completed, self.start, "start")
         if self.steps_completed == 0:
             self._log_training_images()
-            with self.vocabulary.using(self.initial_vectors):  # what the initializer alone gives
+            with self.vocabulary.using(self.step.initial_vectors):
                 self._sample()
             bar.note = ""
         self._clock, self._clocked = time.monotonic(), 0
         while not self.complete:
-            parts = self._step()
+            lr = learning_rate(self.steps_completed, t, self.samples_per_step)
+            parts = self.step(self.batches, lr)
             self.steps_completed += 1
             self.samples_seen += self.samples_per_step
             bar.text = f"{self.steps_completed}/{t.num_sgd_steps} steps"
@@ -250,7 +231,7 @@ class Trainer:
                 self._draw_progress()
                 bar.done("drawing")
             if due or stop:
-                if self._has_diverged():  # between two reports
+                if self.step.diverged:  # between two reports
                     self._diverge()
                 self._save()
             bar.note = note
@@ -282,89 +263,12 @@ class Trainer:
         """Numbers of the samples that this rank makes, in batches that the jobs alone fix."""
         return batches(self.jobs, SAMPLES_AT_ONCE)[self.run.ranks.rank :: self.run.ranks.size]
 
-    def _step(self) -> dict[str, torch.Tensor]:
-        """One optimizer step on this rank's share of the next samples.
-
-        Returns the parts of the loss, detached, and under "steps" whether they count: 1 or 0.
-        """
-        t, run = self.config.training, self.run
-        rate = learning_rate(self.steps_completed, t, self.samples_per_step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        sums: dict[str, torch.Tensor] = {}
-        for _ in range(t.gradient_accumulation_steps):
-            loss, parts = self._loss(next(self._batches).on(self.model.device))
-            self.scaler.scale(loss / t.gradient_accumulation_steps).backward()
-            for name, value in parts.items():
-                part = value.detach() / t.gradient_accumulation_steps
-                sums[name] = sums.get(name, 0.0) + part
-        for rows in self.rows:
-            rows.grad = run.ranks.mean(rows.grad)
-        self.scaler.unscale_(self.optimizer)
-        if t.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.rows, t.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        # fp16 overflows now and then. The scaler leaves such a step out, and so do the means.
-        finite = torch.stack(list(sums.values())).isfinite().all()
-        counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
-        return {"steps": finite.float(), **counted}
-
-    def _compile(self) -> None:
-        """Compile the step's models, where that is wanted, for batches of its size, and try them.
-
-        For the step alone: of other shapes, as samples and validation have them, each would be
-        compiled anew.
-        """
-        plain = self._unet, self._encoders
-        if not wants_compiler(self.config.training, self.model.device):
-            return
-        batch = self._draw(0).on(self.model.device)
-        with torch.no_grad():
-            wanted = float(self._loss(batch)[0])
-        try:
-            with spinner("compiling the step"):
-                self._unet, *self._encoders = map(compiled, (plain[0], *plain[1]))
-                for _ in range(3):  # CUDA graphs, where they are wanted, are recorded by the third
-                    # Gradients may lie in a graph's own memory, which its next run writes to.
-                    self.optimizer.zero_grad(set_to_none=True)
-                    loss = self._loss(batch)[0]
-                    loss.backward()
-            found = float(loss.detach())
-            problem = "" if abs(found - wanted) <= 0.02 * wanted else "it gives another loss"
-        except Exception as error:  # compilers raise what they like
-            problem = f"{type(error).__name__}: {one_line(error)}"
-        self.optimizer.zero_grad(set_to_none=True)
-        self.compiled = not problem
-        if problem:
-            logger.warning("training.compile: going on without, since %s", problem)
-            self._unet, self._encoders = plain
-
-    def _draw(self, micro: int) -> Batch:
+    def next_batch(self, micro: int) -> Batch:
         """This rank's samples of a micro-batch, counted from the start of this process."""
         size, ranks = self.config.training.train_batch_size, self.run.ranks
         first = self._seen_at_start + (micro * ranks.size + ranks.rank) * size
         examples = [self.data.sample(i) for i in range(first, first + size)]
         return Batch.of(examples).pinned(self.model.device)
-
-    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        t = self.config.training
-        cond = self.model.encode_prompts(batch.prompts, batch.frames, self._encoders)
-        weight = min_snr_weight(self.model.scheduler, batch.t, t.min_snr_gamma)
-        mse = (
-            denoising_error(self.model, self._unet, *batch.noising, cond, batch.mask) * weight
-        ).mean()
-        loss, parts = mse, {"mse": mse}
-        if t.norm_reg_weight:
-            parts["norm_reg"] = sum(map(norm_penalty, self.rows, self.mean_norms))
-            loss = loss + t.norm_reg_weight * parts["norm_reg"]
-        if t.hidden_reg_weight:
-            with torch.no_grad(), self.vocabulary.using(self.initial_vectors):
-                reference = self.model.encode_prompts(batch.prompts, batch.frames)
-            parts["hidden_reg"] = hidden_penalty(cond.prompt_embeds, reference.prompt_embeds)
-            loss = loss + t.hidden_reg_weight * parts["hidden_reg"]
-        return loss, {"loss": loss, **parts}
 
     # ---- what is told ------------------------------------------------------------------------
 
@@ -375,11 +279,11 @@ class Trainer:
         self.window = {}
         steps = sums.pop("steps")
         metrics = {name: value / steps for name, value in sums.items()} if steps else {}
-        for end, rows in zip(("", "_2"), self.rows, strict=False):
+        for end, rows in zip(("", "_2"), self.step.vectors, strict=False):
             norms = rows.detach().norm(dim=1)
             metrics[f"row_norm_mean{end}"] = float(norms.mean())
             metrics[f"row_norm_max{end}"] = float(norms.max())
-        if self._has_diverged():
+        if self.step.diverged:
             self._diverge()
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
         metrics["learning_rate"] = learning_rate(self.steps_completed - 1, t, self.samples_per_step)
@@ -428,7 +332,7 @@ class Trainer:
         self.bar.draw(note="validating")
         loss = self._validation_loss()
         if not math.isfinite(loss):
-            if not self.scaler.is_enabled() or self._has_diverged():
+            if not self.step.scaler.is_enabled() or self.step.diverged:
                 self._diverge()
             logger.warning(
                 "val_loss at step %d is beyond the range of fp16 and is not reported; "
@@ -444,7 +348,7 @@ class Trainer:
             return
         self.validations[self.steps_completed] = {"val_loss": loss} | measured
         if self.best == self.steps_completed:
-            self.best_rows = tuple(rows.detach().cpu().clone() for rows in self.rows)
+            self.best_rows = tuple(rows.detach().cpu().clone() for rows in self.step.vectors)
         # A search counts a run that ends here as one of all its steps, and goes on to another.
         last = self.config.training.num_sgd_steps if self.plateaued else self.steps_completed
         self._report_validation(loss, last, measured)
@@ -471,11 +375,6 @@ class Trainer:
             **measured,
         }
         self.run.report(self.steps_completed, metrics, "validation")
-
-    def _has_diverged(self) -> bool:
-        """Whether the rows are lost, or no scale is left that fp16 gradients fit into."""
-        collapsed = self.scaler.is_enabled() and self.scaler.get_scale() < 1
-        return collapsed or not all(torch.isfinite(rows.detach().norm()) for rows in self.rows)
 
     def _diverge(self) -> None:
         """Tell the searcher a large finite value, and end.
@@ -566,8 +465,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.step.state_dict(),
             "window": self._gathered_window(),
             "samples_seen": self.samples_seen,
             "images": self.data.digests,
@@ -653,7 +551,7 @@ class Trainer:
                     "use the same base model, phrase and num_vectors"
                 )
         with torch.no_grad():
-            for k, rows in enumerate(self.rows):
+            for k, rows in enumerate(self.step.vectors):
                 rows.copy_(torch.cat([learned[name].rows[k] for name in wanted]))
         if not self.run.latest_is_own:
             self.run.print(f"starting from the rows of {self.run.latest_name}")
@@ -662,9 +560,7 @@ class Trainer:
         path = checkpoint / STATE_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler.is_enabled() and state["scaler"]:
-                self.scaler.load_state_dict(state["scaler"])
+            self.step.load_state_dict(state)
         except Exception as error:
             raise UserError(
                 f"{STATE_FILE} of {self.run.latest_name} is damaged ({type(error).__name__}); "
