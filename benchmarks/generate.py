@@ -21,6 +21,7 @@ from benchmarks.measure import in_turn, peak_memory
 from detsd.config import GenerateConfig, parse_config
 from detsd.generate.grid import Grid
 from detsd.runs.open import open_run
+from detsd.sampling.stock import latent_shape
 from detsd.utils.paths import resolve
 
 HEAD = [
@@ -68,7 +69,7 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
         generator = Grid(parse_config(given, "benchmark", GenerateConfig), run)
         pipe, model, device = generator.pipeline, generator.pipeline.model, run.ranks.device
         first = [generator.jobs[n] for n in generator.batches[0]]
-        memory = peak_memory(lambda: pipe.make(first, at_once=len(first)), device)
+        memory = peak_memory(lambda: pipe.make(first, max_batch_size=len(first)), device)
         began = time.perf_counter()
         generator.generate()
         ours = time.perf_counter() - began
@@ -82,7 +83,7 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
             for n in range(len(generator.jobs))
         )
         cond = model.encode_prompts(["a photo"] * 2 * len(first))
-        shape = (2 * len(first), *pipe._latent_shape(first[0]))
+        shape = (2 * len(first), *latent_shape(model, first[0].width, first[0].height))
         x = torch.randn(shape, device=device).to(model.dtype)
         t = torch.tensor(500, device=device)
 

@@ -47,7 +47,13 @@ class StandIn:
 
     def __init__(self, side: int):
         self.model = SimpleNamespace(
-            image_size=side, device=torch.device("cpu"), dtype=torch.float32, commit=None
+            image_size=side,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            commit=None,
+            vocabulary=SimpleNamespace(
+                names=[], is_word=lambda _: True, fits_without_tokenizing=lambda _: True
+            ),
         )
         self.concepts: list[str] = []
         pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
@@ -65,15 +71,10 @@ class StandIn:
     def check(self, _):
         pass
 
-    def identity(self, _):
+    def concept_fingerprints(self, _):
         return {}
 
-    def weights(self, _):
-        return []
-
-    overlong = weights
-
-    def record(self, job):
+    def settings(self, job):
         return {
             "prompt": job.prompt, "negative_prompt": "", "seed": job.seed, "width": job.width,
             "height": job.height, "guidance_scale": job.guidance_scale, "concepts": {},

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from demo_model import process as reverse_and_forward
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets
@@ -114,9 +115,8 @@ def process() -> None:
     """process.png: the reverse and the forward process of a diffusion model."""
     pipe = pipeline()
     job = Job(f"a photo of a {pipe.concepts[0]} on a white background", 1, guidance_scale=4)
-    contact_sheets.process_strip(*pipe.process(job, Image.open(PICTURE), 7)).save(
-        DOCS / "process.png"
-    )
+    moments = reverse_and_forward.process(pipe, job, Image.open(PICTURE), 7)
+    reverse_and_forward.process_strip(*moments).save(DOCS / "process.png")
 
 
 def finetuning() -> None:

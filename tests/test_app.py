@@ -30,7 +30,7 @@ from detsd.app.hints import ModelVocabulary
 from detsd.app.training_runs import TrainingRuns
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
-from detsd.sampling import pipeline
+from detsd.sampling import engine
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 from detsd.utils.png import CHUNK, read_record
@@ -208,7 +208,7 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
 
 def test_images_and_their_plain_twins(backend, monkeypatch):
     """Two batches of two: progress over both; files, and larger ones, that hold their settings."""
-    monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 2)
+    monkeypatch.setattr(engine, "fitting_batch_size", lambda *_: 2)
     jobs = copies(checked_job(backend.pipe, **GOOD), 2)
     making = Generation(previews=True)
     shown = backend.make(jobs + backend.twins(jobs), making)
@@ -228,7 +228,7 @@ def test_images_and_their_plain_twins(backend, monkeypatch):
 
 def test_stopped_between_steps_what_is_made_stays(backend, monkeypatch):
     """Whoever stops looking stops it too, and the next one finds the model free."""
-    monkeypatch.setattr(pipeline, "fitting_batch_size", lambda *_: 1)
+    monkeypatch.setattr(engine, "fitting_batch_size", lambda *_: 1)
     jobs = copies(checked_job(backend.pipe, **GOOD), 3)
     backend.ask("somebody")
     making = backend.next_of("somebody")

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from detsd.models.base import Conditioning
-from detsd.sampling import pipeline
+from detsd.sampling import engine
 from detsd.sampling.denoise import decode, denoise, starting_noise
+from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
@@ -103,7 +104,7 @@ def test_any_jobs_come_back_in_their_order(pipe):
         for name, width in (("ddim", 32), ("euler-ancestral", None), ("pndm", 24))
     ]
     told = []
-    made = pipe.make(jobs, at_once=2, look=told.append)
+    made = pipe.make(jobs, max_batch_size=2, on_step=told.append)
     assert [m.image.size for m in made] == [(32, 32), (32, 32), (24, 32)] * 3
     assert [m.batch_size for m in made] == [2] * 6 + [1] * 3
     for job, together in zip(jobs, pixels(made), strict=True):
@@ -122,16 +123,16 @@ def test_any_jobs_come_back_in_their_order(pipe):
 def test_what_is_made_before_a_stop_stays(pipe):
     seen = []
     batches = pipe.make_batches(
-        [JOB] * 5, at_once=2, look=seen.append, stop=lambda: len(seen) == 2 * 4 + 1
+        [JOB] * 5, max_batch_size=2, on_step=seen.append, should_stop=lambda: len(seen) == 2 * 4 + 1
     )
     assert [list(batch) for batch in batches] == [[0, 1], [2, 3]]
     assert len(seen) == 9  # in the third batch, after its first step
-    assert list(pipe.make_batches([JOB], stop=lambda: True)) == []
+    assert list(pipe.make_batches([JOB], should_stop=lambda: True)) == []
 
 
 def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog):
     whole = pixels(pipe.make([JOB] * 5))
-    make, asked = DetSDTextualInversionPipeline._make_at_once, []
+    make, asked = Sampler._make_at_once, []
 
     def cramped(self, jobs, *rest):
         asked.append(len(jobs))
@@ -139,8 +140,8 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
             raise RuntimeError(OUT)
         return make(self, jobs, *rest)
 
-    monkeypatch.setattr(DetSDTextualInversionPipeline, "_make_at_once", cramped)
-    monkeypatch.setattr(pipe, "most_pixels", pipe.most_pixels)
+    monkeypatch.setattr(Sampler, "_make_at_once", cramped)
+    monkeypatch.setattr(pipe.sampler, "max_pixels", pipe.sampler.max_pixels)
     room = 2 * 32
     made = pipe.make([JOB] * 5)
     assert asked == [5, 2, 2, 1]
@@ -149,26 +150,26 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
     asked.clear()
     pipe.make([JOB] * 3)  # it knows by now
     pipe.make([dataclasses.replace(JOB, width=16)] * 4)  # and counts in pixels
-    pipe.make([JOB], fill_up_to=4)
+    pipe.make([JOB], pad_batch_to=4)
     assert asked == [2, 1, 4, 2]
     room = 0
     with pytest.raises(UserError, match="not even one image of 32 x 32 fits into the memory of"):
         pipe.make([JOB])
-    monkeypatch.setattr(pipeline, "denoise", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine, "denoise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        make(pipe, [JOB], {}, None, None)
+        make(pipe.sampler, [JOB], {}, None, None)
 
 
 def test_images_beyond_the_range_of_a_precision_are_told(pipe, monkeypatch, caplog):
     """As some VAEs of fine-tunes make them in fp16: black, and no safety checker has seen them."""
-    real = pipeline.decode
+    real = engine.decode
 
     def overflowing(vae, latents):
         pixels = real(vae, latents)
         pixels[1, 0, 3, 5] = float("nan")
         return pixels
 
-    monkeypatch.setattr(pipeline, "decode", overflowing)
+    monkeypatch.setattr(engine, "decode", overflowing)
     pipe.make([dataclasses.replace(JOB, seed=k) for k in range(3)])
     assert "1 of 3 images went beyond the range of torch.float32" in caplog.text
     assert "set model.precision to bf16 or fp32" in caplog.text

@@ -17,6 +17,7 @@ from tiny import FAMILIES, save_tiny_clip, save_tiny_dino, save_tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from demo_model.process import process
 from detsd.__main__ import main
 from detsd.app.backend import Backend, Generation
 from detsd.concepts.concept import LearnedConcept
@@ -241,7 +242,7 @@ def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
                     for k, (scale, steps) in enumerate(cases)
                 ]
                 waits.clear()
-                images = pipe.make(jobs, encodings=told, look=looks.append)
+                images = pipe.make(jobs, encodings=told, on_step=looks.append)
                 made.append([image.image.tobytes() for image in images])
                 if device == CPU:
                     continue
@@ -254,7 +255,7 @@ def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
                 looks.clear()
             job = Job("a blob-thing", 0, num_inference_steps=5)
             picture = Image.linear_gradient("L").convert("RGB")
-            made.append([i.tobytes() for parts in pipe.process(job, picture)[1:] for i in parts])
+            made.append([i.tobytes() for parts in process(pipe, job, picture)[1:] for i in parts])
             call = pipe("a blob-thing", num_inference_steps=2, generator=job.generator)
             made.append([image.tobytes() for image in call.images])
     half = len(made) // 2
@@ -307,7 +308,7 @@ def test_figures_grids_and_previews_are_the_same(photos, tmp_path):
             pipe = DetSDTextualInversionPipeline.from_pretrained(
                 str(model), device=device, concepts=[file]
             )
-            assert pipe.checks_safety
+            assert pipe.sampler.checks_safety
             backend, making = Backend(pipe, out / "made"), Generation(previews=True)
             backend.make([Job("a blob-thing", 0, num_inference_steps=2)], making)
             making.preview.save(out / "preview.png")

@@ -39,6 +39,7 @@ from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.stock import make_scheduler
 from detsd.train.trainer import Trainer
 from detsd.utils.errors import UserError
 
@@ -82,12 +83,12 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
     job = Job(PROMPT, 7, negative, num_inference_steps=3, scheduler_name="euler", height=40)
     (made,) = pipe.make([job])
     theirs = stock(folders[family], concept)
-    theirs.scheduler = pipe._scheduler("euler")
+    theirs.scheduler = make_scheduler(pipe.model, "euler")
     options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": 40, "width": 32}
     options |= {"negative_prompt": negative or None, "output_type": "np"}
     want = theirs(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
     assert abs(np.asarray(made.image).astype(int) - np.round(want * 255)).max() <= 1
-    pipe.stock.scheduler = pipe._scheduler("euler")
+    pipe.diffusers_pipeline.scheduler = make_scheduler(pipe.model, "euler")
     got = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -479,7 +480,7 @@ def test_a_safety_checker_that_is_a_pickle(folders, tmp_path):
     with pytest.raises(UserError, match="model.safety_checker: false makes images without it"):
         DetSDTextualInversionPipeline.from_pretrained(str(folder))
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folder), safety_checker=False)
-    assert pipe.record(Job("a dog", 0))["model"]["safety_checker"] is False
+    assert pipe.settings(Job("a dog", 0))["model"]["safety_checker"] is False
 
 
 # ---- memory, and prompts with weights ----------------------------------------------------------

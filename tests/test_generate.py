@@ -22,6 +22,7 @@ from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
 from detsd.generate.grid import Grid
 from detsd.runs.open import open_run
+from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
@@ -309,7 +310,7 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
 
 def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplog):
     whole = generate(given, tmp_path / "whole")
-    make = DetSDTextualInversionPipeline._make_at_once
+    make = Sampler._make_at_once
     asked = []
 
     def cramped(self, jobs, *rest):
@@ -318,7 +319,7 @@ def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplo
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return make(self, jobs, *rest)
 
-    monkeypatch.setattr(DetSDTextualInversionPipeline, "_make_at_once", cramped)
+    monkeypatch.setattr(Sampler, "_make_at_once", cramped)
     generate(given, tmp_path / "halved")
     assert asked == [4] + [2] * 12
     assert "a batch of 4 images does not fit into memory; going on with 2" in caplog.text
@@ -329,7 +330,7 @@ def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplo
         )
         assert abs(a - b).max() <= 1
     monkeypatch.setattr(
-        DetSDTextualInversionPipeline,
+        Sampler,
         "_make_at_once",
         lambda *_: (_ for _ in ()).throw(RuntimeError("can't allocate memory")),
     )
@@ -340,13 +341,13 @@ def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplo
 
 
 def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, caplog):
-    make = DetSDTextualInversionPipeline._make_at_once
+    make = Sampler._make_at_once
 
     def prude(self, jobs, *rest):
         return [dataclasses.replace(m, flagged=j.seed == 2) for j, m in
                 zip(jobs, make(self, jobs, *rest), strict=True)]  # fmt: skip
 
-    monkeypatch.setattr(DetSDTextualInversionPipeline, "_make_at_once", prude)
+    monkeypatch.setattr(Sampler, "_make_at_once", prude)
     given["grid"] |= {"prompts": "a zyx-two", "num_inference_steps": 2, "guidance_scales": 4}
     made = generate(given, tmp_path / "out")
     assert [made.album.finished[n]["flagged"] for n in range(3)] == [False, False, True]

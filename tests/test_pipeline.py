@@ -18,16 +18,17 @@ from PIL import Image
 from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from demo_model.process import process
 from detsd.cli.generate import remake_hyperparameters
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.runs import download
-from detsd.sampling.denoise import starting_noise
+from detsd.sampling.denoise import decode, starting_noise
 from detsd.sampling.jobs import Job, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.sampling.stock import SCHEDULERS
+from detsd.sampling.stock import SCHEDULERS, latent_shape, make_scheduler
 from detsd.utils.errors import UserError
 from detsd.utils.png import read_record
 
@@ -58,7 +59,7 @@ def test_every_scheduler_makes_an_image_on_both_kinds_of_model(name, tiny_model,
     for folder in (tiny_model, tiny_v_model):
         pipe = DetSDTextualInversionPipeline.from_pretrained(str(folder))
         image = pipe.make([dataclasses.replace(JOB, scheduler_name=name)])[0].image
-        assert pipe._scheduler(name).config.beta_start == 0.00085
+        assert make_scheduler(pipe.model, name).config.beta_start == 0.00085
         assert image.size == (32, 32)
         assert np.asarray(image).std() > 0
 
@@ -140,7 +141,7 @@ def test_call_takes_what_diffusers_takes(pipe):
     with pytest.raises(UserError, match=r"scheduler 'ddpm' is unknown; use one of ddim, pndm"):
         pipe("a dog", scheduler_name="ddpm")
     pipe.make([JOB])  # with DDIM; the pipeline stays with its own
-    assert type(pipe.stock.scheduler) is SCHEDULERS["euler"]
+    assert type(pipe.diffusers_pipeline.scheduler) is SCHEDULERS["euler"]
 
 
 def test_latents_are_never_clipped(tiny_model, pipe):
@@ -149,7 +150,7 @@ def test_latents_are_never_clipped(tiny_model, pipe):
     for name in SCHEDULERS:
         pipe.model.sampling_scheduler_config.pop("clip_sample", None)
         pipe.model.sampling_scheduler_config.pop("steps_offset", None)
-        made = pipe._scheduler(name)
+        made = make_scheduler(pipe.model, name)
         assert not getattr(made.config, "clip_sample", False)
         assert getattr(made.config, "steps_offset", 1) == stock.scheduler.config.steps_offset == 1
 
@@ -159,7 +160,7 @@ def test_as_many_steps_as_timesteps_are_refused(pipe):
         pipe.check([JOB, dataclasses.replace(JOB, num_inference_steps=1000)])
     pipe.check([dataclasses.replace(JOB, num_inference_steps=999)])
     for name in ("ddim", "pndm"):  # they look their noise levels up by timestep
-        scheduler = pipe._scheduler(name)
+        scheduler = make_scheduler(pipe.model, name)
         scheduler.set_timesteps(999)
         assert max(scheduler.timesteps) == 999
         scheduler.set_timesteps(1000)
@@ -222,7 +223,7 @@ def test_an_old_models_size_is_mended_before_anything_goes_by_it(tiny_model, tmp
     model = load_base_model(ModelConfig(str(folder)), torch.device("cpu"))
     assert model.image_size == 64 * model.vae_scale_factor
     size = model.image_size
-    assert DetSDTextualInversionPipeline(model).stock.unet.config.sample_size == 64
+    assert DetSDTextualInversionPipeline(model).diffusers_pipeline.unet.config.sample_size == 64
     assert model.image_size == size
     assert load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu")).image_size == 32
 
@@ -257,7 +258,7 @@ def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
         if step == 1:
             assert pipe.load_concepts(f"{run}=cat-toy", run) == ["cat-toy", "cube-thing"]
             first = str(folder / "learned_embeddings_dict.pt")
-    used = pipe.identity("a cat-toy and a cube-thing")
+    used = pipe.concept_fingerprints("a cat-toy and a cube-thing")
     assert used["cat-toy"]["source"] == f"{first}=cat-toy"
     assert used["cube-thing"]["source"] == first
     for name in ("cat-toy", "cube-thing"):
@@ -265,7 +266,7 @@ def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
     rows = {c.name: c.embeddings for c in pipe.vocabulary.concepts()}
     assert torch.equal(rows["cat-toy"], torch.full((1, 16), 2.0))
     assert torch.equal(rows["cube-thing"], torch.full((1, 16), 2.0))
-    assert "step-00000002" in pipe.identity("a cube-thing")["cube-thing"]["source"]
+    assert "step-00000002" in pipe.concept_fingerprints("a cube-thing")["cube-thing"]["source"]
 
 
 def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
@@ -285,9 +286,9 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(client, "get_checkpoint", Checkpoint)
     assert pipe.load_from_uuids(["thing-one", "thing-two"]) == ["thing-one", "thing-two"]
-    assert pipe.identity("a thing-two")["thing-two"]["source"] == "uuid:thing-two"
+    assert pipe.concept_fingerprints("a thing-two")["thing-two"]["source"] == "uuid:thing-two"
     assert pipe.load_from_uuids(["thing-one=cat-toy"]) == ["cat-toy"]
-    assert pipe.identity("a cat-toy")["cat-toy"]["source"] == "uuid:thing-one=cat-toy"
+    assert pipe.concept_fingerprints("a cat-toy")["cat-toy"]["source"] == "uuid:thing-one=cat-toy"
     pipe.reload("cat-toy")
     with pytest.raises(UserError, match="twice"):
         pipe.load_from_uuids(["thing-one"])
@@ -377,19 +378,21 @@ def test_saved_images_hold_the_settings_that_make_them_again(pipe, tmp_path):
 
 def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
     picture = Image.new("RGB", (50, 40), (250, 20, 20))
-    times, reverse, forward = pipe.process(JOB, picture, moments=3)
+    times, reverse, forward = process(pipe, JOB, picture, moments=3)
     assert len(reverse) == len(forward) == len(times) == 3
     assert times == sorted(times, reverse=True)
     assert times[-1] == 0
     assert reverse[-1].tobytes() == pipe.make([JOB])[0].image.tobytes()
-    used = starting_noise([JOB.generator], pipe._latent_shape(JOB))  # by the image itself, as well
-    assert reverse[0].tobytes() == pipe._decoded(used).tobytes()
+    used = starting_noise([JOB.generator], latent_shape(pipe.model))  # by the image itself, as well
+    pixels = decode(pipe.model.vae, used)
+    decoded = pipe.diffusers_pipeline.image_processor.postprocess(pixels)
+    assert reverse[0].tobytes() == decoded[0].tobytes()
     # At the start both are the same noise, but for what is left of the picture in it.
     start, end = (
         np.abs(np.asarray(reverse[k], int) - np.asarray(forward[k], int)).mean() for k in (0, -1)
     )
     assert start < end / 2
-    assert len(pipe.process(JOB, picture, moments=99)[0]) == 4  # three steps
+    assert len(process(pipe, JOB, picture, moments=99)[0]) == 4  # three steps
 
 
 def test_the_plain_prompt_has_the_phrases(pipe):

@@ -274,7 +274,7 @@ class Backend:
             shown: dict[int, PageImage] = {}
             looked = [0.0, 0.0]  # when the last preview was begun, how long it took
 
-            def look(progress: StepInfo) -> None:
+            def on_step(progress: StepInfo) -> None:
                 making.share = progress.share
                 done = f", {len(shown)} of {len(jobs)} images made" if shown else ""
                 making.text = f"denoising step {progress.step} of {progress.steps}{done}"
@@ -284,7 +284,9 @@ class Backend:
                     making.preview = self._preview(progress)
                     looked[:] = began, time.monotonic() - began
 
-            for made in self.pipe.make_batches(jobs, look=look, stop=making.stopped.is_set):
+            for made in self.pipe.make_batches(
+                jobs, on_step=on_step, should_stop=making.stopped.is_set
+            ):
                 batch = [jobs[number] for number in made]
                 paths = self.pipe.save(batch, list(made.values()), self.folder)
                 for number, path in zip(made, paths, strict=True):
@@ -306,7 +308,7 @@ class Backend:
         # Some samplers keep latents as large as their noise level; pictures have a spread of 1.
         latents = latents / latents.std().clamp(min=1)
         pixels = decode(self.pipe.model.vae, latents)
-        pictures = self.pipe.stock.image_processor.postprocess(pixels)
+        pictures = self.pipe.diffusers_pipeline.image_processor.postprocess(pixels)
         width, height = pictures[0].size
         strip = Image.new("RGB", (len(pictures) * width, height))
         for k, picture in enumerate(pictures):
@@ -378,7 +380,7 @@ class Backend:
         notes = []
         if model != self.pipe.model.name:
             notes.append(f"it was made on {model}, this is {self.pipe.model.name}")
-        here = self.pipe.identity(f"{job.prompt} {job.negative_prompt}")
+        here = self.pipe.concept_fingerprints(f"{job.prompt} {job.negative_prompt}")
         for name, digest in rows.items():
             if name not in here:
                 notes.append(f"its concept {name} is not loaded")

@@ -8,6 +8,7 @@ import re
 from operator import attrgetter
 from typing import Any
 
+from detsd.concepts.prompts import truncated
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
@@ -62,8 +63,8 @@ def checked_job(
             raise UserError(
                 f"the {name} has {len(text)} characters; shorten it to a sentence or two"
             )
-        for doubt in pipe.truncated(text, name):
-            raise UserError(doubt)
+        for warning in truncated(text, pipe.vocabulary, name):
+            raise UserError(warning)
     size = pipe.model.image_size
     limits = {
         "guidance scale": (guidance, 0, 50),

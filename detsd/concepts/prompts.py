@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detsd.concepts.vocabulary import Vocabulary
 
 
 class PromptRewriter:
@@ -70,3 +75,45 @@ def unweighted(prompt: str) -> str:
     while (bare := WEIGHTED.sub(r"\1", prompt)) != prompt:  # from the innermost outwards
         prompt = bare
     return prompt
+
+
+def unsupported_weights(prompt: str) -> list[str]:
+    """Return a sentence where a prompt weights words in the syntax of other programs."""
+    found = []
+    if unweighted(prompt) != prompt:
+        found.append(
+            f"the prompt {prompt!r} weights words, which detsd does not support: it reads "
+            f"{unweighted(prompt)!r}"
+        )
+    if marks := re.findall(r"\[[^\[\]]+\]|\(\([^()]+\)\)", prompt):
+        found.append(
+            f"the prompt {prompt!r} has {' '.join(marks)}, which other programs take for a "
+            "weight and the model for brackets; leave the brackets out"
+        )
+    return found
+
+
+def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list[str]:
+    """Return a sentence where a prompt is longer than the 77 tokens that the model reads."""
+    if vocabulary.fits_without_tokenizing(prompt):
+        return []
+    window, length = vocabulary.window, vocabulary.length(prompt)
+    if length <= window:
+        return []
+    lost = vocabulary.truncated_concepts(prompt)
+    also = f", concept {', '.join(lost)} among them" if lost else ""
+    return [
+        f"the {name} {textwrap.shorten(prompt, 80, placeholder=' ...')!r} has {length} tokens "
+        f"and the model reads {window}: its last words are cut off{also}; shorten it"
+    ]
+
+
+def prompt_warnings(prompt: str, vocabulary: Vocabulary, spelling: bool = True) -> list[str]:
+    """Return a sentence for each misspelled concept, attention weight and truncated end.
+
+    Args:
+        spelling: False where the spelling of concepts does not matter, or was checked before.
+    """
+    names = vocabulary.names if spelling else []
+    found = misspelled_concepts(prompt, names, vocabulary.is_word)
+    return found + unsupported_weights(prompt) + truncated(prompt, vocabulary)

@@ -13,7 +13,7 @@ from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.preflight import images_problem, learned_from
 from detsd.runs.folder import DICT_FILE, RunFolder, finetuning_metadata
-from detsd.sampling.jobs import Job
+from detsd.sampling.jobs import Job, product
 from detsd.utils.errors import UserError
 
 
@@ -150,13 +150,9 @@ def _jobs(config: EvaluateConfig, reference: ConceptReference, word: str) -> lis
     e = config.evaluation
     counts = [(PLAIN[reference.kind], e.num_samples)]
     counts += [(template, e.num_samples_per_prompt) for template in edits(config, reference)]
-    return [
-        Job(
-            template.format(word),
-            e.first_seed + k,
-            guidance_scale=e.guidance_scale,
-            num_inference_steps=e.num_inference_steps,
-        )
-        for template, count in counts
-        for k in range(count)
-    ]
+    base = Job("", 0, guidance_scale=e.guidance_scale, num_inference_steps=e.num_inference_steps)
+    jobs = []
+    for template, count in counts:
+        seeds = range(e.first_seed, e.first_seed + count)
+        jobs += product(base, prompt=[template.format(word)], seed=seeds)
+    return jobs

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detsd.concepts.prompts import misspelled_concepts
+from detsd.concepts.prompts import misspelled_concepts, prompt_warnings
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
@@ -96,21 +96,15 @@ class Grid:
         model = self.pipeline.model
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)
         self.pipeline.check(self.jobs)
-        learned = self.pipeline.identity(" ".join(self.pipeline.concepts))
+        learned = self.pipeline.concept_fingerprints(" ".join(self.pipeline.concepts))
         run.assert_equal_across_ranks(
             base_model={"commit": model.commit},
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
         if run.is_chief:
-            pipe = self.pipeline
             for text in self._texts():
-                doubts = (
-                    pipe.unsupported_weights(text) + pipe.truncated(text)
-                    if spelt
-                    else pipe.prompt_warnings(text)
-                )
-                for doubt in doubts:
-                    logger.warning("%s", doubt)
+                for warning in prompt_warnings(text, model.vocabulary, spelling=not spelt):
+                    logger.warning("%s", warning)
         size = config.output.batch_size
         if not size:
             width, height = self.jobs[0].width, self.jobs[0].height
@@ -180,7 +174,7 @@ class Grid:
 
     def record(self, number: int) -> dict[str, Any]:
         """The settings of a job, as they go into its file."""
-        return {"job": number, **self.pipeline.record(self.jobs[number])}
+        return {"job": number, **self.pipeline.settings(self.jobs[number])}
 
     # ---- the loop ----------------------------------------------------------------------------
 
@@ -238,14 +232,14 @@ class Grid:
         """
         made = self.pipeline.make(
             [self.jobs[n] for n in numbers],
-            at_once=self.limit,
-            fill_up_to=length,
+            max_batch_size=self.limit,
+            pad_batch_to=length,
             encodings=self.encodings,
-            look=lambda now: self._look(numbers[0], len(now.numbers)),
+            on_step=lambda now: self._on_step(numbers[0], len(now.numbers)),
         )
         return dict(zip(numbers, made, strict=True))
 
-    def _look(self, number: int, count: int) -> None:
+    def _on_step(self, number: int, count: int) -> None:
         """Move the bar by a step of so many images; as if the other ranks were as fast."""
         if not self.bar.disable:
             self.bar.done(_kind(self.jobs[number]), count * self.run.ranks.size)

@@ -1,37 +1,25 @@
-"""Jobs: the settings that the pixels of one image are a function of."""
+"""Jobs: the settings that determine the pixels of one image."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from detsd.config import GridConfig, InferenceConfig
-
-
-def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
-    """The product of the grid's lists, seeds fastest; `size` in pixels where it names none."""
-    return [
-        Job(
-            prompt, seed, negative, scale, steps, scheduler, grid.width or size, grid.height or size
-        )
-        for prompt, negative, scheduler, steps, scale, seed in itertools.product(
-            grid.prompts,
-            grid.negative_prompts,
-            grid.scheduler_names,
-            grid.num_inference_steps,
-            grid.guidance_scales,
-            grid.all_seeds,
-        )
-    ]
+from detsd.models.base import BaseModel
+from detsd.models.loading import DTYPES
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image: its pixels are a function of these fields, the model and the concepts alone."""
+    """One image: its pixels depend on these fields, the model and the concepts alone."""
 
     prompt: str
     seed: int
@@ -45,56 +33,108 @@ class Job:
 
     @property
     def noise_seed(self) -> int:
-        """The seed that makes this image as copy 0, which is what any tool makes of a seed.
+        """The seed with which any tool makes this image; that of copy 0 is `seed`.
 
-        PyTorch heeds only 32 bits of a seed, so those of the other copies are hashed.
+        PyTorch uses only 32 bits of a seed, so those of the other copies are hashed.
         """
         mixed = np.random.SeedSequence((self.seed, self.copy)).generate_state(1)[0]
         return int(mixed) if self.copy else self.seed
 
     @property
     def generator(self) -> torch.Generator:
-        """Of all noise: on the CPU, so that every device starts from the same."""
+        """The source of all noise: on the CPU, so that every device starts from the same."""
         return torch.Generator().manual_seed(self.noise_seed)
 
     @property
+    def guided(self) -> bool:
+        """True if guidance is computed; a scale of 1 or less needs none, as in diffusers."""
+        return self.guidance_scale > 1
+
+    @property
     def batch_key(self) -> tuple:
-        """Jobs that agree in this can be made at once; prompt and guidance scale may differ."""
+        """The fields in which jobs of a batch agree; prompt and guidance scale may differ."""
         return (
             self.scheduler_name,
             self.num_inference_steps,
             self.width,
             self.height,
-            self.guidance_scale > 1,  # else no guidance is computed, as diffusers has it
+            self.guided,
         )
 
 
-def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
-    """A fine-tuning's sample images: prompts x seeds x copies, in this order."""
+def product(job: Job, **values: Iterable[Any]) -> list[Job]:
+    """Return copies of a job with all combinations of some fields' values, the last one fastest."""
     return [
-        Job(
-            prompt,
-            seed,
-            config.negative_prompt,
-            config.guidance_scale,
-            config.num_inference_steps,
-            config.scheduler_name,
-            size,
-            size,
-            copy,
-        )
-        for prompt in config.inference_prompts
-        for seed in config.seeds
-        for copy in range(config.img_per_prompt)
+        dataclasses.replace(job, **dict(zip(values, combination, strict=True)))
+        for combination in itertools.product(*values.values())
     ]
 
 
+def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
+    """Return the product of the grid's lists; `size` in pixels where it names none."""
+    return product(
+        Job("", 0, width=grid.width or size, height=grid.height or size),
+        prompt=grid.prompts,
+        negative_prompt=grid.negative_prompts,
+        scheduler_name=grid.scheduler_names,
+        num_inference_steps=grid.num_inference_steps,
+        guidance_scale=grid.guidance_scales,
+        seed=grid.all_seeds,
+    )
+
+
+def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
+    """Return a fine-tuning's sample images: prompts x seeds x copies, in this order."""
+    job = Job(
+        "",
+        0,
+        config.negative_prompt,
+        config.guidance_scale,
+        config.num_inference_steps,
+        config.scheduler_name,
+        size,
+        size,
+    )
+    return product(
+        job,
+        prompt=config.inference_prompts,
+        seed=config.seeds,
+        copy=range(config.img_per_prompt),
+    )
+
+
 def batches(jobs: list[Job], size: int) -> list[list[int]]:
-    """Numbers of the jobs to be made at once, at most `size` of them; every job in one batch."""
+    """Return the numbers of jobs to be made at once, at most `size`; every job in one batch."""
     groups: dict[tuple, list[int]] = {}
     for number, job in enumerate(jobs):
         groups.setdefault(job.batch_key, []).append(number)
     return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
+
+
+def settings(
+    job: Job, model: BaseModel, concepts: dict[str, dict[str, str]], safety_checker: bool
+) -> dict[str, Any]:
+    """Return all that the pixels of a job depend on, as `png.encode` writes it into a file.
+
+    Args:
+        concepts: fingerprints of the concepts in the job's prompts.
+        safety_checker: True if one sees the images.
+    """
+    fields = dataclasses.asdict(job)
+    del fields["copy"]
+    return {
+        **fields,
+        "seed": job.noise_seed,
+        "width": job.width or model.image_size,
+        "height": job.height or model.image_size,
+        "model": {
+            "pretrained_model_name_or_path": model.name,
+            "revision": model.commit,
+            "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
+            "safety_checker": safety_checker,
+        },
+        "concepts": concepts,
+    }
 
 
 @dataclass(frozen=True)
@@ -108,10 +148,10 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where the making of several jobs stands after a denoising step."""
+    """The progress of some jobs after a denoising step."""
 
     numbers: list[int]  # of the jobs that are being made at once
-    step: int  # denoising steps done of these
+    step: int  # denoising steps of these that are done
     steps: int
     timestep: int
     latents: torch.Tensor  # (B, 4, h, w), a row for each of `numbers`

@@ -1,10 +1,11 @@
-"""diffusers' own samplers, by the names of the configuration."""
+"""diffusers' own samplers, by the names of the configuration, and the noise they start from."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -13,6 +14,9 @@ from diffusers import (
     LMSDiscreteScheduler,
     PNDMScheduler,
 )
+
+from detsd.models.base import BaseModel
+from detsd.utils.errors import UserError
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -24,8 +28,25 @@ SCHEDULERS = {
 }
 
 
-def _in_float32(scheduler: Any) -> Any:
-    """A sampler for the stock pipeline that computes in float32, and draws its noise so.
+def make_scheduler(model: BaseModel, name: str) -> Any:
+    """Return a sampler by its short name, configured like the model's own."""
+    if name not in SCHEDULERS:
+        raise UserError(f"scheduler {name!r} is unknown; use one of {', '.join(SCHEDULERS)}")
+    # Latents have no bounds to be clipped to. diffusers sets both where it loads a pipeline.
+    options = {**model.sampling_scheduler_config, "clip_sample": False, "steps_offset": 1}
+    if name == "pndm":
+        options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
+    return SCHEDULERS[name].from_config(options)
+
+
+def own_scheduler(model: BaseModel) -> str:
+    """Return the short name of the model's own sampler; ddim if it has none of these names."""
+    own = model.sampling_scheduler_config.get("_class_name")
+    return next((name for name, kind in SCHEDULERS.items() if kind.__name__ == own), "ddim")
+
+
+def in_float32(scheduler: Any) -> Any:
+    """Make a sampler of diffusers' pipeline compute, and draw its noise, in float32.
 
     PyTorch 2.3 draws normal numbers of half precision from 8 or 11 random bits: none is beyond
     3.3, and far too many are zero.
@@ -33,9 +54,38 @@ def _in_float32(scheduler: Any) -> Any:
     step = scheduler.step
 
     @functools.wraps(step)  # diffusers looks at its signature
-    def in_float32(model_output, timestep, sample, *places, **options):
-        made = step(model_output.float(), timestep, sample.float(), *places, **options)
-        return (made[0].to(sample.dtype), *made[1:])
+    def float32_step(model_output, timestep, sample, *args, **options):
+        result = step(model_output.float(), timestep, sample.float(), *args, **options)
+        return (result[0].to(sample.dtype), *result[1:])
 
-    scheduler.step = in_float32
+    scheduler.step = float32_step
     return scheduler
+
+
+def latent_shape(
+    model: BaseModel, width: int | None = None, height: int | None = None
+) -> tuple[int, int, int]:
+    """Return (C, h, w) of the latents of an image; None: the model's own size in pixels."""
+    size, factor = model.image_size, model.vae_scale_factor
+    return model.unet.config.in_channels, (height or size) // factor, (width or size) // factor
+
+
+def initial_latents(
+    model: BaseModel,
+    count: int,
+    width: int | None = None,
+    height: int | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """Draw the noise (B, C, h, w) that diffusers' pipeline would draw, but in float32.
+
+    Args:
+        count: images to be made; a list of generators has one for each of them.
+    """
+    shape = latent_shape(model, width, height)
+    many = isinstance(generator, list)
+    noise = [
+        torch.randn((1 if many else count, *shape), generator=g, device=g.device if g else "cpu")
+        for g in (generator if many else [generator])
+    ]
+    return torch.cat(noise).to(model.device, model.dtype)

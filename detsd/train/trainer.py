@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
 from detsd.concepts.writing import encode, write_concepts
@@ -407,7 +408,7 @@ class Trainer:
         for numbers in self._own():
             made = self.pipeline.make(
                 [self.jobs[k] for k in numbers],
-                look=lambda now: self.bar.done("samples", len(now.numbers)),
+                on_step=lambda now: self.bar.done("samples", len(now.numbers)),
             )
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
         self.model.vae.to("cpu")
@@ -630,7 +631,7 @@ class Trainer:
             return
         doubts = []
         for prompt in self.config.inference.inference_prompts:
-            doubts += self.pipeline.prompt_warnings(prompt)
+            doubts += prompt_warnings(prompt, self.vocabulary)
             if not self.vocabulary.rewrite.words_in(prompt):
                 logger.warning(
                     "inference.inference_prompts has %r, which names none of this run's concepts "
@@ -641,7 +642,7 @@ class Trainer:
         prompts = {p for image in [*self.data.images, *self.data.validation] for p in image.prompts}
         misread = []
         for prompt in sorted(prompts):
-            misread += self.pipeline.truncated(prompt) + self.pipeline.unsupported_weights(prompt)
+            misread += prompt_warnings(prompt, self.vocabulary, spelling=False)
         for doubt in doubts + misread[:5]:
             logger.warning("%s", doubt)
         if len(misread) > 5:

@@ -189,18 +189,6 @@ def before_after(
     return sheet(rows, labels)
 
 
-def process_strip(
-    times: list[int], reverse: list[Image.Image], forward: list[Image.Image]
-) -> Image.Image:
-    """The reverse process over the forward one, as `DetSDTextualInversionPipeline.process` gives
-    them, each noise level in a column of its own."""
-    labels = [
-        "reverse process, left to right: the model takes noise away, step by step",
-        "forward process, right to left: a training image drowns in noise",
-    ]
-    return sheet([reverse, forward], labels, [f"t = {t}" for t in times])
-
-
 def time_lapse(
     frames: list[tuple[int, list[Image.Image]]], prompts: list[str], folder: Path, limit: int = 4
 ) -> None:

@@ -1,0 +1,185 @@
+"""The sampler: jobs in batches that fit into memory, batches to images."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from detsd.models.base import BaseModel, Conditioning
+from detsd.sampling.denoise import decode, denoise, starting_noise
+from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches
+from detsd.sampling.stock import latent_shape, make_scheduler
+from detsd.utils.errors import UserError
+from detsd.utils.memory import fitting_batch_size, is_out_of_memory
+
+logger = logging.getLogger("detsd")
+
+
+class Sampler:
+    """A model that makes images of jobs.
+
+    Attributes:
+        max_pixels: of images made at once; lowered when memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        diffusers_pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    ):
+        self.model = model
+        self.max_pixels = sys.maxsize
+        self._pipeline = diffusers_pipeline  # checks images, and turns pixels into pictures
+
+    @property
+    def checks_safety(self) -> bool:
+        """True if images go through a safety checker; Stable Diffusion XL has none."""
+        return getattr(self._pipeline, "safety_checker", None) is not None
+
+    def make_batches(
+        self,
+        jobs: list[Job],
+        *,
+        max_batch_size: int | None = None,
+        pad_batch_to: int = 1,
+        encodings: dict[tuple, Conditioning] | None = None,
+        on_step: Callable[[StepInfo], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[dict[int, GeneratedImage]]:
+        """Yield the images of a batch, by job number, as soon as it is made.
+
+        Jobs that agree in their `batch_key` are made at once, as many as fit into memory; a batch
+        that does not fit is halved, and so are those after it.
+
+        Args:
+            max_batch_size: default: what the free memory should hold.
+            pad_batch_to: pad smaller batches with their last job, as far as that fits: equal shapes
+                run equal kernels, so the pixels are those of the larger batch.
+            encodings: a cache of encoded prompts, for callers whose vectors stay the same.
+            on_step: called after each denoising step.
+            should_stop: asked before each denoising step; True drops the batch and ends.
+        """
+        encodings = {} if encodings is None else encodings
+        todo, done = batches(jobs, len(jobs)), 0
+        while todo:
+            numbers = todo.pop(0)
+            limit = self._limit(jobs[numbers[0]], max_batch_size)
+            if len(numbers) > limit:
+                todo[:0] = [numbers[:limit], numbers[limit:]]
+                continue
+            batch = [jobs[n] for n in numbers]
+            batch += batch[-1:] * (min(pad_batch_to, limit) - len(batch))
+
+            def report(step, steps, timestep, latents, numbers=numbers, done=done):
+                share = (done + (step + 1) / steps * len(numbers)) / len(jobs)
+                latents = latents[: len(numbers)]
+                on_step(StepInfo(numbers, step + 1, steps, timestep, latents, share))
+
+            try:
+                images = self._make_at_once(batch, encodings, on_step and report, should_stop)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Handled below: inside the handler the error would hold on to the memory.
+            else:
+                if images is None:
+                    return
+                done += len(numbers)
+                yield dict(zip(numbers, images[: len(numbers)], strict=True))
+                continue
+            self._halve(batch)
+            todo.insert(0, numbers)
+
+    def _size(self, job: Job) -> tuple[int, int]:
+        """Return width and height of a job's image in pixels."""
+        return job.width or self.model.image_size, job.height or self.model.image_size
+
+    def _limit(self, job: Job, max_batch_size: int | None) -> int:
+        """Return how many images of a job's size are made at once."""
+        width, height = self._size(job)
+        fits = max_batch_size or fitting_batch_size(
+            self.model.device, self.model.dtype, width, height
+        )
+        return max(1, min(fits, self.max_pixels // (width * height)))
+
+    def _halve(self, batch: list[Job]) -> None:
+        """Lower `max_pixels` to half of a batch that ran out of memory."""
+        width, height = self._size(batch[0])
+        if len(batch) == 1:
+            raise UserError(
+                f"not even one image of {width} x {height} fits into the memory of "
+                f"{self.model.device}; make it smaller (grid.width and grid.height), or take "
+                "half precision (model.precision)"
+            )
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        logger.warning(
+            "a batch of %d images does not fit into memory; going on with %d", len(batch), half
+        )
+        self.max_pixels = half * width * height
+
+    @torch.no_grad()
+    def _make_at_once(
+        self,
+        jobs: list[Job],
+        encodings: dict[tuple, Conditioning],
+        on_step: Callable[[int, int, int, torch.Tensor], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> list[GeneratedImage] | None:
+        """Make the images of jobs that agree in their `batch_key`; None when stopped."""
+        first, model = jobs[0], self.model
+        generators = [job.generator for job in jobs]
+        scheduler = make_scheduler(model, first.scheduler_name)
+        latents = denoise(
+            model.unet,
+            scheduler,
+            first.num_inference_steps,
+            starting_noise(generators, latent_shape(model, first.width, first.height)),
+            self._encoded(jobs, encodings),
+            self._encoded(jobs, encodings, negative=True) if first.guided else None,
+            torch.tensor([job.guidance_scale for job in jobs]),
+            generators,
+            on_step and (lambda k, t, latents: on_step(k, len(scheduler.timesteps), t, latents)),
+            should_stop,
+        )
+        return None if latents is None else self._pictures(decode(model.vae, latents))
+
+    def _encoded(
+        self, jobs: list[Job], encodings: dict[tuple, Conditioning], negative: bool = False
+    ) -> Conditioning:
+        """Encode prompts one by one: the rest of the batch must not change their bits."""
+        encode = self.model.encode_negative_prompts if negative else self.model.encode_prompts
+        found = []
+        for job in jobs:
+            width, height = self._size(job)
+            frame = (height, width, 0, 0, height, width)  # the whole image
+            key = (job.negative_prompt if negative else job.prompt, negative, frame)
+            if key not in encodings:
+                encodings[key] = encode([key[0]], [frame])
+            found.append(encodings[key])
+        return Conditioning.cat(found)
+
+    def _pictures(self, pixels: torch.Tensor) -> list[GeneratedImage]:
+        """Turn pixels (B, 3, H, W) into pictures, black where the safety checker flags them."""
+        count, flags = len(pixels), None
+        lost = count - int(pixels.isfinite().flatten(1).all(1).sum())
+        if lost:
+            logger.warning(
+                "%d of %d images went beyond the range of %s and are black; set model.precision to "
+                "bf16 or fp32",
+                *(lost, count, self.model.dtype),
+            )
+        if self.checks_safety:
+            pixels, flags = self._pipeline.run_safety_checker(
+                pixels, self.model.device, self.model.dtype
+            )
+        flags = flags or [False] * count
+        pictures = self._pipeline.image_processor.postprocess(
+            pixels, do_denormalize=[not flag for flag in flags]
+        )
+        return [GeneratedImage(i, bool(f), count) for i, f in zip(pictures, flags, strict=True)]
