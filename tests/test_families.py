@@ -333,6 +333,40 @@ def test_halves_alone_load_without_being_told(folders, tmp_path):
     assert (half.unet.dtype, half.vae.dtype) == (torch.float16, torch.float32)
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_weights_that_lack_a_tensor_are_refused(part, folders, tmp_path):
+    """The libraries log it, draw the tensor at random, and go on."""
+    folder = shutil.copytree(folders["sd1"], tmp_path / "damaged")
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    lost = next(name for name in sorted(tensors) if name.endswith(".weight"))
+    save_file({k: v for k, v in tensors.items() if k != lost}, file, {"format": "pt"})
+    words = rf"damaged cannot be loaded; .* weights of {part} lack 1 of its tensors, first .*{lost}\)"
+    with pytest.raises(UserError, match=words):
+        load_base_model(ModelConfig(str(folder)), CPU)
+
+
+def test_a_text_encoder_under_other_names_is_refused(folders, tmp_path):
+    """As transformers 4 sees one that transformers 5 saved: not one name is its own."""
+    folder = shutil.copytree(folders["sd1"], tmp_path / "renamed")
+    (file,) = (folder / "text_encoder").glob("*.safetensors")
+    renamed = {f"other.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(renamed, file, {"format": "pt"})
+    words = rf"lack {len(renamed)} of its tensors, .* another version of transformers seems"
+    with pytest.raises(UserError, match=words):
+        load_base_model(ModelConfig(str(folder)), CPU)
+
+
+@pytest.mark.parametrize("read", [load_base_model, load_token_tables])
+def test_a_tokenizer_without_its_vocabulary_is_refused(read, folders, tmp_path):
+    """transformers 5 makes one of two tokens, to which every prompt is the same."""
+    folder = shutil.copytree(folders["sd1"], tmp_path / "cut-off")
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="neither vocab.json nor tokenizer.json"):
+        read(ModelConfig(str(folder)), *[CPU] * (read is load_base_model))
+
+
 @pytest.fixture
 def configs(tmp_path, folders, monkeypatch):
     """The configurations of the tiny families in place of the real ones."""

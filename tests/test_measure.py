@@ -260,6 +260,15 @@ def test_evaluators_in_folders_of_their_own(tmp_path, monkeypatch):
         load_encoders(configured, "demo_model", CPU)
 
 
+def test_an_evaluator_without_its_vocabulary_is_refused(tmp_path):
+    """transformers 5 makes a tokenizer of two tokens, to which every prompt is the same."""
+    clip = save_tiny_clip(tmp_path / "clip")
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (clip / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"evaluator\.clip: .*clip cannot .* neither vocab\.json"):
+        load_encoders(EvaluatorConfig(str(clip)), "owner/model", CPU)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

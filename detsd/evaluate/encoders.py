@@ -15,7 +15,7 @@ from detsd.config import EvaluatorConfig
 from detsd.evaluate.lookalikes import to_squares
 from detsd.evaluate.preflight import evaluator_problems, own_clip
 from detsd.models.hub import CONFIG, WHOLE, ModelFiles, resolve_files
-from detsd.models.spec import loading, read_json
+from detsd.models.spec import loading, read_json, tokenizer_for
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
 
@@ -118,8 +118,9 @@ def _load_encoder(which: str, name: str, source: ModelFiles, device: torch.devic
             processor = AutoImageProcessor.from_pretrained(folder, **own)
         if which == "clip":
             own_tokenizer = source.files.keys() & {"tokenizer_config.json", "vocab.json"}
-            # The bundled CLIP shares the base model's tokenizer.
-            tokenizer_folder = folder if own_tokenizer else folder.parent / "tokenizer"
-            tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+            if own_tokenizer:
+                tokenizer = tokenizer_for(source, WHOLE)
+            else:  # the bundled CLIP shares the base model's
+                tokenizer = CLIPTokenizer.from_pretrained(folder.parent / "tokenizer")
         model.requires_grad_(False).eval().float().to(device)
     return ImageEncoder(name, model, processor, tokenizer, source.commit)

@@ -130,13 +130,21 @@ def fix_sample_size(unet: UNet2DConditionModel) -> None:
 
 
 def _load(cls: type, source: ModelFiles, part: str, **options):
-    return cls.from_pretrained(
+    """Load one part, or raise ValueError where the libraries would draw missing weights anew."""
+    model, info = cls.from_pretrained(
         source.folder,
         subfolder=part,
         use_safetensors=True,
         variant=source.variant(part),
+        output_loading_info=True,
         **options,
     )
+    if missing := sorted(info["missing_keys"]):
+        reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
+        if info["unexpected_keys"]:
+            reason += "; another version of transformers seems to have saved them: use that one"
+        raise ValueError(reason)
+    return model
 
 
 def load_safety_checker(

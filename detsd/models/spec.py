@@ -10,6 +10,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +37,8 @@ from detsd.utils.memory import is_out_of_memory
 from detsd.utils.paths import resolve
 
 REMEDY = "give a complete diffusers folder or a hub model that has safetensors weights"
+
+VOCABULARY_FILES = ("vocab.json", "tokenizer.json")  # older and newer tokenizers write one of them
 
 ERRORS = (  # that the libraries raise over files
     OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, ImportError,
@@ -167,6 +170,9 @@ def load_token_tables(
 
 
 def tokenizer_for(source: ModelFiles, part: str) -> CLIPTokenizer:
+    """Read a tokenizer; OSError without a vocabulary, which transformers 5 would do without."""
     if source.single:
         return tokenizer_of(source, part)
+    if not any(Path(part, name).as_posix() in source.files for name in VOCABULARY_FILES):
+        raise FileNotFoundError(f"the tokenizer has neither {' nor '.join(VOCABULARY_FILES)}")
     return CLIPTokenizer.from_pretrained(source.folder, subfolder=part)
