@@ -32,6 +32,7 @@ from detsd.generate import store
 from detsd.runs import ranks
 from detsd.runs.ranks import AcceleratedRanks, _distributed
 from detsd.train.trainer import Trainer
+from detsd.train.validation import Validation
 from detsd.utils import progress
 
 CONCEPTS = ("blob-thing", "blob-thing-two")
@@ -288,12 +289,8 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
 def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch, caplog):
     """As what the master keeps as the best, though the trial was paused and restarted."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
-
-    def loss(self):
-        trained = self.vocabulary.rows[0] is self.step.vectors[0]
-        return losses[self.steps_completed] if trained else 0.9
-
-    monkeypatch.setattr(Trainer, "_validation_loss", loss)
+    monkeypatch.setattr(Validation, "loss", lambda *_: 0.9)
+    monkeypatch.setattr(Trainer, "_validate", lambda self: losses[self.steps_completed])
     training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
     training |= {"train_batch_size": 1, "register_model": "my blob"}
     given = experiment_of(experiment(training=training))

@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.evaluate.metrics import Baselines
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, pick_dtype
-from detsd.models.objective import errors_over_timesteps
 from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.ranks import package_versions
@@ -46,7 +44,7 @@ from detsd.train.initializers import add_concepts
 from detsd.train.preflight import check_finetune
 from detsd.train.samples import SampleMetrics, metric_jobs
 from detsd.train.step import TrainStep, learning_rate, wants_compiler
-from detsd.train.validation import best_step, on_plateau
+from detsd.train.validation import Validation, best_step, on_plateau
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError
 from detsd.utils.progress import Bar, Phase, spinner
@@ -137,10 +135,10 @@ class Trainer:
         self.batches = prefetch(self.next_batch, itertools.count(), 1)
         if wants_compiler(t, self.model.device):
             self.step.compile(self.next_batch(0))
-        self.validating = Phase(1, total=len(self._validated()) * t.num_validation_timesteps)
-        bar = Bar({"validation": self.validating}, "validating the phrase", leave=False)
+        self.validation = Validation(self.model, self.data, t.num_validation_timesteps, run)
+        bar = Bar({"validation": self.validation.phase}, "validating the phrase", leave=False)
         with bar as self.bar, self.vocabulary.using(self.step.initial_vectors):
-            self.initial_val_loss = self._validation_loss()
+            self.initial_val_loss = self.validation.loss(bar)
         if not math.isfinite(self.initial_val_loss):
             raise UserError(
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
@@ -244,8 +242,8 @@ class Trainer:
         """What this rank has to do, and has done, of each kind; costs in passes of the UNet."""
         t, steps = self.config.training, self.steps_completed
         validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
-        each = len(self._validated()) * t.num_validation_timesteps
-        self.validating.total, self.validating.done = validations * each, done * each
+        validating, passes = self.validation.phase, self.validation.passes
+        validating.total, validating.done = validations * passes, done * passes
         samples = sum(self.jobs[k].num_inference_steps for batch in self._own() for k in batch)
         guided = self.config.inference.guidance_scale > 1
         return {
@@ -253,7 +251,7 @@ class Trainer:
             "steps": Phase(
                 3 * t.train_batch_size * t.gradient_accumulation_steps, t.num_sgd_steps, steps
             ),
-            "validation": self.validating,
+            "validation": validating,
             "samples": Phase(
                 1 + guided, (validations + 1) * samples, (done + (steps > 0)) * samples
             ),
@@ -307,31 +305,10 @@ class Trainer:
         everyone = self.run.gather([{k: float(v) for k, v in self.window.items()}])
         return {name: sum(w[name] for w in everyone) / len(everyone) for name in everyone[0]}
 
-    def _validated(self) -> range:
-        """Numbers of the validation images that this rank looks at."""
-        return range(self.run.ranks.rank, len(self.data.validation), self.run.ranks.size)
-
-    @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Denoising loss at fixed images, timesteps and noise, images shared over the ranks."""
-        n = self.config.training.num_validation_timesteps
-        losses = []
-        for k in self._validated():
-            examples = self.data.validation_samples(k, n)
-            cond = self.model.encode_prompts([examples[0].prompt], [examples[0].frame])
-            batch = Batch.of(examples).on(self.model.device)
-            errors = errors_over_timesteps(
-                self.model, *batch.noising, cond, batch.mask, partial(self.bar.done, "validation")
-            )
-            losses.append((k, float(errors.mean())))
-        # Summed in the order of the images, so that the number of ranks does not show.
-        values = [value for _, value in sorted(self.run.gather(losses))]
-        return sum(values) / len(values)
-
     def _validate(self) -> float | None:
         """The validation loss; None where fp16 has no number for it."""
         self.bar.draw(note="validating")
-        loss = self._validation_loss()
+        loss = self.validation.loss(self.bar)
         if not math.isfinite(loss):
             if not self.step.scaler.is_enabled() or self.step.diverged:
                 self._diverge()

@@ -1,20 +1,28 @@
-"""Which checkpoint of a fine-tuning is the best, and whether it still learns.
+"""The validation loss of a fine-tuning, its best step, and whether it still learns.
 
-Functions of what its validations measured, and of nothing else: a run that was interrupted, or goes
-on with more steps, decides as an undisturbed one does.
+The last two are functions of what its validations measured, and of nothing else: a run that was
+interrupted, or goes on with more steps, decides as an undisturbed one does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
+import torch
+
+from detsd.data.dataset import Batch, TrainingData
+from detsd.models.base import BaseModel
+from detsd.models.objective import errors_over_timesteps
+from detsd.runs.run import Run
+from detsd.utils.progress import Bar, Phase
 
 SMALLER_IS_BETTER = ("val_loss",)
 
 
 def best_step(validations: Mapping[int, Mapping[str, float]], metric: str) -> int | None:
-    """The step (a key of `validations`) whose metric is the best; of equal ones the first.
+    """Return the step (a key of `validations`) that is the best by a metric; of equals the first.
 
     None where no validation has measured it.
     """
@@ -24,14 +32,46 @@ def best_step(validations: Mapping[int, Mapping[str, float]], metric: str) -> in
 
 
 def on_plateau(losses: Sequence[float], window: int | None, ratio: float) -> bool:
-    """Whether losses at fixed images, timesteps and noise have settled (DVAR, arXiv 2302.04841).
+    """Decide whether losses at fixed images, timesteps and noise have levelled off.
 
-    That is, whether the variance of the last `window` of them is below `ratio` times that of all.
+    They have when the variance of the last `window` of them is at most `ratio` times that of all
+    (DVAR, arXiv 2302.04841).
 
     Args:
-        losses: in their order, that of the phrase first, which the window leaves out.
-        window: None is never on one.
+        losses: in their order, that of the initializer first, which the window leaves out.
+        window: None for never.
     """
     if window is None or len(losses) <= window:
         return False
     return bool(np.var(losses[-window:]) <= ratio * np.var(losses))
+
+
+class Validation:
+    """The mean denoising error at fixed images, timesteps and noise.
+
+    Attributes:
+        phase: this rank's share of the work, in passes of the UNet over an image.
+        passes: how many of them a validation takes.
+    """
+
+    def __init__(self, model: BaseModel, data: TrainingData, timesteps: int, run: Run):
+        self._model, self._data, self._timesteps, self._run = model, data, timesteps, run
+        self._own = range(run.ranks.rank, len(data.validation), run.ranks.size)
+        self.passes = len(self._own) * timesteps
+        self.phase = Phase(1, total=self.passes)
+
+    @torch.no_grad()
+    def loss(self, bar: Bar) -> float:
+        """Return the loss of the vectors that the model now looks up. Collective."""
+        found = []
+        for k in self._own:
+            samples = self._data.validation_samples(k, self._timesteps)
+            cond = self._model.encode_prompts([samples[0].prompt], [samples[0].frame])
+            batch = Batch.of(samples).on(self._model.device)
+            errors = errors_over_timesteps(
+                self._model, *batch.noising, cond, batch.mask, partial(bar.done, "validation")
+            )
+            found.append((k, float(errors.mean())))
+        # Summed in the order of the images, so that the number of ranks does not show.
+        values = [value for _, value in sorted(self._run.gather(found))]
+        return sum(values) / len(values)
