@@ -179,7 +179,7 @@ def test_export_loses_nothing(tmp_path, layout):
         path = sorted(folder.iterdir())[0]
         assert same(read_concepts(path)[0], concept)
         store(encode([concept], layout), folder)  # the same again is no clash
-        assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
+        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
         with pytest.raises(UserError, match="exists already and holds something else"):
             store({path.name: b"other"}, folder)
         assert same(read_concepts(path)[0], concept)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from detsd.concepts.concept import ENCODERS, LearnedConcept, family
 from detsd.concepts.reading import _rows
 from detsd.runs.folder import DICT_FILE
 from detsd.utils.errors import UserError
-from detsd.utils.paths import file_name
+from detsd.utils.paths import atomic_write, file_name
 
 ARCHITECTURES = {  # what ModelSpec calls them; other tools sort by it
     (768,): "stable-diffusion-v1/textual-inversion",
@@ -74,9 +73,8 @@ def store(files: dict[str, bytes], folder: Path) -> None:
         if path.exists() and (not path.is_file() or path.read_bytes() != data):
             raise UserError(f"{path} exists already and holds something else; name another folder")
     for name, data in files.items():
-        staging = folder / f".{name}.tmp"
-        staging.write_bytes(data)
-        os.replace(staging, folder / name)
+        with atomic_write(folder / name) as staging:
+            staging.write_bytes(data)
 
 
 def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:

@@ -22,7 +22,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -42,6 +41,7 @@ from detsd.runs.folder import IMAGES, MANIFEST, METADATA, SHEETS, read_metadata
 from detsd.runs.run import Run, pack, unpack
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
+from detsd.utils.paths import atomic_write
 
 logger = logging.getLogger("detsd")
 
@@ -207,9 +207,8 @@ class ImageStore:
     def _write(self, files: list[tuple[int, dict[str, Any], bytes]]) -> None:
         for number, how, content in files:
             path = self.path(number)
-            staging = path.with_suffix(".tmp")
-            staging.write_bytes(content)
-            os.replace(staging, path)  # what carries the name is whole
+            with atomic_write(path) as staging:
+                staging.write_bytes(content)
             self.finished[number] = how
             self._new.append(number)
             if how["flagged"]:
@@ -241,10 +240,11 @@ class ImageStore:
             self._on_complete()
         if self.run.folder_is_kept:
             self._drawn(wait=True)
-            staging = self.run.folder / f".{MANIFEST}"
-            with staging.open("w", encoding="utf-8") as file:
+            with (
+                atomic_write(self.run.folder / MANIFEST) as staging,
+                staging.open("w", encoding="utf-8") as file,
+            ):
                 file.writelines(map(self._manifest_line, sorted(self.finished)))
-            os.replace(staging, self.run.folder / MANIFEST)
         self._store()
         self._tell(last=True)
 

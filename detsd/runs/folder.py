@@ -133,7 +133,8 @@ class RunFolder:
         """Drop the metrics of later steps, which will be repeated."""
         if self.metrics_file.is_file():
             kept = [report for report in self.metrics() if report["steps_completed"] <= steps]
-            atomic_write(self.metrics_file, "".join(f"{json.dumps(r)}\n" for r in kept))
+            with atomic_write(self.metrics_file) as staging:
+                staging.write_text("".join(f"{json.dumps(report)}\n" for report in kept))
 
     def check_writable(self) -> None:
         """Refuse an `--output-dir` that cannot be made or written to."""

@@ -5,8 +5,10 @@ Of the standard library alone, so that a mistake in them is told before anything
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 BUNDLED = "demo_model"
@@ -51,8 +53,16 @@ def resolve(name: str) -> str:
     return str(beside) if name and not Path(name).exists() and beside.exists() else name
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: under another name, then renamed into place."""
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(staging, path)
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a staging path, renamed to `path` after the block: a file is whole or not there.
+
+    It has the suffix of `path`, by which Pillow knows the format.
+    """
+    staging = path.with_name(f".{path.name}")
+    try:
+        yield staging
+        os.replace(staging, path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise

@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from detsd.utils.paths import atomic_write
+
 # The samplers under the names that A1111 and its readers know.
 SAMPLERS = {
     "ddim": "DDIM",
@@ -66,9 +68,8 @@ def encode(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
 
 def save(image: Image.Image, path: Path, **options: Any) -> None:
     """Write a picture whole or not at all; the name says of which kind, `options` are Pillow's."""
-    staging = path.with_name(f".{path.name}")
-    image.save(staging, **options)
-    os.replace(staging, path)
+    with atomic_write(path) as staging:
+        image.save(staging, **options)
 
 
 def read(path: Path) -> Image.Image | None:
