@@ -15,25 +15,41 @@ from detsd.cli.generate import generate
 from detsd.concepts.source import LAYOUTS
 from detsd.utils.paths import BUNDLED
 
+SOURCE = "concept file, checkpoint, run folder or uuid"
+
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one subcommand per job."""
-    door = argparse.ArgumentParser(
+    """Return the parser of the command line."""
+    command_line = argparse.ArgumentParser(
         prog=PROG, description="Teach Stable Diffusion a new word (Textual Inversion)."
     )
-    door.add_argument("--version", action="version", version=f"detsd {__version__}")
-    door.set_defaults(run=None)
-    commands = door.add_subparsers(dest="command", metavar="COMMAND")
-    tune = commands.add_parser("finetune", help="learn new concepts from images")
-    tune.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
-    tune.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
-    tune.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
-    tune.add_argument(
-        "--warm-start", type=Path, metavar="SOURCE", help="take the learned rows of that concept"
+    command_line.add_argument("--version", action="version", version=f"detsd {__version__}")
+    command_line.set_defaults(run=None)
+    commands = command_line.add_subparsers(dest="command", metavar="COMMAND")
+    for add in (_finetune, _generate, _evaluate, _download, _show, _export, _app):
+        add(commands)
+    return command_line
+
+
+def _add_run_options(command: argparse.ArgumentParser, name: str) -> None:
+    """Add the options of commands that read an experiment file and fill a folder."""
+    command.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
+    command.add_argument("--output-dir", type=Path, help=f"default: outputs/{name}")
+
+
+def _finetune(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("finetune", help="learn new concepts from images")
+    command.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
+    _add_run_options(command, "<config's name>")
+    command.add_argument(
+        "--warm-start", type=Path, metavar="SOURCE", help="begin with the vectors of that concept"
     )
-    tune.set_defaults(run=finetune)
-    grid = commands.add_parser("generate", help="make a grid of images from prompts")
-    which = grid.add_mutually_exclusive_group()
+    command.set_defaults(run=finetune)
+
+
+def _generate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("generate", help="make a grid of images from prompts")
+    which = command.add_mutually_exclusive_group()
     which.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
     which.add_argument(
         "--from",
@@ -42,69 +58,71 @@ def parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="make this PNG file again from the settings inside it",
     )
-    grid.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
-    grid.add_argument("--output-dir", type=Path, help="default: outputs/<config's name>")
-    grid.set_defaults(run=generate)
-    judge = commands.add_parser("evaluate", help="measure how good concepts are")
-    judge.add_argument(
+    _add_run_options(command, "<config's name>")
+    command.set_defaults(run=generate)
+
+
+def _evaluate(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("evaluate", help="measure how good concepts are")
+    command.add_argument(
         "sources",
         nargs="*",
         metavar="SOURCE",
-        help="concept file, checkpoint, run folder or uuid, or SOURCE=WORD; or an experiment file",
+        help=f"{SOURCE}, or SOURCE=WORD; or an experiment file",
     )
-    judge.add_argument(
+    command.add_argument(
         "--images", type=Path, metavar="DIR", help="training images; default: those of the run"
     )
-    judge.add_argument(
-        "--lineup",
-        nargs="+",
-        type=Path,
-        metavar="DIR",
-        help="pictures of look-alikes, a folder each",
+    command.add_argument(
+        "--lineup", nargs="+", type=Path, metavar="DIR", help="a folder of images per look-alike"
     )
-    judge.add_argument(
-        "--all-checkpoints", action="store_true", help="of a run folder all, not the best alone"
+    command.add_argument(
+        "--all-checkpoints", action="store_true", help="all checkpoints of a run, not the best only"
     )
-    judge.add_argument("--model", help="base model; default: the one that a source was learned on")
-    judge.add_argument(
-        "--clip", metavar="MODEL", help="what measures; default: the base model's own"
+    command.add_argument("--model", help="base model; default: that of the first source")
+    command.add_argument(
+        "--clip", metavar="MODEL", help="CLIP that measures; default: the base model's own"
     )
-    judge.add_argument("--dino", metavar="MODEL", help="what measures besides")
-    judge.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
-    judge.add_argument("--output-dir", type=Path, help="default: outputs/evaluate-<source's name>")
-    judge.set_defaults(run=evaluate)
-    fetch = commands.add_parser("download", help="fetch all images of a grid from the cluster")
-    fetch.add_argument("uuid", help="its newest checkpoint (det e list-checkpoints)")
-    fetch.add_argument("--output-dir", type=Path, help="default: outputs/UUID")
-    fetch.set_defaults(run=download)
-    look = commands.add_parser("show", help="what a concept file, checkpoint or run folder holds")
-    what = "concept file, checkpoint or run folder"
-    look.add_argument("path", type=Path, metavar="SOURCE", help=what)
-    look.add_argument("--model", help="base model to compare with; default: the one it fits")
-    look.add_argument("--json", action="store_true", help="for programs")
-    look.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the rows' lengths and nearest words, too"
+    command.add_argument("--dino", metavar="MODEL", help="DINO that measures as well")
+    _add_run_options(command, "evaluate-<source's name>")
+    command.set_defaults(run=evaluate)
+
+
+def _download(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("download", help="fetch all images of a grid from the cluster")
+    command.add_argument("uuid", help="its newest checkpoint (det e list-checkpoints)")
+    command.add_argument("--output-dir", type=Path, help="default: outputs/UUID")
+    command.set_defaults(run=download)
+
+
+def _show(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("show", help="describe a concept file, checkpoint or run folder")
+    command.add_argument("path", metavar="SOURCE", help=SOURCE)
+    command.add_argument("--model", help="base model to compare with; default: the one it fits")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw the vectors' norms and nearest words"
     )
-    look.set_defaults(run=show)
-    out = commands.add_parser("export", help="write concepts for another tool")
-    out.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SOURCE",
-        help="file, checkpoint or run folder, or SOURCE=WORD",
-    )
-    out.add_argument("--format", required=True, choices=LAYOUTS)
-    out.add_argument(
+    command.set_defaults(run=show)
+
+
+def _export(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("export", help="write concepts for another tool")
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{SOURCE}, or SOURCE=WORD")
+    command.add_argument("--format", required=True, choices=LAYOUTS)
+    command.add_argument(
         "--output", type=Path, metavar="DIR", help="default: outputs/exported/<format>"
     )
-    out.set_defaults(run=export)
-    page = commands.add_parser("app", help="the interactive demo, a page for the browser")
-    page.add_argument("--model", default=BUNDLED, help="diffusers folder or hub model")
-    page.add_argument(
+    command.set_defaults(run=export)
+
+
+def _app(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("app", help="the interactive demo, a page for the browser")
+    command.add_argument("--model", default=BUNDLED, help="diffusers folder or hub model")
+    command.add_argument(
         "--concepts", nargs="*", metavar="SOURCE", help="concept files, checkpoint or run folders"
     )
-    page.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
-    page.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
-    page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    page.set_defaults(run=app)
-    return door
+    command.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
+    command.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    command.set_defaults(run=app)

@@ -49,12 +49,13 @@ def refuse(problems: list[str], source: str) -> None:
 
 
 def check_experiment(experiment: Any, source: str, kind: type) -> None:
-    """Whether a cluster could serve `experiment`, whose hyperparameters are of `kind`.
+    """Refuse an experiment that a cluster could not serve.
 
     Sections that are missing besides hyperparameters are left to Determined's defaults.
 
-    Raises:
-        UserError: no hyperparameters, no slots, or a searcher without what it goes by.
+    Args:
+        source: names the experiment in messages.
+        kind: the class of its hyperparameters.
     """
     hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
     if not hyperparameters or not isinstance(hyperparameters, dict):
@@ -74,32 +75,43 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
             f"{source} has resources.slots_per_trial: {slots}, but the launcher starts one process "
             "per slot; give it 1 or more (an agent without a GPU has one slot, too)"
         )
-    searcher = experiment.get("searcher") or {"metric": kind.metrics[0]}
+    searcher = experiment.get("searcher")
+    if not searcher:
+        return
+    _check_metrics(searcher, hyperparameters, source, kind)
+    if searcher.get("name") == "adaptive_asha":
+        _check_asha(searcher, hyperparameters, source, kind)
 
-    def hyperparameter(name: str) -> Any:
-        """Of a hyperparameter; the master writes every value out, as {type: const, val: 270}."""
-        section, _, key = name.partition(".")
-        value = (hyperparameters.get(section) or {}).get(key)
-        return value.get("val") if isinstance(value, dict) else value
 
+def _hyperparameter(hyperparameters: dict[str, Any], name: str) -> Any:
+    """Return a value; the master writes every one out, as {type: const, val: 270}."""
+    section, _, key = name.partition(".")
+    value = (hyperparameters.get(section) or {}).get(key)
+    return value.get("val") if isinstance(value, dict) else value
+
+
+def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: type) -> None:
+    """Refuse a searcher that goes by a metric that is not reported, or the wrong way round."""
     metrics = kind.metrics
-    if hyperparameter("measure.num_samples"):
+    if _hyperparameter(hyperparameters, "measure.num_samples"):
         every = FinetuneConfig.measured.items()
-        metrics += tuple(name for name, key in every if key is None or hyperparameter(key))
+        metrics += tuple(
+            name for name, key in every if key is None or _hyperparameter(hyperparameters, key)
+        )
     asha = searcher.get("name") == "adaptive_asha"
-    for key, usual in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
+    for key, default in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
         given = searcher.get(key)
         if given is None and (asha or key == "metric"):
-            raise UserError(f"{source} has no searcher.{key}; add {key}: {usual}")
+            raise UserError(f"{source} has no searcher.{key}; add {key}: {default}")
         if given is not None and given not in metrics:
             raise UserError(
                 f"{source} has searcher.{key}: {given}, which not every validation reports; use "
                 f"one of {', '.join(metrics)}"
             )
-    best, metric = hyperparameter("training.best_metric"), searcher["metric"]
+    best, metric = _hyperparameter(hyperparameters, "training.best_metric"), searcher["metric"]
     if best in (None, "auto"):
-        best = "score" if metrics != kind.metrics else None
-    if experiment.get("searcher") and best not in (None, metric):
+        best = "score" if metrics != kind.metrics else metric
+    if best != metric:
         raise UserError(
             f"{source} names the best checkpoint by {best} (training.best_metric), but the cluster "
             f"would by searcher.metric: {metric}; give both the same"
@@ -109,14 +121,18 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
             f"{source} has searcher.metric: {metric}, of which the larger is the better; add "
             "smaller_is_better: false"
         )
-    if not asha:
-        return
+
+
+def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) -> None:
+    """Refuse a search by ASHA whose length is missing, or beyond that of its trials."""
     longest = searcher.get("max_time")
     if longest is None:
-        raise UserError(f"{source} has no searcher.max_time; add the {usual} of a whole trial")
+        raise UserError(
+            f"{source} has no searcher.max_time; add the {kind.metrics[-1]} of a whole trial"
+        )
     if not isinstance(longest, int):
         raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
-    steps = hyperparameter("training.num_sgd_steps")
+    steps = _hyperparameter(hyperparameters, "training.num_sgd_steps")
     # A trial that ends of its own accord is not replaced: the search would stop after the first.
     if isinstance(steps, int) and longest > steps:
         raise UserError(

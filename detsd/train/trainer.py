@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -47,6 +46,7 @@ from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.validation import Validation, best_step, on_plateau
 from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError
+from detsd.utils.paths import atomic_write
 from detsd.utils.progress import Bar, Phase, spinner
 
 logger = logging.getLogger("detsd")
@@ -496,9 +496,8 @@ class Trainer:
             return
         with self.vocabulary.using(self.best_rows):
             learned = self._learned(self.best)
-        staging = path.with_name(f".{path.name}")
-        staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
-        os.replace(staging, path)
+        with atomic_write(path) as staging:
+            staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
 
     def _register(self) -> None:
         """Make the best checkpoint a version of the model that the configuration may name."""
