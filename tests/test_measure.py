@@ -217,11 +217,11 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
     assert [job.seed for job in jobs[:4]] == [0, 1, 2, 0]
     made = [job.prompt for job in jobs]
     found = SampleMetrics(config, {}, 32)
-    found.anchor(made)
-    assert [len(own) for own in found.ends] == [3 + 15, 3 + len(EDITS["style"])]
-    for word, own in zip(c.concept_strs, found.ends, strict=True):
+    found.fit_baselines(made)
+    assert [len(own) for own in found.baselines] == [3 + 15, 3 + len(EDITS["style"])]
+    for word, own in zip(c.concept_strs, found.baselines, strict=True):
         assert all(word in prompt for prompt in own)
-    assert found.figures(made) == {"count": len(made) / 2}
+    assert found.measure(made) == {"count": len(made) / 2}
 
 
 def test_the_bundled_evaluator_tells_colours():

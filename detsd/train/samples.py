@@ -1,8 +1,7 @@
-"""What a fine-tuning measures at its checkpoints, on samples of its own.
+"""The sample images of a fine-tuning's checkpoints, and what is measured on some of them.
 
-The figures, their ends and their names are those of `detsd evaluate` (`measure`), on fewer samples:
-the plain prompt under a few seeds, and a few edited prompts once. Several concepts are told as one,
-by their mean.
+The metrics, their baselines and their names are those of `detsd evaluate`, on fewer samples: the
+plain prompt under a few seeds, and a few edited prompts once. For several concepts the mean counts.
 """
 
 from __future__ import annotations
@@ -19,17 +18,25 @@ from detsd.data.images import read_images
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.encoders import ImageEncoder
 from detsd.evaluate.metrics import Baselines, ConceptMetrics
-from detsd.sampling.jobs import Job, sample_jobs
+from detsd.models.base import BaseModel
+from detsd.runs.folder import RunFolder
+from detsd.runs.run import Run
+from detsd.sampling.jobs import Job, batches, sample_jobs
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.utils import contact_sheets, png
+from detsd.utils.progress import Bar
+
+MAX_BATCH = 4  # samples made at once
 
 
 def edited_prompts(kind: str, count: int) -> list[str]:
-    """`count` of the edited prompts of objects or styles, from all over their list."""
+    """Return `count` of the edited prompts of objects or styles, from all over their list."""
     every = EDITS[kind]
     return [every[k * len(every) // count] for k in range(min(count, len(every)))]
 
 
 def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
-    """The samples of each concept, the plain ones first; none where nothing is to be measured."""
+    """Return the samples to be measured, concept by concept, the plain ones first; may be none."""
     c, m, found = config.concepts, config.measure, []
     if not m.num_samples:
         return []
@@ -43,15 +50,15 @@ def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
 
 
 class SampleMetrics:
-    """What the samples of `metric_jobs` are held against.
+    """What the samples of `metric_jobs` are compared with.
 
     Attributes:
-        ends: of the scales, for each concept; known from `anchor` on.
+        baselines: of each concept; of a new run there are none before `fit_baselines`.
     """
 
     def __init__(self, config: FinetuneConfig, encoders: dict[str, ImageEncoder], size: int):
         c, m = config.concepts, config.measure
-        self.ends: list[Baselines] = []
+        self.baselines: list[Baselines] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:
             return [found.image for found in read_images(Path(folder), c, size, key)]
@@ -60,29 +67,128 @@ class SampleMetrics:
         # The lists of objects and styles may be of different lengths.
         prompts = [edited_prompts(kind, m.num_prompts) for kind in c.learnable_properties]
         self._counts = [m.num_samples + len(edited) for edited in prompts]
-        self._yardsticks = [
+        self._metrics = [
             ConceptMetrics(
                 encoders, pictures(folder, f"concepts.img_dirs[{k}]"), edited, others, m.num_samples
             )
             for k, (folder, edited) in enumerate(zip(c.img_dirs, prompts, strict=True))
         ]
 
-    def _of_each(self, made: list[Image.Image]) -> list[list[Image.Image]]:
-        """The samples of each concept."""
-        rest = iter(made)
+    def _by_concept(self, images: list[Image.Image]) -> list[list[Image.Image]]:
+        """Split the samples by their concepts."""
+        rest = iter(images)
         return [list(itertools.islice(rest, count)) for count in self._counts]
 
-    def anchor(self, made: list[Image.Image]) -> None:
-        """Take the samples of what the concepts started from as the lower ends."""
-        each = zip(self._yardsticks, self._of_each(made), strict=True)
-        self.ends = [yardstick.fit_baselines(own)[0] for yardstick, own in each]
+    def fit_baselines(self, images: list[Image.Image]) -> None:
+        """Take the samples of what the concepts started from as the lower ends of the scales."""
+        each = zip(self._metrics, self._by_concept(images), strict=True)
+        self.baselines = [metrics.fit_baselines(own)[0] for metrics, own in each]
 
-    def figures(self, made: list[Image.Image]) -> dict[str, float]:
-        """What is measured on samples of the concepts; the larger, the better."""
-        found = [
-            yardstick.figures(own, ends)
-            for yardstick, own, ends in zip(
-                self._yardsticks, self._of_each(made), self.ends, strict=True
-            )
-        ]
+    def measure(self, images: list[Image.Image]) -> dict[str, float]:
+        """Return the metrics of samples of the concepts; larger is better."""
+        each = zip(self._metrics, self._by_concept(images), self.baselines, strict=True)
+        found = [metrics.figures(own, baselines) for metrics, own, baselines in each]
         return {key: fmean(each[key] for each in found) for key in found[0]}
+
+
+class Samples:
+    """The sample images of a run: made by all ranks, kept and measured by the chief.
+
+    Attributes:
+        measured: how many there are to be measured, on any rank.
+        steps: denoising steps of this rank for the samples of one checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: BaseModel,
+        run: Run,
+        size: int,
+        metrics: SampleMetrics | None,
+    ):
+        """
+        Args:
+            size: height and width of the images, in pixels.
+            metrics: on the chief, where anything is to be measured.
+        """
+        self._model, self._run, self._metrics = model, run, metrics
+        # Without a safety checker: the samples of a training in progress are for its owner's eyes,
+        # and a blacked-out one is taken for a failure.
+        self._pipeline = DetSDTextualInversionPipeline(model)
+        self._shown, measured = sample_jobs(config.inference, size), metric_jobs(config, size)
+        self._jobs, self.measured = self._shown + measured, len(measured)
+        self._pipeline.check(self._jobs)
+        # Of each rank, in batches that the jobs alone fix.
+        self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
+        self.steps = sum(self._jobs[k].num_inference_steps for batch in self._own for k in batch)
+        self._files = RunFolder(run.folder)
+
+    def make(self, step: int, bar: Bar) -> dict[str, float]:
+        """Make the samples of a step with the vectors that the model now looks up. Collective.
+
+        Those that are shown are written and logged. Of step 0, which has the initializers' vectors,
+        the others become the baselines of the metrics.
+
+        Returns:
+            The metrics; none at step 0.
+        """
+        if not self._jobs:
+            return {}
+        bar.draw(note="samples")
+        own = []
+        self._model.vae.to(self._model.device)
+        for numbers in self._own:
+            made = self._pipeline.make(
+                [self._jobs[k] for k in numbers],
+                on_step=lambda now: bar.done("samples", len(now.numbers)),
+            )
+            own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
+        self._model.vae.to("cpu")
+        images = [image for _, image in sorted(self._run.gather(own), key=lambda pair: pair[0])]
+        if self._run.is_chief:
+            self._keep(step, images)
+        found: dict[str, float] = {}
+        if self._metrics and step == 0:
+            self._metrics.fit_baselines(images[len(self._shown) :])
+        elif self._metrics:
+            found = self._metrics.measure(images[len(self._shown) :])
+        return self._run.ranks.allgather(found)[0]
+
+    def _keep(self, step: int, images: list[Image.Image]) -> None:
+        for k, job in enumerate(self._shown):
+            path = self._files.sample(step, k)
+            path.parent.mkdir(exist_ok=True)
+            png.save(images[k], path)
+            tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
+            self._run.log_image(tag, path.read_bytes(), step)
+
+    def log_training_images(self, pictures: dict[str, list[Image.Image]]) -> None:
+        """Show a few training images of each concept in TensorBoard."""
+        for name, images in pictures.items() if self._run.is_chief else ():
+            sheet = contact_sheets.sheet([images], [name])
+            self._run.log_image(f"training images/{name}", png.encode(sheet))
+
+    def draw_progress(self, step: int, pictures: dict[str, list[Image.Image]]) -> None:
+        """Draw before/after and time-lapse from the samples of all checkpoints.
+
+        Args:
+            pictures: a few training images of each concept.
+        """
+        if not self._run.is_chief or not self._shown:
+            return
+        frames = []
+        for at in self._files.sampled_steps():
+            images = [png.read(self._files.sample(at, k)) for k in range(len(self._shown))]
+            if all(images):  # a torn file is none
+                frames.append((at, images))
+        if len(frames) < 2:
+            return
+        prompts = [job.prompt for job in self._shown]
+        initializers = map(self._model.vocabulary.with_initializers, prompts)
+        picture = contact_sheets.before_after(
+            frames[0][1], frames[-1][1], prompts, [*initializers], pictures
+        )
+        picture.save(self._run.folder / "before_after.png")
+        self._run.log_image("before_after", png.encode(picture), step)
+        contact_sheets.time_lapse(frames, prompts, self._run.folder)

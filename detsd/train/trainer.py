@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
@@ -37,14 +36,11 @@ from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run, pack, unpack
-from detsd.sampling.jobs import batches, sample_jobs
-from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.initializers import add_concepts
 from detsd.train.preflight import check_finetune
-from detsd.train.samples import SampleMetrics, metric_jobs
+from detsd.train.samples import SampleMetrics, Samples
 from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.validation import Validation, best_step, on_plateau
-from detsd.utils import contact_sheets, png
 from detsd.utils.errors import Diverged, UserError
 from detsd.utils.paths import atomic_write
 from detsd.utils.progress import Bar, Phase, spinner
@@ -54,8 +50,6 @@ logger = logging.getLogger("detsd")
 STATE_FILE = "trainer_state.pt"
 
 SAMPLES = "samples.zip"  # in a checkpoint on a cluster: the samples since the start
-
-SAMPLES_AT_ONCE = 4
 
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
@@ -97,14 +91,8 @@ class Trainer:
         add_concepts(self.vocabulary, config)
         self.step = TrainStep(self.model, t, run.ranks)
         size = config.concepts.img_size or self.model.image_size
-        # Without a safety checker: the samples of a training in progress are for its owner's eyes,
-        # and a blacked-out one is taken for a failure.
-        self.pipeline = DetSDTextualInversionPipeline(self.model)
-        self.jobs = sample_jobs(config.inference, size)
-        self.shown = len(self.jobs)  # the first ones; those behind them are measured
-        self.jobs += metric_jobs(config, size)
-        self.pipeline.check(self.jobs)
         self.metrics = SampleMetrics(config, self.encoders, size) if self.encoders else None
+        self.samples = Samples(config, self.model, run, size, self.metrics)
         loaded = time.monotonic()
         self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
         self.start = {
@@ -197,9 +185,9 @@ class Trainer:
         t, run, bar = self.config.training, self.run, self.bar
         run.report(self.steps_completed, self.start, "start")
         if self.steps_completed == 0:
-            self._log_training_images()
+            self.samples.log_training_images(self.data.pictures)
             with self.vocabulary.using(self.step.initial_vectors):
-                self._sample()
+                self.samples.make(0, bar)
             bar.note = ""
         self._clock, self._clocked = time.monotonic(), 0
         while not self.complete:
@@ -220,14 +208,14 @@ class Trainer:
             began, note = time.monotonic(), bar.note
             if due:
                 loss = self._validate()
-                self._conclude(loss, self._sample())
+                self._conclude(loss, self.samples.make(self.steps_completed, bar))
             self._clock += time.monotonic() - began  # samples per second are of training
             began = time.monotonic()
             if self.complete and self.window:  # settled between two reports
                 self._report()
             if self.complete:
                 bar.draw(note="drawing")
-                self._draw_progress()
+                self.samples.draw_progress(self.steps_completed, self.data.pictures)
                 bar.done("drawing")
             if due or stop:
                 if self.step.diverged:  # between two reports
@@ -244,7 +232,7 @@ class Trainer:
         validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
         validating, passes = self.validation.phase, self.validation.passes
         validating.total, validating.done = validations * passes, done * passes
-        samples = sum(self.jobs[k].num_inference_steps for batch in self._own() for k in batch)
+        samples = self.samples.steps
         guided = self.config.inference.guidance_scale > 1
         return {
             # Forward and backward, and the frozen text encoder's share.
@@ -257,10 +245,6 @@ class Trainer:
             ),
             "drawing": Phase(0, 1, seconds=2, seen=1),  # on any device
         }
-
-    def _own(self) -> list[list[int]]:
-        """Numbers of the samples that this rank makes, in batches that the jobs alone fix."""
-        return batches(self.jobs, SAMPLES_AT_ONCE)[self.run.ranks.rank :: self.run.ranks.size]
 
     def next_batch(self, micro: int) -> Batch:
         """This rank's samples of a micro-batch, counted from the start of this process."""
@@ -360,84 +344,12 @@ class Trainer:
         As the value of the last step: adaptive ASHA replaces a trial that it has itself judged and
         stopped, not one that ends of its own accord.
         """
-        worst = dict.fromkeys(self.config.measured, -DIVERGED) if self.jobs[self.shown :] else {}
+        worst = dict.fromkeys(self.config.measured, -DIVERGED) if self.samples.measured else {}
         self._report_validation(DIVERGED, self.config.training.num_sgd_steps, worst)
         raise Diverged(
             f"the loss is no longer finite at step {self.steps_completed}; lower "
             "training.learning_rate (the last checkpoint is untouched)"
         )
-
-    def _sample_paths(self, step: int) -> list[Path]:
-        folder = self.run.folder / "samples"
-        return [folder / f"step-{step:08d}-{k:03d}.png" for k in range(self.shown)]
-
-    def _sample(self) -> dict[str, float]:
-        """One image per job, each made by one rank; what is measured on them.
-
-        The chief writes and logs those that are shown. Before the first step those that are
-        measured are what the others are held against.
-        """
-        if not self.jobs:
-            return {}
-        self.bar.draw(note="samples")
-        own = []
-        self.model.vae.to(self.model.device)
-        for numbers in self._own():
-            made = self.pipeline.make(
-                [self.jobs[k] for k in numbers],
-                on_step=lambda now: self.bar.done("samples", len(now.numbers)),
-            )
-            own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
-        self.model.vae.to("cpu")
-        made = [image for _, image in sorted(self.run.gather(own), key=lambda pair: pair[0])]
-        for k, path in enumerate(self._sample_paths(self.steps_completed)):
-            if not self.run.is_chief:
-                break
-            image = made[k]
-            path.parent.mkdir(exist_ok=True)
-            png.save(image, path)
-            job = self.jobs[k]
-            tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
-            self.run.log_image(tag, path.read_bytes(), self.steps_completed)
-        found: dict[str, float] = {}
-        if self.metrics and self.steps_completed == 0:
-            self.metrics.anchor(made[self.shown :])
-        elif self.metrics:
-            found = self.metrics.figures(made[self.shown :])
-        return self.run.ranks.allgather(found)[0]
-
-    def _log_image(self, tag: str, image: Image.Image) -> None:
-        self.run.log_image(tag, png.encode(image), self.steps_completed)
-
-    def _log_training_images(self) -> None:
-        if self.run.is_chief:
-            for name, pictures in self.data.pictures.items():
-                self._log_image(f"training images/{name}", contact_sheets.sheet([pictures], [name]))
-
-    def _draw_progress(self) -> None:
-        """Before/after and time-lapse from the samples of all checkpoints."""
-        folder = self.run.folder / "samples"
-        steps = sorted({int(p.name.split("-")[1]) for p in folder.glob("step-*.png")})
-        if not self.run.is_chief or not self.shown or len(steps) < 2:
-            return
-        frames = []
-        for step in steps:
-            pictures = [png.read(path) for path in self._sample_paths(step)]
-            if all(pictures):
-                frames.append((step, pictures))
-        if len(frames) < 2:
-            return
-        prompts = [job.prompt for job in self.jobs[: self.shown]]
-        picture = contact_sheets.before_after(
-            frames[0][1],
-            frames[-1][1],
-            prompts,
-            [self.vocabulary.with_initializers(prompt) for prompt in prompts],
-            self.data.pictures,
-        )
-        picture.save(self.run.folder / "before_after.png")
-        self._log_image("before_after", picture)
-        contact_sheets.time_lapse(frames, prompts, self.run.folder)
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -451,7 +363,7 @@ class Trainer:
             "validations": self.validations,
             "best_rows": self.best_rows,
             "best_uuid": self.best_uuid,
-            "anchors": [dataclasses.asdict(ends) for ends in self.metrics.ends]
+            "anchors": [dataclasses.asdict(ends) for ends in self.metrics.baselines]
             if self.metrics
             else [],
         }
@@ -558,14 +470,14 @@ class Trainer:
         self.best_rows = state.get("best_rows", ())
         self.best_uuid = state.get("best_uuid", "")
         anchors = [Baselines(**ends) for ends in state.get("anchors", [])]
-        if self.jobs[self.shown :] and not anchors:
+        if self.samples.measured and not anchors:
             raise UserError(
                 "measure.num_samples: this run began without measuring, so that there is nothing "
                 "to hold its samples against; set it to 0, or begin another run (--warm-start "
                 "keeps what was learned)"
             )
         if self.metrics:
-            self.metrics.ends = anchors
+            self.metrics.baselines = anchors
         self.samples_seen = state["samples_seen"]
         self.steps_completed = metadata["steps_completed"]
         if self.best == self.steps_completed:
