@@ -37,4 +37,11 @@ detsd_install() {
 }
 detsd_install
 
+if [ "${DET_TASK_TYPE:-}" = TRIAL ]; then
+    # torch warns that a host has no name, in every process of several nodes.
+    export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
+    # torchrun sets this for several processes, with a warning of four lines unless it is set.
+    case "${DET_SLOT_IDS:-}" in *,*) export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ;; esac
+fi
+
 if [ -n "$detsd_traced" ]; then set -x; fi

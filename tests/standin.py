@@ -213,6 +213,8 @@ class Master:
     def _hear(self, path: str, body: dict) -> dict:
         if path == "/api/v1/runs/start":
             return {"storageId": 1}
+        if path == "/api/v1/master":
+            return {"version": "0.38.1"}
         if found := re.fullmatch(r"/api/v1/allocations/(.*)/signals/ack_preemption", path):
             self.acknowledged.add(found[1])
         elif found := re.fullmatch(r"/api/v1/trials/(\d+)/metrics", path):
@@ -407,19 +409,26 @@ class Master:
     ) -> subprocess.Popen:  # fmt: skip
         """Start `python3 -m detsd COMMAND` as this cluster's trial, restarted if it is known.
 
-        By Determined's launcher, with one rank per slot. `source` is the checkpoint that a new
-        trial starts from.
+        As in a container: the startup hook, then Determined's launcher with one rank per slot.
+        `source` is the checkpoint that a new trial starts from.
         """
         info, env = self._prepare(experiment, trial, slots, source)
         env |= {
+            "DET_TASK_TYPE": "TRIAL",
+            "DET_SLOT_IDS": json.dumps(list(range(slots))),
+            "PIP_NO_INDEX": "1",  # what the hook misses is missing here, too
             "TMPDIR": self._scratch.name,
             "PYTHONPATH": str(ROOT / "tests" / "in_a_trial"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "C10D_PORT": str(free_port()),
         }
+        env = os.environ | env
+        if slots > 1:
+            env.pop("OMP_NUM_THREADS")  # as in a container; the hook sets it
+        task = f"set -e; . ./startup-hook.sh; exec {LAUNCHER} python3 -m detsd {command}"
         process = subprocess.Popen(
-            [*LAUNCHER.split(), "python3", "-m", "detsd", command], cwd=ROOT, env=os.environ | env,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            ["bash", "-c", task], cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         process.info = info
         self._processes.append(process)

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -234,6 +235,38 @@ def test_an_answer_that_breaks_off_loses_nothing(experiment, master, monkeypatch
         assert sorted(master.metrics(group)) == sorted(master.metrics(group, 1))
     for name, learned in rows(master, 8, trial=1).items():
         assert torch.equal(rows(master, 8)[name], learned)
+
+
+def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
+    """One when it goes, one when it is back; a search asks it nothing meanwhile."""
+    given = experiment_of(experiment(training={"num_sgd_steps": 9999, "checkpoint_freq": 9999}))
+    asked = []
+
+    def go_away():
+        asked.append(master.asked[7])
+        master.refuse_connections(2)
+
+    master.when(told("/metrics", 20), go_away)
+    master.when(told("/metrics", 40), lambda: master.judged.add(7))
+    said = master.run(given | {"searcher": ASHA})
+    about = [line for line in said.splitlines() if "master" in line]
+    assert about[0] == "the master does not answer; what it is to be told waits for it"
+    assert re.fullmatch(r"the master answers again, after \d+ s", about[1])
+    assert len(about) == 2
+    assert caplog.text == ""  # of urllib3 and the harness
+    assert 0 < asked[0] < master.asked[7]
+
+
+def test_a_connection_that_breaks_for_a_moment_leaves_no_line(experiment, master, caplog):
+    """A proxy may close one that was idle: the next try is answered."""
+
+    def drop():
+        raise Dropped
+
+    master.when(told("/metrics", 4), drop)
+    assert "master" not in master.run(experiment_of(experiment()))
+    assert caplog.text == ""
+    assert sorted(master.metrics("training")) == [2, 4, 6, 8]
 
 
 ASHA = {

@@ -18,6 +18,7 @@ from determined.common.api import errors as api_errors
 from torch.utils.tensorboard import SummaryWriter
 
 from detsd.runs.folder import read_metadata
+from detsd.runs.master_watch import MAX_PAUSE, MasterWatch, watch_master
 from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_together
 from detsd.runs.run import Run
 from detsd.runs.task import cluster_experiment
@@ -34,8 +35,9 @@ class DeterminedRun(Run):
 
     folder_is_kept = False
 
-    def __init__(self, ranks: Ranks, context: core.Context, folder: Path):
+    def __init__(self, ranks: Ranks, context: core.Context, folder: Path, master: MasterWatch):
         self.ranks, self.context, self.folder = ranks, context, folder
+        self._master = master
         folder.mkdir()
         self._trial_id = det.get_cluster_info().trial.trial_id
         self._uploaded = 0.0
@@ -141,15 +143,20 @@ class DeterminedRun(Run):
 
         Only a pause, a cancel and a kill are signalled. A trial that the searcher is done with is
         marked, and the master waits for it to end by itself. In a thread, since a master that is
-        away lets us wait; a question that fails is no reason to end.
+        away lets us wait; a question that fails is no reason to end, and to ask more rarely.
         """
         from determined.experimental import client  # here, since few trials need it
 
         ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
-        while not self._judged.wait(1):
+        pause = 1
+        while not self._judged.wait(pause):
+            pause = min(2 * pause, MAX_PAUSE)
+            if self._master.away.is_set():
+                continue
             with contextlib.suppress(Exception):  # networks and masters fail in many ways
                 if client.get_trial(self._trial_id).state in ended:
                     self._judged.set()
+                pause = 1
 
     def flush(self):
         if self.writer:
@@ -167,6 +174,7 @@ def determined_run(accelerate: bool) -> Iterator[Run]:
             lambda record: "Ignoring partial checkpoint" not in record.getMessage()
         )
     with contextlib.ExitStack() as stack:
+        master = stack.enter_context(watch_master())
         context = stack.enter_context(
             core.init(
                 distributed=_distributed(),
@@ -177,7 +185,7 @@ def determined_run(accelerate: bool) -> Iterator[Run]:
         ranks = AcceleratedRanks() if accelerate else Ranks(context.distributed)
         stack.enter_context(fail_together())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="detsd-")))
-        run = DeterminedRun(ranks, context, folder / "run")
+        run = DeterminedRun(ranks, context, folder / "run", master)
         stack.callback(run.close)
         latest = det.get_cluster_info().latest_checkpoint
         if latest:
