@@ -144,6 +144,29 @@ def test_call_takes_what_diffusers_takes(pipe):
     assert type(pipe.diffusers_pipeline.scheduler) is SCHEDULERS["euler"]
 
 
+def test_clip_skip_takes_an_earlier_layer(pipe):
+    """With transformers 5 it raises in stock diffusers."""
+    encoder = pipe.vocabulary.text_encoders[0].encoder
+    norm = next(m for name, m in encoder.named_modules() if name.endswith("final_layer_norm"))
+    said = encoder(pipe.vocabulary.token_ids(["a blob-thing"]), output_hidden_states=True)
+    seen = [
+        pipe.diffusers_pipeline.encode_prompt(
+            pipe.vocabulary.text("a blob-thing"), pipe.model.device, 1, False, clip_skip=skip
+        )[0]
+        for skip in (None, 0, 1)
+    ]
+    images = [
+        pipe("a blob-thing", num_inference_steps=1, clip_skip=skip, output_type="latent",
+             generator=torch.Generator().manual_seed(0)).images
+        for skip in (0, 1)
+    ]  # fmt: skip
+    assert not torch.equal(*images)
+    assert torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(seen[1], said.last_hidden_state)
+    torch.testing.assert_close(seen[2], norm(said.hidden_states[-2]))
+    assert not torch.equal(seen[1], seen[2])
+
+
 def test_latents_are_never_clipped(tiny_model, pipe):
     """diffusers mends a scheduler without these when it loads a pipeline; so do jobs."""
     stock = StableDiffusionPipeline.from_pretrained(tiny_model)

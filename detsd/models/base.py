@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -116,6 +117,12 @@ class BaseModel:
                 text_encoder_2=second[0].encoder,
                 force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
                 add_watermarker=False,
+            )
+        if not hasattr(first.encoder, "text_model"):
+            # diffusers takes the last norm for `clip_skip` from a part that is gone in
+            # transformers 5. The encoder itself in its place would be a circle.
+            first.encoder.text_model = SimpleNamespace(
+                final_layer_norm=first.encoder.final_layer_norm
             )
         return StableDiffusionPipeline(
             **parts,
