@@ -43,6 +43,7 @@ GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README f
 PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md"]
 PAGES += [ROOT / f"{folder}/README.md" for folder in ("demo_model", "benchmarks")]
 PAGES += [ROOT / "dev" / "LOG.md"]
+FINDINGS = ROOT / "findings" / "README.md"  # its commands run without detsd
 EXPERIMENTS = [*ROOT.glob("*_*.yaml"), ROOT / "evaluate.yaml"]
 
 
@@ -52,13 +53,24 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, FINDINGS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_inside_the_repository_resolve(page):
     for file, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         if "://" not in file:
             target = page.parent / file if file else page
             assert target.exists(), f"{page.name}: {file}"
             assert not anchor or anchor in anchors(target.read_text()), f"{page.name}: #{anchor}"
+
+
+def test_every_finding_is_listed_and_answered():
+    scripts = {path.name for path in FINDINGS.parent.glob("*_*.sh")}
+    answers = (ROOT / "docs" / "interoperability.md").read_text()
+    assert set(re.findall(r"\]\((\w+_\w+\.sh)\)", FINDINGS.read_text())) == scripts
+    assert set(re.findall(r"findings/(\w+\.sh)", answers)) == scripts
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", answers))
+    assert len(named) > 10
+    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.M))
 
 
 def test_every_picture_of_the_documents_is_shown_and_drawn_by_a_command():

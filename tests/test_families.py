@@ -17,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
 from forked import in_two_ranks
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl, vocabulary
@@ -302,6 +303,14 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tm
     assert "name that file" in without_index(["model.safetensors", "README.md"])
     assert "one part of a model" in without_index(["config.json", "x.safetensors"])
     assert "no model in the diffusers format" in without_index(["README.md"])
+
+
+def test_an_installed_package_puts_no_watermark_into_images(folders, monkeypatch):
+    """diffusers does, by default, once invisible-watermark is there."""
+    there = "is_invisible_watermark_available"
+    monkeypatch.setattr(pipeline_stable_diffusion_xl, there, lambda: True)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sdxl"]))
+    assert pipe.diffusers_pipeline.watermark is None
 
 
 # ---- the forms that a model comes in -----------------------------------------------------------
