@@ -18,6 +18,7 @@ import yaml
 from conftest import SAMPLES, command
 from tiny import ROOT
 
+from detsd.__main__ import main
 from detsd.utils import progress
 from detsd.utils.progress import Bar, Phase, seconds_left
 
@@ -227,6 +228,49 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
     assert BAR.fullmatch(bar)
     assert re.search(r"/40000 steps \[", bar)
     assert len(list(tmp_path.glob("out/checkpoints/step-*"))) >= 2
+
+
+def test_a_line_of_somebody_else_takes_the_place_of_the_next(capsys, monkeypatch):
+    """It has the time left as well; a note stands between. Nobody tells of 0 to go but a bar."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Bar({"steps": Phase(1, 20)}, "0/20 steps") as bar:
+        bar.line("0/20 steps, nothing seen")
+        for k in range(12):
+            now[0] += 3
+            bar.done("steps")
+            if k == 2:
+                bar.line("3/20 steps, loss 0.5")
+            if k == 7:
+                bar.draw(note="validating")
+    assert capsys.readouterr().out.splitlines() == [
+        "0/20 steps, nothing seen",
+        "3/20 steps, loss 0.5, 00:51 left",
+        "0/20 steps, 00:39 left",
+        "0/20 steps, validating, 00:27 left",
+    ]
+
+
+def test_a_grid_off_a_terminal_has_rate_and_time_left(tiny_model, tmp_path, monkeypatch, capsys):
+    """Also while a batch is being made; once there are images, every line has their rate."""
+    monkeypatch.setattr(progress, "LINE", 0)
+    grid = {"prompts": "a ball", "num_inference_steps": 4, "num_seeds": 6}
+    given = {"model": {"pretrained_model_name_or_path": str(tiny_model)}, "grid": grid}
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"hyperparameters": given | {"output": {"batch_size": 2}}}))
+    assert main(["generate", str(path), "--output-dir", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    told = [line for line in out.splitlines() if re.match(r"\d+/6 images", line)]
+    told = [line for line in told if line != "0/6 images"]  # before the first step
+    within = [line for line in told if line.startswith("0/6")]
+    assert len(within) >= 3  # a line a step
+    for line in within:
+        assert re.fullmatch(rf"0/6 images, {CLOCK} left", line)
+    *between, last = told[len(within) :]
+    for line in between:
+        assert re.fullmatch(rf"[24]/6 images, \d+\.\d\d images/s, {CLOCK} left", line)
+    assert re.fullmatch(r"6/6 images, \d+\.\d\d images/s", last)
+    assert "0.00 images/s" not in out
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size
-from detsd.utils.progress import Bar, Phase, spinner
+from detsd.utils.progress import Bar, Phase, spinner, status
 
 logger = logging.getLogger("detsd")
 
@@ -190,18 +190,22 @@ class Grid:
         todo = self._todo() if album else []
         work = self._work([number for numbers, _ in todo for number in numbers])
         with Bar(work, self._count()) as self.bar, encoder:
-            if album:
-                album.tells = self.bar.disable
             with WorkQueue(self.run, todo, self._take) as exchange:
                 for numbers, length in exchange:
                     made = self._make(numbers, length)
                     exchange.hand_in(encoder.submit(self._encode, made))
-            return album.finish() if album else not exchange.stopped
+            if not album:
+                return not exchange.stopped
+            done = album.finish()
+            if self.bar.disable and album.received > album.begun_with:
+                status(self._count())
+            return done
 
     def _take(self, files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
-        if not self.bar.disable:
+        more = self.album.take(files)
+        if self.album.received < len(self.jobs) or not self.bar.disable:
             self.bar.draw(text=self._count())
-        return self.album.take(files)
+        return more
 
     def _todo(self) -> list[tuple[list[int], int]]:
         """The missing jobs of each batch and its length, in the order of making."""
@@ -222,7 +226,10 @@ class Grid:
         return kinds
 
     def _count(self) -> str:
-        return f"{self.album.received if self.album else 0}/{len(self.jobs)} images"
+        """The images that are there, and how fast they came."""
+        album = self.album
+        text = f"{album.received if album else 0}/{len(self.jobs)} images"
+        return f"{text}, {album.rate:.2f} images/s" if album and album.rate else text
 
     def _make(self, numbers: list[int], length: int) -> dict[int, GeneratedImage]:
         """Images of some jobs of a batch.
@@ -241,8 +248,7 @@ class Grid:
 
     def _on_step(self, number: int, count: int) -> None:
         """Move the bar by a step of so many images; as if the other ranks were as fast."""
-        if not self.bar.disable:
-            self.bar.done(_kind(self.jobs[number]), count * self.run.ranks.size)
+        self.bar.done(_kind(self.jobs[number]), count * self.run.ranks.size)
 
     def _encode(self, made: dict[int, GeneratedImage]) -> list[tuple[int, dict[str, Any], bytes]]:
         """Job, how it was made, and PNG file, of a batch's images."""

@@ -108,11 +108,10 @@ class ImageStore:
         self._drawing: dict[int, Future] = {}
         self._fetching = threading.Lock()
         self._told = self._began = time.monotonic()
-        self._line = self._began, self.received  # when the last line was told, and its count
-        self._reported = self.received
+        self._arrived = self._began  # when the last images came
+        self._reported = self._began, self.received  # when a rate was reported, and of how many
         # Called once all images are there; on a cluster the last checkpoint takes what it leaves.
         self._on_complete = on_complete or (lambda: None)
-        self.tells = True  # lines; a bar may stand in their place
 
     # ---- what is there already -----------------------------------------------------------------
 
@@ -195,11 +194,12 @@ class ImageStore:
         """Keep images: job, how it was made, PNG file. False while no more should come."""
         self.received += len(files)
         if files:
+            self._arrived = time.monotonic()
             self._writing.append(self._writer.submit(self._write, files))
         # Not between two batches, where nothing has come and the speed would be none.
         if files and time.monotonic() - self._told >= progress.LINE:
             self._told = time.monotonic()
-            self._writing.append(self._writer.submit(self._tell))
+            self._writing.append(self._writer.submit(self._report))
         while self._writing and self._writing[0].done():
             self._writing.popleft().result()  # raises what went wrong
         return self.received - len(self.finished) < BEHIND
@@ -246,23 +246,26 @@ class ImageStore:
             ):
                 file.writelines(map(self._manifest_line, sorted(self.finished)))
         self._store()
-        self._tell(last=True)
+        self._report(last=True)
 
     # ---- what is told --------------------------------------------------------------------------
 
-    def _tell(self, last: bool = False) -> None:
-        """A line and a metric: of the time since the last ones, or, at the end, of all of it."""
+    @property
+    def rate(self) -> float:
+        """The images per second since the start, up to the last ones that came; 0 before any."""
+        seconds = self._arrived - self._began
+        return (self.received - self.begun_with) / seconds if seconds else 0.0
+
+    def _report(self, last: bool = False) -> None:
+        """Report progress, and the rate since the last report, or, at the end, of all images."""
         count, now = self.received, time.monotonic()
-        since, before = (self._began, self.begun_with) if last else self._line
+        since, before = (self._began, self.begun_with) if last else self._reported
         if now - since < 1 and not last:
             return
-        self._line = now, count
-        rate = (count - before) / max(now - since, 1e-9)
-        if self.tells and count > self.begun_with:
-            progress.status(f"{count}/{len(self.jobs)} images, {rate:.2f} images/s")
-        if count > self._reported:
-            self._reported = count
+        if count > self._reported[1]:
+            rate = (count - before) / max(now - since, 1e-9)
             self.run.report(count, {"images_per_second": rate})
+            self._reported = now, count
         self.run.report_progress(count / len(self.jobs))
 
     def _log(self, number: int) -> None:
@@ -343,7 +346,7 @@ class ImageStore:
 
     def _store(self) -> None:
         """On a cluster, a checkpoint of the images that none holds yet."""
-        self._tell()
+        self._report()
         if self.run.folder_is_kept or not self._new:
             self.run.flush()
             return

@@ -275,14 +275,11 @@ class Trainer:
         run.report(self.steps_completed, metrics)
         run.report_progress(self.steps_completed / t.num_sgd_steps)
         loss = metrics.get("loss", math.nan)  # nan: every step since the last report was left out
-        line = (
-            f"step {self.steps_completed}/{t.num_sgd_steps}  loss {loss:.4f}  "
-            f"{metrics['samples_per_second']:.1f} samples/s"
-        )
-        if self.bar.disable:
-            run.print(line)
-        else:
+        if not self.bar.disable:
             self.bar.draw(note=f"loss {loss:.4f}")
+        elif run.is_chief:
+            speed = f"{metrics['samples_per_second']:.1f} samples/s"
+            self.bar.line(f"{self.bar.text}, loss {loss:.4f}, {speed}")
 
     def _gathered_window(self) -> dict[str, float]:
         """The window's sums, averaged over the ranks."""

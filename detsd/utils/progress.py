@@ -152,9 +152,18 @@ class Bar(LockedTqdm):
         if not self.disable:
             self._drawn = time.monotonic()
             self.refresh()
-        elif time.monotonic() - self._drawn > LINE and is_first():
-            self._drawn = time.monotonic()
-            status(f"{self.text}, {self._left()} left")
+        elif is_first():
+            with self.get_lock():  # threads may come at once
+                due = time.monotonic() - self._drawn > LINE
+                self._drawn = time.monotonic() if due else self._drawn
+            if due:
+                self.line(f"{self.text}, {self.note}" if self.note else self.text)
+
+    def line(self, text: str) -> None:
+        """Print a line on how far this is and how long it takes; the next is due in ten seconds."""
+        self._drawn = time.monotonic()
+        left = seconds_left(self.kinds)
+        status(text if left is None else f"{text}, {self.format_interval(left)} left")
 
 
 @contextlib.contextmanager
