@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The one door: python -m detsd finetune | generate | evaluate ...
+"""The command line: python -m detsd finetune | generate | evaluate ...
 
 On a cluster the configuration and the latest checkpoint come from the trial; off cluster from the
 experiment file named on the command line. Mistakes end with one sentence and exit code 2.
@@ -23,14 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # somebody's own stream
             stream.reconfigure(errors="replace")  # as in a terminal that knows only ASCII
-    door = parser()
+    command_line = parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete a line
         import argcomplete
 
-        argcomplete.autocomplete(door)
-    args = door.parse_args(argv)
+        argcomplete.autocomplete(command_line)
+    args = command_line.parse_args(argv)
     if args.run is None:
-        door.print_help()
+        command_line.print_help()
         return 0
     handler = progress.LogHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))

@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 FORK = multiprocessing.get_context("fork")
-PATIENCE = 240  # seconds; a machine may be busy
+TIMEOUT = 240  # seconds; a machine may be busy
 
 
 class Forked:
@@ -83,7 +83,7 @@ class Forked:
 
     def wait_until(self, there: Callable[[], object]) -> None:
         """Until it is true, which it is before any of the processes ends."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while not there():
             ended = not all(process.is_alive() for process in self.processes)
             assert not ended and time.monotonic() < until, self.said  # noqa: PT018
@@ -92,7 +92,7 @@ class Forked:
     def end(self) -> list[int]:
         """Wait until they end by themselves; their exit codes."""
         for process in self.processes:
-            process.join(PATIENCE)
+            process.join(TIMEOUT)
         return [process.exitcode for process in self.processes]
 
 

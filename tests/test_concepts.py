@@ -66,7 +66,7 @@ def test_the_same_prompt_without_concepts_gives_the_same_states(tiny_model):
 
 def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
     """A concept that has learned nothing yet is its phrase."""
-    rows = vocabulary.phrase_rows("red ball", None, "key")
+    rows = vocabulary.initializer_vectors("red ball", None, "key")
     vocabulary.add(LearnedConcept("blob-thing", "red ball", *rows))
     ids = vocabulary.token_ids(["a photo of a blob-thing on wood", "a photo of a red ball on wood"])
     assert ids[0].tolist() != ids[1].tolist()
@@ -115,9 +115,9 @@ def test_names_with_capitals_and_odd_characters(vocabulary):
 
 
 def test_num_vectors_repeats_or_cuts_the_phrase(vocabulary):
-    (two,) = vocabulary.phrase_rows("red ball", None, "key")
-    assert torch.equal(vocabulary.phrase_rows("red ball", 3, "key")[0], two[[0, 1, 0]])
-    assert torch.equal(vocabulary.phrase_rows("red ball", 1, "key")[0], two[:1])
+    (two,) = vocabulary.initializer_vectors("red ball", None, "key")
+    assert torch.equal(vocabulary.initializer_vectors("red ball", 3, "key")[0], two[[0, 1, 0]])
+    assert torch.equal(vocabulary.initializer_vectors("red ball", 1, "key")[0], two[:1])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_twice_is_refused(vocabulary):
 
 def test_empty_phrase_is_refused(vocabulary):
     with pytest.raises(UserError, match=r"concepts.initializer_strs\[0\] is empty"):
-        vocabulary.phrase_rows("  ", None, "concepts.initializer_strs[0]")
+        vocabulary.initializer_vectors("  ", None, "concepts.initializer_strs[0]")
 
 
 def test_a_cut_off_concept_is_noticed(vocabulary, caplog):

@@ -58,7 +58,7 @@ def lookalikes(tmp_path_factory) -> list[Path]:
 
 
 @pytest.fixture
-def phrase_rows(tiny_model) -> torch.Tensor:
+def initializer_vectors(tiny_model) -> torch.Tensor:
     """The rows of "red ball"."""
     ((tokenizer, table),) = load_token_tables(ModelConfig(str(tiny_model)))
     assert isinstance(tokenizer, CLIPTokenizer)
@@ -66,11 +66,11 @@ def phrase_rows(tiny_model) -> torch.Tensor:
 
 
 @pytest.fixture
-def run(experiment, tmp_path, phrase_rows) -> Path:
+def run(experiment, tmp_path, initializer_vectors) -> Path:
     """A fine-tuning's folder: at step 4 the rows are the phrase's still, at step 8 others."""
     config = load_config(experiment())
     folder = tmp_path / "my-run"
-    for step, rows in ((4, phrase_rows), (8, phrase_rows.flip(0) * 3)):
+    for step, rows in ((4, initializer_vectors), (8, initializer_vectors.flip(0) * 3)):
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
         concept = LearnedConcept("blob-thing", "red ball", rows, steps=step)
@@ -91,7 +91,7 @@ def figures(folder: Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, phrase_rows):
+def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initializer_vectors):
     out = tmp_path / "out"
     given = [run, "--all-checkpoints", "--clip", clip, "--output-dir", out, "--lineup", *lookalikes]
     assert call(*given) == 0
@@ -120,7 +120,7 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, phras
     assert found["best"] == max(found["states"], key=lambda state: state["score"])["label"]
     # Rows beside the vocabulary.
     rows = early["text_encoders"][0]["rows"]
-    assert [row["norm"] for row in rows] == pytest.approx(phrase_rows.norm(dim=1).tolist())
+    assert [row["norm"] for row in rows] == pytest.approx(initializer_vectors.norm(dim=1).tolist())
     assert [row["began_as"]["cosine"] for row in rows] == pytest.approx([1, 1])
     # What a person looks at.
     for label in (
@@ -166,10 +166,12 @@ def test_two_ranks_find_what_one_finds(run, clip, tmp_path):
     assert figures(tmp_path / "two") == figures(tmp_path / "one")
 
 
-def test_the_words_and_labels_of_many_sources(run, tmp_path, phrase_rows):
+def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors):
     """Two states of one run, a copy of it, and a file of two concepts, one of them a style."""
     shutil.copytree(run, tmp_path / "copy")
-    two = [LearnedConcept(name, "blue box", phrase_rows) for name in ("blob-thing", "zyx-two")]
+    two = [
+        LearnedConcept(name, "blue box", initializer_vectors) for name in ("blob-thing", "zyx-two")
+    ]
     (tmp_path / "file").mkdir()
     write_concepts(two, tmp_path / "file")
     files = [run / "checkpoints" / "step-00000004", run, tmp_path / "copy", tmp_path / "file"]

@@ -271,7 +271,7 @@ def test_what_another_index_says(changes, words, folders):
         ("unet", {"time_cond_proj_dim": 256}, "a consistency model"),
         ("unet", {"class_embed_type": "projection"}, "takes a class"),
         ("unet", {"addition_embed_type": None}, "no size and no pooled text"),
-        ("unet", {"projection_class_embeddings_input_dim": 60}, "not told the pooled text"),
+        ("unet", {"projection_class_embeddings_input_dim": 60}, "does not take the pooled text"),
         ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDM"),
         ("scheduler", {"prediction_type": "sample"}, "predicts 'sample'"),
     ],

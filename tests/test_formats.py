@@ -407,7 +407,7 @@ def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
     assert bomb.stat().st_size < 10**5
     model = pickled(tmp_path / "model", {"model.diffusion_model.x": torch.ones(2**10)}, ".ckpt")
     monkeypatch.setattr(torch, "load", None)  # nothing gets that far
-    monkeypatch.setattr(safe_load, "LARGEST", 2**11)
+    monkeypatch.setattr(safe_load, "MAX_BYTES", 2**11)
     with pytest.raises(UserError, match=r"an archive that unpacks to 0\.0 GB"):
         read_concepts(bomb)
     with pytest.raises(UserError, match="is a whole model"):
@@ -415,7 +415,7 @@ def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
     for writer in (kohya, kohya_pt):
         with pytest.raises(UserError, match=r"GB, not a concept"):
             read_concepts(writer(tmp_path / "x", "", ONE))
-    monkeypatch.setattr(safe_load, "LARGEST_HEADER", 10)
+    monkeypatch.setattr(safe_load, "MAX_HEADER", 10)
     with pytest.raises(UserError, match="whose header alone has"):
         read_concepts(kohya(tmp_path / "x", "", ONE))
 

@@ -119,7 +119,7 @@ def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
 
 def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
     """As NCCL waits for a rank that is gone."""
-    monkeypatch.setattr(ranks, "GRACE", 1.0)
+    monkeypatch.setattr(ranks, "GRACE_SECONDS", 1.0)
 
     def body(run):
         if run.ranks.rank == 1:

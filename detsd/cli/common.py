@@ -1,4 +1,4 @@
-"""Parts of several commands: the configuration, the end of a run, what to do next."""
+"""Parts of several commands: the configuration, the end of a run, the next commands."""
 
 from __future__ import annotations
 
@@ -23,13 +23,10 @@ PROG = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 def configuration(
     args: argparse.Namespace, kind: type[Config], check: Callable[..., None], named: Callable
 ) -> tuple[Config, Path]:
-    """What a command is to do, checked, and in which folder off cluster.
+    """Return a command's checked configuration, and its folder off cluster.
 
     Args:
         named: off cluster, of `args`: the configuration, what it comes from, what it is called.
-
-    Raises:
-        UserError: every problem found.
     """
     if task.on_cluster():
         source = "the experiment's configuration"
@@ -48,21 +45,21 @@ def configuration(
 
 
 def stopped(run) -> int:
-    """Say that a run off cluster was interrupted; its exit code, as a shell gives it."""
+    """Print that a run off cluster was interrupted; return its exit code, as a shell gives it."""
     run.print("stopped; the same command goes on from here")
     return 128 + (run.stop_signal or 0)
 
 
 def print_commands(commands: dict[str, list]) -> None:
-    """Commands under what they are for."""
+    """Print commands under what they are for."""
     progress.say("next:")
     for what, words in commands.items():
-        door, *rest = map(str, words)
-        progress.say(f"  {what}:\n    {door} {shlex.join(rest)}")
+        program, *rest = map(str, words)
+        progress.say(f"  {what}:\n    {program} {shlex.join(rest)}")
 
 
 def tensorboard(folder: Path) -> list[str]:
-    """The command that shows a run's metrics and images beside those of its neighbours.
+    """Return the command that shows a run's metrics and images beside its neighbours'.
 
     Without the last option TensorBoard shows ten images under a name and drops the others.
     """
@@ -71,7 +68,7 @@ def tensorboard(folder: Path) -> list[str]:
 
 
 def print_error(sentence: str) -> int:
-    """Say what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
+    """Print what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
     if int(os.environ.get("RANK", 0)) > 0:
         time.sleep(3)
     if "DET_ALLOCATION_ID" in os.environ:

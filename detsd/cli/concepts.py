@@ -22,7 +22,7 @@ def download(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Say what a concept file or checkpoint holds; exit code."""
+    """Describe a concept file or checkpoint; exit code."""
     source = ConceptSource.parse(args.path).located
     with progress.importing_libraries():
         from detsd.evaluate.rows import describe, plot, report

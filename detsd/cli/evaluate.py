@@ -39,7 +39,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
-    """An evaluation off cluster, as `configuration` takes it."""
+    """Return an evaluation off cluster, as `configuration` takes it."""
     words, file = list(args.sources), None
     if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
         file = Path(words.pop())
@@ -76,7 +76,7 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
 
 
 def learned_on(sources: list[str]) -> dict[str, str | None]:
-    """The base model of the first fine-tuning among sources, else the bundled one."""
+    """Return the base model of the first fine-tuning among sources, else the bundled one."""
     for source in sources:
         facts = finetuning_metadata(ConceptSource.parse(source).file)
         if facts:

@@ -67,7 +67,7 @@ def finetune(args: argparse.Namespace) -> int:
 
 
 def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
-    """A fine-tuning off cluster, as `configuration` takes it."""
+    """Return a fine-tuning off cluster, as `configuration` takes it."""
     if args.config is None:
         raise UserError(
             f"no experiment file given and no cluster found; write e.g. {PROG} finetune "
@@ -77,7 +77,7 @@ def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]
 
 
 def best_checkpoint_line(folder: Path) -> str:
-    """Where the best rows of a fine-tuning lie, and what tells that they are."""
+    """Say where the best vectors of a fine-tuning lie, and by which metrics they are the best."""
     best = read_metadata(RunFolder(folder).latest()).get("best")
     where = f"the concept lies in {ConceptSource(folder).file}"
     if not best:  # of an earlier version, or without a validation
@@ -88,7 +88,7 @@ def best_checkpoint_line(folder: Path) -> str:
 
 
 def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
-    """Where a finished fine-tuning lies, and the commands that one wants then, to be pasted."""
+    """Print where a finished fine-tuning lies, and the next commands, to be pasted."""
     progress.say(best_checkpoint_line(folder))
     if (folder / "before_after.png").is_file():
         progress.say(f"before and after: {folder / 'before_after.png'}")

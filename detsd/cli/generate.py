@@ -41,7 +41,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
-    """A grid off cluster, or one image again, as `configuration` takes it."""
+    """Return a grid off cluster, or one image again, as `configuration` takes it."""
     if args.config:
         return (
             load_config(args.config, args.set, GenerateConfig),
@@ -62,11 +62,7 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
 
 
 def remake_hyperparameters(path: Path) -> dict[str, Any]:
-    """The `hyperparameters` section that makes an image again from the settings inside it.
-
-    Raises:
-        UserError: the file holds none.
-    """
+    """Return the `hyperparameters` that make an image again from the settings inside it."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
     record = read_record(path)

@@ -19,7 +19,7 @@ FAMILIES = {  # by the widths of the rows, one per text encoder
 
 @dataclass(frozen=True)
 class LearnedConcept:
-    """A concept as it lies in a file: its word, its phrase, its rows in float32.
+    """A concept: its word, its initializer, its embedding vectors in float32.
 
     Attributes:
         embeddings: rows (n, D) of the base model's text encoder.
@@ -45,16 +45,16 @@ class LearnedConcept:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the text encoders that the rows fit."""
+        """The widths of the text encoders that the vectors fit."""
         return tuple(rows.shape[1] for rows in self.rows)
 
     @property
     def digest(self) -> str:
-        """What tells these rows from others."""
+        """A fingerprint of the vectors."""
         data = b"".join(rows.cpu().float().numpy().tobytes() for rows in self.rows)
         return hashlib.sha256(data).hexdigest()[:16]
 
 
 def family(widths: tuple[int, ...]) -> str:
-    """The models whose text encoders have these widths, in words."""
+    """Name the models whose text encoders have these widths."""
     return FAMILIES.get(widths, f"another model (text width {' and '.join(map(str, widths))})")

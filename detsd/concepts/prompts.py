@@ -30,16 +30,16 @@ class PromptRewriter:
         return self._pattern.sub(lambda match: self.replacements[match[0]], prompt)
 
     def without(self, prompt: str) -> str:
-        """The prompt with every concept word taken out."""
+        """Return the prompt with every concept word taken out."""
         return self._pattern.sub(" ", prompt)
 
     def words_in(self, prompt: str) -> list[str]:
-        """The concept words that occur in a prompt, in order."""
+        """Return the concept words that occur in a prompt, in order."""
         return self._pattern.findall(prompt)
 
 
 def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
-    """A sentence for each word of a prompt that may be meant for a concept.
+    """Return a sentence for each word of a prompt that may be a misspelled concept.
 
     Args:
         names: of the concepts that are loaded.
@@ -71,7 +71,7 @@ WEIGHTED = re.compile(
 
 
 def unweighted(prompt: str) -> str:
-    """The prompt without weights of words, which the model would take for words of their own."""
+    """Remove the weights of words, which the model would read as words."""
     while (bare := WEIGHTED.sub(r"\1", prompt)) != prompt:  # from the innermost outwards
         prompt = bare
     return prompt

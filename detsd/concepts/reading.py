@@ -38,22 +38,19 @@ from detsd.utils.paths import file_name
 
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
 
-MOST_NUMBERS = 2**24  # in the rows of one concept and encoder
+MAX_NUMBERS = 2**24  # in the rows of one concept and encoder
 
-LONGEST_WORD = 100
+MAX_WORD = 100
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
 def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
-    """The concepts of a file in any layout, or of a checkpoint or run folder.
+    """Read the concepts of a file in any layout, or of a checkpoint or run folder.
 
     Args:
         source: a path, or `path=word`, which gives its only concept that word.
-
-    Raises:
-        UserError: missing, damaged, no concept, or rows that are no finite matrix.
     """
     source = ConceptSource.parse(source)
     file, word = source.file, source.word
@@ -68,7 +65,7 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     if word:
         concepts = [dataclasses.replace(concepts[0], name=word)]
     for c in concepts:
-        if not c.name.isprintable() or len(c.name) > LONGEST_WORD:
+        if not c.name.isprintable() or len(c.name) > MAX_WORD:
             raise UserError(
                 f"{file} calls a concept {c.name[:20]!r} ..., which nobody can write in a prompt; "
                 f"give it a word: {file}=my-word"
@@ -77,7 +74,7 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
 
 
 def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedConcept]:
-    """The concepts of what `safe_load.read` found in `file`."""
+    """Return the concepts in what `safe_load.read` found in `file`."""
     if isinstance(table, torch.Tensor):
         return [_concept(file, "", [table], notes)]
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -110,7 +107,7 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
         )
     for keys in (("emb_params",), ("emp_params",), ENCODERS):
         if table.keys() & set(keys):
-            others = ", ".join(sorted(table.keys() - set(keys)))[:LONGEST_WORD]
+            others = ", ".join(sorted(table.keys() - set(keys)))[:MAX_WORD]
             if others:
                 raise UserError(
                     f"{file} is for a model of other text encoders ({others!r} is in it); detsd "
@@ -123,17 +120,13 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
 
 
 def _names(table: Mapping[str, Any]) -> list[str]:
-    """The keys of a dictionary and of those inside it: a network's tensors may lie one deeper."""
+    """Return a dictionary's keys and those one level deeper, where a network's may be."""
     inside = [k for entry in table.values() if isinstance(entry, dict) for k in entry]
     return [*table, *filter(lambda key: isinstance(key, str), inside)]
 
 
 def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The rows of a file of one word, and those of the file for the model's other text encoder.
-
-    diffusers' script for Stable Diffusion XL writes two, `learned_embeds` and `learned_embeds_2`,
-    with the step behind them in a training's midst.
-    """
+    """Return a word's rows, with those of diffusers' second file (`_2`) for the other encoder."""
     ((word, rows),) = table.items()
     plain = re.sub(r"(learned_embeds)_2|_2$", r"\1", file.stem)
     second = re.sub(r"(learned_embeds)|$", r"\1_2", plain, count=1)
@@ -159,7 +152,7 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
 def _concept(
     file: Path, word: Any, matrices: list[Any], notes: Mapping[str, Any]
 ) -> LearnedConcept:
-    """A concept of checked rows; without a `word` it has the file's name."""
+    """Return a concept of checked rows; without a `word` it has the file's name."""
     if not isinstance(word, str) or not word:
         noted = notes.get("name")
         same = isinstance(noted, str) and file_name(noted) == file.stem
@@ -167,7 +160,7 @@ def _concept(
     rows = [_rows(file, word, matrix) for matrix in matrices]
     if len({len(r) for r in rows}) > 1:
         raise UserError(
-            f"{file}: {word[:LONGEST_WORD]!r} has another number of rows for each text encoder; "
+            f"{file}: {word[:MAX_WORD]!r} has another number of rows for each text encoder; "
             "export it again"
         )
 
@@ -189,25 +182,25 @@ def _concept(
 
 
 def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
-    """A matrix (n, D), or one row (D,), as finite float32 rows (n, D) of their own memory."""
+    """Return a matrix (n, D), or one row (D,), as finite float32 rows of their own memory."""
     plain = (
         type(matrix) in (torch.Tensor, torch.nn.Parameter)
         and matrix.layout == torch.strided
         and matrix.device.type == "cpu"
         and matrix.is_floating_point()
         and matrix.ndim in (1, 2)
-        and 0 < matrix.numel() <= MOST_NUMBERS  # few bytes can stand for any number of them
+        and 0 < matrix.numel() <= MAX_NUMBERS  # few bytes can stand for any number of them
     )
     if not plain:
         shape = f" of shape {tuple(matrix.shape)}" if isinstance(matrix, torch.Tensor) else ""
         raise UserError(
-            f"{file}: the rows of {word[:LONGEST_WORD]!r} are a {type(matrix).__name__}{shape}, "
+            f"{file}: the rows of {word[:MAX_WORD]!r} are a {type(matrix).__name__}{shape}, "
             "not a matrix of floating point numbers (n, width); export the concept again"
         )
     rows = matrix.detach().to(torch.float32, copy=True).contiguous()
     if not torch.isfinite(rows).all():
         raise UserError(
-            f"{file}: the rows of {word[:LONGEST_WORD]!r} are not finite; export an earlier state "
+            f"{file}: the rows of {word[:MAX_WORD]!r} are not finite; export an earlier state "
             "of the concept"
         )
     return rows[None] if rows.ndim == 1 else rows

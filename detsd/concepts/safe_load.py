@@ -1,4 +1,4 @@
-"""What lies in a file that nobody vouches for: tensors and notes, or a sentence on what it is.
+"""Load tensors and metadata from an untrusted file without running code.
 
 A file is recognised by its content, never by its suffix. Sizes are bounded before anything is read,
 and a pickle may name tensors and containers only.
@@ -28,9 +28,9 @@ from safetensors import SafetensorError, safe_open
 
 from detsd.utils.errors import UserError, one_line
 
-LARGEST = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
+MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 
-LARGEST_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
+MAX_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
 
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -64,37 +64,26 @@ _NETWORKS = {
 
 
 def refuse(path: Path, what: str, instead: str = "name a concept file") -> NoReturn:
-    """Say what a file is, and what to do.
-
-    Raises:
-        UserError: always.
-    """
+    """Raise UserError saying what a file is, and what to do."""
     raise UserError(f"{path} is {what}, not a concept; {instead}")
 
 
 def damaged(path: Path, how: str = "") -> NoReturn:
-    """Say that a file is damaged.
-
-    Raises:
-        UserError: always.
-    """
+    """Raise UserError saying that a file is damaged."""
     raise UserError(f"{path} is damaged{how and f' ({how})'}; use an intact copy")
 
 
 def network(names: Iterable[str]) -> str | None:
-    """What kind of network has tensors of these names; None for a concept's."""
+    """Name the kind of network that has tensors of these names; None for a concept's."""
     text = "\n".join(names)
     return next((k for k, signs in _NETWORKS.items() if re.search(signs, text, re.M)), None)
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """What a file holds, and the notes in its header.
+    """Read a file's tensors, and the notes in its header.
 
     Returns:
         The tensors, in the containers they were stored in; the metadata of a safetensors file.
-
-    Raises:
-        UserError: whatever is no plain tensors and texts of at most `LARGEST` bytes.
     """
     try:
         status = os.stat(path)
@@ -148,7 +137,7 @@ def _read_safetensors(
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
         damaged(path, f"cut short: its header has {length} bytes, the file {size}")
-    if length > LARGEST_HEADER:
+    if length > MAX_HEADER:
         refuse(path, f"a file whose header alone has {length / 1e6:.0f} MB")
     try:
         header = json.loads(file.read(length))
@@ -158,7 +147,7 @@ def _read_safetensors(
     kind = network(header)
     if kind:
         refuse(path, kind)
-    if size > LARGEST:
+    if size > MAX_BYTES:
         refuse(path, f"a file of {size / 1e9:.1f} GB")
     try:
         with safe_open(str(path), "pt") as f:
@@ -172,7 +161,7 @@ def _read_safetensors(
 
 
 def _read_zip(path: Path, file: BinaryIO) -> Any:
-    """What `torch.save` wrote: a zip archive of a pickle and the tensors' bytes."""
+    """Read what `torch.save` writes: a zip archive of a pickle and the tensors' bytes."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -180,7 +169,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
             if not pickles:
                 refuse(path, "an archive (zip)", "unpack it and name the file inside")
             with archive.open(pickles[0]) as member:
-                code, texts = _scan(member.read(LARGEST_HEADER))
+                code, texts = _scan(member.read(MAX_HEADER))
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -191,24 +180,21 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
     ):
         damaged(path, "cut short")
     unpacked = sum(m.file_size for m in members)
-    if unpacked > LARGEST:
+    if unpacked > MAX_BYTES:
         refuse(path, network(texts) or f"an archive that unpacks to {unpacked / 1e9:.1f} GB")
     return _load(path, code)
 
 
 def _read_pickle(path: Path, file: BinaryIO, size: int) -> Any:
-    """What `torch.save` wrote before PyTorch 1.6: pickles, and the tensors' bytes behind them."""
-    code, texts = _scan(file.read(LARGEST_HEADER))
-    if size > LARGEST:
+    """Read what `torch.save` wrote before PyTorch 1.6: pickles, then the tensors' bytes."""
+    code, texts = _scan(file.read(MAX_HEADER))
+    if size > MAX_BYTES:
         refuse(path, network(texts) or f"a file of {size / 1e9:.1f} GB")
     return _load(path, code)
 
 
 def _scan(data: bytes) -> tuple[set[str], list[str]]:
-    """The classes and functions that the first pickles in `data` name, and their texts.
-
-    Nothing is run. A file may hold several pickles: PyTorch's older layout has five.
-    """
+    """Return the classes and functions that the first five pickles name, and their texts."""
     code: set[str] = set()
     texts: list[str] = []
     stream = io.BytesIO(data)
@@ -225,7 +211,7 @@ def _scan(data: bytes) -> tuple[set[str], list[str]]:
 
 
 def _load(path: Path, code: set[str]) -> Any:
-    """The tensors and containers of a pickle that names `code`."""
+    """Load the tensors and containers of a pickle that names `code`."""
     allow = getattr(torch.serialization, "safe_globals", None)  # PyTorch 2.5 has it
     try:
         with warnings.catch_warnings():
@@ -252,12 +238,8 @@ def _load(path: Path, code: set[str]) -> Any:
 
 
 def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
-    """The concept that A1111 writes into its preview pictures: JSON in base64 in a text chunk.
-
-    A PNG file is a signature and chunks of length, kind, content and checksum; texts stand before
-    or behind the pixels (https://www.w3.org/TR/png-3/#5DataRep).
-    """
-    if size > LARGEST:
+    """Read the concept in A1111's preview picture: JSON in base64 in a text chunk."""
+    if size > MAX_BYTES:
         refuse(path, f"a picture (PNG) of {size / 1e9:.1f} GB")
     file.seek(8)
     while len(start := file.read(8)) == 8:
@@ -266,7 +248,7 @@ def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
             damaged(path, "cut short")
         if kind == b"IEND":
             refuse(path, "a picture (PNG)")
-        if kind != b"tEXt" or length > LARGEST_HEADER:
+        if kind != b"tEXt" or length > MAX_HEADER:
             file.seek(length + 4, os.SEEK_CUR)
             continue
         content, checksum = file.read(length), file.read(4)
@@ -282,5 +264,5 @@ def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
 
 
 def _tensors(entry: dict[str, Any]) -> Any:
-    """A1111's JSON of a tensor as a tensor; what else the JSON holds stays."""
+    """Return A1111's JSON of a tensor as a tensor, other JSON as it is."""
     return torch.tensor(entry["TORCHTENSOR"]) if "TORCHTENSOR" in entry else entry

@@ -1,7 +1,7 @@
-"""Concepts: new words whose embedding rows live beside a frozen text encoder.
+"""The vocabulary of a model: concepts whose vectors live beside a frozen text encoder.
 
-A `Vocabulary` is the one way to put concepts into a model. It holds the model's text sides, one or,
-in Stable Diffusion XL, two: a tokenizer, its encoder, and the rows. A concept's word in a prompt is
+A `Vocabulary` is the one way to put concepts into a model. It holds one text encoder or, in Stable
+Diffusion XL, two: each with its tokenizer and the rows. A concept's word in a prompt is
 replaced by as many placeholder tokens as it has rows. The base table is never written to: the rows
 are a separate float32 parameter, and a thin layer looks up the one or the other.
 """
@@ -52,14 +52,14 @@ class TextEncoder:
         return self.embedding.base.embedding_dim
 
     def ids(self, texts: list[str]) -> torch.Tensor:
-        """Tokenized, padded and cut to the window: (B, 77) on the encoder's device."""
+        """Tokenize, pad and cut texts to the window: (B, 77) on the encoder's device."""
         places = [self._places.get(text) for text in texts]
         if None in places:
             return self._tokenized(texts).to(self.embedding.weight.device)
         return torch.stack([self._table[k] for k in places]).long()
 
     def remember(self, texts: Iterable[str]) -> None:
-        """Tokenize texts now: for their `ids` nothing is then to be done or waited for."""
+        """Tokenize texts now, so that nothing is left to do or wait for when `ids` needs them."""
         new = [text for text in dict.fromkeys(texts) if text not in self._places]
         self._places |= {text: len(self._places) + k for k, text in enumerate(new)}
         parts = [self._tokenized(new[k : k + 1024]).int() for k in range(0, len(new), 1024)]
@@ -74,19 +74,15 @@ class TextEncoder:
             return_tensors="pt",
         ).input_ids
 
-    def phrase_rows(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
-        """The base table's rows (n, D), float32, of a phrase's tokens."""
+    def initializer_vectors(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
+        """Return the base table's rows (n, D), float32, of a phrase's tokens."""
         ids = self.tokenizer(phrase, add_special_tokens=False).input_ids
         ids = [ids[k % len(ids)] for k in range(num_vectors or len(ids))]
         return self.embedding.weight[ids].detach().float().clone()
 
 
 def check_fit(concept: LearnedConcept, widths: tuple[int, ...], model: str) -> None:
-    """Whether a concept's rows fit the text encoders of a base model.
-
-    Raises:
-        UserError: naming both.
-    """
+    """Refuse a concept whose vectors do not fit the text encoders of a base model."""
     if concept.widths == widths:
         return
     whose = "the text encoder's width is" if len(widths) == 1 else "the text encoders' widths are"
@@ -102,12 +98,12 @@ def _and(numbers: tuple[int, ...]) -> str:
 
 
 class Vocabulary:
-    """A model's text sides, and the concepts added to them.
+    """A model's text encoders, and the concepts added to them.
 
     `names` lists the concepts in the order of their rows.
 
     Args:
-        tokenizer_2, text_encoder_2: the second side, where the model has two.
+        tokenizer_2, text_encoder_2: those of the second text encoder, where the model has two.
         model: its name, for messages.
     """
 
@@ -134,13 +130,13 @@ class Vocabulary:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the text encoders."""
-        return tuple(side.width for side in self.text_encoders)
+        """The widths of the text encoders."""
+        return tuple(encoder.width for encoder in self.text_encoders)
 
     @property
     def rows(self) -> tuple[nn.Parameter, ...]:
-        """The learned rows (N, D), float32, of every side."""
-        return tuple(side.embedding.rows for side in self.text_encoders)
+        """The learned rows (N, D), float32, of every text encoder."""
+        return tuple(encoder.embedding.rows for encoder in self.text_encoders)
 
     @contextlib.contextmanager
     def using(self, rows: tuple[torch.Tensor, ...]) -> Iterator[None]:
@@ -148,7 +144,7 @@ class Vocabulary:
 
         The vocabulary's own are not touched, and take no gradient from what is computed meanwhile.
         """
-        embeddings, own = [side.embedding for side in self.text_encoders], self.rows
+        embeddings, own = [encoder.embedding for encoder in self.text_encoders], self.rows
         for embedding, matrix in zip(embeddings, rows, strict=True):
             embedding.set_rows(nn.Parameter(matrix, requires_grad=False))
         try:
@@ -163,30 +159,25 @@ class Vocabulary:
         return self.text_encoders[0].tokenizer.model_max_length
 
     def length(self, prompt: str) -> int:
-        """A prompt's tokens, start and end among them, concepts by their rows."""
+        """Count a prompt's tokens, start and end among them, concepts by their vectors."""
         return len(self.text_encoders[0].tokenizer(self.text(prompt)).input_ids)
 
-    def phrase_rows(
+    def initializer_vectors(
         self, phrase: str, num_vectors: int | None, key: str
     ) -> tuple[torch.Tensor, ...]:
-        """The base table's rows (n, D), float32, of a phrase's tokens, for every side.
+        """Return the base table's rows (n, D), float32, of a phrase's tokens, per text encoder.
 
         Fewer or more rows than tokens when `num_vectors` says so: the first ones, or over again
         from the start.
-
-        Raises:
-            UserError: the phrase has no token.
         """
         if not self.text_encoders[0].tokenizer(phrase, add_special_tokens=False).input_ids:
             raise UserError(f"{key} is empty; give a phrase that describes the concept")
-        return tuple(side.phrase_rows(phrase, num_vectors) for side in self.text_encoders)
+        return tuple(
+            encoder.initializer_vectors(phrase, num_vectors) for encoder in self.text_encoders
+        )
 
     def check(self, concept: LearnedConcept) -> None:
-        """Whether a concept can be added; nothing is changed.
-
-        Raises:
-            UserError: a word the tokenizer has, a concept added twice, rows of another width.
-        """
+        """Refuse a concept that cannot be added; nothing is changed."""
         name = concept.name
         if name in self._slices:
             raise UserError(
@@ -198,21 +189,17 @@ class Vocabulary:
         check_fit(concept, self.widths, self.model)
 
     def add(self, concept: LearnedConcept) -> None:
-        """Add a concept with its rows.
-
-        Raises:
-            UserError: what `check` raises; a word like one that the tokenizer was given before.
-        """
+        """Add a concept with its vectors."""
         self.check(concept)
         name, count = concept.name, len(concept.embeddings)
         start = len(self.rows[0])
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         # Lower case without spaces: the older tokenizers fold added tokens as they fold text.
         tokens = [f"<{slug}|{start + k}>" for k in range(count)]
-        for side, rows in zip(self.text_encoders, concept.rows, strict=True):
-            if side.tokenizer.add_tokens(tokens) != count:
+        for encoder, rows in zip(self.text_encoders, concept.rows, strict=True):
+            if encoder.tokenizer.add_tokens(tokens) != count:
                 raise UserError(f"concept {name!r} clashes with tokens of the tokenizer; rename it")
-            side.embedding.extend(rows)
+            encoder.embedding.extend(rows)
         self._slices[name] = slice(start, start + count)
         self._loaded[name] = concept
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
@@ -222,9 +209,6 @@ class Vocabulary:
 
         Its rows stay behind the table, a few kilobytes that no prompt reaches; the ids of the other
         concepts' tokens go by their places.
-
-        Raises:
-            UserError: no such concept.
         """
         if name not in self._slices:
             loaded = ", ".join(self.names) or "none"
@@ -234,17 +218,17 @@ class Vocabulary:
         self.rewrite = PromptRewriter(left)
 
     def text(self, prompt: str) -> str:
-        """A prompt as it is tokenized: without weights, the concepts as their tokens."""
+        """Return a prompt as it is tokenized: without weights, the concepts as their tokens."""
         return self.rewrite(unweighted(prompt))
 
     def remember(self, prompts: Iterable[str]) -> None:
         """Tokenize prompts once for all, after all concepts are added."""
         texts = [self.text(prompt) for prompt in prompts]
-        for side in self.text_encoders:
-            side.remember(texts)
+        for encoder in self.text_encoders:
+            encoder.remember(texts)
 
     def fits_without_tokenizing(self, prompt: str) -> bool:
-        """Whether the window holds a prompt, told without tokenizing: a token is a byte or more."""
+        """Return whether a prompt surely fits the window: a token has a byte or more."""
         prompt = unweighted(prompt)
         placed = sum(
             len(self.rewrite.replacements[w].split()) for w in self.rewrite.words_in(prompt)
@@ -252,19 +236,19 @@ class Vocabulary:
         return 2 + placed + len(self.rewrite.without(prompt).encode()) <= self.window
 
     def with_initializers(self, prompt: str) -> str:
-        """The prompt with each concept's initial phrase in place of its word.
+        """Replace each concept's word by its initializer.
 
-        A concept whose file tells no phrase becomes "thing".
+        A concept whose file names none becomes "thing".
         """
         phrases = {name: c.initializer or "thing" for name, c in self._loaded.items()}
         return PromptRewriter(phrases)(prompt)
 
     def is_word(self, name: str) -> bool:
-        """Whether a concept's name is one token of the base vocabulary, as `cat` is."""
+        """Return whether a concept's name is one token of the base vocabulary, as `cat` is."""
         return is_word(name, self._base_tokens)
 
     def concepts(self) -> list[LearnedConcept]:
-        """All concepts with a copy of their rows."""
+        """Return all concepts with a copy of their vectors."""
         fields = ("embeddings", "embeddings_2")
         return [
             dataclasses.replace(
@@ -278,11 +262,11 @@ class Vocabulary:
         ]
 
     def token_ids(self, prompts: list[str]) -> torch.Tensor:
-        """What the first side's encoder is given: (B, 77) on its device."""
+        """Return the first encoder's input: (B, 77) on its device."""
         return self.text_encoders[0].ids([self.text(p) for p in prompts])
 
     def truncated_concepts(self, prompt: str) -> list[str]:
-        """The concepts of a prompt that its window of 77 tokens cuts, wholly or in part."""
+        """Return the concepts of a prompt that the window of 77 tokens cuts, wholly or in part."""
         ids = self.token_ids([prompt])[0].tolist()
         first = self.text_encoders[0].embedding.first_id
         named = self.rewrite.words_in(prompt)

@@ -37,13 +37,10 @@ def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
 
 
 def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
-    """Files of concepts by their names; float32, and as much as the layout tells besides.
+    """Encode concepts as files, float32, with as much as the layout can hold besides.
 
     Args:
         layout: one of `LAYOUTS`.
-
-    Raises:
-        UserError: two concepts for one file name, or one that the layout has no place for.
     """
     files: dict[str, bytes] = {}
     if layout == "detsd":
@@ -62,11 +59,7 @@ def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
 
 
 def store(files: dict[str, bytes], folder: Path) -> None:
-    """Put files into `folder`, each as a whole; it is made.
-
-    Raises:
-        UserError: a file of that name holds something else; nothing is written.
-    """
+    """Write files into `folder`, each whole or not at all; refuse to overwrite other content."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         path = folder / name
@@ -113,7 +106,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
 
 
 def _entry(c: LearnedConcept) -> dict[str, Any]:
-    """A concept in detsd's own layout; what is not known is left out."""
+    """Return a concept in detsd's own layout; what is not known is left out."""
     keys = ("learned_embeddings", "learned_embeddings_2")
     known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
     return {
@@ -130,10 +123,7 @@ def _pickled(table: dict[str, Any]) -> bytes:
 
 
 def _safetensors(c: LearnedConcept, tensors: dict[str, torch.Tensor]) -> bytes:
-    """A safetensors file with what other tools show of it.
-
-    The names of the notes are A1111's, and ModelSpec's where it has a name for the family.
-    """
+    """Encode tensors with metadata under A1111's names, and ModelSpec's for known families."""
     metadata = {
         "format": "pt",
         "name": c.name,

@@ -31,8 +31,8 @@ from detsd.config.generate import (
     OutputConfig,
 )
 from detsd.config.schema import (
-    LARGEST_SEED,
-    LARGEST_SIDE,
+    MAX_SEED,
+    MAX_SIDE,
     REQUIRED,
     SchedulerName,
     Source,
@@ -43,8 +43,8 @@ from detsd.config.schema import (
 
 __all__ = [
     "KINDS",
-    "LARGEST_SEED",
-    "LARGEST_SIDE",
+    "MAX_SEED",
+    "MAX_SIDE",
     "REQUIRED",
     "ConceptsConfig",
     "Config",

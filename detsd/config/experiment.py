@@ -1,4 +1,4 @@
-"""An experiment file: read, checked, overridden."""
+"""Read, check and override an experiment file."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ def parse_config(
 
     Args:
         beside: the folder in which relative paths are looked for first.
-
-    Raises:
-        UserError: listing every problem found.
     """
     problems: list[str] = []
     config = _section(kind, hyperparameters, "", problems, beside)
@@ -142,18 +139,14 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
 
 
 def _parsed(text: str) -> Any:
-    """YAML as Determined's own commands read it."""
+    """Parse YAML as Determined's own commands do."""
     from determined.common.util import yaml_safe_load  # late: a fifth of a second
 
     return yaml_safe_load(text)
 
 
 def read_experiment(path: Path) -> Any:
-    """The experiment file at `path` as Determined reads it (`5e-4` is a number).
-
-    Raises:
-        UserError: no such file, or not YAML.
-    """
+    """Read the experiment file at `path` as Determined does (`5e-4` is a number)."""
     try:
         return _parsed(path.read_text())
     except FileNotFoundError:
@@ -166,10 +159,7 @@ def read_experiment(path: Path) -> Any:
 
 
 def _constants(value: Any) -> Any:
-    """Hyperparameters as a trial would get them: `{type: const, val: x}` is x.
-
-    Raises ValueError for a search range, which needs a searcher to become a value.
-    """
+    """Replace `{type: const, val: x}` by x; raise ValueError at a search range."""
     if not isinstance(value, dict):
         return value
     if value.get("type") == "const":
@@ -180,11 +170,7 @@ def _constants(value: Any) -> Any:
 
 
 def override(hyperparameters: dict[str, Any], overrides: list[str], source: str) -> None:
-    """Apply `section.key=value` texts in place; values are YAML.
-
-    Raises:
-        UserError: a malformed override.
-    """
+    """Apply `section.key=value` texts in place; values are YAML."""
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -212,11 +198,7 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
 def load_config(
     path: str | Path, overrides: list[str] | None = None, kind: type[Config] = FinetuneConfig
 ) -> Config:
-    """Read the experiment file at `path`, apply `section.key=value` overrides, check it.
-
-    Raises:
-        UserError: unreadable file, malformed override, or a problem in the configuration.
-    """
+    """Read the experiment file at `path`, apply `section.key=value` overrides, check it."""
     experiment = read_experiment(Path(path))
     check_experiment(experiment, str(path), kind)
     hyperparameters = experiment["hyperparameters"]

@@ -10,9 +10,9 @@ from typing import Literal
 from PIL import ImageColor
 
 from detsd.config.schema import (
-    LARGEST_SEED,
-    LARGEST_SIDE,
-    LONGEST_FILE_NAME,
+    MAX_FILE_NAME,
+    MAX_SEED,
+    MAX_SIDE,
     REQUIRED,
     SchedulerName,
     Section,
@@ -70,7 +70,7 @@ class ConceptsConfig(Section):
         None,
         "height and width of a training image in pixels; null: the model's own size",
         low=8,
-        high=LARGEST_SIDE,
+        high=MAX_SIDE,
     )
     img_aspect: float = setting(
         1.0,
@@ -143,7 +143,7 @@ class ConceptsConfig(Section):
             )
         files = [file_name(name) for name in dict.fromkeys(self.concept_strs)]
         for name in files:
-            if len(f"{name}.safetensors".encode()) > LONGEST_FILE_NAME:
+            if len(f"{name}.safetensors".encode()) > MAX_FILE_NAME:
                 problems.append(
                     f"concepts.concept_strs has a word of {len(name)} characters, which no file "
                     "can be named after; shorten it"
@@ -277,7 +277,7 @@ class InferenceConfig(Section):
     )
     scheduler_name: SchedulerName = setting("ddim", "the sampler")
     seeds: list[int] = setting(
-        [0], "seeds, the same for every prompt and checkpoint", low=0, high=LARGEST_SEED
+        [0], "seeds, the same for every prompt and checkpoint", low=0, high=MAX_SEED
     )
     img_per_prompt: int = setting(1, "images per prompt and seed", low=1, high=1000)
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from detsd.config.finetune import EvaluatorConfig, ModelConfig
 from detsd.config.schema import (
-    LARGEST_SEED,
-    LARGEST_SIDE,
+    MAX_SEED,
+    MAX_SIDE,
     REQUIRED,
     SchedulerName,
     Section,
@@ -47,15 +47,15 @@ class GridConfig(Section):
         None,
         "list of seeds; null: num_seeds seeds, starting with first_seed",
         low=0,
-        high=LARGEST_SEED,
+        high=MAX_SEED,
     )
     first_seed: int = setting(0, "the first seed, if seeds is null", low=0)
     num_seeds: int = setting(1, "number of seeds, if seeds is null", low=1, high=10_000_000)
     width: int | None = setting(
-        None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
+        None, "of the images in pixels; null: the model's own size", low=8, high=MAX_SIDE
     )
     height: int | None = setting(
-        None, "of the images in pixels; null: the model's own size", low=8, high=LARGEST_SIDE
+        None, "of the images in pixels; null: the model's own size", low=8, high=MAX_SIDE
     )
 
     @property
@@ -83,10 +83,8 @@ class GridConfig(Section):
                 problems.append(
                     f"grid.{name} has {value!r} twice; the same images would be made twice"
                 )
-        if self.first_seed + self.num_seeds - 1 > LARGEST_SEED:
-            problems.append(
-                f"grid.first_seed + num_seeds go beyond the largest seed, {LARGEST_SEED}"
-            )
+        if self.first_seed + self.num_seeds - 1 > MAX_SEED:
+            problems.append(f"grid.first_seed + num_seeds go beyond the largest seed, {MAX_SEED}")
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 8:
                 problems.append(f"grid.{name} is {getattr(self, name)} but must be a multiple of 8")
@@ -165,7 +163,7 @@ class EvaluationConfig(Section):
         0,
         "seed of the first sample; the others count up from it",
         low=0,
-        high=LARGEST_SEED - 10_000,
+        high=MAX_SEED - 10_000,
     )
     scheduler_name: SchedulerName | None = setting(None, "the sampler; null: the model's own")
     num_inference_steps: int = setting(25, "denoising steps; 25 to 50", low=1)

@@ -30,7 +30,7 @@ def setting(
     high: float | None = None,
     path: bool = False,
 ) -> Any:
-    """A field with its help text and bounds: `low` and `high` are allowed themselves, not `above`.
+    """Declare a field with its help text and bounds: `low` and `high` are allowed, `above` is not.
 
     `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
     A `path` is looked for beside the configuration first.
@@ -45,11 +45,11 @@ def setting(
 
 REQUIRED = dataclasses.MISSING
 
-LARGEST_SEED = 2**32 - 1  # PyTorch heeds 32 bits
+MAX_SEED = 2**32 - 1  # PyTorch heeds 32 bits
 
-LARGEST_SIDE = 8192  # pixels of an image
+MAX_SIDE = 8192  # pixels of an image
 
-LONGEST_FILE_NAME = 255  # bytes, of every file system in use
+MAX_FILE_NAME = 255  # bytes, of every file system in use
 
 
 class Section:
@@ -65,14 +65,14 @@ class Section:
 
 
 class Source(str):
-    """Where a concept lies, as `detsd.concepts.source` reads it; in YAML also `{path: word}`."""
+    """A concept's source, as `detsd.concepts.source` reads it; in YAML also `{path: word}`."""
 
 
 SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]
 
 
 def closest_key(key: str, kind: type) -> str:
-    """What the unknown `key` of `kind` may have been meant to be."""
+    """Suggest a key of `kind` for an unknown one."""
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -89,7 +89,7 @@ def closest_key(key: str, kind: type) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """A field's type in words."""
+    """Describe a field's type in words."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     names[Source] = "a path, or {path: word}"
     if typing.get_origin(kind) is Literal:
@@ -102,7 +102,7 @@ def type_name(kind: Any) -> str:
 
 
 def _value(kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or ValueError saying what was expected."""
+    """Return `value` as `kind`, or raise ValueError saying what was expected."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(kind):
@@ -140,7 +140,7 @@ def _value(kind: Any, value: Any) -> Any:
 def _section(
     kind: type, given: Any, path: str, problems: list[str], beside: Path | None = None
 ) -> Any:
-    """`given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
+    """Return `given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
     before = len(problems)
     if not isinstance(given, dict):
         problems.append(f"{path} must be a mapping of keys to values, not {given!r}")
@@ -185,7 +185,7 @@ def _section(
 
 
 def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """A configuration's `asdict` as "section.key" -> value."""
+    """Flatten a configuration's `asdict` to "section.key" -> value."""
     found = {}
     for key, value in config.items():
         found |= (
@@ -195,7 +195,7 @@ def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Which keys differ between two configurations' `asdict`, as "section.key was 1, is 2".
+    """Return the keys that differ between two `asdict`s, as "section.key was 1, is 2".
 
     Keys that there were not yet when the old one was written do not count.
     """

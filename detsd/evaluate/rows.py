@@ -134,7 +134,7 @@ def _compare(
         return {"word": _word(tokenizer, token), "cosine": float(likeness[row, token])}
 
     for j, row in enumerate(described):
-        # As Vocabulary.phrase_rows repeats the initializer's tokens.
+        # As Vocabulary.initializer_vectors repeats the initializer's tokens.
         row["began_as"] = word(j, start[j % len(start)]) if start else None
         row["nearest"] = [word(j, token) for token in ids[j].tolist()]
 

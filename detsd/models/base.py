@@ -34,9 +34,7 @@ class BaseModel:
     sampling_scheduler_config: dict  # of the model's own sampler
     device: torch.device
     dtype: torch.dtype  # of text encoders and UNet
-    force_zeros_for_empty_prompt: bool = (
-        False  # what is to be kept away from, where nothing is named
-    )
+    force_zeros_for_empty_prompt: bool = False  # as negative prompt
     commit: str | None = None  # of the hub, that the weights came from; None for a folder
 
     @property
@@ -55,30 +53,31 @@ class BaseModel:
         frames: Sequence[TimeIds] | torch.Tensor | None = None,
         encoders: Sequence[Callable[..., Any]] | None = None,
     ) -> Conditioning:
-        """What the UNet is told of prompts with concepts in them.
+        """Encode prompts with concepts in them for the UNet.
 
         Args:
-            frames: of each prompt's image, which Stable Diffusion XL is told (arXiv 2307.01952);
+            frames: of each prompt's image, an input of Stable Diffusion XL (arXiv 2307.01952);
                 default: whole images of the model's own size.
             encoders: compiled text encoders, in place of the model's own.
         """
         texts = [self.vocabulary.text(prompt) for prompt in prompts]
-        sides = self.vocabulary.text_encoders
-        encoders = encoders or [side.encoder for side in sides]
-        ids = [side.ids(texts) for side in sides]
-        if len(sides) == 1:
+        text_encoders = self.vocabulary.text_encoders
+        encoders = encoders or [side.encoder for side in text_encoders]
+        ids = [side.ids(texts) for side in text_encoders]
+        if len(text_encoders) == 1:
             return Conditioning(encoders[0](ids[0]).last_hidden_state)
-        said = [
+        states = [
             encode(i, output_hidden_states=True) for encode, i in zip(encoders, ids, strict=True)
         ]
         size = self.image_size
         if frames is None:
             frames = [(size, size, 0, 0, size, size)] * len(prompts)
         return Conditioning(
-            # Of the layers before the last.
-            torch.cat([s.hidden_states[-2] for s in said], dim=-1),
+            torch.cat(
+                [s.hidden_states[-2] for s in states], dim=-1
+            ),  # of the layer before the last
             {
-                "text_embeds": said[-1].text_embeds,  # pooled, (B, P)
+                "text_embeds": states[-1].text_embeds,  # pooled, (B, P)
                 "time_ids": torch.as_tensor(frames, dtype=torch.float32, device=self.device),
             },
         )
@@ -86,7 +85,7 @@ class BaseModel:
     def encode_negative_prompts(
         self, prompts: list[str], frames: Sequence[TimeIds] | None = None
     ) -> Conditioning:
-        """What the UNet is told of negative prompts."""
+        """Encode negative prompts for the UNet."""
         cond = self.encode_prompts(prompts, frames)
         if not self.force_zeros_for_empty_prompt:
             return cond
@@ -100,7 +99,7 @@ class BaseModel:
     def stock_pipeline(
         self, scheduler: Any, safety_checker: Any = None, feature_extractor: Any = None
     ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-        """The diffusers pipeline of the same parts."""
+        """Return the diffusers pipeline of the same parts."""
         first, *second = self.vocabulary.text_encoders
         parts = {
             "vae": self.vae,
@@ -133,16 +132,14 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a UNet is told of a batch of prompts."""
+    """The text conditioning of a batch of prompts."""
 
     prompt_embeds: torch.Tensor  # (B, 77, D), states of the text encoder
-    added_cond_kwargs: dict[str, torch.Tensor] | None = (
-        None  # (B, ...) each, where a model wants more
-    )
+    added_cond_kwargs: dict[str, torch.Tensor] | None = None  # (B, ...) each, of XL
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """One batch of several, in their order."""
+        """Join several batches to one, in their order."""
         added = None
         if parts[0].added_cond_kwargs is not None:
             added = {

@@ -50,9 +50,9 @@ CONFIG = "config.json"  # what makes one a model of a single part, as `INDEX` on
 
 WHOLE = "."  # that part, which has no folder of its own
 
-PATIENCE = 10  # seconds for an answer of the hub
+TIMEOUT = 10  # seconds for an answer of the hub
 
-LONGEST_WAIT = 60  # seconds before a busy hub is asked again
+MAX_WAIT = 60  # seconds before a busy hub is asked again
 
 # Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
 # stand in where there are no others.
@@ -62,11 +62,7 @@ WEIGHTS = re.compile(
 
 
 def hub_token() -> str | None:
-    """HF_AUTH_TOKEN or HF_TOKEN, if one is set; the configs' placeholder counts as none.
-
-    Raises:
-        UserError: one that could not be sent, as in the quotes of a word processor.
-    """
+    """Return HF_AUTH_TOKEN or HF_TOKEN, if set; the configs' placeholder counts as none."""
     for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
         token = os.environ.get(name, "").strip()
         if token and token != PLACEHOLDER_TOKEN:
@@ -103,7 +99,7 @@ class ModelFiles:
     key: str = KEY
 
     def weights(self, part: str) -> list[str]:
-        """The files of a part's weights: those in half precision only where there are no others.
+        """Return a part's weight files: half precision only where there are no others.
 
         Those that hold a piece each likewise.
         """
@@ -112,11 +108,11 @@ class ModelFiles:
         return [n for n in found if "-of-" not in n] or found
 
     def variant(self, part: str) -> str | None:
-        """What the loaders call the kind of `weights(part)`."""
+        """Return diffusers' `variant` of `weights(part)`."""
         return "fp16" if any(".fp16" in name for name in self.weights(part)) else None
 
     def part_files(self, part: str, weights: bool = True) -> list[str]:
-        """What the loaders need of one part (`unet`): configuration, vocabulary, weights."""
+        """Return what the loaders need of one part (`unet`): configuration, vocabulary, weights."""
         names = (Path(name) for name in self.files)
         small = [
             name.as_posix()
@@ -128,16 +124,13 @@ class ModelFiles:
         return small + (self.weights(part) if weights else [])
 
     def fetch(self, *parts: str, weights: bool = True) -> None:
-        """Bring what is missing of these parts into `folder`.
+        """Fetch what is missing of these parts into `folder`.
 
         Args:
             weights: False: configuration and vocabulary only, a few kilobytes.
-
-        Raises:
-            UserError: what the hub says, no network, no room.
         """
         wanted = [name for part in parts for name in self.part_files(part, weights)]
-        if self.commit is None:  # a folder: what it lacks, its loader tells
+        if self.commit is None:  # a folder: its loader reports what is missing
             return
         for part in parts:
             own = [name for name in wanted if Path(name).parent.as_posix() == part]
@@ -155,11 +148,7 @@ class ModelFiles:
         self.fetch_files(*wanted)
 
     def fetch_files(self, *names: str) -> None:
-        """Bring these files into `folder`, unless they lie there.
-
-        Raises:
-            UserError: as `fetch`.
-        """
+        """Fetch these files into `folder`, unless they are there."""
         missing = [name for name in names if not (self.folder / name).is_file()]
         total = sum(self.files.get(name, 0) for name in missing)
         room = shutil.disk_usage(self.folder).free
@@ -168,7 +157,7 @@ class ModelFiles:
                 f"{self.key}: {self.name} needs {_size(total)} more in {constants.HF_HUB_CACHE}, "
                 f"which has room for {_size(room)}; make room, or set HF_HOME to a folder with more"
             )
-        with _told(self.name, total, self.folder.parent.parent / "blobs"):
+        with _download_progress(self.name, total, self.folder.parent.parent / "blobs"):
             for name in missing:
                 with _refusals(self.key, self.name, self.commit, name):
                     hf_hub_download(self.name, name, revision=self.commit, token=hub_token())
@@ -186,16 +175,13 @@ def resolve_files(
     key: str = KEY,
     index: str = INDEX,
 ) -> ModelFiles:
-    """A model by folder or hub name; of the hub's, its index alone is fetched.
+    """Find a model by folder or hub name; from the hub, its index alone is fetched.
 
     Args:
         revision: branch, tag or commit on the hub.
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
         key: what names the model, in messages.
         index: `INDEX` of a base model, `CONFIG` of a model of one part.
-
-    Raises:
-        UserError: neither folder nor hub model, or one that this token or machine cannot get.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -231,27 +217,22 @@ def resolve_files(
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """The files of a model's folder and of the folders in it: path -> bytes."""
+    """List the files of a model's folder and of the folders in it: path -> bytes."""
     paths = [*folder.glob("*"), *folder.glob("*/*")]
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths if p.is_file()}
 
 
 class _NoAnswer(Exception):
-    """Why nothing can be had of the hub, as half a sentence."""
+    """The hub is unreachable or offline; the message completes a sentence."""
 
 
 def _ask(name: str, revision: str | None):
-    """What the hub says of a model. A busy one is asked three times, as late as it wishes.
-
-    Raises:
-        _NoAnswer: no hub, or one that is out of order.
-        HfHubHTTPError: it refuses.
-    """
+    """Ask the hub for a model's files; ask a busy one three times, when it wishes."""
     token = hub_token()
     for wait in (2, 4, None):
         try:
             return HfApi().model_info(
-                name, revision=revision, token=token, timeout=PATIENCE, files_metadata=True
+                name, revision=revision, token=token, timeout=TIMEOUT, files_metadata=True
             )
         except HfHubHTTPError as error:
             code = error.response.status_code
@@ -262,7 +243,7 @@ def _ask(name: str, revision: str | None):
                     f"the hub ({constants.ENDPOINT}) answers {_answer(error)}"
                 ) from None
             asked = error.response.headers.get("Retry-After", "")
-            time.sleep(min(LONGEST_WAIT, int(asked) if asked.isdigit() else wait))
+            time.sleep(min(MAX_WAIT, int(asked) if asked.isdigit() else wait))
         except HFValidationError:
             raise
         except OfflineModeIsEnabled:
@@ -280,7 +261,7 @@ def _answer(error: HfHubHTTPError) -> str:
 
 @contextlib.contextmanager
 def _refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[None]:
-    """What goes wrong between here and the hub as one sentence."""
+    """Turn what goes wrong between here and the hub into one sentence."""
     try:
         yield
     except UserError:
@@ -290,10 +271,10 @@ def _refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[
         while link := chain[-1].__cause__ or chain[-1].__context__:  # the reason may be hidden
             chain.append(link)
         refusals = (HfHubHTTPError, HFValidationError)
-        told = next((e for e in chain if isinstance(e, refusals)), None)
-        if told is None and isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        refusal = next((e for e in chain if isinstance(e, refusals)), None)
+        if refusal is None and isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
-        raise UserError(f"{key}: {_sentence(name, revision, file, told or error)}") from None
+        raise UserError(f"{key}: {_sentence(name, revision, file, refusal or error)}") from None
 
 
 def _sentence(name: str, revision: str | None, file: str, error: BaseException) -> str:
@@ -342,8 +323,8 @@ def _size(count: float) -> str:
 
 
 @contextlib.contextmanager
-def _told(name: str, total: int, blobs: Path) -> Iterator[None]:
-    """Say that files are coming down, and how far they are: bars on a terminal, lines in a log."""
+def _download_progress(name: str, total: int, blobs: Path) -> Iterator[None]:
+    """Show the progress of a download: bars on a terminal, lines in a log."""
     if total < 1e6:  # configuration only
         yield
         return

@@ -1,9 +1,9 @@
-"""Load and freeze a base model: its text sides, VAE, UNet and noise scheduler.
+"""Load and freeze a base model: its text encoders, VAE, UNet and noise scheduler.
 
 Constants (scaling factor, betas, prediction type, image size, text widths) are read from the model,
 so that the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ by a path only.
-What is peculiar to XL stands in `BaseModel.encode_prompts`: two text encoders, of which the second
-one's pooled states and the frame of the image are told to the UNet as well.
+XL's peculiarity stands in `BaseModel.encode_prompts`: two text encoders; the second one's pooled
+states and the frame of the image are inputs of the UNet as well.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_dtype(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
-    """The dtype of frozen weights: as told, or the fastest that the hardware does well.
+    """Return the dtype of the frozen weights: as configured, or the fastest that is exact enough.
 
     bf16 has the range of float32, which gradients need, and fp16 the finer steps: images in it come
     nine times nearer to those in float32 (dev/LOG.md).
@@ -70,10 +70,6 @@ def load_base_model(
     Args:
         concepts: what is going to be added to it; whether they fit is found out first.
         training: whether gradients will go through it.
-
-    Raises:
-        UserError: missing, gated or unreachable model, one that is not supported, or concepts of
-            another.
     """
     name = config.pretrained_model_name_or_path
     dtype = pick_dtype(config.precision, device, training)
@@ -150,11 +146,7 @@ def _load(cls: type, source: ModelFiles, part: str, **options):
 def load_safety_checker(
     config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[StableDiffusionSafetyChecker | None, CLIPImageProcessor | None]:
-    """The model's own safety checker and the processor of its input; None twice without one.
-
-    Raises:
-        UserError: the model names a checker that cannot be loaded.
-    """
+    """Load the model's own safety checker and its image processor; None twice without one."""
     source = resolve_model(config)
     if source.single:
         return None, None

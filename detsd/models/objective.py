@@ -16,7 +16,7 @@ MAX_TIMESTEPS = 8  # noised copies of an image that the UNet sees at once
 def prediction_target(
     scheduler: DDPMScheduler, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
-    """What the UNet should say: the noise (arXiv 2006.11239) or v (arXiv 2202.00512).
+    """Return the UNet's target: the noise (arXiv 2006.11239) or v (arXiv 2202.00512).
 
     x, noise (B, C, h, w); t (B,). Which one, the scheduler's `prediction_type` names.
     """
@@ -26,7 +26,7 @@ def prediction_target(
 
 
 def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | None) -> torch.Tensor:
-    """Loss weight per sample (B,): min(SNR, gamma) over what the target already weighs.
+    """Weigh the loss of each sample (B,): min(SNR, gamma) over the target's own weight.
 
     Equation 6 of arXiv 2303.09556 for epsilon; for v the target's own weight is SNR + 1. Ones
     without gamma.
@@ -42,7 +42,7 @@ def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | Non
 def squared_error(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared error of each sample (B,), in float32 whatever the precision.
+    """Return the mean squared error of each sample (B,), in float32 whatever the precision.
 
     prediction, target (B, C, h, w). With a mask (B, 1, h, w) the mean is weighted by it: where it
     is zero nothing counts, and a small subject weighs as much as a large one.
@@ -54,12 +54,12 @@ def squared_error(
 
 
 def norm_penalty(rows: torch.Tensor, target_norm: float) -> torch.Tensor:
-    """Mean of (|row| - usual norm)^2: keeps rows (N, D) as long as the vocabulary's."""
+    """Return the mean of (|row| - target norm)^2: keeps rows (N, D) as long as the vocabulary's."""
     return (rows.norm(dim=1) - target_norm).pow(2).mean()
 
 
 def hidden_penalty(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of encoder states (B, 77, D) from those with the initializer's rows."""
+    """Return the mean squared distance of encoder states (B, 77, D) from the initializer's."""
     return (hidden.float() - reference.float()).pow(2).mean()
 
 

@@ -31,17 +31,13 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def is_single_file(name: str) -> bool:
-    """Whether a base model's name is that of a file, there or missing."""
+    """Return whether a base model's name is that of a file, there or missing."""
     path = Path(name)
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
 def find_single_file(name: str) -> ModelFiles:
-    """A file's weights with its family's configuration.
-
-    Raises:
-        UserError: missing, a pickle, or a model that is not supported.
-    """
+    """Find a single file's weights, and its family's configuration."""
     path = Path(name)
     if not path.is_file():
         raise UserError(f"{KEY}: {name} does not exist; name a file, a folder or a hub model")
@@ -57,7 +53,7 @@ def find_single_file(name: str) -> ModelFiles:
         what = "a pickle, which can run code when it is read" if pickled else "no safetensors file"
         raise UserError(
             f"{KEY}: {name} is {what}; convert it to safetensors on a machine that may be lost, as "
-            "docs/models.md tells"
+            "docs/models.md says"
         )
     with safe_open(name, "pt") as f:
         shapes = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
@@ -68,28 +64,28 @@ def find_single_file(name: str) -> ModelFiles:
 
 
 def scheduler_overrides(path: Path) -> dict:
-    """What a file says of its noise schedule, in the words of diffusers' configurations.
+    """Read a file's noise schedule, in the words of diffusers' configurations.
 
     As ModelSpec has it in the metadata, or by the empty tensors that mark variants of Stable
     Diffusion XL.
     """
     with safe_open(str(path), "pt") as f:
         spec, names = f.metadata() or {}, set(f.keys())
-    told = {"rescale_betas_zero_snr": True} if "ztsnr" in names else {}
-    said = spec.get("modelspec.prediction_type", "")
-    if "v_pred" in names or said.startswith("v"):
-        return told | {"prediction_type": "v_prediction"}
-    if said.startswith("eps"):
-        return told | {"prediction_type": "epsilon"}
-    return told
+    overrides = {"rescale_betas_zero_snr": True} if "ztsnr" in names else {}
+    prediction = spec.get("modelspec.prediction_type", "")
+    if "v_pred" in names or prediction.startswith("v"):
+        return overrides | {"prediction_type": "v_prediction"}
+    if prediction.startswith("eps"):
+        return overrides | {"prediction_type": "epsilon"}
+    return overrides
 
 
 @torch.no_grad()
 def infer_prediction_type(sampler: dict, unet: UNet2DConditionModel) -> dict:
-    """The scheduler's configuration with what the UNet predicts, where nothing tells: SD 2.x.
+    """Complete a scheduler's configuration by what the UNet predicts: SD 2.x files do not say.
 
     Of an input that is all noise, the noise is the input itself, and v is about minus the picture.
-    A1111 tells the two kinds apart so, with this input and this threshold. The one that predicts
+    A1111 tells the two kinds apart with this input and this threshold. The one that predicts
     noise was trained on images of 512 pixels.
     """
     if "prediction_type" not in sampler:
@@ -103,13 +99,13 @@ def infer_prediction_type(sampler: dict, unet: UNet2DConditionModel) -> dict:
 
 
 def tokenizer_of(source: ModelFiles, part: str) -> CLIPTokenizer:
-    """The bundled vocabulary with the family's pad token."""
+    """Load the bundled vocabulary with the family's pad token."""
     facts = json.loads((source.folder / part / "tokenizer_config.json").read_text())
     return CLIPTokenizer.from_pretrained(VOCABULARY, pad_token=facts["pad_token"])
 
 
 def token_tables(files: list[Path]) -> list[torch.Tensor]:
-    """The tables (V, D), float32, of the text encoders in these files, in the model's order."""
+    """Read the tables (V, D), float32, of the text encoders in these files, in order."""
     found = {}
     for path in files:
         with safe_open(str(path), "pt") as f:
@@ -122,7 +118,7 @@ def token_tables(files: list[Path]) -> list[torch.Tensor]:
 def read_single_file(
     source: ModelFiles, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae_dtype: torch.dtype
 ) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], AutoencoderKL, UNet2DConditionModel]:
-    """Text encoders, VAE and UNet, on the CPU in their final dtype."""
+    """Load text encoders, VAE and UNet, on the CPU in their final dtype."""
     # Late: the tables of tokens are read without them.
     from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
 

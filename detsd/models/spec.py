@@ -1,4 +1,4 @@
-"""What a base model is, told by a few kilobytes of its files; its words, and their table.
+"""Describe a base model by a few kilobytes of its files; load its tokenizers and token tables.
 
 The libraries that hold whole models are not imported here, which takes seconds.
 """
@@ -36,7 +36,7 @@ from detsd.utils.errors import UserError, one_line
 from detsd.utils.memory import is_out_of_memory
 from detsd.utils.paths import resolve
 
-REMEDY = "give a complete diffusers folder or a hub model that has safetensors weights"
+HINT = "give a complete diffusers folder or a hub model that has safetensors weights"
 
 VOCABULARY_FILES = ("vocab.json", "tokenizer.json")  # older and newer tokenizers write one of them
 
@@ -47,13 +47,10 @@ ERRORS = (  # that the libraries raise over files
 
 
 def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
-    """Where the files of the configured base model are.
+    """Find the files of the configured base model.
 
     Args:
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
-
-    Raises:
-        UserError: as `hub.find`.
     """
     name = resolve(config.pretrained_model_name_or_path)
     if is_single_file(name):
@@ -63,20 +60,20 @@ def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
 
 
 @contextlib.contextmanager
-def loading(name: str, remedy: str = REMEDY, key: str = KEY) -> Iterator[None]:
-    """What goes wrong in reading a model's files as one sentence."""
+def loading(name: str, hint: str = HINT, key: str = KEY) -> Iterator[None]:
+    """Turn what goes wrong in reading a model's files into one sentence."""
     try:
         yield
     except ERRORS as error:
         reason = one_line(error, 300)
         if is_out_of_memory(error):
-            remedy = "free the device's memory, or take half precision (model.precision)"
-        raise UserError(f"{key}: {name} cannot be loaded; {remedy} (reason: {reason})") from None
+            hint = "free the device's memory, or take half precision (model.precision)"
+        raise UserError(f"{key}: {name} cannot be loaded; {hint} (reason: {reason})") from None
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a supported base model is, told by a few kilobytes of its files."""
+    """The properties of a supported base model, read from its small files."""
 
     text_encoders: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
     widths: tuple[int, ...]  # of the text encoders
@@ -85,16 +82,12 @@ class ModelSpec:
     force_upcast: bool  # in half precision
 
     def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Of the VAE, where the other parts have `dtype`."""
+        """Return the VAE's dtype, where the other parts have `dtype`."""
         return torch.float32 if self.force_upcast and dtype == torch.float16 else dtype
 
 
 def read_spec(source: ModelFiles) -> ModelSpec:
-    """What a model is; of a hub model's files only the small ones are fetched.
-
-    Raises:
-        UserError: a model that is not supported.
-    """
+    """Read a model's properties; from the hub only small files are fetched."""
 
     def refuse(what: str) -> UserError:
         return UserError(f"{KEY}: {source.name} is {what}; {SUPPORTED}")
@@ -132,11 +125,7 @@ def read_json(source: ModelFiles, name: str) -> dict:
 
 
 def fetch_vocabulary(config: ModelConfig) -> None:
-    """Fetch of a hub model what words can be checked by, before its weights are fetched.
-
-    Raises:
-        UserError: as `models.load_base_model`.
-    """
+    """Fetch a hub model's tokenizer, to check words before its weights are fetched."""
     source = resolve_model(config)
     source.fetch(*(tokenizer for tokenizer, _ in read_spec(source).text_encoders), weights=False)
 
@@ -144,15 +133,12 @@ def fetch_vocabulary(config: ModelConfig) -> None:
 def load_token_tables(
     config: ModelConfig, fetch: bool = True
 ) -> list[tuple[CLIPTokenizer, torch.Tensor]]:
-    """A base model's tokenizers and their tables of embedding rows (V, D), float32.
+    """Load a base model's tokenizers and their embedding tables (V, D), float32.
 
     One of each for every text encoder, and nothing else of the model.
 
     Args:
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
-
-    Raises:
-        UserError: as `models.load_base_model`.
     """
     source = resolve_model(config, fetch)
     kind = read_spec(source)

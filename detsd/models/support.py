@@ -1,4 +1,4 @@
-"""Which models are supported, and what the others are: told by small files, before any weights.
+"""Tell supported models from others by small files, before any weights are read.
 
 Pure functions of file names, of the JSON files of the diffusers format, and of the names and shapes
 of the tensors in a single file. What is not supported comes back in words.
@@ -43,7 +43,7 @@ PARTS = {  # of a supported model, and the classes they may have
 
 
 def without_index(files: Iterable[str]) -> str:
-    """What a folder or repository without model_index.json is, by its files' names."""
+    """Name what a folder or repository without model_index.json is, by its files' names."""
     names = sorted(files)
     single = [n for n in names if n.endswith(".safetensors") and "/" not in n]
     if "adapter_config.json" in names or any("lora" in n.lower() for n in single):
@@ -59,7 +59,7 @@ def without_index(files: Iterable[str]) -> str:
 
 
 def unsupported_index(index: Mapping[str, Any]) -> str:
-    """What a model of this model_index.json is; empty where it may be supported."""
+    """Name what a model of this model_index.json is; empty where it may be supported."""
     classes = {part: (index.get(part) or [None])[-1] for part in PARTS}
     if classes["text_encoder_2"] and not classes["text_encoder"] and classes["unet"]:
         return "the refiner of Stable Diffusion XL"
@@ -73,13 +73,13 @@ def unsupported_index(index: Mapping[str, Any]) -> str:
 
 
 def _spaced(name: str) -> str:
-    """`StableDiffusion3Pipeline` -> `Stable Diffusion 3`."""
+    """Return `StableDiffusion3Pipeline` as `Stable Diffusion 3`."""
     words = name.removesuffix("Pipeline")
     return re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[A-Z][a-z])", " ", words)
 
 
 def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a model is whose parts have these configurations; empty for a supported one.
+    """Name what a model whose parts have these configurations is; empty if supported.
 
     Args:
         configs: by the names of the parts, `scheduler` among them.
@@ -99,10 +99,10 @@ def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
     if added != ("text_time" if second else None):
         return f"of another kind (its UNet takes {added or 'no size and no pooled text'})"
     if second:
-        told = unet.get("projection_class_embeddings_input_dim")
+        width = unet.get("projection_class_embeddings_input_dim")
         sizes = 6 * (unet.get("addition_time_embed_dim") or 0)
-        if told != second.get("projection_dim", 512) + sizes:
-            return "of another kind (its UNet is not told the pooled text and six sizes)"
+        if width != second.get("projection_dim", 512) + sizes:
+            return "of another kind (its UNet does not take the pooled text and six sizes)"
     predicted = scheduler.get("prediction_type", "epsilon")
     if predicted not in ("epsilon", "v_prediction"):
         return f"a model that predicts {predicted!r} and neither noise nor v"
@@ -121,7 +121,7 @@ TEXT = {  # where a single file has the text encoder that tells its family
 
 
 def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
-    """(family, "") of a supported single file, else ("", what it is), by its tensors."""
+    """Return (family, "") of a supported single file, else ("", what it is), by its tensors."""
     names = list(shapes)
 
     def has(*beginnings: str) -> bool:
@@ -161,7 +161,7 @@ HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
-    """What is wrong with a base model that shows without loading or asking for it."""
+    """Return what is wrong with a base model's name, without loading or asking the hub."""
     name = config.pretrained_model_name_or_path
     key = "model.pretrained_model_name_or_path"
     path = Path(resolve(name))
@@ -190,7 +190,7 @@ def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]
 
 
 def vocabulary(config: ModelConfig) -> dict[str, int]:
-    """A base model's tokens and their ids, from the tokenizer's own file; {} where it is not here.
+    """Read a base model's tokens and ids from its tokenizer's file; {} where there is none here.
 
     Of a hub model, the file is read where it was fetched before.
     """

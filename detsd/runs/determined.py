@@ -53,14 +53,14 @@ class DeterminedRun(Run):
             self.writer = SummaryWriter(str(path))
 
     def close(self) -> None:
-        """Leave nothing behind in this process."""
+        """Stop what this process left running."""
         self._judged.set()  # ends the thread that asks
         progress.watchers.clear()
         if self.writer:
             self.writer.close()
 
     def resume_from(self, checkpoint: Path, uuid: str) -> None:
-        """Go on from a restored checkpoint; whose it is shows in its metadata."""
+        """Resume from a restored checkpoint; its metadata tells whose it is."""
         self.latest, self.latest_uuid = checkpoint, uuid
         self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
 
@@ -77,7 +77,7 @@ class DeterminedRun(Run):
             self._show(self.context.train.report_progress, min(1.0, fraction))
 
     def show(self, text: str) -> None:
-        """Have the cluster show beside the trial what it is at. Chief only."""
+        """Show the status beside the trial in the cluster's page. Chief only."""
         self._show(self.context.train.set_status, text)
 
     @staticmethod
@@ -135,16 +135,13 @@ class DeterminedRun(Run):
         return self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
 
     def should_stop(self):
-        # The harness would tell the other ranks of a preemption, but not of the searcher's word.
+        # The harness would signal a preemption to the other ranks, but not the searcher's decision.
         return self.context.distributed.broadcast(self.asked_to_stop())
 
     def _ask_the_searcher(self) -> None:
-        """Look, once a second, whether the searcher has ended this trial.
-
-        Only a pause, a cancel and a kill are signalled. A trial that the searcher is done with is
-        marked, and the master waits for it to end by itself. In a thread, since a master that is
-        away lets us wait; a question that fails is no reason to end, and to ask more rarely.
-        """
+        """Ask once a second whether the searcher has ended this trial, which sends no signal."""
+        # Only a pause, a cancel and a kill are signalled: the master waits for a trial that its
+        # searcher has marked. In a thread, since a master that is away lets the caller wait.
         from determined.experimental import client  # here, since few trials need it
 
         ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
@@ -169,7 +166,7 @@ class DeterminedRun(Run):
 
 @contextlib.contextmanager
 def determined_run(accelerate: bool) -> Iterator[Run]:
-    for kind in ("shared", "directory"):  # said at every restore, of a whole one too
+    for kind in ("shared", "directory"):  # logged at every restore, of a complete one too
         logging.getLogger(f"determined.common.storage.{kind}").addFilter(
             lambda record: "Ignoring partial checkpoint" not in record.getMessage()
         )

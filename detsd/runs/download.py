@@ -14,11 +14,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd"
 
 
 def cached_checkpoint(uuid: str) -> Path:
-    """The folder of a Determined checkpoint, downloaded at the first call and kept.
-
-    Raises:
-        UserError: no master, no such checkpoint, or one that cannot be downloaded.
-    """
+    """Return the folder of a Determined checkpoint, downloaded at the first call and kept."""
     folder = CACHE / uuid
     if folder.is_dir():
         return folder
@@ -37,9 +33,6 @@ def download(uuid: str, to: Path) -> None:
     """Download a Determined checkpoint into an empty folder.
 
     The master and the login are those of the `det` command line.
-
-    Raises:
-        UserError: as `cached_checkpoint`.
     """
     from determined.experimental import client  # here, since laptops without a cluster need it not
 

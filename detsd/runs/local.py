@@ -25,7 +25,7 @@ logger = logging.getLogger("detsd")
 
 
 def _sync(folder: Path) -> None:
-    """Have the disk hold a folder's files before it gets its name: a power cut empties none."""
+    """Flush a folder's files to the disk before it is renamed: a power cut empties none."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -73,7 +73,7 @@ class LocalRun(Run):
             self.writer = SummaryWriter(str(self._files.tensorboard), purge_step=steps + 1)
 
     def close(self) -> None:
-        """Close the writer and give the signals back; a folder that stayed empty goes."""
+        """Close the writer and restore the signals; a folder that stayed empty is removed."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self.writer:
@@ -87,11 +87,7 @@ class LocalRun(Run):
             self._lock.close()  # and so is given up
 
     def _hold_folder(self) -> None:
-        """Keep other processes out of the folder until this one ends, however it ends.
-
-        Raises:
-            UserError: somebody is there already.
-        """
+        """Lock the folder for this process until it ends, however it ends."""
         if not self.is_chief:
             return
         self._lock = (self.folder / ".lock").open("a+")

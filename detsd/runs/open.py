@@ -1,4 +1,4 @@
-"""The run of this process: in the trial that it belongs to, or in a folder."""
+"""Open the run of this process: in the trial that it belongs to, or in a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detsd.runs.task import on_cluster
 def open_run(
     output_dir: Path, warm_start: Path | None = None, *, accelerate: bool = False
 ) -> Iterator[Run]:
-    """The run of this process: in the trial it belongs to, else in `output_dir`.
+    """Open the run of this process: in the trial it belongs to, else in `output_dir`.
 
     On a cluster `output_dir` and `warm_start` are not used: the trial's own checkpoint, or the one
     that its experiment names as a source, is restored on every node.

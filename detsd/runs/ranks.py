@@ -27,17 +27,13 @@ from detsd.utils.errors import UserError
 
 KEY = "detsd/failed"
 
-LOOKS_EVERY = 0.5  # seconds
+POLL_SECONDS = 0.5
 
-GRACE = 4.0  # seconds for a rank to end by itself: gloo tells it, and it may fail for a reason too
+GRACE_SECONDS = 4.0  # for a rank to end by itself: gloo raises there, or it has its own error
 
 
 def check_gpus() -> None:
-    """Whether there is a GPU for every process that was started on this machine.
-
-    Raises:
-        UserError: there is not; NCCL would call it a duplicate GPU.
-    """
+    """Refuse more processes than this machine has GPUs, which NCCL calls a duplicate GPU."""
     wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < found < wanted:
@@ -49,16 +45,16 @@ def check_gpus() -> None:
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """End this process soon after another rank has failed within the block; tell them if we do.
+    """End this process soon after another rank has failed within the block, and vice versa.
 
-    What breaks here because another rank is gone is not told: that rank tells its own reason.
+    An error that follows from another rank's end is not shown: that rank shows its own.
     """
     store = _store()
     if store is None:
         yield
         return
     over = threading.Event()
-    threading.Thread(target=_look, args=(store, over), daemon=True).start()
+    threading.Thread(target=_watch_peers, args=(store, over), daemon=True).start()
     try:
         yield
     except (UserError, SystemExit, KeyboardInterrupt):
@@ -76,7 +72,7 @@ def fail_together() -> Iterator[None]:
 
 
 def _store() -> torch.distributed.TCPStore | None:
-    """A connection of its own to the launcher's store; None for a process alone."""
+    """Connect to the launcher's store; None for a process alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     return torch.distributed.TCPStore(
@@ -88,20 +84,20 @@ def _store() -> torch.distributed.TCPStore | None:
     )
 
 
-def _look(store: torch.distributed.TCPStore, over: threading.Event) -> None:
+def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> None:
     failed = False
-    while not failed and not over.wait(LOOKS_EVERY):
+    while not failed and not over.wait(POLL_SECONDS):
         try:
             failed = store.check([KEY])
         except RuntimeError:  # the store is gone, and with it who kept it
             failed = True
-    if failed and not over.wait(GRACE):
+    if failed and not over.wait(GRACE_SECONDS):
         # Not an exception: the main thread may be in a call that never comes back.
         os._exit(1)
 
 
 # One rank downloads while the others wait: longer than the libraries' ten minutes at times.
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 
 
 class Ranks:
@@ -126,7 +122,7 @@ class Ranks:
             self.device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
     def allgather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of the ranks. Collective."""
+        """Return every rank's value, in the order of the ranks. Collective."""
         self.waiting = True
         try:
             return self.context.allgather(value)
@@ -134,12 +130,12 @@ class Ranks:
             self.waiting = False
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on any rank. Collective."""
+        """Return whether it is true on any rank. Collective."""
         return any(self.allgather(value))
 
     @contextlib.contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """One rank of each machine goes through the block before its others. Collective."""
+        """Run the block on one rank of each machine before its others. Collective."""
         if self.local_rank == 0:
             try:
                 yield
@@ -155,7 +151,7 @@ class AcceleratedRanks(Ranks):
 
     def __init__(self):
         cpu = not torch.cuda.is_available() and "LOCAL_RANK" in os.environ
-        options = InitProcessGroupKwargs(timeout=PATIENCE)
+        options = InitProcessGroupKwargs(timeout=TIMEOUT)
         if cpu:
             options.backend = "gloo"
             # Else Accelerate chooses a number of threads itself, and warns of it at every start.
@@ -167,7 +163,7 @@ class AcceleratedRanks(Ranks):
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         if torch.cuda.is_available() and not check_cuda_p2p_ib_support():
             # Cards of the RTX 40 series under an older driver, which Accelerate refuses, also for
-            # one process on one of several, unless told what its own launcher would tell it.
+            # one process on one of several, unless these are set, as its own launcher does.
             os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
         self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[options])
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
@@ -180,7 +176,7 @@ class AcceleratedRanks(Ranks):
         return gather_object([value]) if self.size > 1 else [value]
 
     def any(self, value):
-        """Whether it is true here; of several ranks, whether it was at the call before.
+        """Return whether it is true here; with several ranks, whether it was at the call before.
 
         A GPU answers when it is done with what it was given. So it is given the next step first.
         """
@@ -201,7 +197,7 @@ class AcceleratedRanks(Ranks):
         return lambda: there.synchronize() or bool(answer > 0)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean of every rank's tensor. Collective."""
+        """Return the mean of every rank's tensor. Collective."""
         return self.accelerator.reduce(tensor, "mean") if self.size > 1 else tensor
 
     def local_main_process_first(self):
@@ -209,7 +205,7 @@ class AcceleratedRanks(Ranks):
 
 
 def interface_towards(address: str) -> str:
-    """Name of the network interface by which this machine reaches `address`, its own included."""
+    """Name the network interface by which this machine reaches `address`, its own included."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.connect((address, 9))  # of a datagram socket: sends nothing
         own = s.getsockname()[0]
@@ -221,17 +217,14 @@ def interface_towards(address: str) -> str:
 
 
 def _distributed() -> core.DistributedContext | None:
-    """Core API's connection of as many processes as torchrun or Determined's launcher started.
-
-    None for one alone.
-    """
+    """Connect the processes that torchrun or Determined's launcher started; None for one alone."""
     if "RANK" not in os.environ:
         return None
     if on_cluster():
         return core.DistributedContext.from_torch_distributed()
     # Its fixed ports would let a second grid on this machine fail. The launcher's store, which is
-    # there without a process group, tells all ranks which ones the chief has found.
-    store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    # there without a process group, passes those that the chief has found to all ranks.
+    store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))
     if rank == 0:
         with socket.socket() as one, socket.socket() as other:
             for s in (one, other):

@@ -27,7 +27,7 @@ logger = logging.getLogger("detsd")
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of TensorBoard's records, in C: its own takes 70 ms for an image of 450 KB."""
+    """Compute the checksum of TensorBoard's records, in C: its own takes 70 ms for 450 KB."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -36,7 +36,7 @@ record_writer.masked_crc32c = masked_crc32c
 
 
 class Run:
-    """What a training needs of the outside world.
+    """The outside world of a training, a grid or an evaluation.
 
     Attributes:
         ranks: the processes, and this one's device.
@@ -68,11 +68,11 @@ class Run:
         return f"checkpoint {self.latest_uuid}" if self.latest_uuid else str(self.latest)
 
     def gather(self, values: list[Any]) -> list[Any]:
-        """All ranks' lists joined in the order of the ranks, on every rank. Collective."""
+        """Join all ranks' lists in the order of the ranks, on every rank. Collective."""
         return [value for each in self.ranks.allgather(values) for value in each]
 
     def print(self, text: str) -> None:
-        """A line for the person at the terminal or the task's log, once."""
+        """Print a line on the terminal or in the task's log, once."""
         if self.is_chief:
             progress.say(text)
 
@@ -82,7 +82,7 @@ class Run:
                 self.writer.add_scalar(f"{group}/{name}", value, steps)
 
     def log_image(self, tag: str, file: bytes, steps: int = 0) -> None:
-        """A PNG or JPEG file for TensorBoard, as it is. Chief only."""
+        """Log a PNG or JPEG file to TensorBoard as it is. Chief only."""
         with Image.open(io.BytesIO(file)) as opened:  # which reads its head alone
             width, height = opened.size
         image = Summary.Image(
@@ -95,7 +95,7 @@ class Run:
         self.writer.file_writer.add_summary(summary, steps)
 
     def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
-        """`store`, and all ranks go on when it is done, with what it returned. Collective."""
+        """Call `store` on the chief; all ranks wait for it and return its result. Collective."""
         uuid = self.store(steps, metadata, write) if self.is_chief else ""
         return self.ranks.allgather(uuid)[0]
 
@@ -104,9 +104,6 @@ class Run:
 
         Args:
             facts: what must be equal, in words -> its parts.
-
-        Raises:
-            UserError: naming what differs, and between whom.
         """
         chief, *others = self.ranks.allgather(facts)
         for rank, found in enumerate(others, 1):
@@ -125,7 +122,7 @@ class Run:
     # The rest differs on and off cluster.
 
     def begin(self) -> None:
-        """From here on something is written: what could be wrong from the start has been seen."""
+        """Begin to write; configuration errors have been found by now."""
 
     def report(self, steps: int, metrics: dict[str, float], group: str = "training") -> None:
         """Report metrics of `steps` completed steps. Chief only does anything.
@@ -146,7 +143,7 @@ class Run:
         raise NotImplementedError
 
     def register(self, model: str, uuid: str, title: str, notes: str) -> None:
-        """Make a stored checkpoint a version of a model in the cluster's registry. Chief only.
+        """Register a stored checkpoint as a version of a model, once. Chief only.
 
         Once, however often it is asked for. The model is made where there is none of that name.
         """
@@ -157,27 +154,27 @@ class Run:
         raise NotImplementedError
 
     def asked_to_stop(self) -> bool:
-        """Whether this rank was asked to save and leave."""
+        """Return whether this rank was asked to save and leave."""
         raise NotImplementedError
 
     def should_stop(self) -> bool:
-        """Whether any rank was asked to save and leave. Collective."""
+        """Return whether any rank was asked to save and leave. Collective."""
         return self.ranks.any(self.asked_to_stop())
 
     def flush(self) -> None:
-        """Make what `writer` holds visible."""
+        """Flush TensorBoard's events."""
         if self.writer:
             self.writer.flush()
 
 
 def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
-    """Many files as one, under their names below `root`; pictures are compressed already."""
+    """Pack many files into one, under their names below `root`; pictures are compressed already."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
         for path in files:
             packed.write(path, path.relative_to(root))
 
 
 def unpack(archive: Path, root: Path) -> None:
-    """Lay the files that `pack` took back below `root`."""
+    """Unpack the files of `pack` below `root`."""
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(root)

@@ -12,17 +12,17 @@ def _cluster_info() -> Any:
 
 
 def on_cluster() -> bool:
-    """Whether this process is a task of a Determined trial (a notebook task is not)."""
+    """Return whether this process is a task of a Determined trial (a notebook task is not)."""
     info = _cluster_info()
     return info is not None and info.task_type == "TRIAL"
 
 
 def cluster_hyperparameters() -> dict[str, Any]:
-    """The trial's hyperparameters, as the searcher chose them."""
+    """Return the trial's hyperparameters, as the searcher chose them."""
     return _cluster_info().trial.hparams
 
 
 def cluster_experiment() -> dict[str, Any]:
-    """The configuration of the trial's experiment, as the master completed it."""
+    """Return the configuration of the trial's experiment, as the master completed it."""
     # The harness keeps it private, since its shape may change with the version; ours is pinned.
     return _cluster_info().trial._config

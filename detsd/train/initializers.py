@@ -29,7 +29,9 @@ def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
                     "1 to 16 are usual"
                 )
             initializer = " ".join(start.split())
-            vectors = vocabulary.phrase_rows(initializer, n, f"concepts.initializer_strs[{k}]")
+            vectors = vocabulary.initializer_vectors(
+                initializer, n, f"concepts.initializer_strs[{k}]"
+            )
         vocabulary.add(LearnedConcept(name, initializer, *vectors))
         if vocabulary.truncated_concepts(f"a photo of a {name}"):
             raise UserError(

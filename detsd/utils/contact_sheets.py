@@ -26,8 +26,7 @@ MANY = 64  # tiles on a sheet; the more above that, the smaller: together they h
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """DejaVu Sans (Latin, Cyrillic, Greek and more); where it lacks a character, another that has
-    all of the text. Without one there are boxes in their place, and a warning says so."""
+    """Load DejaVu Sans, or another font that has more of a text's characters."""
     needed = frozenset(c for c in text if c.isprintable() and not c.isspace())
     return ImageFont.truetype(_font_file(needed), size)
 
@@ -37,7 +36,7 @@ _told: set[str] = set()  # characters that no font has, and that somebody was wa
 
 @functools.cache
 def _font_file(needed: frozenset[str]) -> str:
-    """The font file that has the characters, or most of them."""
+    """Return the font file that has the characters, or most of them."""
     import matplotlib  # late: most of what imports this module draws no label
 
     usual = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
@@ -74,13 +73,13 @@ def _missing(file: str, needed: frozenset[str]) -> set[str]:
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """A small image at a whole multiple of its size, so that it can be looked at."""
+    """Enlarge a small image to a whole multiple of its size."""
     factor = max(1, -(-SHOWN // image.width))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 def notice(text: str, size: tuple[int, int]) -> Image.Image:
-    """A dark tile with a few words, in place of an image of `size` that cannot be shown.
+    """Draw a dark tile with a few words, in place of an image of `size` that cannot be shown.
 
     As large as that image would stand on a sheet, where it therefore stays as it is.
     """
@@ -94,7 +93,7 @@ def notice(text: str, size: tuple[int, int]) -> Image.Image:
 
 
 def as_tile(image: Image.Image, count: int = 1) -> Image.Image:
-    """An image at the size in which it stands on a sheet of `count`; a tile stays as it is."""
+    """Scale an image to its size on a sheet of `count`; a tile stays as it is."""
     width = min(LARGEST, math.isqrt(MANY * LARGEST**2 // count))
     if image.width > width:
         size = (width, round(image.height * width / image.width))
@@ -143,7 +142,7 @@ def sheet(
 
 
 def _wrapped(text: str, width: int, size: int) -> list[str]:
-    """The lines of a text of font size `size`, at most `width` pixels wide each."""
+    """Wrap a text of font size `size` to lines of at most `width` pixels."""
     font, lines = _font(size, text), [""]
     # Words, with the space before them; those of scripts without spaces may break anywhere.
     for part in re.findall(r"\s*[\u2e80-\uffef]|\s*[^\s\u2e80-\uffef]+", text):
@@ -165,7 +164,7 @@ def before_after(
     plain: list[str],
     taught: dict[str, list[Image.Image]],
 ) -> Image.Image:
-    """What was to be learned, and per prompt the images before and, under equal seeds, after.
+    """Draw training images, and per prompt the images before and after, under equal seeds.
 
     Args:
         plain: each prompt with the concepts' phrases in place of their words: what `before` is of.

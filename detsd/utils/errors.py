@@ -1,4 +1,4 @@
-"""The exceptions for mistakes a user can mend, and what others say."""
+"""The exceptions for mistakes that a user can correct, and texts of other exceptions."""
 
 import errno
 
@@ -15,5 +15,5 @@ class Diverged(UserError):
 
 
 def one_line(error: BaseException, limit: int | None = 200) -> str:
-    """What an exception says, on one line and cut to so many characters: part of a sentence."""
+    """Return an exception's text on one line, cut to `limit` characters: part of a sentence."""
     return " ".join(str(error).split())[:limit]

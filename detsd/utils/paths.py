@@ -1,6 +1,6 @@
-"""Names as configurations give them: of concepts, files, folders and models.
+"""Names of files, folders and models, as configurations give them.
 
-Of the standard library alone, so that a mistake in them is told before anything large is loaded.
+Imports the standard library only, so that mistakes are reported before anything large is loaded.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ DEMO_IMAGES = "det_logos"  # that it was learned from
 
 
 def file_name(concept: str) -> str:
-    """A concept's word as a file name: letters, digits, `-`, `_` and `.` stay."""
+    """Return a concept's word as a file name: letters, digits, `-`, `_` and `.` stay."""
     return re.sub(r"[^\w.-]+", "_", concept).strip("._") or "concept"
 
 
 def find(name: str, beside: Path | None = None) -> str:
-    """A path that a configuration names, `~` expanded: beside the configuration where it is there.
+    """Find a path of a configuration, `~` expanded: beside the configuration if it is there.
 
     Args:
         beside: the configuration's folder. What is not found in it stays as it is, relative to the
@@ -40,7 +40,7 @@ def find(name: str, beside: Path | None = None) -> str:
 
 
 def looked(name: str, beside: Path | None = None) -> str:
-    """Where `find` looked for `name`, for the end of a sentence."""
+    """Describe the places where `find` looked for `name`, for the end of a sentence."""
     if os.path.isabs(name):
         return ""
     places = [str(beside.resolve())] if beside not in (None, Path()) else []
@@ -48,7 +48,7 @@ def looked(name: str, beside: Path | None = None) -> str:
 
 
 def resolve(name: str) -> str:
-    """A local path as it is, or beside the package (`demo_model`); else a hub name."""
+    """Return a local path as it is, or beside the package (`demo_model`); else a hub name."""
     beside = Path(__file__).parents[2] / name
     return str(beside) if name and not Path(name).exists() and beside.exists() else name
 

@@ -32,7 +32,7 @@ END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 
 
 def parameters(record: dict[str, Any]) -> str:
-    """An image's settings as A1111 writes them into its `parameters` chunk."""
+    """Format an image's settings as A1111 writes them into its `parameters` chunk."""
     lines = [record["prompt"]]
     if record["negative_prompt"]:
         lines.append(f"Negative prompt: {record['negative_prompt']}")
@@ -51,7 +51,7 @@ def parameters(record: dict[str, Any]) -> str:
 
 
 def encode(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
-    """A PNG file with its settings in two text chunks: `parameters`, and JSON under `detsd`.
+    """Encode a PNG file with its settings in two text chunks: `parameters`, and JSON under `detsd`.
 
     Args:
         record: `prompt`, `negative_prompt`, `seed`, `guidance_scale`, `num_inference_steps`,
@@ -67,13 +67,13 @@ def encode(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
 
 
 def save(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write a picture whole or not at all; the name says of which kind, `options` are Pillow's."""
+    """Write a picture whole or not at all; its suffix is the format, `options` are Pillow's."""
     with atomic_write(path) as staging:
         image.save(staging, **options)
 
 
 def read(path: Path) -> Image.Image | None:
-    """The picture in a file; None where there is no whole one."""
+    """Read the picture in a file; None where there is no whole one."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -82,7 +82,7 @@ def read(path: Path) -> Image.Image | None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The settings inside a PNG file of ours; None where the file is not whole or holds none."""
+    """Read the settings inside a PNG file of ours; None where it is not whole or has none."""
     try:
         with path.open("rb") as file:
             file.seek(-len(END), os.SEEK_END)

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: lines, and below them a bar with the time left.
+"""Progress on a terminal or in a log: lines, and below them a bar with the time left.
 
 Off a terminal the bars are silent and the lines stand alone.
 """
@@ -24,19 +24,19 @@ watchers: list[Callable[[str], None]] = []  # called with every line on how far 
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """A line above whatever bar stands; on the standard output, unless told otherwise."""
+    """Print a line above the bar, if there is one; to the standard output by default."""
     stream = stream or sys.stdout
     tqdm.write(text, file=stream)
     stream.flush()
 
 
 def print_from_signal(text: str) -> None:
-    """`say` for a signal's handler, which interrupts what may be half a line: a thread can wait."""
+    """Call `say` from a signal's handler, in a thread: it may have interrupted half a line."""
     threading.Thread(target=say, args=(text,)).start()
 
 
 def status(text: str, stream: TextIO | None = None) -> None:
-    """A line on how far something is, which watchers are told as well."""
+    """Print a line on how far something is, and pass it to the watchers."""
     say(text, stream)
     for watcher in watchers:
         watcher(text.strip())
@@ -76,7 +76,7 @@ class Phase:
 
 
 def seconds_left(kinds: dict[str, Phase]) -> float | None:
-    """The time that what is left of every kind takes, each at its own speed.
+    """Estimate the time that all remaining work takes, each kind at its own speed.
 
     A kind of which nothing was seen yet is judged by its cost; None where nothing was seen at all.
     """
@@ -88,7 +88,7 @@ def seconds_left(kinds: dict[str, Phase]) -> float | None:
 
 
 class LockedTqdm(tqdm):
-    """What moves below the lines, none of which comes into its first picture or its last."""
+    """A bar or clock; no line is printed into its first picture or its last."""
 
     def __init__(self, **options: Any):
         with self.get_lock():
@@ -168,7 +168,7 @@ class Bar(LockedTqdm):
 
 @contextlib.contextmanager
 def every(call: Callable[[], None], every: float) -> Iterator[None]:
-    """Call in a thread, every so many seconds, until the block is over."""
+    """Call a function in a thread, every so many seconds, until the block is over."""
     over = threading.Event()
 
     def run() -> None:
@@ -186,7 +186,7 @@ def every(call: Callable[[], None], every: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def spinner(text: str, log: bool = True) -> Iterator[None]:
-    """Say what takes time: on a terminal with a clock that runs until it is over.
+    """Show what takes time: on a terminal with a clock that runs until it is over.
 
     Args:
         log: whether to say it off a terminal, too.
@@ -205,7 +205,7 @@ def spinner(text: str, log: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def importing_libraries() -> Iterator[None]:
-    """Around the imports that take seconds: Ctrl-C ends the process there and then.
+    """Let Ctrl-C end the process at once during the imports, which take seconds.
 
     Nothing has been made yet, and an exception would come up in the libraries' C++ code, which
     aborts or forgets it.
@@ -230,5 +230,5 @@ def importing_libraries() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all: the launchers count them in RANK."""
+    """Return whether this process is the one that prints: the launchers count them in RANK."""
     return int(os.environ.get("RANK", 0)) == 0
