@@ -11,8 +11,9 @@ import pytest
 import torch
 from forked import Forked
 
+from detsd.cli.common import print_error
 from detsd.config import FinetuneConfig, load_config
-from detsd.runs import ranks
+from detsd.runs import peers, ranks
 from detsd.runs.open import open_run
 from detsd.runs.ranks import AcceleratedRanks, check_gpus
 from detsd.runs.run import Run
@@ -102,6 +103,28 @@ def test_two_ranks_that_do_not_fail(tmp_path):
 
     codes, said = opened_by_two(tmp_path, body)
     assert codes == [0, 0], said
+
+
+def test_an_error_of_both_ranks_is_printed_by_one(tmp_path, monkeypatch):
+    """Though the first is slow to end, or to have it; one that only the other has is its own."""
+    monkeypatch.setattr(peers, "WAIT", 1.0)
+
+    def body(slow, own):
+        def run():
+            rank = int(os.environ["RANK"])
+            time.sleep(0.3 if rank == slow else 0)
+            code = print_error(f"rank {rank} has no disk" if own else "learning_rate is -1")
+            time.sleep(2 if rank == 0 else 0)
+            return code
+
+        return run
+
+    for slow, own, count in ((0, False, 1), (1, False, 1), (0, True, 2)):
+        with Forked(tmp_path, body(slow, own), ranks=2) as both:
+            assert both.end() == [2, 2]
+            said = both.said
+        assert sum(text.count("detsd: ") for text in said) == count, said
+        assert said[0].count("detsd: ") == 1
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -6,7 +6,6 @@ import argparse
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,9 +67,12 @@ def tensorboard(folder: Path) -> list[str]:
 
 
 def print_error(sentence: str) -> int:
-    """Print what is wrong, once: where rank 0 fails too, its launcher ends the others meanwhile."""
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(3)
+    """Print an error, once for all ranks that have the same; the exit code."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from detsd.runs.peers import is_first_to_print  # late: torch, for several processes only
+
+        if not is_first_to_print(sentence):
+            return 2
     if "DET_ALLOCATION_ID" in os.environ:
         # In one line, which `log_policies` of the experiment files match and the master repeats.
         first, *rest = sentence.split("\n  ")

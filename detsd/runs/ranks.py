@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, check_cuda_p2p_ib_support, gather_object
 from determined import core
 
+from detsd.runs.peers import launcher_store
 from detsd.runs.task import on_cluster
 from detsd.utils.errors import UserError
 
@@ -49,7 +50,7 @@ def fail_together() -> Iterator[None]:
 
     An error that follows from another rank's end is not shown: that rank shows its own.
     """
-    store = _store()
+    store = launcher_store(timedelta(minutes=5))
     if store is None:
         yield
         return
@@ -69,19 +70,6 @@ def fail_together() -> Iterator[None]:
         sys.exit(1)
     finally:
         over.set()
-
-
-def _store() -> torch.distributed.TCPStore | None:
-    """Connect to the launcher's store; None for a process alone."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return None
-    return torch.distributed.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(minutes=5),
-    )
 
 
 def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> None:
