@@ -280,6 +280,7 @@ def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
     assert (state["step"], state["start"]) == (3, 2)
     said = json.loads((args.work_dir / "training.json").read_text())
     assert said == {"step": 3, "samples": 96, "seed": 7, "rate": 1e-4}
+    assert unet.read_progress(args) == said
     # The warm-up begins anew: the first step moves no weight far from the export's.
     before = growing.exported(args.export_to, "unet")
     after = load_file(args.work_dir / "unet.safetensors")

@@ -10,8 +10,8 @@ between them. Step k's batch, noise and timesteps are a function of (seed, k), s
 ends where an uninterrupted one does. The learning rate is constant after its warm-up and falls to
 zero over the last part: raising `--steps` later continues a run whose decay was not the end.
 
-An export alone is enough to go on from, too: its `training.json` holds step, seed and rate, and a
-warm-up stands in for the optimizer's moments.
+An export alone is enough to go on from, too: its `training.json` holds step, seed and rate (a given
+--rate replaces that one), and a warm-up stands in for the optimizer's moments.
 
 The stages:
 
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     add("--stage", choices=(*STAGES, "all"), default="all")
     add("--work-dir", type=Path, default=MODEL / "work")
     add("--steps", type=int, default=0, help="total steps of the chosen stage")
-    add("--seed", type=int, default=0, help="of batches, noise and the UNet's pictures")
+    add("--seed", type=int, default=0, help="of the UNet's pictures, batches and noise")
     add("--batch", type=int, default=32, help="of the UNet; its window of pictures moves with it")
     add("--rate", type=float, help="peak learning rate of the UNet")
     add("--every", type=int, default=500, help="steps between two looks at the UNet, which save it")

@@ -8,14 +8,13 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from demo_model.train.growing import begin
 from demo_model.train.loop import fit, steady
 from demo_model.train.networks import load_tokenizer, new_clip
 from demo_model.train.pictures import CAPTIONS_PER_PICTURE, load_pictures, to_tensor
-from demo_model.train.store import load_part, store
+from demo_model.train.store import load_clip, store
 from demo_model.train.tokens import all_ids, compact, spread_out
 
 
@@ -33,9 +32,7 @@ def train_judge(args: argparse.Namespace) -> None:
     That stays, so the prompts that the UNet learned stay what they are.
     """
     clip = new_clip(load_tokenizer())
-    text = args.work_dir / "text.safetensors"
-    weights = load_part(args, "clip", "clip")
-    clip.load_state_dict(weights | (load_file(text) if text.exists() else {}))
+    clip.load_state_dict(load_clip(args, "clip"))
     clip.text_model.requires_grad_(False)
     contrast(args, "judge", clip, args.steps or 600, {"": 1e-3})
 

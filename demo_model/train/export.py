@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from demo_model.captions import vocabulary
@@ -22,7 +22,7 @@ from demo_model.train.networks import (
     new_unet,
     new_vae,
 )
-from demo_model.train.store import load_part, load_scale, read_progress, write_progress
+from demo_model.train.store import load_clip, load_part, load_scale, read_progress, write_progress
 
 TEXT_FILE = "../text_encoder/model.safetensors"  # as seen from clip/
 
@@ -34,9 +34,7 @@ def export(args: argparse.Namespace) -> None:
     """
     tokenizer = load_tokenizer()
     clip = new_clip(tokenizer)
-    text = args.work_dir / "text.safetensors"
-    weights = load_part(args, "clip", "judge", "clip")
-    clip.load_state_dict(weights | (load_file(text) if text.exists() else {}))
+    clip.load_state_dict(load_clip(args, "judge", "clip"))
     vae, unet = new_vae(), new_unet()
     vae.load_state_dict(load_part(args, "vae", "decoder", "vae"))
     unet.load_state_dict(load_part(args, "unet", "unet"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -122,10 +122,7 @@ class FreshChunks:
 
 def _ignore_signals() -> None:
     """Let the trainer save at Ctrl-C, which the terminal sends to its workers too."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def chunks_of(samples: int, window: int) -> range:

@@ -42,6 +42,12 @@ def load_part(args: argparse.Namespace, part: str, *names: str) -> dict[str, tor
     return exported(args.start_from, part)
 
 
+def load_clip(args: argparse.Namespace, *names: str) -> dict[str, torch.Tensor]:
+    """Load CLIP as `load_part` does, with the text tower that was trained with the UNet."""
+    text = args.work_dir / "text.safetensors"
+    return load_part(args, "clip", *names) | (load_file(text) if text.exists() else {})
+
+
 def load_scale(args: argparse.Namespace) -> float | None:
     """Return the scaling factor of the latents, if the VAE is the start's own or was measured."""
     path = args.work_dir / "scaling_factor.json"
@@ -55,10 +61,10 @@ def load_scale(args: argparse.Namespace) -> float | None:
 
 def read_progress(args: argparse.Namespace) -> dict:
     """Read how far the UNet's training had come: step, seed and rate; empty where none began."""
-    resumed = (args.work_dir / "unet.pt").exists()
-    folder = args.work_dir if resumed else args.start_from
-    path = folder / PROGRESS if folder else None
-    return json.loads(path.read_text()) if path and path.exists() else {}
+    for folder in (args.work_dir, args.start_from):
+        if folder is not None and (folder / PROGRESS).exists():
+            return json.loads((folder / PROGRESS).read_text())
+    return {}
 
 
 def write_progress(folder: Path, progress: dict) -> None:

@@ -12,7 +12,7 @@ import json
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from demo_model.train.growing import begin
+from demo_model.train.growing import grow
 from demo_model.train.loop import Stop, fit, lengthening
 from demo_model.train.networks import (
     LATENT_SIZE,
@@ -31,6 +31,7 @@ from demo_model.train.pictures import (
     fresh_scenes,
 )
 from demo_model.train.store import (
+    load_clip,
     load_part,
     load_scale,
     read_progress,
@@ -174,14 +175,15 @@ def train_unet(args: argparse.Namespace) -> None:
     vae.load_state_dict(load_part(args, "vae", "vae"))
     vae.to(args.device).eval()
     clip = new_clip(tokenizer)
-    clip.load_state_dict(load_part(args, "clip", "clip"))
+    clip.load_state_dict(load_clip(args, "clip"))
     text = clip.text_model
     held, held_ids = encode_latents(args, "held", vae), all_ids(args, tokenizer, "held")[:, 0]
     empty = token_ids(tokenizer, [""])[0]
     table = text.embeddings.token_embedding.weight.detach().clone()
     used, place = compact(text, torch.cat([words(tokenizer), held_ids.flatten()]))
     unet = new_unet()
-    begin(args.start_from, "unet", unet)
+    if args.start_from or (args.work_dir / "unet.safetensors").exists():
+        grow(unet, load_part(args, "unet", "unet"), f"{args.start_from}: no UNet of this kind")
     model = TextToNoise(unet, text).to(args.device)
     model.unet.to(memory_format=torch.channels_last)
     progress = read_progress(args)
@@ -217,17 +219,10 @@ def train_unet(args: argparse.Namespace) -> None:
         progress = {"step": step, "samples": samples, "seed": args.seed, "rate": rate}
         write_progress(args.work_dir, progress)
 
-    fit(
-        "unet",
-        model,
-        loss_of,
-        args,
-        steps,
-        {"unet": rate, "text": TEXT_RATE * rate},
-        check,
-        every=args.every,
-        ema=lengthening,
-        first=first,
-        on_save=write,
-    )
-    window.chunks.close()
+    rates = {"unet": rate, "text": TEXT_RATE * rate}
+    saving = {"every": args.every, "on_save": write}
+    averaging = {"ema": lengthening, "first": first}
+    try:
+        fit("unet", model, loss_of, args, steps, rates, check, **averaging, **saving)
+    finally:
+        window.chunks.close()
