@@ -323,7 +323,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     """As what the master keeps as the best, though the trial was paused and restarted."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
     monkeypatch.setattr(Validation, "loss", lambda *_: 0.9)
-    monkeypatch.setattr(Trainer, "_validate", lambda self: losses[self.steps_completed])
+    monkeypatch.setattr(Trainer, "_validate", lambda self, *_: losses[self.state.steps_completed])
     training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
     training |= {"train_batch_size": 1, "register_model": "my blob"}
     given = experiment_of(experiment(training=training))

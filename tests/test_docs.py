@@ -34,8 +34,8 @@ from detsd.config import (
 )
 from detsd.data.templates import EDITS
 from detsd.generate.store import MOST_TAGS
+from detsd.train.report import DIVERGED
 from detsd.train.step import LONG_RUN
-from detsd.train.trainer import DIVERGED
 from detsd.utils import progress
 from dev import configuration, curves, pictures
 

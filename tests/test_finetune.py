@@ -32,8 +32,8 @@ from detsd.models import loading, objective
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
+from detsd.train import checkpoint
 from detsd.train import step as train_step
-from detsd.train import trainer as trainers
 from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.trainer import Trainer
 from detsd.train.validation import Validation
@@ -139,9 +139,9 @@ def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_pat
             shutil.rmtree(out / "checkpoints" / name)
         with open_run(out, accelerate=True) as run:
             trainer = Trainer(config, run)
-            began = {kind: work.done for kind, work in trainer._work().items()}
+            began = {kind: work.done for kind, work in trainer.phases.items()}
             assert trainer.train()
-        kinds = trainer.bar.kinds
+        kinds = trainer.phases
         assert {kind: work.done for kind, work in kinds.items()} == {
             kind: work.total for kind, work in kinds.items()
         }
@@ -299,7 +299,7 @@ def test_a_masked_run_says_so_and_goes_on(experiment, tmp_path, photos, capsys):
 def losses_are(monkeypatch, phrase, by_step):
     """Let validations measure these."""
     monkeypatch.setattr(Validation, "loss", lambda *_: phrase)
-    monkeypatch.setattr(Trainer, "_validate", lambda self: by_step[self.steps_completed])
+    monkeypatch.setattr(Trainer, "_validate", lambda self, *_: by_step[self.state.steps_completed])
 
 
 def stop_after(monkeypatch, steps):
@@ -692,7 +692,7 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
 def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, capsys, monkeypatch):
     """By a real limit of a file's size, which the system reports as it does a full disk."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    real = trainers.write_concepts
+    real = checkpoint.write_concepts
 
     def full(concepts, folder):
         if "step-00000008" in str(folder):
@@ -703,7 +703,7 @@ def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, ca
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
-    monkeypatch.setattr(trainers, "write_concepts", full)
+    monkeypatch.setattr(checkpoint, "write_concepts", full)
     assert finetune(experiment(), tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "step-00000008 cannot be written" in said

@@ -1,0 +1,274 @@
+"""Checkpoints of a fine-tuning: what they hold, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.writing import encode, write_concepts
+from detsd.config import FinetuneConfig
+from detsd.data.dataset import changed_images
+from detsd.evaluate.encoders import ImageEncoder
+from detsd.evaluate.metrics import Baselines
+from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
+from detsd.runs.run import Run, pack, unpack
+from detsd.train.samples import SampleMetrics
+from detsd.train.step import TrainStep, learning_rate
+from detsd.train.validation import best_step
+from detsd.utils.errors import UserError
+from detsd.utils.paths import atomic_write
+
+logger = logging.getLogger("detsd")
+
+STATE_FILE = "trainer_state.pt"
+SAMPLES = "samples.zip"  # on a cluster: the samples since the start
+
+
+@dataclass
+class TrainState:
+    """What a run has done so far, besides its vectors and its optimizer.
+
+    Attributes:
+        best_metric: by which `best` is chosen.
+        window: sums of the parts of the loss since the last report; tensors, which are not read
+            out before that.
+        validations: the metrics of each validation, by step.
+        best_vectors: of the best step so far.
+        best_uuid: the cluster's name for its checkpoint.
+    """
+
+    best_metric: str
+    steps_completed: int = 0
+    samples_seen: int = 0
+    window: dict[str, Any] = field(default_factory=dict)
+    validations: dict[int, dict[str, float]] = field(default_factory=dict)
+    best_vectors: tuple[torch.Tensor, ...] = ()
+    best_uuid: str = ""
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint so far."""
+        return best_step(self.validations, self.best_metric)
+
+    def add(self, parts: dict[str, torch.Tensor], samples: int) -> None:
+        """Count a step of so many samples and the parts of its loss."""
+        self.steps_completed += 1
+        self.samples_seen += samples
+        for name, value in parts.items():
+            self.window[name] = self.window.get(name, 0.0) + value
+
+    def metric_sums(self, run: Run) -> dict[str, float]:
+        """Return the window's sums, averaged over the ranks. Collective."""
+        everyone = run.gather([{k: float(v) for k, v in self.window.items()}])
+        return {name: sum(w[name] for w in everyone) / len(everyone) for name in everyone[0]}
+
+
+class Checkpoints:
+    """The checkpoints of a run: written by the chief, restored on every rank."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        run: Run,
+        step: TrainStep,
+        digests: dict[str, str],
+        encoders: dict[str, ImageEncoder],
+        metrics: SampleMetrics | None,
+    ):
+        """
+        Args:
+            digests: of the training images.
+            encoders: those that measure samples, and `metrics`: on the chief, if anything does.
+        """
+        self._config, self._run, self._step, self._digests = config, run, step, digests
+        self._encoders, self._metrics = encoders, metrics
+        self._vocabulary = step.model.vocabulary
+
+    def save(self, state: TrainState, complete: bool, plateaued: bool) -> None:
+        """Store the run as it is. Collective."""
+        run, best = self._run, state.best
+        baselines = self._metrics.baselines if self._metrics else []
+        stored = {
+            **self._step.state_dict(),
+            "window": state.metric_sums(run),
+            "samples_seen": state.samples_seen,
+            "images": self._digests,
+            "threads": torch.get_num_threads(),
+            "validations": state.validations,
+            "best_rows": state.best_vectors,
+            "best_uuid": state.best_uuid,
+            "anchors": [dataclasses.asdict(b) for b in baselines],
+        }
+        metadata = {
+            "kind": "finetune",
+            "config": dataclasses.asdict(self._config),
+            "concepts": self._vocabulary.names,
+            "commit": self._step.model.commit,
+            "evaluators": {key: encoder.commit for key, encoder in self._encoders.items()},
+            "complete": complete,
+            "settled": plateaued,
+            "best": best and {"steps_completed": best} | state.validations[best],
+        }
+
+        def write(folder: Path) -> None:
+            write_concepts(self._learned(state.steps_completed), folder)
+            torch.save(stored, folder / STATE_FILE)
+            if not run.folder_is_kept:  # pictures come along, so that a resumed run has them
+                samples = RunFolder(run.folder).samples()
+                pack(folder / SAMPLES, samples, run.folder)  # hundreds of small files as one
+                for path in run.folder.glob("*.*"):
+                    shutil.copy(path, folder)
+
+        run.flush()  # first: a crash in between repeats these steps, and shows them again
+        self.keep_best(state)
+        uuid = run.save(state.steps_completed, metadata, write)
+        if best == state.steps_completed:
+            state.best_uuid = uuid
+
+    def _learned(self, steps: int) -> list[LearnedConcept]:
+        """Return the concepts with the vectors that are now looked up."""
+        model = self._step.model
+        facts = {"model": model.name, "model_hash": model.commit or "", "steps": steps}
+        return [dataclasses.replace(c, **facts) for c in self._vocabulary.concepts()]
+
+    def keep_best(self, state: TrainState) -> None:
+        """Write the best vectors so far as the concept file of the run's folder, if it is kept."""
+        if not (self._run.is_chief and self._run.folder_is_kept):
+            return
+        path = RunFolder(self._run.folder).best_file
+        if not state.best_vectors:  # the file, if any, is of steps that are made again
+            path.unlink(missing_ok=True)
+            return
+        with self._vocabulary.using(state.best_vectors):
+            learned = self._learned(state.best)
+        with atomic_write(path) as staging:
+            staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
+
+    def register(self, state: TrainState) -> None:
+        """Make the best checkpoint a version of the model that the configuration may name."""
+        name = self._config.training.register_model
+        if name and state.best and self._run.is_chief:
+            title = f"{', '.join(self._vocabulary.names)}, step {state.best}"
+            figures = {"model": self._step.model.name} | state.validations[state.best]
+            notes = "\n".join(f"- {key}: {value}" for key, value in figures.items())
+            self._run.register(name, state.best_uuid, title, notes)
+
+    def restore(self, samples_per_step: int) -> TrainState:
+        """Restore all from a checkpoint of this run; only the vectors from another's.
+
+        Args:
+            samples_per_step: of all ranks.
+        """
+        run, checkpoint = self._run, self._run.latest
+        state = TrainState(self._config.best_metric)
+        if not checkpoint:
+            return state
+        self._restore_vectors(checkpoint)
+        if not run.latest_is_own:
+            run.print(f"starting from the rows of {run.latest_name}")
+            return state
+        stored = self._read(checkpoint / STATE_FILE)
+        if (checkpoint / SAMPLES).is_file():
+            unpack(checkpoint / SAMPLES, run.folder)
+        metadata = read_metadata(checkpoint)
+        state.steps_completed = metadata["steps_completed"]
+        state.samples_seen, state.window = stored["samples_seen"], dict(stored["window"])
+        # A run of an earlier version kept none of these: what it goes on to measure counts.
+        state.validations = stored.get("validations", {})
+        state.best_vectors = stored.get("best_rows", ())
+        state.best_uuid = stored.get("best_uuid", "")
+        if state.best == state.steps_completed:
+            state.best_uuid = run.latest_uuid
+        run.print(f"resuming after step {state.steps_completed}")
+        self._report_longer_schedule(state.steps_completed, metadata, samples_per_step)
+        self._warn_of_threads(stored.get("threads", torch.get_num_threads()))
+        return state
+
+    def _restore_vectors(self, checkpoint: Path) -> None:
+        name_of_checkpoint = self._run.latest_name
+        learned = {c.name: c for c in read_concepts(checkpoint)}
+        wanted = {c.name: [tuple(r.shape) for r in c.rows] for c in self._vocabulary.concepts()}
+        for name, shapes in wanted.items():
+            if name not in learned:
+                raise UserError(
+                    f"{name_of_checkpoint} does not hold concept {name!r} but "
+                    f"{', '.join(learned)}; name another one, give its concept that word "
+                    "(FILE=WORD), or change concepts.concept_strs"
+                )
+            found = [tuple(r.shape) for r in learned[name].rows]
+            if found != shapes:
+                raise UserError(
+                    f"{name_of_checkpoint}: concept {name!r} has rows of shape "
+                    f"{' and '.join(map(str, found))}, this run needs "
+                    f"{' and '.join(map(str, shapes))}; "
+                    "use the same base model, phrase and num_vectors"
+                )
+        with torch.no_grad():
+            for k, vectors in enumerate(self._step.vectors):
+                vectors.copy_(torch.cat([learned[name].rows[k] for name in wanted]))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Read a state into the optimizer and the metrics; refuse one of other images."""
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            self._step.load_state_dict(stored)
+        except Exception as error:
+            raise UserError(
+                f"{STATE_FILE} of {self._run.latest_name} is damaged ({type(error).__name__}); "
+                "delete that checkpoint to go on from the one before"
+            ) from None
+        # Which image sample number i is of, and which are held out, follows from the whole list.
+        changed = changed_images(stored.get("images", self._digests), self._digests)
+        if changed:
+            raise UserError(
+                f"the training images are not those that this run began with ({changed}); put them "
+                "back as they were, or begin another run (--warm-start keeps what was learned)"
+            )
+        baselines = [Baselines(**ends) for ends in stored.get("anchors", [])]
+        if self._config.measure.num_samples and not baselines:
+            raise UserError(
+                "measure.num_samples: this run began without measuring, so that there is nothing "
+                "to hold its samples against; set it to 0, or begin another run (--warm-start "
+                "keeps what was learned)"
+            )
+        if self._metrics:
+            self._metrics.baselines = baselines
+        return stored
+
+    def _report_longer_schedule(self, step: int, metadata: dict, samples_per_step: int) -> None:
+        """Say what more steps than the run began with mean for the learning rate."""
+        t = self._config.training
+        old = metadata.get("config", {}).get("training", {}).get("num_sgd_steps", t.num_sgd_steps)
+        if t.num_sgd_steps <= old:
+            return
+        said = f"{t.num_sgd_steps} steps instead of {old}: "
+        if t.lr_scheduler == "constant":
+            self._run.print(f"{said}the same as a run that began with them")
+            return
+        before = dataclasses.replace(t, num_sgd_steps=old)
+        was = learning_rate(step, before, samples_per_step) if step < old else 0
+        self._run.print(
+            f"{said}from here on the learning rate is that of a {t.lr_scheduler} of "
+            f"{t.num_sgd_steps} steps, {learning_rate(step, t, samples_per_step):.3g} where it was "
+            f"{was:.3g}; a run that began with them would end elsewhere"
+        )
+
+    def _warn_of_threads(self, before: int) -> None:
+        now = torch.get_num_threads()
+        if self._step.model.device.type == "cpu" and before != now:
+            logger.warning(
+                "this run began on %d CPU threads and goes on on %d: sums are rounded otherwise, "
+                "so that its rows will not be those of an undisturbed run; OMP_NUM_THREADS=%d "
+                "makes them so",
+                before,
+                now,
+                before,
+            )

@@ -1,0 +1,141 @@
+"""What a fine-tuning says of itself: metrics, progress, lines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch
+
+from detsd.config import FinetuneConfig
+from detsd.data.dataset import TrainingData
+from detsd.runs.run import Run
+from detsd.train.checkpoint import TrainState
+from detsd.train.step import TrainStep
+from detsd.utils.errors import Diverged
+from detsd.utils.progress import Bar
+
+logger = logging.getLogger("detsd")
+
+DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
+
+
+class Report:
+    """The reports of a run: means since the last one, throughput, validations.
+
+    The clock runs from the constructor on, but for what happens in a `pause`.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        run: Run,
+        step: TrainStep,
+        state: TrainState,
+        data: TrainingData,
+        initial_val_loss: float,
+        bar: Bar,
+    ):
+        self._config, self._run, self._step, self._state = config, run, step, state
+        self._held_out, self._masked = data.held_out, data.masked
+        self._initial_val_loss, self.bar = initial_val_loss, bar
+        self._clock, self._samples = time.monotonic(), 0
+
+    def add(self, parts: dict[str, torch.Tensor], samples: int) -> None:
+        """Count a step of so many samples, and the parts of its loss."""
+        self._state.add(parts, samples)
+        self._samples += samples
+        self.bar.text = f"{self._state.steps_completed}/{self._config.training.num_sgd_steps} steps"
+        self.bar.done("steps")
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens in the block out of the samples per second, and put the note back."""
+        began, note = time.monotonic(), self.bar.note
+        yield
+        self.bar.note = note
+        self._clock += time.monotonic() - began
+
+    def flush(self, lr: float) -> None:
+        """Report the means over the steps since the last report and over ranks. Collective."""
+        run, state, total = self._run, self._state, self._config.training.num_sgd_steps
+        sums = state.metric_sums(run)  # reads the tensors: waits for the device
+        state.window = {}
+        steps = sums.pop("steps")
+        metrics = {name: value / steps for name, value in sums.items()} if steps else {}
+        for end, vectors in zip(("", "_2"), self._step.vectors, strict=False):
+            norms = vectors.detach().norm(dim=1)
+            metrics[f"row_norm_mean{end}"] = float(norms.mean())
+            metrics[f"row_norm_max{end}"] = float(norms.max())
+        if self._step.diverged:
+            self.diverge()
+        seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
+        samples, self._samples = self._samples, 0  # a resumed window is longer than its clock
+        metrics["learning_rate"] = lr
+        metrics["samples_per_second"] = samples / max(seconds, 1e-9)
+        run.report(state.steps_completed, metrics)
+        run.report_progress(state.steps_completed / total)
+        loss = metrics.get("loss", math.nan)  # nan: every step since the last report was left out
+        if not self.bar.disable:
+            self.bar.draw(note=f"loss {loss:.4f}")
+        elif run.is_chief:
+            speed = f"{metrics['samples_per_second']:.1f} samples/s"
+            self.bar.line(f"{self.bar.text}, loss {loss:.4f}, {speed}")
+
+    def validation(self, metrics: dict[str, float], plateaued: bool) -> None:
+        """Report the metrics of a validation; the run ends on it where it has plateaued."""
+        state, total = self._state, self._config.training.num_sgd_steps
+        loss, measured = metrics["val_loss"], {k: v for k, v in metrics.items() if k != "val_loss"}
+        # A search counts a run that ends here as one of all its steps, and goes on to another.
+        self._report_validation(metrics, total if plateaued else state.steps_completed)
+        others = "".join(f"  {name} {value:.3f}" for name, value in measured.items())
+        self._run.print(
+            f"step {state.steps_completed}  val_loss {loss:.4f}  (initializer "
+            f"{self._initial_val_loss:.4f}{', both masked' * self._masked}){others}"
+        )
+        if plateaued and state.steps_completed < total:
+            self._run.print(
+                f"ending at step {state.steps_completed} of {total}: val_loss has settled "
+                "(training.stop_on_plateau)"
+            )
+
+    def skipped_validation(self) -> None:
+        """Warn of a validation loss that fp16 has no number for; end where the run has diverged."""
+        if not self._step.scaler.is_enabled() or self._step.diverged:
+            self.diverge()
+        logger.warning(
+            "val_loss at step %d is beyond the range of fp16 and is not reported; "
+            "model.precision: bf16 or fp32 has more",
+            self._state.steps_completed,
+        )
+
+    def diverge(self) -> NoReturn:
+        """Report a large finite value to the searcher, and raise `Diverged`.
+
+        As the value of the last step: adaptive ASHA replaces a trial that it has itself judged and
+        stopped, not one that ends of its own accord.
+        """
+        measured = self._config.measured if self._config.measure.num_samples else ()
+        worst = {"val_loss": DIVERGED} | dict.fromkeys(measured, -DIVERGED)
+        self._report_validation(worst, self._config.training.num_sgd_steps)
+        raise Diverged(
+            f"the loss is no longer finite at step {self._state.steps_completed}; lower "
+            "training.learning_rate (the last checkpoint is untouched)"
+        )
+
+    def _report_validation(self, metrics: dict[str, float], sgd_steps: int) -> None:
+        measured_on = "held_out" if self._held_out else "training_images"
+        loss = metrics["val_loss"]
+        named = {
+            # The same number under a name that says what it was measured on.
+            f"val_loss_{measured_on}{'_masked' * self._masked}": loss,
+            "val_loss_initializer": self._initial_val_loss,
+            "val_gap": self._initial_val_loss - loss,
+            "sgd_steps": float(sgd_steps),  # the time_metric of a search
+        }
+        found = {"val_loss": loss} | named | metrics
+        self._run.report(self._state.steps_completed, found, "validation")
