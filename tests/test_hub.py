@@ -12,6 +12,7 @@ import pytest
 import torch
 from hub import serve
 from huggingface_hub import constants, utils
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_clip
@@ -172,7 +173,7 @@ def test_mistakes_are_told_before_the_weights_are_fetched(hub, tmp_path, experim
 
 
 def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
-    hub, monkeypatch, caplog, tiny_model
+    hub, monkeypatch, caplog, tiny_model, no_waiting
 ):
     said = []
     for endpoint, offline in (("http://127.0.0.1:9", False), (hub.endpoint, True)):
@@ -181,6 +182,8 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
             cut.setattr(constants, "HF_HUB_OFFLINE", offline)
             said.append(refusal())
     assert "the hub (http://127.0.0.1:9) cannot be reached (" in said[0]
+    assert no_waiting == [1, 2, 4, 8, 15, 30, 60]  # and none offline
+    assert caplog.text.count("asking again for up to 120 s") == 1
     assert "HF_HUB_OFFLINE forbids asking the hub" in said[1]
     for sentence in said:
         assert f"nothing of it is in the cache {constants.HF_HUB_CACHE}" in sentence
@@ -195,6 +198,46 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
     caplog.clear()
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
     assert f"as it was fetched before, at {hub.models[NAME].main}" in caplog.text
+    assert len(no_waiting) == 7  # what is in the cache is taken at once
+
+
+@pytest.mark.parametrize("there", ["", "model_index.json", "scheduler/scheduler_config.json"])
+def test_a_hub_whose_name_does_not_resolve_for_a_moment_is_asked_again(
+    hub, monkeypatch, there, caplog
+):
+    """At its first file as at a later one; a refusal is told at once."""
+    waits = []
+
+    def reach(at: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", at)
+        template = at + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waits.append(seconds)
+            if len(waits) == 2:
+                reach(hub.endpoint)
+
+    download = model_hub.hf_hub_download
+
+    def lost(name, file, **options):  # the library has tried five times by then
+        if file == there and len(waits) < 2:
+            raise LocalEntryNotFoundError("see above") from OSError(-2, "Name is not known")
+        return download(name, file, **options)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(model_hub, "hf_hub_download", lost)
+    if not there:
+        reach("http://nowhere.invalid")
+    source = resolve_model(ModelConfig(NAME))
+    source.fetch("scheduler")
+    assert waits == [1, 2]
+    assert caplog.text.count("cannot be reached (") == 1
+    assert caplog.text.count("asking again for up to 120 s") == 1
+    hub.models[NAME].private = True
+    assert "neither a folder here nor a hub model" in refusal()
+    assert waits == [1, 2]
 
 
 def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
@@ -204,7 +247,7 @@ def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
     hub.busy = 3
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main  # the cache's
     shutil.rmtree(constants.HF_HUB_CACHE)
-    hub.busy = 3
+    hub.busy = 8
     assert "answers 429 Too Many Requests, and nothing of it is in the cache" in refusal()
 
 
@@ -369,7 +412,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
     with pytest.raises(UserError, match=r"evaluator\.dino: the hub does not accept this token"):
         load_encoders(EvaluatorConfig(dino=CLIP), "demo_model", CPU)
     monkeypatch.delenv("HF_AUTH_TOKEN")
-    hub.busy = 6
+    hub.busy = 16
     assert "answers 429 Too Many Requests, and nothing of it is in the cache" in evaluator_refusal()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = evaluator_refusal()

@@ -20,9 +20,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -41,6 +43,7 @@ from detsd.utils.errors import DISK_ERRORS, UserError, one_line
 from detsd.utils.progress import LINE, every, say, status
 
 logger = logging.getLogger("detsd")
+logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # two lines for each try
 
 KEY = "model.pretrained_model_name_or_path"
 
@@ -53,6 +56,11 @@ WHOLE = "."  # that part, which has no folder of its own
 TIMEOUT = 10  # seconds for an answer of the hub
 
 MAX_WAIT = 60  # seconds before a busy hub is asked again
+
+# Seconds between two tries, two minutes in all: a cluster's names may not resolve for a moment.
+PAUSES = (1, 2, 4, 8, 15, 30, 60)
+
+T = TypeVar("T")
 
 # Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
 # stand in where there are no others.
@@ -160,7 +168,10 @@ class ModelFiles:
         with _download_progress(self.name, total, self.folder.parent.parent / "blobs"):
             for name in missing:
                 with _refusals(self.key, self.name, self.commit, name):
-                    hf_hub_download(self.name, name, revision=self.commit, token=hub_token())
+                    _repeat(partial(self._download, name))
+
+    def _download(self, name: str) -> None:
+        hf_hub_download(self.name, name, revision=self.commit, token=hub_token())
 
 
 def _is_weights(name: str) -> bool:
@@ -188,7 +199,8 @@ def resolve_files(
         return ModelFiles(name, folder, files_of(folder), key=key)
     with _refusals(key, name, revision, index):
         try:
-            info = _ask(name, revision) if fetch else None
+            cached = isinstance(try_to_load_from_cache(name, index, revision=revision), str)
+            info = _ask(name, revision, cached) if fetch else None
             offline = "" if fetch else "the hub was not asked"
         except _NoAnswer as error:
             info, offline = None, str(error)
@@ -199,7 +211,9 @@ def resolve_files(
                 what = what if index == INDEX else f"holds no {index}; name another model"
                 raise UserError(f"{key}: {name} {what}")
             # By branch, so that the cache knows what to give for it without the hub.
-            path = hf_hub_download(name, index, revision=revision, token=hub_token())
+            path = _repeat(
+                lambda: hf_hub_download(name, index, revision=revision, token=hub_token())
+            )
             folder = Path(path).parent
             return ModelFiles(name, folder, files, folder.name, key=key)
         path = try_to_load_from_cache(name, index, revision=revision)
@@ -226,33 +240,73 @@ class _NoAnswer(Exception):
     """The hub is unreachable or offline; the message completes a sentence."""
 
 
-def _ask(name: str, revision: str | None):
-    """Ask the hub for a model's files; ask a busy one three times, when it wishes."""
+def _ask(name: str, revision: str | None, cached: bool):
+    """Ask the hub for a model's files; only a busy hub again where they are in the cache."""
     token = hub_token()
-    for wait in (2, 4, None):
-        try:
-            return HfApi().model_info(
-                name, revision=revision, token=token, timeout=TIMEOUT, files_metadata=True
-            )
-        except HfHubHTTPError as error:
-            code = error.response.status_code
-            if code != 429 and code < 500:
-                raise
-            if wait is None:
-                raise _NoAnswer(
-                    f"the hub ({constants.ENDPOINT}) answers {_answer(error)}"
-                ) from None
-            asked = error.response.headers.get("Retry-After", "")
-            time.sleep(min(MAX_WAIT, int(asked) if asked.isdigit() else wait))
-        except HFValidationError:
+
+    def ask():
+        return HfApi().model_info(
+            name, revision=revision, token=token, timeout=TIMEOUT, files_metadata=True
+        )
+
+    try:
+        return _repeat(ask, PAUSES[1:3] if cached else PAUSES, connect=not cached)
+    except HfHubHTTPError as error:
+        if not _is_busy(error):
             raise
-        except OfflineModeIsEnabled:
-            raise _NoAnswer("HF_HUB_OFFLINE forbids asking the hub") from None
-        except Exception as error:  # no connection, in one of a dozen classes of the HTTP libraries
-            reason = one_line(error, 100) or type(error).__name__
-            raise _NoAnswer(
-                f"the hub ({constants.ENDPOINT}) cannot be reached ({reason})"
-            ) from None
+        raise _NoAnswer(f"the hub ({constants.ENDPOINT}) answers {_answer(error)}") from None
+    except HFValidationError:
+        raise
+    except OfflineModeIsEnabled:
+        raise _NoAnswer("HF_HUB_OFFLINE forbids asking the hub") from None
+    except Exception as error:  # no connection, in one of a dozen classes of the HTTP libraries
+        raise _NoAnswer(_unreachable(error)) from None
+
+
+def _repeat(call: Callable[[], T], pauses: Iterable[float] = PAUSES, connect: bool = True) -> T:
+    """Call again, after growing pauses, while the hub is busy or, if `connect`, unreachable."""
+    began = time.monotonic()  # the library may have tried for a while before it gives up
+    for count, pause in enumerate((*pauses, None)):
+        try:
+            return call()
+        except Exception as error:
+            busy = _is_busy(error)
+            over = pause is None or time.monotonic() - began > sum(pauses)
+            if over or not (busy or (connect and _is_unreachable(error))):
+                raise
+            if not count:
+                what = f"answers {_answer(error)}" if busy else ""
+                what = f"the hub ({constants.ENDPOINT}) {what}" if what else _unreachable(error)
+                logger.warning("%s; asking again for up to %d s", what, sum(pauses))
+            asked = error.response.headers.get("Retry-After", "") if busy else ""
+            time.sleep(min(MAX_WAIT, int(asked) if asked.isdigit() else pause))
+
+
+def _is_busy(error: Exception) -> bool:
+    code = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    return code == 429 or code >= 500
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Check that an error is neither the hub's answer nor about this machine's disk."""
+    disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+    return not disk and not any(
+        isinstance(e, HfHubHTTPError | HFValidationError | OfflineModeIsEnabled | UserError)
+        for e in _chain(error)
+    )
+
+
+def _unreachable(error: Exception) -> str:
+    reason = one_line(_chain(error)[-1], 100) or type(error).__name__
+    return f"the hub ({constants.ENDPOINT}) cannot be reached ({reason})"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """List an error and those that it came from: the reason may be hidden."""
+    chain = [error]
+    while link := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(link)
+    return chain
 
 
 def _answer(error: HfHubHTTPError) -> str:
@@ -267,11 +321,8 @@ def _refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[
     except UserError:
         raise
     except Exception as error:
-        chain: list[BaseException] = [error]
-        while link := chain[-1].__cause__ or chain[-1].__context__:  # the reason may be hidden
-            chain.append(link)
         refusals = (HfHubHTTPError, HFValidationError)
-        refusal = next((e for e in chain if isinstance(e, refusals)), None)
+        refusal = next((e for e in _chain(error) if isinstance(e, refusals)), None)
         if refusal is None and isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         raise UserError(f"{key}: {_sentence(name, revision, file, refusal or error)}") from None
