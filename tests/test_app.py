@@ -1,6 +1,7 @@
 """The demo: what its form allows, what its buttons do, its endpoints, and the page in a browser."""
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -9,11 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
 
+import gradio as gr
 import pytest
 import torch
 from conftest import command
@@ -23,11 +29,23 @@ from tiny import ROOT
 
 from detsd.__main__ import main
 from detsd.app import page as pages
-from detsd.app import parts
-from detsd.app.backend import Backend, Generation, watched
-from detsd.app.form import AXES, MOST_CELLS, axis_values, checked_job, copies, grid_jobs
+from detsd.app import parts, pictures
+from detsd.app.backend import Backend, Generation
+from detsd.app.form import (
+    AXES,
+    MAX_CELLS,
+    ImageSettings,
+    axis_values,
+    copies,
+    grid_jobs,
+    make_job,
+    parse,
+    read_settings,
+)
+from detsd.app.guard import Address
 from detsd.app.hints import ModelVocabulary
-from detsd.app.training_runs import TrainingRuns
+from detsd.app.run_status import time_lapse
+from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.sampling import engine
@@ -38,14 +56,15 @@ from detsd.utils.png import CHUNK, read_record
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync""".split()  # noqa: SIM905
+# The phrase of a concept that a stranger wrote.
+STRANGE = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png) ${1+1} {{value}}'
 GOOD = {
     "prompt": " a  blob-thing ",
-    "negative": "",
-    "guidance": 3,
+    "negative_prompt": "",
+    "guidance_scale": 3,
     "steps": 2,
     "seed": 5,
     "scheduler": "ddim",
-    "count": 2,
     "width": 32,
     "height": 40,
 }
@@ -72,6 +91,15 @@ def backend(pipe, tmp_path):
         pipe.unload(name)
 
 
+def good_job(backend: Backend, **change):
+    return make_job(backend.pipe, parse(ImageSettings, GOOD | change))
+
+
+def finished(generation):
+    """The images of a generation that is waited for."""
+    return list(generation)[-1].images
+
+
 def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str) -> Path:
     """A folder as a fine-tuning leaves it, as far as the page looks at it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +118,7 @@ def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str)
 
 
 def test_a_form_becomes_jobs(backend):
-    jobs = copies(checked_job(backend.pipe, **GOOD), 2)
+    jobs = copies(good_job(backend), 2)
     assert [job.seed for job in jobs] == [5, 6]
     assert {(job.prompt, job.width, job.height) for job in jobs} == {("a blob-thing", 32, 40)}
 
@@ -100,22 +128,32 @@ def test_a_form_becomes_jobs(backend):
     [
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": "very " * 90}, "92 tokens and the model reads 77"),
-        ({"prompt": "x" * 9999}, "the prompt has 9999 characters"),
-        ({"negative": "very " * 90}, r"the negative prompt 'very .{60,80} \.\.\.' has 92 tokens"),
-        ({"width": 4096}, "the width must be a number from 16 to 64, not 4096"),
-        ({"height": 33}, "the height is 33 pixels but must be a multiple of 8"),
-        ({"height": None}, "the height must be a number from 16 to 64"),
-        ({"steps": 100000}, "the number of steps must be a number from 1 to 200"),
-        ({"guidance": -1}, "the guidance scale must be a number from 0 to 50"),
-        ({"guidance": float("nan")}, "the guidance scale must be a number from 0 to 50"),
-        ({"seed": -1}, "the seed must be a number from 0"),
-        ({"count": 1000}, "the number of images must be a number from 1 to 8"),
-        ({"scheduler": "ddpm"}, "scheduler 'ddpm' is unknown; use one of ddim"),
+        ({"prompt": "x" * 9999}, "prompt has 9999 characters"),
+        (
+            {"negative_prompt": "very " * 90},
+            r"the negative prompt 'very .{60,80} \.\.\.' has 92 tokens",
+        ),
+        ({"width": 4096}, "width is 4096 but must be a multiple of 8 from 16 to 64"),
+        ({"height": 33}, "height is 33 but must be a multiple of 8 from 16 to 64"),
+        ({"height": None}, "height is None but must be a whole number"),
+        ({"steps": 100000}, "steps is 100000 but must be at most 200"),
+        ({"steps": 0}, "steps is 0 but must be at least 1"),
+        ({"guidance_scale": -1}, "guidance_scale is -1.0 but must be at least 0"),
+        ({"guidance_scale": 51}, "guidance_scale is 51.0 but must be at most 50"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan but must be a number"),
+        ({"seed": -1}, "seed is -1 but must be at least 0"),
+        ({"scheduler": "ddpm"}, "scheduler is 'ddpm', which is unknown; use one of ddim"),
     ],
 )
 def test_forms_that_are_refused(backend, change, message):
     with pytest.raises(UserError, match=message):
-        checked_job(backend.pipe, **GOOD | change)
+        good_job(backend, **change)
+
+
+@pytest.mark.parametrize("count", [0, 9, 1000])
+def test_too_many_images_or_none(backend, count):
+    with pytest.raises(UserError, match=f"count is {count} but must be from 1 to 8"):
+        copies(good_job(backend), count)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +168,10 @@ def test_forms_that_are_refused(backend, change, message):
         ("guidance scale", "1-2 [3]", [1.0, 1.5, 2.0]),
         ("scheduler", "ddim, euler", ["ddim", "euler"]),
         ("prompt", "a cat, red\n\n a dog ", ["a cat, red", "a dog"]),
+        ("words of the prompt", 'ball, "red, shiny", a  cat', ["ball", "red, shiny", "a cat"]),
+        ("scheduler", "ddim\neuler", ["ddim", "euler"]),
+        ("seed", "1-50 [12]", [1, 5, 9, 14, 18, 23, 27, 32, 36, 41, 45, 50]),
+        ("steps", "50-1 [12]", [50, 45, 41, 36, 32, 27, 23, 18, 14, 9, 5, 1]),
     ],
 )
 def test_values_of_an_axis_as_a1111_writes_them(axis, text, values):
@@ -149,31 +191,58 @@ def test_values_of_an_axis_as_a1111_writes_them(axis, text, values):
         (
             ("seed", "1-999999999"),
             ("nothing", ""),
-            f"65 x 1 images and the page makes {MOST_CELLS}",
+            f"65 x 1 images and the page makes {MAX_CELLS}",
         ),
-        (("guidance scale", "90"), ("nothing", ""), "must be a number from 0 to 50, not 90"),
+        (("seed", "1-999999999 [999999]"), ("nothing", ""), "65 x 1 images"),
+        (("seed", "1-9 [0]"), ("nothing", ""), "no number and no range"),
+        (("guidance scale", "90"), ("nothing", ""), "guidance_scale is 90.0 but must be at most 5"),
+        (("scheduler", "Euler b"), ("nothing", ""), "scheduler is 'Euler b', which is unknown"),
+        (("words of the prompt", '"blob'), ("words of the prompt", "blob, a"), "both axes look"),
         (("words of the prompt", "cat, dog"), ("nothing", ""), "looks for 'cat', which the prompt"),
     ],
 )
 def test_grids_that_are_refused(backend, x, y, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        grid_jobs(backend.pipe, checked_job(backend.pipe, **GOOD), x, y)
+        grid_jobs(backend.pipe, parse(ImageSettings, GOOD), x, y)
 
 
 def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(backend):
-    job = checked_job(backend.pipe, **GOOD)
+    given = parse(ImageSettings, GOOD)
     x, y = ("words of the prompt", "red, blue"), ("prompt", "a red ball\na red blob-thing")
-    jobs, columns, rows = grid_jobs(backend.pipe, job, x, y)
+    jobs, columns, rows = grid_jobs(backend.pipe, given, x, y)
     assert [j.prompt for j in jobs] == [
         "a red ball", "a blue ball", "a red blob-thing", "a blue blob-thing",
     ]  # fmt: skip
     assert (columns, rows) == (["red", "blue"], ["a red ball", "a red blob-thing"])
-    jobs, columns, rows = grid_jobs(backend.pipe, job, ("guidance scale", "1.5, 3"), ("seed", "7"))
-    assert jobs == [replace(job, guidance_scale=g, seed=7) for g in (1.5, 3.0)]
-    assert (columns, rows) == (["guidance 1.5", "guidance 3"], ["seed 7"])
+    jobs, columns, rows = grid_jobs(
+        backend.pipe, given, ("guidance scale", "1.5, 3"), ("seed", "7, 1234567")
+    )
+    job = good_job(backend)
+    assert jobs == [replace(job, guidance_scale=g, seed=s) for s in (7, 1234567) for g in (1.5, 3)]
+    assert (columns, rows) == (["guidance 1.5", "guidance 3"], ["seed 7", "seed 1234567"])
     for axis, (_, usual) in AXES.items():  # what the page offers can be made
-        changed = replace(job, prompt="a photo of a cat")
+        changed = replace(given, prompt="a photo of a cat")
         assert grid_jobs(backend.pipe, changed, (axis, usual), ("nothing", ""))
+
+
+def test_two_axes_of_words_and_samplers_by_the_names_people_know(backend):
+    """Words are replaced at once: what one axis puts in is not looked for by the other."""
+    given = parse(ImageSettings, GOOD | {"prompt": "a red ball on a blob-thing"})
+    x, y = ("words of the prompt", "red, ball"), ("words of the prompt", 'ball, "red, old cat"')
+    jobs, columns, rows = grid_jobs(backend.pipe, given, x, y)
+    assert [j.prompt for j in jobs] == [
+        "a red ball on a blob-thing",
+        "a ball ball on a blob-thing",
+        "a red red, old cat on a blob-thing",
+        "a ball red, old cat on a blob-thing",
+    ]
+    assert (columns, rows) == (["red", "ball"], ["ball", "red, old cat"])
+    names = "DDIM, Euler a, DPM++ 2M, plms, LMS, euler"
+    jobs, columns, _ = grid_jobs(backend.pipe, given, ("scheduler", names), ("nothing", ""))
+    assert [j.scheduler_name for j in jobs] == [
+        "ddim", "euler-ancestral", "dpmsolver++", "pndm", "lms-discrete", "euler",
+    ]  # fmt: skip
+    assert columns == names.split(", ")
 
 
 # ---- what a model can draw -----------------------------------------------------------------------
@@ -185,11 +254,11 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
     path = tmp_path / "vocabulary.json"
     path.write_text(json.dumps(table | {"words": ["A", "red", "ball", "of", "ink", "style", "in",
                                                   "the", "blob", "cat"]}))  # fmt: skip
-    backend.words = ModelVocabulary.of(str(tmp_path))
-    assert "<b>things</b> red ball" in parts.draws(backend)
-    assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.draws(backend)
-    assert backend.notes("a red blob-thing of ink-red, Ink!") == []
-    assert backend.notes("a blob-thing and a Dragon’s") == [
+    backend.hints = ModelVocabulary.of(str(tmp_path))
+    assert "<b>things</b> red ball" in parts.model_hint(backend)
+    assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.model_hint(backend)
+    assert backend.prompt_warnings("a red blob-thing of ink-red, Ink!") == []
+    assert backend.prompt_warnings("a blob-thing and a Dragon’s") == [
         "this model was never shown the words “and”, “dragon’s”"
     ]
     assert backend.examples() != []  # none of ours can be drawn in these words; all are offered
@@ -198,9 +267,9 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
         assert ModelVocabulary.of(str(tmp_path)) is None
         assert "vocabulary.json cannot be read" in caplog.text
         caplog.clear()
-    backend.words = None
-    assert backend.notes("a dragon") == []
-    assert parts.draws(backend) == ""
+    backend.hints = None
+    assert backend.prompt_warnings("a dragon") == []
+    assert parts.model_hint(backend) == ""
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -209,12 +278,13 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
 def test_images_and_their_plain_twins(backend, monkeypatch):
     """Two batches of two: progress over both; files, and larger ones, that hold their settings."""
     monkeypatch.setattr(engine, "fitting_batch_size", lambda *_: 2)
-    jobs = copies(checked_job(backend.pipe, **GOOD), 2)
-    making = Generation(previews=True)
-    shown = backend.make(jobs + backend.twins(jobs), making)
+    jobs = copies(good_job(backend), 2)
+    last = list(backend.generate(jobs + backend.baselines(jobs), previews=True))[-1]
+    shown = last.images
     assert sorted(shown) == [0, 1, 2, 3]
-    assert (making.share, making.text) == (1.0, "denoising step 2 of 2, 2 of 4 images made")
-    assert making.preview.size == (512, 8 * 40)  # of two images, large enough to be seen
+    assert last.share == 1.0
+    assert last.text == "denoising step 2 of 2, 4 of 4 images made"
+    assert last.preview.size == (512, 8 * 40)  # of two images, large enough to be seen
     assert [one.caption for one in shown.values()] == ["seed 5", "seed 6"] * 2
     records = [read_record(one.path) for one in shown.values()]
     assert [r["prompt"] for r in records] == ["a blob-thing"] * 2 + ["a red ball"] * 2
@@ -222,49 +292,43 @@ def test_images_and_their_plain_twins(backend, monkeypatch):
     assert Image.open(shown[0].larger).size == (12 * 32, 12 * 40)
     assert read_record(shown[0].larger) == records[0]
     assert f"{shown[0].larger.name}" in parts.files(list(shown.values()))
-    assert backend.no_twin("a blob-thing") == ""
-    assert "names no concept (blob-thing)" in backend.no_twin("a red ball")
+    assert backend.no_baseline_reason("a blob-thing") == ""
+    assert "names no concept (blob-thing)" in backend.no_baseline_reason("a red ball")
 
 
 def test_stopped_between_steps_what_is_made_stays(backend, monkeypatch):
     """Whoever stops looking stops it too, and the next one finds the model free."""
     monkeypatch.setattr(engine, "fitting_batch_size", lambda *_: 1)
-    jobs = copies(checked_job(backend.pipe, **GOOD), 3)
-    backend.ask("somebody")
-    making = backend.next_of("somebody")
+    jobs = copies(good_job(backend), 3)
+    assert not backend.stop()
     save = backend.pipe.save
 
     def save_and_stop(*args):
-        assert not backend.stop("somebody else")
-        assert backend.stop("somebody")
+        assert backend.stop()
         return save(*args)
 
     monkeypatch.setattr(backend.pipe, "save", save_and_stop)
-    shown = backend.make(jobs, making)
-    backend.done("somebody", making)
+    shown = finished(backend.generate(jobs))
     assert list(shown) == [0]
-    assert not backend.stop("somebody")
-    sheet = Image.open(backend.sheet(shown, ["a", "b", "c"], [""], "stopped"))
-    assert sheet.width > 3 * 160
+    assert not backend.stop()
+    sheet = pictures.sheet(shown, ["a", "b", "c"], [""], "stopped", backend.folder)
+    assert Image.open(sheet).width > 3 * 160
     monkeypatch.setattr(backend.pipe, "save", save)
     going = threading.Event()
-    monkeypatch.setattr(backend, "_preview", lambda progress: going.set())
-    left = Generation(previews=True)
-    looks = watched(
-        lambda: backend.make([replace(jobs[0], num_inference_steps=200)] * 8, left), left
-    )
-    assert next(looks) is left
+    monkeypatch.setattr(pictures, "preview", lambda pipe, latents: going.set())
+    left = backend.generate([replace(jobs[0], num_inference_steps=200)] * 8, previews=True)
+    generation = next(left)
     assert going.wait(60)
-    looks.close()
-    assert left.stopped.is_set()
-    assert left.share < 1
-    assert len(backend.make(jobs[:1])) == 1
+    left.close()
+    assert len(finished(backend.generate(jobs[:1]))) == 1
+    assert generation.share < 1
+    assert generation.images == {}
 
 
 def test_an_image_dropped_fills_the_form(backend, tmp_path):
-    job = checked_job(backend.pipe, **GOOD)
-    path = backend.make([job])[0].path
-    assert backend.settings(path) == (job, [])
+    given = parse(ImageSettings, GOOD | {"prompt": "a blob-thing"})
+    path = finished(backend.generate([good_job(backend)]))[0].path
+    assert read_settings(backend.pipe, path) == (given, [])
     record = read_record(path)
 
     def dropped(**change):
@@ -272,27 +336,37 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
         info = PngInfo()
         info.add_text(CHUNK, json.dumps(record | change))
         Image.new("RGB", (8, 8)).save(file, pnginfo=info)
-        return backend.settings(file)
+        return read_settings(backend.pipe, file)
 
     other = dropped(
         model={"pretrained_model_name_or_path": "another"},
         concepts={"blob-thing": {"sha256": "0"}, "cube-thing": {"sha256": "0"}},
     )
-    assert other[0] == job
+    assert other[0] == given
     assert other[1] == [
         f"it was made on another, this is {backend.pipe.model.name}",
-        "its concept blob-thing had other rows than the one loaded here",
+        "its concept blob-thing had other vectors than the one loaded here",
         "its concept cube-thing is not loaded",
     ]
-    with pytest.raises(UserError, match="from 1 to 200"):
+    with pytest.raises(UserError, match="steps is 1000000000 but must be at most 200"):
         dropped(num_inference_steps=10**9)
-    for broken in ({"seed": "five"}, {"concepts": 3}, {"prompt": ["a"]}, {"width": {}}):
+    for key, value in (("seed", "five"), ("prompt", ["a"]), ("width", {}), ("height", 12)):
+        with pytest.raises(UserError, match=f"cannot be used here: {key} is "):
+            dropped(**{key: value})
+    for broken in ({"concepts": 3}, {"model": None}, {"concepts": {"blob-thing": 3}}):
         with pytest.raises(UserError, match="settings that cannot be read"):
             dropped(**broken)
+    for key in ("prompt", "seed", "model", "concepts", "num_inference_steps"):
+        lacking = {k: v for k, v in record.items() if k != key}
+        info = PngInfo()
+        info.add_text(CHUNK, json.dumps(lacking))
+        Image.new("RGB", (8, 8)).save(tmp_path / "lacking.png", pnginfo=info)
+        with pytest.raises(UserError, match="settings that cannot be read"):
+            read_settings(backend.pipe, tmp_path / "lacking.png")
     plain = tmp_path / "plain.png"
     Image.new("RGB", (8, 8)).save(plain)
     with pytest.raises(UserError, match=f"plain.png holds no settings of {CHUNK}"):
-        backend.settings(plain)
+        read_settings(backend.pipe, plain)
 
 
 # ---- concepts ------------------------------------------------------------------------------------
@@ -301,25 +375,34 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
 def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_path, photos):
     blob = backend.concepts()[0]
     assert (blob["name"], blob["vectors"], blob["training_pictures"]) == ("blob-thing", 2, 0)
-    backend.pictures = {"blob-thing": str(photos)}
-    assert len(backend.training_pictures("blob-thing")) == 12
+    backend.image_dirs = {"blob-thing": str(photos)}
+    assert len(backend.training_images("blob-thing")) == 12
     assert "a photo of a blob-thing on a white background" in backend.examples()
     folder = tmp_path / "step-00000008"
     checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(1, 16)), photos, "style")
     assert backend.load(str(folder), None) == ["ink-look"]
-    assert "**ink-look**: 1 vector" in parts.about(backend)
+    assert "<b>ink-look</b>: 1 vector" in parts.about(backend)
     ink = backend.concepts()[1]
     assert (ink["kind"], ink["training_pictures"]) == ("style", 12)
     assert ink["source"].startswith(str(folder))
     assert "a cat in the style of ink-look" in backend.examples()
     assert "a blob-thing in the style of ink-look" in backend.examples()
-    small = backend.thumbnails(backend.training_pictures("ink-look")[:2])
+    small = pictures.thumbnails(backend.training_images("ink-look")[:2], backend.folder)
     assert [max(Image.open(path).size) <= 256 for path in small] == [True, True]
     assert backend.load(f"{folder}=other-look") == ["other-look"]
-    assert len(backend.training_pictures("other-look")) == 12
+    assert len(backend.training_images("other-look")) == 12
     checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(3, 16)), photos, "style")
     assert backend.replace(folder) == ["ink-look"]
     assert backend.concepts()[-1]["vectors"] == 3
+    # Of a run's folder, its checkpoint tells.
+    run = tmp_path / "run"
+    learned = LearnedConcept("run-look", "", torch.ones(1, 16))
+    checkpoint(run / "checkpoints" / "step-00000008", learned, photos, "style")
+    write_concepts([learned], run)
+    assert backend.load(str(run)) == ["run-look"]
+    found = backend.concepts()[-1]
+    assert (found["name"], found["kind"], found["training_pictures"]) == ("run-look", "style", 12)
+    assert "a cat in the style of run-look" in backend.examples()
     for text, file, message in (
         (" ", None, "nothing is named"),
         (None, str(folder / "ink-look.safetensors"), "loaded twice"),
@@ -357,6 +440,7 @@ def learning(backend, tmp_path, monkeypatch):
         ({"word": "cat"}, "the model knows 'cat' already; write a new word: my-cat"),
         ({"phrase": ""}, "the phrase is empty"),
         ({"pictures": []}, "there are no pictures"),
+        ({"pictures": ["a.png"] * 201}, f"201 pictures and the page takes {MAX_PICTURES} at most"),
         ({"kind": "face"}, "an object or a style, not 'face'"),
         ({"num_sgd_steps": 0}, "training.num_sgd_steps is 0 but must be at least 1"),
         ({"learning_rate": None}, "training.learning_rate is None"),
@@ -367,13 +451,13 @@ def test_what_cannot_be_learned_leaves_nothing_behind(learning, photos, change, 
     good = {"word": "my-cat", "phrase": "grey cat", "pictures": [next(photos.iterdir())]}
     with pytest.raises(UserError, match=message):
         learning.start(**good | change)
-    assert learning.runs() == []
+    assert learning.names() == []
     assert not learning.running
 
 
 def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     """Its files, how it is told to go while it does, and when it may be begun again."""
-    assert learning.standing() is None
+    assert learning.status() is None
     pictures = [p for p in sorted(photos.iterdir()) for _ in range(2)]  # names that clash
     folder = learning.start(
         "my-cat", " grey  cat", pictures, "style", num_sgd_steps=8, checkpoint_freq=4,
@@ -384,12 +468,12 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     assert len(list((folder / "training_pictures").iterdir())) == 24
     assert learning.running
     assert backend.busy() == ""
-    backend.busy = learning.busy
+    busy = Backend(backend.pipe, tmp_path / "made", busy=learning.busy)
     with pytest.raises(UserError, match="is being learned; wait for it, or stop it"):
-        backend.make([checked_job(backend.pipe, **GOOD)])
+        finished(busy.generate([good_job(backend)]))
     with pytest.raises(UserError, match="is being learned"):
-        learning.go_on("my-cat")
-    now = learning.standing()
+        learning.resume("my-cat")
+    now = learning.status()
     assert (now.word, now.step, now.steps, now.sampled, now.problem) == ("my-cat", 0, 8, (), "")
     lines = [
         {"group": "training", "steps_completed": 4, "loss": 0.5, "samples_per_second": 2.0},
@@ -401,39 +485,40 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     for step in (0, 4):
         for k in range(4 if step == 0 else 3):  # the last one is still being made
             Image.new("RGB", (32, 32)).save(folder / "samples" / f"step-{step:08d}-{k:03d}.png")
-    now = learning.standing()
+    now = learning.status()
     assert (now.step, now.loss, now.val_loss, now.phrase_loss) == (4, 0.5, 0.4, 0.6)
     assert (now.seconds_left, now.sampled) == (4 * 4 / 2.0, (0,))
-    assert learning.time_lapse(now, tmp_path) is None
+    assert time_lapse(now, tmp_path) is None
     Image.new("RGB", (32, 32)).save(folder / "samples" / "step-00000004-003.png")
-    now = learning.standing()
+    now = learning.status()
     assert now.samples(4)[0][1].startswith("step 4: a cat in the style of my-cat")
-    assert learning.time_lapse(now, tmp_path).is_file()
+    assert time_lapse(now, tmp_path).is_file()
     learning.stop()
     learning.stop()  # asked twice, it would end without a checkpoint
     assert len(learning.process.signals) == 1
     learning.process.returncode = 143
     assert not learning.running
-    assert learning.standing().problem == ""
+    assert learning.status().problem == ""
     assert learning.take_finished() is None
     cat = LearnedConcept("my-cat", "grey cat", torch.ones(2, 16))
     checkpoint(folder / "checkpoints" / "step-00000004", cat, photos, "style")
-    assert not learning.standing().complete
+    assert not learning.status().complete
     with pytest.raises(UserError, match="holds what was learned for 'my-cat' before"):
         learning.start("my-cat", "cat", pictures)
-    with pytest.raises(UserError, match="no run '../x' that a page began; those are: my-cat"):
-        learning.go_on("../x")
-    assert TrainingRuns(backend.pipe, learning.root).runs() == ["my-cat"]  # another page's life
-    assert learning.go_on("my-cat") == folder
+    for call in (learning.resume, learning.status):
+        with pytest.raises(UserError, match="no run '../x' that a page began; those are: my-cat"):
+            call("../x")
+    assert TrainingRuns(backend.pipe, learning.root).names() == ["my-cat"]  # another page's life
+    assert learning.resume("my-cat") == folder
     assert learning.running
     (folder / "log.txt").write_text("loading ...\ndetsd: the disk is full; make room\n")
     learning.process.returncode = 2
-    assert learning.standing().problem == "the disk is full; make room"
+    assert learning.status().problem == "the disk is full; make room"
     assert learning.take_finished() is None
-    learning.go_on("my-cat")
+    learning.resume("my-cat")
     checkpoint(folder / "checkpoints" / "step-00000008", cat, photos, "style")
     learning.process.returncode = 0
-    assert learning.standing().complete
+    assert learning.status().complete
     assert learning.take_finished() == folder
     assert learning.take_finished() is None
     assert backend.replace(folder) == ["my-cat"]
@@ -454,7 +539,6 @@ def test_one_thing_at_a_time_and_programs_see_endpoints_alone(backend, tmp_path)
         assert public[name].concurrency_id == "model"
         assert public[name].concurrency_limit == 1
     own = [f for f in page.fns.values() if f.api_visibility != "public" and f.queue]
-    own = [f for f in own if f.name != "leave"]  # which touches nothing
     assert {f.concurrency_id for f in own} == {"model"}
     text = (ROOT / "docs" / "app.md").read_text()
     for endpoint, facts in page.get_api_info()["named_endpoints"].items():
@@ -464,6 +548,241 @@ def test_one_thing_at_a_time_and_programs_see_endpoints_alone(backend, tmp_path)
             if p["parameter_has_default"]:
                 default = json.dumps(p["parameter_default"]).removesuffix(".0").capitalize()
                 assert f"`{p['parameter_name']}={default}`" in text, endpoint
+
+
+def odd_values(annotation) -> list:
+    """Values that are not of a type."""
+    values = {
+        str: [3, None, ["a"], {"a": 1}],
+        int: ["7", 2.7, None, True, [1, 2], 2**70, float("nan")],
+        float: ["4", None, False, float("inf"), {}],
+        bool: ["false", 0, None, "true", []],
+        list[str]: [[3], [None], {"a": "b"}],
+        Any: [3, None, {}, [3], ["/nowhere/a.png"], [[]], [{"path": 3}]],
+    }
+    return values[annotation]
+
+
+def test_values_of_a_wrong_type_are_told_by_the_name_of_their_parameter(backend, tmp_path):
+    """gradio hands on whatever comes; every parameter of every endpoint is tried."""
+    page = pages.page(backend, TrainingRuns(backend.pipe, tmp_path))
+    tried = 0
+    for endpoint in (f for f in page.fns.values() if f.api_visibility == "public"):
+        parameters = inspect.signature(endpoint.fn).parameters.values()
+        good = [p.annotation() if p.default is p.empty and p.annotation is not Any else p.default
+                for p in parameters]  # fmt: skip
+        for k, parameter in enumerate(parameters):
+            for odd in odd_values(parameter.annotation):
+                values = (*good[:k], odd, *good[k + 1 :])
+                with pytest.raises(gr.Error) as refused:
+                    list(endpoint.fn(*values))  # a generator, or never reached
+                about = "uploaded file" if parameter.annotation is Any else parameter.name
+                told = refused.value.message
+                assert f"{parameter.name} is " in told or about in told, (parameter, odd, told)
+                assert "something went wrong" not in told
+                tried += 1
+    assert tried > 150
+    assert backend.pipe.concepts == ["blob-thing"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("private.png", "is not an uploaded file"),
+        ({"path": "private.png"}, "is not an uploaded file"),
+        ({"path": "private.png", "meta": {"_type": "gradio.FileData"}}, "is not an uploaded file"),
+        ({"path": "up/../private.png"}, "is not an uploaded file"),
+        ({"path": "up/link.png"}, "is not an uploaded file"),
+        ({"path": "up"}, "is not an uploaded file"),
+        ({"path": "up/large.png"}, "is not an uploaded file of at most 64 MB"),
+        ({"path": "/dev/zero"}, "is not an uploaded file"),
+        ({"path": "http://127.0.0.1:9/a.png"}, "is not an uploaded file"),
+        ({"path": "a\0b"}, "is not an uploaded file"),
+    ],
+)
+def test_only_files_that_were_uploaded(file, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "up"))
+    (tmp_path / "up").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    (tmp_path / "up" / "link.png").symlink_to(tmp_path / "private.png")
+    with (tmp_path / "up" / "large.png").open("wb") as large:
+        large.truncate(parts.MAX_UPLOAD + 1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        parts.uploaded(file)
+    own = tmp_path / "up" / "own.png"
+    own.write_bytes(b"")
+    assert parts.uploaded(str(own)) == parts.uploaded({"path": str(own)}) == own
+
+
+def test_a_page_for_others_takes_no_paths(backend, concept_file):
+    remote = Backend(backend.pipe, backend.folder, reads_paths=False)
+    with pytest.raises(UserError, match="this page loads uploaded files alone"):
+        remote.load(str(concept_file))
+
+
+def test_words_of_strangers_are_shown_as_they_are(backend, tmp_path, photos):
+    """No HTML and no Markdown of a concept's file becomes a part of the page."""
+    phrase = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png)'
+    folder = checkpoint(
+        tmp_path / "<b>", LearnedConcept("odd-<i>word", phrase, torch.ones(1, 16)), photos, "<u>"
+    )
+    backend.load(str(folder))
+    known, images = parts.facts(backend, "odd-<i>word")
+    for text in (parts.about(backend), known):
+        assert "&lt;i&gt;" in text
+        assert "&lt;img" in text
+        assert not re.search("<(i|u|img)[ >]", text)
+    assert images.count("<img") == 12
+    with pytest.raises(gr.Error) as shown, parts.show_errors():
+        raise UserError("<form>")
+    assert shown.value.message == "&lt;form&gt;"
+    backend.unload("odd-<i>word")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (Address(port=99999), "--port 99999 is no port; give one from 1 to 65535"),
+        (Address(port=0), "--port 0 is no port"),
+        (Address("no.such.host.invalid"), "--host no.such.host.invalid is no address of this"),
+        (Address("192.0.2.1"), "--host 192.0.2.1 is no address of this machine"),
+        (Address("a" * 300), "is no address of this machine"),
+    ],
+)
+def test_addresses_that_are_refused(address, message):
+    with pytest.raises(UserError, match=message):
+        address.check()
+
+
+def test_who_may_ask_under_which_name_and_with_which_password():
+    Address().check()
+    here = Address().trusted_hosts()
+    assert here == ["127.0.0.1", "[::1]", "localhost"]
+    open_to_all = Address("0.0.0.0", allow_hosts=("My.Proxy",)).trusted_hosts()
+    assert {*here, "my.proxy", socket.gethostname().lower()} < set(open_to_all)
+    assert all(Address(h).is_local for h in ("localhost", "127.0.0.1", "::1", "[::1]"))
+    assert not any(Address(h).is_local for h in ("0.0.0.0", "::", "192.0.2.1", "a.host"))
+    assert Address().credentials() is Address("0.0.0.0", no_auth=True).credentials() is None
+    user, password = Address("0.0.0.0").credentials()
+    assert (user, len(password)) == ("detsd", 16)
+    assert Address("0.0.0.0").credentials() != (user, password)
+    assert Address("localhost", auth="me:a:b").credentials() == ("me", "a:b")
+    for auth in ("me", ":x", "me:"):
+        with pytest.raises(UserError, match="--auth must be USER:PASSWORD"):
+            Address(auth=auth).credentials()
+    with pytest.raises(UserError, match="--auth and --no-auth are both given"):
+        Address(auth="a:b", no_auth=True).credentials()
+
+
+def ask(url, data=None, **headers):
+    """Status and text of an answer; headers with _ for -."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    if data is not None and not isinstance(data, bytes):
+        headers, data = {"Content-Type": "application/json"} | headers, json.dumps(data).encode()
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.fixture
+def served(backend, tmp_path, monkeypatch):
+    """The page in this process, and its URL."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    page = pages.page(backend, TrainingRuns(backend.pipe, tmp_path / "outputs"))
+    yield pages.launch(page, Address(), backend.folder)
+    page.close()
+
+
+@pytest.mark.slow
+def test_only_its_own_names_and_its_own_pages(served):
+    """A foreign name that points here reads nothing; a page of another site sends nothing."""
+    port = urlsplit(served).port
+    assert ask(served)[0] == 200
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", f"LOCALHOST:{port}"):
+        assert ask(served, Host=host)[0] == 200, host
+    for host in (f"rebound.example:{port}", "rebound.example", f"127.0.0.1.example:{port}", "x"):
+        for path in ("", "config", "gradio_api/info"):
+            assert ask(served + path, Host=host)[0] == 400, host
+    limit = "--x\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n"
+    form = {"Content_Type": "multipart/form-data; boundary=x"}
+
+    def upload(size=1, **headers):
+        body = limit.encode() + b"a" * size + b"\r\n--x--\r\n"
+        return ask(f"{served}gradio_api/upload", body, **form | headers)[0]
+
+    assert upload() == upload(Origin=served.rstrip("/")) == 200
+    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", "https://localhost"):
+        assert upload(Origin=origin) == 403, origin
+        assert ask(f"{served}gradio_api/call/v2/stop", {}, Origin=origin)[0] == 403
+    assert upload(size=parts.MAX_UPLOAD + 1) == 413
+
+
+@pytest.mark.slow
+def test_what_nobody_waits_for_any_more_is_stopped(served, backend, monkeypatch):
+    """An endpoint's images, when the program that asked for them has left."""
+    going, left = threading.Event(), threading.Event()
+
+    def endless(jobs, previews=False):
+        try:
+            while True:
+                going.set()
+                yield Generation(len(jobs))
+                time.sleep(0.05)
+        finally:
+            left.set()
+
+    monkeypatch.setattr(backend, "generate", endless)
+    url = f"{served}gradio_api/call/v2/generate"
+    event = json.loads(ask(url, {"prompt": "a blob-thing", "steps": 2})[1])["event_id"]
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        f"{url}/{event}"
+    ) as seen:
+        assert seen.readline() == b"event: generating\n"
+        assert going.is_set()
+        assert not left.is_set()
+    assert left.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "options", "login"),
+    [("0.0.0.0", [], None), ("::1", ["--auth", "me:secret"], ("me", "secret"))],
+)
+def test_a_page_for_others_asks_for_a_password(tiny_model, tmp_path, host, options, login):
+    """Started where proxies are set, which do not know this machine's own address."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    proxies = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
+    args = ["app", "--model", tiny_model, "--host", host, "--port", port, *options]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command(*args), cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True,
+            env=os.environ | proxies | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
+                                        "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    try:
+        line = server.stdout.readline()
+        url = re.search(r"http://\S+", line)[0]
+        made = re.search(r" as (\S+) with the password (\S+) ", line)
+        assert bool(made) != bool(login), line
+        user, password = login or made.groups()
+        assert ask(f"{url}config")[0] == 401
+        assert ask(f"{url}gradio_api/call/v2/model", {})[0] == 401
+        wrong = f"username={user}&password=wrong".encode()
+        assert ask(f"{url}login", wrong)[0] == 400
+        right = f"username={user}&password={password}".encode()
+        assert ask(f"{url}login", right)[0] == 200
+        assert "Traceback" not in (tmp_path / "log").read_text()
+    finally:
+        server.terminate()
+        server.wait(60)
+        server.stdout.close()
 
 
 def test_without_gradio_one_sentence(monkeypatch, capsys):
@@ -480,7 +799,7 @@ def test_a_port_that_is_taken(tiny_model, capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["app", "--model", str(tiny_model), "--port", port]) == 2
-    assert f"--port {port} is taken on 127.0.0.1, or" in capsys.readouterr().err
+    assert f"--port {port} is taken on 127.0.0.1; give another one" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -547,9 +866,9 @@ def test_programs_use_the_page(address, backend, photos, tmp_path, monkeypatch, 
     assert [one["seed"] for one in made["images"] + made["plain_images"]] == [5, 6, 5, 6]
     assert made["plain_images"][0]["prompt"] == "a red ball"
     # What comes is what the same settings give anywhere.
-    job = checked_job(backend.pipe, **GOOD | {"guidance": 4})
+    job = good_job(backend, guidance_scale=4)
     assert read_record(Path(made["images"][0]["file"]))["seed"] == 5
-    own = backend.make(copies(job, 2) + backend.twins(copies(job, 2)))
+    own = finished(backend.generate(copies(job, 2) + backend.baselines(copies(job, 2))))
     assert Image.open(made["images"][1]["file"]).tobytes() == Image.open(own[1].path).tobytes()
     sheet = client.predict(
         prompt="a blob-thing", x_axis="seed", x_values="0-1", **settings, api_name="/grid"
@@ -612,6 +931,12 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
                     break
             expect(field).to_have_value(str(value))
 
+        def told(sentence):
+            """An error is shown, and put away."""
+            expect(page.get_by_test_id("toast-text")).to_contain_text(sentence)
+            page.get_by_test_id("toast-close").click()
+            expect(page.get_by_test_id("toast-text")).to_have_count(0)
+
         page.goto(address)
         expect(at("about")).to_contain_text("blob-thing: 2 vectors")
 
@@ -667,9 +992,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         # A mistake is told under the button; the images stay to be seen.
         write("width", 4000)
         at("go").click()
-        expect(page.locator("#status .error")).to_have_text(
-            "the width must be a number from 16 to 64, not 4000"
-        )
+        told("width is 4000 but must be a multiple of 8 from 16 to 64")
         centre = (
             "e => { const r = e.getBoundingClientRect(); e.scrollIntoView(); "
             "const s = e.getBoundingClientRect(); return e.contains(document.elementFromPoint("
@@ -722,26 +1045,26 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         write("x-values", "1, 3")
         write("y-values", "one")
         at("grid-go").click()
-        expect(page.locator("#grid-status .error")).to_contain_text("which is no number")
+        told("which is no number")
         write("y-values", "0-1")
         at("grid-go").click()
         expect(page.locator("#sheet img")).not_to_have_js_property("naturalWidth", 0)
 
         # Concepts come, are read again, and go; a mistake takes the message before it away.
         folder = checkpoint(
-            tmp_path / "step", LearnedConcept("cube-thing", "", torch.ones(1, 16)), photos, "style"
-        )
+            tmp_path / "step", LearnedConcept("cube-thing", STRANGE, torch.ones(1, 16)), photos,
+            "style",
+        )  # fmt: skip
         page.get_by_role("tab", name="Concepts").click()
         write("source", folder)
         at("load").click()
         expect(at("loaded")).to_contain_text("Loaded cube-thing")
         expect(page.locator("#source textarea, #source input")).to_have_value("")
-        expect(at("about")).to_contain_text("cube-thing: 1 vector")
+        expect(at("about")).to_contain_text(f"cube-thing: 1 vector, learned from “{STRANGE}”")
         expect(at("facts")).to_contain_text("a style")
         expect(page.locator("#pictures img")).to_have_count(12)
         at("load").click()
-        expect(at("loaded")).to_have_text("nothing is named; write a path or a uuid, or upload a "
-                                          "file")  # fmt: skip
+        told("nothing is named; write a path or a uuid, or upload a file")
         write_concepts([LearnedConcept("cube-thing", "", torch.ones(3, 16))], folder)
         at("reload").click()
         expect(at("about")).to_contain_text("cube-thing: 3 vectors")
@@ -751,7 +1074,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         # A concept is learned: told how it goes, stopped, gone on with, and used.
         page.get_by_role("tab", name="Learn").click()
         at("learn-go").click()
-        expect(page.locator("#learn-said .error")).to_contain_text("the word is empty")
+        told("the word is empty")
         page.locator("#learn-pictures input[type=file]").set_input_files(sorted(photos.iterdir()))
         expect(page.locator("#learn-pictures .grid-wrap img")).to_have_count(12)
         write("word", "my-photo")
@@ -779,7 +1102,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         )
         page.get_by_role("tab", name="Generate").click()
         at("go").click()
-        expect(page.locator("#status .error")).to_contain_text("is being learned; wait for it")
+        told("is being learned; wait for it")
         page.get_by_role("tab", name="Learn").click()
         at("learn-stop").click()
         expect(at("learn-status")).to_contain_text("stopped at step")

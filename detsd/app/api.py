@@ -1,30 +1,35 @@
-"""What the page offers to programs: named parameters, plain values, one endpoint per deed.
+"""The endpoints of the demo page for programs: named parameters, plain values.
 
     client = gradio_client.Client("http://127.0.0.1:7860/")
     client.predict(prompt="a photo of a det-logo-demo", api_name="/generate")
 
-docs/app.md tells more. A mistake comes back as an error with the sentence that the page would show.
+docs/app.md describes them. An error comes back with the sentence that the page would show.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import inspect
 import json
-from collections.abc import Callable
+import time
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from detsd.app.backend import Backend
-from detsd.app.form import checked_job, copies, grid_jobs
-from detsd.app.parts import ALONE, sentence
-from detsd.app.pictures import PageImage
-from detsd.app.training_runs import TrainingRuns
+from detsd.app import pictures
+from detsd.app.backend import Backend, Generation
+from detsd.app.form import ImageSettings, copies, grid_jobs, make_job, parse
+from detsd.app.parts import ALONE, sentence, uploaded
+from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
+from detsd.config.schema import REQUIRED, Section, setting
+from detsd.utils.errors import UserError
 
 
 def as_file(path: Path) -> dict[str, Any]:
-    """A file as gradio's clients download it; others find it under its `url`."""
+    """Return a file as gradio's clients download it; others find it under its `url`."""
     return {
         "path": str(path),
         "url": f"/gradio_api/file={path}",
@@ -33,163 +38,209 @@ def as_file(path: Path) -> dict[str, Any]:
     }
 
 
-def as_values(shown: PageImage) -> dict[str, Any]:
-    """An image as plain values."""
-    job = shown.job
+def as_values(image: pictures.PageImage) -> dict[str, Any]:
+    """Return an image as plain values."""
+    job = image.job
     return {
-        "file": as_file(shown.path),
+        "file": as_file(image.path),
         "prompt": job.prompt,
         "seed": job.seed,
         "guidance_scale": job.guidance_scale,
         "steps": job.num_inference_steps,
         "scheduler": job.scheduler_name,
-        "flagged": shown.flagged,
+        "flagged": image.flagged,
     }
 
 
-def _in_a_sentence(call: Callable) -> Callable:
-    @functools.wraps(call)
-    def wrapped(*args: Any) -> Any:
-        try:
-            return call(*args)
-        except Exception as error:
-            raise gr.Error(sentence(error), print_exception=False) from None
+class Endpoints:
+    """What programs can ask of the page."""
 
-    return wrapped
-
-
-def endpoints(backend: Backend, learning: TrainingRuns) -> None:
-    """Declare them within the page."""
-    size, own = backend.pipe.model.image_size, backend.pipe.own_scheduler
+    def __init__(self, backend: Backend, runs: TrainingRuns):
+        self.backend, self.runs = backend, runs
 
     def generate(
-        prompt: str,
-        negative_prompt: str = "",
-        guidance_scale: float = 4.0,
-        steps: int = 30,
-        seed: int = 0,
-        scheduler: str = "",
-        count: int = 1,
-        width: int = 0,
-        height: int = 0,
-        plain: bool = False,
-    ) -> dict:
-        """Make images of a prompt, seed, seed + 1, ...; the model's own size and sampler are usual.
+        self, prompt: str, count: int = 1, plain: bool = False, **settings: Any
+    ) -> Iterator[dict]:
+        """Make images of a prompt with the seeds `seed`, `seed + 1`, ...
 
-        Returns `images`, with `plain` also `plain_images` of the phrases in the concepts' place,
-        and `notes` on the prompt.
+        Returns `images`, with `plain` also `plain_images` of the initializers in place of the
+        concepts, and `notes` on the prompt; images as they are made, and all at the end.
         """
-        first = checked_job(
-            backend.pipe, prompt, negative_prompt, guidance_scale, steps, seed, scheduler or own,
-            width or size, height or size, count,
-        )  # fmt: skip
+        backend = self.backend
+        first = make_job(backend.pipe, parse(ImageSettings, {"prompt": prompt} | settings))
         jobs = copies(first, count)
-        twins = backend.twins(jobs) if plain and not backend.no_twin(first.prompt) else []
-        shown = backend.make(jobs + twins)
-        values = [as_values(one) for _, one in sorted(shown.items())]
-        return {
-            "images": values[: len(jobs)],
-            "plain_images": values[len(jobs) :],
-            "notes": backend.notes(first.prompt),
-        }
+        if plain and not backend.no_baseline_reason(first.prompt):
+            jobs += backend.baselines(jobs)
+        notes = backend.prompt_warnings(first.prompt)
+        for now in _when_made(backend.generate(jobs)):
+            made = sorted(now.images.items())
+            yield {
+                "images": [as_values(image) for number, image in made if number < count],
+                "plain_images": [as_values(image) for number, image in made if number >= count],
+                "notes": notes,
+            }
 
     def grid(
+        self,
         prompt: str,
         x_axis: str,
         x_values: str,
         y_axis: str = "nothing",
         y_values: str = "",
-        negative_prompt: str = "",
-        guidance_scale: float = 4.0,
-        steps: int = 30,
-        seed: int = 0,
-        scheduler: str = "",
-        width: int = 0,
-        height: int = 0,
-    ) -> dict:
+        **settings: Any,
+    ) -> Iterator[dict]:
         """Make a grid: one setting along each axis, values as on the page.
 
         Returns `sheet` and `images`, row by row.
         """
-        job = checked_job(
-            backend.pipe, prompt, negative_prompt, guidance_scale, steps, seed, scheduler or own,
-            width or size, height or size,
-        )  # fmt: skip
-        jobs, columns, rows = grid_jobs(backend.pipe, job, (x_axis, x_values), (y_axis, y_values))
-        shown = backend.make(jobs)
-        return {
-            "sheet": as_file(backend.sheet(shown, columns, rows, "")) if shown else None,
-            "images": [as_values(one) for _, one in sorted(shown.items())],
-        }
+        backend = self.backend
+        given = parse(ImageSettings, {"prompt": prompt} | settings)
+        jobs, columns, rows = grid_jobs(backend.pipe, given, (x_axis, x_values), (y_axis, y_values))
+        for now in _when_made(backend.generate(jobs)):
+            images, sheet = now.images, None
+            if images:
+                sheet = as_file(pictures.sheet(images, columns, rows, "", backend.folder))
+            yield {"sheet": sheet, "images": [as_values(one) for _, one in sorted(images.items())]}
 
-    def stop() -> bool:
-        """Stop the images that are being made; whether any were. What is made comes back."""
-        return backend.stop()
+    def stop(self) -> bool:
+        """Stop the images that are being made; return whether there were any."""
+        return self.backend.stop()
 
-    def model() -> dict:
-        """The model, and what it says that it can draw."""
-        loaded, words = backend.pipe.model, backend.words
+    def model(self) -> dict:
+        """Return the model, and what its folder says that it can draw."""
+        loaded, hints = self.backend.pipe.model, self.backend.hints
         return {
             "name": loaded.name,
             "image_size": loaded.image_size,
-            "draws": words.lists if words else {},
+            "draws": hints.lists if hints else {},
         }
 
-    def concepts() -> list:
-        """The loaded concepts."""
-        return backend.concepts()
+    def concepts(self) -> list:
+        """Return the loaded concepts."""
+        return self.backend.concepts()
 
-    def load(source: str) -> list:
-        """Load concepts of a file or folder of the page's machine, or of a checkpoint's uuid."""
-        return backend.load(source)
+    def load(self, source: Any) -> list:
+        """Load concepts of an uploaded file, or of the page's machine if that alone can ask."""
+        if isinstance(source, str):
+            return self.backend.load(source)
+        return self.backend.load("", uploaded(source))
 
-    def unload(name: str) -> None:
-        """Forget a concept."""
-        backend.unload(name)
+    def unload(self, name: str) -> None:
+        """Remove a concept."""
+        self.backend.unload(name)
 
-    def reload(name: str) -> None:
+    def reload(self, name: str) -> None:
         """Read a concept again from where it came from."""
-        backend.reload(name)
+        self.backend.reload(name)
 
     def learn(
+        self,
         word: str,
         phrase: str,
-        pictures: list,
+        pictures: Any,
         kind: str = "object",
         steps: int = 0,
         learning_rate: float = 0.0,
-        prompts: list = [],  # noqa: B006 - an endpoint's default
+        prompts: list[str] = [],  # noqa: B006 - an endpoint's default
     ) -> str:
         """Begin to learn a word from pictures, each a file of `gradio_client.handle_file`.
 
-        0 for steps or learning rate is the usual one. Returns the folder of the run.
+        0 for steps or learning rate is the default. Returns the folder of the run.
         """
+        if not isinstance(pictures, list):
+            raise UserError(f"pictures is {str(pictures)[:100]!r} but must be a list of files")
         given = {"num_sgd_steps": steps, "learning_rate": learning_rate}
-        paths = [p["path"] if isinstance(p, dict) else p for p in pictures]
         given = {key: value for key, value in given.items() if value}
-        return str(learning.start(word, phrase, paths, kind, prompts, **given))
+        files = [uploaded(file) for file in pictures[: MAX_PICTURES + 1]]
+        return str(self.runs.start(word, phrase, files, kind, prompts, **given))
 
-    def go_on(run: str) -> str:
-        """Go on with a run that was stopped; its folder."""
-        return str(learning.go_on(run))
+    def go_on(self, run: str) -> str:
+        """Go on with a run that was stopped; return its folder."""
+        return str(self.runs.resume(run))
 
-    def learning_status(run: str = "") -> dict:
-        """How the run that goes on, or the one of that name, stands; {} without any."""
-        standing = learning.standing(run or None)
-        if standing is None:
+    def learning_status(self, run: str = "") -> dict:
+        """Return how the run that goes on, or the one of that name, stands; {} without any."""
+        status = self.runs.status(run)
+        if status is None:
             return {}
-        if new := learning.take_finished():
-            backend.replace(new)
-        samples = standing.samples(standing.sampled[-1]) if standing.sampled else []
-        facts = {key: value for key, value in vars(standing).items() if key != "sampled"}
+        if new := self.runs.take_finished():
+            self.backend.replace(new)
+        samples = status.samples(status.sampled[-1]) if status.sampled else []
+        facts = {key: value for key, value in vars(status).items() if key != "sampled"}
         facts["samples"] = [path for path, _ in samples]
         return json.loads(json.dumps(facts, default=str))  # paths as texts
 
-    def stop_learning() -> None:
+    def stop_learning(self) -> None:
         """Ask the run that goes on to leave a checkpoint and end."""
-        learning.stop()
+        self.runs.stop()
 
-    for call in (generate, grid, load, unload, reload, learn, go_on):
-        gr.api(_in_a_sentence(call), api_name=call.__name__, **ALONE)
-    for call in (stop, model, concepts, learning_status, stop_learning):
-        gr.api(_in_a_sentence(call), api_name=call.__name__, queue=False)
+
+def _when_made(generation: Iterator[Generation]) -> Iterator[Generation]:
+    """Yield at each image, and every few seconds, after which gradio notices who has left."""
+    count, last = -1, 0.0
+    for now in generation:
+        if len(now.images) > count or time.monotonic() - last > 2:
+            count, last = len(now.images), time.monotonic()
+            yield now
+
+
+def endpoints(backend: Backend, runs: TrainingRuns) -> None:
+    """Declare the endpoints within the page."""
+    e = Endpoints(backend, runs)
+    for call in (e.generate, e.grid, e.load, e.unload, e.reload, e.learn, e.go_on):
+        declare(call, **ALONE)
+    for call in (e.stop, e.model, e.concepts, e.learning_status, e.stop_learning):
+        declare(call, queue=False)
+
+
+def declare(call: Callable, **options: Any) -> None:
+    """Declare an endpoint of a function whose parameters' types are checked, unlike gradio's.
+
+    `**settings` of the function stands for all of `ImageSettings` that it does not name itself, and
+    `Any` for a type that it checks itself.
+    """
+    hints, signature = typing.get_type_hints(call), inspect.signature(call)
+    parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        settings = [f for f in dataclasses.fields(ImageSettings) if f.name not in hints]
+        types = typing.get_type_hints(ImageSettings)
+        parameters[-1:] = [
+            parameters[0].replace(name=f.name, default=f.default, annotation=types[f.name])
+            for f in settings
+        ]
+    names = [p.name for p in parameters]
+    checked = dataclasses.make_dataclass(
+        "Parameters",
+        [
+            (p.name, p.annotation, setting(REQUIRED if p.default is p.empty else p.default, ""))
+            for p in parameters
+            if p.annotation is not Any
+        ],
+        bases=(Section,),
+        frozen=True,
+    )
+
+    def values(given: tuple) -> dict[str, Any]:
+        named = dict(zip(names, given, strict=True))
+        typed = {f.name: named[f.name] for f in dataclasses.fields(checked)}
+        return named | vars(parse(checked, typed))
+
+    def plain(*given: Any) -> Any:
+        try:
+            return call(**values(given))
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from None
+
+    def stepwise(*given: Any) -> Iterator[Any]:
+        try:
+            yield from call(**values(given))
+        except Exception as error:
+            raise gr.Error(sentence(error), print_exception=False) from None
+
+    endpoint, result = plain, hints["return"]
+    if inspect.isgeneratorfunction(call):
+        endpoint, result = stepwise, typing.get_args(result)[0]
+    endpoint.__doc__ = call.__doc__
+    endpoint.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    endpoint.__annotations__ = {p.name: p.annotation for p in parameters}
+    gr.api(endpoint, api_name=call.__name__, **options)

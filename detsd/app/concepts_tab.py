@@ -1,4 +1,4 @@
-"""The Concepts tab: loading, renaming and showing concepts."""
+"""The Concepts tab: load, reload, unload and look at concepts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 import gradio as gr
 
 from detsd.app.backend import Backend
-from detsd.app.parts import ALONE, QUIET, Head, facts_of, status, told
-
-# ---- concepts ------------------------------------------------------------------------------------
+from detsd.app.parts import ALONE, PRIVATE, Head, facts, lines, show_errors, uploaded
 
 
 def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
-    """What is loaded, and loading; all that shows it."""
+    """Build the tab; return all components that show concepts."""
     with gr.Row():
         with gr.Column():
             names = backend.pipe.concepts
@@ -21,12 +19,12 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
                 names, value=names[-1] if names else None, label="Loaded concepts",
                 elem_id="concepts",
             )  # fmt: skip
-            facts = gr.Markdown(elem_id="facts")
+            known = gr.HTML(elem_id="facts")
             with gr.Row():
                 reload = gr.Button("Reload", elem_id="reload")
                 unload = gr.Button("Unload", elem_id="unload")
             changed = gr.HTML(elem_id="changed", elem_classes="status")
-            pictures = gr.HTML(elem_id="pictures", elem_classes="thumbnails")
+            images = gr.HTML(elem_id="pictures", elem_classes="thumbnails")
         with gr.Column():
             gr.Markdown(
                 "Load a concept that was learned on this base model, by `python -m detsd finetune` "
@@ -35,35 +33,33 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
             )
             source = gr.Textbox(
                 label="Concept file, checkpoint or run folder, or checkpoint uuid",
-                elem_id="source", placeholder="outputs/my_concept",
+                elem_id="source", placeholder="outputs/my_concept", visible=backend.reads_paths,
             )  # fmt: skip
-            gr.Markdown("or upload a concept file")
+            gr.HTML("or upload a concept file", visible=backend.reads_paths)
             file = gr.File(show_label=False, type="filepath", height=140, elem_id="file")
             load = gr.Button("Load", variant="primary", elem_id="load")
             loaded = gr.HTML(elem_id="loaded", elem_classes="status")
-    head = Head(about, examples, chosen, facts, pictures)
+    head = Head(about, examples, chosen, known, images)
 
-    @told(loaded)
+    @show_errors()
     def add(text: str, upload: str | None) -> dict:
-        words = ", ".join(backend.load(text, upload))
-        said = status(f"Loaded {words}. Write the word in a prompt.")
+        words = ", ".join(backend.load(text, upload and uploaded(upload)))
+        said = lines(f"Loaded {words}. Write the word in a prompt.")
         return {loaded: said, source: "", file: None} | head.now(backend)
 
-    @told(changed)
+    @show_errors()
     def forget(name: str | None) -> dict:
         backend.unload(name or "")
-        return {changed: status(f"Unloaded {name}.")} | head.now(backend)
+        return {changed: lines(f"Unloaded {name}.")} | head.now(backend)
 
-    @told(changed)
+    @show_errors()
     def read_again(name: str | None) -> dict:
         backend.reload(name or "")
-        said = status(f"Read {name} again from {backend.pipe.sources[name]}.")
+        said = lines(f"Read {name} again from {backend.pipe.sources[name]}.")
         return {changed: said} | head.now(backend, name)
 
-    chosen.input(
-        lambda name: facts_of(backend, name), chosen, [facts, pictures], queue=False, **QUIET
-    )
-    load.click(add, [source, file], [loaded, source, file, *head.all], **ALONE, **QUIET)
-    unload.click(forget, chosen, [changed, *head.all], **ALONE, **QUIET)
-    reload.click(read_again, chosen, [changed, *head.all], **ALONE, **QUIET)
+    chosen.input(lambda name: facts(backend, name), chosen, [known, images], queue=False, **PRIVATE)
+    load.click(add, [source, file], [loaded, source, file, *head.all], **ALONE, **PRIVATE)
+    unload.click(forget, chosen, [changed, *head.all], **ALONE, **PRIVATE)
+    reload.click(read_again, chosen, [changed, *head.all], **ALONE, **PRIVATE)
     return head

@@ -1,34 +1,36 @@
-"""From the page's filled form to jobs: one, or a grid of them."""
+"""From the settings of a form or an endpoint to jobs: one image, copies of it, or a grid."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import itertools
 import re
-from operator import attrgetter
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from detsd.concepts.prompts import truncated
+from detsd.config.schema import MAX_SEED, REQUIRED, Section, parse_section, setting
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
+from detsd.utils import png
 from detsd.utils.errors import UserError
 
-# Of a job, what the form holds, in the order of `checked_job`.
-FIELDS = ("prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed",
-          "scheduler_name", "width", "height")  # fmt: skip
-
-MOST_STEPS, MOST_IMAGES, MOST_CELLS, LONGEST = 200, 8, 64, 2000  # the last in characters
+MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # the last in characters of a prompt
 
 WORDS = "words of the prompt"
 
-# What a grid's axis can be: the field of a job that it changes, and values to begin with.
+# What a grid's axis can be: the setting that it changes, and values to begin with.
 AXES = {
     "nothing": ("", ""),
     "guidance scale": ("guidance_scale", "1.5, 3, 4, 6"),
-    "steps": ("num_inference_steps", "10, 20, 30"),
+    "steps": ("steps", "10, 20, 30"),
     "seed": ("seed", "0-2"),
-    "scheduler": ("scheduler_name", "ddim, euler, euler-ancestral"),
+    "scheduler": ("scheduler", "ddim, euler, euler-ancestral"),
     "prompt": ("prompt", "a red star\na blue moon"),
     WORDS: ("prompt", "photo, oil painting, drawing"),  # the first is looked for
 }
@@ -37,98 +39,128 @@ RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]
     r"(-?[\d.]+)\s*-\s*(-?[\d.]+)(?:\s*\(\s*([+-][\d.]+)\s*\)|\s*\[\s*(\d+)\s*\])?"
 )
 
+# The settings inside a PNG file by the names of `ImageSettings`.
+RECORDED = {"steps": "num_inference_steps", "scheduler": "scheduler_name"}
 
-def checked_job(
-    pipe: DetSDTextualInversionPipeline,
-    prompt: str | None,
-    negative: str | None,
-    guidance: float | None,
-    steps: float | None,
-    seed: float | None,
-    scheduler: str,
-    width: float | None,
-    height: float | None,
-    count: float | None = 1,
-) -> Job:
-    """The job that a filled form describes; of `count` images, the first.
 
-    Raises:
-        UserError: an empty or overlong prompt, a number out of its range.
-    """
-    prompt, negative = " ".join((prompt or "").split()), " ".join((negative or "").split())
-    if not prompt:
-        raise UserError("the prompt is empty; write what the image should show")
-    for name, text in (("prompt", prompt), ("negative prompt", negative)):
-        if len(text) > LONGEST:
-            raise UserError(
-                f"the {name} has {len(text)} characters; shorten it to a sentence or two"
-            )
-        for warning in truncated(text, pipe.vocabulary, name):
-            raise UserError(warning)
+@dataclass(frozen=True)
+class ImageSettings(Section):
+    """The settings of one image; 0 and "" stand for the model's own size and sampler."""
+
+    prompt: str = setting(REQUIRED, "what the image shows")
+    negative_prompt: str = setting("", "what the image should not show")
+    guidance_scale: float = setting(4.0, "classifier-free guidance; 1: none", low=0, high=50)
+    steps: int = setting(30, "denoising steps; 25 to 50", low=1, high=200)
+    seed: int = setting(0, "the first seed", low=0, high=MAX_SEED - MAX_IMAGES)
+    scheduler: str = setting("", "the sampler")
+    width: int = setting(0, "in pixels", low=0)
+    height: int = setting(0, "in pixels", low=0)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the texts."""
+        found = []
+        if not self.prompt.strip():
+            found.append("the prompt is empty; write what the image should show")
+        for name in ("prompt", "negative_prompt"):
+            if (length := len(getattr(self, name))) > MAX_LENGTH:
+                found.append(
+                    f"{name} has {length} characters and at most {MAX_LENGTH} are allowed; "
+                    "shorten it to a sentence or two"
+                )
+        if self.scheduler and not scheduler_name(self.scheduler):
+            names = ", ".join(SCHEDULERS)
+            found.append(f"scheduler is {self.scheduler!r}, which is unknown; use one of {names}")
+        return found
+
+
+def scheduler_name(text: str) -> str | None:
+    """Return the name of a sampler that is given by ours or by that of other programs."""
+    known = {name: name for name in SCHEDULERS}
+    known |= {other.lower(): name for name, other in png.SAMPLERS.items()}
+    return known.get(text.strip().lower())
+
+
+def parse(kind: type, given: dict[str, Any]) -> Any:
+    """Return values as a section; refuse those of a wrong type or beyond their bounds."""
+    section, problems = parse_section(kind, given)
+    if problems:
+        raise UserError("; ".join(problems))
+    return section
+
+
+def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Job:
+    """Return the job of an image; refuse what the loaded model cannot make."""
+    prompt, negative = (
+        " ".join(text.split()) for text in (settings.prompt, settings.negative_prompt)
+    )
     size = pipe.model.image_size
-    limits = {
-        "guidance scale": (guidance, 0, 50),
-        "number of steps": (steps, 1, MOST_STEPS),
-        "seed": (seed, 0, 2**32 - MOST_IMAGES),
-        "number of images": (count, 1, MOST_IMAGES),
-        "width": (width, size // 2, 2 * size),
-        "height": (height, size // 2, 2 * size),
-    }
-    for name, (value, low, high) in limits.items():
-        if value is None or not low <= value <= high:
-            raise UserError(f"the {name} must be a number from {low} to {high}, not {value}")
-        if name in ("width", "height") and value % 8:
-            raise UserError(f"the {name} is {value:g} pixels but must be a multiple of 8")
-    if scheduler not in SCHEDULERS:
-        raise UserError(f"scheduler {scheduler!r} is unknown; use one of {', '.join(SCHEDULERS)}")
+    for name, text in (("prompt", prompt), ("negative prompt", negative)):
+        for problem in truncated(text, pipe.vocabulary, name):
+            raise UserError(problem)
+    for name in ("width", "height"):
+        side = getattr(settings, name) or size
+        if side % 8 or not size // 2 <= side <= 2 * size:
+            raise UserError(
+                f"{name} is {side} but must be a multiple of 8 from {size // 2} to {2 * size}"
+            )
     job = Job(
-        prompt, int(seed), negative, float(guidance), int(steps), scheduler, int(width), int(height)
+        prompt, settings.seed, negative, settings.guidance_scale, settings.steps,
+        scheduler_name(settings.scheduler) or pipe.own_scheduler,
+        settings.width or size, settings.height or size,
     )  # fmt: skip
     pipe.check([job])
     return job
 
 
-def copies(job: Job, count: float) -> list[Job]:
-    """A job under the seeds `seed`, `seed + 1`, ..."""
-    return [dataclasses.replace(job, seed=job.seed + k) for k in range(int(count))]
+def copies(job: Job, count: int) -> list[Job]:
+    """Return a job with the seeds `seed`, `seed + 1`, ..."""
+    if not 1 <= count <= MAX_IMAGES:
+        raise UserError(f"count is {count} but must be from 1 to {MAX_IMAGES}")
+    return [dataclasses.replace(job, seed=job.seed + k) for k in range(count)]
+
+
+# ---- grids ---------------------------------------------------------------------------------------
 
 
 def axis_values(axis: str, text: str) -> list[Any]:
-    """The values of a grid's axis as A1111 writes them: `1, 3`, `1-5`, `1-9 (+2)`, `1-9 [5]`.
+    """Return the values of an axis, written as in A1111: `1, 3`, `1-5`, `1-9 (+2)`, `1-9 [5]`.
 
-    Prompts stand one a line.
-
-    Raises:
-        UserError: no value, something that is none, one twice.
+    A value with a comma stands in double quotes. Prompts stand one on each line.
     """
     if axis not in AXES:
         raise UserError(f"the axis {axis!r} is unknown; use one of {', '.join(AXES)}")
     if axis == "nothing":
         return [None]
-    parts = text.splitlines() if axis == "prompt" else text.split(",")
-    values: list[Any] = [" ".join(part.split()) for part in parts if part.strip()]
+    lines = text.splitlines()
+    try:
+        if axis != "prompt":
+            lines = [cell for row in csv.reader(lines, skipinitialspace=True) for cell in row]
+    except csv.Error as error:
+        raise UserError(f"the values of the axis {axis!r} cannot be read ({error})") from None
+    values: list[Any] = [" ".join(part.split()) for part in lines if part.strip()]
     if not values:
         raise UserError(f"the axis {axis!r} has no values; write e.g. {AXES[axis][1]}")
     if axis in ("guidance scale", "steps", "seed"):
         kind = float if axis == "guidance scale" else int
         values = [value for part in values for value in _numbers(axis, part, kind)]
-    for value in values:
-        if values.count(value) > 1:
-            raise UserError(f"the axis {axis!r} has {value} twice; the images would be the same")
+    value, times = Counter(values).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"the axis {axis!r} has {value} twice; the images would be the same")
     return values
 
 
 def _numbers(axis: str, text: str, kind: type) -> list[float]:
+    """Return the numbers of a range or a single number."""
     try:
         if not (found := RANGE.fullmatch(text)):
             return [kind(text)]
         first, last = kind(found[1]), kind(found[2])
-        if found[4]:
-            count = int(found[4])
-            step = (last - first) / max(1, count - 1)
-        else:
-            step = kind(found[3] or (1 if last >= first else -1))
-            count = int((last - first) / step + 1e-9) + 1
+        if found[4]:  # as many as that, evenly; whole numbers cut off their fractions, as A1111
+            if (count := min(int(found[4]), MAX_CELLS + 1)) < 1:
+                raise ValueError
+            return [kind(x) for x in np.linspace(first, last, count).tolist()]
+        step = kind(found[3] or (1 if last >= first else -1))
+        count = int((last - first) / step + 1e-9) + 1
         if count < 1:
             raise ValueError
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -136,58 +168,106 @@ def _numbers(axis: str, text: str, kind: type) -> list[float]:
             f"the axis {axis!r} says {text!r}, which is no number and no range; write e.g. 1, 3 "
             "or 1-5 or 1-9 (+2) or 1-9 [5]"
         ) from None
-    return [kind(first + step * k) for k in range(min(count, MOST_CELLS + 1))]
+    return [first + step * k for k in range(min(count, MAX_CELLS + 1))]
 
 
 def grid_jobs(
-    pipe: DetSDTextualInversionPipeline, job: Job, x: tuple[str, str], y: tuple[str, str]
+    pipe: DetSDTextualInversionPipeline,
+    settings: ImageSettings,
+    x: tuple[str, str],
+    y: tuple[str, str],
 ) -> tuple[list[Job], list[str], list[str]]:
-    """The jobs of a grid, row by row, and the labels of its columns and rows.
+    """Return the jobs of a grid, row by row, and the labels of its columns and rows.
 
     Args:
-        job: what the axes leave as it is.
+        settings: what the axes leave as it is.
         x, y: an axis, of `AXES`, and its values as they are typed.
-
-    Raises:
-        UserError: what `axis_values` and `checked_job` raise; words that no prompt has; too large
-            a grid.
     """
-    if x[0] == y[0] != "nothing":
+    if x[0] == y[0] not in ("nothing", WORDS):
         raise UserError(f"both axes are {x[0]!r}; give one of them another meaning")
     columns, rows = axis_values(*x), axis_values(*y)
-    if len(columns) * len(rows) > MOST_CELLS:
+    if len(columns) * len(rows) > MAX_CELLS:
         raise UserError(
-            f"this grid has {len(columns)} x {len(rows)} images and the page makes {MOST_CELLS} at "
+            f"this grid has {len(columns)} x {len(rows)} images and the page makes {MAX_CELLS} at "
             "most; python -m detsd generate makes as many as you like"
         )
-
-    def placed(job: Job, axis: str, values: list[Any], value: Any) -> Job:
-        if axis == "nothing":
-            return job
-        if axis == WORDS:
-            if values[0] not in job.prompt:
-                raise UserError(
-                    f"the axis {axis!r} looks for {values[0]!r}, which the prompt {job.prompt!r} "
-                    "does not say"
-                )
-            value = job.prompt.replace(values[0], value)
-        return dataclasses.replace(job, **{AXES[axis][0]: value})
-
     jobs = []
-    for down, along in itertools.product(rows, columns):
-        sides = [(x[0], columns, along), (y[0], rows, down)]
-        # Whole prompts first: the words are looked for in them.
-        sides.sort(key=lambda side: side[0] == WORDS)
-        made = job
-        for side in sides:
-            made = placed(made, *side)
-        jobs.append(checked_job(pipe, *attrgetter(*FIELDS)(made)))
+    for row in rows:
+        for column in columns:
+            sides = ((x[0], columns, column), (y[0], rows, row))
+            changed = {AXES[axis][0]: value for axis, _, value in sides
+                       if axis not in ("nothing", WORDS)}  # fmt: skip
+            cell = dataclasses.asdict(settings) | changed
+            words = {values[0]: value for axis, values, value in sides if axis == WORDS}
+            if len(words) < [x[0], y[0]].count(WORDS):
+                raise UserError(
+                    f"both axes look for {columns[0]!r} in the prompt; begin one of them with "
+                    "another word"
+                )
+            cell["prompt"] = _replaced(cell["prompt"], words)
+            jobs.append(make_job(pipe, parse(ImageSettings, cell)))
     return jobs, _labels(x[0], columns), _labels(y[0], rows)
 
 
+def _replaced(prompt: str, words: dict[str, str]) -> str:
+    """Return a prompt with some of its words replaced, all at once."""
+    if not words:
+        return prompt
+    prompt, found = " ".join(prompt.split()), set()
+
+    def new(match: re.Match) -> str:
+        found.add(match[0])
+        return words[match[0]]
+
+    longest_first = sorted(words, key=len, reverse=True)
+    changed = re.sub("|".join(map(re.escape, longest_first)), new, prompt)
+    for word in words:
+        if word not in found:
+            raise UserError(
+                f"the axis {WORDS!r} looks for {word!r}, which the prompt {prompt!r} does not say"
+            )
+    return changed
+
+
 def _labels(axis: str, values: list[Any]) -> list[str]:
-    before = {"guidance scale": "guidance ", "seed": "seed "}.get(axis, "")
-    after = " steps" if axis == "steps" else ""
-    return [
-        "" if v is None else v if isinstance(v, str) else f"{before}{v:g}{after}" for v in values
-    ]
+    """Return the labels of a grid's columns or rows."""
+    label = {"nothing": "", "guidance scale": "guidance {:g}", "seed": "seed {}",
+             "steps": "{} steps"}.get(axis, "{}")  # fmt: skip
+    return [label.format(value) for value in values]
+
+
+# ---- an image's settings back into the form ------------------------------------------------------
+
+
+def read_settings(
+    pipe: DetSDTextualInversionPipeline, path: Path
+) -> tuple[ImageSettings, list[str]]:
+    """Return the settings inside a PNG file, and what makes the image come out differently here."""
+    record = png.read_record(path)
+    if record is None:
+        raise UserError(
+            f"{path.name} holds no settings of detsd; drop a PNG file that it wrote "
+            "(image editors and chat programs strip them)"
+        )
+    names = [field.name for field in dataclasses.fields(ImageSettings)]
+    try:
+        settings = parse(ImageSettings, {n: record[RECORDED.get(n, n)] for n in names})
+        make_job(pipe, settings)
+        model = record["model"]["pretrained_model_name_or_path"]
+        digests = {name: concept["sha256"] for name, concept in record["concepts"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{path.name} holds settings that cannot be read; drop another one"
+        ) from None
+    except UserError as error:
+        raise UserError(f"{path.name} holds settings that cannot be used here: {error}") from None
+    notes = []
+    if model != pipe.model.name:
+        notes.append(f"it was made on {model}, this is {pipe.model.name}")
+    here = pipe.concept_fingerprints(f"{settings.prompt} {settings.negative_prompt}")
+    for name, digest in digests.items():
+        if name not in here:
+            notes.append(f"its concept {name} is not loaded")
+        elif here[name]["sha256"] != digest:
+            notes.append(f"its concept {name} had other vectors than the one loaded here")
+    return settings, notes

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
+from detsd.app import pictures
 from detsd.app.backend import Backend, Generation
-from detsd.app.form import AXES, checked_job, grid_jobs
-from detsd.app.generate_tab import progress, starts
-from detsd.app.parts import GALLERY, QUIET, Form, run, status
-from detsd.app.pictures import PageImage
+from detsd.app.form import AXES, ImageSettings, grid_jobs, parse
+from detsd.app.generate_tab import NAMES
+from detsd.app.generation import GenerationButtons
+from detsd.app.parts import GALLERY, PRIVATE, Form, lines
 from detsd.sampling.jobs import Job
 
 
 def grid_tab(backend: Backend, form: Form) -> None:
-    """A sheet of images: one setting along each side."""
+    """Build the tab; the settings that are on no axis come from the form of another one."""
     with gr.Row():
         with gr.Column(scale=5):
             gr.Markdown(
                 "Two settings against each other; all others are as they stand on the tab "
                 "Generate. Numbers are written as `1, 3, 5`, `1-5`, `1-9 (+2)` or `1-9 [5]`, "
-                "prompts one a line; of words, the first is looked for in the prompt, and each "
-                "takes its place in turn."
+                'prompts one a line, and what has a comma in double quotes: `"red, shiny", blue`. '
+                "Of words, the first is looked for in the prompt, and each takes its place in turn."
             )
             axes = []
             usual = (("Along", "x", "guidance scale", "1.5, 3, 4, 6"), ("Down", "y", "seed", "0-2"))
             for label, name, axis, values in usual:
                 kind = gr.Dropdown(
-                    list(AXES),
-                    value=axis,
-                    label=f"{label} ({name.upper()})",
+                    list(AXES), value=axis, label=f"{label} ({name.upper()})",
                     elem_id=f"{name}-axis",
-                )
+                )  # fmt: skip
                 text = gr.Textbox(
                     values, label=f"{name.upper()} values", lines=1, max_lines=8,
                     elem_id=f"{name}-values",
                 )  # fmt: skip
-                kind.change(lambda axis: AXES[axis][1], kind, text, queue=False, **QUIET)
+                kind.change(lambda axis: AXES[axis][1], kind, text, queue=False, **PRIVATE)
                 axes += [kind, text]
-            c = progress("grid-", "Make the grid")
+            buttons = GenerationButtons("grid-", "Make the grid")
         with gr.Column(scale=6):
             sheet = gr.Image(
                 show_label=False, interactive=False, elem_id="sheet", type="filepath",
@@ -48,26 +48,20 @@ def grid_tab(backend: Backend, form: Form) -> None:
             with gr.Accordion("Single images", open=False, visible=False) as single:
                 cells = gr.Gallery(elem_id="cells", columns=4, **GALLERY)
 
-    def make(request: gr.Request, *values: Any):
-        labels: list[list[str]] = []
-        title = ""
+    def plan(*values: Any) -> tuple[list[Job], Callable[[Generation], dict]]:
+        settings = parse(ImageSettings, dict(zip(NAMES, values[4:], strict=True)))
+        todo, columns, rows = grid_jobs(backend.pipe, settings, values[:2], values[2:4])
+        title = todo[0].prompt if len({job.prompt for job in todo}) == 1 else ""
 
-        def jobs() -> list[Job]:
-            nonlocal title
-            job = checked_job(backend.pipe, *values[4:])
-            todo, *found = grid_jobs(backend.pipe, job, values[0:2], values[2:4])
-            labels.extend(found)
-            title = job.prompt if len({j.prompt for j in todo}) == 1 else ""
-            return todo
-
-        def finish(todo: list[Job], shown: dict[int, PageImage], making: Generation) -> dict:
+        def update(now: Generation) -> dict:
+            made = pictures.sheet(now.images, columns, rows, title, backend.folder)
             return {
-                sheet: str(backend.sheet(shown, *labels, title)),
-                cells: [(s.path, s.caption) for _, s in sorted(shown.items())],
+                sheet: str(made),
+                cells: [(one.path, one.caption) for _, one in sorted(now.images.items())],
                 single: gr.Accordion(visible=True),
-                c["status"]: status(notes=backend.notes(title) if title else []),
+                buttons.status: lines(*(backend.prompt_warnings(title) if title else [])),
             }
 
-        yield from run(backend, request.session_hash, jobs, c, finish)
+        return todo, update
 
-    starts(backend, [c["go"].click], c, make, [*axes, *form.all], [sheet, cells, single])
+    buttons.connect(backend, [], [*axes, *form.all], [sheet, cells, single], plan)

@@ -1,179 +1,241 @@
-"""The tab of the page that learns a concept: pictures, a word, a phrase, press.
+"""The Learn tab: pictures, a word, a phrase, press.
 
-StepInfo, samples and the time-lapse come as they are made; closing the page stops nothing.
+Progress, samples and the time-lapse appear as they are made; closing the page stops nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import gradio as gr
 
 from detsd.app.backend import Backend
-from detsd.app.parts import ALONE, GALLERY, QUIET, SHOWN, Head, bar, status, thumbnails, told
+from detsd.app.parts import (
+    ALONE,
+    GALLERY,
+    MAX_SHOWN,
+    PRIVATE,
+    Components,
+    Head,
+    lines,
+    show_errors,
+    thumbnails,
+    uploaded,
+)
 from detsd.app.pictures import pictures_in
-from detsd.app.run_status import PICTURES, RunStatus
+from detsd.app.run_status import PICTURES, RunStatus, time_lapse
 from detsd.app.training_runs import TrainingRuns
+from detsd.config import TrainingConfig
 from detsd.utils.errors import UserError
 
 
-def progress_of(standing: RunStatus) -> str:
-    """How a fine-tuning goes, as HTML."""
-    s = standing
+def progress(status: RunStatus) -> str:
+    """Return how a fine-tuning goes, as HTML."""
+    s = status
     if s.problem:
-        return status(f"{s.word}: ended at step {s.step} of {s.steps}", error=s.problem)
-    if s.running:
-        text = f"{s.word}: step {s.step} of {s.steps}" if s.step else f"{s.word}: getting ready"
+        text = f"ended at step {s.step} of {s.steps}: {s.problem}"
+    elif s.running:
+        text = f"step {s.step} of {s.steps}" if s.step else "getting ready"
     else:
-        text = f"{s.word}: {'learned' if s.complete else f'stopped at step {s.step} of {s.steps}'}"
-    lines = [bar(s.step / s.steps, text, s.seconds_left)]
+        text = "learned" if s.complete else f"stopped at step {s.step} of {s.steps}"
+    if s.seconds_left is not None:
+        text += f", {timedelta(seconds=round(s.seconds_left))} left"
+    losses = []
     if s.val_loss is not None:
-        lines.append(
-            f"<p>validation loss {s.val_loss:.4f}, of the phrase {s.phrase_loss:.4f}"
-            + (f"; {s.samples_per_second:.1f} samples/s" if s.running else "")
-            + "</p>"
-        )
-    return "".join(lines)
+        losses.append(f"validation loss {s.val_loss:.4f}, of the phrase {s.phrase_loss:.4f}")
+        losses[0] += f"; {s.samples_per_second:.1f} samples/s" if s.running else ""
+    bar = f'<progress max="{s.steps}" value="{s.step}"></progress>'
+    return bar + lines(f"{s.word}: {text}", *losses)
 
 
-def learn_tab(backend: Backend, learning: TrainingRuns, head: Head) -> tuple[Callable, list[Any]]:
-    """Pictures, a word, a phrase, press; what brings it up to date, and what that updates."""
-    usual = learning.usual()
-    with gr.Row():
-        with gr.Column(scale=5):
-            pictures = gr.Gallery(
-                label="Pictures: drop 5 to 50 of them", type="filepath", file_types=["image"],
-                columns=5, height=220, interactive=True, elem_id="learn-pictures", buttons=[],
-                object_fit="contain",
-            )  # fmt: skip
-            word = gr.Textbox(
-                label="Word", elem_id="word", placeholder="my-cat",
-                info="a new one, as you will write it in prompts",
-            )  # fmt: skip
-            phrase = gr.Textbox(
-                label="Phrase", elem_id="phrase", placeholder="grey cat with green encoders",
-                info="what the pictures show, in words that the model knows; learning starts here",
-            )  # fmt: skip
-            kind = gr.Radio(
-                ["object", "style"], value="object", label="What is learned", elem_id="kind"
-            )
-            with gr.Accordion("Training settings", open=False, elem_id="training"):
-                steps = gr.Number(
-                    usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps"
-                )
-                rate = gr.Number(usual.learning_rate, label="TrainingRuns rate", elem_id="rate")
-                every = gr.Number(
-                    usual.checkpoint_freq, precision=0, label="Samples every so many steps",
-                    elem_id="every",
+@dataclass(frozen=True)
+class Inputs(Components):
+    """The components of what is to be learned, in the order of `LearnTab.start`."""
+
+    pictures: Any
+    word: Any
+    phrase: Any
+    kind: Any
+    steps: Any
+    rate: Any
+    every: Any
+    names: Any
+    prompts: Any
+
+
+@dataclass(frozen=True)
+class View(Components):
+    """The components that show a run."""
+
+    go: Any
+    stop: Any
+    runs: Any
+    resume: Any
+    progress: Any
+    samples: Any
+    lapse: Any
+    training_images: Any
+    seen: Any  # which samples are shown
+    timer: Any
+
+
+class LearnTab:
+    """The tab with its handlers."""
+
+    def __init__(self, backend: Backend, runs: TrainingRuns, head: Head):
+        self.backend, self.runs, self.head = backend, runs, head
+        with gr.Row():
+            with gr.Column(scale=5):
+                inputs = _inputs(runs.default_training())
+                go = gr.Button("Learn", variant="primary", elem_id="learn-go")
+                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="learn-stop")
+                said = gr.HTML(elem_id="learn-said", elem_classes="status")
+                names = gr.Dropdown(label="What was begun before", elem_id="runs")
+                with gr.Row():
+                    resume = gr.Button("Go on with it", elem_id="resume", min_width=120)
+                    use = gr.Button("Load it", elem_id="use", min_width=100)
+            with gr.Column(scale=6):
+                stand = gr.HTML(elem_id="learn-status", elem_classes="status")
+                samples = gr.Gallery(elem_id="samples", columns=2, visible=False, **GALLERY)
+                lapse = gr.Image(
+                    visible=False, show_label=False, interactive=False, elem_id="lapse",
+                    type="filepath", buttons=["download"],
                 )  # fmt: skip
-                names = gr.Checkbox(
-                    label="The file names say what else is in the pictures (on_a_beach.jpg)",
-                    elem_id="names",
-                )
-                prompts = gr.Textbox(
-                    label="Prompts of the samples, one a line", lines=2, elem_id="sample-prompts",
-                    info="with the word in them; empty: two that fit",
-                )  # fmt: skip
-            c = {
-                "go": gr.Button("Learn", variant="primary", elem_id="learn-go"),
-                "stop": gr.Button("Stop", variant="stop", visible=False, elem_id="learn-stop"),
-                "said": gr.HTML(elem_id="learn-said", elem_classes="status"),
-            }
-            runs = gr.Dropdown(label="What was begun before", elem_id="runs")
-            with gr.Row():
-                resume = gr.Button("Go on with it", elem_id="resume", min_width=120)
-                use = gr.Button("Load it", elem_id="use", min_width=100)
-        with gr.Column(scale=6):
-            stand = gr.HTML(elem_id="learn-status", elem_classes="status")
-            samples = gr.Gallery(elem_id="samples", columns=2, visible=False, **GALLERY)
-            lapse = gr.Image(
-                visible=False, show_label=False, interactive=False, elem_id="lapse",
-                type="filepath", buttons=["download"],
-            )  # fmt: skip
-            taught = gr.HTML(elem_id="learn-taught", elem_classes="thumbnails")
-    seen = gr.State(None)  # which samples this page shows
-    timer = gr.Timer(2, active=False)
-    outputs = [
-        stand, samples, lapse, taught, runs, c["go"], c["stop"], c["said"], resume, seen, timer,
-    ]  # fmt: skip
-
-    @told(c["said"], {timer: gr.update(active=False)})  # of a configuration that was changed, too
-    def show(name: str | None, seen_before: Any) -> dict:
-        """The page as a run stands: the one that is running, else the one of a name."""
-        standing = learning.standing(None if learning.running or not name else name)
-        running = learning.running
-        choices = learning.runs()
-        update = {
-            c["go"]: gr.Button(visible=not running),
-            c["stop"]: gr.Button(visible=running),
-            resume: gr.Button(interactive=not running),
-            timer: gr.Timer(active=running),
-        }
-        if standing is None:
-            return update | {runs: gr.Dropdown(choices, value=None)}
-        update |= {
-            stand: progress_of(standing),
-            runs: gr.Dropdown(choices, value=standing.folder.name),
-        }
-        latest = standing.sampled[-1] if standing.sampled else None
-        key = (standing.folder.name, latest, standing.complete)
-        if key != seen_before:
-            gif = learning.time_lapse(standing, backend.folder)
-            sampled = standing.samples(latest) if latest is not None else []
-            pictures = pictures_in(standing.folder / PICTURES)[:SHOWN]
-            update |= {
-                samples: gr.Gallery(sampled, visible=bool(sampled)),
-                lapse: gr.Image(gif and str(gif), visible=bool(gif)),
-                taught: thumbnails(backend, pictures, "learned from"),
-                seen: key,
-            }
-        return update
-
-    @told(c["said"], {timer: gr.update(active=False)})
-    def tick(name: str | None, seen_before: Any) -> dict:
-        update = show(name, seen_before)
-        if new := learning.take_finished():
-            backend.replace(new)
-        if not learning.running:
-            update |= head.now(backend) | {c["said"]: ""}
-        return update
-
-    timer.tick(tick, [runs, seen], [*outputs, *head.all], queue=False, **QUIET)
-
-    @told(c["said"])
-    def begin(dropped, word, phrase, kind, steps, rate, every, names, prompts):
-        lines = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
-        learning.start(
-            word or "", phrase or "", [path for path, _ in dropped or []], kind, lines, names,
-            num_sgd_steps=steps, learning_rate=rate, checkpoint_freq=every,
+                taught = gr.HTML(elem_id="learn-taught", elem_classes="thumbnails")
+        self.said = said
+        self.view = View(
+            go, stop, names, resume, stand, samples, lapse, taught, gr.State(None),
+            gr.Timer(2, active=False),
         )  # fmt: skip
-        return {c["said"]: ""} | show(None, None)
+        self._connect(inputs, use)
 
-    @told(c["said"])
-    def go_on(name: str | None):
-        learning.go_on(name or "")
-        return {c["said"]: ""} | show(None, None)
+    def _connect(self, inputs: Inputs, use: Any) -> None:
+        view, said = self.view, self.said
+        outputs, head = [*view.all, said], self.head.all
+        view.timer.tick(
+            self.tick, [view.runs, view.seen], [*outputs, *head], queue=False, **PRIVATE
+        )
+        view.go.click(self.start, inputs.all, outputs, **ALONE, **PRIVATE)
+        view.resume.click(self.resume, view.runs, outputs, **ALONE, **PRIVATE)
+        view.stop.click(self.stop, None, said, queue=False, **PRIVATE)
+        use.click(self.load, view.runs, [said, *head], **ALONE, **PRIVATE)
+        view.runs.input(self.show, view.runs, view.all, queue=False, **PRIVATE)
 
-    inputs = [pictures, word, phrase, kind, steps, rate, every, names, prompts]
-    c["go"].click(begin, inputs, outputs, **ALONE, **QUIET)
-    resume.click(go_on, runs, outputs, **ALONE, **QUIET)
+    def show(self, name: str | None = None, seen: Any = None) -> dict:
+        """Return updates that show the run that is going on, else the one of a name."""
+        with show_errors():
+            runs, view = self.runs, self.view
+            status = runs.status(None if runs.running or not name else name)
+            update = {
+                view.go: gr.Button(visible=not runs.running),
+                view.stop: gr.Button(visible=runs.running),
+                view.resume: gr.Button(interactive=not runs.running),
+                view.timer: gr.Timer(active=runs.running),
+                view.runs: gr.Dropdown(runs.names(), value=status and status.folder.name),
+            }
+            return update | (self._run(status, seen) if status else {})
 
-    def stop() -> str:
-        learning.stop()
-        return status("Stopping: it leaves a checkpoint first.")
+    def _run(self, status: RunStatus, seen: Any) -> dict:
+        """Return updates that show a run; its pictures only if they are not shown yet."""
+        view, backend = self.view, self.backend
+        latest = status.sampled[-1] if status.sampled else None
+        key = (status.folder.name, latest, status.complete)
+        if key == seen:
+            return {view.progress: progress(status)}
+        gif = time_lapse(status, backend.folder)
+        sampled = status.samples(latest) if latest is not None else []
+        pictures = pictures_in(status.folder / PICTURES)[:MAX_SHOWN]
+        return {
+            view.progress: progress(status),
+            view.samples: gr.Gallery(sampled, visible=bool(sampled)),
+            view.lapse: gr.Image(gif and str(gif), visible=bool(gif)),
+            view.training_images: thumbnails(backend, pictures, "learned from"),
+            view.seen: key,
+        }
 
-    c["stop"].click(stop, None, c["said"], queue=False, **QUIET)
+    def tick(self, name: str | None, seen: Any) -> dict:
+        """Return updates of a run that is going on, and load what it has learned at its end."""
+        try:
+            update = self.show(name, seen)
+            with show_errors():
+                if new := self.runs.take_finished():
+                    self.backend.replace(new)
+                if not self.runs.running:
+                    update |= self.head.now(self.backend) | {self.said: ""}
+            return update
+        except gr.Error as error:  # once, not every two seconds
+            return {self.view.timer: gr.Timer(active=False), self.said: error.message}
 
-    @told(c["said"])
-    def load(name: str | None):
-        standing = learning.standing(name)
-        if standing is None or standing.checkpoint is None:
+    @show_errors()
+    def start(self, dropped, word, phrase, kind, steps, rate, every, names, prompts) -> dict:
+        """Start a run of what the tab says."""
+        texts = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
+        self.runs.start(
+            word or "", phrase or "", [uploaded(path) for path, _ in dropped or []], kind, texts,
+            names, num_sgd_steps=steps, learning_rate=rate, checkpoint_freq=every,
+        )  # fmt: skip
+        return {self.said: ""} | self.show()
+
+    @show_errors()
+    def resume(self, name: str | None) -> dict:
+        """Go on with a run."""
+        self.runs.resume(name or "")
+        return {self.said: ""} | self.show()
+
+    def stop(self) -> str:
+        """Stop the run."""
+        self.runs.stop()
+        return lines("Stopping: it leaves a checkpoint first.")
+
+    @show_errors()
+    def load(self, name: str | None) -> dict:
+        """Load what a run has learned so far."""
+        status = self.runs.status(name)
+        if status is None or status.checkpoint is None:
             raise UserError("it has no checkpoint yet; wait for the first one")
-        words = ", ".join(backend.replace(standing.folder))
-        text = f"Loaded {words} as of {standing.checkpoint.name}. Write the word in a prompt."
-        return {c["said"]: status(text)} | head.now(backend)
+        words = ", ".join(self.backend.replace(status.folder))
+        text = f"Loaded {words} as of {status.checkpoint.name}. Write the word in a prompt."
+        return {self.said: lines(text)} | self.head.now(self.backend)
 
-    use.click(load, runs, [c["said"], *head.all], **ALONE, **QUIET)
-    runs.input(lambda name: show(name, None), runs, outputs, queue=False, **QUIET)
-    return lambda: show(None, None), outputs
+
+def _inputs(usual: TrainingConfig) -> Inputs:
+    """Build the components of what is to be learned."""
+    pictures = gr.Gallery(
+        label="Pictures: drop 5 to 50 of them", type="filepath", file_types=["image"],
+        columns=5, height=220, interactive=True, elem_id="learn-pictures", buttons=[],
+        object_fit="contain",
+    )  # fmt: skip
+    word = gr.Textbox(
+        label="Word", elem_id="word", placeholder="my-cat",
+        info="a new one, as you will write it in prompts",
+    )  # fmt: skip
+    phrase = gr.Textbox(
+        label="Phrase", elem_id="phrase", placeholder="grey cat with green eyes",
+        info="what the pictures show, in words that the model knows; learning starts here",
+    )  # fmt: skip
+    kind = gr.Radio(["object", "style"], value="object", label="What is learned", elem_id="kind")
+    with gr.Accordion("Training settings", open=False, elem_id="training"):
+        steps = gr.Number(usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps")
+        rate = gr.Number(usual.learning_rate, label="Learning rate", elem_id="rate")
+        every = gr.Number(
+            usual.checkpoint_freq, precision=0, label="Samples every so many steps",
+            elem_id="every",
+        )  # fmt: skip
+        names = gr.Checkbox(
+            label="The file names say what else is in the pictures (on_a_beach.jpg)",
+            elem_id="names",
+        )
+        prompts = gr.Textbox(
+            label="Prompts of the samples, one a line", lines=2, elem_id="sample-prompts",
+            info="with the word in them; empty: two that fit",
+        )  # fmt: skip
+    return Inputs(pictures, word, phrase, kind, steps, rate, every, names, prompts)
+
+
+def learn_tab(backend: Backend, runs: TrainingRuns, head: Head) -> tuple[Callable, list[Any]]:
+    """Build the tab; return what brings it up to date, and the components that it updates."""
+    tab = LearnTab(backend, runs, head)
+    return tab.show, tab.view.all

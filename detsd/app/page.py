@@ -18,8 +18,9 @@ from detsd.app.backend import Backend
 from detsd.app.concepts_tab import concepts_tab
 from detsd.app.generate_tab import generate_tab
 from detsd.app.grid_tab import grid_tab
+from detsd.app.guard import Address, no_proxy
 from detsd.app.learn_tab import learn_tab
-from detsd.app.parts import QUIET, about
+from detsd.app.parts import MAX_UPLOAD, PRIVATE, about
 from detsd.app.training_runs import TrainingRuns
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
@@ -32,25 +33,28 @@ footer { display: none !important; }
 .gallery .grid-wrap { height: auto !important; max-height: none !important; }
 .gallery .preview { position: fixed !important; inset: 0; z-index: 1000; height: 100dvh !important;
   background: var(--background-fill-primary) !important; }
-.status:has(.prose:empty), .thumbnails:has(.prose:empty) { display: none !important; }
+.html-container { padding: 0 !important; }
+.status:has(.prose:empty):not(:has(.translucent:not(.hide))), .thumbnails:has(.prose:empty)
+  { display: none !important; }
+.progress { min-height: 64px; }
 .status p { margin: 0; }
-.status .error { color: var(--error-text-color, #b91c1c); }
-.status .note { color: var(--block-info-text-color); }
-.bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); }
-.bar div { height: 8px; border-radius: 4px; background: var(--primary-500); }
+progress { appearance: none; width: 100%; height: 8px; background: var(--border-color-primary); }
+progress::-webkit-progress-bar { background: var(--border-color-primary); }
+progress::-webkit-progress-value { background: var(--primary-500); }
+progress::-moz-progress-bar { background: var(--primary-500); }
 .thumbnails img { display: inline-block; height: 72px; margin: 0 4px 4px 0; border-radius: 6px; }
 #draws p { margin: 0; font-size: var(--text-sm); color: var(--block-info-text-color); }
 """
 
 
-def page(backend: Backend, learning: TrainingRuns) -> gr.Blocks:
-    """The page, complete with its handlers."""
+def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
+    """Build the page with its handlers."""
     with gr.Blocks(
         title="detsd", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
     ) as blocks:
-        endpoints(backend, learning)  # first: the handlers below would take their names
+        endpoints(backend, runs)  # first: the handlers below would take their names
         gr.Markdown("# detsd\nA new word for Stable Diffusion, learned from a few pictures.")
-        top = gr.Markdown(about(backend), elem_id="about")
+        top = gr.HTML(about(backend), elem_id="about")
         with gr.Tab("Generate"):
             form, examples = generate_tab(backend)
         with gr.Tab("Grid"):
@@ -60,60 +64,63 @@ def page(backend: Backend, learning: TrainingRuns) -> gr.Blocks:
         with gr.Tab("Concepts"):
             head = concepts_tab(backend, top, examples)
         with learn:
-            now, outputs = learn_tab(backend, learning, head)
+            now, outputs = learn_tab(backend, runs, head)
 
         def arrive() -> dict:
             return now() | head.now(backend)
 
-        def leave(request: gr.Request) -> None:
-            backend.stop(request.session_hash)
-            backend.asked.pop(request.session_hash, None)
-
-        blocks.load(arrive, None, [*outputs, *head.all], queue=False, **QUIET)
-        blocks.unload(leave)
+        blocks.load(arrive, None, [*outputs, *head.all], queue=False, **PRIVATE)
     return blocks.queue(max_size=20)
+
+
+def launch(blocks: gr.Blocks, address: Address, folder: Path) -> str:
+    """Serve the page in a thread of its own; return its URL, with the password if it made one.
+
+    Args:
+        folder: whose files are served, too.
+    """
+    host, port, auth = address.bare_host, address.port, address.credentials()
+    fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own from the network
+    theme = gr.themes.Default(
+        primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]
+    ).set(block_info_text_color="*neutral_500")
+    try:
+        with no_proxy():
+            _, url, _ = blocks.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port, share=False, quiet=True, ssr_mode=False,
+                prevent_thread_lock=True, theme=theme, css=CSS, footer_links=[],
+                allowed_paths=[str(folder)], max_file_size=MAX_UPLOAD, auth=auth,
+                run_history=False, enable_monitoring=False, pwa=False, mcp_server=False,
+                app_kwargs={"middleware": address.middleware()},
+            )  # fmt: skip
+    except OSError:
+        raise UserError(
+            f"--port {port or '(7860 to 7959)'} is taken on {host}; give another one"
+        ) from None
+    return f"{url} as {auth[0]} with the password {auth[1]}" if auth and not address.auth else url
 
 
 def serve(
     model: str,
     concepts: list[str],
     uuids: list[str],
-    host: str,
-    port: int | None,
-    pictures: dict[str, str] | None = None,
+    address: Address,
+    image_dirs: dict[str, str] | None = None,
 ) -> None:  # pragma: no cover
     """Load the model and its concepts, open the page, and stay until interrupted.
 
     Args:
-        pictures: folders of training pictures of concepts whose files do not tell them.
-
-    Raises:
-        UserError: a model or concept that cannot be loaded, an address not to be had.
+        image_dirs: folders of training images of concepts whose files do not name them.
     """
     pipe = DetSDTextualInversionPipeline.from_pretrained(model, concepts=concepts, uuids=uuids)
-    fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own from the network
-    theme = gr.themes.Default(
-        primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]
-    ).set(block_info_text_color="*neutral_500")
     with tempfile.TemporaryDirectory(prefix="detsd-app-") as folder:
-        backend = Backend(pipe, Path(folder), pictures)
-        learning = TrainingRuns(pipe, Path("outputs"))
-        backend.busy = learning.busy
-        blocks = page(backend, learning)
-        try:
-            _, url, _ = blocks.launch(
-                server_name=host, server_port=port, share=False, quiet=True, ssr_mode=False,
-                prevent_thread_lock=True, theme=theme, css=CSS, footer_links=[],
-                allowed_paths=[folder],
-            )  # fmt: skip
-        except OSError:  # gradio does not tell the two apart
-            raise UserError(
-                f"--port {port or '(7860 to 7959)'} is taken on {host}, or --host {host} is no "
-                "address of this machine; give another one"
-            ) from None
+        runs = TrainingRuns(pipe, Path("outputs"))
+        blocks = page(Backend(pipe, Path(folder), image_dirs, runs.busy, address.is_local), runs)
+        url = launch(blocks, address, Path(folder))
         print(f"the demo is at {url} (Ctrl-C ends it)", flush=True)
         try:
             blocks.block_thread()
         finally:
-            learning.stop()
-            learning.wait()
+            runs.stop()
+            runs.wait()

@@ -1,20 +1,32 @@
-"""Images on the page: files, thumbnails, captions."""
+"""Images on the page: their files, larger copies, thumbnails, previews and contact sheets."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from PIL import Image
+
 from detsd.data.folder import list_images
-from detsd.sampling.jobs import Job
+from detsd.data.images import to_rgb
+from detsd.sampling.denoise import decode
+from detsd.sampling.jobs import GeneratedImage, Job
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.utils import contact_sheets, png
+
+logger = logging.getLogger("detsd")
+
+LARGER = 512  # small images can also be had at a whole multiple of their size, up to this side
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder that may not be there."""
+    """Return the pictures of a folder that may not be there."""
     return list_images(folder) if folder.is_dir() else []
-
-
-# ---- what is made --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -28,5 +40,91 @@ class PageImage:
 
     @property
     def caption(self) -> str:
+        """The seed, and why the image is black."""
         black = ", blacked out by the model's safety checker" if self.flagged else ""
         return f"seed {self.job.seed}{black}"
+
+
+def save(
+    pipe: DetSDTextualInversionPipeline, jobs: list[Job], made: list[GeneratedImage], folder: Path
+) -> list[PageImage]:
+    """Write images into a folder, small ones also larger."""
+    paths = pipe.save(jobs, made, folder)
+    return [
+        PageImage(path, _larger(path, one.image), job, one.flagged)
+        for path, one, job in zip(paths, made, jobs, strict=True)
+    ]
+
+
+def _larger(path: Path, image: Image.Image) -> Path | None:
+    """Write a copy of a small image at a whole multiple of its size, with the same settings."""
+    width, height = image.size
+    factor = LARGER // max(width, height)
+    if factor < 2:
+        return None
+    size = (width * factor, height * factor)
+    larger = path.with_stem(f"{path.stem}-{size[0]}x{size[1]}")
+    copy = image.resize(size, Image.Resampling.LANCZOS)
+    larger.write_bytes(png.encode(copy, png.read_record(path)))
+    return larger
+
+
+def preview(pipe: DetSDTextualInversionPipeline, latents: torch.Tensor) -> Image.Image:
+    """Return what the latents (B, C, h, w) of up to four images show so far, side by side."""
+    latents = latents[:4]
+    # Some samplers keep latents as large as their noise level; images have a spread of 1.
+    latents = latents / latents.std().clamp(min=1)
+    pixels = decode(pipe.model.vae, latents)
+    images = pipe.diffusers_pipeline.image_processor.postprocess(pixels)
+    width, height = images[0].size
+    strip = Image.new("RGB", (len(images) * width, height))
+    for k, image in enumerate(images):
+        strip.paste(image, (k * width, 0))
+    factor = max(1, LARGER // strip.width)
+    return strip.resize((strip.width * factor, strip.height * factor))
+
+
+def thumbnails(pictures: Iterable[Path], folder: Path) -> list[Path]:
+    """Return small copies of pictures, kept in `folder`; what cannot be read is left out."""
+    found = []
+    for path in pictures:
+        try:
+            digest = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()
+            small = folder / f"small-{digest[:16]}.png"
+            if not small.is_file():
+                with Image.open(path) as image:
+                    copy = to_rgb(image)
+                copy.thumbnail((256, 256))
+                folder.mkdir(parents=True, exist_ok=True)
+                copy.save(small)
+            found.append(small)
+        except Exception as error:  # broken files raise a dozen classes
+            logger.warning("%s cannot be shown (%s)", path, error)
+    return found
+
+
+def sheet(
+    images: dict[int, PageImage], columns: list[str], rows: list[str], title: str, folder: Path
+) -> Path:
+    """Write the contact sheet of a grid, of which some images may be missing."""
+    with Image.open(next(iter(images.values())).path) as first:
+        size = first.size
+    cells = []
+    for number in range(len(columns) * len(rows)):
+        one = images.get(number)
+        if one is None:
+            cells.append(contact_sheets.notice("not made", size))
+        elif one.flagged:
+            cells.append(contact_sheets.notice("flagged by the safety checker", size))
+        else:
+            with Image.open(one.path) as image:
+                cells.append(image.convert("RGB"))
+    picture = contact_sheets.sheet(
+        [cells[k : k + len(columns)] for k in range(0, len(cells), len(columns))],
+        rows,
+        columns if any(columns) else None,
+        title,
+    )
+    path = folder / f"grid-{time.time_ns()}.png"
+    picture.save(path)
+    return path

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from detsd.config import FinetuneConfig, load_config
-from detsd.runs.folder import RunFolder
+from detsd.runs.folder import RunFolder, read_metadata
 from detsd.sampling.jobs import sample_jobs
+from detsd.utils import contact_sheets
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 
-SAMPLES = {
-    "object": ("a photo of a {}", "a watercolor painting of a {} on a night sky"),
-    "style": ("a cat in the style of {}", "a house on a night sky in the style of {}"),
-}
+MAX_FRAMES = 24  # of a time-lapse that is drawn again and again
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a fine-tuning is, as its folder and process tell."""
+    """The progress of a fine-tuning."""
 
     folder: Path
     word: str
@@ -29,26 +30,92 @@ class RunStatus:
     steps: int
     loss: float | None
     val_loss: float | None  # at the last validation
-    phrase_loss: float | None  # of the phrase that it started from
+    phrase_loss: float | None  # of the initializer
     samples_per_second: float
     seconds_left: float | None
-    problem: str  # why it ended before its time; "" where it did not
+    problem: str  # why it ended before its time; "" if it did not
     sampled: tuple[int, ...]  # steps at which there are samples, rising
     checkpoint: Path | None
 
     def samples(self, step: int) -> list[tuple[Path, str]]:
-        """The samples of a step, with captions."""
+        """Return the samples of a step, with captions."""
+        jobs = sample_jobs(_config(self.folder).inference, 0)
         return [
             (path, f"step {step}: {job.prompt}, seed {job.seed}")
-            for path, job in zip(
-                RunFolder(self.folder).samples(step), _jobs(self.folder), strict=False
-            )
+            for path, job in zip(RunFolder(self.folder).samples(step), jobs, strict=False)
         ]
-
-
-def _jobs(folder: Path) -> list:
-    return sample_jobs(_config(folder).inference, 0)
 
 
 def _config(folder: Path) -> FinetuneConfig:
     return load_config(folder / CONFIG)
+
+
+def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
+    """Return the status of a run.
+
+    Args:
+        failed: whether its process ended by itself before its time; its log then says why.
+    """
+    config, files = _config(folder), RunFolder(folder)
+    t, last = config.training, {report["group"]: report for report in files.metrics()}
+    training, validation = last.get("training", {}), last.get("validation", {})
+    step = max((report["steps_completed"] for report in last.values()), default=0)
+    latest = files.latest()
+    # Those of a step are written one after the other.
+    count = len(config.inference.inference_prompts) * len(config.inference.seeds)
+    rate = training.get("samples_per_second", 0.0)
+    samples_left = (t.num_sgd_steps - step) * t.train_batch_size * t.gradient_accumulation_steps
+    return RunStatus(
+        folder=folder,
+        word=config.concepts.concept_strs[0],
+        running=running,
+        complete=bool(latest)
+        and (
+            latest == files.checkpoint(t.num_sgd_steps)
+            or read_metadata(latest).get("settled", False)
+        ),
+        step=step,
+        steps=t.num_sgd_steps,
+        loss=training.get("loss"),
+        val_loss=validation.get("val_loss"),
+        phrase_loss=validation.get("val_loss_initializer"),
+        samples_per_second=rate,
+        seconds_left=samples_left / rate if running and rate else None,
+        problem=_problem(folder / LOG) if failed else "",
+        sampled=tuple(s for s in files.sampled_steps() if len(files.samples(s)) >= count),
+        checkpoint=latest,
+    )
+
+
+def _problem(log: Path) -> str:
+    """Return why a process ended, by its log."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    said = [line for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("detsd: ") for line in said if line.startswith("detsd: ")]
+    last = said[-1] if said else "without a word"
+    return "\n".join(errors) or f"it ended unexpectedly: {last}"
+
+
+def time_lapse(status: RunStatus, folder: Path) -> Path | None:
+    """Draw the time-lapse of the samples so far into `folder`; None before there are two."""
+    finished = status.folder / "time_lapse.gif"
+    if status.complete and finished.is_file():
+        return finished
+    frames = []
+    every = -(-len(status.sampled) // MAX_FRAMES) or 1
+    for step in status.sampled[::-every][::-1]:  # the last one among them
+        try:
+            paths = RunFolder(status.folder).samples(step)
+            frames.append((step, [Image.open(path).convert("RGB") for path in paths]))
+        except OSError:  # being written
+            continue
+    if len(frames) < 2:
+        return None
+    folder = folder / f"{status.folder.name}-{frames[-1][0]}-{time.time_ns()}"
+    folder.mkdir(parents=True)
+    prompts = [job.prompt for job in sample_jobs(_config(status.folder).inference, 0)]
+    contact_sheets.time_lapse(frames, prompts, folder)
+    return folder / "time_lapse.gif"

@@ -14,7 +14,7 @@ from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, res
 
 
 def app(args: argparse.Namespace) -> int:
-    """Serve the interactive demo until interrupted; exit code."""
+    """Serve the interactive demo until interrupted; return the exit code."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "the demo needs gradio, which is not installed; run pip install -r requirements-app.txt"
@@ -28,8 +28,12 @@ def app(args: argparse.Namespace) -> int:
         problems += source.problems("--concepts")
     if problems:
         raise UserError(problems[0])
-    with progress.importing_libraries():
+    from detsd.app.guard import Address, no_proxy
+
+    address = Address(args.host, args.port, tuple(args.allow_host), args.auth, args.no_auth)
+    address.check()
+    with progress.importing_libraries(), no_proxy():
         from detsd.app.page import serve
 
-    serve(args.model, concepts or [], args.uuid or [], args.host, args.port, pictures)
+    serve(args.model, concepts or [], args.uuid or [], address, pictures)
     return 0

@@ -125,4 +125,14 @@ def _app(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
     command.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    command.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="another name by which the page is reached, such as a proxy's; repeatable",
+    )  # fmt: skip
+    command.add_argument(
+        "--auth", metavar="USER:PASSWORD",
+        help="what the page asks for; default: a password made at the start, if others can reach "
+        "the page",
+    )  # fmt: skip
+    command.add_argument("--no-auth", action="store_true", help="ask for no password")
     command.set_defaults(run=app)

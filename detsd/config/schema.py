@@ -184,6 +184,12 @@ def _section(
     return section
 
 
+def parse_section(kind: type, given: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return `given` as the dataclass `kind`, and what is wrong with it; None if anything is."""
+    problems: list[str] = []
+    return _section(kind, given, "", problems), problems
+
+
 def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Flatten a configuration's `asdict` to "section.key" -> value."""
     found = {}

@@ -1,0 +1,104 @@
+"""The buttons that make images, with their progress, for the tabs Generate and Grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from detsd.app.backend import Backend, Generation
+from detsd.app.parts import ALONE, PRIVATE, lines, show_errors
+from detsd.sampling.jobs import Job
+
+
+class GenerationButtons:
+    """A button that makes images, another that stops it, and the progress under them.
+
+    Args:
+        prefix: begins the ids of the elements.
+        label: of the first button.
+    """
+
+    def __init__(self, prefix: str, label: str):
+        self.go = gr.Button(label, variant="primary", elem_id=f"{prefix}go")
+        self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{prefix}stop")
+        self.status = gr.HTML(elem_id=f"{prefix}status", elem_classes="status progress")
+        self.preview = gr.Image(
+            visible=False, show_label=False, interactive=False, elem_id=f"{prefix}preview",
+            buttons=[], format="jpeg",
+        )  # fmt: skip
+        self.counts = gr.State((0, 0))  # images made, and asked for
+
+    def connect(
+        self,
+        backend: Backend,
+        triggers: list[Any],
+        inputs: list[Any],
+        outputs: list[Any],
+        plan: Callable[..., tuple[list[Job], Callable[[Generation], dict]]],
+    ) -> None:
+        """Make images when the button is pressed.
+
+        Args:
+            triggers: other events that press it.
+            plan: gets the values of `inputs`; returns the jobs, and a function that is called
+                each time that images were made and returns updates of `outputs`.
+        """
+        buttons = [self.go, self.stop, self.status, self.preview]
+
+        def idle() -> dict:
+            return {
+                self.go: gr.Button(visible=True),
+                self.stop: gr.Button(visible=False),
+                self.preview: gr.Image(None, visible=False),
+            }
+
+        def begin() -> dict:
+            return {
+                self.go: gr.Button(visible=False),
+                self.stop: gr.Button(visible=True),
+                self.status: "",
+                self.counts: (0, 0),
+            }
+
+        def make(*values: Any) -> Iterator[dict]:
+            progress = gr.Progress()
+            try:
+                with show_errors():
+                    todo, update = plan(*values)
+                    count, preview = 0, None
+                    for now in backend.generate(todo, previews=True):
+                        # Only between two updates can gradio stop the handler.
+                        changed = {self.counts: (len(now.images), len(todo))}
+                        if now.preview is not preview:
+                            preview = now.preview
+                            changed[self.preview] = gr.Image(preview, visible=True)
+                        if len(now.images) > count:
+                            count = len(now.images)
+                            changed |= update(now)
+                        yield changed
+                        progress(now.share, desc=now.text)
+            except gr.Error:
+                yield idle()  # what follows an error in gradio runs for no other reason
+                raise
+            yield idle() | ({} if count == len(todo) else {self.status: _stopped(count, len(todo))})
+
+        def stopped(counts: tuple[int, int]) -> dict:
+            return idle() | {self.status: _stopped(*counts)}
+
+        pressed = gr.on(
+            [self.go.click, *triggers], begin, None, [*buttons, self.counts], queue=False,
+            trigger_mode="once", **PRIVATE,
+        )  # fmt: skip
+        making = pressed.then(
+            make, inputs, [*buttons, self.counts, *outputs], **ALONE,
+            **PRIVATE | {"show_progress": "full", "show_progress_on": self.status},
+        )  # fmt: skip
+        self.stop.click(stopped, self.counts, buttons, cancels=making, queue=False, **PRIVATE)
+
+
+def _stopped(count: int, total: int) -> str:
+    """Return how many images were made before the end."""
+    return lines(f"Stopped: {count} of {total} images were made." if count
+                 else "Stopped: nothing was made.")  # fmt: skip

@@ -1,0 +1,144 @@
+"""The address of the page, and who may use it: trusted hosts, own pages, a password."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+
+from detsd.utils.errors import UserError
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class SameOriginOnly:
+    """ASGI middleware that refuses what pages of other sites send, uploads among them.
+
+    Args:
+        trusted: further hosts whose pages may send, such as a proxy's name.
+    """
+
+    def __init__(self, app: Any, trusted: tuple[str, ...]):
+        self.app, self.trusted = app, trusted
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else {}
+        origin = urlsplit(headers.get("origin", ""))
+        own = origin.netloc in ("", headers.get("host")) and headers.get("origin") != "null"
+        if not own and origin.hostname not in self.trusted:
+            answer = PlainTextResponse("this page takes nothing from other sites", 403)
+            await answer(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the page listens, and to whom.
+
+    Attributes:
+        allow_hosts: further names under which it may be asked for, such as a proxy's.
+        auth: `user:password` that it asks for.
+        no_auth: whether it asks for none, though others can reach it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    allow_hosts: tuple[str, ...] = ()
+    auth: str | None = None
+    no_auth: bool = False
+
+    @property
+    def bare_host(self) -> str:
+        """The host without the brackets of an IPv6 address."""
+        return self.host.strip("[]")
+
+    @property
+    def is_local(self) -> bool:
+        """True if only this machine can reach the page."""
+        try:
+            return ipaddress.ip_address(self.bare_host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def trusted_hosts(self) -> list[str]:
+        """Return the names under which the page may be asked for.
+
+        Without such a list a foreign name that points at this machine would make its pages the
+        same site as ours to a browser (DNS rebinding).
+        """
+        names = {*LOCAL, self.bare_host, *self.allow_hosts}
+        if self.bare_host in ("0.0.0.0", "::"):
+            names |= {socket.gethostname(), socket.getfqdn()}
+            for addresses in psutil.net_if_addrs().values():
+                internet = [a for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)]
+                names |= {a.address.partition("%")[0] for a in internet}
+        return sorted(f"[{name}]" if ":" in name else name.lower() for name in names)
+
+    def middleware(self) -> list[Middleware]:
+        """Return what guards the page."""
+        return [
+            Middleware(
+                TrustedHostMiddleware, allowed_hosts=self.trusted_hosts(), www_redirect=False
+            ),
+            Middleware(SameOriginOnly, trusted=self.allow_hosts),
+        ]
+
+    def credentials(self) -> tuple[str, str] | None:
+        """Return the user and password that the page asks for, made here if others can reach it."""
+        if self.auth and self.no_auth:
+            raise UserError("--auth and --no-auth are both given; take one of them away")
+        if self.auth:
+            user, _, password = self.auth.partition(":")
+            if not user or not password:
+                raise UserError("--auth must be USER:PASSWORD, neither of them empty")
+            return user, password
+        return None if self.no_auth or self.is_local else ("detsd", secrets.token_urlsafe(12))
+
+    def check(self) -> None:
+        """Refuse an address that the page cannot listen on, before a model is loaded for it."""
+        host, port = self.host, self.port
+        if port is not None and not 1 <= port <= 65535:
+            raise UserError(f"--port {port} is no port; give one from 1 to 65535")
+        no_address = f"--host {host} is no address of this machine; give another one"
+        try:
+            family = socket.getaddrinfo(self.bare_host, port, type=socket.SOCK_STREAM)[0][0]
+        except (OSError, UnicodeError):
+            raise UserError(no_address) from None
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.bare_host, port or 0))
+            except PermissionError:
+                raise UserError(f"--port {port} is not allowed to you; take a higher one") from None
+            except OSError as error:
+                taken = f"--port {port} is taken on {host}; give another one"
+                in_use = error.errno == errno.EADDRINUSE
+                raise UserError(taken if in_use else no_address) from None
+
+
+@contextlib.contextmanager
+def no_proxy() -> Iterator[None]:
+    """Ignore proxies: gradio sends requests to its own page, and prepares some while imported."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        os.environ.pop("no_proxy")
+        if before is not None:
+            os.environ["no_proxy"] = before
