@@ -37,6 +37,7 @@ from tiny import ROOT
 from detsd.__main__ import main
 
 INFO_FILES = (_info.ClusterInfo, _info.TrialInfo, _info.RendezvousInfo, _info.ResourcesInfo)
+TIME = "2024-01-01T00:00:00Z"
 LAUNCHER = "python3 -m determined.launch.torch_distributed"
 
 
@@ -77,6 +78,7 @@ class Master:
         acknowledged: allocations that acknowledged their preemption.
         preempt: set while the trials are asked to stop; `preempt_told` once the newest is told.
         judged: trials that the searcher is done with: nothing signals that to them.
+        states: how trials have ended, by their number; the others run.
         asked: how often each trial asked for its own state.
         cut: of the next request (path, body) for which it is true the answer breaks off half-way.
     """
@@ -87,12 +89,15 @@ class Master:
         self.refused: list[str] = []
         self.acknowledged: set[str] = set()
         self.judged: set[int] = set()
+        self.states: dict[int, str] = {}
         self.cut: Callable[[str, dict], bool] | None = None
         self.asked: collections.Counter[int] = collections.Counter()
         self.preempt, self.preempt_told = threading.Event(), threading.Event()
         self._runs: dict[int, int] = {}  # how often each trial was started
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
         self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
+        self._deleted: dict[str, dict] = {}  # those that were collected
+        self._trials: dict[int, dict] = {}  # trial -> the experiment's configuration
         self.models: dict[str, list[dict]] = {}  # the registry: name -> its versions
         self._hooks: list[tuple[Callable, Callable]] = []
         self._processes: list[subprocess.Popen] = []
@@ -206,11 +211,11 @@ class Master:
                 self._hooks.remove(hook)
                 hook[1]()
         with self._lock:
-            reply = self._hear(path, body)
+            reply = self._hear(path, body, query)
             self.told.append((path, body))
         return reply
 
-    def _hear(self, path: str, body: dict) -> dict:
+    def _hear(self, path: str, body: dict, query: dict) -> dict:
         if path == "/api/v1/runs/start":
             return {"storageId": 1}
         if path == "/api/v1/master":
@@ -221,17 +226,17 @@ class Master:
             self._hear_metrics(int(found[1]), body)
         elif found := re.fullmatch(r"/api/v1/trials/(\d+)", path):
             self.asked[int(found[1])] += 1
-            state = "STOPPING_COMPLETED" if int(found[1]) in self.judged else "RUNNING"
-            return {"trial": {
-                "id": int(found[1]), "experimentId": 1, "state": f"STATE_{state}", "hparams": {},
-                "restarts": 0, "startTime": "2024-01-01T00:00:00Z", "totalBatchesProcessed": 0,
-            }}  # fmt: skip
+            return {"trial": self._described_trial(int(found[1]))}
         elif re.fullmatch(r"/api/v1/trials/\d+/progress", path):
             if not 0 <= number("progress", body["progress"]) <= 1:
                 raise Refused(f"progress is {body['progress']}")
         elif re.fullmatch(r"/api/v1/trials/\d+/runner/metadata", path):
             if not isinstance(body["state"], str):
                 raise Refused(f"a trial's state is {body['state']!r}, not a text")
+        elif found := re.fullmatch(r"/api/v1/experiments/1(/\w+)?", path):
+            return self._described_experiment(found[1])
+        elif path == "/api/v1/trials/metrics/trial_metrics":
+            return self._validations(int(query["trialIds"][0]))
         elif found := re.fullmatch(r"/api/v1/checkpoints/(.+)", path):
             return {"checkpoint": self._described(found[1])}
         elif path == "/api/v1/checkpoints":
@@ -254,7 +259,7 @@ class Master:
             self.models[name := body["name"]] = []
         if name not in self.models:
             raise Unknown
-        found, time = self.models[name], "2024-01-01T00:00:00Z"
+        found, time = self.models[name], TIME
         model = {
             "name": name, "id": 1, "archived": False, "creationTime": time, "metadata": {},
             "lastUpdatedTime": time, "numVersions": len(found), "userId": 1, "username": "u",
@@ -289,17 +294,58 @@ class Master:
         row.update(metrics)
 
     def _described(self, uuid: str) -> dict:
-        if uuid not in self._checkpoints:
+        known = self._checkpoints | self._deleted
+        if uuid not in known:
             raise Unknown
-        report = self._checkpoints[uuid]
+        report, state = known[uuid], "COMPLETED" if uuid in self._checkpoints else "DELETED"
         storage = {"type": "directory", "container_path": str(self.store(""))}
+        storage |= self._trials.get(7, {}).get("checkpoint_storage", {})
         return {
-            "uuid": uuid, "state": "STATE_COMPLETED", "metadata": report["metadata"],
+            "uuid": uuid, "state": f"STATE_{state}",
+            "metadata": report["metadata"],
             "resources": report["resources"], "training": {
                 "experimentConfig": {"checkpoint_storage": storage}, "experimentId": 1,
                 "trialId": 7, "hparams": {},
             },
         }  # fmt: skip
+
+    def _described_trial(self, trial: int) -> dict:
+        state = "STOPPING_COMPLETED" if trial in self.judged else "RUNNING"
+        state = self.states.get(trial, state)
+        return {
+            "id": trial, "experimentId": 1, "state": f"STATE_{state}",
+            "hparams": self._trials.get(trial, {}).get("hyperparameters", {}),
+            "restarts": 0, "startTime": TIME, "totalBatchesProcessed": 0,
+        }  # fmt: skip
+
+    def _described_experiment(self, part: str | None) -> dict:
+        """The experiment of all trials, or a list of its `/trials` or `/checkpoints`."""
+        config = next(iter(self._trials.values()))
+        if part == "/trials":
+            found = [self._described_trial(trial) for trial in sorted(self._trials)]
+        elif part == "/checkpoints":  # those that are left, the newest first
+            found = [self._described(uuid) for uuid in self._checkpoints]
+            found.sort(key=lambda c: c["metadata"]["steps_completed"], reverse=True)
+        else:
+            return {"experiment": {
+                "archived": False, "config": config, "id": 1, "jobId": "j", "name": "test",
+                "numTrials": len(self._trials), "originalConfig": "", "projectId": 1,
+                "projectOwnerId": 1, "searcherType": config["searcher"]["name"],
+                "startTime": TIME, "state": "STATE_COMPLETED", "username": "u",
+            }}  # fmt: skip
+        return {part[1:]: found, "pagination": {"endIndex": len(found), "total": len(found)}}
+
+    def _validations(self, trial: int) -> dict:
+        """What a trial's validations reported; JSON has no NaN and no infinity."""
+        rows = self.metrics("validation", trial)
+        return {"result": {"metrics": [
+            {
+                "archived": False, "endTime": TIME, "group": "validation", "id": step,
+                "metrics": {"validation_metrics": row}, "totalBatches": step, "trialId": trial,
+                "trialRunId": 1,
+            }
+            for step, row in rows.items()
+        ]}}  # fmt: skip
 
     def collect_garbage(self, latest: int) -> int:
         """What the master does at the end of an experiment and after `det e continue`.
@@ -310,8 +356,8 @@ class Master:
         for task in {c["taskId"] for c in self._checkpoints.values()}:
             own = [u for u, c in self._checkpoints.items() if c["taskId"] == task]
             own.sort(key=lambda u: self._checkpoints[u]["metadata"]["steps_completed"])
-            for old in own[:-latest]:
-                del self._checkpoints[old]
+            for old in own[: len(own) - latest]:
+                self._deleted[old] = self._checkpoints.pop(old)
                 shutil.rmtree(self.store(old))
                 gone += 1
         return gone
@@ -368,6 +414,7 @@ class Master:
         self.store("").mkdir(exist_ok=True)
         storage = {"type": "directory", "container_path": str(self.store(""))}
         experiment = {"searcher": {"name": "single", "metric": "val_loss"}} | experiment
+        self._trials[trial] = experiment
         latest = list(self.checkpoints(trial).values())[-1:] or [source]
         url = f"http://127.0.0.1:{self.server.server_port}"
         files = {

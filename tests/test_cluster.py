@@ -1,5 +1,7 @@
 """In a trial: the real harness and the real entrypoints against a stand-in master."""
 
+import contextlib
+import io
 import json
 import math
 import multiprocessing
@@ -31,6 +33,7 @@ from detsd.concepts.writing import write_concepts
 from detsd.config import FinetuneConfig
 from detsd.generate import store
 from detsd.runs import ranks
+from detsd.runs.download import deleted
 from detsd.runs.ranks import AcceleratedRanks, _distributed
 from detsd.train.trainer import Trainer
 from detsd.train.validation import Validation
@@ -407,6 +410,54 @@ def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
     assert matched(given, f"WARNING: a batch of 4 did not fit ({full})") == []
 
 
+def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypatch, tmp_path):
+    """The master accepts its uuid; the trial ends in one run, with what is left."""
+    given = experiment_of(experiment(training={"checkpoint_freq": 2}))
+    given |= {"max_restarts": 2, "log_policies": POLICIES}
+    given["checkpoint_storage"] = {"save_trial_latest": 1, "save_trial_best": 1}
+    given["checkpoint_storage"]["save_experiment_best"] = 0
+    master.run(given)
+    before = master.checkpoints()
+    assert master.collect_garbage(2) == 2
+    left = ", ".join(f"{before[step]} (step {step})" for step in (8, 6))
+    sentence = (
+        f"checkpoint {before[2]} is deleted: checkpoint_storage of its experiment 1 keeps "
+        f"save_experiment_best: 0, save_trial_best: 1, save_trial_latest: 1; name one that "
+        f"is left: {left}"
+    )
+    (said,) = master.live(given, trial=8, source=before[2])
+    assert [line for line in said.splitlines() if line.startswith("detsd")] == [
+        f"detsd: {sentence}"
+    ]
+    assert "Traceback" not in said
+
+    # The same sentence by concepts.uuids and by detsd download.
+    grid = {"model": given["hyperparameters"]["model"], "grid": {"prompts": "a ball"}}
+    grid |= {"concepts": {"uuids": [before[2]]}}
+    (said,) = master.live(
+        given | {"hyperparameters": grid, "searcher": GRID_SEARCHER}, trial=9, command="generate"
+    )
+    assert said.splitlines()[-1] == f"detsd: {sentence}"
+    login(master, monkeypatch)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main(["download", before[2], "--output-dir", str(tmp_path / "got")]) == 2
+    assert said.getvalue() == f"detsd: {sentence}\n"
+    master.collect_garbage(0)
+    assert deleted(before[2]).endswith("; none of that experiment is left")
+
+
+def login(master, monkeypatch):
+    """Have this process be a user's, off cluster."""
+    env = {"DET_MASTER": f"http://127.0.0.1:{master.server.server_port}", "DET_USER": "u"}
+    for name, value in (env | {"DET_USER_TOKEN": "s"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(client, "_determined", None)
+
+
+GRID_SEARCHER = {"name": "single", "metric": "images", "smaller_is_better": False}
+
+
 @pytest.mark.slow
 def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeypatch):
     """Twelve images of concepts that lie in a checkpoint: every image is made once, and right."""
@@ -416,7 +467,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     write_concepts([LearnedConcept(name, "", learned) for name in CONCEPTS], source)
     (source / "metadata.json").write_text(json.dumps({"steps_completed": 9, "trial_id": 5}))
     given = {
-        "searcher": {"name": "single", "metric": "images", "smaller_is_better": False},
+        "searcher": GRID_SEARCHER,
         "checkpoint_storage": {"save_trial_latest": 8},
         "hyperparameters": {
             "model": {"pretrained_model_name_or_path": str(tiny_model)},
@@ -479,10 +530,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
 
     # One command fetches what lies in several checkpoints.
     last = master.checkpoints()[12]
-    env = {"DET_MASTER": f"http://127.0.0.1:{master.server.server_port}", "DET_USER": "u"}
-    for name, value in (env | {"DET_USER_TOKEN": "s"}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(client, "_determined", None)
+    login(master, monkeypatch)
     fetched = tmp_path / "fetched"
     assert json.loads((master.store(last) / "metadata.json").read_text())["shards"]
     assert main(["download", last, "--output-dir", str(fetched)]) == 0
@@ -513,7 +561,7 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
     concept = LearnedConcept("blob-thing", "red ball", torch.ones(2, 16), steps=9)
     write_concepts([concept], tmp_path)
     given = {
-        "searcher": {"name": "single", "metric": "images", "smaller_is_better": False},
+        "searcher": GRID_SEARCHER,
         "checkpoint_storage": {"save_trial_latest": 8},
         "hyperparameters": {
             "model": {"pretrained_model_name_or_path": str(tiny_model)},

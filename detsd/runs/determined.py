@@ -15,15 +15,17 @@ from typing import Any
 import determined as det
 from determined import core
 from determined.common.api import errors as api_errors
+from determined.errors import CheckpointNotFound
 from torch.utils.tensorboard import SummaryWriter
 
+from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
 from detsd.runs.master_watch import MAX_PAUSE, MasterWatch, watch_master
 from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_together
 from detsd.runs.run import Run
 from detsd.runs.task import cluster_experiment
 from detsd.utils import progress
-from detsd.utils.errors import one_line
+from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
 
@@ -165,6 +167,15 @@ class DeterminedRun(Run):
 
 
 @contextlib.contextmanager
+def _deleted_as_error(uuid: str) -> Iterator[None]:
+    """Turn the absence of a checkpoint into a sentence: the master accepts a deleted one."""
+    try:
+        yield
+    except CheckpointNotFound:
+        raise UserError(deleted(uuid)) from None
+
+
+@contextlib.contextmanager
 def determined_run(accelerate: bool) -> Iterator[Run]:
     for kind in ("shared", "directory"):  # logged at every restore, of a complete one too
         logging.getLogger(f"determined.common.storage.{kind}").addFilter(
@@ -187,9 +198,12 @@ def determined_run(accelerate: bool) -> Iterator[Run]:
         latest = det.get_cluster_info().latest_checkpoint
         if latest:
             if ranks.local_rank == 0:
-                run.fetch(
-                    latest, folder / "latest", lambda name: accelerate or not name.endswith(".zip")
-                )
+                with _deleted_as_error(latest):
+                    run.fetch(
+                        latest,
+                        folder / "latest",
+                        lambda name: accelerate or not name.endswith(".zip"),
+                    )
             run.resume_from(context.distributed.broadcast_local(folder / "latest"), latest)
         yield run
         run.flush()

@@ -7,8 +7,13 @@ import shutil
 from pathlib import Path
 
 from determined.common.api import errors as api_errors
+from determined.errors import CheckpointStateException
 
 from detsd.utils.errors import UserError, one_line
+
+KEEPS = ("save_experiment_best", "save_trial_best", "save_trial_latest")
+
+MAX_LISTED = 5  # checkpoints in a sentence
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
 
@@ -44,10 +49,31 @@ def download(uuid: str, to: Path) -> None:
         raise UserError(
             f"checkpoint {uuid} cannot be asked for: no Determined master was found; set DET_MASTER"
         ) from None
+    except CheckpointStateException:
+        raise UserError(deleted(uuid)) from None
     except Exception as error:  # storage back ends raise what they like
         shutil.rmtree(to, ignore_errors=True)
-        reason = one_line(error)
         raise UserError(
-            f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {reason}); try "
-            "det checkpoint download, and load its folder"
+            f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {one_line(error)}); "
+            "neither its storage nor the master gives it to this machine"
         ) from None
+
+
+def deleted(uuid: str) -> str:
+    """Return a sentence on a checkpoint that the cluster has deleted, and on what is left."""
+    from determined.experimental import client
+
+    try:
+        training = client.get_checkpoint(uuid).training
+        number, storage = training.experiment_id, training.experiment_config["checkpoint_storage"]
+        left = client.get_experiment(number).list_checkpoints(
+            client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.DESCENDING, MAX_LISTED
+        )
+    except Exception:  # the sentence is worth having without what the master knows
+        return f"checkpoint {uuid} is deleted; name another one (det e list-checkpoints ID)"
+    kept = ", ".join(f"{key}: {storage.get(key)}" for key in KEEPS)
+    found = ", ".join(f"{c.uuid} (step {c.metadata['steps_completed']})" for c in left)
+    return (
+        f"checkpoint {uuid} is deleted: checkpoint_storage of its experiment {number} keeps {kept}"
+        + (f"; name one that is left: {found}" if found else "; none of that experiment is left")
+    )
