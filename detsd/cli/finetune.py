@@ -11,7 +11,8 @@ from detsd.concepts.source import ConceptSource
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs import task
 from detsd.runs.folder import RunFolder, read_metadata
-from detsd.train.preflight import check_finetune, check_resume
+from detsd.train.preflight import check_finetune
+from detsd.train.resume import check_resume
 from detsd.utils import progress
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.paths import BUNDLED

@@ -14,6 +14,7 @@ import reprlib
 import sys
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -200,11 +201,11 @@ def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
     """Return the keys that differ between two `asdict`s, as "section.key was 1, is 2".
 
-    Keys that there were not yet when the old one was written do not count.
+    Keys that there were not yet when the old one was written do not count, nor those in `free`.
     """
     was, now = flat(old), flat(new)
-    changed = (key for key in sorted(was) if was[key] != now.get(key))
+    changed = (key for key in sorted(was) if was[key] != now.get(key) and key not in free)
     return [f"{key} was {was[key]!r}, is {now.get(key)!r}" for key in changed]

@@ -71,6 +71,21 @@ class TrainState:
         return {name: sum(w[name] for w in everyone) / len(everyone) for name in everyone[0]}
 
 
+def samples_per_step(checkpoint: Path, metadata: dict[str, Any]) -> int | None:
+    """Return the samples that a run takes a step, of all processes.
+
+    A run of an earlier version did not note them: by what it has seen, else None.
+    """
+    if "samples_per_step" in metadata:
+        return metadata["samples_per_step"]
+    try:
+        seen = torch.load(checkpoint / STATE_FILE, weights_only=True)["samples_seen"]
+    except Exception:  # a damaged file, which is refused where all of it is read
+        return None
+    samples, rest = divmod(seen, max(1, metadata["steps_completed"]))
+    return None if rest or not samples else samples
+
+
 class Checkpoints:
     """The checkpoints of a run: written by the chief, restored on every rank."""
 
@@ -82,12 +97,16 @@ class Checkpoints:
         digests: dict[str, str],
         encoders: dict[str, ImageEncoder],
         metrics: SampleMetrics | None,
+        facts: dict[str, Any],
     ):
         """
         Args:
+            config: as it was given.
             digests: of the training images.
             encoders: those that measure samples, and `metrics`: on the chief, if anything does.
+            facts: of the run, for the metadata of all its checkpoints.
         """
+        self._facts = facts
         self._config, self._run, self._step, self._digests = config, run, step, digests
         self._encoders, self._metrics = encoders, metrics
         self._vocabulary = step.model.vocabulary
@@ -109,6 +128,7 @@ class Checkpoints:
         }
         metadata = {
             "kind": "finetune",
+            **self._facts,
             "config": dataclasses.asdict(self._config),
             "concepts": self._vocabulary.names,
             "commit": self._step.model.commit,
@@ -122,7 +142,7 @@ class Checkpoints:
             write_concepts(self._learned(state.steps_completed), folder)
             torch.save(stored, folder / STATE_FILE)
             if not run.folder_is_kept:  # pictures come along, so that a resumed run has them
-                samples = RunFolder(run.folder).samples()
+                samples = sorted((run.folder / "samples").rglob("*.png"))
                 pack(folder / SAMPLES, samples, run.folder)  # hundreds of small files as one
                 for path in run.folder.glob("*.*"):
                     shutil.copy(path, folder)

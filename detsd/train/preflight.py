@@ -5,16 +5,13 @@ Nothing is written or downloaded. What needs the model itself is checked where i
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from detsd.concepts.source import ConceptSource, word_problem
-from detsd.config import FinetuneConfig, differences, refuse
+from detsd.config import FinetuneConfig, refuse
 from detsd.data.folder import folder_problem
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
-from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
-from detsd.utils.errors import UserError
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
@@ -52,45 +49,3 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
             if problem := folder_problem(folder, beside):
                 problems.append(f"measure.lineup[{k}]: {problem}")
     refuse(problems, source)
-
-
-def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) -> Path | None:
-    """The checkpoint from which a fine-tuning in `folder` goes on, if there is one.
-
-    A run goes on with the configuration that it began with; only `training.num_sgd_steps` may grow,
-    and `training.stop_on_plateau` be another.
-
-    Raises:
-        UserError: naming every key that differs; another warm start; no checkpoint to start from;
-            a concept file of somebody's where the best rows are to lie.
-    """
-    if warm_start:
-        _ = ConceptSource.parse(warm_start).file
-    run = RunFolder(folder)
-    latest = run.latest()
-    facts = read_metadata(latest) if latest else {}
-    ours = "best" in facts if latest else run.tensorboard.is_dir()
-    if run.best_file.exists() and not ours:
-        raise UserError(
-            f"--output-dir {folder} holds {DICT_FILE}, which no run has made there and a run would "
-            "overwrite; move it, or name another folder"
-        )
-    if not latest:
-        return None
-    if warm_start and facts.get("warm_start") != str(warm_start.resolve()):
-        raise UserError(
-            f"--output-dir {folder} already holds another run; give this warm start a new folder"
-        )
-    old, new = facts.get("config", {}), dataclasses.asdict(config)
-    steps = old.get("training", {}).get("num_sgd_steps", 0)
-    if config.training.num_sgd_steps > steps > 0:
-        old["training"]["num_sgd_steps"] = config.training.num_sgd_steps
-    if "stop_on_plateau" in old.get("training", {}):
-        old["training"]["stop_on_plateau"] = config.training.stop_on_plateau
-    changed = differences(old, new)
-    if changed:
-        raise UserError(
-            f"{folder} holds a run with another configuration ({'; '.join(changed)}); change it "
-            "back, or give --output-dir a new folder (and --warm-start to keep what was learned)"
-        )
-    return latest

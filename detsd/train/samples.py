@@ -149,11 +149,31 @@ class Samples:
         if self._run.is_chief:
             self._keep(step, images)
         found: dict[str, float] = {}
-        if self._metrics and step == 0:
+        if self._metrics and step == 0 and not self._metrics.baselines:
             self._metrics.fit_baselines(images[len(self._shown) :])
-        elif self._metrics:
+        elif self._metrics and step:
             found = self._metrics.measure(images[len(self._shown) :])
         return self._run.ranks.allgather(found)[0]
+
+    def restart(self, step: int, changed: bool) -> None:
+        """Set the samples so far apart where a run goes on from a step with other prompts or seeds.
+
+        A run that was changed, and ended before its next checkpoint, leaves samples of steps that
+        are made again; changed back, it gets its old ones back.
+        """
+        folder = self._run.folder / "samples"
+        apart = folder / f"before-step-{step:08d}"
+        if not self._run.is_chief or not (changed or apart.is_dir()):
+            return
+        if apart.is_dir():
+            for path in self._files.samples():
+                path.unlink()
+        source, target = (folder, apart) if changed else (apart, folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.glob("step-*.png"):
+            path.rename(target / path.name)
+        if not changed:
+            apart.rmdir()
 
     def _keep(self, step: int, images: list[Image.Image]) -> None:
         for k, job in enumerate(self._shown):

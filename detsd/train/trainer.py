@@ -31,10 +31,11 @@ from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
-from detsd.train.checkpoint import Checkpoints
+from detsd.train.checkpoint import Checkpoints, samples_per_step
 from detsd.train.initializers import add_concepts
 from detsd.train.preflight import check_finetune
 from detsd.train.report import Report
+from detsd.train.resume import digests_of_paths, layout_line, resumed_layout
 from detsd.train.samples import SampleMetrics, Samples
 from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.validation import Validation, on_plateau
@@ -52,14 +53,16 @@ class Trainer:
     """
 
     def __init__(self, config: FinetuneConfig, run: Run):
-        self.config, self.run = config, run
-        t = config.training
+        self.run = run
         run.assert_equal_across_ranks(
             configuration=flat(dataclasses.asdict(config)),
             package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
         began = read_metadata(run.latest) if run.latest and run.latest_is_own else {}
+        self.config = self._resumed_layout(config, began)
+        t = self.config.training
+        self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
         # Only the chief loads the evaluators; metrics are gathered from it.
         measures = config.measure.num_samples and run.is_chief
         self.model, encoders, seconds = _load(config, run, began, bool(measures))
@@ -82,9 +85,14 @@ class Trainer:
             self.model.unet.enable_gradient_checkpointing()
         self.model.vae.to("cpu")  # all images are encoded; it comes back for samples
         self._examine_prompts()
-        self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
-        self.checkpoints = Checkpoints(config, run, self.step, digests, encoders, metrics)
+        facts = {"samples_per_step": self.samples_per_step}
+        if run.is_chief and run.folder_is_kept:
+            source = None if run.latest_is_own else run.latest
+            facts["digests"] = began.get("digests") or digests_of_paths(config, source)
+        self.checkpoints = Checkpoints(config, run, self.step, digests, encoders, metrics, facts)
         self.state = self.checkpoints.restore(self.samples_per_step)
+        before, now = began.get("config", {}).get("inference", {}), vars(config.inference)
+        self._new_samples = any(now.get(key) != value for key, value in before.items())
         self._first_sample = self.state.samples_seen
         # Drawn by a thread while others compute.
         self.batches = prefetch(self.next_batch, itertools.count(), 1)
@@ -101,7 +109,19 @@ class Trainer:
             )
         self.phases = self._phases()
         run.begin()
+        self.samples.restart(self.state.steps_completed, self._new_samples)
         self.checkpoints.keep_best(self.state)  # of the checkpoint that this goes on from
+
+    def _resumed_layout(self, config: FinetuneConfig, began: dict[str, Any]) -> FinetuneConfig:
+        """Return the configuration by which a resumed run keeps its samples per step."""
+        run, t = self.run, config.training
+        left = began.get("steps_completed", t.num_sgd_steps) < t.num_sgd_steps
+        samples = samples_per_step(run.latest, began) if left else None
+        before = began.get("config", {}).get("training", {})
+        layout = resumed_layout(t, before, samples, run.ranks.size)
+        if layout != t:
+            run.print(layout_line(layout, samples, run.ranks.size))
+        return dataclasses.replace(config, training=layout)
 
     def _phases(self) -> dict[str, Phase]:
         t, steps = self.config.training, self.state.steps_completed
@@ -109,14 +129,13 @@ class Trainer:
         validation, passes = self.validation.phase, self.validation.passes
         validation.total, validation.done = validations * passes, done * passes
         samples, guided = self.samples.steps, self.config.inference.guidance_scale > 1
+        initial = steps > 0 and not self._new_samples
         # Forward and backward, and the frozen text encoder's share.
         cost = 3 * t.train_batch_size * t.gradient_accumulation_steps
         return {
             "steps": Phase(cost, t.num_sgd_steps, steps),
             "validation": validation,
-            "samples": Phase(
-                1 + guided, (validations + 1) * samples, (done + (steps > 0)) * samples
-            ),
+            "samples": Phase(1 + guided, (validations + 1) * samples, (done + initial) * samples),
             "drawing": Phase(0, 1, seconds=2, seen=1),  # on any device
         }
 
@@ -180,6 +199,7 @@ class Trainer:
         report = Report(self.config, run, self.step, state, self.data, self.initial_val_loss, bar)
         if state.steps_completed == 0:
             self.samples.log_training_images(self.data.pictures)
+        if state.steps_completed == 0 or self._new_samples:
             with report.pause(), self.model.vocabulary.using(self.step.initial_vectors):
                 self.samples.make(0, bar)  # the initializer's
         while not self.complete:

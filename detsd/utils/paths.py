@@ -6,6 +6,7 @@ Imports the standard library only, so that mistakes are reported before anything
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 BUNDLED = "demo_model"
 
 DEMO_CONCEPT, DEMO_WORD = "learned_embeddings_dict_demo.pt", "det-logo-demo"
+
+SAMPLED = 2**20  # bytes of a file that a digest looks at
 
 DEMO_IMAGES = "det_logos"  # that it was learned from
 
@@ -51,6 +54,31 @@ def resolve(name: str) -> str:
     """Return a local path as it is, or beside the package (`demo_model`); else a hub name."""
     beside = Path(__file__).parents[2] / name
     return str(beside) if name and not Path(name).exists() and beside.exists() else name
+
+
+def content_digest(path: Path) -> str | None:
+    """Return a digest of a file, or of the names and files of a folder; None where neither is.
+
+    Of a large file the size and sixteen samples count: a model takes milliseconds, and other
+    weights differ everywhere. Hidden files do not count.
+    """
+    if not path.exists():
+        return None
+    found = hashlib.blake2b(digest_size=16)
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in inside:
+        name = file.relative_to(path)
+        if file.is_dir() or any(part.startswith(".") for part in name.parts):
+            continue
+        size = file.stat().st_size
+        found.update(f"{name.as_posix()} {size}\0".encode(errors="surrogateescape"))
+        with file.open("rb") as opened:
+            if size <= SAMPLED:
+                found.update(opened.read())
+            for k in range(16) if size > SAMPLED else ():
+                opened.seek(k * (size - SAMPLED // 16) // 15)
+                found.update(opened.read(SAMPLED // 16))
+    return found.hexdigest()
 
 
 @contextlib.contextmanager

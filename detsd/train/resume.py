@@ -1,0 +1,158 @@
+"""How a fine-tuning goes on: what may differ from the run that began, and what must not.
+
+Paths may: what lies there counts. Imports no library that takes long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from detsd.concepts.source import ConceptSource
+from detsd.config import FinetuneConfig, TrainingConfig, differences
+from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
+from detsd.utils.errors import UserError
+from detsd.utils.paths import content_digest, resolve
+
+# What may be another at any time. The folders of images may, since the images themselves are
+# compared once they are read, and the batch, since the samples of a step stay (`resumed_layout`).
+FREE = {
+    "concepts.img_dirs", "training.stop_on_plateau", "training.metric_report_freq",
+    "training.train_batch_size", "training.gradient_accumulation_steps",
+    "inference.inference_prompts", "inference.seeds", "inference.img_per_prompt",
+}  # fmt: skip
+
+
+def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) -> Path | None:
+    """Return the checkpoint from which a fine-tuning in `folder` goes on, or None.
+
+    It goes on with the configuration that it began with, but for `FREE` and more steps, and for
+    paths at which the same lies. Where nothing is measured, all of `inference` is free.
+    """
+    if warm_start:
+        _ = ConceptSource.parse(warm_start).file
+    run = RunFolder(folder)
+    latest = run.latest()
+    facts = read_metadata(latest) if latest else {}
+    ours = "best" in facts if latest else run.tensorboard.is_dir()
+    if run.best_file.exists() and not ours:
+        raise UserError(
+            f"--output-dir {folder} holds {DICT_FILE}, which no run has made there and a run would "
+            "overwrite; move it, or name another folder"
+        )
+    if not latest:
+        return None
+    digests = facts.get("digests", {})
+    if (
+        warm_start
+        and facts.get("warm_start") != str(warm_start.resolve())
+        and digests.get("warm_start") != [_digest_of_concept(str(warm_start))]
+    ):
+        raise UserError(
+            f"--output-dir {folder} already holds another run; give this warm start a new folder"
+        )
+    old, new = facts.get("config", {}), dataclasses.asdict(config)
+    free, training = set(FREE), old.get("training", {})
+    if config.training.num_sgd_steps > training.get("num_sgd_steps", 0) > 0:
+        free.add("training.num_sgd_steps")
+    if not config.measure.num_samples:
+        free |= {f"inference.{field.name}" for field in dataclasses.fields(config.inference)}
+    if differences(old, new, free):  # the digests take a moment
+        now = digests_of_paths(config)
+        free |= {key for key in now if digests.get(key) == now[key]}
+    changed = differences(old, new, free)
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}); change it "
+            "back, or give --output-dir a new folder (and --warm-start to keep what was learned)"
+        )
+    if facts["steps_completed"] < config.training.num_sgd_steps:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        resumed_layout(config.training, training, facts.get("samples_per_step"), processes)
+    return latest
+
+
+def digests_of_paths(
+    config: FinetuneConfig, warm_start: Path | None = None
+) -> dict[str, list[str]]:
+    """Return digests of what lies at the paths of a configuration, by key.
+
+    A description or a model on the hub stands for itself. The images of the concepts are not among
+    them: what is trained on has digests of its own.
+    """
+
+    def digest(path: str) -> str:
+        return (path and content_digest(Path(resolve(path)))) or path
+
+    c, e = config.concepts, config.evaluator
+    paths = {
+        "model.pretrained_model_name_or_path": [config.model.pretrained_model_name_or_path],
+        "evaluator.clip": [e.clip or ""],
+        "evaluator.dino": [e.dino or ""],
+        "measure.lineup": config.measure.lineup,
+    }
+    found = {key: [digest(path) for path in paths[key]] for key in paths}
+    found["concepts.initializer_strs"] = [
+        _digest_of_concept(start) if ConceptSource.looks_like(start) else start
+        for start in c.initializer_strs
+    ]
+    return found | ({"warm_start": [_digest_of_concept(str(warm_start))]} if warm_start else {})
+
+
+def _digest_of_concept(source: str) -> str:
+    """Return the digest of a concept's file, and the word that it is given."""
+    parsed = ConceptSource.parse(source)
+    digest = parsed.uuid or content_digest(parsed.file)
+    return f"{digest}={parsed.word}" if parsed.word else digest
+
+
+def resumed_layout(
+    config: TrainingConfig, before: dict[str, Any], samples: int | None, processes: int
+) -> TrainingConfig:
+    """Return the configuration with the batch by which a resumed run keeps its samples per step.
+
+    On another number of processes each takes an equal share of them, in micro-batches that are at
+    most as large as the configured one.
+
+    Args:
+        before: the configuration that the run went on with so far.
+        samples: per step, of all processes; None where it is not known.
+        processes: that there are now.
+    """
+    batch, accumulated = config.train_batch_size, config.gradient_accumulation_steps
+    if samples in (None, batch * accumulated * processes):
+        return config
+    keys = ("train_batch_size", "gradient_accumulation_steps")
+    if any(before.get(key) != getattr(config, key) for key in keys):
+        raise UserError(
+            f"this run takes {samples} samples a step, and training.train_batch_size {batch} x "
+            f"gradient_accumulation_steps {accumulated} x {_processes(processes)} would be "
+            f"{batch * accumulated * processes}; change them to {samples} in all, or begin another "
+            "run (--warm-start keeps what was learned)"
+        )
+    share, rest = divmod(samples, processes)
+    if rest:
+        fitting = [k for k in range(1, samples + 1) if samples % k == 0]
+        raise UserError(
+            f"this run takes {samples} samples a step, which {processes} processes cannot share "
+            f"equally; start {', '.join(map(str, fitting[:-1]))} or {fitting[-1]}"
+        )
+    batch = max(k for k in range(1, min(batch, share) + 1) if share % k == 0)
+    return dataclasses.replace(
+        config, train_batch_size=batch, gradient_accumulation_steps=share // batch
+    )
+
+
+def layout_line(config: TrainingConfig, samples: int, processes: int) -> str:
+    """Return a sentence on how the samples of a step are shared."""
+    return (
+        f"{samples} samples a step, as this run began: {_processes(processes)} x train_batch_size "
+        f"{config.train_batch_size} x gradient_accumulation_steps "
+        f"{config.gradient_accumulation_steps}"
+    )
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
