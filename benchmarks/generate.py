@@ -77,7 +77,7 @@ def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[obje
         plain = plain_loop(generator, plain_folder)
         apart = max(
             np.abs(
-                np.asarray(Image.open(generator.album.path(n)), int)
+                np.asarray(Image.open(generator.store.path(n)), int)
                 - np.asarray(Image.open(plain_folder / f"{n}.png"), int)
             ).max()
             for n in range(len(generator.jobs))

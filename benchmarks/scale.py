@@ -219,7 +219,7 @@ def main() -> None:
             run.latest_uuid = run.latest.name
             began = time.monotonic()
             grid = Grid(parse_config(given, "benchmark", GenerateConfig), run)
-            assert len(grid.album.finished) == count
+            assert len(grid.store.finished) == count
             print(f"resuming: {time.monotonic() - began:.1f} s until the first batch")
         # As many batches as take the time, of 20 and of 50 steps, 35 on average.
         StandIn.seconds_per_step = args.seconds / 35 / 20  # a rank makes twenty batches

@@ -503,7 +503,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     before = max(master.stored())
     assert 0 < before < 12
 
-    monkeypatch.setattr(store, "BEHIND", 1)  # no image is made while one waits to be stored
+    monkeypatch.setattr(store, "MAX_PENDING", 1)  # no image is made while one waits to be stored
     pause(master, told("/checkpoints", before + 2))
     assert f"{before} of 12 images are there already" in master.run(given, **options)
     assert before + 2 <= max(master.stored()) < 12
@@ -574,7 +574,7 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
             "output": {"batch_size": 1, "checkpoint_freq": 1},
         },
     }  # fmt: skip
-    monkeypatch.setattr(store, "BEHIND", 1)  # no image is made while one waits to be stored
+    monkeypatch.setattr(store, "MAX_PENDING", 1)  # no image is made while one waits to be stored
     pause(master, told("/checkpoints", 2))
     master.run(given, command="evaluate")
     assert 2 <= max(master.stored()) < 8

@@ -33,7 +33,7 @@ from detsd.config import (
     load_config,
 )
 from detsd.data.templates import EDITS
-from detsd.generate.store import MOST_TAGS
+from detsd.generate.store import MAX_TAGS
 from detsd.train.report import DIVERGED
 from detsd.train.step import LONG_RUN
 from detsd.utils import progress
@@ -238,7 +238,7 @@ NUMBERS = [  # a document, a pattern that holds a number, the number in the code
     ("benchmarks/README.md", r"best of (\w+) rounds", measure.ROUNDS),
     ("detsd-notebook.yaml", r"([\d.]+) MiB", MAX_CONTEXT_SIZE / 2**20),
     ("docs/configuration.md", r"runs of ([\d,]+) steps", LONG_RUN),
-    ("docs/configuration.md", r"images up to ([\d,]+) of them", MOST_TAGS),
+    ("docs/configuration.md", r"images up to ([\d,]+) of them", MAX_TAGS),
     ("docs/configuration.md", r"dreambooth: the (\d+) of", len(EDITS["dreambooth"])),
     ("docs/configuration.md", r"each; 4 to (\d+) \|", len(EDITS["object"])),
     ("docs/curves.md", r"the (\d+) pictures of `det_logos/`", len(os.listdir(ROOT / "det_logos"))),
@@ -251,7 +251,7 @@ NUMBERS = [  # a document, a pattern that holds a number, the number in the code
     ("docs/evaluation.md", r"whose (\d+) prompts", len(EDITS["dreambooth"])),
     ("docs/evaluation.md", r"last step, (\d+)\.", TRAINING.num_sgd_steps),
     ("docs/generating.md", r"(\d+) images on two slots", IMAGES),
-    ("docs/operations.md", r"more than ([\d,]+) images", MOST_TAGS),
+    ("docs/operations.md", r"more than ([\d,]+) images", MAX_TAGS),
     ("docs/operations.md", r"`val_loss` of (\w+)", DIVERGED),
     ("docs/operations.md", r"every (\w+) seconds", progress.LINE),
     ("docs/operations.md", r"(\d+) MiB", MAX_CONTEXT_SIZE / 2**20),

@@ -321,8 +321,8 @@ def test_flagged_samples_are_not_measured(run, clip, tmp_path, monkeypatch, caps
     generate = evaluation.Grid.generate
 
     def prude(self):
-        write = self.album._write
-        self.album._write = lambda files: write([(n, how | {"flagged": True}, png)
+        write = self.store._write
+        self.store._write = lambda files: write([(n, how | {"flagged": True}, png)
                                                  for n, how, png in files])  # fmt: skip
         return generate(self)
 

@@ -149,7 +149,7 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
         for n, j in enumerate(made.jobs)
         if (j.prompt, j.seed, j.num_inference_steps, j.guidance_scale) == (title, 1, 3, 1.0)
     )
-    with Image.open(made.album.path(number)) as image:
+    with Image.open(made.store.path(number)) as image:
         assert rows[1][2].tobytes() == contact_sheets.as_tile(image).tobytes()
 
     # TensorBoard: every image under a tag of its own
@@ -258,7 +258,7 @@ def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
             monkeypatch.setattr(run, "gather", lambda values: values)
             made = Grid(parse_config(given, "test", GenerateConfig), run)
         assert [len(batch) for batch in made.batches] == sizes
-        assert made.fill_up_to == (16 if fill else 1)
+        assert made.pad_batch_to == (16 if fill else 1)
 
 
 def test_texts_are_encoded_once(given, tmp_path, monkeypatch):
@@ -276,8 +276,8 @@ def test_texts_are_encoded_once(given, tmp_path, monkeypatch):
 def test_pictures_brought_by_hand_are_left_alone(given, tmp_path):
     made = generate(given, tmp_path / "out")
     before = pixels(tmp_path / "out")
-    made.album.path(5).rename(made.album.folder / "best.png")
-    Image.new("RGB", (8, 8)).save(made.album.folder / "photo.png")
+    made.store.path(5).rename(made.store.folder / "best.png")
+    Image.new("RGB", (8, 8)).save(made.store.folder / "photo.png")
     generate(given, tmp_path / "out")
     after = pixels(tmp_path / "out")
     assert after.pop("photo.png")
@@ -288,7 +288,7 @@ def test_pictures_brought_by_hand_are_left_alone(given, tmp_path):
 def test_a_damaged_image_is_made_again(given, tmp_path):
     made = generate(given, tmp_path / "out")
     before = pixels(tmp_path / "out")
-    path = made.album.path(5)
+    path = made.store.path(5)
     path.write_bytes(path.read_bytes()[:200])
     generate(given, tmp_path / "out")
     assert pixels(tmp_path / "out") == before
@@ -325,7 +325,7 @@ def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplo
     assert "a batch of 4 images does not fit into memory; going on with 2" in caplog.text
     for n in range(24):
         a, b = (
-            np.asarray(Image.open(tmp_path / name / "images" / whole.album.path(n).name), int)
+            np.asarray(Image.open(tmp_path / name / "images" / whole.store.path(n).name), int)
             for name in ("whole", "halved")
         )
         assert abs(a - b).max() <= 1
@@ -350,7 +350,7 @@ def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, cap
     monkeypatch.setattr(Sampler, "_make_at_once", prude)
     given["grid"] |= {"prompts": "a zyx-two", "num_inference_steps": 2, "guidance_scales": 4}
     made = generate(given, tmp_path / "out")
-    assert [made.album.finished[n]["flagged"] for n in range(3)] == [False, False, True]
+    assert [made.store.finished[n]["flagged"] for n in range(3)] == [False, False, True]
     assert "job-00002.png is black: the model's safety checker flagged it" in caplog.text
     events = tags(tmp_path / "out")
     (event,) = events.Images("a zyx-two/guidance 4, 2 steps, ddim/seed 2")

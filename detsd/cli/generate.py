@@ -22,20 +22,19 @@ def generate(args: argparse.Namespace) -> int:
         from detsd.generate.grid import Grid, compare
         from detsd.runs.open import open_run
     with open_run(folder) as run:
-        generator = Grid(config, run)
-        done = generator.generate()
+        grid = Grid(config, run)
+        done = grid.generate()
         if task.on_cluster():
             return 0
         if not done:
             return stopped(run)
         if args.source and not args.set:
-            if generator.album:  # who wrote it
-                path = generator.album.path(0)
+            if grid.store:  # on the chief
+                path = grid.store.path(0)
                 run.print(f"{path}: {compare(path, args.source)}")
-        elif generator.album:
-            album = generator.album
-            run.print(f"images: {album.folder}, contact sheets: {run.folder / 'sheets'}")
-            again = [PROG, "generate", "--from", album.path(0)]
+        elif grid.store:
+            run.print(f"images: {grid.store.folder}, contact sheets: {run.folder / 'sheets'}")
+            again = [PROG, "generate", "--from", grid.store.path(0)]
             print_commands({"make one of them again": again, "see them all": tensorboard(folder)})
     return 0
 

@@ -112,21 +112,21 @@ class Evaluation:
             wide = max(1, SHOWN // e.num_samples_per_prompt) * e.num_samples_per_prompt
             rows += [edited[k : k + wide] for k in range(0, len(edited), wide)]
             labels = ["  |  ".join(dict.fromkeys(jobs[n].prompt for n in row)) for row in rows]
-            found.append(ContactSheet(sample_set.label, labels, [], rows, len(numbers)))
+            found.append(ContactSheet(sample_set.label, labels, [], rows))
         return found
 
     def _samples(self, sample_set: SampleSet, most: int | None = None) -> list[Image.Image]:
         """Return the images of a sample set, or the first of them."""
-        album, place = self.grid.album, self.sample_sets.index(sample_set)
+        store, place = self.grid.store, self.sample_sets.index(sample_set)
         start = sum(len(s.jobs) for s in self.sample_sets[:place])
         numbers = range(start, start + len(sample_set.jobs))
-        if any(album.finished[number]["flagged"] for number in numbers):
+        if any(store.finished[number]["flagged"] for number in numbers):
             raise UserError(
                 f"the model's safety checker has blacked out samples of {sample_set.label}, which "
                 "therefore cannot be measured; set model.safety_checker to false, and name a new "
                 "--output-dir"
             )
-        return [album.image(number) for number in numbers[:most]]
+        return [store.image(number) for number in numbers[:most]]
 
     # ---- the denoising error -----------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class Evaluation:
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
         plot(self.result, folder / "evaluation.png")
         png.save(self._overview(images), folder / "samples.png")
-        if not run.folder_is_kept and self.grid.album.begun_with == len(self.grid.jobs):
+        if not run.folder_is_kept and self.grid.store.resumed_count == len(self.grid.jobs):
             return  # restarted after its end: the last checkpoint has reported it all
         for name in ("evaluation", "samples"):
             run.log_image(name, (folder / f"{name}.png").read_bytes())

@@ -26,6 +26,7 @@ from detsd.concepts.prompts import misspelled_concepts, prompt_warnings
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
+from detsd.generate.shards import FolderImages, ShardedCheckpoints
 from detsd.generate.sheets import ContactSheet, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.generate.work_queue import WorkQueue
@@ -36,7 +37,7 @@ from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import DICT_FILE, MANIFEST, RunFolder, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
-from detsd.sampling.jobs import GeneratedImage, Job, batches, grid_jobs
+from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
 from detsd.utils.errors import UserError
@@ -46,13 +47,8 @@ from detsd.utils.progress import Bar, Phase, spinner, status
 logger = logging.getLogger("detsd")
 
 
-def _kind(job: Job) -> str:
-    """Of the work of its denoising steps."""
-    return "guided" if job.guidance_scale > 1 else "plain"
-
-
 class Grid:
-    """Pipeline, jobs and finished images of one grid; complete when constructed."""
+    """Pipeline, jobs and finished images of one grid."""
 
     def __init__(
         self,
@@ -66,32 +62,25 @@ class Grid:
 
         Args:
             prepare: adds further concepts, and returns other jobs than those of `config.grid`.
-            layout: the contact sheets of the jobs.
+            layout: returns the contact sheets of the jobs.
             on_complete: called on the chief when all images are there, before the last checkpoint.
         """
         self.config, self.run = config, run
-        m = config.model
         run.assert_equal_across_ranks(
             configuration=flat(dataclasses.asdict(config)),
             package_versions=package_versions(),
-            precision={"dtype": str(pick_dtype(m.precision, run.ranks.device))},
+            precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device))},
         )
-        m = dataclasses.replace(m, revision=m.revision or self._commit())
-        spelt = run.is_chief and self._warn_of_spelling(m)
-        loading = spinner(f"loading {m.pretrained_model_name_or_path}")
-        # One rank of each node downloads; the others then find the files.
-        with loading, run.ranks.local_main_process_first():
-            self.pipeline = DetSDTextualInversionPipeline.from_pretrained(
-                m.pretrained_model_name_or_path,
-                revision=m.revision,
-                precision=m.precision,
-                device=run.ranks.device,
-                safety_checker=m.safety_checker,
-                concepts=config.concepts.files,
-                uuids=config.concepts.uuids,
-            )
+        m = dataclasses.replace(
+            config.model, revision=config.model.revision or self._stored_commit()
+        )
+        # Before the weights are downloaded, if the tokenizer can be had alone.
+        spelling_checked = run.is_chief and self._warn_of_spelling(m)
+        self.pipeline = self._load(m)
+        storage: type[FolderImages] | type[ShardedCheckpoints] = ShardedCheckpoints
         if run.folder_is_kept:
             RunFolder(run.folder).check_no_finetuning()
+            storage = FolderImages
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)
@@ -102,52 +91,29 @@ class Grid:
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
         if run.is_chief:
-            for text in self._texts():
-                for warning in prompt_warnings(text, model.vocabulary, spelling=not spelt):
+            for text in self._prompts():
+                for warning in prompt_warnings(text, model.vocabulary, not spelling_checked):
                     logger.warning("%s", warning)
-        size = config.output.batch_size
-        if not size:
-            width, height = self.jobs[0].width, self.jobs[0].height
-            size = fitting_batch_size(model.device, model.dtype, width, height)
-            if not config.output.fill_batches:
-                # Else the first ranks would make all of a small grid.
-                size = min(size, -(-len(self.jobs) // run.ranks.size))
-        self.limit = min(run.gather([size]))  # images made at once, from now on
-        self.batches = batches(self.jobs, self.limit)
-        self.fill_up_to = self.limit if config.output.fill_batches else 1
+        self.batch_size = self._batch_size()
+        self.batches = batches(self.jobs, self.batch_size)
+        self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
         self.encodings: dict[tuple, Conditioning] = {}
-        self.album: ImageStore | None = None  # on the chief
+        self.store: ImageStore | None = None  # on the chief
         run.begin()
         if run.is_chief:
-            every = config.output.checkpoint_freq * self.limit * run.ranks.size
-            self.album = ImageStore(
-                run, config, self.jobs, self.record, self.source, every, layout, on_complete
-            )
-        problem = run.ranks.allgather(self.album.problem if self.album else "")[0]
+            self.store = ImageStore(
+                run, config, self.jobs, self.settings, self.source,
+                config.output.checkpoint_freq * self.batch_size * run.ranks.size,
+                storage=storage, layout=layout, on_complete=on_complete,
+            )  # fmt: skip
+        problem = run.ranks.allgather(self.store.problem if self.store else "")[0]
         if problem:
             raise UserError(problem)
 
-    def _texts(self) -> list[str]:
-        """The grid's prompts, each once."""
-        return list(dict.fromkeys(self.config.grid.prompts + self.config.grid.negative_prompts))
+    # ---- the model ---------------------------------------------------------------------------
 
-    def _warn_of_spelling(self, model: ModelConfig) -> bool:
-        """By the model's vocabulary, before its weights are fetched; whether that is to be had."""
-        named = [*self.config.concepts.files, *(f"uuid:{u}" for u in self.config.concepts.uuids)]
-        if self.run.latest and (self.run.latest / DICT_FILE).is_file():
-            named.append(str(self.run.latest))
-        names = [concept.name for source in named for concept in find_concepts(source)[0]]
-        if not names:
-            return True
-        fetch_vocabulary(model)
-        tokens = support.vocabulary(model)
-        for text in self._texts() if tokens else []:
-            for doubt in misspelled_concepts(text, names, lambda word: is_word(word, tokens)):
-                logger.warning("%s", doubt)
-        return bool(tokens)
-
-    def _commit(self) -> str | None:
-        """The hub's commit that the images stored so far are of, to go on with it; else None."""
+    def _stored_commit(self) -> str | None:
+        """Return the hub's commit that made the images stored so far, if any."""
         manifest = self.run.latest / MANIFEST if self.run.latest else Path()
         if manifest.is_file():
             with manifest.open(encoding="utf-8") as lines:
@@ -156,10 +122,45 @@ class Grid:
         first = next(filter(None, stored), {})
         return first.get("model", {}).get("revision")
 
-    def _load_source(self) -> str:
-        """Load the concepts of the checkpoint that the experiment names as its source; its uuid.
+    def _prompts(self) -> list[str]:
+        """Return the grid's prompts, each once."""
+        return list(dict.fromkeys(self.config.grid.prompts + self.config.grid.negative_prompts))
 
-        A restarted trial is handed its own checkpoint instead, so that this one carries them along.
+    def _warn_of_spelling(self, model: ModelConfig) -> bool:
+        """Warn of misspelled concepts without the model's weights; False: no tokenizer yet."""
+        concepts = self.config.concepts
+        sources = [*concepts.files, *(f"uuid:{uuid}" for uuid in concepts.uuids)]
+        if self.run.latest and (self.run.latest / DICT_FILE).is_file():
+            sources.append(str(self.run.latest))
+        names = [concept.name for source in sources for concept in find_concepts(source)[0]]
+        if not names:
+            return True
+        fetch_vocabulary(model)
+        tokens = support.vocabulary(model)
+        for text in self._prompts() if tokens else []:
+            for warning in misspelled_concepts(text, names, lambda word: is_word(word, tokens)):
+                logger.warning("%s", warning)
+        return bool(tokens)
+
+    def _load(self, model: ModelConfig) -> DetSDTextualInversionPipeline:
+        """Load the model and the configured concepts."""
+        loading = spinner(f"loading {model.pretrained_model_name_or_path}")
+        # One rank of each node downloads; the others then find the files.
+        with loading, self.run.ranks.local_main_process_first():
+            return DetSDTextualInversionPipeline.from_pretrained(
+                model.pretrained_model_name_or_path,
+                revision=model.revision,
+                precision=model.precision,
+                device=self.run.ranks.device,
+                safety_checker=model.safety_checker,
+                concepts=self.config.concepts.files,
+                uuids=self.config.concepts.uuids,
+            )
+
+    def _load_source(self) -> str:
+        """Load the concepts of the checkpoint that the experiment forks; return its uuid, or "".
+
+        A restarted trial gets its own checkpoint instead, so that this one carries them along.
         """
         latest = self.run.latest
         if not latest or not (latest / DICT_FILE).is_file():
@@ -172,95 +173,108 @@ class Grid:
             shutil.copy(latest / DICT_FILE, self.run.folder)
         return uuid
 
-    def record(self, number: int) -> dict[str, Any]:
-        """The settings of a job, as they go into its file."""
-        return {"job": number, **self.pipeline.settings(self.jobs[number])}
-
     # ---- the loop ----------------------------------------------------------------------------
 
-    def generate(self) -> bool:
-        """Make what is missing. False when stopped before the end, with all that is made stored."""
-        album, encoder = self.album, ThreadPoolExecutor(1)
-        if album:
-            if album.finished:
-                self.run.print(
-                    f"{len(album.finished)} of {len(self.jobs)} images are there already"
-                )
-            album.show_stored()
-        todo = self._todo() if album else []
-        work = self._work([number for numbers, _ in todo for number in numbers])
-        with Bar(work, self._count()) as self.bar, encoder:
-            with WorkQueue(self.run, todo, self._take) as exchange:
-                for numbers, length in exchange:
-                    made = self._make(numbers, length)
-                    exchange.hand_in(encoder.submit(self._encode, made))
-            if not album:
-                return not exchange.stopped
-            done = album.finish()
-            if self.bar.disable and album.received > album.begun_with:
-                status(self._count())
-            return done
+    def _batch_size(self) -> int:
+        """Return how many images every rank makes at once. Collective."""
+        size, model = self.config.output.batch_size, self.pipeline.model
+        if not size:
+            first = self.jobs[0]
+            size = fitting_batch_size(model.device, model.dtype, first.width, first.height)
+            if not self.config.output.fill_batches:
+                # Else the first ranks would make all of a small grid.
+                size = min(size, -(-len(self.jobs) // self.run.ranks.size))
+        return min(self.run.gather([size]))
 
-    def _take(self, files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
-        more = self.album.take(files)
-        if self.album.received < len(self.jobs) or not self.bar.disable:
-            self.bar.draw(text=self._count())
-        return more
+    def settings(self, number: int) -> dict[str, Any]:
+        """Return the settings of a job, as they go into its file."""
+        return {"job": number, **self.pipeline.settings(self.jobs[number])}
+
+    def generate(self) -> bool:
+        """Make the missing images; False when stopped before the end, with all others stored."""
+        store, todo = self.store, self._todo()
+        if store:
+            if store.finished:
+                self.run.print(
+                    f"{len(store.finished)} of {len(self.jobs)} images are there already"
+                )
+            store.show_stored()
+        phases = self._phases([number for numbers, _ in todo for number in numbers])
+        with Bar(phases, self._count()) as bar, ThreadPoolExecutor(1) as encoder:
+
+            def add(files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
+                more = store.add(files)
+                if store.received < len(self.jobs) or not bar.disable:
+                    bar.draw(text=self._count())
+                return more
+
+            with WorkQueue(self.run, todo, add) as queue:
+                for numbers, length in queue:
+                    images = self._make(numbers, length, bar)
+                    queue.submit(encoder.submit(self._encode, images))
+            if not store:
+                return not queue.stopped
+            complete = store.finish()
+            if bar.disable and store.received > store.resumed_count:
+                status(self._count())
+            return complete
 
     def _todo(self) -> list[tuple[list[int], int]]:
-        """The missing jobs of each batch and its length, in the order of making."""
+        """Return the missing jobs of each batch, in the order of making, and its length."""
         todo = []
-        for batch in self.batches:
-            missing = [number for number in batch if number not in self.album.finished]
+        for batch in self.batches if self.store else []:
+            missing = [number for number in batch if number not in self.store.finished]
             if missing:
-                todo.append((missing, max(len(batch), self.fill_up_to)))
+                todo.append((missing, max(len(batch), self.pad_batch_to)))
         if self.run.ranks.size > 1:  # the long ones first: short ones fill up the ends
             todo.sort(key=lambda task: -self.jobs[task[0][0]].num_inference_steps * task[1])
         return todo
 
-    def _work(self, numbers: list[int]) -> dict[str, Phase]:
-        """The denoising steps of some jobs, with guidance and without; costs in passes."""
-        kinds = {"guided": Phase(2), "plain": Phase(1)}
+    def _phases(self, numbers: list[int]) -> dict[str, Phase]:
+        """Return the denoising steps of jobs, with guidance and without; costs in passes."""
+        phases = {"guided": Phase(2), "plain": Phase(1)}
         for job in (self.jobs[n] for n in numbers):
-            kinds[_kind(job)].total += job.num_inference_steps
-        return kinds
+            phases["guided" if job.guided else "plain"].total += job.num_inference_steps
+        return phases
 
     def _count(self) -> str:
-        """The images that are there, and how fast they came."""
-        album = self.album
-        text = f"{album.received if album else 0}/{len(self.jobs)} images"
-        return f"{text}, {album.rate:.2f} images/s" if album and album.rate else text
+        """Return how many images are there, and how fast they came."""
+        store = self.store
+        text = f"{store.received if store else 0}/{len(self.jobs)} images"
+        return f"{text}, {store.rate:.2f} images/s" if store and store.rate else text
 
-    def _make(self, numbers: list[int], length: int) -> dict[int, GeneratedImage]:
-        """Images of some jobs of a batch.
+    def _make(self, numbers: list[int], length: int, bar: Bar) -> dict[int, GeneratedImage]:
+        """Make the images of some jobs of a batch.
 
-        A batch of which a part is stored is filled up with its last job: the same shapes run the
-        same kernels, so that the missing images get the pixels that they would have got.
+        If a part of the batch is stored, it is padded with its last job: equal shapes run equal
+        kernels, so the missing images get the pixels that they would have got.
         """
-        made = self.pipeline.make(
+        phase = "guided" if self.jobs[numbers[0]].guided else "plain"
+
+        def on_step(now: StepInfo) -> None:
+            # As if the other ranks were as fast.
+            bar.done(phase, len(now.numbers) * self.run.ranks.size)
+
+        images = self.pipeline.make(
             [self.jobs[n] for n in numbers],
-            max_batch_size=self.limit,
+            max_batch_size=self.batch_size,
             pad_batch_to=length,
             encodings=self.encodings,
-            on_step=lambda now: self._on_step(numbers[0], len(now.numbers)),
+            on_step=on_step,
         )
-        return dict(zip(numbers, made, strict=True))
+        return dict(zip(numbers, images, strict=True))
 
-    def _on_step(self, number: int, count: int) -> None:
-        """Move the bar by a step of so many images; as if the other ranks were as fast."""
-        self.bar.done(_kind(self.jobs[number]), count * self.run.ranks.size)
-
-    def _encode(self, made: dict[int, GeneratedImage]) -> list[tuple[int, dict[str, Any], bytes]]:
-        """Job, how it was made, and PNG file, of a batch's images."""
+    def _encode(self, images: dict[int, GeneratedImage]) -> list[tuple[int, dict[str, Any], bytes]]:
+        """Return job, "flagged" and "batch_size", and PNG file of a batch's images."""
         files = []
-        for number, result in made.items():
-            how = {"flagged": result.flagged, "batch_size": result.batch_size}
-            files.append((number, how, png.encode(result.image, self.record(number) | how)))
+        for number, made in images.items():
+            how = {"flagged": made.flagged, "batch_size": made.batch_size}
+            files.append((number, how, png.encode(made.image, self.settings(number) | how)))
         return files
 
 
 def compare(again: Path, original: Path) -> str:
-    """A sentence on how the pixels of an image made again differ from the original's."""
+    """Return a sentence on how the pixels of an image made again differ from the original's."""
     with Image.open(again) as a, Image.open(original) as b:
         if a.size != b.size:
             return f"another size than {original}: {a.size} instead of {b.size}"

@@ -1,33 +1,217 @@
-"""Checkpoints of a grid on a cluster: each holds the images made since the one before."""
+"""The places that keep a grid's images: a folder, or the checkpoints of a cluster.
+
+Off cluster the folder is the store: its files say which images are there. On a cluster a checkpoint
+holds the images made since the one before, and names those that hold the rest:
+
+    images.zip      images/job-00000.png, ..., with their settings inside
+    manifest.jsonl  a line of settings per image of this checkpoint
+    sheets/         contact sheets that were drawn
+    metadata.json   "shards": the uuids of the checkpoints that hold the other images;
+                    "sheets": the names of its sheets
+
+Together they grow as the images do. But an experiment keeps only as many of its latest checkpoints
+as `checkpoint_storage.save_trial_latest` says: beyond half of these, a new one takes over the
+images of the oldest that is needed, and with only one or two kept each holds all images. No
+checkpoint waits for a contact sheet: one that is still being drawn comes with a later one, and a
+run that resumes draws those that are complete and in no checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detsd.runs.download import download
-from detsd.runs.folder import MANIFEST, METADATA, read_metadata
-from detsd.runs.run import unpack
+from detsd.runs.folder import IMAGES, MANIFEST, METADATA, SHEETS, read_metadata
+from detsd.runs.run import Run, pack, unpack
+from detsd.utils import png
 from detsd.utils.errors import UserError
+from detsd.utils.paths import atomic_write
+
+logger = logging.getLogger("detsd")
+
+Match = Callable[[dict[str, Any], str], int | None]  # settings and name of an image -> its job
+
+
+def image_path(folder: Path, number: int) -> Path:
+    """Return the file of image `number` in a run's folder."""
+    return folder / "images" / f"job-{number:05d}.png"
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a manifest without holding all of it."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+class FolderImages:
+    """Images as files of a folder that outlives the process.
+
+    Attributes:
+        images, sheets: those that are kept: job numbers, names of contact sheets.
+        recent_images, recent_sheets: those of them that TensorBoard may lack: all, since a run off
+            cluster begins its event files anew.
+    """
+
+    def __init__(self, run: Run, path: Callable[[int], Path], line: Callable[[int], str]):
+        """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
+        self.folder, self._path, self._line = run.folder, path, line
+        self.images: list[int] = []
+        self.sheets: list[str] = []
+
+    @property
+    def recent_images(self) -> list[int]:
+        return sorted(self.images)
+
+    @property
+    def recent_sheets(self) -> list[str]:
+        return self.sheets
+
+    def find(self, match: Match) -> None:
+        """Find what is kept; files that a crash cut short or a person renamed do not count."""
+        for path in sorted((self.folder / "images").glob("job-*.png")):
+            record = png.read_record(path)
+            if not record or path != image_path(self.folder, record.get("job", -1)):
+                continue
+            number = match(record, str(path))
+            if number is not None:
+                self.images.append(number)
+        self.sheets = [path.name for path in (self.folder / SHEETS).glob("sheet-*")]
+
+    def fetch(self, number: int) -> None:
+        """Do nothing: every image is here."""
+
+    def save(self, new: list[int], sheets: list[str], metadata: dict[str, Any], last: bool) -> None:
+        """Write the manifest at the end; images and sheets are kept as they come."""
+        self.images += new
+        if last:
+            with atomic_write(self.folder / MANIFEST) as staging:
+                write_lines(staging, map(self._line, sorted(self.images)))
 
 
 @dataclass
 class Shard:
-    """A stored checkpoint: the images that it alone holds."""
+    """A stored checkpoint: the images and contact sheets that it alone holds."""
 
     uuid: str
-    numbers: list[int]
+    images: list[int]
     sheets: list[str] = field(default_factory=list)
 
 
-def still_kept(shards: int, keeps: int) -> int:
-    """How many shards, the newest, go on to hold their images when one is added to `shards`.
+class ShardedCheckpoints:
+    """Images in checkpoints of a cluster, each with those made since the one before.
 
-    The new one takes in what the others hold. With room for as many again: an answer of the master
+    Attributes:
+        shards: the checkpoints that together hold all images, the latest last.
+    """
+
+    def __init__(self, run: Run, path: Callable[[int], Path], line: Callable[[int], str]):
+        """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
+        self.run, self._path, self._line = run, path, line
+        self.shards: list[Shard] = []
+        self._fetching = threading.Lock()
+
+    @property
+    def sheets(self) -> list[str]:
+        """The names of the contact sheets in all checkpoints."""
+        return [name for shard in self.shards for name in shard.sheets]
+
+    @property
+    def recent_images(self) -> list[int]:
+        """The images of the latest checkpoint: a crash may have come before their upload."""
+        return self.shards[-1].images if self.shards else []
+
+    @property
+    def recent_sheets(self) -> list[str]:
+        """The contact sheets of the latest checkpoint."""
+        return self.shards[-1].sheets if self.shards else []
+
+    def find(self, match: Match) -> None:
+        """Find the images in the checkpoints of this trial, without downloading them."""
+        latest = self.run.latest
+        if not latest or not self.run.latest_is_own:
+            return
+        for uuid in [*read_metadata(latest)["shards"], self.run.latest_uuid]:
+            shard = Shard(uuid, [])
+            with tempfile.TemporaryDirectory() as name:
+                folder = latest if uuid == self.run.latest_uuid else Path(name)
+                try:
+                    if folder != latest:
+                        self.run.fetch(uuid, folder, lambda name: name in (MANIFEST, METADATA))
+                    shard.sheets = read_metadata(folder).get("sheets", [])
+                    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+                except Exception as error:  # storage back ends raise what they like
+                    logger.warning(
+                        "checkpoint %s is gone (%s): its images are made again", uuid, error
+                    )
+                    continue
+            for record in map(json.loads, lines):
+                number = match(record, f"image {record['job']} of checkpoint {uuid}")
+                if number is not None:
+                    shard.images.append(number)
+            self.shards.append(shard)
+            if folder == latest:
+                shard.sheets = self._copy_sheets(latest)
+
+    def fetch(self, number: int) -> None:
+        """Download the checkpoint that holds an image, if its file is missing."""
+        with self._fetching:
+            if not self._path(number).is_file():
+                (shard,) = (s for s in self.shards if number in s.images)
+                self._download(shard)
+
+    def _download(self, shard: Shard) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            self.run.fetch(shard.uuid, Path(name))
+            unpack(Path(name) / IMAGES, self.run.folder)
+            shard.sheets = self._copy_sheets(Path(name))
+
+    def _copy_sheets(self, checkpoint: Path) -> list[str]:
+        sheets = sorted((checkpoint / SHEETS).glob("sheet-*"))
+        for sheet in sheets:
+            shutil.copy(sheet, self.run.folder / SHEETS)
+        return [sheet.name for sheet in sheets]
+
+    def save(self, new: list[int], sheets: list[str], metadata: dict[str, Any], last: bool) -> None:
+        """Store a checkpoint of the new images, if any, and of those that would be deleted."""
+        if not new:
+            return
+        first = len(self.shards) - still_kept(len(self.shards), self.run.keeps)
+        images, sheets = list(new), list(sheets)
+        for shard in self.shards[:first]:
+            if not all(self._path(n).is_file() for n in shard.images):
+                with self._fetching:
+                    self._download(shard)
+            images += shard.images
+            sheets += shard.sheets
+        count = metadata["images"]
+        uuids = [shard.uuid for shard in self.shards[first:]]
+
+        def write(to: Path) -> None:
+            pack(to / IMAGES, map(self._path, sorted(images)), self.run.folder)
+            write_lines(to / MANIFEST, map(self._line, sorted(images)))
+            (to / SHEETS).mkdir(exist_ok=True)
+            for name in sheets:
+                shutil.copy(self.run.folder / SHEETS / name, to / SHEETS)
+            for path in self.run.folder.glob("*.*"):  # concepts, and what `on_complete` wrote
+                shutil.copy(path, to)
+
+        self.run.report(count, {"images": count}, "validation")
+        uuid = self.run.store(count, {**metadata, "shards": uuids, "sheets": sheets}, write)
+        self.shards = [*self.shards[first:], Shard(uuid, images, sheets)]
+
+
+def still_kept(shards: int, keeps: int) -> int:
+    """Return how many shards, the newest, keep their images when one is added to `shards`.
+
+    The new one takes over those of the others. With room for as many again: an answer of the master
     that was cut may leave a checkpoint twice.
     """
     return min(shards, max(1, keeps // 2) - 1)
@@ -36,13 +220,10 @@ def still_kept(shards: int, keeps: int) -> int:
 def download_grid(uuid: str, folder: Path) -> int:
     """Download a checkpoint, and of a grid all others that hold its images, into one folder.
 
-    What is packed is unpacked; of a grid the folder becomes what a run off cluster leaves behind.
+    Archives are unpacked; of a grid the folder becomes what a run off cluster leaves behind.
 
     Returns:
-        How many images a grid's manifest names; 0 for a fine-tuning.
-
-    Raises:
-        UserError: the folder is not empty, or as `cluster.download`.
+        The number of images that a grid's manifest names; 0 for a fine-tuning.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder with --output-dir")
@@ -68,5 +249,5 @@ def download_grid(uuid: str, folder: Path) -> int:
     if metadata.get("kind") == "generate":
         (folder / METADATA).unlink()
         lines.sort(key=lambda line: json.loads(line)["job"])
-        (folder / MANIFEST).write_text("".join(f"{s}\n" for s in lines), encoding="utf-8")
+        write_lines(folder / MANIFEST, (f"{line}\n" for line in lines))
     return len(lines)

@@ -1,11 +1,17 @@
-"""Contact sheets of a grid: which image stands where."""
+"""Contact sheets of a grid: their layout, and their drawing while images come."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
 
 from detsd.sampling.jobs import Job
+from detsd.utils import contact_sheets, png
 
 SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
 
@@ -18,15 +24,15 @@ class ContactSheet:
     row_labels: list[str]
     column_labels: list[str]
     cells: list[list[int]]  # job numbers
-    missing: int
 
     @property
-    def count(self) -> int:
-        return sum(map(len, self.cells))
+    def numbers(self) -> list[int]:
+        """The jobs of the sheet."""
+        return [number for row in self.cells for number in row]
 
 
 def sheet_layout(jobs: list[Job]) -> list[ContactSheet]:
-    """A contact sheet per prompt, negative prompt and scheduler, or several of `SHEET_TILES`."""
+    """Return a sheet for each prompt, negative prompt and scheduler, in parts of `SHEET_TILES`."""
     groups: dict[tuple, dict[tuple, int]] = {}
     for number, job in enumerate(jobs):
         group = (job.prompt, job.negative_prompt, job.scheduler_name)
@@ -54,7 +60,73 @@ def sheet_layout(jobs: list[Job]) -> list[ContactSheet]:
                         for steps, scale in columns
                     ],
                     [[cells[(seed, setting)] for setting in columns] for seed in rows],
-                    len(rows) * len(columns),
                 )
             )
     return found
+
+
+class ContactSheets:
+    """The contact sheets of a grid, each drawn by a thread once its images are there."""
+
+    def __init__(
+        self,
+        sheets: list[ContactSheet],
+        paths: list[Path],
+        image: Callable[[int], Image.Image],
+        log: Callable[[str, bytes], None],
+    ):
+        """
+        Args:
+            paths: the file of each sheet.
+            image: returns the image of a job.
+            log: called with tag and file of a sheet that is drawn.
+        """
+        self.sheets, self.paths = sheets, paths
+        self._image, self._log = image, log
+        self._missing = [set(sheet.numbers) for sheet in sheets]
+        self._index = {n: index for index, s in enumerate(sheets) for n in s.numbers}
+        self._pool = ThreadPoolExecutor(4)  # the chief makes images meanwhile
+        self._drawing: dict[int, Future] = {}
+
+    @property
+    def complete(self) -> list[int]:
+        """The indices of the sheets whose images are all there."""
+        return [index for index, missing in enumerate(self._missing) if not missing]
+
+    def add(self, number: int) -> int | None:
+        """Note that an image is there; return the index of the sheet that it completes, or None."""
+        index = self._index[number]
+        self._missing[index].discard(number)
+        return None if self._missing[index] else index
+
+    def draw(self, index: int) -> None:
+        """Draw a sheet in another thread."""
+        self._drawing[index] = self._pool.submit(self._draw, index)
+
+    def _draw(self, index: int) -> None:
+        sheet = self.sheets[index]
+        # As tiles at once: of large images no more than one is held.
+        rows = [
+            [contact_sheets.as_tile(self._image(n), len(sheet.numbers)) for n in row]
+            for row in sheet.cells
+        ]
+        picture = contact_sheets.sheet(rows, sheet.row_labels, sheet.column_labels, sheet.title)
+        # The one is an option of PNG, the other of JPEG.
+        png.save(picture, self.paths[index], compress_level=1, quality=90)
+        self.log(index)
+
+    def log(self, index: int) -> None:
+        """Log a sheet's file."""
+        title = self.sheets[index].title.replace("/", "|")
+        self._log(f"sheets/{title}", self.paths[index].read_bytes())
+
+    def drawn(self, wait: bool) -> list[str]:
+        """Return the names of the sheets drawn since the last call; with `wait`, of all."""
+        done = [index for index, future in self._drawing.items() if wait or future.done()]
+        for index in done:
+            self._drawing.pop(index).result()
+        return [self.paths[index].name for index in done]
+
+    def close(self) -> None:
+        """Leave the sheets that nobody draws yet to the run that resumes."""
+        self._pool.shutdown(cancel_futures=True)

@@ -1,12 +1,12 @@
-"""Batches for ranks as they come free, and what they make of them for the chief.
+"""Batches for ranks as they become free, and the results on their way to the chief.
 
-    with WorkQueue(run, todo, chief_takes) as exchange:
-        for batch in exchange:
-            exchange.hand_in(a future of files)
+    with WorkQueue(run, todo, add) as queue:
+        for batch in queue:
+            queue.submit(a future of files)
 
-A thread of each rank speaks with the others', a few times a second and whatever is being made
-meanwhile: no rank waits for another one's batch. Whoever runs short of batches gets new ones, so
-that neither a slow card nor a batch of many steps holds the others up.
+A thread of each rank talks to those of the others, a few times a second, while batches are made: no
+rank waits for another one's batch. Ranks that run short of batches get new ones, so neither a slow
+card nor a batch of many steps holds the others up.
 """
 
 from __future__ import annotations
@@ -21,59 +21,59 @@ from typing import Any
 
 from detsd.runs.run import Run
 
-PACE = 0.2  # seconds between two rounds, at most
+POLL_SECONDS = 0.2  # between two rounds, at most
 
-SILENCE = 10.0  # seconds without a round after which the others are gone
+TIMEOUT_SECONDS = 10.0  # without a round, after which the other ranks count as gone
 
 
 @dataclass
 class WorkerReport:
-    """What a rank tells the chief in a round."""
+    """A rank's message to the chief in a round."""
 
     files: list[Any]
     finished: int  # batches, since the last round
     waiting: int  # batches that it has not begun
-    busy: int  # batches begun and not handed in
-    asked: bool  # whether it was asked to stop
+    busy: int  # batches begun and not submitted
+    asked: bool  # to stop
     returned: list[Any]  # batches that it was asked to give back
 
 
 @dataclass
 class ChiefReply:
-    """What the chief tells all ranks in a round."""
+    """The chief's message to all ranks in a round."""
 
     orders: list[list[Any]]  # further batches of each rank
-    give_back: bool = False  # a batch that waits behind another: somebody has none left
+    give_back: bool = False  # a batch that waits behind another: some rank has none left
     stopping: bool = False
     over: bool = False
 
 
 class WorkQueue:
-    """A rank's end of it; iterating gives the batches that this rank is to make.
+    """A rank's end of the queue; iterating gives the batches that this rank is to make.
 
     Attributes:
-        stopped: whether it ended because a rank was asked to stop.
+        stopped: True if the queue ended because a rank was asked to stop.
     """
 
-    def __init__(self, run: Run, todo: list[Any], take: Callable[[list[Any]], bool] | None = None):
-        """Begin to speak. Collective.
+    def __init__(self, run: Run, todo: list[Any], add: Callable[[list[Any]], bool] | None = None):
+        """Collective.
 
         Args:
-            todo: all batches that are to be made; heeded on the chief, who gives them out in order.
-            take: on the chief, called with what was handed in since the last round, by all ranks,
-                and at least once a round; False while no more can be taken.
+            todo: on the chief, all batches that are to be made, in the order of giving them out.
+            add: on the chief, called at least once a round with the files that all ranks have
+                submitted since the last one; returns False while no more can be stored.
         """
-        self.run, self.todo, self.take = run, deque(todo), take
+        self.run, self.todo, self._add = run, deque(todo), add
         self.stopped = self.over = self.closed = False
         self.error: BaseException | None = None
         self._own: deque[Any] = deque()  # batches that wait here
         self._returned: list[Any] = []
         self._making = 0
         self._encoding: deque[Future] = deque()
-        self._short = True  # whether to speak before the pace says so
+        self._short = True  # of batches: begin a round at once
         self._heard = time.monotonic()
         self._turn = threading.Condition()
-        self._thread = threading.Thread(target=self._speak, name="exchange", daemon=True)
+        self._thread = threading.Thread(target=self._talk, name="work queue", daemon=True)
 
     def __enter__(self) -> WorkQueue:
         self._thread.start()
@@ -100,7 +100,7 @@ class WorkQueue:
                     break
                 if self.over:
                     return None
-                silent = time.monotonic() - self._heard > SILENCE
+                silent = time.monotonic() - self._heard > TIMEOUT_SECONDS
                 if self.run.stop_signal is not None and silent:
                     raise SystemExit(128 + self.run.stop_signal)
                 self._turn.wait(1)
@@ -111,8 +111,8 @@ class WorkQueue:
                 self._turn.notify_all()
             return batch
 
-    def hand_in(self, files: Future) -> None:
-        """The files of the batch that was last begun, as soon as they are there.
+    def submit(self, files: Future) -> None:
+        """Hand in the files of the batch that was last begun, as soon as they are ready.
 
         Waits while those of the batch before are not, so that images do not pile up.
         """
@@ -126,33 +126,33 @@ class WorkQueue:
 
     # ---- the thread --------------------------------------------------------------------------
 
-    def _speak(self) -> None:
+    def _talk(self) -> None:
         ranks = self.run.ranks
         try:
             while not self.over:
                 with self._turn:
-                    self._turn.wait_for(lambda: self._short or self.closed, PACE)
+                    self._turn.wait_for(lambda: self._short or self.closed, POLL_SECONDS)
                     self._short = False
                     if self.closed:
                         return
-                    word = self._word()
-                words = ranks.context.gather(word)  # None but on the chief
-                answer = ranks.context.broadcast(self._answer(words) if words else None)
+                    report = self._report()
+                reports = ranks.context.gather(report)  # None but on the chief
+                reply = ranks.context.broadcast(self._reply(reports) if reports else None)
                 with self._turn:
                     self._heard = time.monotonic()
-                    self._own.extend(answer.orders[ranks.rank])
-                    if answer.give_back and self._making and self._own:
+                    self._own.extend(reply.orders[ranks.rank])
+                    if reply.give_back and self._making and self._own:
                         self._returned.append(self._own.pop())
-                    if answer.stopping:
+                    if reply.stopping:
                         self._own.clear()
-                    self.stopped, self.over = answer.stopping, answer.over
+                    self.stopped, self.over = reply.stopping, reply.over
                     self._turn.notify_all()
         except BaseException as error:  # the loop raises it
             with self._turn:
                 self.error = error
                 self._turn.notify_all()
 
-    def _word(self) -> WorkerReport:
+    def _report(self) -> WorkerReport:
         files, finished = [], 0
         while self._encoding and self._encoding[0].done():
             files += self._encoding.popleft().result()
@@ -163,26 +163,26 @@ class WorkQueue:
             files, finished, len(self._own), busy, self.run.asked_to_stop(), returned
         )
 
-    def _answer(self, words: list[WorkerReport]) -> ChiefReply:
-        answer = ChiefReply([[] for _ in words])
-        answer.stopping = self.stopped or any(word.asked for word in words)
-        takes_more = self.take([file for word in words for file in word.files])
-        self.todo.extendleft(batch for word in words for batch in word.returned)
-        if not answer.stopping and takes_more:
-            if len(self.todo) > len(words):
+    def _reply(self, reports: list[WorkerReport]) -> ChiefReply:
+        reply = ChiefReply([[] for _ in reports])
+        reply.stopping = self.stopped or any(report.asked for report in reports)
+        takes_more = self._add([file for report in reports for file in report.files])
+        self.todo.extendleft(batch for report in reports for batch in report.returned)
+        if not reply.stopping and takes_more:
+            if len(self.todo) > len(reports):
                 # Twice what it made of late, so that it does not run short before the next round.
-                wants = [1 + 2 * word.finished - word.waiting for word in words]
+                wants = [1 + 2 * report.finished - report.waiting for report in reports]
             else:  # the last ones to those who have none
-                wants = [1 - word.waiting - word.busy for word in words]
+                wants = [1 - report.waiting - report.busy for report in reports]
             for already in range(max(wants)):
-                for orders, want in zip(answer.orders, wants, strict=True):
+                for orders, want in zip(reply.orders, wants, strict=True):
                     if want > already and self.todo:
                         orders.append(self.todo.popleft())
         at_work = [
-            word.waiting or word.busy or bool(o)
-            for word, o in zip(words, answer.orders, strict=True)
+            report.waiting or report.busy or bool(orders)
+            for report, orders in zip(reports, reply.orders, strict=True)
         ]
         if not self.todo and not all(at_work):
-            answer.give_back = True
-        answer.over = not any(at_work) and (answer.stopping or not self.todo)
-        return answer
+            reply.give_back = True
+        reply.over = not any(at_work) and (reply.stopping or not self.todo)
+        return reply

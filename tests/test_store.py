@@ -17,8 +17,8 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from benchmarks.scale import FolderRun
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generate import store
-from detsd.generate.shards import still_kept
-from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, sheet_layout
+from detsd.generate.shards import FolderImages, ShardedCheckpoints, still_kept
+from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, ContactSheets, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
@@ -52,11 +52,11 @@ def test_contact_sheets_hold_every_image_once_and_are_bounded():
     )  # fmt: skip
     jobs = grid_jobs(grid, 32)
     found = sheet_layout(jobs)
-    numbers = [n for page in found for row in page.cells for n in row]
+    numbers = [n for page in found for n in page.numbers]
     assert sorted(numbers) == list(range(len(jobs)))
     assert len({page.title for page in found}) == len(found)
     for page in found:
-        assert page.missing == sum(map(len, page.cells)) <= SHEET_TILES
+        assert len(page.numbers) == sum(map(len, page.cells)) <= SHEET_TILES
         for row, label in zip(page.cells, page.row_labels, strict=True):
             assert {f"seed {jobs[n].seed}" for n in row} == {label}
         assert len(page.column_labels) == len(page.cells[0]) <= SHEET_COLUMNS
@@ -69,7 +69,7 @@ def test_the_checksum_is_tensorboards():
 
 @pytest.fixture
 def opened(tmp_path, capsys):
-    """An album of 12 images, of two prompts, without a model."""
+    """A store of 12 images, of two prompts, without a model."""
 
     def open_(folder="out", latest=None, **output):
         given = {
@@ -80,7 +80,7 @@ def opened(tmp_path, capsys):
         config = parse_config(given, "test", GenerateConfig)
         jobs = grid_jobs(config.grid, 16)
 
-        def record(number):
+        def settings_of(number):
             job = jobs[number]
             return {
                 "job": number, "prompt": job.prompt, "negative_prompt": "", "seed": job.seed,
@@ -93,7 +93,8 @@ def opened(tmp_path, capsys):
         if latest:
             run.latest, run.latest_uuid = latest, latest.name
         run.begin()
-        return ImageStore(run, config, jobs, record, "", 4)
+        storage = FolderImages if run.folder_is_kept else ShardedCheckpoints
+        return ImageStore(run, config, jobs, settings_of, "", 4, storage=storage)
 
     with contextlib.ExitStack() as stack:
         yield open_
@@ -102,7 +103,7 @@ def opened(tmp_path, capsys):
 def files(kept: ImageStore, numbers) -> list:
     how = {"flagged": False, "batch_size": 2}
     return [
-        (n, how, png.encode(Image.new("RGB", (16, 16), (9 * n, 0, 0)), kept.record(n) | how))
+        (n, how, png.encode(Image.new("RGB", (16, 16), (9 * n, 0, 0)), kept.settings(n) | how))
         for n in numbers
     ]
 
@@ -111,8 +112,8 @@ def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
     kept = opened()
     kept.show_stored()
     made = files(kept, range(12))
-    assert kept.take(made[:5])
-    assert kept.take(made[5:])
+    assert kept.add(made[:5])
+    assert kept.add(made[5:])
     assert kept.finish()
     kept.run.flush()
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
@@ -124,11 +125,11 @@ def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
 
 
 def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "MOST_TAGS", 11)
+    monkeypatch.setattr(store, "MAX_TAGS", 11)
     kept = opened()
     kept.show_stored()
     assert "TensorBoard gets contact sheets, not 12 single images" in capsys.readouterr().out
-    kept.take(files(kept, range(12)))
+    kept.add(files(kept, range(12)))
     assert kept.finish()
     kept.run.flush()
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
@@ -145,16 +146,16 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
     monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
     monkeypatch.setattr(FolderRun, "resident", [], raising=False)
     FolderRun.storage.mkdir()
-    may_draw, draw = threading.Event(), ImageStore._draw
+    may_draw, draw = threading.Event(), ContactSheets._draw
 
     def drawn_late(*place):
         assert may_draw.wait(120)
         draw(*place)
 
-    monkeypatch.setattr(ImageStore, "_draw", drawn_late)
+    monkeypatch.setattr(ContactSheets, "_draw", drawn_late)
     kept = opened()
     for numbers in (range(6), range(6, 10)):  # all of a sheet, and most of the other
-        kept.take(files(kept, numbers))
+        kept.add(files(kept, numbers))
     kept._writer.submit(int).result(60)  # all of that is written
     stored = sorted(FolderRun.storage.iterdir())
     assert [path.name for path in stored] == ["00000006", "00000010"]
@@ -163,20 +164,20 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
     if crashes:
         kept = opened("another", latest=stored[-1])
         kept.show_stored()
-    kept.take(files(kept, [10, 11]))
+    kept.add(files(kept, [10, 11]))
     assert kept.finish()
     sheets = sorted(path.name for path in FolderRun.storage.rglob("*.png"))
     assert sheets == ["sheet-000.png", "sheet-001.png"]
     again = opened("again", latest=FolderRun.storage / "00000012")
     assert len(again.finished) == 12
     again.show_stored()
-    assert not again._drawing  # a finished grid restarted: nothing more
+    assert not again._sheets._drawing  # a finished grid restarted: nothing more
     assert again.finish()
 
 
 @pytest.mark.parametrize(("way", "each"), [("sheets", False), ("images", True), ("auto", True)])
 def test_the_way_of_tensorboard_can_be_told(opened, way, each):
-    assert opened(tensorboard=way).each is each
+    assert opened(tensorboard=way).logs_each is each
 
 
 def test_metrics_come_while_nothing_is_stored(opened, tmp_path, monkeypatch):
@@ -185,7 +186,7 @@ def test_metrics_come_while_nothing_is_stored(opened, tmp_path, monkeypatch):
     kept = opened()
     assert kept.rate == 0
     for n in range(10):
-        kept.take(files(kept, [n]))
+        kept.add(files(kept, [n]))
         kept._writer.submit(int).result()  # what was given to it before is done
     rate = kept.rate
     assert not kept.finish()

@@ -54,12 +54,12 @@ def share(size, todo, make, asked=lambda: False, take=None):
 
     def rank(number):
         mine = []
-        with WorkQueue(threads.run(number, asked), todo, keep if number == 0 else None) as exchange:
-            for batch in exchange:
+        with WorkQueue(threads.run(number, asked), todo, keep if number == 0 else None) as queue:
+            for batch in queue:
                 make(batch)
                 mine.append(batch)
-                exchange.hand_in(done([batch]))
-        return mine, exchange.stopped
+                queue.submit(done([batch]))
+        return mine, queue.stopped
 
     with ThreadPoolExecutor(size) as pool:
         made = list(pool.map(rank, range(size)))
