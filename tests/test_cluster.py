@@ -447,6 +447,38 @@ def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypat
     assert deleted(before[2]).endswith("; none of that experiment is left")
 
 
+def test_a_fork_that_does_not_fit_says_what_to_do_on_a_cluster(experiment, master, tmp_path):
+    """In words of a cluster: no command line is at hand there, and no folder."""
+    given = experiment_of(experiment()) | {"max_restarts": 2, "log_policies": POLICIES}
+    master.run(given)
+    learned = master.checkpoints()[8]
+    images = [{"prompts": "a ball", "num_seeds": n, "num_inference_steps": 2} for n in (1, 2)]
+    grids = [
+        {"model": given["hyperparameters"]["model"], "grid": grid, "output": {"batch_size": 1}}
+        for grid in images
+    ]
+    master.run(
+        {"hyperparameters": grids[0], "searcher": GRID_SEARCHER}, trial=8, command="generate"
+    )
+    stored = master.checkpoints(8)[1]
+    concepts = given["hyperparameters"]["concepts"] | {"concept_strs": ["other-thing"]}
+    other = given | {"hyperparameters": given["hyperparameters"] | {"concepts": concepts}}
+    for trial, experiment_, source, sentence in (
+        (
+            9, other, learned,
+            f"checkpoint {learned} does not hold concept 'other-thing' but blob-thing; name "
+            "another one, or change concepts.concept_strs",
+        ),
+        (
+            10, given, stored,
+            f"checkpoint {stored} holds no concept, as the checkpoints of a grid do not; name one "
+            "of a fine-tuning in searcher.source_checkpoint_uuid",
+        ),
+    ):  # fmt: skip
+        (said,) = master.live(experiment_, trial=trial, source=source)
+        assert said.splitlines()[-1] == f"detsd: {sentence}"
+
+
 def login(master, monkeypatch):
     """Have this process be a user's, off cluster."""
     env = {"DET_MASTER": f"http://127.0.0.1:{master.server.server_port}", "DET_USER": "u"}

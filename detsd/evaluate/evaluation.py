@@ -123,8 +123,8 @@ class Evaluation:
         if any(store.finished[number]["flagged"] for number in numbers):
             raise UserError(
                 f"the model's safety checker has blacked out samples of {sample_set.label}, which "
-                "therefore cannot be measured; set model.safety_checker to false, and name a new "
-                "--output-dir"
+                "therefore cannot be measured; set model.safety_checker to false, and "
+                f"{self.grid.run.begin_anew}"
             )
         return [store.image(number) for number in numbers[:most]]
 

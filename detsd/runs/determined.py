@@ -36,6 +36,7 @@ class DeterminedRun(Run):
     """A run in a Determined trial, over Core API."""
 
     folder_is_kept = False
+    begin_anew, warm_start = "start a new experiment", "searcher.source_checkpoint_uuid"
 
     def __init__(self, ranks: Ranks, context: core.Context, folder: Path, master: MasterWatch):
         self.ranks, self.context, self.folder = ranks, context, folder

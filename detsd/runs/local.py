@@ -42,6 +42,7 @@ class LocalRun(Run):
     """
 
     folder_is_kept = True
+    begin_anew, warm_start = "give --output-dir a new folder", "--warm-start"
 
     def __init__(self, ranks: Ranks, folder: Path, warm_start: Path | None):
         self.ranks, self.folder = ranks, folder

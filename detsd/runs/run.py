@@ -47,11 +47,15 @@ class Run:
             (warm start: learned rows only).
         latest_uuid: what a cluster calls `latest`.
         latest_name: what a person calls it.
+        begin_anew: how to begin another run, and `warm_start` how to keep what was learned, in
+            messages.
     """
 
     ranks: Ranks
     folder: Path
     folder_is_kept: bool
+    begin_anew: str
+    warm_start: str
     keeps: int = 1  # how many of its latest checkpoints outlive an experiment
     stop_signal: int | None = None
     latest: Path | None = None

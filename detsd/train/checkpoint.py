@@ -32,6 +32,16 @@ STATE_FILE = "trainer_state.pt"
 SAMPLES = "samples.zip"  # on a cluster: the samples since the start
 
 
+def latest_concepts(run: Run) -> list[LearnedConcept]:
+    """Read the concepts of the checkpoint that a run goes on or starts from."""
+    if run.latest_uuid and not (run.latest / DICT_FILE).is_file():
+        raise UserError(
+            f"{run.latest_name} holds no concept, as the checkpoints of a grid do not; name one of "
+            "a fine-tuning in searcher.source_checkpoint_uuid"
+        )
+    return read_concepts(run.latest)
+
+
 @dataclass
 class TrainState:
     """What a run has done so far, besides its vectors and its optimizer.
@@ -191,7 +201,7 @@ class Checkpoints:
         state = TrainState(self._config.best_metric)
         if not checkpoint:
             return state
-        self._restore_vectors(checkpoint)
+        self._restore_vectors()
         if not run.latest_is_own:
             run.print(f"starting from the rows of {run.latest_name}")
             return state
@@ -212,16 +222,17 @@ class Checkpoints:
         self._warn_of_threads(stored.get("threads", torch.get_num_threads()))
         return state
 
-    def _restore_vectors(self, checkpoint: Path) -> None:
-        name_of_checkpoint = self._run.latest_name
-        learned = {c.name: c for c in read_concepts(checkpoint)}
+    def _restore_vectors(self) -> None:
+        run, name_of_checkpoint = self._run, self._run.latest_name
+        learned = {c.name: c for c in latest_concepts(run)}
         wanted = {c.name: [tuple(r.shape) for r in c.rows] for c in self._vocabulary.concepts()}
         for name, shapes in wanted.items():
             if name not in learned:
+                rename = "" if run.latest_uuid else " give its concept that word (FILE=WORD),"
                 raise UserError(
                     f"{name_of_checkpoint} does not hold concept {name!r} but "
-                    f"{', '.join(learned)}; name another one, give its concept that word "
-                    "(FILE=WORD), or change concepts.concept_strs"
+                    f"{', '.join(learned)}; name another one,{rename} or change "
+                    "concepts.concept_strs"
                 )
             found = [tuple(r.shape) for r in learned[name].rows]
             if found != shapes:
@@ -250,18 +261,22 @@ class Checkpoints:
         if changed:
             raise UserError(
                 f"the training images are not those that this run began with ({changed}); put them "
-                "back as they were, or begin another run (--warm-start keeps what was learned)"
+                f"back as they were, or {self._anew}"
             )
         baselines = [Baselines(**ends) for ends in stored.get("anchors", [])]
         if self._config.measure.num_samples and not baselines:
             raise UserError(
                 "measure.num_samples: this run began without measuring, so that there is nothing "
-                "to hold its samples against; set it to 0, or begin another run (--warm-start "
-                "keeps what was learned)"
+                "to hold its samples against; set it to 0, or "
+                f"{self._anew}"
             )
         if self._metrics:
             self._metrics.baselines = baselines
         return stored
+
+    @property
+    def _anew(self) -> str:
+        return f"{self._run.begin_anew} ({self._run.warm_start} keeps what was learned)"
 
     def _report_longer_schedule(self, step: int, metadata: dict, samples_per_step: int) -> None:
         """Say what more steps than the run began with mean for the learning rate."""

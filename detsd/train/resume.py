@@ -130,7 +130,7 @@ def resumed_layout(
             f"this run takes {samples} samples a step, and training.train_batch_size {batch} x "
             f"gradient_accumulation_steps {accumulated} x {_processes(processes)} would be "
             f"{batch * accumulated * processes}; change them to {samples} in all, or begin another "
-            "run (--warm-start keeps what was learned)"
+            "run from what was learned"
         )
     share, rest = divmod(samples, processes)
     if rest:

@@ -31,7 +31,7 @@ from detsd.models.spec import fetch_vocabulary
 from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
-from detsd.train.checkpoint import Checkpoints, samples_per_step
+from detsd.train.checkpoint import Checkpoints, latest_concepts, samples_per_step
 from detsd.train.initializers import add_concepts
 from detsd.train.preflight import check_finetune
 from detsd.train.report import Report
@@ -267,8 +267,8 @@ def _load(
     source = dataclasses.replace(config.model, revision=revision)
     name, device = source.pretrained_model_name_or_path, run.ranks.device
     brought = [s for s in config.concepts.initializer_strs if ConceptSource.looks_like(s)]
-    brought += [run.latest] if run.latest and not run.latest_is_own else []
     learned = [concept for each in brought for concept in read_concepts(each)]
+    learned += latest_concepts(run) if run.latest and not run.latest_is_own else []
     with run.ranks.local_main_process_first():
         fetch_vocabulary(source)
     check_finetune(config, "the configuration")  # once more, by the words of a hub model
