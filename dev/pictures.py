@@ -184,6 +184,7 @@ def app() -> None:
             page.get_by_label("Beside it").check()
             page.locator("#go").click()
             page.locator("#plain .grid-wrap img").first.wait_for(timeout=120_000)
+            page.locator("#go").wait_for()
             page.wait_for_timeout(500)
             page.screenshot(path=DOCS / "app.png", full_page=True)
             browser.close()

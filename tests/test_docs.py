@@ -23,7 +23,10 @@ from tiny import ROOT
 
 from benchmarks import measure
 from detsd.__main__ import main
+from detsd.app import form, parts, training_runs
+from detsd.app.page import MAX_WAITING
 from detsd.cli.parser import parser
+from detsd.concepts import safe_load
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.config import (
     EvaluateConfig,
@@ -40,7 +43,7 @@ from detsd.utils import progress
 from dev import configuration, curves, pictures
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README first: it is run so
-PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md"]
+PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES += [ROOT / f"{folder}/README.md" for folder in ("demo_model", "benchmarks")]
 PAGES += [ROOT / "dev" / "LOG.md"]
 FINDINGS = ROOT / "findings" / "README.md"  # its commands run without detsd
@@ -225,6 +228,7 @@ def test_the_table_of_layouts_is_what_the_tests_write_and_read():
     assert sorted(row[2].strip("`") for row in rows if row[2]) == sorted(WRITTEN)
 
 
+LIMITS = {field.name: field for field in dataclasses.fields(form.ImageSettings)}
 WORDS = {"five": 5, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "fifteen": 15, "once a": 1}
 LEARNABLE = json.loads((ROOT / "demo_model" / "vocabulary.json").read_text())
 TRAINING = load_config(ROOT / "finetune_demo.yaml").training
@@ -258,6 +262,14 @@ NUMBERS = [  # a document, a pattern that holds a number, the number in the code
     ("docs/own-pictures.md", r"gets lost after (\d+):", TRAINING.num_sgd_steps),
     ("docs/own-pictures.md", r"([\de-]+) is usual for Stable", TrainingConfig.learning_rate),
     ("docs/own-pictures.md", r"([\de-]+) for the bundled model", TRAINING.learning_rate),
+    ("SECURITY.md", r"At most (\d+) MiB", safe_load.MAX_BYTES / 2**20),
+    ("SECURITY.md", r"one upload \| (\d+) MB", parts.MAX_UPLOAD / 2**20),
+    ("SECURITY.md", r"pictures of a training \| (\d+)", training_runs.MAX_PICTURES),
+    ("SECURITY.md", r"of a grid \| (\d+), or", form.MAX_IMAGES),
+    ("SECURITY.md", r"of a grid \| \d+, or (\d+)", form.MAX_CELLS),
+    ("SECURITY.md", r"steps \| (\d+)", LIMITS["steps"].metadata["high"]),
+    ("SECURITY.md", r"of a prompt \| ([\d,]+)", form.MAX_LENGTH),
+    ("SECURITY.md", r"waiting requests \| (\d+)", MAX_WAITING),
     ("finetune_search.yaml", r"noise; (\w+) if diverged", DIVERGED),
     ("generate_grid.yaml", r"(\d+) images on two slots", IMAGES),
     ("README.md", r"(\d+) images on two slots", IMAGES),

@@ -28,6 +28,8 @@ from detsd.utils.errors import UserError
 # Before gradio is imported: it would report home and look for a newer version of itself.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+MAX_WAITING = 20  # requests
+
 CSS = """
 footer { display: none !important; }
 .gallery .grid-wrap { height: auto !important; max-height: none !important; }
@@ -70,7 +72,7 @@ def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
             return now() | head.now(backend)
 
         blocks.load(arrive, None, [*outputs, *head.all], queue=False, **PRIVATE)
-    return blocks.queue(max_size=20)
+    return blocks.queue(max_size=MAX_WAITING)
 
 
 def launch(blocks: gr.Blocks, address: Address, folder: Path) -> str:
