@@ -48,6 +48,7 @@ from detsd.app.run_status import time_lapse
 from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
+from detsd.config import load_config
 from detsd.sampling import engine
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
@@ -453,6 +454,20 @@ def test_what_cannot_be_learned_leaves_nothing_behind(learning, photos, change, 
         learning.start(**good | change)
     assert learning.names() == []
     assert not learning.running
+
+
+def test_odd_words_stay_what_they_are_and_none_takes_the_pictures_of_another(learning, photos):
+    """`1e5` is a number to YAML 1.2 alone; `my: cat` and `my #cat` would share a folder."""
+    given = {"phrase": "grey cat", "pictures": [next(photos.iterdir())]}
+    for word in ("1e5", "my: cat"):
+        folder = learning.start(word, **given)
+        assert load_config(folder / "finetune.yaml").concepts.concept_strs == [word]
+        learning.process.returncode = 0
+    with pytest.raises(UserError, match="my_cat holds the pictures of 'my: cat'; take another"):
+        learning.start("my #cat", **given)
+    assert len(list((folder / "training_pictures").iterdir())) == 1
+    assert load_config(folder / "finetune.yaml").concepts.concept_strs == ["my: cat"]
+    learning.start("my: cat", **given)
 
 
 def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):

@@ -229,3 +229,25 @@ def test_a_concept_can_be_given_another_word():
     for wrong in ({"a.pt": 3}, {"a.pt": "x", "b.pt": "y"}, {}):
         with pytest.raises(UserError, match=r"must be a path, or \{path: word\}"):
             parse_config({**minimal, "concepts": {"files": [wrong]}}, "x", GenerateConfig)
+
+
+def test_an_emoji_as_json_writes_it_is_one_character(tmp_path):
+    """Of an escape's half there is a sentence, not a traceback."""
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL}))
+    config = load_config(path, ['concepts.concept_strs=["\\ud83d\\udc31"]'])
+    assert config.concepts.concept_strs == ["\U0001f431"]
+    with pytest.raises(UserError, match="half an emoji's escape is in it"):
+        load_config(path, ['concepts.concept_strs=["\\ud83d"]'])
+    text = json.dumps({"hyperparameters": with_values(concepts={"concept_strs": ["\U0001f431"]})})
+    assert "\\ud83d" in text
+    path.write_text(text)
+    assert load_config(path).concepts.concept_strs == ["\U0001f431"]
+
+
+def test_one_of_several_concepts_is_renamed_in_a_mapping(tmp_path):
+    (tmp_path / "two.pt").touch()
+    files = [{"two.pt": {"a": "b"}}, {"two.pt": "c"}, "two.pt=a=d"]
+    given = {"model": MINIMAL["model"], "grid": {"prompts": "x"}, "concepts": {"files": files}}
+    found = parse_config(given, "e", GenerateConfig, tmp_path).concepts.files
+    assert found == [f"{tmp_path}/two.pt={words}" for words in ("a=b", "c", "a=d")]

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from detsd.concepts import safe_load
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
-from detsd.concepts.source import ConceptSource
+from detsd.concepts.source import ConceptSource, word_problem
 from detsd.concepts.writing import encode, store, write_concepts
 from detsd.runs.folder import DICT_FILE
 from detsd.sampling.jobs import Job
@@ -148,6 +149,65 @@ def test_what_is_a_source_and_what_a_phrase(tmp_path, monkeypatch):
     assert read_concepts("a=b/x.safetensors=word")[0].name == "word"
     with pytest.raises(UserError, match=r"gone\.pt does not exist"):
         read_concepts("gone.pt=word")
+
+
+UNSEEN = {
+    "my\xa0cat": "my-cat", "my\u200bcat": "mycat", "my\u00adcat": "mycat", "my\tcat": "my-cat",
+    "my\ncat": "my-cat", "\ufeffcat-toy": "cat-toy", "cat\u2060toy": "cattoy",
+}  # fmt: skip
+SEEN = ["می\u200cخواهم", "क्\u200dष", "👩\u200d🚀", "mon chat", "x" * 100, "ö", "日本"]
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_word_that_cannot_be_read_again_is_refused_at_both_ends(tmp_path, name):
+    """Before training, in a file, and where a file is given a word; the sentence names another."""
+    problem = word_problem(name)
+    assert repr(UNSEEN[name]) in problem
+    assert name not in problem
+    assert word_problem(UNSEEN[name]) is None
+    path = tensors(tmp_path / "x", {name: ONE[0]})
+    with pytest.raises(UserError, match="character that cannot be seen") as caught:
+        read_concepts(path)
+    assert str(caught.value).endswith(f"{path}=my-word")
+    path = tensors(tmp_path / "y", {"cat-toy": ONE[0]})
+    with pytest.raises(UserError, match="character that cannot be seen"):
+        read_concepts(f"{path}={name.strip()}x\u200b")
+    assert word_problem("x" * 101).startswith("concept 'xxxxxxxxxxxxxxxxxxxx' ... has 101 char")
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_every_word_that_can_be_written_is_read_again(tmp_path, name):
+    """Joiners belong to Persian, Hindi and emoji."""
+    assert word_problem(name) is None
+    concept = dataclasses.replace(CONCEPTS[0], name=name)
+    write_concepts([concept], tmp_path)
+    assert all(same(read_concepts(p)[0], concept) for p in (tmp_path, *tmp_path.iterdir()))
+
+
+def test_one_of_two_concepts_in_a_file_can_be_renamed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_concepts(CONCEPTS, tmp_path)
+    for old, names in (
+        ("blob-thing", ["new", "other/thing"]),
+        ("other/thing", ["blob-thing", "new"]),
+    ):
+        for source in (f"{DICT_FILE}={old}=new", f"{tmp_path}={old}=new"):
+            found = read_concepts(source)
+            assert [c.name for c in found] == names
+            assert all(
+                torch.equal(a.embeddings, b.embeddings)
+                for a, b in zip(found, CONCEPTS, strict=True)
+            )
+            located = ConceptSource.parse(source).located
+            assert [c.name for c in read_concepts(str(located))] == names
+            assert ConceptSource.looks_like(source)
+    with pytest.raises(UserError, match="holds no concept 'cat'; it holds blob-thing, other/thing"):
+        read_concepts(f"{DICT_FILE}=cat=new")
+    with pytest.raises(UserError, match=f"say of which: .*{DICT_FILE}=blob-thing=new"):
+        read_concepts(f"{DICT_FILE}=new")
+    uuid = "0123abcd-0000-0000-0000-00000000000f"
+    assert ConceptSource.parse(f"{uuid}=a=b") == ConceptSource(Path(), "b", uuid, "a")
+    assert str(ConceptSource.parse(f"uuid:{uuid}=b")) == f"uuid:{uuid}=b"
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -364,8 +424,8 @@ TABLES = {
     "uneven": ({"clip_l": TWO[0], "clip_g": TWO[1][:2]}, "another number of rows"),
     "output": ({"emp_params": ONE[0] * 0, "emp_params_out": ONE[0]}, "behind the text encoder"),
     "flux": ({"clip_l": ONE[0], "t5": torch.ones(3, 4096)}, r"other text encoders \('t5' is in it"),
-    "newline": ({"a\nb": torch.ones(1, 4)}, r"give it a word: .*=my-word"),
-    "long": ({"x" * 10**6: torch.ones(1, 4)}, "nobody can write"),
+    "newline": ({"a\nb": torch.ones(1, 4)}, r"give it a word such as 'a-b': .*=my-word"),
+    "long": ({"x" * 10**6: torch.ones(1, 4)}, "has 1000000 characters, more than 100"),
 }
 
 

@@ -89,8 +89,9 @@ class Backend:
         source = ConceptSource.parse(self.pipe.sources.get(name, ""))
         try:
             concepts = finetuning_metadata(source.path)["config"]["concepts"]
-            # Only a file of one concept can be given another word.
-            k = 0 if source.word else concepts["concept_strs"].index(name)
+            name = source.old if source.old and name == source.word else name
+            renamed = source.word and not source.old  # the only concept of its file
+            k = 0 if renamed else concepts["concept_strs"].index(name)
             return {key: concepts[key][k] for key in ("img_dirs", "learnable_properties")}
         except (KeyError, ValueError, IndexError, TypeError):
             return {}

@@ -9,6 +9,7 @@ and what every fine-tuning leaves there. The command line goes on with it as the
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from detsd.app.run_status import CONFIG, LOG, PICTURES, RunStatus, read_status
 from detsd.config import TrainingConfig, load_config
@@ -109,6 +109,10 @@ class TrainingRuns:
                 f"{folder} holds what was learned for {word!r} before; go on with that, or take "
                 "another word"
             )
+        if (folder / CONFIG).is_file():
+            (other,) = load_config(folder / CONFIG).concepts.concept_strs
+            if other != word:
+                raise UserError(f"{folder} holds the pictures of {other!r}; take another word")
         concepts = {
             "concept_strs": [word],
             "initializer_strs": [phrase],
@@ -172,7 +176,8 @@ class TrainingRuns:
             },
         }
         experiment = {"name": f"detsd-{folder.name}", "hyperparameters": hyperparameters}
-        text = yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True)
+        # JSON is YAML too, with all texts in quotes: 1e5 is a number to some YAML readers.
+        text = json.dumps(experiment, ensure_ascii=False, indent=1) + "\n"
         command = f"# python -m detsd finetune {folder / CONFIG} --output-dir {folder}\n"
         (folder / CONFIG).write_text(command + text, encoding="utf-8")
 

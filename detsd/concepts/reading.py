@@ -32,16 +32,13 @@ import torch
 from detsd.concepts import safe_load
 from detsd.concepts.concept import ENCODERS, FAMILIES, LearnedConcept
 from detsd.concepts.safe_load import refuse
-from detsd.concepts.source import ConceptSource
+from detsd.concepts.source import MAX_WORD, ConceptSource, word_problem
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
 
 MAX_NUMBERS = 2**24  # in the rows of one concept and encoder
-
-MAX_WORD = 100
-
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -50,26 +47,28 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     """Read the concepts of a file in any layout, or of a checkpoint or run folder.
 
     Args:
-        source: a path, or `path=word`, which gives its only concept that word.
+        source: a path; `path=word` gives its only concept that word, `path=old=word` one of them.
     """
     source = ConceptSource.parse(source)
-    file, word = source.file, source.word
+    file, word, old = source.file, source.word, source.old
     concepts = _recognised(file, *safe_load.read(file))
     if not concepts:
         raise UserError(f"{file} holds no concept; train one, or name another file")
-    if word and len(concepts) > 1:
+    names = [c.name for c in concepts]
+    if old and old not in names:
+        raise UserError(f"{file} holds no concept {old!r}; it holds {', '.join(names)[:MAX_WORD]}")
+    if word and not old and len(concepts) > 1:
         raise UserError(
-            f"{file} holds {len(concepts)} concepts, so {word!r} cannot be the word of all; name a "
-            "file of one"
+            f"{file} holds {len(concepts)} concepts, so {word!r} cannot be the word of all; say of "
+            f"which: {file}={names[0][:MAX_WORD]}={word}"
         )
     if word:
-        concepts = [dataclasses.replace(concepts[0], name=word)]
+        concepts = [
+            dataclasses.replace(c, name=word) if c.name == (old or c.name) else c for c in concepts
+        ]
     for c in concepts:
-        if not c.name.isprintable() or len(c.name) > MAX_WORD:
-            raise UserError(
-                f"{file} calls a concept {c.name[:20]!r} ..., which nobody can write in a prompt; "
-                f"give it a word: {file}=my-word"
-            )
+        if problem := word_problem(c.name):
+            raise UserError(f"{file}: {problem}: {file}=my-word")
     return concepts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import unicodedata
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png")  # that a concept file may have
 
+MAX_WORD = 100  # characters
+
 HINT = "name a concept file, a checkpoint or a run folder"
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -31,27 +34,33 @@ class ConceptSource:
 
     Attributes:
         path: concept file, checkpoint's folder, or run's folder.
-        word: "" for the word that the file has.
+        word: for the only concept, or for `old` of several; "" for the words that the file has.
         uuid: the checkpoint, in place of a path; else "".
+        old: the word in the file that `word` replaces; "" for the only one.
     """
 
     path: Path
     word: str = ""
     uuid: str = ""
+    old: str = ""
 
     @classmethod
     def parse(cls, source: str | Path | ConceptSource) -> ConceptSource:
-        """Parse `path`, `path=word`, `uuid`, `uuid=word`, or one of the last two after `uuid:`."""
+        """Parse `path`, `path=word`, `path=old=word`, and the same with a uuid or `uuid:...`."""
         if isinstance(source, ConceptSource):
             return source
         text = str(source)
-        uuid, _, word = text.removeprefix("uuid:").partition("=")
+        uuid, _, words = text.removeprefix("uuid:").partition("=")
         if text.startswith("uuid:") or (UUID.fullmatch(uuid) and not os.path.exists(text)):
-            return cls(Path(), word.strip(), uuid)
+            old, _, word = words.rpartition("=")
+            return cls(Path(), word.strip(), uuid, old.strip())
         if not os.path.exists(text):
-            path, _, word = text.rpartition("=")
-            if path and word.strip() and _is_path(path):
-                return cls(Path(path), word.strip())
+            rest, _, word = text.rpartition("=")
+            path, _, old = rest.rpartition("=")
+            if rest and word.strip() and _is_path(rest):
+                return cls(Path(rest), word.strip())
+            if path and old.strip() and word.strip() and _is_path(path):
+                return cls(Path(path), word.strip(), old=old.strip())
         return cls(Path(text))
 
     @classmethod
@@ -61,7 +70,7 @@ class ConceptSource:
 
     def __str__(self) -> str:
         where = f"uuid:{self.uuid}" if self.uuid else str(self.path)
-        return f"{where}={self.word}" if self.word else where
+        return "=".join(filter(None, (where, self.old, self.word)))
 
     @property
     def file(self) -> Path:
@@ -112,15 +121,41 @@ def _is_path(text: str) -> bool:
     return os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES
 
 
+def _is_unseen(character: str) -> bool:
+    """Return whether a character is invisible, and none that belongs into words and emoji."""
+    if character in " \u200c\u200d":  # joiners: Persian, Hindi, emoji
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
+
+
+def _visible(name: str) -> str:
+    """Return a word without its invisible characters; those between parts become hyphens."""
+    text = "".join(" " if c.isspace() else c for c in name if c.isspace() or not _is_unseen(c))
+    return "-".join(text.split()) or "my-word"
+
+
 def is_word(name: str, tokens: Container[str]) -> bool:
     """Return whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
     return name in tokens or f"{name.lower()}</w>" in tokens
 
 
-def word_problem(name: str, tokens: Container[str]) -> str | None:
-    """Return why `name` cannot be a concept beside the vocabulary `tokens`, None if it can."""
+def word_problem(name: str, tokens: Container[str] = ()) -> str | None:
+    """Return why `name` cannot be a concept beside the vocabulary `tokens`, None if it can.
+
+    One rule for words to be learned, words in files and words given to files.
+    """
     if not name.strip() or name != name.strip():
-        return f"concept {name!r} is empty or has spaces around it; give it a word"
+        return f"concept {name[:MAX_WORD]!r} is empty or has spaces around it; give it a word"
+    if len(name) > MAX_WORD:
+        return (
+            f"concept {name[:20]!r} ... has {len(name)} characters, more than {MAX_WORD}; give it "
+            "a shorter word"
+        )
+    if unseen := next(filter(_is_unseen, name), None):
+        return (
+            f"concept {name!r} has a character that cannot be seen, {unseen!a}, which nobody "
+            f"can write in a prompt; give it a word such as {_visible(name)!r}"
+        )
     if is_word(name, tokens):
         return (
             f"concept {name!r} is already a word of the tokenizer and would lose its meaning; "

@@ -24,7 +24,7 @@ class LearnedConceptsConfig(Section):
     files: list[Source] = setting(
         [],
         "concept files of any layout, checkpoint folders, or run folders (their best checkpoint); "
-        "{path: word} gives the concept another word",
+        "{path: word} gives its only concept another word, {path: {old: word}} one of several",
         path=True,
     )
     uuids: list[Source] = setting(

@@ -102,6 +102,14 @@ def type_name(kind: Any) -> str:
     return names.get(kind, "null" if kind is types.NoneType else str(kind))
 
 
+def _whole(text: str) -> str:
+    """Join the halves of an emoji that JSON writes as two escapes; refuse one half alone."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("a text of whole characters: half an emoji's escape is in it") from None
+
+
 def _value(kind: Any, value: Any) -> Any:
     """Return `value` as `kind`, or raise ValueError saying what was expected."""
     origin = typing.get_origin(kind)
@@ -124,9 +132,13 @@ def _value(kind: Any, value: Any) -> Any:
     if kind is Source and isinstance(value, dict) and len(value) == 1:
         ((path, word),) = value.items()
         if isinstance(path, str) and isinstance(word, str):
-            return Source(f"{path}={word}")
+            return Source(_whole(f"{path}={word}"))
+        if isinstance(path, str) and isinstance(word, dict) and len(word) == 1:
+            ((old, new),) = word.items()
+            if isinstance(old, str) and isinstance(new, str):
+                return Source(_whole(f"{path}={old}={new}"))
     if kind in (str, Source) and isinstance(value, str):
-        return value
+        return _whole(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int and is_number and not abs(value) < 2**63:
         raise ValueError("a whole number of at most 18 digits")

@@ -100,17 +100,20 @@ def find_sample_sets(config: EvaluateConfig) -> list[SampleSet]:
     """Return the samples to make: of each reference's initializer, then of each of its concepts."""
     found = []
     for named, source in _files(config):
-        file, given = named.path, named.word
-        for concept in read_concepts(named):
-            reference = _reference(concept, file, config.evaluation.images)
-            found.append((concept, (source, given), _title(file), reference))
+        concepts = read_concepts(named)
+        for concept in concepts:
+            reference = _reference(concept, named.path, config.evaluation.images)
+            in_file = named.old if named.old and concept.name == named.word else concept.name
+            old = in_file if len(concepts) > 1 else ""
+            found.append((concept, (source, named.word, old), _title(named.path), reference))
     groups: list[list[SampleSet]] = []
-    for number, (concept, (source, given), title, reference) in enumerate(found):
+    for number, (concept, (source, given, old), title, reference) in enumerate(found):
         alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
         # Several states may share a name: each gets a word of its own.
         steps = concept.steps if [k for k, _ in alike].count(concept.steps) == 1 else None
         word = f"{concept.name}-{f'no-{number + 1}' if steps is None else steps}"
         word = word if len(alike) > 1 else concept.name
+        renamed = word != old if old else given or word != concept.name
         label = title if len({t for _, t in alike}) > 1 else concept.name
         label += "" if concept.steps is None else f", {concept.steps} steps"
         sample_set = SampleSet(
@@ -118,7 +121,7 @@ def find_sample_sets(config: EvaluateConfig) -> list[SampleSet]:
             reference,
             _jobs(config, reference, word),
             dataclasses.replace(concept, name=word),
-            f"{source}={word}" if given or word != concept.name else source,
+            str(ConceptSource(Path(source), word, old=old)) if renamed else source,
         )
         group = next((g for g in groups if g[0].reference == reference), None)
         if group is None:

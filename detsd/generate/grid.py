@@ -30,7 +30,6 @@ from detsd.generate.shards import FolderImages, ShardedCheckpoints
 from detsd.generate.sheets import ContactSheet, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.generate.work_queue import WorkQueue
-from detsd.models import support
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
 from detsd.models.spec import fetch_vocabulary
@@ -135,8 +134,7 @@ class Grid:
         names = [concept.name for source in sources for concept in find_concepts(source)[0]]
         if not names:
             return True
-        fetch_vocabulary(model)
-        tokens = support.vocabulary(model)
+        tokens = fetch_vocabulary(model)
         for text in self._prompts() if tokens else []:
             for warning in misspelled_concepts(text, names, lambda word: is_word(word, tokens)):
                 logger.warning("%s", warning)

@@ -30,6 +30,7 @@ from detsd.models.support import (
     SUPPORTED,
     unsupported_index,
     unsupported_parts,
+    vocabulary,
     without_index,
 )
 from detsd.utils.errors import UserError, one_line
@@ -124,10 +125,11 @@ def read_json(source: ModelFiles, name: str) -> dict:
     return json.loads((source.folder / name).read_text(encoding="utf-8"))
 
 
-def fetch_vocabulary(config: ModelConfig) -> None:
-    """Fetch a hub model's tokenizer, to check words before its weights are fetched."""
+def fetch_vocabulary(config: ModelConfig) -> dict[str, int]:
+    """Fetch a model's tokenizer and return its tokens: words are checked before the weights."""
     source = resolve_model(config)
     source.fetch(*(tokenizer for tokenizer, _ in read_spec(source).text_encoders), weights=False)
+    return vocabulary(config)
 
 
 def load_token_tables(

@@ -5,6 +5,7 @@ Nothing is written or downloaded. What needs the model itself is checked where i
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from detsd.concepts.source import ConceptSource, word_problem
@@ -26,11 +27,7 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
     """
     c = config.concepts
     problems = model_problems(config.model, beside)
-    tokens = vocabulary(config.model)
-    for k, name in enumerate(c.concept_strs):
-        problem = word_problem(name, tokens)
-        if problem:
-            problems.append(f"concepts.concept_strs[{k}]: {problem}")
+    problems += word_problems(config, vocabulary(config.model))
     for k, start in enumerate(c.initializer_strs):
         if not start.strip():
             problems.append(
@@ -49,3 +46,9 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
             if problem := folder_problem(folder, beside):
                 problems.append(f"measure.lineup[{k}]: {problem}")
     refuse(problems, source)
+
+
+def word_problems(config: FinetuneConfig, tokens: Container[str]) -> list[str]:
+    """Return what is wrong with the new words beside a model's tokens."""
+    found = (word_problem(word, tokens) for word in config.concepts.concept_strs)
+    return [f"concepts.concept_strs[{k}]: {problem}" for k, problem in enumerate(found) if problem]

@@ -21,7 +21,7 @@ import torch
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
-from detsd.config import FinetuneConfig, flat
+from detsd.config import FinetuneConfig, flat, refuse
 from detsd.data.dataset import Batch, TrainingData
 from detsd.data.prefetch import prefetch
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
@@ -33,7 +33,7 @@ from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
 from detsd.train.checkpoint import Checkpoints, latest_concepts, samples_per_step
 from detsd.train.initializers import add_concepts
-from detsd.train.preflight import check_finetune
+from detsd.train.preflight import word_problems
 from detsd.train.report import Report
 from detsd.train.resume import digests_of_paths, layout_line, resumed_layout
 from detsd.train.samples import SampleMetrics, Samples
@@ -270,8 +270,8 @@ def _load(
     learned = [concept for each in brought for concept in read_concepts(each)]
     learned += latest_concepts(run) if run.latest and not run.latest_is_own else []
     with run.ranks.local_main_process_first():
-        fetch_vocabulary(source)
-    check_finetune(config, "the configuration")  # once more, by the words of a hub model
+        tokens = fetch_vocabulary(source)
+    refuse(word_problems(config, tokens), "the configuration")  # the command had no hub model's
     # Before the base model: a mistake in an evaluator's name does not wait for its weights.
     commits = began.get("evaluators")
     encoders = load_encoders(config.evaluator, name, device, commits) if measures else {}

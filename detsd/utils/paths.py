@@ -38,8 +38,13 @@ def find(name: str, beside: Path | None = None) -> str:
         return name
     if (beside / name).exists():
         return str(beside / name)
-    path, _, word = name.rpartition("=")  # of a concept under another word
-    return f"{beside / path}={word}" if path and (beside / path).exists() else name
+    path, words = name, ""  # of a concept under another word: path=word or path=old=word
+    while "=" in path:
+        path, _, word = path.rpartition("=")
+        words = f"={word}{words}"
+        if path and (beside / path).exists():
+            return f"{beside / path}{words}"
+    return name
 
 
 def looked(name: str, beside: Path | None = None) -> str:
