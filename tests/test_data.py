@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 
 from detsd.config import ConceptsConfig, ModelConfig
-from detsd.data import folder
 from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
 from detsd.data.folder import ImageFolder, folder_problem
-from detsd.data.images import crop_or_resize, read_images, target_size, to_rgb
+from detsd.data.images import crop_or_resize, read_images, target_size
 from detsd.data.prefetch import prefetch
 from detsd.data.prompts import display_name, prompts_for
 from detsd.models.loading import load_base_model
+from detsd.utils import pictures
 from detsd.utils.errors import UserError
+from detsd.utils.pictures import read_picture
 
 RED = (200, 40, 30)
 
@@ -38,8 +39,7 @@ def model(tiny_model):
 
 def saved(tmp_path, name, image, **options):
     image.save(tmp_path / name, **options)
-    with Image.open(tmp_path / name) as opened:
-        return np.asarray(to_rgb(opened)).astype(int)
+    return np.asarray(read_picture(tmp_path / name).rgb).astype(int)
 
 
 def test_jpeg_png_webp(tmp_path):
@@ -66,8 +66,7 @@ def test_transparency_shows_the_stated_colour(tmp_path, mode):
     path = tmp_path / "a.png"
     image.convert(mode).save(path)
     for colour, value in (("white", 255), ("#204060", (0x20, 0x40, 0x60))):
-        with Image.open(path) as opened:
-            pixels = np.asarray(to_rgb(opened, colour))
+        pixels = np.asarray(read_picture(path, colour).rgb)
         assert (pixels[4, 6] == value).all()
         assert abs(int(pixels[4, 1, 0]) - 200) <= 2
 
@@ -91,8 +90,7 @@ def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path):
     values = np.full((8, 8), 200, np.uint16)
     for name in ("dark.png", "dark.tiff", "dark.pgm"):
         Image.fromarray(values).save(tmp_path / name)
-        with Image.open(tmp_path / name) as image:
-            assert np.asarray(to_rgb(image)).max() <= 1, name
+        assert np.asarray(read_picture(tmp_path / name).rgb).max() <= 1, name
 
 
 def test_first_frame_of_an_animation(tmp_path):
@@ -131,7 +129,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(folder, "register_heif_opener", None)
+    monkeypatch.setattr(pictures, "register_heif_opener", None)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
@@ -150,7 +148,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
     (tmp_path / "a.png").rename(tmp_path / "a.HEIC")
     monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
     monkeypatch.setattr(
-        folder, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
+        pictures, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
     assert ImageFolder.scan(tmp_path).passed_over == ""
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
@@ -336,7 +334,8 @@ def picture_with_mask(folder, name, box, size=(48, 40)):
     if "alpha" in name:
         cut.save(folder / f"{name}.png")
     else:
-        to_rgb(cut).save(folder / f"{name}.png")
+        white = Image.new("RGBA", size, "white")
+        Image.alpha_composite(white, cut).convert("RGB").save(folder / f"{name}.png")
         mask.save(folder / f"{name}-masklabel.png")
 
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from detsd.data.folder import list_images
-from detsd.data.images import to_rgb
 from detsd.sampling.denoise import decode
 from detsd.sampling.jobs import GeneratedImage, Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
+from detsd.utils.pictures import open_picture, read_picture
 
 logger = logging.getLogger("detsd")
 
@@ -92,8 +92,7 @@ def thumbnails(pictures: Iterable[Path], folder: Path) -> list[Path]:
             digest = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()
             small = folder / f"small-{digest[:16]}.png"
             if not small.is_file():
-                with Image.open(path) as image:
-                    copy = to_rgb(image)
+                copy = read_picture(path, needed=(256, 256)).rgb
                 copy.thumbnail((256, 256))
                 folder.mkdir(parents=True, exist_ok=True)
                 copy.save(small)
@@ -107,7 +106,7 @@ def sheet(
     images: dict[int, PageImage], columns: list[str], rows: list[str], title: str, folder: Path
 ) -> Path:
     """Write the contact sheet of a grid, of which some images may be missing."""
-    with Image.open(next(iter(images.values())).path) as first:
+    with open_picture(next(iter(images.values())).path) as first:
         size = first.size
     cells = []
     for number in range(len(columns) * len(rows)):
@@ -117,7 +116,7 @@ def sheet(
         elif one.flagged:
             cells.append(contact_sheets.notice("flagged by the safety checker", size))
         else:
-            with Image.open(one.path) as image:
+            with open_picture(one.path) as image:
                 cells.append(image.convert("RGB"))
     picture = contact_sheets.sheet(
         [cells[k : k + len(columns)] for k in range(0, len(cells), len(columns))],

@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.sampling.jobs import sample_jobs
 from detsd.utils import contact_sheets
+from detsd.utils.pictures import open_picture
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 
@@ -109,7 +108,7 @@ def time_lapse(status: RunStatus, folder: Path) -> Path | None:
     for step in status.sampled[::-every][::-1]:  # the last one among them
         try:
             paths = RunFolder(status.folder).samples(step)
-            frames.append((step, [Image.open(path).convert("RGB") for path in paths]))
+            frames.append((step, [open_picture(path).convert("RGB") for path in paths]))
         except OSError:  # being written
             continue
     if len(frames) < 2:

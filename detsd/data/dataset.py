@@ -154,7 +154,7 @@ def read_concept(
     key = f"concepts.img_dirs[{k}]"
     folder = ImageFolder.scan(Path(config.img_dirs[k]), key)
     total = len(folder.images)
-    read = read_listed(folder, config, size, key, masks=True)
+    read = read_listed(folder, config, size, key, model.vae_scale_factor)
     images: list[TrainingImage] = []
     shown: list[Image.Image] = []
     at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
@@ -166,7 +166,7 @@ def read_concept(
                 if len(images) % -(-total // MAX_SHOWN) == 0:
                     shown.append(image.image)
                 prompts = tuple(prompts_for(image.path, name, kind, config))
-                images.append(_training_image(image, prompts, mean, std, config, model))
+                images.append(_training_image(image, prompts, mean, std, config.mask))
             bar.done("images", len(batch))
     return images, shown
 
@@ -176,15 +176,12 @@ def _training_image(
     prompts: tuple[str, ...],
     mean: torch.Tensor,
     std: torch.Tensor,
-    config: ConceptsConfig,
-    model: BaseModel,
+    kind: str,
 ) -> TrainingImage:
-    """Put an image's posterior, prompts and mask together."""
+    """Put an image's posterior, prompts and mask of a `kind` together."""
     seen = hashlib.blake2b(image.image.tobytes(), digest_size=8)
     seen.update("\0".join(prompts).encode())
-    width, height = image.image.size
-    factor = model.vae_scale_factor
-    mask = mask_tensor(image, config, (width // factor, height // factor))
+    mask = mask_tensor(image, kind)
     if mask is not None:
         seen.update(mask.numpy().tobytes())
         mask = torch.stack([mask, mask.flip(-1)][: len(mean)])

@@ -9,16 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
+from detsd.utils import pictures
 from detsd.utils.errors import UserError
 from detsd.utils.paths import looked
-
-try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
-    from pillow_heif import register_heif_opener
-except ImportError:
-    register_heif_opener = None
-
 
 HEIF = (".heic", ".heif", ".hif")  # file names, lower-case
 
@@ -59,7 +52,7 @@ class ImageFolder:
             return ImageFolder(path, images, "")
         heif = (
             ""
-            if register_heif_opener or not kinds.keys() & set(HEIF)
+            if pictures.register_heif_opener or not kinds.keys() & set(HEIF)
             else "; pip install pillow-heif to read HEIC"
         )
         return ImageFolder(path, images, f"{path}: passing over {', '.join(said)}{heif}")
@@ -72,9 +65,7 @@ def list_images(folder: Path) -> list[Path]:
 
 def _images(entries: list[Path]) -> list[Path]:
     """Return the pictures among the files of a folder."""
-    if register_heif_opener:
-        register_heif_opener()
-    known = Image.registered_extensions()
+    known = pictures.extensions()
     return [
         p
         for p in entries
@@ -116,8 +107,8 @@ def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
         if kind == "files":
             return not mask_of(path).is_file()
         try:
-            with Image.open(path) as image:
-                return not image.has_transparency_data
+            with pictures.open_picture(path) as image:
+                return not pictures.has_alpha(image)
         except Exception:  # named and skipped when it is read
             return False
 

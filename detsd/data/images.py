@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import math
 import os
@@ -11,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageOps
 
 from detsd.config import ConceptsConfig
 from detsd.data.folder import ImageFolder, mask_of, no_images
 from detsd.data.prefetch import prefetch
 from detsd.models.base import TimeIds
 from detsd.utils.errors import UserError
+from detsd.utils.pictures import Picture, read_picture
 
 logger = logging.getLogger("detsd")
 
@@ -29,34 +32,7 @@ class CroppedImage:
     path: Path
     image: Image.Image  # RGB
     frame: TimeIds
-    mask: Image.Image | None = None  # L, of the whole picture: what of it trains
-
-
-def to_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
-    """Return the first frame, upright, as 8-bit RGB; transparency shows the colour `behind`."""
-    return to_rgb_and_alpha(image, behind)[0]
-
-
-def to_rgb_and_alpha(image: Image.Image, behind: str) -> tuple[Image.Image, Image.Image]:
-    """Return the same with its alpha channel, opaque where it has none."""
-    image.seek(0)
-    # A dark picture of 16 bits need not hold a value above 255; older versions of Pillow know such
-    # a PNG file by "I" only.
-    is_16_bit = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit and float greys: Pillow's own conversion clips instead of scaling.
-        values = np.asarray(image, np.float64)
-        if image.mode == "F" and values.max() <= 1:
-            top = 1.0
-        else:
-            top = 65535.0 if is_16_bit or values.max() > 255 else 255.0
-        image = Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB"), Image.new("L", image.size, 255)
-    image = image.convert("RGBA")
-    ground = Image.new("RGBA", image.size, ImageColor.getrgb(behind))
-    return Image.alpha_composite(ground, image).convert("RGB"), image.getchannel("A")
+    mask: Image.Image | None = None  # L, as large as the latents: how much of each trains
 
 
 def target_size(size: int, aspect: float) -> tuple[int, int]:
@@ -109,24 +85,38 @@ def read_images(
 
 
 def read_listed(
-    folder: ImageFolder, config: ConceptsConfig, size: int, key: str, masks: bool = False
+    folder: ImageFolder, config: ConceptsConfig, size: int, key: str, scale: int | None = None
 ) -> Iterator[CroppedImage]:
-    """Read the images of a folder as `read_images` does, with their masks where asked for."""
+    """Read the images of a folder as `read_images` does.
+
+    Args:
+        scale: pixels per latent along a side, to read their masks, too.
+    """
     if folder.passed_over:
         logger.warning("%s", folder.passed_over)
     shape = target_size(size, config.img_aspect)
 
+    latents = tuple(side // scale for side in shape) if scale else None
+
+    def crop(path: Path, picture: Picture) -> CroppedImage:
+        cropped = crop_or_resize(picture.rgb, shape, config.center_crop)
+        mask = None
+        if latents and config.mask == "alpha":
+            whole = picture.alpha or Image.new("L", picture.rgb.size, 255)
+            mask = crop_or_resize(whole, latents, config.center_crop, Image.Resampling.BOX)
+        where = frame(*picture.size, shape, config.center_crop)
+        return CroppedImage(path, cropped, where, mask)
+
     def read(path: Path) -> CroppedImage | Exception:
         try:
-            with Image.open(path) as image:
-                rgb, alpha = to_rgb_and_alpha(image, config.transparency_color)
+            cut = functools.partial(crop, path)
+            found = read_picture(path, config.transparency_color, shape, cut)
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
             return error
-        cropped = crop_or_resize(rgb, shape, config.center_crop)
-        mask = None
-        if masks and config.mask != "none":
-            mask = alpha if config.mask == "alpha" else read_mask(path, rgb.size)
-        return CroppedImage(path, cropped, frame(*rgb.size, shape, config.center_crop), mask)
+        if latents and config.mask == "files":
+            mask = read_mask(path, found.frame[1::-1], latents, config.center_crop)
+            found = dataclasses.replace(found, mask=mask)
+        return found
 
     count = 0
     threads = min(8, os.cpu_count() or 1)
@@ -140,43 +130,42 @@ def read_listed(
         raise UserError(f"{key}: {no_images(folder)}")
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Read the mask file of a picture of `size` pixels."""
+def read_mask(
+    path: Path, size: tuple[int, int], latents: tuple[int, int], center_crop: bool
+) -> Image.Image:
+    """Read the mask file of a picture of `size` pixels, cut out as the picture is."""
     source = mask_of(path)
+
+    def cut(mask: Picture) -> tuple[tuple[int, int], Image.Image]:
+        grey = mask.rgb.convert("L")
+        return mask.size, crop_or_resize(grey, latents, center_crop, Image.Resampling.BOX)
+
     try:
-        with Image.open(source) as image:
-            mask = to_rgb(image, "black").convert("L")
+        found, mask = read_picture(source, "black", latents, cut)
     except Exception as error:  # as of pictures
         raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
-    if mask.size != size:
+    if found != size:
         raise UserError(
-            f"{source} is {mask.width} x {mask.height} pixels, but its picture {path.name} is "
+            f"{source} is {found[0]} x {found[1]} pixels, but its picture {path.name} is "
             f"{size[0]} x {size[1]}; make the mask as large as the picture"
         )
     return mask
 
 
-def mask_tensor(
-    image: CroppedImage, config: ConceptsConfig, shape: tuple[int, int]
-) -> torch.Tensor | None:
+def mask_tensor(image: CroppedImage, kind: str) -> torch.Tensor | None:
     """Return how much of each latent trains: (1, h, w) in [0, 1]; None without a mask.
 
-    Cut out as the picture is. A latent counts by the share of its pixels that do.
-
-    Args:
-        shape: latents across and down.
+    A latent counts by the share of its pixels that do.
     """
     if image.mask is None:
         return None
-    mask = crop_or_resize(image.mask, shape, config.center_crop, Image.Resampling.BOX)
-    if not mask.getbbox():
-        by_file = config.mask == "files"
-        source = mask_of(image.path) if by_file else image.path
+    if not image.mask.getbbox():
+        source = mask_of(image.path) if kind == "files" else image.path
         raise UserError(
-            f"{source} is {'black' if by_file else 'transparent'} all over what is trained on, so "
-            "that nothing of the picture would train; mend it, or leave the picture out"
+            f"{source} is {'black' if kind == 'files' else 'transparent'} all over what is trained "
+            "on, so that nothing of the picture would train; mend it, or leave the picture out"
         )
-    return torch.from_numpy(np.asarray(mask).copy())[None].float() / 255
+    return torch.from_numpy(np.asarray(image.mask).copy())[None].float() / 255
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from detsd.concepts.prompts import misspelled_concepts, prompt_warnings
 from detsd.concepts.reading import find_concepts
@@ -41,6 +40,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size
+from detsd.utils.pictures import read_picture
 from detsd.utils.progress import Bar, Phase, spinner, status
 
 logger = logging.getLogger("detsd")
@@ -273,10 +273,10 @@ class Grid:
 
 def compare(again: Path, original: Path) -> str:
     """Return a sentence on how the pixels of an image made again differ from the original's."""
-    with Image.open(again) as a, Image.open(original) as b:
-        if a.size != b.size:
-            return f"another size than {original}: {a.size} instead of {b.size}"
-        difference = abs(np.asarray(a.convert("RGB"), int) - np.asarray(b.convert("RGB"), int))
+    a, b = read_picture(again), read_picture(original)
+    if a.size != b.size:
+        return f"another size than {original}: {a.size} instead of {b.size}"
+    difference = abs(np.asarray(a.rgb, int) - np.asarray(b.rgb, int))
     if not difference.any():
         return f"the same pixels as {original}"
     share = (difference.max(2) > 0).mean()

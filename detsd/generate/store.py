@@ -22,6 +22,7 @@ from detsd.runs.run import Run
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
 from detsd.utils.paths import atomic_write
+from detsd.utils.pictures import open_picture
 
 logger = logging.getLogger("detsd")
 
@@ -244,5 +245,5 @@ class ImageStore:
             job = self.jobs[number]
             return contact_sheets.notice("flagged by the safety checker", (job.width, job.height))
         self._storage.fetch(number)
-        with Image.open(self.path(number)) as image:
+        with open_picture(self.path(number)) as image:
             return image.convert("RGB")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
-from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
@@ -22,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from detsd.runs.ranks import Ranks
 from detsd.utils import progress
 from detsd.utils.errors import UserError
+from detsd.utils.pictures import open_picture
 
 logger = logging.getLogger("detsd")
 
@@ -87,7 +87,7 @@ class Run:
 
     def log_image(self, tag: str, file: bytes, steps: int = 0) -> None:
         """Log a PNG or JPEG file to TensorBoard as it is. Chief only."""
-        with Image.open(io.BytesIO(file)) as opened:  # which reads its head alone
+        with open_picture(io.BytesIO(file)) as opened:  # which reads its head alone
             width, height = opened.size
         image = Summary.Image(
             encoded_image_string=file,

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from detsd.utils.paths import atomic_write
+from detsd.utils.pictures import open_picture
 
 # The samplers under the names that A1111 and its readers know.
 SAMPLERS = {
@@ -75,7 +76,7 @@ def save(image: Image.Image, path: Path, **options: Any) -> None:
 def read(path: Path) -> Image.Image | None:
     """Read the picture in a file; None where there is no whole one."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError):  # the last: of a PNG file cut short
         return None
@@ -88,7 +89,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
             file.seek(-len(END), os.SEEK_END)
             if file.read() != END:  # cut short
                 return None
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             if CHUNK not in image.info:  # where an editor wrote the texts behind the pixels
                 image.load()
             record = json.loads(image.info[CHUNK])

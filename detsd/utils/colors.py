@@ -1,0 +1,175 @@
+"""Convert the colours of a picture to sRGB, by its profile or what stands in a profile's place.
+
+Profiles are applied by LittleCMS (Pillow's ImageCms), relative colorimetric with black point
+compensation, as image editors do. Without one, numbers are taken as sRGB.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import struct
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from detsd.utils.errors import one_line
+
+logger = logging.getLogger("detsd")
+
+# Chromaticities x, y of white, red, green, blue.
+SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+ADOBE_RGB = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+ADOBE_RGB_GAMMA = 563 / 256
+
+SRGB_GAMMA = 0.45455  # what a PNG file of sRGB has as gAMA
+
+EXIF_IFD, INTEROP_IFD = 0x8769, 0xA005
+COLOR_SPACE, INTEROP_INDEX = 0xA001, 1  # tags of the two
+
+SAME = 3  # levels of 255 by which a profile may differ from sRGB and count as it
+
+BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+D50 = np.array([0.9642, 1.0, 0.8249])  # the white of every profile
+
+
+def profile_of(image: Image.Image) -> bytes | None:
+    """Return the ICC profile that says what a picture's numbers mean; None for sRGB.
+
+    Where there is none, one is made of a PNG file's gAMA and cHRM chunks (PNG specification,
+    11.3.2), or of the mark that cameras put into the EXIF data of Adobe RGB (DCF 2.0, 6.2.1).
+    """
+    if profile := image.info.get("icc_profile"):
+        return profile
+    if image.format == "PNG" and "srgb" not in image.info:
+        gamma, where = image.info.get("gamma"), image.info.get("chromaticity")
+        if gamma and (where or abs(gamma - SRGB_GAMMA) > 0.01):
+            return _png_profile(gamma, where)
+    return matrix_profile(ADOBE_RGB_GAMMA, ADOBE_RGB) if _is_adobe_rgb(image) else None
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert an L, RGB, CMYK or LAB image to RGB, in sRGB.
+
+    A profile that is broken, or of other colours than the picture's, is ignored with a warning: it
+    never costs the picture.
+    """
+    if profile is None and image.mode != "LAB":
+        return image.convert("RGB")
+    mode = image.mode
+    if mode not in ("L", "CMYK", "LAB") or (mode == "L" and _space(profile) == "RGB"):
+        image, mode = image.convert("RGB"), "RGB"
+    transform = _transform(profile, mode)
+    return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
+
+
+@functools.lru_cache(16)
+def matrix_profile(gamma: float | None, chromaticities: tuple[float, ...]) -> bytes:
+    """Make an ICC profile (version 2.4) of RGB by its exponent and chromaticities.
+
+    Args:
+        gamma: of the numbers, light = number ** gamma; None for sRGB's curve.
+        chromaticities: x, y of white, red, green, blue.
+    """
+    xy = np.array(chromaticities).reshape(4, 2)
+    white, *primaries = [np.array([x / y, 1, (1 - x - y) / y]) for x, y in xy]
+    matrix = np.stack(primaries, 1)
+    matrix = matrix * np.linalg.solve(matrix, white)
+    scale = np.diag((BRADFORD @ D50) / (BRADFORD @ white))
+    matrix = np.linalg.inv(BRADFORD) @ scale @ BRADFORD @ matrix
+    number = np.linspace(0, 1, 4096)
+    if gamma is None:
+        light = np.where(number <= 0.04045, number / 12.92, ((number + 0.055) / 1.055) ** 2.4)
+    else:
+        light = number**gamma
+    table = (light * 65535).round().astype(">u2").tobytes()
+    curve = b"curv" + struct.pack(">II", 0, number.size) + table
+    tags = {b"wtpt": _xyz(D50)}
+    tags |= {name: _xyz(matrix[:, k]) for k, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    return _icc(b"RGB ", tags)
+
+
+def _icc(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """Lay out an ICC profile: header, table of tags, their data."""
+    places, body, start = [], b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        places.append(struct.pack(">4sII", name, start + len(body), len(data)))
+        body += data
+    table = struct.pack(">I", len(tags)) + b"".join(places)
+    head = struct.pack(">III4s4s4s12x4s", start + len(body), 0, 0x02400000, b"mntr", space,
+                       b"XYZ ", b"acsp")  # fmt: skip
+    return (head.ljust(68, b"\0") + _xyz(D50)[8:]).ljust(128, b"\0") + table + body
+
+
+def _xyz(values: np.ndarray) -> bytes:
+    """Write a colour as a tag of a profile."""
+    return b"XYZ " + struct.pack(">I3i", 0, *(round(float(v) * 65536) for v in values))
+
+
+def _png_profile(gamma: float, where: tuple[float, ...] | None) -> bytes | None:
+    """Make a profile of a PNG file's chunks; None where they are none of real colours."""
+    try:
+        curve = None if abs(gamma - SRGB_GAMMA) <= 0.01 else 1 / gamma
+        return matrix_profile(curve, tuple(where or SRGB))
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError, struct.error):
+        return None
+
+
+def _is_adobe_rgb(image: Image.Image) -> bool:
+    """Return whether a camera's JPEG file without a profile says that it is of Adobe RGB."""
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    try:
+        exif = image.getexif()
+        index = exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")
+        return exif.get_ifd(EXIF_IFD).get(COLOR_SPACE) == 2 or str(index).startswith("R03")
+    except Exception:  # damaged EXIF data raise whatever they meet
+        return False
+
+
+@functools.lru_cache(16)
+def _space(profile: bytes | None) -> str:
+    """Return the colour space of a profile: RGB, GRAY, CMYK; "" of a broken one."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        return opened.profile.xcolor_space.strip()
+    except (OSError, ImageCms.PyCMSError):
+        return ""
+
+
+@functools.lru_cache(16)
+def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of an image mode to sRGB; None where it would change nothing."""
+    try:
+        source = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile or b"")
+        transform = ImageCms.buildTransform(
+            ImageCms.getOpenProfile(source) if mode != "LAB" else source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (OSError, ValueError, ImageCms.PyCMSError) as error:
+        logger.warning(
+            "a colour profile cannot be used (%s): its pictures are taken as sRGB", one_line(error)
+        )
+        return None
+    if mode in ("L", "RGB") and _is_srgb(transform, mode):
+        return None
+    return transform
+
+
+def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Return whether a conversion leaves greys, or colours all over the cube, as they are."""
+    values = np.arange(256, dtype=np.uint8)[None]
+    if mode == "RGB":
+        levels = np.arange(0, 256, 15, dtype=np.uint8)
+        values = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    probe = Image.fromarray(values)
+    there = np.asarray(ImageCms.applyTransform(probe, transform), int)
+    return abs(there - np.asarray(probe.convert("RGB"), int)).max() <= SAME

@@ -1,0 +1,345 @@
+"""The one function that reads pictures: of every kind, upright, in sRGB, with a bound on memory.
+
+What becomes of which kind of file: docs/pictures.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from detsd.utils import jpeg2000
+from detsd.utils.colors import profile_of, to_srgb
+
+try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
+    from pillow_heif import register_heif_opener
+except ImportError:
+    register_heif_opener = None
+
+T = TypeVar("T")
+
+# Read by decoders alone: EPS would start another program, and others load further files.
+FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PSD", "AVIF", "HEIF",
+    "ICO", "ICNS", "TGA", "PPM", "PCX", "SGI", "QOI", "DDS",
+)  # fmt: skip
+
+# Memory for decoding, of all threads together: whatever a folder holds, it takes less than 1 GB.
+MEMORY = 800e6
+# Bytes a pixel while a picture is decoded and converted; some decoders keep several copies.
+BYTES, COSTLY = 12, {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 28}
+MOST = 950e6  # that one of the costly may take by itself
+WHOLE = 2**26  # pixels up to which a picture is decoded in full, whatever it is scaled to; of the
+WHOLE_COSTLY = 2**25  # costly
+LARGE = 200e6  # bytes of a picture after which freed memory is given back at once
+STRIP = 2**22  # pixels that are converted at once
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
+
+ORIENTATION = 0x0112  # a tag of EXIF and TIFF
+QUARTER_TURNS = {TURNS[k] for k in (5, 6, 7, 8)}
+
+SAMPLE_FORMAT = 339  # a tag of TIFF: 1 unsigned, 2 signed, 3 float
+TRNS_SCALE = {"L;2": 85, "L;4": 17}  # Pillow widens the greys of these PNG files, but not tRNS
+
+# What Pillow only warns of is read.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is trained on and shown: its first frame, upright."""
+
+    rgb: Image.Image  # sRGB, on a ground; smaller than `size` where that was allowed
+    alpha: Image.Image | None  # L, of the same size; None where nothing is transparent
+    size: tuple[int, int]  # width and height of the file's picture
+    several: bool = False  # whether the file has further frames or pages
+
+
+class Budget:
+    """A bound on the memory that threads take together; a single one may take more."""
+
+    def __init__(self, limit: float):
+        self.limit = limit
+        self.taken = 0.0
+        self._change = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, cost: float) -> Iterator[None]:
+        """Wait until there is room for `cost` bytes, and hold them."""
+        with self._change:
+            self._change.wait_for(lambda: not self.taken or self.taken + cost <= self.limit)
+            self.taken += cost
+        try:
+            yield
+        finally:
+            with self._change:
+                self.taken -= cost
+                self._change.notify_all()
+
+
+BUDGET = Budget(MEMORY)
+
+
+def extensions() -> set[str]:
+    """Return the file name extensions of the pictures that are read."""
+    formats()
+    return {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def formats() -> list[str]:
+    """Return those of `FORMATS` that this Pillow has."""
+    if register_heif_opener:
+        register_heif_opener()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def open_picture(source: Path | BinaryIO) -> Image.Image:
+    """Open a picture of a known format without decoding it.
+
+    Raises:
+        OSError, SyntaxError, ValueError and others, as Pillow does, of a file that is none.
+    """
+    try:
+        return Image.open(source, formats=formats())
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ValueError(f"it has more than {limit:,} pixels; scale it down") from None
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether parts of an opened picture may be transparent."""
+    return image.has_transparency_data or "transparency" in image.info
+
+
+def read_picture(
+    path: Path,
+    ground: str = "white",
+    needed: tuple[int, int] | None = None,
+    use: Callable[[Picture], T] = lambda picture: picture,
+) -> T:
+    """Read a picture; transparency shows the colour `ground`.
+
+    Args:
+        needed: width and height that it will be scaled down to: a large one may be decoded at a
+            smaller size, at least twice this one.
+        use: what is made of the picture and returned, while its memory is accounted for.
+
+    Raises:
+        Exception: whatever decoders raise of a broken file.
+    """
+    with open_picture(path) as image:
+        factor = 1
+        if needed and math.prod(image.size) > (WHOLE_COSTLY if image.format in COSTLY else WHOLE):
+            factor = max(1, min(image.size) // (2 * max(needed)))
+        halvings = 0
+        if image.format == "JPEG2000":
+            halvings = min(jpeg2000.levels(path.read_bytes()), factor.bit_length() - 1)
+        cost = _cost(image, halvings)
+    with BUDGET.hold(cost):  # from here on, nothing large may outlive it
+        try:
+            return use(_read(path, ground, factor, halvings))
+        finally:
+            if cost > LARGE:
+                _give_back()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps it for each thread, and so has it twice."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _read(path: Path, ground: str, factor: int, halvings: int) -> Picture:
+    """Read a picture at about 1 / `factor` of its size."""
+    with open_picture(path) as image:
+        size = image.size
+        several = image.format not in ("PSD", "MPO") and getattr(image, "is_animated", False)
+        image = _decode(image, path, factor, halvings)
+        turn = TURNS.get(_orientation(image, path))
+        if math.prod(image.size) < math.prod(size):  # the decoder has scaled it
+            factor = 1
+        else:
+            size = image.size  # Pillow turns TIFF files by itself
+        rgb, alpha = _flatten(image, ground, factor)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        alpha = alpha and alpha.transpose(turn)
+    return Picture(rgb, alpha, size[::-1] if turn in QUARTER_TURNS else size, several)
+
+
+def _cost(image: Image.Image, halvings: int) -> float:
+    """Estimate the bytes that reading a picture takes, at most the whole budget."""
+    each = COSTLY.get(image.format, BYTES)
+    cost = math.prod(image.size) * each / 4**halvings
+    # Pillow turns a TIFF file as it loads it, which takes a second copy.
+    turned = image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) > 1
+    if (image.format in COSTLY or turned) and cost > MOST:
+        most = int(MOST / each)
+        raise ValueError(
+            f"it has {math.prod(image.size):,} pixels, and of such a {image.format} file at most "
+            f"{most:,} fit into memory; scale it down, or save it as JPEG or PNG, upright"
+        )
+    return min(cost, MEMORY)
+
+
+def _decode(image: Image.Image, path: Path, factor: int, halvings: int) -> Image.Image:
+    """Load a picture, at a smaller size where its decoder can and `factor` allows it."""
+    if image.format == "JPEG2000":
+        data = path.read_bytes()
+        image.reduce = halvings
+        image.load()
+        deep = len(image.getbands()) > 1 and jpeg2000.depth(data) > 8
+        return jpeg2000.mend_white(image, data, halvings) if deep else image
+    if factor > 1 and image.format in ("JPEG", "MPO"):
+        image.draft(None, tuple(-(-side // factor) for side in image.size))
+    if image.format == "PNG" and image.tile:
+        raw, key = image.tile[0][3], image.info.get("transparency")
+        if raw in TRNS_SCALE and isinstance(key, int):
+            image.info["transparency"] = key * TRNS_SCALE[raw]
+        elif raw == "RGB;16B" and isinstance(key, tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in key)
+    image.load()
+    return image
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """Return EXIF's orientation of a loaded picture; 1 where it stands upright."""
+    try:
+        # What reads HEIC clears the tag, also where only EXIF has it and nothing was turned.
+        original = image.info.get("original_orientation")
+        if original and image.format == "HEIF" and not _heif_turns_itself(path):
+            return original
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data raise whatever they meet, and cost no picture
+        return 1
+
+
+def _heif_turns_itself(path: Path) -> bool:
+    """Return whether a HEIF file has a property of its own that turns or mirrors a picture."""
+    with path.open("rb") as file:
+        data = file.read(2**22)
+    at = data.find(b"ipco")  # the box of properties; its length stands before it
+    properties = data[at : at + int.from_bytes(data[max(0, at - 4) : max(0, at)], "big")]
+    return b"irot" in properties or b"imir" in properties
+
+
+def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """Yield a loaded picture in strips of so many pixels that copies of one cost little."""
+    width, height = image.size
+    rows = max(1, STRIP // (width * factor)) * factor
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(height, top + rows)))
+
+
+def _flatten(
+    image: Image.Image, ground: str, factor: int
+) -> tuple[Image.Image, Image.Image | None]:
+    """Convert a loaded picture to sRGB on a ground, and to its alpha channel.
+
+    In strips: copies of a whole picture would take several times its memory.
+    """
+    profile, transparent = profile_of(image), has_alpha(image)
+    if image.mode == "RGB" and not (profile or transparent) and factor == 1:
+        return image, None
+    size = tuple(-(-side // factor) for side in image.size)
+    rgb = Image.new("RGB", size)
+    alpha = Image.new("L", size) if transparent else None
+    wide = image.mode.startswith("I") or image.mode == "F"
+    top_value = _top_value(image) if wide else 0.0
+    for top, strip in _strips(image, factor):
+        if wide:
+            colors, opaque = _narrow(strip, image, top_value, profile)
+        else:
+            colors, opaque = _split_alpha(strip, profile, transparent)
+        if opaque:
+            # Pillow blends with the ground, in numbers of sRGB.
+            colors.putalpha(opaque)
+            behind = Image.new("RGBA", colors.size, ImageColor.getrgb(ground))
+            colors = Image.alpha_composite(behind, colors).convert("RGB")
+        if factor > 1:
+            colors, opaque = colors.reduce(factor), opaque and opaque.reduce(factor)
+        rgb.paste(colors, (0, top // factor))
+        if opaque:
+            alpha.paste(opaque, (0, top // factor))
+    return rgb, alpha
+
+
+def _split_alpha(
+    strip: Image.Image, profile: bytes | None, transparent: bool
+) -> tuple[Image.Image, Image.Image | None]:
+    """Convert 8-bit colours to sRGB; return their alpha channel beside them."""
+    if not transparent:
+        return to_srgb(strip, profile), None
+    full = strip.convert("RGBA")
+    colors = strip.convert("L") if profile and strip.mode in ("L", "LA") else full.convert("RGB")
+    return to_srgb(colors, profile), full.getchannel("A")
+
+
+def _values(strip: Image.Image, image: Image.Image) -> np.ndarray:
+    """Return the values of a strip of a picture of 16 or 32 bits; none is NaN."""
+    values = np.asarray(strip)
+    if image.mode == "I" and _is_unsigned(image):
+        values = values.view(np.uint32)
+    return np.nan_to_num(values) if image.mode == "F" else values
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Return whether a TIFF file's integers have no sign: Pillow reads them as if they had."""
+    return image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == 1
+
+
+def _top_value(image: Image.Image) -> float:
+    """Return the value of white in a grey picture of 16 or 32 bits.
+
+    The least of the usual ones that no value exceeds: a picture of 16 bits may be stored in 32.
+    """
+    if image.mode.startswith("I;16"):
+        return 2**16 - 1
+    largest = max(float(_values(strip, image).max()) for _, strip in _strips(image))
+    if image.mode == "F" and largest <= 1:
+        return 1.0
+    # A dark one need not hold a value above 255; older versions of Pillow call such a PNG "I".
+    least = 2**16 - 1 if image.format in ("PNG", "PPM") else 255
+    whites = (255, 2**16 - 1, 2**32 - 1 if _is_unsigned(image) else 2**31 - 1)
+    return next((w for w in whites if w >= max(largest, least)), largest)
+
+
+def _narrow(
+    strip: Image.Image, image: Image.Image, top_value: float, profile: bytes | None
+) -> tuple[Image.Image, Image.Image | None]:
+    """Scale grey values of 16 or 32 bits to 8, where Pillow clips; convert them to sRGB."""
+    values = _values(strip, image)
+    key = image.info.get("transparency")
+    opaque = None if key is None else Image.fromarray(np.uint8(255) * (values != key))
+
+    def scaled(values: np.ndarray) -> np.ndarray:
+        values = values.astype(np.float64) / top_value * 255
+        if profile:
+            ramp = to_srgb(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), profile)
+            values = np.interp(values, np.arange(256), np.asarray(ramp)[0, :, 1])
+        return values.round().clip(0, 255).astype(np.uint8)
+
+    # Of 16 bits every value is looked up, which is many times faster.
+    small = values.dtype.itemsize == 2
+    grey = scaled(np.arange(2**16))[values] if small else scaled(values)
+    return Image.fromarray(grey).convert("RGB"), opaque
