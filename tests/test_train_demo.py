@@ -38,7 +38,7 @@ def args(tmp_path, monkeypatch):
     )
 
 
-def fit(args, steps, stop_after=None):
+def fit(args, steps, stop_after=None, rate=1e-2):
     """Train a small network on noise; optionally raise SIGTERM in the middle of a step."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
@@ -49,7 +49,7 @@ def fit(args, steps, stop_after=None):
         x = torch.randn(16, 4, generator=rng)
         return (model(x) - x.sum(1, keepdim=True)).pow(2).mean(), {}
 
-    loop.fit("toy", model, loss_of, args, steps, {"": 1e-2}, lambda m: {"checked": 1.0}, every=100)
+    loop.fit("toy", model, loss_of, args, steps, {"": rate}, lambda m: {"checked": 1.0}, every=100)
     return model
 
 
@@ -81,6 +81,15 @@ def test_a_run_can_be_prolonged(args):
     assert torch.load(args.work_dir / "toy.pt", weights_only=True)["step"] == 400
     log = (args.work_dir / "toy.log").read_text().splitlines()
     assert [line.split('"step": ')[1].split(",")[0] for line in log] == ["100", "200", "300", "400"]
+
+
+def test_a_run_goes_on_at_another_rate(args):
+    fit(args, 200)
+    before = torch.load(args.work_dir / "toy.pt", weights_only=True)["model"]
+    fit(args, 400, rate=0.0)
+    after = torch.load(args.work_dir / "toy.pt", weights_only=True)
+    assert after["step"] == 400
+    assert all(torch.equal(before[key], value) for key, value in after["model"].items())
 
 
 def test_stages_start_from_the_right_shapes():

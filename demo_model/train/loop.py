@@ -73,14 +73,14 @@ def fit(
     path = args.work_dir / f"{name}.pt"
     optimizer, members = _optimizer(model, rates)
     average = copy.deepcopy(model).eval()
+    peaks = [group["peak"] for group in optimizer.param_groups]  # a state holds those of before
+    parts_of_state = {"model": model, "average": average, "optimizer": optimizer}
     start = first  # of the warm-up, which an optimizer without moments needs again
     if path.exists():
         state = torch.load(path, map_location=args.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for key, part in parts_of_state.items():
+            part.load_state_dict(state[key])
         first, start = state["step"], state.get("start", 0)
-
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: asked.append(n))
@@ -88,8 +88,9 @@ def fit(
     model.train()
     for step in range(first, steps):
         fall = min(1.0, (steps - step) / steps / falling)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * min(1.0, (step - start + 1) / WARM_UP) * fall
+        warm = min(1.0, (step - start + 1) / WARM_UP)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * warm * fall
         bf16 = args.bf16 or args.device == "cuda"
         with torch.autocast(args.device, torch.bfloat16, enabled=bf16):
             loss, parts = loss_of(step, generator(args.seed, step))
@@ -105,13 +106,8 @@ def fit(
         if done % 100 == 0:
             log.write(done, validate(average) if done % every == 0 else {})
         if done % every == 0 or done == steps or asked:
-            state = {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": done,
-                "start": start,
-            }
+            state = {key: part.state_dict() for key, part in parts_of_state.items()}
+            state |= {"step": done, "start": start}
             torch.save(state, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
             on_save(average, done)
