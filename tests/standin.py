@@ -80,6 +80,7 @@ class Master:
         judged: trials that the searcher is done with: nothing signals that to them.
         states: how trials have ended, by their number; the others run.
         asked: how often each trial asked for its own state.
+        state: of the experiment.
         cut: of the next request (path, body) for which it is true the answer breaks off half-way.
     """
 
@@ -92,6 +93,7 @@ class Master:
         self.states: dict[int, str] = {}
         self.cut: Callable[[str, dict], bool] | None = None
         self.asked: collections.Counter[int] = collections.Counter()
+        self.state = "COMPLETED"
         self.preempt, self.preempt_told = threading.Event(), threading.Event()
         self._runs: dict[int, int] = {}  # how often each trial was started
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
@@ -331,7 +333,7 @@ class Master:
                 "archived": False, "config": config, "id": 1, "jobId": "j", "name": "test",
                 "numTrials": len(self._trials), "originalConfig": "", "projectId": 1,
                 "projectOwnerId": 1, "searcherType": config["searcher"]["name"],
-                "startTime": TIME, "state": "STATE_COMPLETED", "username": "u",
+                "startTime": TIME, "state": f"STATE_{self.state}", "username": "u",
             }}  # fmt: skip
         return {part[1:]: found, "pagination": {"endIndex": len(found), "total": len(found)}}
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import signal
 import threading
 import time
@@ -19,6 +20,8 @@ import requests
 import torch
 import yaml
 from conftest import SAMPLES
+from determined.cli import cli as det_cli
+from determined.cli._declarative_argparse import add_args
 from determined.common.api import errors
 from determined.experimental import client
 from PIL import Image
@@ -27,10 +30,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, save_tiny_clip
 
 from detsd.__main__ import main
+from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
-from detsd.config import FinetuneConfig
+from detsd.config import FinetuneConfig, GenerateConfig, parse_config
 from detsd.generate import store
 from detsd.runs import ranks
 from detsd.runs.download import deleted
@@ -272,6 +276,8 @@ def test_a_connection_that_breaks_for_a_moment_leaves_no_line(experiment, master
     assert sorted(master.metrics("training")) == [2, 4, 6, 8]
 
 
+GRID_SEARCHER = {"name": "single", "metric": "images", "smaller_is_better": False}
+
 ASHA = {
     "name": "adaptive_asha", "metric": "val_loss", "time_metric": "sgd_steps", "max_time": 8,
     "max_trials": 4,
@@ -292,12 +298,14 @@ def test_a_trial_that_the_searcher_is_done_with(experiment, master):
     master.when(lambda path, body: path == "/api/v1/trials/7", busy)
     master.when(told("/metrics", 40), lambda: master.judged.add(7))
     began = time.monotonic()
-    master.run(given | {"searcher": ASHA})
+    said = master.run(given | {"searcher": ASHA})
     assert master.refused.pop() == "/api/v1/trials/7: busy"
     assert 0 < master.asked[7] <= time.monotonic() - began
     assert master.acknowledged == set()
     last = max(master.stored())
     assert 40 < last < 9999
+    line = f"ended by the search after step {last} of 9999, saved as checkpoint "
+    assert said.splitlines()[-1] == line + master.checkpoints()[last]
     assert json.loads((master.stored()[last] / "metadata.json").read_text())["complete"] is False
 
     given["hyperparameters"]["training"]["num_sgd_steps"] = 8
@@ -348,6 +356,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     assert master.refused.pop().endswith("you may not")
     for _ in range(2):  # a finished trial restarted
         said = master.run(given)
+        assert ", version 1 of my blob\n" in said
     assert "registered" not in said
     ((name, (version,)),) = master.models.items()
     assert name == "my blob"
@@ -373,6 +382,107 @@ def test_a_trial_of_a_search_that_has_settled(experiment, master):
     master.run(given | {"searcher": ASHA})  # restarted: nothing more
     later = {path.rsplit("/")[-1] for path, _ in master.told[count:]}
     assert later.isdisjoint({"metrics", "checkpoints"})
+
+
+def commands_of(said):
+    """The commands that a trial proposes at its end, by what they are for; each is a real one."""
+    det = det_cli.make_parser()
+    add_args(det, det_cli.all_args_description)
+    lines = said[said.index("\nnext:\n") :].splitlines()[2:]
+    found = {
+        what.strip(" :"): shlex.split(line) for what, line in zip(*[iter(lines)] * 2, strict=True)
+    }
+    for command in found.values():
+        if command[0] == "det":
+            det.parse_args(command[1:])
+        else:
+            assert command[:3] == ["python", "-m", "detsd"]
+            parser().parse_args(command[3:])
+    return found
+
+
+def test_the_end_of_a_fine_tuning_says_what_to_do_with_it(
+    experiment, master, monkeypatch, tmp_path
+):
+    """Of its best checkpoint, which the commands name; restarted after its end it says it again."""
+    monkeypatch.chdir(ROOT)  # where the command line looks for its files
+    clip = save_tiny_clip(tmp_path / "clip")
+    path = experiment(
+        training={"checkpoint_freq": 2, "best_metric": "val_loss"},
+        inference=SAMPLES,
+        measure={"num_samples": 1, "num_prompts": 1},
+        evaluator={"clip": str(clip)},
+    )
+    given = experiment_of(path)
+    said = master.run(given)
+    validations = master.metrics("validation")
+    best = min(validations, key=lambda step: (validations[step]["val_loss"], step))
+    m, uuid = validations[best], master.checkpoints()[best]
+    line = next(line for line in said.splitlines() if " is the best: " in line)
+    pattern = (
+        r"step (\d) of 8 is the best: val_loss ([\d.]+) \(initializer ([\d.]+)\), score [\d.]+, "
+        r"clip_image_similarity ([-\d.]+) \(initializer [-\d.]+\), "
+        r"clip_text_similarity [-\d.]+ \(initializer [-\d.]+\); checkpoint (\S+)"
+    )
+    names = ("val_loss", "val_loss_initializer", "clip_image_similarity")
+    assert re.fullmatch(pattern, line).groups() == (
+        str(best), *(f"{m[name]:.4f}" for name in names), uuid,
+    )  # fmt: skip
+    commands = commands_of(said)
+    assert commands["fetch it to a computer of your own"][-2:] == ["download", uuid]
+    assert commands["see how it went"] == ["det", "tensorboard", "start", "1"]
+    create = commands["make a grid of images"]
+    assert create[:5] == ["det", "e", "create", "generate_demo.yaml", "."]
+    assert set(create[5::2]) == {"--config"}
+    grid = experiment_of(ROOT / "generate_demo.yaml")
+    for key, value in (setting.split("=", 1) for setting in create[6::2]):
+        *sections, name = key.split(".")
+        place = grid
+        for section in sections:
+            place = place[section]
+        place[name] = yaml.safe_load(value)
+    config = parse_config(grid["hyperparameters"], "the command", GenerateConfig)
+    assert config.concepts.uuids == [uuid]
+    assert (config.concepts.files, config.grid.prompts) == ([], SAMPLES["inference_prompts"])
+    assert said[said.index(line) :] == (again := master.run(given))[again.index(line) :]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("PAUSED", "paused"), ("STOPPING_CANCELED", "canceled"), ("RUNNING", "preempted"),
+        ("ERROR", "stopped"),
+    ],
+)  # fmt: skip
+def test_a_stop_says_why(experiment, master, state, words):
+    master.state = state
+    given = experiment_of(experiment(training={"num_sgd_steps": 200, "checkpoint_freq": 200}))
+    pause(master, progress_of(2 / 200))
+    last_line = master.run(given).splitlines()[-1]
+    ((step, uuid),) = master.checkpoints().items()
+    assert last_line == f"{words} after step {step} of 200, saved as checkpoint {uuid}"
+
+
+def test_the_end_of_a_grid_says_what_to_do_with_it(tiny_model, master, monkeypatch):
+    given = {
+        "searcher": GRID_SEARCHER,
+        "hyperparameters": {
+            "model": {"pretrained_model_name_or_path": str(tiny_model)},
+            "grid": {"prompts": "a ball", "num_seeds": 8, "num_inference_steps": 20},
+            "output": {"batch_size": 1, "checkpoint_freq": 1},
+        },
+    }
+    monkeypatch.setattr(store, "MAX_PENDING", 1)
+    master.state = "PAUSED"
+    pause(master, told("/checkpoints", 2))
+    last_line = master.run(given, command="generate").splitlines()[-1]
+    made, uuid = list(master.checkpoints().items())[-1]
+    assert last_line == f"paused after {made} of 8 images, saved as checkpoint {uuid}"
+    master.preempt.clear()
+    said = master.run(given, command="generate")
+    uuid = master.checkpoints()[8]
+    assert f"\nall 8 images: checkpoint {uuid}\nnext:\n" in said
+    assert [command[-1] for command in commands_of(said).values()] == [uuid, "1"]
 
 
 POLICIES = experiment_of(ROOT / "finetune_const.yaml")["log_policies"]
@@ -485,9 +595,6 @@ def login(master, monkeypatch):
     for name, value in (env | {"DET_USER_TOKEN": "s"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(client, "_determined", None)
-
-
-GRID_SEARCHER = {"name": "single", "metric": "images", "smaller_is_better": False}
 
 
 @pytest.mark.slow
@@ -611,7 +718,10 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
     master.run(given, command="evaluate")
     assert 2 <= max(master.stored()) < 8
     master.preempt.clear()
-    assert "of 8 images are there already" in master.run(given, command="evaluate")
+    said = master.run(given, command="evaluate")
+    assert "of 8 images are there already" in said
+    assert f"\nfigures, samples and picture: checkpoint {master.checkpoints()[8]}\nnext:" in said
+    assert commands_of(said)["see how it went"][-1] == "1"
     last = master.stored()[8]
     found = json.loads((last / "evaluation.json").read_text())
     assert {"evaluation.png", "samples.png", "images.zip"} <= {p.name for p in last.iterdir()}

@@ -43,10 +43,19 @@ def configuration(
     return config, folder
 
 
-def stopped(run) -> int:
-    """Print that a run off cluster was interrupted; return its exit code, as a shell gives it."""
+def stopped(run, after: str) -> int:
+    """Print that a run was stopped after so much; return its exit code, off cluster a shell's."""
+    if task.on_cluster():
+        if run.is_chief:
+            run.print(f"{run.why_stopped()} after {after}, saved as checkpoint {run.stored_uuid}")
+        return 0
     run.print("stopped; the same command goes on from here")
     return 128 + (run.stop_signal or 0)
+
+
+def images_done(grid) -> str:
+    """Say how many images of a grid are stored; known to the chief, who prints it."""
+    return f"{len(grid.store.finished) if grid.store else 0} of {len(grid.jobs)} images"
 
 
 def print_commands(commands: dict[str, list]) -> None:
@@ -55,6 +64,14 @@ def print_commands(commands: dict[str, list]) -> None:
     for what, words in commands.items():
         program, *rest = map(str, words)
         progress.say(f"  {what}:\n    {program} {shlex.join(rest)}")
+
+
+def cluster_commands(uuid: str) -> dict[str, list]:
+    """Return the commands that one wants after any trial, by what they are for."""
+    return {
+        "fetch it to a computer of your own": ["python", "-m", "detsd", "download", uuid],
+        "see how it went": ["det", "tensorboard", "start", task.experiment_id()],
+    }
 
 
 def tensorboard(folder: Path) -> list[str]:

@@ -6,7 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from detsd.cli.common import PROG, configuration, stopped
+from detsd.cli.common import (
+    PROG,
+    cluster_commands,
+    configuration,
+    images_done,
+    print_commands,
+    stopped,
+)
 from detsd.concepts.source import ConceptSource
 from detsd.config import EvaluateConfig, load_config, override, parse_config
 from detsd.evaluate.preflight import check_evaluate
@@ -29,10 +36,13 @@ def evaluate(args: argparse.Namespace) -> int:
         done = evaluation.evaluate()
         if run.is_chief and done:
             progress.say(table(evaluation.result))
-        if task.on_cluster():
-            return 0
         if not done:
-            return stopped(run)
+            return stopped(run, images_done(evaluation.grid))
+        if task.on_cluster():
+            if run.is_chief:
+                progress.say(f"figures, samples and picture: checkpoint {run.stored_uuid}")
+                print_commands(cluster_commands(run.stored_uuid))
+            return 0
         run.print(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
         run.print(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")
     return 0

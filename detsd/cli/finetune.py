@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from detsd.cli.common import PROG, configuration, print_commands, stopped, tensorboard
+from detsd.cli.common import (
+    PROG,
+    cluster_commands,
+    configuration,
+    print_commands,
+    stopped,
+    tensorboard,
+)
 from detsd.concepts.source import ConceptSource
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs import task
@@ -43,7 +51,8 @@ def finetune(args: argparse.Namespace) -> int:
         from detsd.utils.memory import is_out_of_memory
     with open_run(folder, args.warm_start, accelerate=True) as run:
         try:
-            done = Trainer(config, run).train()
+            trainer = Trainer(config, run)
+            done = trainer.train()
         except Diverged as end:
             if not on_cluster:
                 raise
@@ -58,11 +67,13 @@ def finetune(args: argparse.Namespace) -> int:
                 "lower training.train_batch_size and raise training.gradient_accumulation_steps by "
                 "as much, or set training.gradient_checkpointing to true"
             ) from None
-        if on_cluster:
-            return 0
         if not done:
-            return stopped(run)
-        if run.is_chief:
+            steps = f"step {trainer.state.steps_completed} of {config.training.num_sgd_steps}"
+            return stopped(run, steps)
+        if run.is_chief and on_cluster:
+            progress.say(trainer.best_line)
+            print_next_steps_on_cluster(config, trainer.state.best_uuid or run.stored_uuid)
+        elif run.is_chief:
             print_next_steps(config, folder)
     return 0
 
@@ -94,24 +105,10 @@ def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
     if (folder / "before_after.png").is_file():
         progress.say(f"before and after: {folder / 'before_after.png'}")
         progress.say(f"time-lapse: {folder / 'time_lapse.gif'} and time_lapse.png")
-    i, words = config.inference, config.concepts.concept_strs
-    model, revision = config.model.pretrained_model_name_or_path, config.model.revision
-    settings = {
-        "model.pretrained_model_name_or_path": model,
-        **({"model.revision": revision} if revision else {}),
-        "concepts.files": folder,
-        "grid.prompts": i.inference_prompts or [f"a photo of a {word}" for word in words],
-        "grid.scheduler_names": i.scheduler_name,
-        "grid.num_inference_steps": i.num_inference_steps,
-        "grid.guidance_scales": [2, 4, 7],
-        "grid.num_seeds": 3,
-    }
-    pairs = [
-        f"{key}={json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v}"
-        for key, v in settings.items()
-    ]
+    model = config.model.pretrained_model_name_or_path
     other = [] if model == BUNDLED else ["--model", model]
-    grid = [word for pair in pairs for word in ("--set", pair)]
+    settings = grid_settings(config, {"concepts.files": folder}) | {"grid.num_seeds": 3}
+    grid = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     print_commands(
         {
             "look at what was learned": [PROG, "show", folder],
@@ -123,3 +120,34 @@ def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
             "see how it went": tensorboard(folder),
         }
     )  # fmt: skip
+
+
+def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str) -> None:
+    """Print the commands that one wants after a trial, with its best checkpoint, to be pasted."""
+    concepts = {"concepts.files": "[]", "concepts.uuids": json.dumps([uuid])}
+    settings = grid_settings(config, concepts)
+    grid = [
+        word
+        for key, value in settings.items()
+        for word in ("--config", f"hyperparameters.{key}={value}")
+    ]
+    print_commands(
+        {"make a grid of images": ["det", "e", "create", "generate_demo.yaml", ".", *grid]}
+        | cluster_commands(uuid)
+    )
+
+
+def grid_settings(config: FinetuneConfig, concepts: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a grid that shows what was learned, as YAML by their keys."""
+    i, words = config.inference, config.concepts.concept_strs
+    prompts = i.inference_prompts or [f"a photo of a {word}" for word in words]
+    revision = config.model.revision
+    return {
+        "model.pretrained_model_name_or_path": config.model.pretrained_model_name_or_path,
+        **({"model.revision": revision} if revision else {}),
+        **concepts,
+        "grid.prompts": json.dumps(prompts, ensure_ascii=False),
+        "grid.scheduler_names": i.scheduler_name,
+        "grid.num_inference_steps": i.num_inference_steps,
+        "grid.guidance_scales": json.dumps([2, 4, 7]),
+    }

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from detsd.cli.common import PROG, configuration, print_commands, stopped, tensorboard
+from detsd.cli.common import (
+    PROG,
+    cluster_commands,
+    configuration,
+    images_done,
+    print_commands,
+    stopped,
+    tensorboard,
+)
 from detsd.config import GenerateConfig, load_config, override, parse_config
 from detsd.generate.preflight import check_generate
 from detsd.runs import task
@@ -24,10 +32,13 @@ def generate(args: argparse.Namespace) -> int:
     with open_run(folder) as run:
         grid = Grid(config, run)
         done = grid.generate()
-        if task.on_cluster():
-            return 0
         if not done:
-            return stopped(run)
+            return stopped(run, images_done(grid))
+        if task.on_cluster():
+            if run.is_chief:
+                progress.say(f"all {len(grid.jobs)} images: checkpoint {run.stored_uuid}")
+                print_commands(cluster_commands(run.stored_uuid))
+            return 0
         if args.source and not args.set:
             if grid.store:  # on the chief
                 path = grid.store.path(0)

@@ -23,11 +23,17 @@ from detsd.runs.folder import read_metadata
 from detsd.runs.master_watch import MAX_PAUSE, MasterWatch, watch_master
 from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_together
 from detsd.runs.run import Run
-from detsd.runs.task import cluster_experiment
+from detsd.runs.task import cluster_experiment, experiment_id
 from detsd.utils import progress
 from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
+
+# What signals a trial to save and leave, by the state of its experiment.
+STOPS = {
+    "PAUSED": "paused", "STOPPING_CANCELED": "canceled", "CANCELED": "canceled",
+    "ACTIVE": "preempted", "RUNNING": "preempted", "QUEUED": "preempted",
+}  # fmt: skip
 
 JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
 
@@ -66,6 +72,7 @@ class DeterminedRun(Run):
         """Resume from a restored checkpoint; its metadata tells whose it is."""
         self.latest, self.latest_uuid = checkpoint, uuid
         self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
+        self.stored_uuid = uuid if self.latest_is_own else ""
 
     def report(self, steps, metrics, group="training"):
         if self.is_chief:
@@ -94,6 +101,7 @@ class DeterminedRun(Run):
             try:
                 with self.context.checkpoint.store_path(facts) as (path, uuid):
                     write(path)
+                self.stored_uuid = uuid
                 return uuid
             except (api_errors.MasterNotFoundException, api_errors.BadRequestException) as error:
                 # The harness waits for a master that is away, but not where it went while it
@@ -111,8 +119,9 @@ class DeterminedRun(Run):
                 entry = client.get_model(model)
             except api_errors.NotFoundException:
                 entry = client.create_model(model)
-            if any(v.checkpoint.uuid == uuid for v in entry.list_versions()):
-                return  # by this very trial, before it was restarted
+            for version in entry.list_versions():
+                if version.checkpoint.uuid == uuid:  # by this very trial, before it was restarted
+                    return f"version {version.model_version} of {model}"
             version = entry.register_version(uuid)
             version.set_name(title)
             version.set_notes(notes)
@@ -122,8 +131,10 @@ class DeterminedRun(Run):
                 "det model register-version, after det model create where there is no such model",
                 *(uuid, title, model, one_line(error)),
             )
-        else:
-            self.print(f"registered as version {version.model_version} of {model}: {title}")
+            return ""
+        found = f"version {version.model_version} of {model}"
+        self.print(f"registered as {found}: {title}")
+        return found
 
     def fetch(self, uuid, to, wanted=lambda name: True):
         alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
@@ -136,6 +147,18 @@ class DeterminedRun(Run):
 
     def asked_to_stop(self):
         return self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
+
+    def why_stopped(self):
+        from determined.experimental import client  # here, since few trials need it
+
+        if self._judged.is_set():
+            return "ended by the search"
+        # A preemption is signalled alike, whoever wants it. Where nobody answers, it stays open.
+        with contextlib.suppress(Exception):
+            if not self._master.away.is_set():
+                state = client.get_experiment(experiment_id()).state.name
+                return STOPS.get(state, "stopped")
+        return "stopped"
 
     def should_stop(self):
         # The harness would signal a preemption to the other ranks, but not the searcher's decision.

@@ -160,6 +160,7 @@ class LocalRun(Run):
             title,
             self.folder,
         )
+        return ""
 
     def asked_to_stop(self):
         self._stops_gently = True  # by now there is something to lose

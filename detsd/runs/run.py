@@ -61,6 +61,7 @@ class Run:
     latest: Path | None = None
     latest_is_own: bool = True
     latest_uuid: str = ""
+    stored_uuid: str = ""  # a cluster's name for the newest checkpoint of this run
     writer: SummaryWriter | None = None  # on the chief only
 
     @property
@@ -146,10 +147,13 @@ class Run:
         """
         raise NotImplementedError
 
-    def register(self, model: str, uuid: str, title: str, notes: str) -> None:
+    def register(self, model: str, uuid: str, title: str, notes: str) -> str:
         """Register a stored checkpoint as a version of a model, once. Chief only.
 
         Once, however often it is asked for. The model is made where there is none of that name.
+
+        Returns:
+            The version, as "version 1 of NAME"; "" where there is none.
         """
         raise NotImplementedError
 
@@ -160,6 +164,10 @@ class Run:
     def asked_to_stop(self) -> bool:
         """Return whether this rank was asked to save and leave."""
         raise NotImplementedError
+
+    def why_stopped(self) -> str:
+        """Return what ended the run early, to be followed by "after ..."."""
+        return "stopped"
 
     def should_stop(self) -> bool:
         """Return whether any rank was asked to save and leave. Collective."""

@@ -17,6 +17,11 @@ def on_cluster() -> bool:
     return info is not None and info.task_type == "TRIAL"
 
 
+def experiment_id() -> int:
+    """Return the number of the trial's experiment."""
+    return _cluster_info().trial.experiment_id
+
+
 def cluster_hyperparameters() -> dict[str, Any]:
     """Return the trial's hyperparameters, as the searcher chose them."""
     return _cluster_info().trial.hparams

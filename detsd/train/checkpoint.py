@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -182,14 +183,35 @@ class Checkpoints:
         with atomic_write(path) as staging:
             staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
 
-    def register(self, state: TrainState) -> None:
-        """Make the best checkpoint a version of the model that the configuration may name."""
+    def register(self, state: TrainState) -> str:
+        """Make the best checkpoint a version of the model that the configuration may name.
+
+        Returns:
+            The version, as "version 1 of NAME"; "" where there is none.
+        """
         name = self._config.training.register_model
         if name and state.best and self._run.is_chief:
             title = f"{', '.join(self._vocabulary.names)}, step {state.best}"
             figures = {"model": self._step.model.name} | state.validations[state.best]
             notes = "\n".join(f"- {key}: {value}" for key, value in figures.items())
-            self._run.register(name, state.best_uuid, title, notes)
+            return self._run.register(name, state.best_uuid, title, notes)
+        return ""
+
+    def best_line(self, state: TrainState, initial_val_loss: float) -> str:
+        """Say which step is the best, with its metrics beside the initializer's. Chief only."""
+        if not state.best:
+            return f"step {state.steps_completed}, without a validation"
+        initial = {"val_loss": initial_val_loss}
+        if self._metrics:
+            baselines = self._metrics.baselines
+            initial["clip_image_similarity"] = fmean(b.image_low for b in baselines)
+            initial["clip_text_similarity"] = fmean(b.text_high for b in baselines)
+        beside = {name: f" (initializer {value:.4f})" for name, value in initial.items()}
+        metrics = ", ".join(
+            f"{name} {value:.4f}{beside.get(name, '')}"
+            for name, value in state.validations[state.best].items()
+        )
+        return f"step {state.best} of {state.steps_completed} is the best: {metrics}"
 
     def restore(self, samples_per_step: int) -> TrainState:
         """Restore all from a checkpoint of this run; only the vectors from another's.

@@ -50,6 +50,7 @@ class Trainer:
 
     Attributes:
         phases: this rank's work of each kind, done and left; costs in passes of the UNet.
+        version: what the best checkpoint is in the cluster's registry, after the end; else "".
     """
 
     def __init__(self, config: FinetuneConfig, run: Run):
@@ -107,7 +108,7 @@ class Trainer:
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
                 "training; set model.precision to fp32, or use another base model"
             )
-        self.phases = self._phases()
+        self.phases, self.version = self._phases(), ""
         run.begin()
         self.samples.restart(self.state.steps_completed, self._new_samples)
         self.checkpoints.keep_best(self.state)  # of the checkpoint that this goes on from
@@ -182,6 +183,13 @@ class Trainer:
         """True where nothing is left to train."""
         return self.state.steps_completed >= self.config.training.num_sgd_steps or self.plateaued
 
+    @property
+    def best_line(self) -> str:
+        """A line on the best step, its metrics and its checkpoint on a cluster. Chief only."""
+        uuid = self.state.best_uuid or self.run.stored_uuid
+        where = ", ".join(filter(None, (f"checkpoint {uuid}", self.version)))
+        return f"{self.checkpoints.best_line(self.state, self.initial_val_loss)}; {where}"
+
     def train(self) -> bool:
         """Train to the end. False when stopped before it, with a checkpoint saved."""
         if not self.complete:
@@ -190,7 +198,7 @@ class Trainer:
                 self._train(bar)
         if self.complete:
             self.run.report_progress(1.0)
-            self.checkpoints.register(self.state)
+            self.version = self.checkpoints.register(self.state)
         return self.complete
 
     def _train(self, bar: Bar) -> None:
