@@ -99,6 +99,7 @@ class Master:
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
         self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
         self._deleted: dict[str, dict] = {}  # those that were collected
+        self._shown: dict[str, dict] = {}  # uuid -> metadata that were changed afterwards
         self._trials: dict[int, dict] = {}  # trial -> the experiment's configuration
         self.models: dict[str, list[dict]] = {}  # the registry: name -> its versions
         self._hooks: list[tuple[Callable, Callable]] = []
@@ -239,6 +240,8 @@ class Master:
             return self._described_experiment(found[1])
         elif path == "/api/v1/trials/metrics/trial_metrics":
             return self._validations(int(query["trialIds"][0]))
+        elif found := re.fullmatch(r"/api/v1/checkpoints/(.+)/metadata", path):
+            self._shown[found[1]] = body["checkpoint"]["metadata"]  # the files stay as they are
         elif found := re.fullmatch(r"/api/v1/checkpoints/(.+)", path):
             return {"checkpoint": self._described(found[1])}
         elif path == "/api/v1/checkpoints":
@@ -246,13 +249,14 @@ class Master:
                 raise Refused("a checkpoint without steps_completed")
             self._checkpoints[body["uuid"]] = body
         elif path.startswith("/api/v1/models"):
-            return self._hear_registry(*map(unquote, path.split("/")[4:]), body=body)
+            newest = query.get("orderBy") == ["ORDER_BY_DESC"]
+            return self._hear_registry(*map(unquote, path.split("/")[4:]), body=body, newest=newest)
         else:
             raise Refused("no such call")
         return {}
 
     def _hear_registry(
-        self, name: str = "", versions: str = "", number: str = "", *, body: dict
+        self, name: str = "", versions: str = "", number: str = "", *, body: dict, newest: bool
     ) -> dict:
         """`models`, `models/NAME`, `models/NAME/versions` and `models/NAME/versions/NUMBER`."""
         if not name:
@@ -274,9 +278,14 @@ class Master:
                 "model": model,
             })  # fmt: skip
         elif number:
+            if not 1 <= int(number) <= len(found):
+                raise Unknown
             found[int(number) - 1].update(body)
+        for version in found:
+            version["checkpoint"] = self._described(version["checkpoint"]["uuid"])
+        this = found[int(number or 0) - 1] if found else None
         return {
-            "model": model, "modelVersions": found, "modelVersion": found[-1] if found else None,
+            "model": model, "modelVersions": found[::-1] if newest else found, "modelVersion": this,
             "pagination": {"endIndex": len(found), "total": len(found)},
         }  # fmt: skip
 
@@ -304,7 +313,7 @@ class Master:
         storage |= self._trials.get(7, {}).get("checkpoint_storage", {})
         return {
             "uuid": uuid, "state": f"STATE_{state}",
-            "metadata": report["metadata"],
+            "metadata": self._shown.get(uuid, report["metadata"]),
             "resources": report["resources"], "training": {
                 "experimentConfig": {"checkpoint_storage": storage}, "experimentId": 1,
                 "trialId": 7, "hparams": {},

@@ -36,8 +36,9 @@ from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import FinetuneConfig, GenerateConfig, parse_config
 from detsd.generate import store
-from detsd.runs import ranks
+from detsd.runs import download, ranks
 from detsd.runs.download import deleted
+from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import AcceleratedRanks, _distributed
 from detsd.train.trainer import Trainer
 from detsd.train.validation import Validation
@@ -366,6 +367,72 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     assert version["checkpoint"]["metadata"]["best"] == {"steps_completed": 2, "val_loss": 0.3}
     assert version["name"] == "blob-thing, step 2"
     assert "- val_loss: 0.3" in version["notes"]
+
+
+def test_models_of_the_registry_stand_for_their_checkpoints(
+    experiment, master, monkeypatch, tmp_path, capsys
+):
+    """By name or by name and version, in a trial and off cluster; noted with the uuid."""
+    monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
+    training = {"num_sgd_steps": 4, "checkpoint_freq": 2, "register_model": "my-blob"}
+    given = experiment_of(experiment(training=training))
+    master.run(given)
+    (version,) = master.models["my-blob"]
+    first = version["checkpoint"]["uuid"]
+    shown = master._described(first)["metadata"]  # det model list-versions prints all of it
+    assert "config" not in shown
+    assert (shown["num_sgd_steps"], shown["learning_rate"]) == (4, 0.01)
+    assert shown["best"]["steps_completed"] == shown["steps_completed"]
+    assert len(json.dumps(shown)) < 700
+    assert read_metadata(master.store(first))["config"]["training"]["num_sgd_steps"] == 4
+
+    grid = {
+        "model": given["hyperparameters"]["model"], "concepts": {"models": "my-blob"},
+        "grid": {"prompts": "a blob-thing", "num_inference_steps": 2, "num_seeds": 6},
+        "output": {"batch_size": 1, "checkpoint_freq": 1},
+    }  # fmt: skip
+    experiment_ = {"hyperparameters": grid, "searcher": GRID_SEARCHER}
+    monkeypatch.setattr(store, "MAX_PENDING", 1)  # no image is made while one waits to be stored
+    pause(master, told("/checkpoints", 1))
+    said = master.run(experiment_, trial=8, command="generate")
+    assert f"model my-blob: version 1, checkpoint {first}" in said
+    master.preempt.clear()
+    master.run(given, trial=9)  # another version, while the grid is paused
+    second = master.models["my-blob"][1]["checkpoint"]["uuid"]
+    said = master.run(experiment_, trial=8, command="generate")
+    assert "model my-blob" not in said
+    assert re.search("[1-5] of 6 images are there already", said)
+    newest = master.stored(8)[6]
+    assert read_metadata(newest)["models"] == {"my-blob": first}
+    (line,) = {line.split('"source": ')[1][:50] for line in manifest(newest)}
+    assert line.startswith(f'"uuid:{first}"')
+
+    login(master, monkeypatch)
+    path = tmp_path / "grid.yaml"
+    for models, uuid in (("my-blob", second), ("my-blob:1=other-word", first)):
+        word = "other-word" if "=" in models else "blob-thing"
+        grid["grid"]["prompts"] = f"a {word}"
+        path.write_text(
+            yaml.safe_dump({"hyperparameters": grid | {"concepts": {"models": models}}})
+        )
+        out = tmp_path / word
+        assert main(["generate", str(path), "--output-dir", str(out)]) == 0
+        assert f'"source": "uuid:{uuid}' in (out / "manifest.jsonl").read_text()
+    capsys.readouterr()
+    assert main(["show", "model:my-blob:1"]) == 0
+    assert "blob-thing" in capsys.readouterr().out
+    assert main(["download", "model:my-blob", "--output-dir", str(tmp_path / "got")]) == 0
+    assert (tmp_path / "got" / "learned_embeddings_dict.pt").is_file()
+    for name, sentence in (
+        ("my-blob:3", "model 'my-blob' has no version 3; det model list-versions shows them"),
+        ("our-blob", "the registry has no model 'our-blob'; det model list shows them"),
+    ):
+        assert main(["show", f"model:{name}"]) == 2
+        assert capsys.readouterr().err == f"detsd: {sentence}\n"
+
+
+def manifest(checkpoint):
+    return (checkpoint / "manifest.jsonl").read_text().splitlines()
 
 
 def test_a_trial_of_a_search_that_has_settled(experiment, master):

@@ -15,8 +15,9 @@ def download(args: argparse.Namespace) -> int:
     """Fetch all that a checkpoint of the cluster stands for; exit code."""
     from detsd.generate.shards import download_grid
 
-    folder = args.output_dir or Path("outputs") / args.uuid
-    count = download_grid(args.uuid, folder)
+    source = ConceptSource.parse(args.uuid)
+    folder = args.output_dir or Path("outputs") / (source.model or args.uuid)
+    count = download_grid(source.resolved.uuid or args.uuid, folder)
     print(f"{folder}: {count} images" if count else f"{folder}")
     return 0
 

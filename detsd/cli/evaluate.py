@@ -60,8 +60,9 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
         )
     sources = [ConceptSource.parse(word) for word in words]
     settings = {
-        "concepts.files": [str(source) for source in sources if not source.uuid],
-        "concepts.uuids": [str(source)[len("uuid:") :] for source in sources if source.uuid],
+        "concepts.files": [str(s) for s in sources if not (s.uuid or s.model)],
+        "concepts.uuids": [str(s).removeprefix("uuid:") for s in sources if s.uuid],
+        "concepts.models": [str(s).removeprefix("model:") for s in sources if s.model],
         "evaluation.images": args.images and str(args.images),
         "evaluation.lineup": [str(folder) for folder in args.lineup or []],
         "evaluation.all_checkpoints": args.all_checkpoints,
@@ -81,7 +82,7 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
     override(hyperparameters, overrides, source)
     config = parse_config(hyperparameters, source, EvaluateConfig)
     first = sources[0].path
-    title = sources[0].uuid or (first.stem if first.is_file() else first.name)
+    title = sources[0].uuid or sources[0].model or (first.stem if first.is_file() else first.name)
     return config, source, f"evaluate-{title}"
 
 

@@ -15,7 +15,7 @@ from detsd.cli.generate import generate
 from detsd.concepts.source import LAYOUTS
 from detsd.utils.paths import BUNDLED
 
-SOURCE = "concept file, checkpoint, run folder or uuid"
+SOURCE = "concept file, checkpoint, run folder, uuid or model:NAME of the registry"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +90,9 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 
 def _download(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("download", help="fetch all images of a grid from the cluster")
-    command.add_argument("uuid", help="its newest checkpoint (det e list-checkpoints)")
+    command.add_argument(
+        "uuid", help="its newest checkpoint (det e list-checkpoints), or model:NAME of the registry"
+    )
     command.add_argument("--output-dir", type=Path, help="default: outputs/UUID")
     command.set_defaults(run=download)
 

@@ -210,7 +210,7 @@ def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
 
     Where they lie is what an image notes: the same file even when a run has gone on since.
     """
-    source = ConceptSource.parse(named)
+    source = ConceptSource.parse(named).resolved
     if source.uuid:
         return read_concepts(source), str(source), str(named)
     source = source.located

@@ -37,19 +37,25 @@ class ConceptSource:
         word: for the only concept, or for `old` of several; "" for the words that the file has.
         uuid: the checkpoint, in place of a path; else "".
         old: the word in the file that `word` replaces; "" for the only one.
+        model: a model of the cluster's registry, `name` or `name:version`, in place of a path.
     """
 
     path: Path
     word: str = ""
     uuid: str = ""
     old: str = ""
+    model: str = ""
 
     @classmethod
     def parse(cls, source: str | Path | ConceptSource) -> ConceptSource:
-        """Parse `path`, `path=word`, `path=old=word`, and the same with a uuid or `uuid:...`."""
+        """Parse a path, uuid, `uuid:...` or `model:...`, with `=word`, `=old=word` or without."""
         if isinstance(source, ConceptSource):
             return source
         text = str(source)
+        if text.startswith("model:") and not os.path.exists(text):
+            model, _, words = text[len("model:") :].partition("=")
+            old, _, word = words.rpartition("=")
+            return cls(Path(), word.strip(), old=old.strip(), model=model)
         uuid, _, words = text.removeprefix("uuid:").partition("=")
         if text.startswith("uuid:") or (UUID.fullmatch(uuid) and not os.path.exists(text)):
             old, _, word = words.rpartition("=")
@@ -66,10 +72,11 @@ class ConceptSource:
     @classmethod
     def looks_like(cls, text: str) -> bool:
         """Return whether a text names a file or folder, there or missing, and is no phrase."""
-        return _is_path(text) or bool((source := cls.parse(text)).word and not source.uuid)
+        return _is_path(text) or bool((source := cls.parse(text)).word and source.path.name)
 
     def __str__(self) -> str:
         where = f"uuid:{self.uuid}" if self.uuid else str(self.path)
+        where = f"model:{self.model}" if self.model else where
         return "=".join(filter(None, (where, self.old, self.word)))
 
     @property
@@ -78,11 +85,11 @@ class ConceptSource:
 
         A checkpoint of a cluster is downloaded once.
         """
-        path = self.path
-        if self.uuid:
+        path, uuid = self.path, self.resolved.uuid
+        if uuid:
             from detsd.runs.download import cached_checkpoint  # late: it imports determined
 
-            path = cached_checkpoint(self.uuid)
+            path = cached_checkpoint(uuid)
         if not os.path.exists(path):
             raise UserError(f"{path} does not exist; {HINT}")
         if not path.is_dir():
@@ -102,14 +109,23 @@ class ConceptSource:
         raise UserError(f"{path} is {what}; {HINT}")
 
     @property
+    def resolved(self) -> ConceptSource:
+        """The source with the uuid that a model of the registry stands for now."""
+        if not self.model:
+            return self
+        from detsd.runs.registry import find_version  # late: it imports determined
+
+        return dataclasses.replace(self, uuid=find_version(self.model)[0], model="")
+
+    @property
     def located(self) -> ConceptSource:
         """The source with its file in place of a folder."""
-        return dataclasses.replace(self, path=self.file, uuid="")
+        return dataclasses.replace(self, path=self.file, uuid="", model="")
 
     def problems(self, key: str, beside: Path | None = None) -> list[str]:
         """Return what is wrong with the path; the content of its file is not read."""
         try:
-            _ = self.uuid or self.file  # a checkpoint is not downloaded for this
+            _ = self.uuid or self.model or self.file  # nothing is downloaded for this
         except UserError as error:
             there = os.path.exists(self.path)  # False also for names too long for a file
             return [f"{key}: {error}" + ("" if there else looked(str(self), beside))]

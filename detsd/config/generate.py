@@ -30,6 +30,11 @@ class LearnedConceptsConfig(Section):
     uuids: list[Source] = setting(
         [], "uuids of Determined checkpoints of fine-tunings; {uuid: word} as above"
     )
+    models: list[Source] = setting(
+        [],
+        "models of Determined's registry: name (its latest version) or name:version; {name: word} "
+        "as above",
+    )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Evaluation:
     def __init__(self, config: EvaluateConfig, run: Run):
         self.config, self.run = config, run
         run.assert_equal_across_ranks(evaluation=flat(dataclasses.asdict(config)))
-        self.sample_sets = find_sample_sets(config)
+        self.sample_sets = find_sample_sets(config, run.model_uuids(config.concepts.models))
         self.references = [s.reference for s in self.sample_sets if not s.concept]
         with run.ranks.local_main_process_first():
             widths = read_spec(resolve_model(config.model)).widths

@@ -26,8 +26,11 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
     e, model = config.evaluation, config.model
     problems = model_problems(model, beside)
     problems += evaluator_problems(config.evaluator, model.pretrained_model_name_or_path)
-    if not (config.concepts.files or config.concepts.uuids):
-        problems.append("concepts.files and concepts.uuids are empty; name a concept to evaluate")
+    if not (config.concepts.files or config.concepts.uuids or config.concepts.models):
+        problems.append(
+            "concepts.files, concepts.uuids and concepts.models are empty; name a concept to "
+            "evaluate"
+        )
     for key, folders in (("images", [e.images] if e.images else []), ("lineup", e.lineup)):
         found = (folder_problem(folder, beside) for folder in folders)
         problems += [f"evaluation.{key}: {problem}" for problem in found if problem]

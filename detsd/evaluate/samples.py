@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +53,14 @@ class SampleSet:
     source: str = ""
 
 
-def _files(config: EvaluateConfig) -> list[tuple[ConceptSource, str]]:
+def _files(config: EvaluateConfig, uuids: Sequence[str]) -> list[tuple[ConceptSource, str]]:
     """Return the concept files to evaluate, and their names in an image's settings."""
     found = []
     for source in map(ConceptSource.parse, config.concepts.files):
         every = RunFolder(source.path).concept_files() if config.evaluation.all_checkpoints else []
         for file in every or [source.file]:
             found.append((dataclasses.replace(source, path=file), str(file)))
-    for uuid in config.concepts.uuids:
+    for uuid in [*config.concepts.uuids, *uuids]:
         source = ConceptSource.parse(f"uuid:{uuid}")
         found.append((source.located, f"uuid:{source.uuid}"))
     return found
@@ -96,10 +97,14 @@ def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> C
     )
 
 
-def find_sample_sets(config: EvaluateConfig) -> list[SampleSet]:
-    """Return the samples to make: of each reference's initializer, then of each of its concepts."""
+def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[SampleSet]:
+    """Return the samples to make: of each reference's initializer, then of each of its concepts.
+
+    Args:
+        uuids: checkpoints besides those of the configuration.
+    """
     found = []
-    for named, source in _files(config):
+    for named, source in _files(config, uuids):
         concepts = read_concepts(named)
         for concept in concepts:
             reference = _reference(concept, named.path, config.evaluation.images)

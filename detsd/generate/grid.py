@@ -73,6 +73,7 @@ class Grid:
         m = dataclasses.replace(
             config.model, revision=config.model.revision or self._stored_commit()
         )
+        self._uuids = [*config.concepts.uuids, *run.model_uuids(config.concepts.models)]
         # Before the weights are downloaded, if the tokenizer can be had alone.
         spelling_checked = run.is_chief and self._warn_of_spelling(m)
         self.pipeline = self._load(m)
@@ -127,8 +128,7 @@ class Grid:
 
     def _warn_of_spelling(self, model: ModelConfig) -> bool:
         """Warn of misspelled concepts without the model's weights; False: no tokenizer yet."""
-        concepts = self.config.concepts
-        sources = [*concepts.files, *(f"uuid:{uuid}" for uuid in concepts.uuids)]
+        sources = [*self.config.concepts.files, *(f"uuid:{uuid}" for uuid in self._uuids)]
         if self.run.latest and (self.run.latest / DICT_FILE).is_file():
             sources.append(str(self.run.latest))
         names = [concept.name for source in sources for concept in find_concepts(source)[0]]
@@ -152,7 +152,7 @@ class Grid:
                 device=self.run.ranks.device,
                 safety_checker=model.safety_checker,
                 concepts=self.config.concepts.files,
-                uuids=self.config.concepts.uuids,
+                uuids=self._uuids,
             )
 
     def _load_source(self) -> str:

@@ -187,6 +187,7 @@ class ImageStore:
         metadata = {
             "kind": "generate",
             "config": dataclasses.asdict(self.config),
+            "models": dict(self.run.models),
             "complete": count == len(self.jobs),
             "source": self.source,
             "images": count,

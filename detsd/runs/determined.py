@@ -22,6 +22,7 @@ from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
 from detsd.runs.master_watch import MAX_PAUSE, MasterWatch, watch_master
 from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_together
+from detsd.runs.registry import shorten
 from detsd.runs.run import Run
 from detsd.runs.task import cluster_experiment, experiment_id
 from detsd.utils import progress
@@ -125,6 +126,10 @@ class DeterminedRun(Run):
             version = entry.register_version(uuid)
             version.set_name(title)
             version.set_notes(notes)
+            metadata = version.checkpoint.metadata
+            short = shorten(metadata)
+            version.checkpoint.add_metadata(short)
+            version.checkpoint.remove_metadata([key for key in metadata if key not in short])
         except Exception as error:  # what was learned is stored
             logger.warning(
                 "checkpoint %s (%s) could not be registered as %r (%s); do so with "

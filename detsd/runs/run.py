@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import google_crc32c
@@ -18,7 +19,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer import record_writer
 from torch.utils.tensorboard import SummaryWriter
 
+from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import Ranks
+from detsd.runs.registry import find_version
 from detsd.utils import progress
 from detsd.utils.errors import UserError
 from detsd.utils.pictures import open_picture
@@ -47,6 +50,7 @@ class Run:
             (warm start: learned rows only).
         latest_uuid: what a cluster calls `latest`.
         latest_name: what a person calls it.
+        models: the uuid that each model of the registry stands for in this run.
         begin_anew: how to begin another run, and `warm_start` how to keep what was learned, in
             messages.
     """
@@ -63,6 +67,22 @@ class Run:
     latest_uuid: str = ""
     stored_uuid: str = ""  # a cluster's name for the newest checkpoint of this run
     writer: SummaryWriter | None = None  # on the chief only
+    models: Mapping[str, str] = MappingProxyType({})
+
+    def model_uuids(self, names: list[str]) -> list[str]:
+        """Return the uuids of models of the registry, with their words: `uuid=word`. Collective.
+
+        A run that goes on keeps those that it began with, whatever was registered since.
+        """
+        known = read_metadata(self.latest) if self.latest and self.latest_is_own else {}
+        found = dict(known.get("models", {}))
+        for model in dict.fromkeys(name.partition("=")[0] for name in names):
+            if self.is_chief and model not in found:
+                found[model], version = find_version(model)
+                self.print(f"model {model}: version {version}, checkpoint {found[model]}")
+        self.models = self.ranks.allgather(found)[0] if names else {}
+        parts = [name.partition("=") for name in names]
+        return [f"{self.models[model]}{equals}{word}" for model, equals, word in parts]
 
     @property
     def is_chief(self) -> bool:

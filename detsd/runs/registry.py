@@ -1,0 +1,56 @@
+"""Models of a Determined cluster's registry by the checkpoints that they stand for."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from determined.common.api import errors as api_errors
+
+from detsd.utils.errors import UserError, one_line
+
+# Of a configuration, what tells one version from another in a list.
+SETTINGS = {
+    "model": ("pretrained_model_name_or_path",),
+    "concepts": ("num_vectors",),
+    "training": ("num_sgd_steps", "learning_rate", "lr_scheduler", "train_batch_size"),
+}
+
+
+def find_version(name: str) -> tuple[str, int]:
+    """Return the checkpoint's uuid, and the version, of `model` (its latest) or `model:version`.
+
+    The master and the login are those of the `det` command line.
+    """
+    from determined.experimental import client  # here, since laptops without a cluster need it not
+
+    model, number = re.fullmatch(r"(.+?)(?::(\d+))?", name).groups()
+    try:
+        entry = client.get_model(model)
+    except api_errors.NotFoundException:
+        raise UserError(f"the registry has no model {model!r}; det model list shows them") from None
+    except api_errors.MasterNotFoundException:
+        raise UserError(
+            f"model {model!r} cannot be asked for: no Determined master was found; set DET_MASTER"
+        ) from None
+    except Exception as error:
+        raise UserError(f"model {model!r} cannot be asked for ({one_line(error)})") from None
+    try:
+        version = entry.get_version(int(number) if number else -1)
+    except api_errors.NotFoundException:
+        version = None
+    if version is None:
+        what = f"no version {number}" if number else "no version yet"
+        raise UserError(f"model {model!r} has {what}; det model list-versions shows them")
+    return version.checkpoint.uuid, version.model_version
+
+
+def shorten(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's metadata with a few settings in place of its configuration.
+
+    `det model list-versions` prints all of them for every version.
+    """
+    config = metadata.get("config", {})
+    found = {k: config.get(s, {}).get(k) for s, keys in SETTINGS.items() for k in keys}
+    kept = {key: value for key, value in metadata.items() if key not in ("config", "evaluators")}
+    return kept | {key: value for key, value in found.items() if value is not None}
