@@ -216,7 +216,7 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     # Another trial starts from these rows, at step 0 and with a rate of its own.
     two_concepts["hyperparameters"]["training"]["learning_rate"] = 1e-9
     said = master.run(two_concepts, trial=8, source=master.checkpoints()[24])
-    assert f"starting from the rows of checkpoint {master.checkpoints()[24]}" in said
+    assert f"starting from the vectors of checkpoint {master.checkpoints()[24]}" in said
     assert master.metrics("training", 8)[2]["learning_rate"] == 1e-9
     for name, learned in rows(master, 24).items():
         assert torch.allclose(rows(master, 24, trial=8)[name], learned, atol=1e-6)

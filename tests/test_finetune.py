@@ -450,7 +450,7 @@ def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, 
     assert "name another folder" in capsys.readouterr().err
 
 
-def test_a_run_ends_where_its_loss_has_settled(experiment, tmp_path, monkeypatch, capsys):
+def test_a_run_ends_where_its_loss_has_levelled_off(experiment, tmp_path, monkeypatch, capsys):
     """Stopped and gone on with, at the same step and with the same rows, bit for bit."""
     losses_are(monkeypatch, 0.9, {3: 0.6, 6: 0.5, 9: 0.49, 12: 0.495, 15: 0.49, 18: 0.48})
     change = {"num_sgd_steps": 18, "checkpoint_freq": 3}
@@ -460,7 +460,7 @@ def test_a_run_ends_where_its_loss_has_settled(experiment, tmp_path, monkeypatch
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert finetune(path, whole) == 0
     said = capsys.readouterr().out
-    assert "ending at step 12 of 18: val_loss has settled (training.stop_on_plateau)" in said
+    assert "ending at step 12 of 18: val_loss has levelled off (training.stop_on_plateau)" in said
     assert sorted(metrics_of(whole)) == [2, 4, 6, 8, 10, 12]
     assert (whole / "before_after.png").is_file()
     last = metrics_of(whole, "validation")[12]
@@ -469,7 +469,7 @@ def test_a_run_ends_where_its_loss_has_settled(experiment, tmp_path, monkeypatch
     assert facts["complete"] is True
     assert facts["best"]["steps_completed"] == 9
     assert finetune(path, whole) == 0
-    assert "val_loss had settled at step 12" in capsys.readouterr().out
+    assert "val_loss had levelled off at step 12" in capsys.readouterr().out
     for stop in (10, 1):
         with monkeypatch.context() as stopped:
             stop_after(stopped, stop)

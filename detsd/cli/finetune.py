@@ -37,7 +37,7 @@ def finetune(args: argparse.Namespace) -> int:
         if settled and settled == config.training.stop_on_plateau:
             if progress.is_first():
                 progress.say(
-                    f"complete: {best_checkpoint_line(folder)}; val_loss had settled at step "
+                    f"complete: {best_checkpoint_line(folder)}; val_loss had levelled off at step "
                     f"{facts['steps_completed']}, and --set training.stop_on_plateau=null goes on"
                 )
             return 0

@@ -45,7 +45,7 @@ def latest_concepts(run: Run) -> list[LearnedConcept]:
 
 @dataclass
 class TrainState:
-    """What a run has done so far, besides its vectors and its optimizer.
+    """The progress of a run, besides its vectors and its optimizer.
 
     Attributes:
         best_metric: by which `best` is chosen.
@@ -225,7 +225,7 @@ class Checkpoints:
             return state
         self._restore_vectors()
         if not run.latest_is_own:
-            run.print(f"starting from the rows of {run.latest_name}")
+            run.print(f"starting from the vectors of {run.latest_name}")
             return state
         stored = self._read(checkpoint / STATE_FILE)
         if (checkpoint / SAMPLES).is_file():
@@ -259,10 +259,10 @@ class Checkpoints:
             found = [tuple(r.shape) for r in learned[name].rows]
             if found != shapes:
                 raise UserError(
-                    f"{name_of_checkpoint}: concept {name!r} has rows of shape "
+                    f"{name_of_checkpoint}: concept {name!r} has vectors of shape "
                     f"{' and '.join(map(str, found))}, this run needs "
                     f"{' and '.join(map(str, shapes))}; "
-                    "use the same base model, phrase and num_vectors"
+                    "use the same base model, initializer and num_vectors"
                 )
         with torch.no_grad():
             for k, vectors in enumerate(self._step.vectors):
@@ -289,8 +289,7 @@ class Checkpoints:
         if self._config.measure.num_samples and not baselines:
             raise UserError(
                 "measure.num_samples: this run began without measuring, so that there is nothing "
-                "to hold its samples against; set it to 0, or "
-                f"{self._anew}"
+                f"to compare its samples with; set it to 0, or {self._anew}"
             )
         if self._metrics:
             self._metrics.baselines = baselines
@@ -323,7 +322,7 @@ class Checkpoints:
         if self._step.model.device.type == "cpu" and before != now:
             logger.warning(
                 "this run began on %d CPU threads and goes on on %d: sums are rounded otherwise, "
-                "so that its rows will not be those of an undisturbed run; OMP_NUM_THREADS=%d "
+                "so that its vectors will not be those of an undisturbed run; OMP_NUM_THREADS=%d "
                 "makes them so",
                 before,
                 now,

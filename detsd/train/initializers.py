@@ -1,4 +1,4 @@
-"""What the concepts of a fine-tuning start from: a description, or a concept file."""
+"""The start of the concepts of a fine-tuning: a description, or a concept file."""
 
 from __future__ import annotations
 

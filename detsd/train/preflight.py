@@ -16,14 +16,11 @@ from detsd.models.support import model_problems, vocabulary
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
-    """Whether the model, images, words and files that a fine-tuning names are there.
+    """Check that the model, images, words and files that a fine-tuning names are there.
 
     Args:
-        source: what the configuration is called in messages.
+        source: the configuration's name in messages.
         beside: its folder.
-
-    Raises:
-        UserError: naming every problem.
     """
     c = config.concepts
     problems = model_problems(config.model, beside)

@@ -1,4 +1,4 @@
-"""What a fine-tuning says of itself: metrics, progress, lines."""
+"""Reports of a fine-tuning: metrics, progress, lines in the log."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Report:
         )
         if plateaued and state.steps_completed < total:
             self._run.print(
-                f"ending at step {state.steps_completed} of {total}: val_loss has settled "
+                f"ending at step {state.steps_completed} of {total}: val_loss has levelled off "
                 "(training.stop_on_plateau)"
             )
 

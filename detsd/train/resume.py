@@ -16,7 +16,7 @@ from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
 from detsd.utils.errors import UserError
 from detsd.utils.paths import content_digest, resolve
 
-# What may be another at any time. The folders of images may, since the images themselves are
+# May be another at any time. The folders of images may, since the images themselves are
 # compared once they are read, and the batch, since the samples of a step stay (`resumed_layout`).
 FREE = {
     "concepts.img_dirs", "training.stop_on_plateau", "training.metric_report_freq",

@@ -50,7 +50,7 @@ def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
 
 
 class SampleMetrics:
-    """What the samples of `metric_jobs` are compared with.
+    """The training images, look-alikes and prompts that the samples of `metric_jobs` compare with.
 
     Attributes:
         baselines: of each concept; of a new run there are none before `fit_baselines`.

@@ -100,7 +100,7 @@ class Trainer:
         if wants_compiler(t, self.model.device):
             self.step.compile(self.next_batch(0))
         self.validation = Validation(self.model, self.data, t.num_validation_timesteps, run)
-        bar = Bar({"validation": self.validation.phase}, "validating the phrase", leave=False)
+        bar = Bar({"validation": self.validation.phase}, "validating the initializer", leave=False)
         with bar, self.model.vocabulary.using(self.step.initial_vectors):
             self.initial_val_loss = self.validation.loss(bar)
         if not math.isfinite(self.initial_val_loss):

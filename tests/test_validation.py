@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, and when a run has settled: known answers."""
+"""Which checkpoint is the best, and when its loss has levelled off: known answers."""
 
 import pytest
 
@@ -19,20 +19,20 @@ def test_the_best_step():
 
 
 @pytest.mark.parametrize(
-    ("losses", "window", "settled"),
+    ("losses", "window", "levelled_off"),
     [
         ([0.9, 0.5, 0.4, 0.4, 0.4], 3, True),
         ([0.9, 0.5, 0.4, 0.4, 0.4], None, False),
         ([0.9, 0.5, 0.4, 0.4, 0.4], 4, True),
-        ([0.9, 0.5, 0.4, 0.4, 0.4], 5, False),  # fewer than the window, beside the phrase
+        ([0.9, 0.5, 0.4, 0.4, 0.4], 5, False),  # fewer than the window, beside the initializer's
         ([0.9, 0.8, 0.7, 0.6, 0.5], 3, False),  # still falling
         ([0.5, 0.5, 0.5, 0.5], 3, True),  # nothing is learned
-        ([0.9, 0.5, 0.4, 0.4, 0.9], 3, False),  # rising is not settled
+        ([0.9, 0.5, 0.4, 0.4, 0.9], 3, False),  # rising is not level
         ([0.9], 2, False),
     ],
 )
-def test_when_a_loss_has_settled(losses, window, settled):
-    assert on_plateau(losses, window, 0.15) is settled
+def test_when_a_loss_has_levelled_off(losses, window, levelled_off):
+    assert on_plateau(losses, window, 0.15) is levelled_off
 
 
 def test_the_ratio_is_of_variances():
