@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import LAYOUTS, diffusers, kohya, kohya_pt, pickled, tensors, textual_inversion
+from layouts import LAYOUTS, diffusers, kohya, kohya_pt, pickled, tensors
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -530,11 +530,58 @@ def test_odd_notes_are_no_notes(tmp_path):
     assert names == ["z", "b"]
 
 
-def test_a_file_that_older_pytorch_cannot_read_safely(tmp_path, monkeypatch):
-    path = textual_inversion(tmp_path / "x", "", ONE)
-    monkeypatch.delattr(torch.serialization, "safe_globals")
-    with pytest.raises(UserError, match=r"holds a ParameterDict.*PyTorch 2\.5 or later"):
-        read_concepts(path)
+BESIDE = {
+    "step": np.int64(1200),
+    "loss": np.float32(0.5),
+    "done": np.bool_(True),
+    "log": np.arange(3.0),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "kind", ["plain", "parameters", "a1111", "numpy", "half", "view", "empty note"]
+)
+def test_intact_files_are_read_whatever_pytorch_can_do(
+    tmp_path, monkeypatch, kind, protocol, zipped
+):
+    """Every pickle protocol, NumPy numbers beside the rows, ParameterDict in both layouts."""
+    rows, wanted = torch.randn(3, 8), None
+    table = {
+        "plain": {"cat-toy": rows},
+        "parameters": {
+            "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(rows)}),
+            "name": "cat-toy",
+        },
+        "a1111": {"string_to_param": {"*": rows.requires_grad_()}, "name": "cat-toy"},
+        "numpy": {"string_to_param": {"*": rows}, "name": "cat-toy", **BESIDE},
+        "half": {"cat-toy": rows.detach().bfloat16()},
+        "view": {"cat-toy": torch.cat([rows, rows], 1).t()[:8].t()},
+        "empty note": {"string_to_param": {"*": rows}, "name": "cat-toy", "x": torch.empty(0)},
+    }[kind]
+    path = tmp_path / "x.pt"
+    torch.save(table, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr(torch, "load", None)
+    (concept,) = read_concepts(path)
+    wanted = rows.detach().bfloat16().float() if kind == "half" else rows.detach()
+    assert (concept.name, concept.steps) == ("cat-toy", 1200 if kind == "numpy" else None)
+    assert torch.equal(concept.embeddings, wanted)
+
+
+def test_a_pickle_changes_nothing_outside_itself(tmp_path):
+    """BUILD on a class or function sets attributes of it: of ours, made for this file alone."""
+    for name in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n"):
+        attack = b"\x80\x02" + name + b"N}X\x05\x00\x00\x00stateK\x01s\x86b."
+        data = {"x/data.pkl": attack, "x/version": b"3\n"}
+        zipped(tmp_path / "a.pt", data)
+        with pytest.raises(UserError):
+            read_concepts(tmp_path / "a.pt")
+    assert not hasattr(torch._utils._rebuild_tensor_v2, "state")
+    for code in (b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch\nload\n", b"ctorch.hub\nload\n"):
+        zipped(tmp_path / "b.pt", {"x/data.pkl": b"\x80\x02" + code + b"X\x02\x00\x00\x00id\x85R."})
+        with pytest.raises(UserError, match="holds code"):
+            read_concepts(tmp_path / "b.pt")
 
 
 def test_what_is_no_file(tmp_path):

@@ -80,8 +80,6 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
         refuse(file, "a PyTorch file of another kind")
     if "string_to_param" in table:
         rows = table["string_to_param"]
-        if isinstance(rows, torch.nn.ParameterDict):  # which no method is called of
-            rows = vars(rows).get("_parameters")
         if not isinstance(rows, dict):
             safe_load.damaged(file, "string_to_param is no dictionary")
         named = {"*": ""} | ({key: table.get("name") for key in rows} if len(rows) == 1 else {})

@@ -16,16 +16,16 @@ import os
 import pickletools
 import re
 import stat
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from detsd.concepts.pickles import ForeignCode, read_legacy, read_zip
 from detsd.utils.errors import UserError, one_line
 
 MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
@@ -45,13 +45,6 @@ PICTURES = {
 ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"\xfd7zXZ": "xz"}
 
 PNG_KEYWORD = b"sd-ti-embedding"
-
-# What PyTorch itself pickles of tensors; its own reader allows no more, and ParameterDict is added.
-_TENSOR_CODE = re.compile(
-    r"torch\.(\w+Storage|storage\.\w+|Size|Tensor|device|b?float\w*|_utils\._rebuild_\w+"
-    r"|nn\.parameter\.Parameter|nn\.modules\.container\.ParameterDict)"
-    r"|collections\.OrderedDict|(__builtin__|builtins)\.set"
-)
 
 # By the names of the tensors, the telling ones first.
 _NETWORKS = {
@@ -162,76 +155,52 @@ def _read_safetensors(
 
 def _read_zip(path: Path, file: BinaryIO) -> Any:
     """Read what `torch.save` writes: a zip archive of a pickle and the tensors' bytes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            pickles = [m for m in members if m.filename.endswith("/data.pkl")]
-            if not pickles:
-                refuse(path, "an archive (zip)", "unpack it and name the file inside")
+    with _refusing(path), zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        pickles = [m.filename for m in members if m.filename.endswith("/data.pkl")]
+        if not pickles:
+            refuse(path, "an archive (zip)", "unpack it and name the file inside")
+        unpacked = sum(m.file_size for m in members)
+        if unpacked > MAX_BYTES:
             with archive.open(pickles[0]) as member:
-                code, texts = _scan(member.read(MAX_HEADER))
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ):
-        damaged(path, "cut short")
-    unpacked = sum(m.file_size for m in members)
-    if unpacked > MAX_BYTES:
-        refuse(path, network(texts) or f"an archive that unpacks to {unpacked / 1e9:.1f} GB")
-    return _load(path, code)
+                kind = network(_texts(member.read(MAX_HEADER)))
+            refuse(path, kind or f"an archive that unpacks to {unpacked / 1e9:.1f} GB")
+        return read_zip(archive, pickles[0])
 
 
 def _read_pickle(path: Path, file: BinaryIO, size: int) -> Any:
     """Read what `torch.save` wrote before PyTorch 1.6: pickles, then the tensors' bytes."""
-    code, texts = _scan(file.read(MAX_HEADER))
-    if size > MAX_BYTES:
-        refuse(path, network(texts) or f"a file of {size / 1e9:.1f} GB")
-    return _load(path, code)
+    with _refusing(path):
+        if size > MAX_BYTES:
+            kind = network(_texts(file.read(MAX_HEADER)))
+            refuse(path, kind or f"a file of {size / 1e9:.1f} GB")
+        return read_legacy(file, size)
 
 
-def _scan(data: bytes) -> tuple[set[str], list[str]]:
-    """Return the classes and functions that the first five pickles name, and their texts."""
-    code: set[str] = set()
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a pickle into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ForeignCode as error:
+        name = "".join(filter(str.isprintable, str(error)))[:100]
+        raise UserError(
+            f"{path} holds code ({name}), which is not run; use a safetensors file of the concept"
+        ) from None
+    except Exception as error:  # a reader of foreign bytes fails in every possible way
+        damaged(path, one_line(error, 100) or type(error).__name__)
+
+
+def _texts(data: bytes) -> list[str]:
+    """Return the texts of the first five pickles in `data`; nothing is run."""
     texts: list[str] = []
     stream = io.BytesIO(data)
     with contextlib.suppress(Exception):  # cut short, or no pickle: what was seen will do
         for _ in range(5):
-            for operation, argument, _ in pickletools.genops(stream):
-                if operation.name in ("GLOBAL", "INST"):
-                    code.add(argument.replace(" ", "."))
-                elif operation.name == "STACK_GLOBAL":
-                    code.add(".".join(texts[-2:]))
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    return code, texts
-
-
-def _load(path: Path, code: set[str]) -> Any:
-    """Load the tensors and containers of a pickle that names `code`."""
-    allow = getattr(torch.serialization, "safe_globals", None)  # PyTorch 2.5 has it
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with allow([torch.nn.ParameterDict]) if allow else contextlib.nullcontext():
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a reader of foreign bytes fails in every possible way
-        foreign = sorted(name for name in code if not _TENSOR_CODE.fullmatch(name))
-        if foreign:
-            names = "".join(filter(str.isprintable, ", ".join(foreign)))[:100]
-            raise UserError(
-                f"{path} holds code ({names}), which is not run; use a safetensors file of the "
-                "concept"
-            ) from None
-        if not allow and any(name.endswith("ParameterDict") for name in code):
-            raise UserError(
-                f"{path} holds a ParameterDict, which PyTorch {torch.__version__} cannot read "
-                "safely; export it with PyTorch 2.5 or later"
-            ) from None
-        damaged(path, type(error).__name__)
+            texts += [a for _, a, _ in pickletools.genops(stream) if isinstance(a, str)]
+    return texts
 
 
 # ---- PNG -----------------------------------------------------------------------------------------

@@ -1,0 +1,174 @@
+"""Read what `torch.save` writes without running any code of the file or of PyTorch's unpickler.
+
+`torch.load(weights_only=True)` knows the pickle operations of protocol 2 alone, and no NumPy
+number: files of other programs that are whole are damaged to it. Here every name in a pickle stands
+for something of this file: a tensor of the file's bytes, a dictionary, a number. Other names are
+refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import torch
+
+MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of PyTorch before 1.6
+
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
+}  # fmt: skip
+
+NUMBERS = {  # NumPy's codes -> those of struct
+    "f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
+    "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
+}  # fmt: skip
+
+
+class ForeignCode(Exception):
+    """A class or function that is no part of tensors; the message is its name."""
+
+
+class Unreadable:
+    """A part of a file that is no tensor, such as a NumPy array."""
+
+    def __init__(self, *_: Any): ...
+
+    def __setstate__(self, state: Any): ...
+
+
+def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
+    """Read the pickle of that name in an archive, with the tensors beside it."""
+    folder = pickled.removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
+        raise ValueError("big endian")
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> tuple[torch.dtype, bytearray]:
+        data = bytearray(archive.read(f"{folder}data/{key}"))
+        if len(data) != count * dtype.itemsize:
+            raise ValueError("a storage of another size")
+        return dtype, data
+
+    with archive.open(pickled) as file:
+        return _Unpickler(file, storage).load()
+
+
+def read_legacy(file: BinaryIO, size: int) -> Any:
+    """Read a file of PyTorch before 1.6: five pickles, then the tensors' bytes."""
+    storages: dict[str, tuple[torch.dtype, bytearray]] = {}
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> tuple[torch.dtype, bytearray]:
+        held = sum(len(data) for _, data in storages.values())
+        if key not in storages and not 0 <= held + count * dtype.itemsize <= size:
+            raise ValueError("cut short")
+        return storages.setdefault(key, (dtype, bytearray(count * dtype.itemsize)))
+
+    magic, _, _, table, keys = (_Unpickler(file, storage).load() for _ in range(5))
+    if magic != MAGIC:
+        raise ValueError("no file of PyTorch")
+    for key in keys:
+        dtype, data = storages[key]
+        (count,) = struct.unpack("<q", file.read(8))
+        if count * dtype.itemsize != len(data) or file.readinto(data) != len(data):
+            raise ValueError("cut short")
+    return table
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler whose every name stands for something harmless."""
+
+    def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Any]):
+        super().__init__(file, encoding="utf-8")
+        self._storage = storage
+        self._names = dict(_names())
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a class or function."""
+        full = f"{module}.{name}"
+        if full in self._names:
+            return self._names[full]
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return STORAGES[name]
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if re.fullmatch(r"torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout", full):
+            return lambda *_: torch.empty(0)  # of a sparse or quantized tensor: no matrix
+        raise ForeignCode(full)
+
+    def persistent_load(self, saved: Any) -> Any:
+        """Return the storage of a tensor, or a class."""
+        if saved[0] == "module":  # of older PyTorch: a class, with its source code
+            return saved[1]
+        kind, dtype, key, _, count, *view = saved
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or any(view):
+            raise ValueError("an unknown kind of storage")
+        return self._storage(dtype, key, count)
+
+
+def _names() -> Iterator[tuple[str, Any]]:
+    """Yield names and what they stand for, made anew: a pickle may set attributes of them."""
+
+    class Table(dict):
+        def __setstate__(self, state: Any): ...
+
+    class ParameterTable(dict):
+        def __setstate__(self, state: Any):
+            self.update(state["_parameters"])
+
+    class NumpyType:
+        def __init__(self, code: str, *_: Any):
+            self.code, self.order = code, "<"
+
+        def __setstate__(self, state: Any):
+            self.order = ">" if state[1] == ">" else "<"
+
+    def tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
+        dtype, data = storage
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return torch.as_strided(flat, tuple(size), tuple(stride), offset)
+
+    def tensor_v3(
+        storage: Any,
+        offset: int,
+        size: Any,
+        stride: Any,
+        grad: Any,
+        hooks: Any,
+        dtype: Any,
+        *_: Any,
+    ) -> torch.Tensor:
+        return tensor((dtype, storage[1]), offset, size, stride)
+
+    def number(kind: NumpyType, data: bytes) -> int | float | None:
+        code = NUMBERS.get(kind.code)
+        return struct.unpack(kind.order + code, data)[0] if code else None
+
+    yield "collections.OrderedDict", Table
+    yield "torch.nn.modules.container.ParameterDict", ParameterTable
+    for module in ("torch._utils", "torch"):
+        yield f"{module}._rebuild_tensor_v2", tensor
+        yield f"{module}._rebuild_tensor", tensor
+    yield "torch._utils._rebuild_tensor_v3", tensor_v3
+    yield "torch._utils._rebuild_parameter", lambda data, *_: data
+    yield "torch._utils._rebuild_parameter_with_state", lambda data, *_: data
+    yield "torch._tensor._rebuild_from_type_v2", lambda call, kind, given, state: call(*given)
+    for name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
+        yield name, type("Unreadable", (Unreadable,), {})
+    yield "torch.Size", lambda size=(): tuple(size)
+    yield "torch.device", lambda *_: None
+    for name in ("__builtin__.set", "builtins.set"):
+        yield name, lambda values=(): set(values)
+    yield "_codecs.encode", lambda text, encoding: text.encode("latin1")
+    yield "numpy.dtype", NumpyType
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        yield f"{module}.scalar", number
+        yield f"{module}._reconstruct", lambda *_: Unreadable()
+        yield f"{module.replace('multiarray', 'numeric')}._frombuffer", lambda *_: Unreadable()
+    yield "numpy.ndarray", type("Unreadable", (Unreadable,), {})
