@@ -731,7 +731,8 @@ def test_only_its_own_names_and_its_own_pages(served):
         return ask(f"{served}gradio_api/upload", body, **form | headers)[0]
 
     assert upload() == upload(Origin=served.rstrip("/")) == 200
-    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", "https://localhost"):
+    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", "https://localhost", "http://[",
+                   f"http://me@127.0.0.1:{port}", f"file://127.0.0.1:{port}", ""):  # fmt: skip
         assert upload(Origin=origin) == 403, origin
         assert ask(f"{served}gradio_api/call/v2/stop", {}, Origin=origin)[0] == 403
     assert upload(size=parts.MAX_UPLOAD + 1) == 413

@@ -22,7 +22,7 @@ import gradio as gr
 from detsd.app import pictures
 from detsd.app.backend import Backend, Generation
 from detsd.app.form import ImageSettings, copies, grid_jobs, make_job, parse
-from detsd.app.parts import ALONE, sentence, uploaded
+from detsd.app.parts import ALONE, raise_errors, uploaded
 from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.config.schema import REQUIRED, Section, setting
 from detsd.utils.errors import UserError
@@ -98,7 +98,7 @@ class Endpoints:
         jobs, columns, rows = grid_jobs(backend.pipe, given, (x_axis, x_values), (y_axis, y_values))
         for now in _when_made(backend.generate(jobs)):
             images, sheet = now.images, None
-            if images:
+            if images and now.done:  # drawing it takes long
                 sheet = as_file(pictures.sheet(images, columns, rows, "", backend.folder))
             yield {"sheet": sheet, "images": [as_values(one) for _, one in sorted(images.items())]}
 
@@ -202,40 +202,29 @@ def declare(call: Callable, **options: Any) -> None:
     hints, signature = typing.get_type_hints(call), inspect.signature(call)
     parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        settings = [f for f in dataclasses.fields(ImageSettings) if f.name not in hints]
         types = typing.get_type_hints(ImageSettings)
         parameters[-1:] = [
             parameters[0].replace(name=f.name, default=f.default, annotation=types[f.name])
-            for f in settings
+            for f in dataclasses.fields(ImageSettings)
+            if f.name not in hints
         ]
-    names = [p.name for p in parameters]
-    checked = dataclasses.make_dataclass(
-        "Parameters",
-        [
-            (p.name, p.annotation, setting(REQUIRED if p.default is p.empty else p.default, ""))
-            for p in parameters
-            if p.annotation is not Any
-        ],
-        bases=(Section,),
-        frozen=True,
-    )
+    typed = [p for p in parameters if p.annotation is not Any]
+    section = dataclasses.make_dataclass(
+        "Parameters", [(p.name, p.annotation, setting(REQUIRED, "")) for p in typed],
+        bases=(Section,), frozen=True,
+    )  # fmt: skip
 
-    def values(given: tuple) -> dict[str, Any]:
-        named = dict(zip(names, given, strict=True))
-        typed = {f.name: named[f.name] for f in dataclasses.fields(checked)}
-        return named | vars(parse(checked, typed))
+    def checked(given: tuple) -> dict[str, Any]:
+        named = dict(zip([p.name for p in parameters], given, strict=True))
+        return named | vars(parse(section, {p.name: named[p.name] for p in typed}))
 
     def plain(*given: Any) -> Any:
-        try:
-            return call(**values(given))
-        except Exception as error:
-            raise gr.Error(sentence(error), print_exception=False) from None
+        with raise_errors():
+            return call(**checked(given))
 
     def stepwise(*given: Any) -> Iterator[Any]:
-        try:
-            yield from call(**values(given))
-        except Exception as error:
-            raise gr.Error(sentence(error), print_exception=False) from None
+        with raise_errors():
+            yield from call(**checked(given))
 
     endpoint, result = plain, hints["return"]
     if inspect.isgeneratorfunction(call):

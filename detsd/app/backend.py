@@ -40,6 +40,7 @@ class Generation:
     share: float = 0.0  # of all denoising
     step: tuple[int, int] = (0, 0)  # of the batch, and its last one
     began: float = 0.0
+    done: bool = False
 
     @property
     def text(self) -> str:
@@ -204,6 +205,7 @@ class Backend:
             while wait([future], 0.25).not_done:
                 yield generation
             future.result()
+            generation.done = True
             yield generation
         finally:
             stop.set()

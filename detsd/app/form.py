@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]
     r"(-?[\d.]+)\s*-\s*(-?[\d.]+)(?:\s*\(\s*([+-][\d.]+)\s*\)|\s*\[\s*(\d+)\s*\])?"
 )
 
-# The settings inside a PNG file by the names of `ImageSettings`.
-RECORDED = {"steps": "num_inference_steps", "scheduler": "scheduler_name"}
+# The settings inside a PNG file, in the order of `ImageSettings`.
+RECORDED = ("prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed",
+            "scheduler_name", "width", "height")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,26 +90,28 @@ def parse(kind: type, given: dict[str, Any]) -> Any:
     return section
 
 
+def parse_form(values: Sequence[Any]) -> ImageSettings:
+    """Return values in the order of the settings as such."""
+    names = [field.name for field in dataclasses.fields(ImageSettings)]
+    return parse(ImageSettings, dict(zip(names, values, strict=True)))
+
+
 def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Job:
     """Return the job of an image; refuse what the loaded model cannot make."""
-    prompt, negative = (
-        " ".join(text.split()) for text in (settings.prompt, settings.negative_prompt)
-    )
-    size = pipe.model.image_size
+    s, size = settings, pipe.model.image_size
+    prompt, negative = (" ".join(text.split()) for text in (s.prompt, s.negative_prompt))
     for name, text in (("prompt", prompt), ("negative prompt", negative)):
         for problem in truncated(text, pipe.vocabulary, name):
             raise UserError(problem)
     for name in ("width", "height"):
-        side = getattr(settings, name) or size
+        side = getattr(s, name) or size
         if side % 8 or not size // 2 <= side <= 2 * size:
             raise UserError(
                 f"{name} is {side} but must be a multiple of 8 from {size // 2} to {2 * size}"
             )
-    job = Job(
-        prompt, settings.seed, negative, settings.guidance_scale, settings.steps,
-        scheduler_name(settings.scheduler) or pipe.own_scheduler,
-        settings.width or size, settings.height or size,
-    )  # fmt: skip
+    scheduler = scheduler_name(s.scheduler) or pipe.own_scheduler
+    job = Job(prompt, s.seed, negative, s.guidance_scale, s.steps, scheduler, s.width or size,
+              s.height or size)  # fmt: skip
     pipe.check([job])
     return job
 
@@ -249,9 +253,8 @@ def read_settings(
             f"{path.name} holds no settings of detsd; drop a PNG file that it wrote "
             "(image editors and chat programs strip them)"
         )
-    names = [field.name for field in dataclasses.fields(ImageSettings)]
     try:
-        settings = parse(ImageSettings, {n: record[RECORDED.get(n, n)] for n in names})
+        settings = parse_form([record[key] for key in RECORDED])
         make_job(pipe, settings)
         model = record["model"]["pretrained_model_name_or_path"]
         digests = {name: concept["sha256"] for name, concept in record["concepts"].items()}

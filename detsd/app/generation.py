@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,16 +68,19 @@ class GenerationButtons:
             try:
                 with show_errors():
                     todo, update = plan(*values)
-                    count, preview = 0, None
+                    count, preview, last, cost = 0, None, 0.0, 0.0
                     for now in backend.generate(todo, previews=True):
                         # Only between two updates can gradio stop the handler.
                         changed = {self.counts: (len(now.images), len(todo))}
                         if now.preview is not preview:
                             preview = now.preview
                             changed[self.preview] = gr.Image(preview, visible=True)
-                        if len(now.images) > count:
-                            count = len(now.images)
+                        # Drawing a sheet again and again may take a tenth of the time.
+                        due = now.done or time.monotonic() - last > 10 * cost
+                        if len(now.images) > count and due:
+                            count, last = len(now.images), time.monotonic()
                             changed |= update(now)
+                            cost = time.monotonic() - last
                         yield changed
                         progress(now.share, desc=now.text)
             except gr.Error:

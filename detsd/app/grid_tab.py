@@ -9,14 +9,13 @@ import gradio as gr
 
 from detsd.app import pictures
 from detsd.app.backend import Backend, Generation
-from detsd.app.form import AXES, ImageSettings, grid_jobs, parse
-from detsd.app.generate_tab import NAMES
+from detsd.app.form import AXES, grid_jobs, parse_form
 from detsd.app.generation import GenerationButtons
-from detsd.app.parts import GALLERY, PRIVATE, Form, lines
+from detsd.app.parts import GALLERY, PRIVATE, lines
 from detsd.sampling.jobs import Job
 
 
-def grid_tab(backend: Backend, form: Form) -> None:
+def grid_tab(backend: Backend, form: list[Any]) -> None:
     """Build the tab; the settings that are on no axis come from the form of another one."""
     with gr.Row():
         with gr.Column(scale=5):
@@ -49,7 +48,7 @@ def grid_tab(backend: Backend, form: Form) -> None:
                 cells = gr.Gallery(elem_id="cells", columns=4, **GALLERY)
 
     def plan(*values: Any) -> tuple[list[Job], Callable[[Generation], dict]]:
-        settings = parse(ImageSettings, dict(zip(NAMES, values[4:], strict=True)))
+        settings = parse_form(values[4:])
         todo, columns, rows = grid_jobs(backend.pipe, settings, values[:2], values[2:4])
         title = todo[0].prompt if len({job.prompt for job in todo}) == 1 else ""
 
@@ -64,4 +63,4 @@ def grid_tab(backend: Backend, form: Form) -> None:
 
         return todo, update
 
-    buttons.connect(backend, [], [*axes, *form.all], [sheet, cells, single], plan)
+    buttons.connect(backend, [], [*axes, *form], [sheet, cells, single], plan)

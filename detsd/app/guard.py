@@ -6,12 +6,12 @@ import contextlib
 import errno
 import ipaddress
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 from starlette.datastructures import Headers
@@ -36,14 +36,15 @@ class SameOriginOnly:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
-        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else {}
-        origin = urlsplit(headers.get("origin", ""))
-        own = origin.netloc in ("", headers.get("host")) and headers.get("origin") != "null"
-        if not own and origin.hostname not in self.trusted:
-            answer = PlainTextResponse("this page takes nothing from other sites", 403)
-            await answer(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        app = self.app
+        if scope["type"] in ("http", "websocket"):
+            headers = Headers(scope=scope)
+            # Browsers name the site of a page whenever it sends something.
+            site = re.fullmatch(r"https?://(([^/@]+?)(:\d+)?)", headers.get("origin", ""))
+            own = site and (site[1] == headers.get("host") or site[2] in self.trusted)
+            if "origin" in headers and not own:
+                app = PlainTextResponse("this page takes nothing from other sites", 403)
+        await app(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Address:
             Middleware(
                 TrustedHostMiddleware, allowed_hosts=self.trusted_hosts(), www_redirect=False
             ),
-            Middleware(SameOriginOnly, trusted=self.allow_hosts),
+            Middleware(SameOriginOnly, trusted=tuple(map(str.lower, self.allow_hosts))),
         ]
 
     def credentials(self) -> tuple[str, str] | None:
@@ -110,7 +111,8 @@ class Address:
         return None if self.no_auth or self.is_local else ("detsd", secrets.token_urlsafe(12))
 
     def check(self) -> None:
-        """Refuse an address that the page cannot listen on, before a model is loaded for it."""
+        """Refuse an address that the page cannot have, before a model is loaded for it."""
+        self.credentials()
         host, port = self.host, self.port
         if port is not None and not 1 <= port <= 65535:
             raise UserError(f"--port {port} is no port; give one from 1 to 65535")

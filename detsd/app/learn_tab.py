@@ -5,8 +5,6 @@ Progress, samples and the time-lapse appear as they are made; closing the page s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -18,13 +16,12 @@ from detsd.app.parts import (
     GALLERY,
     MAX_SHOWN,
     PRIVATE,
-    Components,
     Head,
     lines,
     show_errors,
     thumbnails,
     uploaded,
-)
+)  # fmt: skip
 from detsd.app.pictures import pictures_in
 from detsd.app.run_status import PICTURES, RunStatus, time_lapse
 from detsd.app.training_runs import TrainingRuns
@@ -45,115 +42,80 @@ def progress(status: RunStatus) -> str:
         text += f", {timedelta(seconds=round(s.seconds_left))} left"
     losses = []
     if s.val_loss is not None:
-        losses.append(f"validation loss {s.val_loss:.4f}, of the phrase {s.phrase_loss:.4f}")
+        losses = [f"validation loss {s.val_loss:.4f}"]
+        losses[0] += f", of the phrase {s.phrase_loss:.4f}" if s.phrase_loss is not None else ""
         losses[0] += f"; {s.samples_per_second:.1f} samples/s" if s.running else ""
     bar = f'<progress max="{s.steps}" value="{s.step}"></progress>'
     return bar + lines(f"{s.word}: {text}", *losses)
 
 
-@dataclass(frozen=True)
-class Inputs(Components):
-    """The components of what is to be learned, in the order of `LearnTab.start`."""
-
-    pictures: Any
-    word: Any
-    phrase: Any
-    kind: Any
-    steps: Any
-    rate: Any
-    every: Any
-    names: Any
-    prompts: Any
-
-
-@dataclass(frozen=True)
-class View(Components):
-    """The components that show a run."""
-
-    go: Any
-    stop: Any
-    runs: Any
-    resume: Any
-    progress: Any
-    samples: Any
-    lapse: Any
-    training_images: Any
-    seen: Any  # which samples are shown
-    timer: Any
-
-
 class LearnTab:
-    """The tab with its handlers."""
+    """The tab with its handlers.
+
+    Attributes:
+        outputs: the components that `show` updates.
+    """
 
     def __init__(self, backend: Backend, runs: TrainingRuns, head: Head):
         self.backend, self.runs, self.head = backend, runs, head
         with gr.Row():
             with gr.Column(scale=5):
                 inputs = _inputs(runs.default_training())
-                go = gr.Button("Learn", variant="primary", elem_id="learn-go")
-                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="learn-stop")
-                said = gr.HTML(elem_id="learn-said", elem_classes="status")
-                names = gr.Dropdown(label="What was begun before", elem_id="runs")
+                self.go = gr.Button("Learn", variant="primary", elem_id="learn-go")
+                self.halt = gr.Button("Stop", variant="stop", visible=False, elem_id="learn-stop")
+                self.said = gr.HTML(elem_id="learn-said", elem_classes="status")
+                self.names = gr.Dropdown(label="What was begun before", elem_id="runs")
                 with gr.Row():
-                    resume = gr.Button("Go on with it", elem_id="resume", min_width=120)
+                    self.again = gr.Button("Go on with it", elem_id="resume", min_width=120)
                     use = gr.Button("Load it", elem_id="use", min_width=100)
             with gr.Column(scale=6):
-                stand = gr.HTML(elem_id="learn-status", elem_classes="status")
-                samples = gr.Gallery(elem_id="samples", columns=2, visible=False, **GALLERY)
-                lapse = gr.Image(
+                self.status = gr.HTML(elem_id="learn-status", elem_classes="status")
+                self.samples = gr.Gallery(elem_id="samples", columns=2, visible=False, **GALLERY)
+                self.lapse = gr.Image(
                     visible=False, show_label=False, interactive=False, elem_id="lapse",
                     type="filepath", buttons=["download"],
                 )  # fmt: skip
-                taught = gr.HTML(elem_id="learn-taught", elem_classes="thumbnails")
-        self.said = said
-        self.view = View(
-            go, stop, names, resume, stand, samples, lapse, taught, gr.State(None),
-            gr.Timer(2, active=False),
-        )  # fmt: skip
-        self._connect(inputs, use)
+                self.images = gr.HTML(elem_id="learn-taught", elem_classes="thumbnails")
+        self.seen = gr.State(None)  # which samples are shown
+        self.timer = gr.Timer(2, active=False)
+        self.outputs = [self.go, self.halt, self.said, self.names, self.again, self.status,
+                        self.samples, self.lapse, self.images, self.seen, self.timer]  # fmt: skip
+        everything = [*self.outputs, *head.all]
+        seen = [self.names, self.seen]
+        self.timer.tick(self.tick, seen, everything, queue=False, **PRIVATE)
+        self.go.click(self.start, inputs, self.outputs, **ALONE, **PRIVATE)
+        self.again.click(self.resume, self.names, self.outputs, **ALONE, **PRIVATE)
+        self.halt.click(self.stop, None, self.said, queue=False, **PRIVATE)
+        use.click(self.load, self.names, [self.said, *head.all], **ALONE, **PRIVATE)
+        self.names.input(self.show, self.names, self.outputs, queue=False, **PRIVATE)
 
-    def _connect(self, inputs: Inputs, use: Any) -> None:
-        view, said = self.view, self.said
-        outputs, head = [*view.all, said], self.head.all
-        view.timer.tick(
-            self.tick, [view.runs, view.seen], [*outputs, *head], queue=False, **PRIVATE
-        )
-        view.go.click(self.start, inputs.all, outputs, **ALONE, **PRIVATE)
-        view.resume.click(self.resume, view.runs, outputs, **ALONE, **PRIVATE)
-        view.stop.click(self.stop, None, said, queue=False, **PRIVATE)
-        use.click(self.load, view.runs, [said, *head], **ALONE, **PRIVATE)
-        view.runs.input(self.show, view.runs, view.all, queue=False, **PRIVATE)
-
+    @show_errors()
     def show(self, name: str | None = None, seen: Any = None) -> dict:
         """Return updates that show the run that is going on, else the one of a name."""
-        with show_errors():
-            runs, view = self.runs, self.view
-            status = runs.status(None if runs.running or not name else name)
-            update = {
-                view.go: gr.Button(visible=not runs.running),
-                view.stop: gr.Button(visible=runs.running),
-                view.resume: gr.Button(interactive=not runs.running),
-                view.timer: gr.Timer(active=runs.running),
-                view.runs: gr.Dropdown(runs.names(), value=status and status.folder.name),
-            }
-            return update | (self._run(status, seen) if status else {})
-
-    def _run(self, status: RunStatus, seen: Any) -> dict:
-        """Return updates that show a run; its pictures only if they are not shown yet."""
-        view, backend = self.view, self.backend
+        runs = self.runs
+        status = runs.status(None if runs.running or not name else name)
+        update = {
+            self.go: gr.Button(visible=not runs.running),
+            self.halt: gr.Button(visible=runs.running),
+            self.again: gr.Button(interactive=not runs.running),
+            self.timer: gr.Timer(active=runs.running),
+            self.names: gr.Dropdown(runs.names(), value=status and status.folder.name),
+        }
+        if status is None:
+            return update
+        update[self.status] = progress(status)
         latest = status.sampled[-1] if status.sampled else None
         key = (status.folder.name, latest, status.complete)
         if key == seen:
-            return {view.progress: progress(status)}
-        gif = time_lapse(status, backend.folder)
+            return update
+        gif = time_lapse(status, self.backend.folder)
         sampled = status.samples(latest) if latest is not None else []
-        pictures = pictures_in(status.folder / PICTURES)[:MAX_SHOWN]
-        return {
-            view.progress: progress(status),
-            view.samples: gr.Gallery(sampled, visible=bool(sampled)),
-            view.lapse: gr.Image(gif and str(gif), visible=bool(gif)),
-            view.training_images: thumbnails(backend, pictures, "learned from"),
-            view.seen: key,
+        images = pictures_in(status.folder / PICTURES)[:MAX_SHOWN]
+        return update | {
+            self.samples: gr.Gallery(sampled, visible=bool(sampled)),
+            self.lapse: gr.Image(gif and str(gif), visible=bool(gif)),
+            self.images: thumbnails(self.backend, images, "learned from"),
+            self.seen: key,
         }
 
     def tick(self, name: str | None, seen: Any) -> dict:
@@ -167,7 +129,7 @@ class LearnTab:
                     update |= self.head.now(self.backend) | {self.said: ""}
             return update
         except gr.Error as error:  # once, not every two seconds
-            return {self.view.timer: gr.Timer(active=False), self.said: error.message}
+            return {self.timer: gr.Timer(active=False), self.said: error.message}
 
     @show_errors()
     def start(self, dropped, word, phrase, kind, steps, rate, every, names, prompts) -> dict:
@@ -201,8 +163,8 @@ class LearnTab:
         return {self.said: lines(text)} | self.head.now(self.backend)
 
 
-def _inputs(usual: TrainingConfig) -> Inputs:
-    """Build the components of what is to be learned."""
+def _inputs(usual: TrainingConfig) -> list[Any]:
+    """Build the components of what is to be learned, in the order of `LearnTab.start`."""
     pictures = gr.Gallery(
         label="Pictures: drop 5 to 50 of them", type="filepath", file_types=["image"],
         columns=5, height=220, interactive=True, elem_id="learn-pictures", buttons=[],
@@ -218,24 +180,20 @@ def _inputs(usual: TrainingConfig) -> Inputs:
     )  # fmt: skip
     kind = gr.Radio(["object", "style"], value="object", label="What is learned", elem_id="kind")
     with gr.Accordion("Training settings", open=False, elem_id="training"):
-        steps = gr.Number(usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps")
-        rate = gr.Number(usual.learning_rate, label="Learning rate", elem_id="rate")
-        every = gr.Number(
-            usual.checkpoint_freq, precision=0, label="Samples every so many steps",
-            elem_id="every",
-        )  # fmt: skip
-        names = gr.Checkbox(
-            label="The file names say what else is in the pictures (on_a_beach.jpg)",
-            elem_id="names",
-        )
-        prompts = gr.Textbox(
-            label="Prompts of the samples, one a line", lines=2, elem_id="sample-prompts",
-            info="with the word in them; empty: two that fit",
-        )  # fmt: skip
-    return Inputs(pictures, word, phrase, kind, steps, rate, every, names, prompts)
-
-
-def learn_tab(backend: Backend, runs: TrainingRuns, head: Head) -> tuple[Callable, list[Any]]:
-    """Build the tab; return what brings it up to date, and the components that it updates."""
-    tab = LearnTab(backend, runs, head)
-    return tab.show, tab.view.all
+        settings = [
+            gr.Number(usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps"),
+            gr.Number(usual.learning_rate, label="Learning rate", elem_id="rate"),
+            gr.Number(
+                usual.checkpoint_freq, precision=0, label="Samples every so many steps",
+                elem_id="every",
+            ),
+            gr.Checkbox(
+                label="The file names say what else is in the pictures (on_a_beach.jpg)",
+                elem_id="names",
+            ),
+            gr.Textbox(
+                label="Prompts of the samples, one a line", lines=2, elem_id="sample-prompts",
+                info="with the word in them; empty: two that fit",
+            ),
+        ]  # fmt: skip
+    return [pictures, word, phrase, kind, *settings]

@@ -19,7 +19,7 @@ from detsd.app.concepts_tab import concepts_tab
 from detsd.app.generate_tab import generate_tab
 from detsd.app.grid_tab import grid_tab
 from detsd.app.guard import Address, no_proxy
-from detsd.app.learn_tab import learn_tab
+from detsd.app.learn_tab import LearnTab
 from detsd.app.parts import MAX_UPLOAD, PRIVATE, about
 from detsd.app.training_runs import TrainingRuns
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -66,12 +66,10 @@ def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
         with gr.Tab("Concepts"):
             head = concepts_tab(backend, top, examples)
         with learn:
-            now, outputs = learn_tab(backend, runs, head)
+            tab = LearnTab(backend, runs, head)
 
-        def arrive() -> dict:
-            return now() | head.now(backend)
-
-        blocks.load(arrive, None, [*outputs, *head.all], queue=False, **PRIVATE)
+        blocks.load(tab.show, None, tab.outputs, queue=False, **PRIVATE)
+        blocks.load(lambda: head.now(backend), None, head.all, queue=False, **PRIVATE)
     return blocks.queue(max_size=MAX_WAITING)
 
 
@@ -118,11 +116,13 @@ def serve(
     pipe = DetSDTextualInversionPipeline.from_pretrained(model, concepts=concepts, uuids=uuids)
     with tempfile.TemporaryDirectory(prefix="detsd-app-") as folder:
         runs = TrainingRuns(pipe, Path("outputs"))
-        blocks = page(Backend(pipe, Path(folder), image_dirs, runs.busy, address.is_local), runs)
+        backend = Backend(pipe, Path(folder), image_dirs, runs.busy, address.is_local)
+        blocks = page(backend, runs)
         url = launch(blocks, address, Path(folder))
         print(f"the demo is at {url} (Ctrl-C ends it)", flush=True)
         try:
             blocks.block_thread()
         finally:
+            backend.stop()
             runs.stop()
             runs.wait()

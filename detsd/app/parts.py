@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,17 @@ def sentence(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def show_errors() -> Iterator[None]:
-    """Show errors as gradio's messages, which are HTML; of use as a decorator, too."""
+def raise_errors(as_text: Callable[[str], str] = str) -> Iterator[None]:
+    """Raise errors as gradio's, with their sentence."""
     try:
         yield
     except Exception as error:
-        raise gr.Error(html.escape(sentence(error)), print_exception=False) from None
+        raise gr.Error(as_text(sentence(error)), print_exception=False) from None
+
+
+def show_errors() -> contextlib.AbstractContextManager[None]:
+    """Show errors on the page, where their text is HTML; of use as a decorator, too."""
+    return raise_errors(html.escape)
 
 
 def uploaded(file: Any) -> Path:
@@ -160,31 +165,8 @@ def thumbnails(backend: Backend, images: Sequence[Path], title: str = "") -> str
 # ---- components ----------------------------------------------------------------------------------
 
 
-class Components:
-    """Components by what they are for."""
-
-    @property
-    def all(self) -> list[Any]:
-        """The components in the order of the fields."""
-        return list(vars(self).values())
-
-
 @dataclass(frozen=True)
-class Form(Components):
-    """The components of an image's settings, in the order of `ImageSettings`."""
-
-    prompt: Any
-    negative: Any
-    guidance: Any
-    steps: Any
-    seed: Any
-    scheduler: Any
-    width: Any
-    height: Any
-
-
-@dataclass(frozen=True)
-class Head(Components):
+class Head:
     """The components that show the concepts and follow when they change."""
 
     about: Any
@@ -193,15 +175,15 @@ class Head(Components):
     facts: Any  # of the chosen one
     pictures: Any
 
+    @property
+    def all(self) -> list[Any]:
+        """The components."""
+        return list(vars(self).values())
+
     def now(self, backend: Backend, chosen: str | None = None) -> dict:
         """Return updates of them all."""
         names = backend.pipe.concepts
         chosen = chosen if chosen in names else (names[-1] if names else None)
-        known, images = facts(backend, chosen)
-        return {
-            self.about: about(backend),
-            self.examples: gr.Dataset(samples=[[text] for text in backend.examples()]),
-            self.chosen: gr.Radio(names, value=chosen),
-            self.facts: known,
-            self.pictures: images,
-        }
+        examples = gr.Dataset(samples=[[text] for text in backend.examples()])
+        values = (about(backend), examples, gr.Radio(names, value=chosen), *facts(backend, chosen))
+        return dict(zip(self.all, values, strict=True))

@@ -90,7 +90,6 @@ class TrainingRuns:
         kind: str = "object",
         prompts: Sequence[str] = (),
         name_files: bool = False,
-        num_vectors: int | None = None,
         **training: Any,
     ) -> Path:
         """Begin to learn a word; return the run's folder.
@@ -118,7 +117,6 @@ class TrainingRuns:
             "initializer_strs": [phrase],
             "img_dirs": [str((folder / PICTURES).resolve())],
             "learnable_properties": [kind],
-            "num_vectors": [num_vectors],
             "append_file_name_to_text": name_files,
         }
         prompts = list(prompts) or [text.format(word) for text in SAMPLES[kind]]
