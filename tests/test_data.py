@@ -188,25 +188,6 @@ def test_prompts(tmp_path):
     assert named.count("a x on a dark beach") == 1
 
 
-def test_caption_files(tmp_path):
-    path = tmp_path / "a.jpg"
-    on = concepts(tmp_path, use_caption_files=True)
-    assert len(prompts_for(path, "x", "object", on)) == 27
-    for text, prompt in (
-        ("my {} at noon", "my x at noon"),
-        ("my x at noon\n", "my x at noon"),
-        ("at noon", "x, at noon"),
-        ("a x-ray at noon", "x, a x-ray at noon"),
-    ):
-        path.with_suffix(".txt").write_text(text)
-        assert prompts_for(path, "x", "object", on) == [prompt]
-    path.with_suffix(".txt").write_text("my x at noon", encoding="utf-8-sig")  # Notepad's
-    assert prompts_for(path, "x", "object", on) == ["my x at noon"]
-    path.with_suffix(".txt").write_text(" ")
-    with pytest.raises(UserError, match=r"a.txt is empty"):
-        prompts_for(path, "x", "object", on)
-
-
 def test_samples_are_a_function_of_seed_and_index(model, photos):
     first, again, other = (TrainingData(concepts(photos), model, seed, 2) for seed in (1, 1, 2))
     for i in (5, 0, 31):

@@ -93,11 +93,15 @@ class ConceptsConfig(Section):
         False, "also train on mirror images; bad for letters, logos and other asymmetric subjects"
     )
     append_file_name_to_text: bool = setting(
-        False, "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'"
+        False,
+        "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'; those of "
+        "cameras, dates and hashes are left out",
     )
     file_name_split_char: str = setting("_", "the character between the words of a file name")
     use_caption_files: bool = setting(
-        False, "if there is an IMAGE.txt beside IMAGE.jpg, use it as the prompt; {} is the concept"
+        False,
+        "use captions as the prompts where there are any: IMAGE.txt or IMAGE.caption beside "
+        "IMAGE.jpg, captions/IMAGE.txt, or metadata.jsonl or .csv; {} or [name] is the concept",
     )
     shuffle_tags: bool = setting(
         False,

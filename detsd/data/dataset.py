@@ -20,8 +20,10 @@ from PIL import Image, ImageOps
 
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
+from detsd.data.captions import find_captions
 from detsd.data.folder import ImageFolder
 from detsd.data.images import CroppedImage, mask_tensor, read_listed, to_tensor
+from detsd.data.notes import Notes
 from detsd.data.prompts import display_name, prompts_for, vary_tags
 from detsd.models.base import BaseModel, TimeIds
 from detsd.utils.progress import Bar, Phase
@@ -59,6 +61,7 @@ class TrainingImage:
     std: torch.Tensor
     frame: TimeIds
     mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: what trains
+    pixels: str = ""  # digest of the pixels alone: that of a copy is equal
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,12 @@ def read_concept(
     size = config.img_size or model.image_size
     key = f"concepts.img_dirs[{k}]"
     folder = ImageFolder.scan(Path(config.img_dirs[k]), key)
+    captions = find_captions(folder) if config.use_caption_files else {}
     total = len(folder.images)
     read = read_listed(folder, config, size, key, model.vae_scale_factor)
     images: list[TrainingImage] = []
     shown: list[Image.Image] = []
+    notes = Notes(folder, config, captions)
     at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
     phase = Phase(1, total=total)
     with Bar({"images": phase}, f"encoding the images of {name}", leave=False) as bar:
@@ -165,9 +170,11 @@ def read_concept(
             for image, (mean, std) in zip(batch, encoded, strict=True):
                 if len(images) % -(-total // MAX_SHOWN) == 0:
                     shown.append(image.image)
-                prompts = tuple(prompts_for(image.path, name, kind, config))
-                images.append(_training_image(image, prompts, mean, std, config.mask))
+                notes.add(image)
+                prompts = prompts_for(image.path, name, kind, config, captions.get(image.path))
+                images.append(_training_image(image, tuple(prompts), mean, std, config.mask))
             bar.done("images", len(batch))
+    notes.log({image.path: image.pixels for image in images})
     return images, shown
 
 
@@ -180,12 +187,14 @@ def _training_image(
 ) -> TrainingImage:
     """Put an image's posterior, prompts and mask of a `kind` together."""
     seen = hashlib.blake2b(image.image.tobytes(), digest_size=8)
+    pixels = seen.hexdigest()
     seen.update("\0".join(prompts).encode())
     mask = mask_tensor(image, kind)
     if mask is not None:
         seen.update(mask.numpy().tobytes())
         mask = torch.stack([mask, mask.flip(-1)][: len(mean)])
-    return TrainingImage(image.path, seen.hexdigest(), prompts, mean, std, image.frame, mask)
+    digest = seen.hexdigest()
+    return TrainingImage(image.path, digest, prompts, mean, std, image.frame, mask, pixels)
 
 
 class TrainingData:
@@ -224,14 +233,22 @@ class TrainingData:
             self._split(images, k, max_validation)
 
     def _split(self, images: list[TrainingImage], k: int, max_validation: int) -> None:
-        """Divide the images of concept number `k` into trained and held-out ones."""
-        n = len(images)
+        """Divide the images of concept number `k` into trained and held-out ones.
+
+        Copies of a picture count as one, and stay on one side.
+        """
+        copies: dict[str, list[TrainingImage]] = {}
+        for image in images:
+            copies.setdefault(image.pixels, []).append(image)
+        pictures = list(copies)
+        n = len(pictures)
         order = np.random.default_rng((self.seed, Stream.VALIDATION, k)).permutation(n)
         held = set(order[: min(max_validation, max(1, n // 10))].tolist()) if n >= 10 else set()
         self.held_out &= bool(held)
-        self.images += [image for j, image in enumerate(images) if j not in held]
+        held_pictures = {pictures[j] for j in held}
+        self.images += [image for image in images if image.pixels not in held_pictures]
         chosen = sorted(held) or range(min(n, max_validation))
-        self.validation += [images[j] for j in chosen]
+        self.validation += [copies[pictures[j]][0] for j in chosen]
 
     def sample(self, i: int) -> Sample:
         """Draw training sample number i, a pure function of (seed, i).

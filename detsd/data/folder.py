@@ -17,8 +17,15 @@ HEIF = (".heic", ".heif", ".hif")  # file names, lower-case
 
 MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneTrainer names it
 
+APPLE = "._"  # how a file begins that a Mac leaves beside another on a foreign disk
+
+CAPTION_ENDS, CAPTION_FOLDER = (".txt", ".caption"), "captions"
+
 # Beside pictures, and none themselves: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
+
+
+LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer of Git LFS begins
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class ImageFolder:
 
     path: Path
     images: list[Path]  # by name, so that every rank sees one order; masks are none
+    captions: list[Path]  # text files that may be captions, in captions/ inside it, too
     passed_over: str  # a sentence on the files beside them that are not read; "" for none
 
     @staticmethod
@@ -38,24 +46,54 @@ class ImageFolder:
         if not path.is_dir():
             raise UserError(f"{key}: folder {path} does not exist; name a folder of images")
         entries = sorted(path.iterdir())
-        images = _images(entries)
-        rest = [
-            p
-            for p in sorted(set(entries) - set(images))
-            if not p.name.startswith((".", "_")) and not p.name.endswith(MASK)
-        ]
-        kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
-        said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
-        folders = [p.name for p in rest if p.is_dir() and list_images(p)]
-        said += [f"the images in the folder {name} inside it" for name in folders]
-        if not said:
-            return ImageFolder(path, images, "")
-        heif = (
-            ""
-            if pictures.register_heif_opener or not kinds.keys() & set(HEIF)
-            else "; pip install pillow-heif to read HEIC"
-        )
-        return ImageFolder(path, images, f"{path}: passing over {', '.join(said)}{heif}")
+        named = _images(entries)
+        pointers = [p for p in named if _is_lfs_pointer(p)]
+        images = [p for p in named if p not in pointers]
+        texts = [p for folder in (path / CAPTION_FOLDER, path) for p in _texts(folder)]
+        return ImageFolder(path, images, texts, _passed_over(path, entries, named, pointers))
+
+
+def _texts(folder: Path) -> list[Path]:
+    """Return the text files of a folder, which need not be there."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in entries if p.suffix.lower() in CAPTION_ENDS and p.is_file())
+
+
+def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: list[Path]) -> str:
+    """Return a sentence on what is not read of a folder; "" for nothing."""
+    apple = [p for p in entries if p.name.startswith(APPLE)]
+    astray = [p for p in entries if p.is_symlink() and not p.exists()]
+    rest = [
+        p
+        for p in sorted(set(entries) - set(named) - set(astray))
+        if not p.name.startswith((".", "_")) and not p.name.endswith(MASK)
+    ]
+    kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
+    said = [f"{n} {kind}" for kind, n in kinds.items() if kind not in BESIDE]
+    folders = [p.name for p in rest if p.is_dir() and list_images(p)]
+    said += [f"the images in the folder {name} inside it" for name in folders]
+    for found, what in (
+        (apple, "that a Mac leaves beside pictures"),
+        (astray, "whose links lead nowhere"),
+        (pointers, "that are pointers of Git LFS"),
+    ):
+        if found:
+            said.append(f"{len(found)} {what} ({found[0].name})")
+    hints = ["; git lfs pull brings the pictures"] if pointers else []
+    if kinds.keys() & set(HEIF) and not pictures.register_heif_opener:
+        hints.append("; pip install pillow-heif to read HEIC")
+    return f"{path}: passing over {', '.join(said)}{''.join(hints)}" if said else ""
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is not a picture but the address of one in Git LFS."""
+    try:
+        if path.stat().st_size > 1024:  # of three lines
+            return False
+        with path.open("rb") as file:
+            return file.read(len(LFS)) == LFS
+    except OSError:
+        return False
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -69,7 +107,10 @@ def _images(entries: list[Path]) -> list[Path]:
     return [
         p
         for p in entries
-        if p.suffix.lower() in known and not p.name.endswith(MASK) and p.is_file()
+        if p.suffix.lower() in known
+        and not p.name.endswith(MASK)
+        and not p.name.startswith(APPLE)
+        and p.is_file()
     ]
 
 
@@ -97,6 +138,8 @@ def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") 
 def no_images(folder: ImageFolder) -> str:
     """Describe a folder without a readable image."""
     rest = f" ({folder.passed_over})" if folder.passed_over else ""
+    if not any(folder.path.iterdir()):
+        rest = " (it is empty, as a linked folder is on a cluster: copy the pictures into it)"
     return f"folder {folder.path} holds no readable image; put JPEG, PNG or WebP files there{rest}"
 
 

@@ -33,6 +33,7 @@ class CroppedImage:
     image: Image.Image  # RGB
     frame: TimeIds
     mask: Image.Image | None = None  # L, as large as the latents: how much of each trains
+    several: bool = False  # whether its file has further frames or pages
 
 
 def target_size(size: int, aspect: float) -> tuple[int, int]:
@@ -105,7 +106,7 @@ def read_listed(
             whole = picture.alpha or Image.new("L", picture.rgb.size, 255)
             mask = crop_or_resize(whole, latents, config.center_crop, Image.Resampling.BOX)
         where = frame(*picture.size, shape, config.center_crop)
-        return CroppedImage(path, cropped, where, mask)
+        return CroppedImage(path, cropped, where, mask, picture.several)
 
     def read(path: Path) -> CroppedImage | Exception:
         try:

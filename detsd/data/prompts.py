@@ -9,6 +9,7 @@ import numpy as np
 
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
+from detsd.data.captions import file_words, fill_in
 from detsd.data.templates import TEMPLATES
 from detsd.utils.errors import UserError
 
@@ -18,18 +19,12 @@ def display_name(path: Path) -> str:
     return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
-def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> list[str]:
+def prompts_for(
+    path: Path, name: str, kind: str, config: ConceptsConfig, caption: str | None = None
+) -> list[str]:
     """Return the prompts that image `path` of concept `name` may be shown with."""
-    sidecar = path.with_suffix(".txt")
-    if config.use_caption_files and sidecar.is_file():
-        try:
-            # "-sig": some editors begin a file with a mark that would become three tokens.
-            text = " ".join(sidecar.read_text(encoding="utf-8-sig").split())
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{sidecar} cannot be read as UTF-8 text; save it again") from None
-        if not text:
-            raise UserError(f"{sidecar} is empty; write a caption, or delete it")
-        text = text.replace("{}", name)
+    if caption is not None:
+        text = fill_in(caption, name, path)
         # A caption that does not say where the concept is begins with it.
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
     words = ""
@@ -39,8 +34,8 @@ def prompts_for(path: Path, name: str, kind: str, config: ConceptsConfig) -> lis
                 f"{path.parent / display_name(path)}: the file name is no UTF-8, and "
                 "concepts.append_file_name_to_text reads it; rename the file"
             )
-        split = config.file_name_split_char
-        words = " " + (path.stem.replace(split, " ") if split else path.stem)
+        said = file_words(path.stem, config.file_name_split_char)
+        words = f" {said}" if said else ""
     templates = list(TEMPLATES[kind])
     templates += ["{}"] * config.num_blank_prompts + ["a {}"] * config.num_a_prompts
     return [template.format(name) + words for template in templates]

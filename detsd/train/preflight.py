@@ -10,9 +10,11 @@ from pathlib import Path
 
 from detsd.concepts.source import ConceptSource, word_problem
 from detsd.config import FinetuneConfig, refuse
-from detsd.data.folder import folder_problem
+from detsd.data.captions import caption_problem
+from detsd.data.folder import ImageFolder, folder_problem
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
+from detsd.utils.errors import UserError
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
@@ -37,6 +39,12 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         problem = folder_problem(folder, beside, c.mask)
         if problem:
             problems.append(f"concepts.img_dirs[{k}]: {problem}")
+    if c.use_caption_files and not problems:
+        try:
+            problem = caption_problem([ImageFolder.scan(Path(folder)) for folder in c.img_dirs])
+            problems += [problem] if problem else []
+        except UserError as error:
+            problems.append(f"concepts.use_caption_files: {error}")
     if config.measure.num_samples:
         problems += evaluator_problems(config.evaluator, config.model.pretrained_model_name_or_path)
         for k, folder in enumerate(config.measure.lineup):

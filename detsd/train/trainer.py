@@ -157,8 +157,9 @@ class Trainer:
                     ", ".join(vocabulary.names),
                 )
         misread = []
+        written = self.config.concepts.use_caption_files  # by somebody: templates spell as told
         for prompt in sorted({p for image in training_images for p in image.prompts}):
-            misread += prompt_warnings(prompt, vocabulary, spelling=False)
+            misread += prompt_warnings(prompt, vocabulary, spelling=written)
         for problem in problems + misread[:5]:
             logger.warning("%s", problem)
         if len(misread) > 5:

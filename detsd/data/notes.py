@@ -1,0 +1,95 @@
+"""What is odd about a folder of training images: one line for each kind, before training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from detsd.config import ConceptsConfig
+from detsd.data.captions import file_words
+from detsd.data.folder import ImageFolder
+from detsd.data.images import CroppedImage
+
+logger = logging.getLogger("detsd")
+
+
+class Notes:
+    """What is collected while the images of a folder are read."""
+
+    def __init__(self, folder: ImageFolder, config: ConceptsConfig, captions: dict[Path, str]):
+        self.folder, self.config, self.captions = folder, config, captions
+        self.count = 0
+        self.several: list[str] = []
+        self.small: list[str] = []
+        self.cut: list[str] = []
+        self.unnamed: list[str] = []
+        self.shape = ""
+
+    def add(self, image: CroppedImage) -> None:
+        """Take note of an image."""
+        name, (height, width) = image.path.name, image.frame[:2]
+        across, down = image.image.size
+        self.count += 1
+        self.shape = f"{across} x {down}"
+        if image.several:
+            self.several.append(name)
+        if width < across or height < down:
+            self.small.append(f"{name} is {width} x {height}")
+        kept = min(width / across, height / down) ** 2 * across * down / (width * height)
+        if self.config.center_crop and kept < 0.5:
+            self.cut.append(f"{name} keeps {kept:.0%}")
+        if self.config.append_file_name_to_text and image.path not in self.captions:
+            split = self.config.file_name_split_char
+            if file_words(image.path.stem, split) == "":
+                self.unnamed.append(name)
+
+    def log(self, pixels: dict[Path, str]) -> None:
+        """Log a line for each kind; `pixels` are digests, equal for copies."""
+        self._copies(pixels)
+        if self.config.use_caption_files:
+            found = sum(path in self.captions for path in pixels)
+            level = logging.WARNING if found < self.count else logging.INFO
+            logger.log(
+                level, "%s: captions for %d of %d pictures", self.folder.path, found, self.count
+            )
+        if self.folder.path.is_symlink():
+            logger.warning(
+                "%s is a link: a task on a cluster finds it empty; copy the pictures into a folder "
+                "beside the configuration before you submit",
+                self.folder.path,
+            )
+        self._say(self.several, "have several frames or pages, of which the first is taken")
+        self._say(self.small, f"are smaller than the {self.shape} trained on, and are enlarged")
+        self._say(
+            self.cut,
+            "lose more than half to the crop; set concepts.img_aspect to their shape, or "
+            "concepts.center_crop to false",
+        )
+        self._say(
+            self.unnamed,
+            "have file names of a camera, a date or a hash, which are not appended to the text; "
+            "rename them, or set concepts.append_file_name_to_text to false",
+        )
+
+    def _say(self, names: list[str], what: str) -> None:
+        """Log how many pictures something holds for, and the first of them."""
+        if names:
+            logger.warning(
+                "%s: %d of %d pictures %s (%s)",
+                self.folder.path, len(names), self.count, what, names[0],
+            )  # fmt: skip
+
+    def _copies(self, pixels: dict[Path, str]) -> None:
+        """Log which pictures are equal."""
+        first: dict[str, str] = {}
+        copies = []
+        for path, digest in pixels.items():
+            if digest in first:
+                copies.append(f"{path.name} is {first[digest]}")
+            first.setdefault(digest, path.name)
+        if copies:
+            logger.warning(
+                "%s: %d pictures, %d of them different (%s): copies stay on one side of training "
+                "and validation",
+                self.folder.path, len(pixels), len(first), copies[0],
+            )  # fmt: skip
