@@ -18,7 +18,7 @@ from detsd.data.images import crop_or_resize, read_images, target_size
 from detsd.data.prefetch import prefetch
 from detsd.data.prompts import display_name, prompts_for
 from detsd.models.loading import load_base_model
-from detsd.utils import pictures
+from detsd.utils import formats
 from detsd.utils.errors import UserError
 from detsd.utils.pictures import read_picture
 
@@ -129,7 +129,7 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (8, 8), RED).save(tmp_path / "more" / "f.png")
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(pictures, "register_heif_opener", None)
+    monkeypatch.setattr(formats, "register_heif_opener", None)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
@@ -148,7 +148,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
     (tmp_path / "a.png").rename(tmp_path / "a.HEIC")
     monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
     monkeypatch.setattr(
-        pictures, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
+        formats, "register_heif_opener", lambda: Image.EXTENSION.update({".heic": "PNG"})
     )
     assert ImageFolder.scan(tmp_path).passed_over == ""
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1

@@ -25,8 +25,9 @@ from picture_files import (
 )
 from PIL import Image, PngImagePlugin
 
-from detsd.utils import pictures
-from detsd.utils.pictures import Budget, open_picture, read_picture
+from detsd.utils import formats, pictures
+from detsd.utils.formats import open_picture
+from detsd.utils.pictures import Budget, read_picture
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.title)
@@ -89,7 +90,7 @@ def test_heic_is_turned_by_exif_where_nothing_else_has_turned_it(
     for name in ("OPEN", "EXTENSION", "ID"):
         monkeypatch.setattr(Image, name, getattr(Image, name).copy())
     Image.register_open("HEIF", Heif, lambda prefix: prefix.startswith(b"\x89PNG"))
-    monkeypatch.setattr(pictures, "FORMATS", ("HEIF",))
+    monkeypatch.setattr(formats, "FORMATS", ("HEIF",))
     path = tmp_path / "a.heic"
     halves(RED, BLUE).save(path, "PNG", exif=exif(6))
     box = b"\0\0\0\x11irot\0\0\0\0\x03" if turns_itself else b"\0\0\0\x10pixi\0\0\0\0"
@@ -111,7 +112,7 @@ def test_what_is_no_picture_of_a_known_format_is_not_opened(tmp_path):
         assert image.format == "EPS"
     with pytest.raises(Image.UnidentifiedImageError):
         open_picture(path)
-    assert not {".eps", ".ps", ".wmf", ".fits", ".hdf5", ".pdf"} & pictures.extensions()
+    assert not {".eps", ".ps", ".wmf", ".fits", ".hdf5", ".pdf"} & formats.extensions()
 
 
 def test_every_opening_of_a_picture_names_its_formats():

@@ -17,7 +17,8 @@ from detsd.sampling.denoise import decode
 from detsd.sampling.jobs import GeneratedImage, Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
-from detsd.utils.pictures import open_picture, read_picture
+from detsd.utils.formats import open_picture
+from detsd.utils.pictures import read_picture
 
 logger = logging.getLogger("detsd")
 

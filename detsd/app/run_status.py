@@ -10,7 +10,7 @@ from detsd.config import FinetuneConfig, load_config
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.sampling.jobs import sample_jobs
 from detsd.utils import contact_sheets
-from detsd.utils.pictures import open_picture
+from detsd.utils.formats import open_picture
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from detsd.utils import pictures
+from detsd.utils import formats
 from detsd.utils.errors import UserError
 from detsd.utils.paths import looked
 
@@ -80,7 +80,7 @@ def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: l
         if found:
             said.append(f"{len(found)} {what} ({found[0].name})")
     hints = ["; git lfs pull brings the pictures"] if pointers else []
-    if kinds.keys() & set(HEIF) and not pictures.register_heif_opener:
+    if kinds.keys() & set(HEIF) and not formats.register_heif_opener:
         hints.append("; pip install pillow-heif to read HEIC")
     return f"{path}: passing over {', '.join(said)}{''.join(hints)}" if said else ""
 
@@ -103,7 +103,7 @@ def list_images(folder: Path) -> list[Path]:
 
 def _images(entries: list[Path]) -> list[Path]:
     """Return the pictures among the files of a folder."""
-    known = pictures.extensions()
+    known = formats.extensions()
     return [
         p
         for p in entries
@@ -150,8 +150,8 @@ def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
         if kind == "files":
             return not mask_of(path).is_file()
         try:
-            with pictures.open_picture(path) as image:
-                return not pictures.has_alpha(image)
+            with formats.open_picture(path) as image:
+                return not formats.has_alpha(image)
         except Exception:  # named and skipped when it is read
             return False
 

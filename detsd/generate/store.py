@@ -21,8 +21,8 @@ from detsd.runs.folder import SHEETS
 from detsd.runs.run import Run
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
+from detsd.utils.formats import open_picture
 from detsd.utils.paths import atomic_write
-from detsd.utils.pictures import open_picture
 
 logger = logging.getLogger("detsd")
 

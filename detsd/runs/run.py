@@ -24,7 +24,7 @@ from detsd.runs.ranks import Ranks
 from detsd.runs.registry import find_version
 from detsd.utils import progress
 from detsd.utils.errors import UserError
-from detsd.utils.pictures import open_picture
+from detsd.utils.formats import open_picture
 
 logger = logging.getLogger("detsd")
 

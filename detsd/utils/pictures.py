@@ -9,30 +9,19 @@ import contextlib
 import ctypes
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageColor
 
 from detsd.utils import jpeg2000
 from detsd.utils.colors import profile_of, to_srgb
-
-try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
-    from pillow_heif import register_heif_opener
-except ImportError:
-    register_heif_opener = None
+from detsd.utils.formats import has_alpha, open_picture
 
 T = TypeVar("T")
-
-# Read by decoders alone: EPS would start another program, and others load further files.
-FORMATS = (
-    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PSD", "AVIF", "HEIF",
-    "ICO", "ICNS", "TGA", "PPM", "PCX", "SGI", "QOI", "DDS",
-)  # fmt: skip
 
 # Memory for decoding, of all threads together: whatever a folder holds, it takes less than 1 GB.
 MEMORY = 800e6
@@ -59,9 +48,6 @@ QUARTER_TURNS = {TURNS[k] for k in (5, 6, 7, 8)}
 
 SAMPLE_FORMAT = 339  # a tag of TIFF: 1 unsigned, 2 signed, 3 float
 TRNS_SCALE = {"L;2": 85, "L;4": 17}  # Pillow widens the greys of these PNG files, but not tRNS
-
-# What Pillow only warns of is read.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -97,38 +83,6 @@ class Budget:
 
 
 BUDGET = Budget(MEMORY)
-
-
-def extensions() -> set[str]:
-    """Return the file name extensions of the pictures that are read."""
-    formats()
-    return {end for end, kind in Image.registered_extensions().items() if kind in FORMATS}
-
-
-def formats() -> list[str]:
-    """Return those of `FORMATS` that this Pillow has."""
-    if register_heif_opener:
-        register_heif_opener()
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def open_picture(source: Path | BinaryIO) -> Image.Image:
-    """Open a picture of a known format without decoding it.
-
-    Raises:
-        OSError, SyntaxError, ValueError and others, as Pillow does, of a file that is none.
-    """
-    try:
-        return Image.open(source, formats=formats())
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise ValueError(f"it has more than {limit:,} pixels; scale it down") from None
-
-
-def has_alpha(image: Image.Image) -> bool:
-    """Return whether parts of an opened picture may be transparent."""
-    return image.has_transparency_data or "transparency" in image.info
 
 
 def read_picture(

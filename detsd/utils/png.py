@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from detsd.utils.formats import open_picture
 from detsd.utils.paths import atomic_write
-from detsd.utils.pictures import open_picture
 
 # The samplers under the names that A1111 and its readers know.
 SAMPLERS = {
