@@ -131,17 +131,24 @@ def test_a_run_that_was_moved_goes_on(experiment, measuring, tmp_path, tiny_mode
 def test_a_digest_is_of_content_and_names_inside(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
-    (folder / "large").write_bytes(bytes(3_000_000))
+    size = 4096 * 4096 + 4096 * 1000  # so that chunks are read
+    (folder / "large").write_bytes(bytes(size))
     (folder / "small").write_text("x")
     first = content_digest(folder)
     (folder / ".DS_Store").write_text("of a Mac")
     assert content_digest(shutil.move(folder, tmp_path / "b")) == first
     large = tmp_path / "b" / "large"
     before = content_digest(large)
-    large.write_bytes(bytes(2_999_999) + b"x")
+    for place in (0, size // 2, size - 6000, size - 1):  # a tensor of 6,000 bytes, or the last byte
+        with large.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x" * min(6000, size - place))
+        assert content_digest(large) != before
+        large.write_bytes(bytes(size))
+    large.write_bytes(bytes(size + 1))
     assert content_digest(large) != before
     assert content_digest(tmp_path / "b") != first
-    large.write_bytes(bytes(3_000_000))
+    large.write_bytes(bytes(size))
     assert content_digest(tmp_path / "b") == first
     (tmp_path / "b" / "small").rename(tmp_path / "b" / "other")
     assert content_digest(tmp_path / "b") != first
