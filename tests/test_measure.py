@@ -210,13 +210,12 @@ def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeyp
             return {"count": len(made)}
 
     monkeypatch.setattr(samples, "ConceptMetrics", Recorder)
-    monkeypatch.setattr(samples, "read_images", lambda *_: [])
     c = ConceptsConfig(["a-cat", "a-way"], ["cat"] * 2, ["x", "y"], ["object", "style"])
     config = FinetuneConfig(ModelConfig("x"), c, measure=MeasureConfig(3, 15))
     jobs = metric_jobs(config, 32)
     assert [job.seed for job in jobs[:4]] == [0, 1, 2, 0]
     made = [job.prompt for job in jobs]
-    found = SampleMetrics(config, {}, 32)
+    found = SampleMetrics(config, {}, 32, {"a-cat": [], "a-way": []})
     found.fit_baselines(made)
     assert [len(own) for own in found.baselines] == [3 + 15, 3 + len(EDITS["style"])]
     for word, own in zip(c.concept_strs, found.baselines, strict=True):

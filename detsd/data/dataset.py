@@ -149,9 +149,13 @@ def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
 
 
 def read_concept(
-    model: BaseModel, config: ConceptsConfig, k: int
+    model: BaseModel, config: ConceptsConfig, k: int, crops: list[Image.Image] | None = None
 ) -> tuple[list[TrainingImage], list[Image.Image]]:
-    """Read and encode the images of concept number `k`; return them, and a few to be looked at."""
+    """Read and encode the images of concept number `k`; return them, and a few to be looked at.
+
+    Args:
+        crops: a list that all images are added to, as they are trained on.
+    """
     name, kind = config.concept_strs[k], config.learnable_properties[k]
     size = config.img_size or model.image_size
     key = f"concepts.img_dirs[{k}]"
@@ -170,6 +174,8 @@ def read_concept(
             for image, (mean, std) in zip(batch, encoded, strict=True):
                 if len(images) % -(-total // MAX_SHOWN) == 0:
                     shown.append(image.image)
+                if crops is not None:
+                    crops.append(image.image)
                 notes.add(image)
                 prompts = prompts_for(image.path, name, kind, config, captions.get(image.path))
                 images.append(_training_image(image, tuple(prompts), mean, std, config.mask))
@@ -210,7 +216,15 @@ class TrainingData:
         pictures: concept -> a few of its images, to be looked at.
     """
 
-    def __init__(self, config: ConceptsConfig, model: BaseModel, seed: int, max_validation: int):
+    def __init__(
+        self,
+        config: ConceptsConfig,
+        model: BaseModel,
+        seed: int,
+        max_validation: int,
+        crops: dict[str, list[Image.Image]] | None = None,
+    ):
+        """Read and encode all images; with `crops`, add them there, too, by concept."""
         self.seed = seed
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
         # The order (n,) of the images in an epoch; a batch may end one and begin one.
@@ -228,7 +242,8 @@ class TrainingData:
         self.digests: dict[str, str] = {}
         self.pictures: dict[str, list[Image.Image]] = {}
         for k, name in enumerate(config.concept_strs):
-            images, self.pictures[name] = read_concept(model, config, k)
+            kept = None if crops is None else crops.setdefault(name, [])
+            images, self.pictures[name] = read_concept(model, config, k, kept)
             self.digests |= {f"{name}/{display_name(i.path)}": i.digest for i in images}
             self._split(images, k, max_validation)
 

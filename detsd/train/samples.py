@@ -56,7 +56,14 @@ class SampleMetrics:
         baselines: of each concept; of a new run there are none before `fit_baselines`.
     """
 
-    def __init__(self, config: FinetuneConfig, encoders: dict[str, ImageEncoder], size: int):
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        encoders: dict[str, ImageEncoder],
+        size: int,
+        images: dict[str, list[Image.Image]],
+    ):
+        """Measure the training `images` of each concept, and the look-alikes."""
         c, m = config.concepts, config.measure
         self.baselines: list[Baselines] = []
 
@@ -68,10 +75,8 @@ class SampleMetrics:
         prompts = [edited_prompts(kind, m.num_prompts) for kind in c.learnable_properties]
         self._counts = [m.num_samples + len(edited) for edited in prompts]
         self._metrics = [
-            ConceptMetrics(
-                encoders, pictures(folder, f"concepts.img_dirs[{k}]"), edited, others, m.num_samples
-            )
-            for k, (folder, edited) in enumerate(zip(c.img_dirs, prompts, strict=True))
+            ConceptMetrics(encoders, images[name], edited, others, m.num_samples)
+            for name, edited in zip(c.concept_strs, prompts, strict=True)
         ]
 
     def _by_concept(self, images: list[Image.Image]) -> list[list[Image.Image]]:

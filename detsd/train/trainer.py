@@ -69,14 +69,18 @@ class Trainer:
         self.model, encoders, seconds = _load(config, run, began, bool(measures))
         self.step = TrainStep(self.model, t, run.ranks)
         size = config.concepts.img_size or self.model.image_size
-        metrics = SampleMetrics(config, encoders, size) if encoders else None
-        self.samples = Samples(config, self.model, run, size, metrics)
         started = time.monotonic()
-        self.data = TrainingData(config.concepts, self.model, t.train_seed, t.max_validation_images)
+        crops = {} if encoders else None  # decoded once, for training and measuring
+        self.data = TrainingData(
+            config.concepts, self.model, t.train_seed, t.max_validation_images, crops
+        )
+        encoded = time.monotonic() - started
+        metrics = SampleMetrics(config, encoders, size, crops) if encoders else None
+        self.samples = Samples(config, self.model, run, size, metrics)
         digests = self.data.digests
         self.start = {
             "seconds_loading": seconds,  # with the download from the hub
-            "seconds_encoding": time.monotonic() - started,
+            "seconds_encoding": encoded,
             "images_encoded": len(digests),
         }
         run.assert_equal_across_ranks(
