@@ -151,9 +151,9 @@ def test_forms_that_are_refused(backend, change, message):
         good_job(backend, **change)
 
 
-@pytest.mark.parametrize("count", [0, 9, 1000])
+@pytest.mark.parametrize("count", [0, 9, 1000, 2.5, None, float("nan")])
 def test_too_many_images_or_none(backend, count):
-    with pytest.raises(UserError, match=f"count is {count} but must be from 1 to 8"):
+    with pytest.raises(UserError, match=f"count is {count} but must be a whole number from 1 to 8"):
         copies(good_job(backend), count)
 
 
@@ -738,12 +738,12 @@ def test_only_its_own_names_and_its_own_pages(served):
     assert upload(size=parts.MAX_UPLOAD + 1) == 413
 
 
-@pytest.mark.slow
-def test_what_nobody_waits_for_any_more_is_stopped(served, backend, monkeypatch):
-    """An endpoint's images, when the program that asked for them has left."""
+@pytest.fixture
+def endless(backend, monkeypatch):
+    """Images that are never ready: set when they are begun, and when they are stopped."""
     going, left = threading.Event(), threading.Event()
 
-    def endless(jobs, previews=False):
+    def generate(jobs, previews=False):
         try:
             while True:
                 going.set()
@@ -752,16 +752,52 @@ def test_what_nobody_waits_for_any_more_is_stopped(served, backend, monkeypatch)
         finally:
             left.set()
 
-    monkeypatch.setattr(backend, "generate", endless)
+    monkeypatch.setattr(backend, "generate", generate)
+    return going, left
+
+
+@pytest.mark.slow
+def test_images_of_a_program_that_has_left_are_stopped(endless, served):
+    going, left = endless
     url = f"{served}gradio_api/call/v2/generate"
     event = json.loads(ask(url, {"prompt": "a blob-thing", "steps": 2})[1])["event_id"]
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        f"{url}/{event}"
-    ) as seen:
+    with urllib.request.urlopen(f"{url}/{event}") as seen:
         assert seen.readline() == b"event: generating\n"
         assert going.is_set()
         assert not left.is_set()
     assert left.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here, and none could be installed")
+def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(endless, served):
+    """Of two visitors, one waits while the other's are made; each stops and leaves for itself."""
+    from playwright.sync_api import expect, sync_playwright
+
+    going, left = endless
+    with contextlib.ExitStack() as stack:
+        playwright = stack.enter_context(sync_playwright())
+        browser = stack.enter_context(
+            contextlib.closing(playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
+        )
+        first, second = browser.new_page(), browser.new_page()
+        for page in (first, second):
+            page.set_default_timeout(120_000)
+            page.goto(served)
+            page.locator("#go").click()
+            expect(page.locator("#stop")).to_be_visible(timeout=120_000)
+        assert going.wait(60)
+        second.locator("#stop").click()
+        expect(second.locator("#status")).to_have_text("Stopped: nothing was made.")
+        assert not left.is_set()
+        first.close()
+        assert left.wait(60)
+        left.clear()
+        second.locator("#go").click()  # nobody is before it any more
+        expect(second.locator("#status")).to_contain_text("waiting for the model")
+        second.locator("#stop").click()
+        assert left.wait(60)
+        expect(second.locator("#go")).to_be_visible()
 
 
 @pytest.mark.slow

@@ -176,10 +176,10 @@ class Endpoints:
 
 
 def _when_made(generation: Iterator[Generation]) -> Iterator[Generation]:
-    """Yield at each image, and every few seconds, after which gradio notices who has left."""
+    """Yield at each image, at the end, and every two seconds: gradio then sees who has left."""
     count, last = -1, 0.0
     for now in generation:
-        if len(now.images) > count or time.monotonic() - last > 2:
+        if now.done or len(now.images) > count or time.monotonic() - last > 2:
             count, last = len(now.images), time.monotonic()
             yield now
 

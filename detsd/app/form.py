@@ -118,9 +118,9 @@ def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Jo
 
 def copies(job: Job, count: int) -> list[Job]:
     """Return a job with the seeds `seed`, `seed + 1`, ..."""
-    if not 1 <= count <= MAX_IMAGES:
-        raise UserError(f"count is {count} but must be from 1 to {MAX_IMAGES}")
-    return [dataclasses.replace(job, seed=job.seed + k) for k in range(count)]
+    if count not in range(1, MAX_IMAGES + 1):
+        raise UserError(f"count is {count} but must be a whole number from 1 to {MAX_IMAGES}")
+    return [dataclasses.replace(job, seed=job.seed + k) for k in range(int(count))]
 
 
 # ---- grids ---------------------------------------------------------------------------------------
