@@ -364,6 +364,12 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / "lacking.png", pnginfo=info)
         with pytest.raises(UserError, match="settings that cannot be read"):
             read_settings(backend.pipe, tmp_path / "lacking.png")
+    for text in ("[" * 100_000, "null", "{", '{"job": null}'):
+        info = PngInfo()
+        info.add_text(CHUNK, text)
+        Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=info)
+        with pytest.raises(UserError, match="holds (no settings of detsd|settings that cannot)"):
+            read_settings(backend.pipe, tmp_path / "odd.png")
     plain = tmp_path / "plain.png"
     Image.new("RGB", (8, 8)).save(plain)
     with pytest.raises(UserError, match=f"plain.png holds no settings of {CHUNK}"):

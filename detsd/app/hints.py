@@ -1,4 +1,4 @@
-"""ModelVocabulary that the bundled model knows, and example prompts made of them."""
+"""Example prompts, and the words that a model knows if its folder lists them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,16 @@ STYLE_EXAMPLES = (
 VOCABULARY = "vocabulary.json"
 
 
-# ---- what a model can draw -----------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ModelVocabulary:
     """The words that a model's captions were made of, as its folder's `vocabulary.json` lists."""
 
     words: frozenset[str]
-    lists: dict[str, list[str]]  # media, objects, colors, grounds, compositions, as far as told
+    lists: dict[str, list[str]]  # media, objects, colors, grounds, compositions, if they are listed
 
     @staticmethod
     def of(model: str) -> ModelVocabulary | None:
-        """Those of a model's folder; None where it tells none, as models of the hub."""
+        """Read the vocabulary in a model's folder; None if it has none, as models of the hub."""
         path = Path(resolve(model)) / VOCABULARY
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
@@ -54,12 +51,7 @@ class ModelVocabulary:
         return ModelVocabulary(frozenset(w.lower() for w in lists.pop("words", [])), lists)
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text that are in no caption, each once."""
-        if not self.words:
-            return []
+        """Return the words of a text that are in no caption, each once."""
         found = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'’][^\W_]+)*", text.lower()))
-        return [
-            word
-            for word in found
-            if word not in self.words and not set(word.split("-")) <= self.words
-        ]
+        return [w for w in found if self.words and not {w} & self.words
+                and not set(w.split("-")) <= self.words]  # fmt: skip

@@ -161,18 +161,12 @@ class TrainingRuns:
     ) -> None:
         """Write the run's configuration."""
         model = self.pipe.model
+        inference = {"inference_prompts": prompts, "num_inference_steps": 30, "guidance_scale": 4.0,
+                     "scheduler_name": self.pipe.own_scheduler, "seeds": [0, 1]}  # fmt: skip
         hyperparameters = {
             "model": {"pretrained_model_name_or_path": model.name, "revision": model.commit},
-            "concepts": concepts,
-            "training": training,
-            "inference": {
-                "inference_prompts": prompts,
-                "num_inference_steps": 30,
-                "guidance_scale": 4.0,
-                "scheduler_name": self.pipe.own_scheduler,
-                "seeds": [0, 1],
-            },
-        }
+            "concepts": concepts, "training": training, "inference": inference,
+        }  # fmt: skip
         experiment = {"name": f"detsd-{folder.name}", "hyperparameters": hyperparameters}
         # JSON is YAML too, with all texts in quotes: 1e5 is a number to some YAML readers.
         text = json.dumps(experiment, ensure_ascii=False, indent=1) + "\n"
@@ -183,8 +177,7 @@ class TrainingRuns:
         """Go on with a run that was stopped; return its folder."""
         if reason := self.busy():
             raise UserError(reason)
-        folder = self._folder(name)
-        self._launch(folder)
+        self._launch(folder := self._folder(name))
         return folder
 
     def _launch(self, folder: Path) -> None:
@@ -193,12 +186,9 @@ class TrainingRuns:
         with (folder / LOG).open("w") as log:
             # A session of its own: Ctrl-C at the page's terminal would reach it twice.
             self._process = subprocess.Popen(
-                [*command, "--output-dir", folder],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+                [*command, "--output-dir", folder], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         self.folder, self._stopping, self._taken = folder, False, False
 
     def stop(self) -> None:

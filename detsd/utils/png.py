@@ -93,6 +93,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
             if CHUNK not in image.info:  # where an editor wrote the texts behind the pixels
                 image.load()
             record = json.loads(image.info[CHUNK])
-    except (OSError, AttributeError, KeyError, ValueError, SyntaxError):
+    except (OSError, AttributeError, KeyError, ValueError, SyntaxError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
