@@ -238,6 +238,8 @@ class Master:
                 raise Refused(f"a trial's state is {body['state']!r}, not a text")
         elif found := re.fullmatch(r"/api/v1/experiments/1(/\w+)?", path):
             return self._described_experiment(found[1])
+        elif path.startswith("/api/v1/experiments/"):
+            raise Unknown
         elif path == "/api/v1/trials/metrics/trial_metrics":
             return self._validations(int(query["trialIds"][0]))
         elif found := re.fullmatch(r"/api/v1/checkpoints/(.+)/metadata", path):
@@ -316,7 +318,7 @@ class Master:
             "metadata": self._shown.get(uuid, report["metadata"]),
             "resources": report["resources"], "training": {
                 "experimentConfig": {"checkpoint_storage": storage}, "experimentId": 1,
-                "trialId": 7, "hparams": {},
+                "trialId": int(report["taskId"].removeprefix("task-")), "hparams": {},
             },
         }  # fmt: skip
 

@@ -369,6 +369,60 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     assert "- val_loss: 0.3" in version["notes"]
 
 
+def test_the_table_of_a_search(experiment, master, monkeypatch, capsys):
+    """The best trial first, and its next commands; a trial that diverged, one without a value."""
+    training = {"checkpoint_freq": 2}
+    searcher = ASHA | {"max_trials": 9, "divisor": 2, "max_rungs": 3}
+    storage = {"save_trial_latest": 1, "save_trial_best": 0, "save_experiment_best": 1}
+    for trial, rate, steps in ((7, 0.01, 8), (8, 0.02, 4), (9, 1e38, 8), (10, 0.03, 8)):
+        optimizer = {"optimizer_name": "sgd"} if rate > 1 else {"optimizer_name": "adamw"}
+        own = {"learning_rate": rate, "num_sgd_steps": steps} | optimizer
+        given = experiment_of(experiment(training=training | own))
+        given |= {"searcher": searcher | {"max_time": steps}, "checkpoint_storage": storage}
+        if trial == 10:
+            master._prepare(given, trial)
+            continue
+        master.run(given, trial=trial)
+        master.states[trial] = "COMPLETED"
+    assert master.collect_garbage(1) > 0
+    login(master, monkeypatch)
+    capsys.readouterr()
+    assert main(["search", "1"]) == 0
+    out = capsys.readouterr().out
+    title, head, *lines = out.splitlines()
+    assert title == "val_loss of 4 trials:"
+    assert head.split("  ")[0] == "trial"
+    assert re.split("  +", head) == [
+        "trial", "state", "at 2", "at 4", "at 8", "best", "step", "learning_rate",
+        "num_sgd_steps", "optimizer_name", "checkpoint",
+    ]  # fmt: skip
+    rows = {row[0]: row for row in (re.split("  +", line) for line in lines[:4])}
+    for trial, rate, steps in (("7", "0.01", "8"), ("8", "0.02", "4")):
+        told_ = master.metrics("validation", int(trial)).items()
+        values = {step: metrics["val_loss"] for step, metrics in told_}
+        best = min(values, key=values.get)
+        (left,) = master.checkpoints(int(trial)).values()
+        assert rows[trial] == [
+            trial, "COMPLETED", *(f"{values[s]:.4f}" for s in (2, 4, 8) if s in values),
+            f"{values[best]:.4f}", str(best), rate, steps, "adamw", left,
+        ]  # fmt: skip
+    assert rows["9"][:4] == ["9", "COMPLETED", "diverged", "diverged"]
+    assert rows["9"][-1] == "none"
+    assert rows["10"] == ["10", "RUNNING", "0.03", "8", "adamw", "none"]
+    assert [line.split()[0] for line in lines[:4]][-2:] == ["9", "10"]
+    said = "\n".join(lines[4:])
+    first = int(lines[0].split()[0])
+    ((step, uuid),) = master.checkpoints(first).items()
+    assert said.startswith(f"the best: trial {first} at step {step}, val_loss ")
+    assert f"--config searcher.source_checkpoint_uuid={uuid}" in said
+    assert f"--config hyperparameters.training.learning_rate={rows[str(first)][-4]}" in said
+    assert f"detsd evaluate {uuid}" in said
+    assert main(["search", "2"]) == 2
+    assert capsys.readouterr().err == (
+        "detsd: the master knows no experiment 2; det e list shows them\n"
+    )
+
+
 def test_models_of_the_registry_stand_for_their_checkpoints(
     experiment, master, monkeypatch, tmp_path, capsys
 ):
@@ -388,7 +442,7 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
 
     grid = {
         "model": given["hyperparameters"]["model"], "concepts": {"models": "my-blob"},
-        "grid": {"prompts": "a blob-thing", "num_inference_steps": 2, "num_seeds": 6},
+        "grid": {"prompts": "a blob-thing", "num_inference_steps": 30, "num_seeds": 8},
         "output": {"batch_size": 1, "checkpoint_freq": 1},
     }  # fmt: skip
     experiment_ = {"hyperparameters": grid, "searcher": GRID_SEARCHER}
@@ -401,8 +455,8 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
     second = master.models["my-blob"][1]["checkpoint"]["uuid"]
     said = master.run(experiment_, trial=8, command="generate")
     assert "model my-blob" not in said
-    assert re.search("[1-5] of 6 images are there already", said)
-    newest = master.stored(8)[6]
+    assert re.search("[1-7] of 8 images are there already", said)
+    newest = master.stored(8)[8]
     assert read_metadata(newest)["models"] == {"my-blob": first}
     (line,) = {line.split('"source": ')[1][:50] for line in manifest(newest)}
     assert line.startswith(f'"uuid:{first}"')

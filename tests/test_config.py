@@ -8,7 +8,16 @@ import yaml
 from tiny import ROOT
 
 from detsd import config as cfg
-from detsd.config import FinetuneConfig, GenerateConfig, differences, load_config, parse_config
+from detsd.__main__ import main
+from detsd.config import (
+    FinetuneConfig,
+    GenerateConfig,
+    differences,
+    load_config,
+    parse_config,
+    read_experiment,
+    search,
+)
 from detsd.utils.errors import UserError
 
 MINIMAL = {
@@ -251,3 +260,26 @@ def test_one_of_several_concepts_is_renamed_in_a_mapping(tmp_path):
     given = {"model": MINIMAL["model"], "grid": {"prompts": "x"}, "concepts": {"files": files}}
     found = parse_config(given, "e", GenerateConfig, tmp_path).concepts.files
     assert found == [f"{tmp_path}/two.pt={words}" for words in ("a=b", "c", "a=d")]
+
+
+def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplog, capsys):
+    """By the file's own command, and wherever it is read; as Determined counts them."""
+    text = (ROOT / "finetune_search.yaml").read_text()
+    assert main(["search", str(ROOT / "finetune_search.yaml")]) == 0
+    assert capsys.readouterr().out == (
+        "18 trials of at most 270 sgd_steps; those of the best val_loss, one in 3, go on after 30 "
+        "and 90\n"
+    )
+    assert caplog.text == ""
+    for trials, rungs in ((9, [30, 90, 270]), (8, [90, 270]), (6, [90, 270]), (2, [270])):
+        path = tmp_path / "few.yaml"
+        path.write_text(text.replace("max_trials: 18", f"max_trials: {trials}"))
+        caplog.clear()
+        assert main(["search", str(path)]) == 0
+        assert search.rungs(read_experiment(path)["searcher"]) == rungs
+        assert ("set max_trials to 9 or more" in caplog.text) == (len(rungs) < 3)
+    assert (
+        "searcher.max_rungs: 3 becomes 1 with max_trials: 2 (Determined takes int(log(max_trials) "
+        "/ log(divisor)) + 1 at most), so no trial is judged before sgd_steps 270;"
+    ) in caplog.text
+    assert main(["search", str(ROOT / "finetune_demo.yaml")]) == 2

@@ -12,6 +12,7 @@ from detsd.cli.concepts import download, export, show
 from detsd.cli.evaluate import evaluate
 from detsd.cli.finetune import finetune
 from detsd.cli.generate import generate
+from detsd.cli.search import search
 from detsd.concepts.source import LAYOUTS
 from detsd.utils.paths import BUNDLED
 
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     command_line.add_argument("--version", action="version", version=f"detsd {__version__}")
     command_line.set_defaults(run=None)
     commands = command_line.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (_finetune, _generate, _evaluate, _download, _show, _export, _app):
+    for add in (_finetune, _generate, _evaluate, _search, _download, _show, _export, _app):
         add(commands)
     return command_line
 
@@ -86,6 +87,14 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--dino", metavar="MODEL", help="DINO that measures as well")
     _add_run_options(command, "evaluate-<source's name>")
     command.set_defaults(run=evaluate)
+
+
+def _search(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("search", help="the table of a search on the cluster")
+    command.add_argument(
+        "search", metavar="ID", help="the experiment's number; or a file: what its settings do"
+    )
+    command.set_defaults(run=search)
 
 
 def _download(commands: argparse._SubParsersAction) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
 from detsd.config.finetune import FinetuneConfig
 from detsd.config.generate import EvaluateConfig, GenerateConfig
 from detsd.config.schema import _section
+from detsd.config.search import rung_warning
 from detsd.utils.errors import UserError, one_line
+
+logger = logging.getLogger("detsd")
 
 Config = TypeVar("Config", FinetuneConfig, GenerateConfig, EvaluateConfig)
 
@@ -201,6 +205,8 @@ def load_config(
     """Read the experiment file at `path`, apply `section.key=value` overrides, check it."""
     experiment = read_experiment(Path(path))
     check_experiment(experiment, str(path), kind)
+    if warning := rung_warning(experiment.get("searcher") or {}):
+        logger.warning("%s", warning)
     hyperparameters = experiment["hyperparameters"]
     override(hyperparameters, overrides or [], str(path))
     try:

@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 
 from detsd.config import FinetuneConfig
+from detsd.config.search import DIVERGED
 from detsd.data.dataset import TrainingData
 from detsd.runs.run import Run
 from detsd.train.checkpoint import TrainState
@@ -20,8 +21,6 @@ from detsd.utils.errors import Diverged
 from detsd.utils.progress import Bar
 
 logger = logging.getLogger("detsd")
-
-DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 
 class Report:

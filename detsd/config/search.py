@@ -1,0 +1,47 @@
+"""The rungs of a search with adaptive ASHA, as Determined 0.38.1 takes them from its settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
+
+# Determined's defaults, as of 0.38.1.
+MAX_RUNGS, DIVISOR = 5, 4
+
+
+def _rung_count(searcher: dict[str, Any], trials: int) -> int:
+    """Return how many rungs Determined leaves of `max_rungs` with so many trials."""
+    divisor = searcher.get("divisor", DIVISOR)
+    return min(searcher.get("max_rungs", MAX_RUNGS), int(math.log(trials) / math.log(divisor)) + 1)
+
+
+def rungs(searcher: dict[str, Any]) -> list[int]:
+    """Return the times at which trials are compared, in `time_metric`; the last is `max_time`."""
+    if searcher.get("name") != "adaptive_asha":
+        return []
+    divisor, longest = searcher.get("divisor", DIVISOR), searcher["max_time"]
+    count = _rung_count(searcher, searcher["max_trials"])
+    return [int(longest / divisor**k) for k in reversed(range(count))]
+
+
+def rung_warning(searcher: dict[str, Any]) -> str | None:
+    """Return a sentence on rungs that too few trials take away, or None."""
+    wanted, trials = searcher.get("max_rungs"), searcher.get("max_trials")
+    numbers = (wanted, trials, searcher.get("max_time"), searcher.get("divisor", DIVISOR))
+    if searcher.get("name") != "adaptive_asha" or not all(isinstance(n, int) for n in numbers):
+        return None
+    if (
+        trials < 1
+        or searcher.get("divisor", DIVISOR) < 2
+        or _rung_count(searcher, trials) >= wanted
+    ):
+        return None
+    enough = next(n for n in range(trials, 10**6) if _rung_count(searcher, n) >= wanted)
+    first = rungs(searcher)[0]
+    return (
+        f"searcher.max_rungs: {wanted} becomes {len(rungs(searcher))} with max_trials: {trials} "
+        f"(Determined takes int(log(max_trials) / log(divisor)) + 1 at most), so no trial is "
+        f"judged before {searcher.get('time_metric')} {first}; set max_trials to {enough} or more"
+    )

@@ -1,0 +1,87 @@
+"""The trials of an experiment on a Determined cluster, and what came of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from detsd.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial of a search.
+
+    Attributes:
+        settings: all its hyperparameters, by `section.key`.
+        values: the searcher's metric by completed steps, of every validation.
+        checkpoints: the uuids of its checkpoints that are left, by completed steps.
+    """
+
+    number: int
+    state: str
+    settings: dict[str, Any]
+    values: dict[int, float]
+    checkpoints: dict[int, str]
+
+    def best_step(self, sign: int, stored: bool = False) -> int | None:
+        """Return the step of the best value, or of the best with a checkpoint; None without one.
+
+        Args:
+            sign: 1 where smaller is better, else -1.
+        """
+        steps = [s for s in self.values if not stored or s in self.checkpoints]
+        found = [s for s in steps if math.isfinite(self.values[s])]
+        return min(found, key=lambda step: sign * self.values[step], default=None)
+
+
+def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
+    """Return an experiment's configuration and trials.
+
+    The master and the login are those of the `det` command line.
+    """
+    from determined.common.api import errors as api_errors  # late: a third of a second
+    from determined.experimental import client
+
+    try:
+        experiment = client.get_experiment(number)
+        metric = experiment.config["searcher"]["metric"]
+        stored: dict[int, dict[int, str]] = {}
+        for c in experiment.list_checkpoints(
+            client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.ASCENDING
+        ):
+            steps = c.metadata["steps_completed"]
+            stored.setdefault(c.training.trial_id, {})[steps] = c.uuid
+        return experiment.config, [
+            TrialResult(
+                trial.id,
+                trial.state.name,
+                _flat(trial.hparams or {}),
+                {m.steps_completed: float(m.metrics[metric]) for m in _validations(trial)
+                 if metric in m.metrics},
+                stored.get(trial.id, {}),
+            )
+            for trial in experiment.list_trials()
+        ]  # fmt: skip
+    except api_errors.NotFoundException:
+        raise UserError(f"the master knows no experiment {number}; det e list shows them") from None
+    except api_errors.MasterNotFoundException:
+        raise UserError(
+            f"experiment {number} cannot be asked for: no Determined master was found; set "
+            "DET_MASTER"
+        ) from None
+
+
+def _validations(trial: Any) -> list[Any]:
+    return list(trial.iter_metrics("validation"))
+
+
+def _flat(given: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{path}{key}.")
+        else:
+            found[f"{path}{key}"] = value
+    return found
