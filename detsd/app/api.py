@@ -53,7 +53,7 @@ def as_values(image: pictures.PageImage) -> dict[str, Any]:
 
 
 class Endpoints:
-    """What programs can ask of the page."""
+    """The endpoints that do more than a method of the backend."""
 
     def __init__(self, backend: Backend, runs: TrainingRuns):
         self.backend, self.runs = backend, runs
@@ -102,10 +102,6 @@ class Endpoints:
                 sheet = as_file(pictures.sheet(images, columns, rows, "", backend.folder))
             yield {"sheet": sheet, "images": [as_values(one) for _, one in sorted(images.items())]}
 
-    def stop(self) -> bool:
-        """Stop the images that are being made; return whether there were any."""
-        return self.backend.stop()
-
     def model(self) -> dict:
         """Return the model, and what its folder says that it can draw."""
         loaded, hints = self.backend.pipe.model, self.backend.hints
@@ -115,23 +111,11 @@ class Endpoints:
             "draws": hints.lists if hints else {},
         }
 
-    def concepts(self) -> list:
-        """Return the loaded concepts."""
-        return self.backend.concepts()
-
     def load(self, source: Any) -> list:
         """Load concepts of an uploaded file, or of the page's machine if that alone can ask."""
         if isinstance(source, str):
             return self.backend.load(source)
         return self.backend.load("", uploaded(source))
-
-    def unload(self, name: str) -> None:
-        """Remove a concept."""
-        self.backend.unload(name)
-
-    def reload(self, name: str) -> None:
-        """Read a concept again from where it came from."""
-        self.backend.reload(name)
 
     def learn(
         self,
@@ -187,9 +171,9 @@ def _when_made(generation: Iterator[Generation]) -> Iterator[Generation]:
 def endpoints(backend: Backend, runs: TrainingRuns) -> None:
     """Declare the endpoints within the page."""
     e = Endpoints(backend, runs)
-    for call in (e.generate, e.grid, e.load, e.unload, e.reload, e.learn, e.go_on):
+    for call in (e.generate, e.grid, e.load, backend.unload, backend.reload, e.learn, e.go_on):
         declare(call, **ALONE)
-    for call in (e.stop, e.model, e.concepts, e.learning_status, e.stop_learning):
+    for call in (backend.stop, e.model, backend.concepts, e.learning_status, e.stop_learning):
         declare(call, queue=False)
 
 

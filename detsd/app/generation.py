@@ -84,7 +84,7 @@ class GenerationButtons:
                         yield changed
                         progress(now.share, desc=now.text)
             except gr.Error:
-                yield idle()  # what follows an error in gradio runs for no other reason
+                yield idle()  # gradio runs no `.then` after an error
                 raise
             yield idle() | ({} if count == len(todo) else {self.status: _stopped(count, len(todo))})
 
