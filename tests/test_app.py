@@ -49,6 +49,8 @@ from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import load_config
+from detsd.data.captions import find_captions
+from detsd.data.folder import ImageFolder
 from detsd.sampling import engine
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
@@ -449,6 +451,7 @@ def learning(backend, tmp_path, monkeypatch):
         ({"pictures": []}, "there are no pictures"),
         ({"pictures": ["a.png"] * 201}, f"201 pictures and the page takes {MAX_PICTURES} at most"),
         ({"kind": "face"}, "an object or a style, not 'face'"),
+        ({"captions": ["a", "b"]}, "there are 2 captions for 1 pictures; write one a line"),
         ({"num_sgd_steps": 0}, "training.num_sgd_steps is 0 but must be at least 1"),
         ({"learning_rate": None}, "training.learning_rate is None"),
         ({"pictures": ["/nowhere/a.png"]}, "/nowhere/a.png cannot be read"),
@@ -474,6 +477,21 @@ def test_odd_words_stay_what_they_are_and_none_takes_the_pictures_of_another(lea
     assert len(list((folder / "training_pictures").iterdir())) == 1
     assert load_config(folder / "finetune.yaml").concepts.concept_strs == ["my: cat"]
     learning.start("my: cat", **given)
+
+
+def test_captions_of_the_learn_tab_stand_beside_their_pictures(learning, photos):
+    pictures = sorted(photos.iterdir())[:3]
+    folder = learning.start("my-cat", "cat", pictures, captions=["{} at  noon", "", "at night", ""])
+    c = load_config(folder / "finetune.yaml").concepts
+    assert c.use_caption_files
+    found = find_captions(ImageFolder.scan(folder / "training_pictures"))
+    assert {path.name: text for path, text in found.items()} == {
+        pictures[0].name: "{} at noon",
+        pictures[2].name: "at night",
+    }
+    learning.process.returncode = 0
+    folder = learning.start("my-dog", "dog", pictures, captions=[""])
+    assert not load_config(folder / "finetune.yaml").concepts.use_caption_files
 
 
 def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):

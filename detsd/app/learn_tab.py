@@ -132,12 +132,15 @@ class LearnTab:
             return {self.timer: gr.Timer(active=False), self.said: error.message}
 
     @show_errors()
-    def start(self, dropped, word, phrase, kind, steps, rate, every, names, prompts) -> dict:
+    def start(
+        self, dropped, word, phrase, kind, steps, rate, every, names, captions, prompts
+    ) -> dict:
         """Start a run of what the tab says."""
         texts = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
         self.runs.start(
             word or "", phrase or "", [uploaded(path) for path, _ in dropped or []], kind, texts,
-            names, num_sgd_steps=steps, learning_rate=rate, checkpoint_freq=every,
+            names, (captions or "").split("\n"), num_sgd_steps=steps, learning_rate=rate,
+            checkpoint_freq=every,
         )  # fmt: skip
         return {self.said: ""} | self.show()
 
@@ -190,6 +193,11 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
             gr.Checkbox(
                 label="The file names say what else is in the pictures (on_a_beach.jpg)",
                 elem_id="names",
+            ),
+            gr.Textbox(
+                label="Captions of the pictures, one a line in their order", lines=2,
+                elem_id="captions",
+                info="what else is in each; an empty line for one without; {} is the word",
             ),
             gr.Textbox(
                 label="Prompts of the samples, one a line", lines=2, elem_id="sample-prompts",

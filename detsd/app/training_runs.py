@@ -90,6 +90,7 @@ class TrainingRuns:
         kind: str = "object",
         prompts: Sequence[str] = (),
         name_files: bool = False,
+        captions: Sequence[str] = (),
         **training: Any,
     ) -> Path:
         """Begin to learn a word; return the run's folder.
@@ -98,10 +99,19 @@ class TrainingRuns:
             phrase: the initializer.
             prompts: of the samples; default: two that fit the kind.
             name_files: whether the pictures' file names say what else is in them.
+            captions: of the pictures, in their order; "" for one without.
             training: keys of the configuration's section; the rest has its defaults.
         """
         word, phrase = word.strip(), " ".join(phrase.split())
         self._check(word, phrase, pictures, kind)
+        captions = [" ".join(caption.split()) for caption in captions]
+        while len(captions) > len(pictures) and not captions[-1]:
+            captions.pop()  # of an empty last line
+        if any(captions) and len(captions) != len(pictures):
+            raise UserError(
+                f"there are {len(captions)} captions for {len(pictures)} pictures; write one a "
+                "line in the order of the pictures, and an empty line for a picture without"
+            )
         folder = self.root / file_name(word)
         if (folder / "checkpoints").is_dir():
             raise UserError(
@@ -118,6 +128,7 @@ class TrainingRuns:
             "img_dirs": [str((folder / PICTURES).resolve())],
             "learnable_properties": [kind],
             "append_file_name_to_text": name_files,
+            "use_caption_files": any(captions),
         }
         prompts = list(prompts) or [text.format(word) for text in SAMPLES[kind]]
         shutil.rmtree(folder / PICTURES, ignore_errors=True)
@@ -126,8 +137,10 @@ class TrainingRuns:
                            prompts)  # fmt: skip
         try:
             config = load_config(folder / CONFIG)  # its mistakes are told now
-            for path in map(Path, pictures):
-                _copy(path, folder / PICTURES)
+            copies = [_copy(path, folder / PICTURES) for path in map(Path, pictures)]
+            for copy, caption in zip(copies, captions, strict=False):
+                if caption:
+                    copy.with_name(f"{copy.name}.txt").write_text(caption, encoding="utf-8")
             check_finetune(config, str(folder / CONFIG))
         except (UserError, OSError):
             (folder / CONFIG).unlink()
@@ -222,8 +235,8 @@ class TrainingRuns:
         return read_status(folder, running, failed)
 
 
-def _copy(picture: Path, folder: Path) -> None:
-    """Copy a picture into a folder, under another name if its own is taken."""
+def _copy(picture: Path, folder: Path) -> Path:
+    """Copy a picture into a folder, under another name if its own is taken; return its file."""
     target, k = folder / picture.name, 2
     while target.exists():
         target, k = folder / f"{picture.stem}-{k}{picture.suffix}", k + 1
@@ -231,3 +244,4 @@ def _copy(picture: Path, folder: Path) -> None:
         shutil.copyfile(picture, target)
     except OSError as error:
         raise UserError(f"{picture} cannot be read ({error.strerror}); drop it again") from None
+    return target
