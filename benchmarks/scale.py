@@ -74,6 +74,9 @@ class StandIn:
     def concept_fingerprints(self, _):
         return {}
 
+    def guided_calls(self, job):
+        return [job.guided] * job.num_inference_steps
+
     def settings(self, job):
         return {
             "prompt": job.prompt, "negative_prompt": "", "seed": job.seed, "width": job.width,

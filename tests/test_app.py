@@ -351,6 +351,15 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
         "its concept blob-thing had other vectors than the one loaded here",
         "its concept cube-thing is not loaded",
     ]
+    part, _ = dropped(guidance_interval=[0.2, 0.8], spacing="trailing")
+    assert part == replace(given, guidance_start=0.2, guidance_stop=0.8, spacing="trailing")
+    job = make_job(backend.pipe, part)
+    assert (job.guidance_interval, job.spacing) == ((0.2, 0.8), "trailing")
+    assert make_job(backend.pipe, given).guidance_interval is None
+    with pytest.raises(UserError, match="guidance_start is 0.8 but must be less than .*, 0.2"):
+        dropped(guidance_interval=[0.8, 0.2])
+    with pytest.raises(UserError, match="spacing is 'even', which is unknown; use one of leading"):
+        dropped(spacing="even")
     with pytest.raises(UserError, match="steps is 1000000000 but must be at most 200"):
         dropped(num_inference_steps=10**9)
     for key, value in (("seed", "five"), ("prompt", ["a"]), ("width", {}), ("height", 12)):

@@ -10,6 +10,10 @@ from tiny import ROOT
 from detsd import config as cfg
 from detsd.__main__ import main
 from detsd.config import (
+
+
+from detsd.config import (
+    EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
     differences,
@@ -17,6 +21,8 @@ from detsd.config import (
     parse_config,
     read_experiment,
     search,
+
+
 )
 from detsd.utils.errors import UserError
 
@@ -283,3 +289,30 @@ def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplo
         "/ log(divisor)) + 1 at most), so no trial is judged before sgd_steps 270;"
     ) in caplog.text
     assert main(["search", str(ROOT / "finetune_demo.yaml")]) == 2
+
+
+@pytest.mark.parametrize("section", ["grid", "evaluation", "inference"])
+def test_guidance_intervals_and_steps_that_cannot_be_made(section, tmp_path):
+    """And those that can: two fractions, the smaller one first."""
+    kind = {"grid": GenerateConfig, "evaluation": EvaluateConfig}.get(section, FinetuneConfig)
+    base = {"model": {"pretrained_model_name_or_path": "demo_model"}}
+    if section == "inference":
+        base["concepts"] = {"concept_strs": "a-b", "initializer_strs": "c", "img_dirs": "d"}
+    plural = "s" if section == "grid" else ""
+    required = {"prompts": ["a"]} if section == "grid" else {}
+
+    def parsed(**given):
+        return getattr(parse_config(base | {section: required | given}, "test", kind), section)
+
+    good = parsed(guidance_interval=[0, 0.8], spacing="trailing")
+    assert (good.guidance_interval, good.spacing) == ([0.0, 0.8], "trailing")
+    assert parsed().guidance_interval is parsed().spacing is None
+    for interval in ([0.2], [0.8, 0.2], [0.5, 0.5], [-0.1, 1], [0, 1.1], [0, 0.5, 1], []):
+        with pytest.raises(UserError, match=rf"{section}.guidance_interval is .* but must be \[st"):
+            parsed(guidance_interval=interval)
+    with pytest.raises(UserError, match=rf"{section}.spacing is 'even' but must be one of leading"):
+        parsed(spacing="even")
+    lcm = {f"scheduler_name{plural}": "lcm"}
+    assert parsed(**lcm, num_inference_steps=50)
+    with pytest.raises(UserError, match=rf"{section}.num_inference_steps is 51, and the lcm samp"):
+        parsed(**lcm, num_inference_steps=51)

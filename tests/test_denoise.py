@@ -2,17 +2,18 @@
 
 import dataclasses
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
 from detsd.models.base import Conditioning
 from detsd.sampling import engine
-from detsd.sampling.denoise import decode, denoise, starting_noise
+from detsd.sampling.denoise import decode, denoise, guided_calls, starting_noise
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.sampling.stock import SCHEDULERS
+from detsd.sampling.stock import OPTIONS, SCHEDULERS, make_scheduler
 from detsd.utils import memory
 from detsd.utils.errors import UserError
 
@@ -48,6 +49,118 @@ def test_pixels_are_those_of_stock_diffusers(name, pipe):
             assert np.array_equal(ours, np.asarray(theirs))
 
 
+# The samplers by diffusers' own classes and options, as docs/generating.md names them.
+STOCK = {
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "lms-discrete": (diffusers.LMSDiscreteScheduler, {}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler-ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpmsolver++-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "dpmsolver++-sde": (
+        diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"},
+    ),
+    "dpmsolver++-sde-karras": (
+        diffusers.DPMSolverMultistepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "lcm": (diffusers.LCMScheduler, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spacing", [None, "leading", "trailing", "linspace"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_samplers_and_spacings_are_those_of_diffusers(name, spacing, tiny_model):
+    """A pipeline that diffusers alone has loaded makes the same latents, two images at once."""
+    kind, options = STOCK[name]
+    stock = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model)
+    stock.set_progress_bar_config(disable=True)
+    if spacing:
+        options = options | {"timestep_spacing": spacing}
+    stock.scheduler = kind.from_config(stock.scheduler.config, **options)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model), precision="fp32")
+    jobs = [
+        dataclasses.replace(JOB, seed=seed, scheduler_name=name, spacing=spacing) for seed in (3, 4)
+    ]
+    theirs = stock(
+        JOB.prompt,
+        num_images_per_prompt=2,
+        generator=[job.generator for job in jobs],
+        guidance_scale=6.3,
+        num_inference_steps=4,
+        output_type="latent",
+    ).images
+    latents = []
+    pipe.make(jobs, on_step=lambda now: latents.append(now.latents))
+    assert torch.equal(latents[-1], theirs)
+
+
+def test_spacings_differ(tiny_model):
+    """Where they matter: a latent consistency model has its own."""
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model), precision="fp32")
+    for name in ("ddim", "euler", "unipc"):
+        images = {
+            pipe.make([dataclasses.replace(JOB, scheduler_name=name, spacing=spacing)])[
+                0
+            ].image.tobytes()
+            for spacing in ("leading", "trailing", "linspace")
+        }
+        assert len(images) == 3, name
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "interval", "calls"),
+    [
+        ("ddim", 10, (0.2, 0.8), [2, 3, 4, 5, 6, 7]),
+        ("ddim", 10, (0.25, 0.49), [2, 3]),
+        ("ddim", 10, (0.01, 0.09), []),
+        ("ddim", 100, (0.29, 0.57), [*range(29, 57)]),  # 0.29 * 100 is less than 29
+        ("ddim", 7, None, [*range(7)]),
+        ("ddim", 7, (0.0, 1.0), [*range(7)]),
+        ("heun", 4, (0.25, 0.75), [2, 3, 4, 5]),  # of seven calls: two a step, one in the last
+        ("heun", 4, (0.75, 1.0), [6]),
+        ("pndm", 4, (0.0, 0.25), [0, 1]),  # the first step is made twice
+        ("pndm", 4, (0.75, 1.0), [4]),
+    ],
+)
+def test_a_guidance_interval_counts_steps(name, steps, interval, calls, pipe):
+    scheduler = make_scheduler(pipe.model, name)
+    scheduler.set_timesteps(steps)
+    guided = guided_calls(scheduler, steps, interval)
+    assert len(guided) == {"heun": 2 * steps - 1, "pndm": steps + 1}.get(name, steps)
+    assert [k for k, call in enumerate(guided) if call] == calls
+
+
+@pytest.mark.parametrize("name", ["euler-ancestral", "heun"])
+def test_steps_outside_of_a_guidance_interval_are_one_pass(name, pipe, monkeypatch):
+    """Also where each image of a batch has a scale of its own; null and [0, 1] are everywhere."""
+    sizes, forward = [], type(pipe.model.unet).forward
+
+    def counted(self, x, *args, **options):
+        sizes.append(len(x))
+        return forward(self, x, *args, **options)
+
+    monkeypatch.setattr(type(pipe.model.unet), "forward", counted)
+    job = dataclasses.replace(JOB, scheduler_name=name, guidance_interval=(0.25, 0.75))
+    jobs = [job, dataclasses.replace(job, seed=9, guidance_scale=3.0)]
+    part = pixels(pipe.make(jobs))
+    each = 2 if name == "heun" else 1
+    assert sizes == ([2] * each + [4] * 2 * each + [2] * each)[: 4 * each - (each - 1)]
+    assert [2 * call + 2 for call in pipe.guided_calls(job)] == sizes
+    full = [dataclasses.replace(j, guidance_interval=(0.0, 1.0)) for j in jobs]
+    everywhere = [dataclasses.replace(j, guidance_interval=None) for j in jobs]
+    all_steps = pixels(pipe.make(everywhere))
+    for a, b, c in zip(part, pixels(pipe.make(full)), all_steps, strict=True):
+        assert np.array_equal(b, c)
+        assert not np.array_equal(a, c)
+    unguided = dataclasses.replace(job, guidance_scale=1.0)
+    assert pipe.guided_calls(unguided) == [False] * len(pipe.guided_calls(job))
+    assert job.batch_key != everywhere[0].batch_key
+
+
 def through(dtype, name, scales, seeds, unet=None):
     """Latents of a UNet that predicts what its text says, in a dtype."""
 
@@ -59,7 +172,7 @@ def through(dtype, name, scales, seeds, unet=None):
     words = torch.linspace(0.5, 0.75, len(seeds)).to(dtype).view(-1, 1, 1)
     return denoise(
         unet or speak,
-        SCHEDULERS[name](),
+        SCHEDULERS[name](**OPTIONS.get(name, {})),
         5,
         starting_noise(generators, (4, 2, 2)),
         Conditioning(words),

@@ -35,11 +35,13 @@ from detsd.config import (
     TrainingConfig,
     load_config,
 )
+from detsd.config.schema import SchedulerName
 from detsd.data.templates import EDITS
 from detsd.generate.store import MAX_TAGS
+from detsd.sampling import stock
 from detsd.train.report import DIVERGED
 from detsd.train.step import LONG_RUN
-from detsd.utils import progress
+from detsd.utils import png, progress
 from dev import configuration, curves, pictures
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README first: it is run so
@@ -277,6 +279,20 @@ NUMBERS = [  # a document, a pattern that holds a number, the number in the code
     ("README.md", r"(\w+) media,", len(LEARNABLE["media"])),
     ("README.md", r"(\w+) backgrounds,", len(LEARNABLE["grounds"])),
 ]
+
+
+def test_the_table_of_samplers_is_what_the_code_has():
+    text = (ROOT / "docs" / "generating.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| ([^|]+) \|[^|]*\| ([^|]+) \|$", text, re.MULTILINE)
+    assert {name: other for name, other, _ in rows} == png.SAMPLERS
+    assert [name for name, *_ in rows] == list(stock.SCHEDULERS) == [*get_args(SchedulerName)]
+    for name, _, diffusers_name in rows:
+        if diffusers_name.startswith("`"):
+            assert diffusers_name == f"`{stock.SCHEDULERS[name].__name__}`"
+    options = dict(re.findall(r"`(\w+)=\"?([\w+-]+)\"?`", text))
+    assert stock.OPTIONS["dpmsolver++-sde-karras"] == {
+        key: value == "True" or value for key, value in options.items()
+    }
 
 
 def test_numbers_in_documents_are_those_of_the_code():

@@ -16,6 +16,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
 from forked import in_two_ranks
@@ -92,6 +94,29 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
     pipe.diffusers_pipeline.scheduler = make_scheduler(pipe.model, "euler")
     got = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmsolver++-karras"])
+def test_a_guidance_interval_is_that_of_diffusers_modular_pipeline(name, folders):
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sdxl"]), precision="fp32")
+    job = Job("a dog", 7, "red", 5.0, 7, name, guidance_interval=(0.3, 0.8))
+    parts = ("vae", "unet", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    theirs = StableDiffusionXLAutoBlocks().init_pipeline()
+    theirs.update_components(
+        **{part: getattr(pipe.diffusers_pipeline, part) for part in parts},
+        scheduler=make_scheduler(pipe.model, name),
+        guider=ClassifierFreeGuidance(5.0, start=0.3, stop=0.8),
+        force_zeros_for_empty_prompt=pipe.model.force_zeros_for_empty_prompt,
+    )
+    size = pipe.model.image_size
+    (want,) = theirs(
+        prompt="a dog", negative_prompt="red", num_inference_steps=7, height=size, width=size,
+        generator=job.generator, output="images",
+    )  # fmt: skip
+    everywhere = dataclasses.replace(job, guidance_interval=None)
+    made, other = (np.asarray(m.image).astype(int) for m in pipe.make([job, everywhere]))
+    assert abs(made - np.asarray(want)).max() <= 1
+    assert abs(other - np.asarray(want)).max() > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

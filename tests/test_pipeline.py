@@ -26,7 +26,7 @@ from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, Scheduler
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.runs import download
 from detsd.sampling.denoise import decode, starting_noise
-from detsd.sampling.jobs import Job, sample_jobs
+from detsd.sampling.jobs import Job, grid_jobs, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS, latent_shape, make_scheduler
 from detsd.utils.errors import UserError
@@ -100,7 +100,9 @@ def test_pixels_are_a_function_of_the_job(pipe):
     assert pipe.make([JOB])[0].image.tobytes() == first
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler-ancestral"])  # noise at the start; at each step
+@pytest.mark.parametrize(  # noise at the start; at each step, by each image's generator
+    "name", ["ddim", "euler-ancestral", "dpmsolver++-sde", "lcm"]
+)
 def test_company_in_the_batch_does_not_show(pipe, name):
     """Bit-equal at equal batch size whatever is beside it, one grey level at another size."""
     job = dataclasses.replace(JOB, scheduler_name=name)
@@ -182,6 +184,10 @@ def test_as_many_steps_as_timesteps_are_refused(pipe):
     with pytest.raises(UserError, match="num_inference_steps: 1000 must be less than the 1000"):
         pipe.check([JOB, dataclasses.replace(JOB, num_inference_steps=1000)])
     pipe.check([dataclasses.replace(JOB, num_inference_steps=999)])
+    few = dataclasses.replace(JOB, scheduler_name="lcm", num_inference_steps=50)
+    pipe.check([few])
+    with pytest.raises(UserError, match="num_inference_steps: 51 is more than the 50 of the lcm"):
+        pipe.check([few, dataclasses.replace(few, num_inference_steps=51)])
     for name in ("ddim", "pndm"):  # they look their noise levels up by timestep
         scheduler = make_scheduler(pipe.model, name)
         scheduler.set_timesteps(999)
@@ -390,6 +396,13 @@ def test_saved_images_hold_the_settings_that_make_them_again(pipe, tmp_path):
     assert record["concepts"]["blob-thing"]["source"] == pipe.sources["blob-thing"]
     assert (record["batch_size"], record["flagged"], record["width"]) == (2, False, 32)
     assert parse_config(remake_hyperparameters(first), "", GenerateConfig).grid.seeds == [7]
+    part = dataclasses.replace(JOB, guidance_interval=(0.2, 0.8), spacing="trailing")
+    (path,) = pipe.save([part], made[:1], tmp_path)
+    grid = parse_config(remake_hyperparameters(path), "", GenerateConfig).grid
+    assert grid_jobs(grid, 32) == [dataclasses.replace(part, width=32, height=32)]
+    with Image.open(path) as image:
+        facts = image.text["parameters"]
+    assert "Guidance interval: 0.2 to 0.8, Timestep spacing: trailing" in facts
     copy = dataclasses.replace(JOB, copy=1)  # of the same seed, under a seed of its own
     (other,) = pipe.save([copy], made[:1], tmp_path / "new" / "folder")
     again = dataclasses.replace(JOB, seed=read_record(other)["seed"])

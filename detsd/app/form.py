@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from detsd.concepts.prompts import truncated
-from detsd.config.schema import MAX_SEED, REQUIRED, Section, parse_section, setting
+from detsd.config.schema import MAX_SEED, REQUIRED, Section, SpacingName, parse_section, setting
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
@@ -44,6 +44,8 @@ RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]
 RECORDED = ("prompt", "negative_prompt", "guidance_scale", "num_inference_steps", "seed",
             "scheduler_name", "width", "height")  # fmt: skip
 
+SPACINGS = get_args(SpacingName)
+
 
 @dataclass(frozen=True)
 class ImageSettings(Section):
@@ -57,6 +59,9 @@ class ImageSettings(Section):
     scheduler: str = setting("", "the sampler")
     width: int = setting(0, "in pixels", low=0)
     height: int = setting(0, "in pixels", low=0)
+    guidance_start: float = setting(0.0, "share of the steps before guidance", low=0, high=1)
+    guidance_stop: float = setting(1.0, "share of the steps at which it ends", low=0, high=1)
+    spacing: str = setting("", "spacing of the timesteps: leading, trailing or linspace")
 
     def problems(self) -> list[str]:
         """Return what is wrong with the texts."""
@@ -69,6 +74,14 @@ class ImageSettings(Section):
                     f"{name} has {length} characters and at most {MAX_LENGTH} are allowed; "
                     "shorten it to a sentence or two"
                 )
+        if self.guidance_start >= self.guidance_stop:
+            found.append(
+                f"guidance_start is {self.guidance_start:g} but must be less than guidance_stop, "
+                f"{self.guidance_stop:g}"
+            )
+        if self.spacing and self.spacing not in SPACINGS:
+            names = ", ".join(SPACINGS)
+            found.append(f"spacing is {self.spacing!r}, which is unknown; use one of {names}")
         if self.scheduler and not scheduler_name(self.scheduler):
             names = ", ".join(SCHEDULERS)
             found.append(f"scheduler is {self.scheduler!r}, which is unknown; use one of {names}")
@@ -110,8 +123,12 @@ def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Jo
                 f"{name} is {side} but must be a multiple of 8 from {size // 2} to {2 * size}"
             )
     scheduler = scheduler_name(s.scheduler) or pipe.own_scheduler
-    job = Job(prompt, s.seed, negative, s.guidance_scale, s.steps, scheduler, s.width or size,
-              s.height or size)  # fmt: skip
+    interval = (s.guidance_start, s.guidance_stop)
+    job = Job(
+        prompt, s.seed, negative, s.guidance_scale, s.steps, scheduler, s.width or size,
+        s.height or size, guidance_interval=None if interval == (0, 1) else interval,
+        spacing=s.spacing or None,
+    )  # fmt: skip
     pipe.check([job])
     return job
 
@@ -254,11 +271,13 @@ def read_settings(
             "(image editors and chat programs strip them)"
         )
     try:
-        settings = parse_form([record[key] for key in RECORDED])
+        interval = record.get("guidance_interval") or (0, 1)  # null: everywhere
+        values = [*(record[key] for key in RECORDED), *interval, record.get("spacing") or ""]
+        settings = parse_form(values)
         make_job(pipe, settings)
         model = record["model"]["pretrained_model_name_or_path"]
         digests = {name: concept["sha256"] for name, concept in record["concepts"].items()}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path.name} holds settings that cannot be read; drop another one"
         ) from None

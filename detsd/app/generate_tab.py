@@ -10,7 +10,15 @@ from typing import Any
 import gradio as gr
 
 from detsd.app.backend import Backend, Generation
-from detsd.app.form import MAX_IMAGES, ImageSettings, copies, make_job, parse_form, read_settings
+from detsd.app.form import (
+    MAX_IMAGES,
+    SPACINGS,
+    ImageSettings,
+    copies,
+    make_job,
+    parse_form,
+    read_settings,
+)  # fmt: skip
 from detsd.app.generation import GenerationButtons
 from detsd.app.parts import (
     GALLERY,
@@ -124,8 +132,20 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
                 )
                 for label in ("Width", "Height")
             ]  # fmt: skip
+        with gr.Row():
+            interval = [
+                gr.Slider(
+                    0, 1, value, step=0.05, label=f"Guidance {end}", elem_id=f"guidance-{end}",
+                    min_width=120, info="share of the steps; fewer guided ones are faster",
+                )
+                for end, value in (("start", 0), ("stop", 1))
+            ]  # fmt: skip
+        spacing = gr.Dropdown(
+            [("the model's own", ""), *SPACINGS], value="", label="Timestep spacing",
+            elem_id="spacing", info="matters with few steps",
+        )  # fmt: skip
     dice.click(lambda: random.randrange(2**31), None, seed, queue=False, **PRIVATE)
-    return [guidance, steps, seed, scheduler, *sides], count
+    return [guidance, steps, seed, scheduler, *sides, *interval, spacing], count
 
 
 def _results(backend: Backend) -> tuple[list[Any], Callable[[list[Job], int, Generation], dict]]:

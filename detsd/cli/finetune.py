@@ -150,4 +150,6 @@ def grid_settings(config: FinetuneConfig, concepts: dict[str, Any]) -> dict[str,
         "grid.scheduler_names": i.scheduler_name,
         "grid.num_inference_steps": i.num_inference_steps,
         "grid.guidance_scales": json.dumps([2, 4, 7]),
+        **({"grid.guidance_interval": i.guidance_interval} if i.guidance_interval else {}),
+        **({"grid.spacing": i.spacing} if i.spacing else {}),
     }

@@ -92,6 +92,8 @@ def remake_hyperparameters(path: Path) -> dict[str, Any]:
             "scheduler_names": record["scheduler_name"],
             "num_inference_steps": record["num_inference_steps"],
             "guidance_scales": record["guidance_scale"],
+            "guidance_interval": record.get("guidance_interval"),  # not in older files
+            "spacing": record.get("spacing"),
             "seeds": record["seed"],
             "width": record["width"],
             "height": record["height"],

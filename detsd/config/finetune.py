@@ -10,13 +10,17 @@ from typing import Literal
 from PIL import ImageColor
 
 from detsd.config.schema import (
+    GUIDANCE_INTERVAL_HELP,
     MAX_FILE_NAME,
     MAX_SEED,
     MAX_SIDE,
     REQUIRED,
+    SPACING_HELP,
     SchedulerName,
     Section,
+    SpacingName,
     flat,
+    sampling_problems,
     setting,
 )
 from detsd.utils.paths import file_name
@@ -279,11 +283,19 @@ class InferenceConfig(Section):
     guidance_scale: float = setting(
         7.5, "classifier-free guidance; around 3 for a strong concept", low=0
     )
+    guidance_interval: list[float] | None = setting(None, GUIDANCE_INTERVAL_HELP)
     scheduler_name: SchedulerName = setting("ddim", "the sampler")
+    spacing: SpacingName | None = setting(None, SPACING_HELP)
     seeds: list[int] = setting(
         [0], "seeds, the same for every prompt and checkpoint", low=0, high=MAX_SEED
     )
     img_per_prompt: int = setting(1, "images per prompt and seed", low=1, high=1000)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the guidance interval or the steps."""
+        return sampling_problems(
+            "inference", self.guidance_interval, [self.scheduler_name], [self.num_inference_steps]
+        )
 
 
 @dataclass(frozen=True)

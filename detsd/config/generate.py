@@ -7,12 +7,16 @@ from typing import Literal
 
 from detsd.config.finetune import EvaluatorConfig, ModelConfig
 from detsd.config.schema import (
+    GUIDANCE_INTERVAL_HELP,
     MAX_SEED,
     MAX_SIDE,
     REQUIRED,
+    SPACING_HELP,
     SchedulerName,
     Section,
     Source,
+    SpacingName,
+    sampling_problems,
     setting,
 )
 
@@ -48,6 +52,8 @@ class GridConfig(Section):
     guidance_scales: list[float] = setting(
         [7.5], "classifier-free guidance; around 3 for a strong concept; 1 or less: none", low=0
     )
+    guidance_interval: list[float] | None = setting(None, GUIDANCE_INTERVAL_HELP)
+    spacing: SpacingName | None = setting(None, SPACING_HELP)
     seeds: list[int] | None = setting(
         None,
         "list of seeds; null: num_seeds seeds, starting with first_seed",
@@ -72,7 +78,9 @@ class GridConfig(Section):
 
     def problems(self) -> list[str]:
         """Return what makes the grid empty or repeats a job."""
-        problems = []
+        problems = sampling_problems(
+            "grid", self.guidance_interval, self.scheduler_names, self.num_inference_steps
+        )
         if self.seeds is not None and (self.first_seed, self.num_seeds) != (0, 1):
             problems.append(
                 "grid.seeds and grid.first_seed or num_seeds are both given; keep one way"
@@ -173,13 +181,20 @@ class EvaluationConfig(Section):
     scheduler_name: SchedulerName | None = setting(None, "the sampler; null: the model's own")
     num_inference_steps: int = setting(25, "denoising steps; 25 to 50", low=1)
     guidance_scale: float = setting(4.0, "classifier-free guidance; 7.5 is usual", low=0)
+    guidance_interval: list[float] | None = setting(None, GUIDANCE_INTERVAL_HELP)
+    spacing: SpacingName | None = setting(None, SPACING_HELP)
     num_error_timesteps: int = setting(
         20, "timesteps of the denoising error for each held-out image", low=5, high=1000
     )
 
     def problems(self) -> list[str]:
         """Return what is wrong with the prompts and look-alikes."""
-        problems = []
+        problems = sampling_problems(
+            "evaluation",
+            self.guidance_interval,
+            [self.scheduler_name or ""],
+            [self.num_inference_steps],
+        )
         for prompt in self.prompts:
             if "{}" not in prompt:
                 problems.append(

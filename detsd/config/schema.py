@@ -69,7 +69,49 @@ class Source(str):
     """A concept's source, as `detsd.concepts.source` reads it; in YAML also `{path: word}`."""
 
 
-SchedulerName = Literal["ddim", "pndm", "lms-discrete", "euler", "euler-ancestral", "dpmsolver++"]
+SchedulerName = Literal[
+    "ddim",
+    "pndm",
+    "lms-discrete",
+    "euler",
+    "euler-ancestral",
+    "dpmsolver++",
+    "dpmsolver++-karras",
+    "dpmsolver++-sde",
+    "dpmsolver++-sde-karras",
+    "unipc",
+    "heun",
+    "lcm",
+]
+
+SpacingName = Literal["leading", "trailing", "linspace"]
+
+LCM_STEPS = 50  # at most: the steps that a latent consistency model was distilled with
+
+GUIDANCE_INTERVAL_HELP = (
+    "[start, stop], fractions of the steps between which there is guidance; the others take half "
+    "the time; null: everywhere; [0.2, 0.8]"
+)
+
+SPACING_HELP = "spacing of the timesteps (lcm has its own); null: the model's own"
+
+
+def sampling_problems(
+    section: str, interval: list[float] | None, schedulers: list[str], steps: list[int]
+) -> list[str]:
+    """Return what is wrong with a guidance interval, or with the steps of a sampler."""
+    problems = []
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1] <= 1):
+        problems.append(
+            f"{section}.guidance_interval is {interval} but must be [start, stop] with "
+            "0 <= start < stop <= 1"
+        )
+    if "lcm" in schedulers and max(steps, default=0) > LCM_STEPS:
+        problems.append(
+            f"{section}.num_inference_steps is {max(steps)}, and the lcm sampler takes at most "
+            f"{LCM_STEPS}; 4 to 8 will do"
+        )
+    return problems
 
 
 def closest_key(key: str, kind: type) -> str:

@@ -14,7 +14,7 @@ from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.preflight import images_problem, learned_from
 from detsd.runs.folder import DICT_FILE, RunFolder, finetuning_metadata
-from detsd.sampling.jobs import Job, product
+from detsd.sampling.jobs import Job, interval, product
 from detsd.utils.errors import UserError
 
 
@@ -158,7 +158,14 @@ def _jobs(config: EvaluateConfig, reference: ConceptReference, word: str) -> lis
     e = config.evaluation
     counts = [(PLAIN[reference.kind], e.num_samples)]
     counts += [(template, e.num_samples_per_prompt) for template in edits(config, reference)]
-    base = Job("", 0, guidance_scale=e.guidance_scale, num_inference_steps=e.num_inference_steps)
+    base = Job(
+        "",
+        0,
+        guidance_scale=e.guidance_scale,
+        num_inference_steps=e.num_inference_steps,
+        guidance_interval=interval(e.guidance_interval),
+        spacing=e.spacing,
+    )
     jobs = []
     for template, count in counts:
         seeds = range(e.first_seed, e.first_seed + count)

@@ -98,6 +98,7 @@ class Grid:
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
         self.encodings: dict[tuple, Conditioning] = {}
+        self._calls: dict[tuple, list[bool]] = {}  # of the UNet, by `Job.batch_key`
         self.store: ImageStore | None = None  # on the chief
         run.begin()
         if run.is_chief:
@@ -231,9 +232,17 @@ class Grid:
     def _phases(self, numbers: list[int]) -> dict[str, Phase]:
         """Return the denoising steps of jobs, with guidance and without; costs in passes."""
         phases = {"guided": Phase(2), "plain": Phase(1)}
-        for job in (self.jobs[n] for n in numbers):
-            phases["guided" if job.guided else "plain"].total += job.num_inference_steps
+        for number in numbers:
+            for call in self._guided_calls(number):
+                phases["guided" if call else "plain"].total += 1
         return phases
+
+    def _guided_calls(self, number: int) -> list[bool]:
+        """Return for each call of the UNet for a job if it is guided."""
+        job = self.jobs[number]
+        if job.batch_key not in self._calls:
+            self._calls[job.batch_key] = self.pipeline.guided_calls(job)
+        return self._calls[job.batch_key]
 
     def _count(self) -> str:
         """Return how many images are there, and how fast they came."""
@@ -247,9 +256,10 @@ class Grid:
         If a part of the batch is stored, it is padded with its last job: equal shapes run equal
         kernels, so the missing images get the pixels that they would have got.
         """
-        phase = "guided" if self.jobs[numbers[0]].guided else "plain"
+        guided = self._guided_calls(numbers[0])
 
         def on_step(now: StepInfo) -> None:
+            phase = "guided" if guided[now.step - 1] else "plain"
             # As if the other ranks were as fast.
             bar.done(phase, len(now.numbers) * self.run.ranks.size)
 

@@ -23,6 +23,27 @@ def starting_noise(
     return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
 
 
+def guided_calls(
+    scheduler: Any, steps: int, interval: tuple[float, float] | None = None
+) -> list[bool]:
+    """Return for each call of the UNet if its step lies in a guidance interval.
+
+    Of N steps those from int(start * N) on are guided, up to and without int(stop * N), as by the
+    guiders of diffusers; but these count calls of the UNet, of which Heun's sampler makes two a
+    step, and lose a step where start * N or stop * N is rounded down to just below an integer.
+
+    Args:
+        scheduler: a sampler whose timesteps are set.
+    """
+    calls = len(scheduler.timesteps)
+    if interval is None:
+        return [True] * calls
+    start, stop = (int(fraction * steps + 1e-6) for fraction in interval)
+    extra = calls - steps  # of samplers of one call a step: PNDM begins with the same step twice
+    of_call = [k // 2 if scheduler.order == 2 else max(0, k - extra) for k in range(calls)]
+    return [start <= step < stop for step in of_call]
+
+
 @torch.no_grad()
 def denoise(
     unet: UNet2DConditionModel,
@@ -33,6 +54,7 @@ def denoise(
     negative: Conditioning | None,
     guidance: torch.Tensor,
     generators: Sequence[torch.Generator],
+    guidance_interval: tuple[float, float] | None = None,
     on_step: Callable[[int, int, torch.Tensor], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> torch.Tensor | None:
@@ -43,12 +65,15 @@ def denoise(
         negative: the negative prompts; None for no guidance (arXiv 2207.12598).
         guidance: the scale of each image (B,).
         generators: each image's own, for samplers that add noise on the way.
+        guidance_interval: fractions of the steps between which there is guidance; the others take
+            one pass of the UNet instead of two (arXiv 2404.07724); None: everywhere.
         on_step: called after each step with its number (from 0), its timestep and the latents.
         should_stop: asked before each step; True ends the loop, and None is returned.
     """
     scheduler.set_timesteps(steps)  # on the CPU, where samplers look up their noise levels
     device = positive.prompt_embeds.device
-    text = positive if negative is None else Conditioning.cat([negative, positive])
+    both = positive if negative is None else Conditioning.cat([negative, positive])
+    guided = guided_calls(scheduler, steps, guidance_interval)
     scale = guidance.to(device, torch.float32).view(-1, 1, 1, 1)
     options = {"return_dict": False}
     if "generator" in inspect.signature(scheduler.step).parameters:
@@ -59,15 +84,17 @@ def denoise(
     for k, t in enumerate(scheduler.timesteps):
         if should_stop is not None and should_stop():
             return None
-        scaled = scheduler.scale_model_input(latents, t).to(text.prompt_embeds.dtype)
+        scaled = scheduler.scale_model_input(latents, t).to(positive.prompt_embeds.dtype)
+        twice = negative is not None and guided[k]
+        text = both if twice else positive
         prediction = unet(
-            scaled if negative is None else torch.cat([scaled, scaled]),
+            torch.cat([scaled, scaled]) if twice else scaled,
             on_device[k],
             encoder_hidden_states=text.prompt_embeds,
             added_cond_kwargs=text.added_cond_kwargs,
             return_dict=False,
         )[0].float()
-        if negative is not None:
+        if twice:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + scale * (conditional - unconditional)
         latents = scheduler.step(prediction, t, latents, **options)[0]

@@ -134,7 +134,7 @@ class Sampler:
         """Make the images of jobs that agree in their `batch_key`; None when stopped."""
         first, model = jobs[0], self.model
         generators = [job.generator for job in jobs]
-        scheduler = make_scheduler(model, first.scheduler_name)
+        scheduler = make_scheduler(model, first.scheduler_name, first.spacing)
         latents = denoise(
             model.unet,
             scheduler,
@@ -144,6 +144,7 @@ class Sampler:
             self._encoded(jobs, encodings, negative=True) if first.guided else None,
             torch.tensor([job.guidance_scale for job in jobs]),
             generators,
+            first.guidance_interval,
             on_step and (lambda k, t, latents: on_step(k, len(scheduler.timesteps), t, latents)),
             should_stop,
         )

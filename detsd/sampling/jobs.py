@@ -30,6 +30,8 @@ class Job:
     width: int | None = None  # None: the model's own size
     height: int | None = None
     copy: int = 0  # of several images that agree in all else
+    guidance_interval: tuple[float, float] | None = None  # of all steps; None: everywhere
+    spacing: str | None = None  # of the timesteps; None: the model's own
 
     @property
     def noise_seed(self) -> int:
@@ -59,6 +61,8 @@ class Job:
             self.width,
             self.height,
             self.guided,
+            self.guidance_interval,
+            self.spacing,
         )
 
 
@@ -70,10 +74,22 @@ def product(job: Job, **values: Iterable[Any]) -> list[Job]:
     ]
 
 
+def interval(fractions: list[float] | None) -> tuple[float, float] | None:
+    """Return a configured guidance interval as a job has it."""
+    return None if fractions is None else (fractions[0], fractions[1])
+
+
 def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
     """Return the product of the grid's lists; `size` in pixels where it names none."""
     return product(
-        Job("", 0, width=grid.width or size, height=grid.height or size),
+        Job(
+            "",
+            0,
+            width=grid.width or size,
+            height=grid.height or size,
+            guidance_interval=interval(grid.guidance_interval),
+            spacing=grid.spacing,
+        ),
         prompt=grid.prompts,
         negative_prompt=grid.negative_prompts,
         scheduler_name=grid.scheduler_names,
@@ -94,6 +110,8 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
         config.scheduler_name,
         size,
         size,
+        guidance_interval=interval(config.guidance_interval),
+        spacing=config.spacing,
     )
     return product(
         job,
@@ -122,6 +140,8 @@ def settings(
     """
     fields = dataclasses.asdict(job)
     del fields["copy"]
+    if job.guidance_interval:
+        fields["guidance_interval"] = list(job.guidance_interval)  # as JSON gives it back
     return {
         **fields,
         "seed": job.noise_seed,

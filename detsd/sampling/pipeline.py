@@ -21,9 +21,11 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import find_concepts
 from detsd.config import ModelConfig
+from detsd.config.schema import LCM_STEPS
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.sampling import jobs as sampling_jobs
+from detsd.sampling.denoise import guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import GeneratedImage, Job
 from detsd.sampling.stock import in_float32, initial_latents, make_scheduler, own_scheduler
@@ -205,6 +207,18 @@ class DetSDTextualInversionPipeline:
                     f"num_inference_steps: {job.num_inference_steps} must be less than the {most} "
                     f"timesteps of {self.model.name}; 25 to 50 will do"
                 )
+            if job.scheduler_name == "lcm" and job.num_inference_steps > LCM_STEPS:
+                raise UserError(
+                    f"num_inference_steps: {job.num_inference_steps} is more than the {LCM_STEPS} "
+                    "of the lcm sampler; 4 to 8 will do"
+                )
+
+    def guided_calls(self, job: Job) -> list[bool]:
+        """Return for each call of the UNet for a job if it is guided: two passes, not one."""
+        scheduler = make_scheduler(self.model, job.scheduler_name, job.spacing)
+        scheduler.set_timesteps(job.num_inference_steps)
+        guided = guided_calls(scheduler, job.num_inference_steps, job.guidance_interval)
+        return [job.guided and call for call in guided]
 
     def __call__(
         self,

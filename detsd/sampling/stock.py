@@ -11,8 +11,11 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from detsd.models.base import BaseModel
@@ -25,18 +28,39 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "euler-ancestral": EulerAncestralDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
+    "dpmsolver++-karras": DPMSolverMultistepScheduler,
+    "dpmsolver++-sde": DPMSolverMultistepScheduler,
+    "dpmsolver++-sde-karras": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "heun": HeunDiscreteScheduler,
+    "lcm": LCMScheduler,
+}
+
+KARRAS, SDE = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
+
+# In place of what the model's configuration says.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dpmsolver++-karras": KARRAS,
+    "dpmsolver++-sde": SDE,
+    "dpmsolver++-sde-karras": KARRAS | SDE,
 }
 
 
-def make_scheduler(model: BaseModel, name: str) -> Any:
-    """Return a sampler by its short name, configured like the model's own."""
+def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> Any:
+    """Return a sampler by its short name, configured like the model's own.
+
+    Args:
+        spacing: of the timesteps: leading, trailing, linspace; None: as the model has it.
+    """
     if name not in SCHEDULERS:
         raise UserError(f"scheduler {name!r} is unknown; use one of {', '.join(SCHEDULERS)}")
     # Latents have no bounds to be clipped to. diffusers sets both where it loads a pipeline.
     options = {**model.sampling_scheduler_config, "clip_sample": False, "steps_offset": 1}
     if name == "pndm":
         options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
-    return SCHEDULERS[name].from_config(options)
+    if spacing:
+        options["timestep_spacing"] = spacing
+    return SCHEDULERS[name].from_config(options | OPTIONS.get(name, {}))
 
 
 def own_scheduler(model: BaseModel) -> str:

@@ -126,7 +126,8 @@ class Samples:
         self._pipeline.check(self._jobs)
         # Of each rank, in batches that the jobs alone fix.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
-        self.steps = sum(self._jobs[k].num_inference_steps for batch in self._own for k in batch)
+        own = [self._jobs[k] for batch in self._own for k in batch]
+        self.steps = sum(len(self._pipeline.guided_calls(job)) for job in own)
         self._files = RunFolder(run.folder)
 
     def make(self, step: int, bar: Bar) -> dict[str, float]:

@@ -22,6 +22,12 @@ SAMPLERS = {
     "euler": "Euler",
     "euler-ancestral": "Euler a",
     "dpmsolver++": "DPM++ 2M",
+    "dpmsolver++-karras": "DPM++ 2M Karras",
+    "dpmsolver++-sde": "DPM++ 2M SDE",
+    "dpmsolver++-sde-karras": "DPM++ 2M SDE Karras",
+    "unipc": "UniPC",
+    "heun": "Heun",
+    "lcm": "LCM",
 }
 
 CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
@@ -45,6 +51,10 @@ def parameters(record: dict[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model": Path(record["model"]["pretrained_model_name_or_path"]).name,
     }
+    if record.get("guidance_interval"):
+        facts["Guidance interval"] = "{:g} to {:g}".format(*record["guidance_interval"])
+    if record.get("spacing"):
+        facts["Timestep spacing"] = record["spacing"]
     if record["concepts"]:
         digests = ", ".join(f"{name}: {c['sha256']}" for name, c in record["concepts"].items())
         facts["TI hashes"] = f'"{digests}"'
