@@ -10,9 +10,6 @@ from tiny import ROOT
 from detsd import config as cfg
 from detsd.__main__ import main
 from detsd.config import (
-
-
-from detsd.config import (
     EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
@@ -21,8 +18,6 @@ from detsd.config import (
     parse_config,
     read_experiment,
     search,
-
-
 )
 from detsd.utils.errors import UserError
 
