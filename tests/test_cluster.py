@@ -708,6 +708,12 @@ def test_a_fork_that_does_not_fit_says_what_to_do_on_a_cluster(experiment, maste
     ):  # fmt: skip
         (said,) = master.live(experiment_, trial=trial, source=source)
         assert said.splitlines()[-1] == f"detsd: {sentence}"
+    grids[1]["grid"]["scheduler_names"] = "euler"
+    changed = given | {"hyperparameters": grids[1], "searcher": GRID_SEARCHER}
+    (said,) = master.live(changed, trial=8, command="generate")
+    (line,) = [line for line in said.splitlines() if line.startswith("detsd: ")]
+    assert line.endswith("; start a new experiment")
+    assert "--output-dir" not in said
 
 
 def login(master, monkeypatch):

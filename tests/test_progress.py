@@ -231,7 +231,7 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
 
 
 def test_a_line_of_somebody_else_takes_the_place_of_the_next(capsys, monkeypatch):
-    """It has the time left as well; a note stands between. Nobody tells of 0 to go but a bar."""
+    """It has the time left as well, also in the midst of a unit; a note stands between."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Bar({"steps": Phase(1, 20)}, "0/20 steps") as bar:
@@ -243,11 +243,18 @@ def test_a_line_of_somebody_else_takes_the_place_of_the_next(capsys, monkeypatch
                 bar.line("3/20 steps, loss 0.5")
             if k == 7:
                 bar.draw(note="validating")
+        bar.draw(note="")
+        now[0] += 4
+        bar.line("a line while a unit is being made")
+        now[0] += 99
+        bar.line("a slow one")
     assert capsys.readouterr().out.splitlines() == [
         "0/20 steps, nothing seen",
         "3/20 steps, loss 0.5, 00:51 left",
         "0/20 steps, 00:39 left",
         "0/20 steps, validating, 00:27 left",
+        "a line while a unit is being made, 00:20 left",
+        "a slow one, 00:00 left",
     ]
 
 

@@ -106,8 +106,7 @@ class ImageStore:
         if not self.problem:
             what = f"its {', '.join(other)} differ" if other else "it has no such job"
             self.problem = (
-                f"{name} is an image of another grid than this one ({what}); give "
-                "--output-dir a new folder, or start a new experiment"
+                f"{name} is an image of another grid than this one ({what}); {self.run.begin_anew}"
             )
         return None
 

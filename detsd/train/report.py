@@ -48,8 +48,10 @@ class Report:
         """Count a step of so many samples, and the parts of its loss."""
         self._state.add(parts, samples)
         self._samples += samples
-        self.bar.text = f"{self._state.steps_completed}/{self._config.training.num_sgd_steps} steps"
-        self.bar.done("steps")
+        t, step = self._config.training, self._state.steps_completed
+        self.bar.text = f"{step}/{t.num_sgd_steps} steps"
+        reported = step % t.metric_report_freq == 0 or step == t.num_sgd_steps
+        self.bar.done("steps", show=not reported)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -128,21 +128,27 @@ class Bar(LockedTqdm):
         return {
             **super().format_dict,
             "text": self.text,
-            "left": self._left(),
+            "left": self._left() or "?",
             "note": f", {self.note}" if self.note else "",
         }
 
-    def _left(self) -> str:
+    def _left(self) -> str | None:
+        """Return the time left, of which some has passed since the last unit was counted."""
         left = seconds_left(self.kinds)
-        return "?" if left is None else self.format_interval(left)
+        passed = time.monotonic() - self._clock
+        return None if left is None else self.format_interval(max(0, left - passed))
 
-    def done(self, kind: str, units: int = 1) -> None:
-        """Count units of a kind, which took the time since the last call, and show it."""
+    def done(self, kind: str, units: int = 1, show: bool = True) -> None:
+        """Count units of a kind, which took the time since the last call.
+
+        Args:
+            show: also show it; False where a line on it follows.
+        """
         now = time.monotonic()
         self.kinds[kind].record(now - self._clock, units)
         self._clock = now
         self.n = sum(w.cost * min(w.done, w.total) for w in self.kinds.values())
-        if now - self._drawn > (LINE if self.disable else 0.1):
+        if show and now - self._drawn > (LINE if self.disable else 0.1):
             self.draw()
 
     def draw(self, text: str | None = None, note: str | None = None) -> None:
@@ -162,8 +168,8 @@ class Bar(LockedTqdm):
     def line(self, text: str) -> None:
         """Print a line on how far this is and how long it takes; the next is due in ten seconds."""
         self._drawn = time.monotonic()
-        left = seconds_left(self.kinds)
-        status(text if left is None else f"{text}, {self.format_interval(left)} left")
+        left = self._left()
+        status(f"{text}, {left} left" if left else text)
 
 
 @contextlib.contextmanager
