@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tiny import ROOT, save_tiny_sdxl
 
 from detsd.__main__ import main
-from detsd.concepts import safe_load
+from detsd.concepts import cards, safe_load
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
@@ -110,6 +111,59 @@ def test_files_of_like_names_are_no_pair(tmp_path):
         read_concepts(tmp_path / "y.safetensors")
     (tmp_path / "x_2.safetensors").write_text("no")
     assert read_concepts(tmp_path / "x.safetensors")[0].widths == (768,)
+
+
+def test_words_in_a_lora_are_read_and_the_lora_is_left_out(tmp_path, caplog, monkeypatch):
+    """Words of any spelling, several of them, beside a LoRA larger than any concept."""
+    table = {f"bundle_emb.{w}.{k}": r.clone() for w in ("my.word", "x") for k, r in
+             zip(("clip_l", "clip_g"), TWO, strict=True)}  # fmt: skip
+    path = tensors(tmp_path / "lora", table | {"lora_te1_x.lora_up.weight": torch.ones(999, 9)})
+    monkeypatch.setattr(safe_load, "MAX_BYTES", 4 * 2 * 3 * (768 + 1280))
+    found = read_concepts(path)
+    assert [c.name for c in found] == ["my.word", "x"]
+    assert all(map(torch.equal, found[0].rows, TWO))
+    assert f"{path} is a LoRA that brings a word along: the word is read, no more" in caplog.text
+    monkeypatch.setattr(safe_load, "MAX_BYTES", 2**10)
+    with pytest.raises(UserError, match=r"a file of 0\.0 GB"):
+        read_concepts(path)
+    monkeypatch.undo()
+    table = {"bundle_emb.x.t5": torch.ones(1, 4096), "bundle_emb.x.clip_l": ONE[0]}
+    with pytest.raises(UserError, match="other text encoders .'t5' is in it"):
+        read_concepts(tensors(tmp_path / "flux", table))
+
+
+def test_trained_tokens_of_peft_ask_for_a_word(tmp_path):
+    key = "base_model.model.text_model.embeddings.token_embedding.trainable_tokens_delta"
+    lora = {"base_model.model.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.ones(2, 2)}
+    for others in ({}, lora):
+        path = tensors(tmp_path / "adapter_model", {key: ONE[0]} | others)
+        with pytest.raises(UserError, match="but not their word; give it: .*safetensors=my-word"):
+            read_concepts(path)
+        (concept,) = read_concepts(f"{path}=cat-toy")
+        assert same(concept, LearnedConcept("cat-toy", "", ONE[0]))
+
+
+def test_ai_toolkit_notes_are_json(tmp_path):
+    path = LAYOUTS["ai-toolkit"][0][0](tmp_path / "job_000000500", 'a "b" c', ONE)
+    (concept,) = read_concepts(path)
+    assert same(concept, LearnedConcept('a "b" c', "", ONE[0], steps=500))
+
+
+def test_a_card_is_told_from_a_picture(tmp_path):
+    """The generator's numbers are those that A1111 checks its own by."""
+    numbers = cards._generator()
+    assert list(itertools.islice(numbers, 8)) == [253, 242, 127, 44, 157, 27, 239, 133]
+    assert sum(itertools.islice(cards._generator(), 100, 100_100)) == 12731374
+    rng = np.random.default_rng(0)
+    pictures = [np.zeros((9, 9, 3)), rng.integers(0, 256, (64, 80, 3))]
+    bars = rng.integers(1, 256, (64, 80, 3))
+    bars[:, [20, 59]] = 0
+    for k, picture in enumerate([*pictures, bars]):
+        for suffix, options in ((".png", {}), (".webp", {"lossless": True})):
+            path = tmp_path / f"{k}{suffix}"
+            Image.fromarray(picture.astype(np.uint8)).save(path, **options)
+            with pytest.raises(UserError, match="is a picture"):
+                read_concepts(path)
 
 
 def test_half_precision_and_many_concepts(tmp_path):
@@ -254,6 +308,14 @@ def test_a_digest_is_of_the_rows_of_every_text_encoder():
     second = dataclasses.replace(SDXL, embeddings_2=TWO[1] + 1)
     assert len({c.digest for c in (SDXL, first, second)}) == 3
     assert dataclasses.replace(SDXL, name="other", steps=1).digest == SDXL.digest
+
+
+def test_a_step_that_is_not_known_is_not_written(tmp_path):
+    """ai-toolkit makes a whole number of it, whatever it is."""
+    for steps in (None, 70):
+        concept = dataclasses.replace(CONCEPTS[0], steps=steps)
+        (data,) = encode([concept], "a1111").values()
+        assert torch.load(io.BytesIO(data)).get("step", "none") == (steps or "none")
 
 
 def test_a_renamed_file_has_its_new_name(tmp_path):

@@ -8,6 +8,8 @@
 | kohya | `{"emb_params": [n, D]}` |
 | sdxl | `{"clip_l": [n, D], "clip_g": [n, D2]}` |
 | onetrainer | `{"emp_params": [n, D]}` |
+| a word in a LoRA | `{"bundle_emb.WORD.KEY": [n, D]}`, KEY as in the layouts above |
+| peft | `{"...trainable_tokens_delta": [n, D]}`, without a word |
 
 A concept for a model of two text encoders has `"learned_embeddings_2": [n, D2]` besides in the
 first layout, two files `word` and `word_2` in the second; kohya and OneTrainer then write the
@@ -21,7 +23,9 @@ Stability-AI/ModelSpec.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +39,12 @@ from detsd.concepts.safe_load import refuse
 from detsd.concepts.source import MAX_WORD, ConceptSource, word_problem
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
+
+# A word in a LoRA's file, and the rows of peft's trained tokens, which have no word.
+BUNDLED = re.compile(
+    r"bundle_emb\.(?P<word>.+?)\.(?:(?P<a1111>string_to_param\..*)|(?P<layout>[^.]+))"
+)
+DELTA = re.compile(r"(?:.*\.)?trainable_tokens_delta")
 
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
 
@@ -51,7 +61,12 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     """
     source = ConceptSource.parse(source)
     file, word, old = source.file, source.word, source.old
-    concepts = _recognised(file, *safe_load.read(file))
+    table, notes = safe_load.read(file)
+    if not word and isinstance(table, dict) and any(map(DELTA.fullmatch, map(str, table))):
+        raise UserError(
+            f"{file} holds trained tokens of peft, but not their word; give it: {file}=my-word"
+        )
+    concepts = _recognised(file, table, _plain(notes))
     if not concepts:
         raise UserError(f"{file} holds no concept; train one, or name another file")
     names = [c.name for c in concepts]
@@ -92,6 +107,14 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
             _concept(file, name, [entry[key] for key in keys if key in entry], entry)
             for name, entry in table.items()
         ]
+    if any(map(DELTA.fullmatch, table)):
+        return [_concept(file, "", list(table.values()), notes)]
+    if bundled := {key: match for key in table if (match := BUNDLED.fullmatch(key))}:
+        words: dict[str, dict[str, Any]] = {}
+        for key, match in bundled.items():
+            layout = "emb_params" if match["a1111"] else match["layout"]
+            words.setdefault(match["word"], {})[layout] = table[key]
+        return [c for word, own in words.items() for c in _recognised(file, own, {"word": word})]
     kind = safe_load.network(_names(table))
     if kind:
         refuse(file, kind)
@@ -114,6 +137,17 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
     if len(table) == 1:
         return [_concept(file, *table, _with_second_encoder(file, table), notes)]
     return [_concept(file, name, [matrix], notes) for name, matrix in table.items()]
+
+
+def _plain(notes: dict[str, str]) -> dict[str, Any]:
+    """Return the metadata of a safetensors file; ai-toolkit's values, which are JSON, decoded."""
+    if not notes.get("name", "").startswith('"'):
+        return notes
+    found: dict[str, Any] = {}
+    for key, value in notes.items():
+        with contextlib.suppress(ValueError):
+            found[key] = json.loads(value)
+    return found | {"word": found.get("name")}
 
 
 def _names(table: Mapping[str, Any]) -> list[str]:
@@ -151,6 +185,8 @@ def _concept(
 ) -> LearnedConcept:
     """Return a concept of checked rows; without a `word` it has the file's name."""
     if not isinstance(word, str) or not word:
+        word = notes.get("word")
+    if not isinstance(word, str) or not word:
         noted = notes.get("name")
         same = isinstance(noted, str) and file_name(noted) == file.stem
         word = noted if same else file.stem
@@ -180,6 +216,8 @@ def _concept(
 
 def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
     """Return a matrix (n, D), or one row (D,), as finite float32 rows of their own memory."""
+    if isinstance(matrix, torch.Tensor) and matrix.ndim == 3 and matrix.shape[:2] == (1, 1):
+        matrix = matrix[0]  # of diffusers' script for several tokens
     plain = (
         type(matrix) in (torch.Tensor, torch.nn.Parameter)
         and matrix.layout == torch.strided

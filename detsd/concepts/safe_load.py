@@ -12,6 +12,7 @@ import codecs
 import contextlib
 import io
 import json
+import logging
 import os
 import pickletools
 import re
@@ -25,8 +26,11 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from safetensors import SafetensorError, safe_open
 
+from detsd.concepts.cards import read_card, tensors
 from detsd.concepts.pickles import ForeignCode, read_legacy, read_zip
 from detsd.utils.errors import UserError, one_line
+
+logger = logging.getLogger("detsd")
 
 MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 
@@ -45,6 +49,9 @@ PICTURES = {
 ARCHIVES = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "RAR", b"\xfd7zXZ": "xz"}
 
 PNG_KEYWORD = b"sd-ti-embedding"
+
+# OneTrainer and A1111 bundle a word with a LoRA; peft saves trained tokens beside one.
+WORD_IN_LORA = re.compile(r"^bundle_emb\.|\.trainable_tokens_delta$")
 
 # By the names of the tensors, the telling ones first.
 _NETWORKS = {
@@ -102,6 +109,8 @@ def _read(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, str]]:
     picture = next((kind for start, kind in PICTURES.items() if head.startswith(start)), None)
     if picture == "PNG":
         return _read_png(path, file, size), {}
+    if picture == "WebP" and (table := read_card(file)) is not None:
+        return table, {}
     if picture and (picture != "WebP" or head[8:12] == b"WEBP"):
         refuse(path, f"a picture ({picture})")
     if head.startswith(b"version https://git-lfs.github.com/"):
@@ -137,15 +146,24 @@ def _read_safetensors(
         metadata = header.pop("__metadata__", {})
     except (ValueError, RecursionError, AttributeError):
         damaged(path, "its header is no JSON")
-    kind = network(header)
-    if kind:
+    kind, words = network(header), [name for name in header if WORD_IN_LORA.search(name)]
+    if kind and not words:
         refuse(path, kind)
+    if kind:
+        logger.warning("%s is %s that brings a word along: the word is read, no more", path, kind)
+    names = words or list(header)
+    try:
+        if words:  # the LoRA beside them may have any size
+            spans = (header[name]["data_offsets"] for name in words)
+            size = sum(end - start for start, end in spans)
+    except (TypeError, ValueError, KeyError):
+        damaged(path, "its header is not that of tensors")
     if size > MAX_BYTES:
         refuse(path, f"a file of {size / 1e9:.1f} GB")
     try:
         with safe_open(str(path), "pt") as f:
             # Copied: what is read lies in the file itself, which somebody may write to.
-            return {name: f.get_tensor(name).clone() for name in f.keys()}, metadata  # noqa: SIM118
+            return {name: f.get_tensor(name).clone() for name in names}, metadata
     except (SafetensorError, RuntimeError, ValueError, MemoryError) as error:
         damaged(path, one_line(error, 100))
 
@@ -216,7 +234,8 @@ def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
         if length > size - file.tell():
             damaged(path, "cut short")
         if kind == b"IEND":
-            refuse(path, "a picture (PNG)")
+            table = read_card(file)
+            return refuse(path, "a picture (PNG)") if table is None else table
         if kind != b"tEXt" or length > MAX_HEADER:
             file.seek(length + 4, os.SEEK_CUR)
             continue
@@ -226,12 +245,7 @@ def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
             if checksum != zlib.crc32(kind + content).to_bytes(4, "big"):
                 damaged(path, "a checksum is wrong")
             try:
-                return json.loads(base64.b64decode(text, validate=True), object_hook=_tensors)
+                return json.loads(base64.b64decode(text, validate=True), object_hook=tensors)
             except (ValueError, TypeError, RuntimeError, RecursionError, binascii.Error) as error:
                 damaged(path, one_line(error, 100))
     damaged(path, "cut short")
-
-
-def _tensors(entry: dict[str, Any]) -> Any:
-    """Return A1111's JSON of a tensor as a tensor, other JSON as it is."""
-    return torch.tensor(entry["TORCHTENSOR"]) if "TORCHTENSOR" in entry else entry

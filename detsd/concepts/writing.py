@@ -82,7 +82,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
                 "string_to_token": {"*": 265},  # as A1111 has it
                 "string_to_param": {"*": rows[0]},
                 "name": c.name,
-                "step": c.steps,
+                **({} if c.steps is None else {"step": c.steps}),  # ai-toolkit fails on None
                 "sd_checkpoint": c.model_hash or None,
                 "sd_checkpoint_name": c.model or None,
                 "initializer_strs": c.initializer,

@@ -1,0 +1,73 @@
+"""A1111's embedding cards: pictures that hold a concept in the low bits of their pixels.
+
+Behind a black column on either side of the picture stands a block: on the left the lower halves of
+the bytes, on the right the upper ones, both mixed with the numbers of a generator
+(https://github.com/AUTOMATIC1111/stable-diffusion-webui, modules/textual_inversion/
+image_embedding.py). The bytes are JSON, compressed by zlib.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+MAX_PIXELS = 2**24  # of a card, which has a good million at most
+
+MAX_JSON = 2**26  # bytes; 75 vectors of 1280 numbers have 2 MB
+
+
+def read_card(file: BinaryIO) -> Any:
+    """Read the table that lies in a picture's pixels; None where there is none."""
+    try:
+        file.seek(0)
+        with Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            data = _hidden_bytes(np.asarray(image.convert("RGB")))
+        if data is None:
+            return None
+        # The block is filled up by what it begins with, which no decoder needs.
+        text = zlib.decompressobj().decompress(data, MAX_JSON)
+        return json.loads(text, object_hook=tensors)
+    except Exception:  # a decoder of foreign bytes fails in every possible way: a picture
+        return None
+
+
+def tensors(entry: dict[str, Any]) -> Any:
+    """Return A1111's JSON of a tensor as a tensor, other JSON as it is."""
+    return torch.tensor(entry["TORCHTENSOR"]) if "TORCHTENSOR" in entry else entry
+
+
+def _hidden_bytes(pixels: np.ndarray) -> bytes | None:
+    """Return the bytes in the two blocks of a picture (h, w, 3); None without blocks."""
+    lit = (pixels > 0).all(2)
+    rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
+    if not len(rows):
+        return None
+    low = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 15
+    black = np.flatnonzero(low.sum((0, 2)) == 0)
+    if len(black) < 2:
+        return None
+    lower, upper = low[:, : black[0]].ravel(), low[:, black[-1] + 1 :].ravel()
+    if len(lower) != len(upper):
+        return None
+    start = np.fromiter(itertools.islice(_generator(), 1), np.uint8) & 15
+    if ((upper[:1] ^ start) << 4 | (lower[:1] ^ start)) != 0x78:  # zlib's first byte
+        return None
+    mask = np.fromiter(itertools.islice(_generator(), len(lower)), np.uint8) & 15
+    return ((upper ^ mask) << 4 | (lower ^ mask)).tobytes()
+
+
+def _generator() -> Iterator[int]:
+    """Yield the numbers of a linear congruential generator that starts from 0."""
+    state = 0
+    while True:
+        state = (1664525 * state + 1013904223) % 2**32
+        yield state % 255
