@@ -19,7 +19,7 @@ from detsd.utils.paths import looked
 
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
 
-SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png", ".webp")  # that a concept file may have
+SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png", ".webp")  # of concept files
 
 MAX_WORD = 100  # characters
 
