@@ -544,7 +544,7 @@ def test_sigterm_saves_between_checkpoints_and_resumes(experiment, tmp_path):
         command("finetune", path, "--output-dir", out), cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     for line in process.stdout:
-        if line.startswith("step 6/"):
+        if line.startswith("6/4000 steps"):
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
