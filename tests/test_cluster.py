@@ -222,6 +222,80 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
         assert torch.allclose(rows(master, 24, trial=8)[name], learned, atol=1e-6)
 
 
+UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+CLOCK = r"\d\d:\d\d"
+
+
+def assert_log(said, *patterns):
+    """The lines of a log are these, one for one; a line every ten seconds may come between."""
+    lines = said.splitlines()
+    every_ten = rf"\[rank=0\] \d+/\d+ (steps|images)(, [^,]+)?(, {CLOCK} left)?"
+    for pattern in patterns:
+        while lines and not re.fullmatch(rf"\[rank=0\] {pattern}", lines[0]):
+            assert re.fullmatch(every_ten, lines[0]), (pattern, lines[0], said)
+            del lines[0]
+        assert lines, (pattern, said)
+        del lines[0]
+    assert lines == [], said
+
+
+@pytest.mark.slow
+def test_the_whole_log_of_a_healthy_fine_tuning(experiment, master):
+    """Through hook and launcher, on two slots: no line but of what concerns the user."""
+    training = {"num_sgd_steps": 8, "train_batch_size": 2, "register_model": "my-blob"}
+    given = experiment_of(experiment(training=training, inference=SAMPLES))
+    launched = master.launch(given, slots=2)
+    said = master.end(launched)
+    assert launched.returncode == 0, said
+    steps = [
+        rf"{step}/8 steps, loss \d\.\d{{4}}, \d+\.\d samples/s, {CLOCK} left"
+        for step in (2, 4, 6, 8)
+    ]
+    validations = [
+        rf"step {step}  val_loss \d\.\d{{4}}  \(initializer \d\.\d{{4}}\)" for step in (4, 8)
+    ]
+    assert_log(
+        said,
+        r"loading /\S+ \.\.\.",
+        *steps[:2], validations[0], *steps[2:], validations[1],
+        r"registered as version 1 of my-blob: blob-thing, step \d",
+        rf"step \d of 8 is the best: val_loss \S+ \(initializer \S+\); checkpoint {UUID}.*",
+        "next:",
+        "  make a grid of images:",
+        rf'    det e create generate_demo\.yaml \. .*uuids=\["{UUID}"\].*',
+        "  fetch it to a computer of your own:",
+        rf"    python -m detsd download {UUID}",
+        "  see how it went:",
+        "    det tensorboard start 1",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_whole_log_of_a_healthy_grid(tiny_model, master):
+    given = {
+        "searcher": GRID_SEARCHER,
+        "hyperparameters": {
+            "model": {"pretrained_model_name_or_path": str(tiny_model)},
+            "grid": {"prompts": ["a ball", "a box"], "num_inference_steps": 4, "num_seeds": 6},
+            "output": {"batch_size": 2, "checkpoint_freq": 1},
+        },
+    }
+    launched = master.launch(given, slots=2, command="generate")
+    said = master.end(launched)
+    assert launched.returncode == 0, said
+    assert_log(
+        said,
+        r"loading /\S+ \.\.\.",
+        r"12/12 images, \d+\.\d\d images/s",
+        rf"all 12 images: checkpoint {UUID}",
+        "next:",
+        "  fetch it to a computer of your own:",
+        rf"    python -m detsd download {UUID}",
+        "  see how it went:",
+        "    det tensorboard start 1",
+    )
+
+
 def test_an_answer_that_breaks_off_loses_nothing(experiment, master, monkeypatch):
     """Of a metric it costs a restart; of what only shows nothing. And what a trial is at shows."""
     monkeypatch.setattr(progress, "LINE", 0)  # a line of everything that moves
