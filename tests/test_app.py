@@ -670,6 +670,27 @@ def test_a_page_for_others_takes_no_paths(backend, concept_file):
         remote.load(str(concept_file))
 
 
+def test_a_page_for_others_shows_no_pictures_from_elsewhere(backend, tmp_path, photos, monkeypatch):
+    """A checkpoint of a stranger may say that it was learned from any folder."""
+    folder = checkpoint(
+        tmp_path / "step", LearnedConcept("odd-look", "", torch.ones(1, 16)), photos, "object"
+    )
+    backend.load(str(folder))
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "link").symlink_to(photos)
+    for place, count in ((tmp_path / "project", 0), (photos.parent, 12), (photos, 12)):
+        monkeypatch.chdir(place)
+        remote = Backend(backend.pipe, backend.folder, reads_paths=False)
+        assert len(remote.training_images("odd-look")) == count
+        assert len(backend.training_images("odd-look")) == 12
+    monkeypatch.chdir(tmp_path / "project")
+    checkpoint(folder, LearnedConcept("odd-look", "", torch.ones(1, 16)), Path("link"), "object")
+    assert remote.training_images("odd-look") == []
+    named = {"blob-thing": str(photos)}  # on the command line
+    given = Backend(backend.pipe, backend.folder, named, reads_paths=False)
+    assert len(given.training_images("blob-thing")) == 12
+
+
 def test_words_of_strangers_are_shown_as_they_are(backend, tmp_path, photos):
     """No HTML and no Markdown of a concept's file becomes a part of the page."""
     phrase = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png)'

@@ -100,7 +100,14 @@ class Backend:
     def training_images(self, name: str) -> list[Path]:
         """Return the images that a concept was learned from, if they are known and here."""
         given = self.facts(name).get("img_dirs") or self.image_dirs.get(name)
-        return pictures.pictures_in(Path(resolve(given))) if isinstance(given, str) else []
+        if not isinstance(given, str):
+            return []
+        folder = Path(resolve(given))
+        # A checkpoint of strangers may name any folder; others see those of this project at most.
+        trusted = self.reads_paths or given == self.image_dirs.get(name)
+        if not trusted and not folder.resolve().is_relative_to(Path.cwd()):
+            return []
+        return pictures.pictures_in(folder)
 
     def concepts(self) -> list[dict[str, Any]]:
         """Return the loaded concepts as plain values."""
