@@ -121,6 +121,23 @@ def jpeg_2000(path: Path) -> None:
     path.write_bytes(base64.b64decode(JPEG_2000[path.name]))
 
 
+def jpeg_2000_of(profile: bytes, left, right) -> Callable[[Path], None]:
+    """Write a JPEG 2000 file with a profile in the place of its declared colour space."""
+
+    def write(path: Path) -> None:
+        halves(left, right).save(path)
+        data = path.read_bytes()
+        head, place = data.index(b"jp2h"), data.index(b"colr")
+        end = place - 4 + int.from_bytes(data[place - 4 : place], "big")
+        box = struct.pack(">I4sBBB", 11 + len(profile), b"colr", 2, 0, 0) + profile
+        longer = len(box) - (end - place + 4)
+        size = int.from_bytes(data[head - 4 : head], "big") + longer
+        data = data[: place - 4] + box + data[end:]
+        path.write_bytes(data[: head - 4] + struct.pack(">I", size) + data[head:])
+
+    return write
+
+
 def exif(orientation: int = 1, adobe_rgb: bool = False) -> Image.Exif:
     """EXIF data with an orientation, or a camera's mark of Adobe RGB."""
     data = Image.Exif()
@@ -274,6 +291,8 @@ KINDS = [
     Kind("Display P3, JPEG", "a.jpg",
          pillow("RGB", (234, 51, 35), WHITE, icc_profile=P3, quality=100, subsampling=0),
          "234 51 35, 255 255 255", (255, 0, 0), WHITE, 8),
+    Kind("Display P3, JPEG 2000", "a.jp2", jpeg_2000_of(P3, (234, 51, 35), (80, 158, 81)),
+         "234 51 35, 80 158 81", (255, 0, 0), (40, 160, 70), 1),
     Kind("Adobe RGB", "a.png", pillow("RGB", (219, 0, 0), (255,) * 3, icc_profile=ADOBE),
          "219 0 0, 255 255 255", (255, 0, 0), WHITE, 1),
     Kind("Adobe RGB by a camera's EXIF mark", "a.jpg",

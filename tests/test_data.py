@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_files import grey_profile
 from PIL import Image
 
 from detsd.config import ConceptsConfig, ModelConfig
@@ -354,6 +355,14 @@ def test_a_transparent_ground_is_a_mask_file_of_the_same(model, tmp_path):
     assert len(plain.images) == 1
     assert plain.sample(5).mask is None
     assert plain.digests != found[1].digests
+
+
+def test_a_mask_with_a_profile_keeps_its_numbers(model, tmp_path):
+    Image.new("RGB", (32, 32), RED).save(tmp_path / "a.png")
+    mask = Image.new("L", (32, 32), 64)
+    mask.save(tmp_path / "a-masklabel.png", icc_profile=grey_profile())
+    d = TrainingData(concepts(tmp_path, mask="files"), model, 1, 2)
+    assert d.images[0].mask.unique().tolist() == pytest.approx([64 / 255])
 
 
 def test_masks_that_are_missing_are_told_at_once(tmp_path):

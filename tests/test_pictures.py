@@ -14,11 +14,13 @@ import pytest
 from conftest import ROOT
 from picture_files import (
     BLUE,
+    DISPLAY_P3,
     KINDS,
     LOWER_LEFT,
     RED,
     UPPER_RIGHT,
     exif,
+    grey_profile,
     halves,
     psd,
     table,
@@ -26,6 +28,7 @@ from picture_files import (
 from PIL import Image, PngImagePlugin
 
 from detsd.utils import formats, pictures
+from detsd.utils.colors import profile_of, to_srgb
 from detsd.utils.formats import open_picture
 from detsd.utils.pictures import Budget, read_picture
 
@@ -97,6 +100,29 @@ def test_heic_is_turned_by_exif_where_nothing_else_has_turned_it(
     properties = struct.pack(">I", 8 + len(box)) + b"ipco" + box
     path.write_bytes(path.read_bytes() + properties)
     assert read_picture(path).rgb.getpixel(LOWER_LEFT) == found
+
+
+@pytest.mark.parametrize(
+    ("primaries", "transfer", "color"),
+    [(12, 13, (255, 0, 0)), (12, 16, (234, 51, 35)), (1, 13, (234, 51, 35))],
+)
+def test_heic_without_a_profile_is_converted_by_its_primaries(tmp_path, primaries, transfer, color):
+    """As pillow-heif 1.8.1 hands them on; those of HDR are left as they are."""
+    names = [f"color_primary_{c}_{a}" for c in ("white", "red", "green", "blue") for a in "xy"]
+    nclx = dict(zip(names, DISPLAY_P3, strict=True))
+    image = halves((234, 51, 35), BLUE)
+    image.info["nclx_profile"] = nclx | {
+        "color_primaries": primaries,
+        "transfer_characteristics": transfer,
+    }
+    assert to_srgb(image, profile_of(image)).getpixel(LOWER_LEFT) == color
+
+
+def test_masks_are_numbers_whatever_profile_they_have(tmp_path):
+    path = tmp_path / "a.png"
+    halves(64, 255, "L").save(path, icc_profile=grey_profile())
+    assert read_picture(path).rgb.getpixel(LOWER_LEFT) == (137,) * 3
+    assert read_picture(path, convert=False).rgb.getpixel(LOWER_LEFT) == (64,) * 3
 
 
 def test_damaged_exif_data_cost_no_picture(tmp_path):

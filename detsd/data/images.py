@@ -142,7 +142,7 @@ def read_mask(
         return mask.size, crop_or_resize(grey, latents, center_crop, Image.Resampling.BOX)
 
     try:
-        found, mask = read_picture(source, "black", latents, cut)
+        found, mask = read_picture(source, "black", latents, cut, convert=False)
     except Exception as error:  # as of pictures
         raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
     if found != size:

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -40,10 +41,13 @@ def profile_of(image: Image.Image) -> bytes | None:
     """Return the ICC profile that says what a picture's numbers mean; None for sRGB.
 
     Where there is none, one is made of a PNG file's gAMA and cHRM chunks (PNG specification,
-    11.3.2), or of the mark that cameras put into the EXIF data of Adobe RGB (DCF 2.0, 6.2.1).
+    11.3.2), of a HEIF file's nclx primaries (ISO 23091-2), or of the mark that cameras put into the
+    EXIF data of Adobe RGB (DCF 2.0, 6.2.1).
     """
     if profile := image.info.get("icc_profile"):
         return profile
+    if nclx := image.info.get("nclx_profile"):
+        return _nclx_profile(nclx)
     if image.format == "PNG" and "srgb" not in image.info:
         gamma, where = image.info.get("gamma"), image.info.get("chromaticity")
         if gamma and (where or abs(gamma - SRGB_GAMMA) > 0.01):
@@ -116,6 +120,18 @@ def _png_profile(gamma: float, where: tuple[float, ...] | None) -> bytes | None:
         curve = None if abs(gamma - SRGB_GAMMA) <= 0.01 else 1 / gamma
         return matrix_profile(curve, tuple(where or SRGB))
     except (ArithmeticError, ValueError, np.linalg.LinAlgError, struct.error):
+        return None
+
+
+def _nclx_profile(nclx: dict[str, Any]) -> bytes | None:
+    """Make a profile of HEIF's primaries; None for those of sRGB and for transfers of HDR."""
+    if nclx.get("color_primaries") in (1, 2) or nclx.get("transfer_characteristics") in (16, 18):
+        return None
+    try:
+        colors = ("white", "red", "green", "blue")
+        where = tuple(nclx[f"color_primary_{color}_{axis}"] for color in colors for axis in "xy")
+        return matrix_profile(None, where)
+    except (KeyError, TypeError, ArithmeticError, ValueError, struct.error):
         return None
 
 

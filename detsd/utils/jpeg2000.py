@@ -35,6 +35,15 @@ def levels(data: bytes) -> int:
     return min((data[at + 7] for marker, at in markers(data) if marker == COD), default=0)
 
 
+def profile(data: bytes) -> bytes | None:
+    """Return the ICC profile of a file (ISO 15444-1, I.5.3.3), which Pillow does not hand on."""
+    header = data[: max(0, data.find(b"\xff\x4f\xff\x51"))]
+    at = header.find(b"colr")
+    if at < 4 or header[at + 4 : at + 5] not in (b"\2", b"\3"):  # restricted, or any
+        return None
+    return header[at + 7 : at - 4 + int.from_bytes(header[at - 4 : at], "big")]
+
+
 def mend_white(image: Image.Image, data: bytes, reduce: int) -> Image.Image:
     """Return a loaded image of more than 8 bits and several channels with its white restored."""
     with Image.open(io.BytesIO(_at_half_contrast(data)), formats=("JPEG2000",)) as other:

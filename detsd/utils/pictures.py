@@ -90,6 +90,7 @@ def read_picture(
     ground: str = "white",
     needed: tuple[int, int] | None = None,
     use: Callable[[Picture], T] = lambda picture: picture,
+    convert: bool = True,
 ) -> T:
     """Read a picture; transparency shows the colour `ground`.
 
@@ -97,6 +98,7 @@ def read_picture(
         needed: width and height that it will be scaled down to: a large one may be decoded at a
             smaller size, at least twice this one.
         use: what is made of the picture and returned, while its memory is accounted for.
+        convert: False leaves the numbers as they are, whatever colour profile there is.
 
     Raises:
         Exception: whatever decoders raise of a broken file.
@@ -111,7 +113,7 @@ def read_picture(
         cost = _cost(image, halvings)
     with BUDGET.hold(cost):  # from here on, nothing large may outlive it
         try:
-            return use(_read(path, ground, factor, halvings))
+            return use(_read(path, ground, factor, halvings, convert))
         finally:
             if cost > LARGE:
                 _give_back()
@@ -123,7 +125,7 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _read(path: Path, ground: str, factor: int, halvings: int) -> Picture:
+def _read(path: Path, ground: str, factor: int, halvings: int, convert: bool) -> Picture:
     """Read a picture at about 1 / `factor` of its size."""
     with open_picture(path) as image:
         size = image.size
@@ -134,7 +136,8 @@ def _read(path: Path, ground: str, factor: int, halvings: int) -> Picture:
             factor = 1
         else:
             size = image.size  # Pillow turns TIFF files by itself
-        rgb, alpha = _flatten(image, ground, factor)
+        profile = profile_of(image) if convert else None
+        rgb, alpha = _flatten(image, profile, ground, factor)
     if turn is not None:
         rgb = rgb.transpose(turn)
         alpha = alpha and alpha.transpose(turn)
@@ -162,8 +165,11 @@ def _decode(image: Image.Image, path: Path, factor: int, halvings: int) -> Image
         data = path.read_bytes()
         image.reduce = halvings
         image.load()
-        deep = len(image.getbands()) > 1 and jpeg2000.depth(data) > 8
-        return jpeg2000.mend_white(image, data, halvings) if deep else image
+        if len(image.getbands()) > 1 and jpeg2000.depth(data) > 8:
+            image = jpeg2000.mend_white(image, data, halvings)
+        if profile := jpeg2000.profile(data):
+            image.info["icc_profile"] = profile
+        return image
     if factor > 1 and image.format in ("JPEG", "MPO"):
         image.draft(None, tuple(-(-side // factor) for side in image.size))
     if image.format == "PNG" and image.tile:
@@ -206,13 +212,13 @@ def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Im
 
 
 def _flatten(
-    image: Image.Image, ground: str, factor: int
+    image: Image.Image, profile: bytes | None, ground: str, factor: int
 ) -> tuple[Image.Image, Image.Image | None]:
     """Convert a loaded picture to sRGB on a ground, and to its alpha channel.
 
     In strips: copies of a whole picture would take several times its memory.
     """
-    profile, transparent = profile_of(image), has_alpha(image)
+    transparent = has_alpha(image)
     if image.mode == "RGB" and not (profile or transparent) and factor == 1:
         return image, None
     size = tuple(-(-side // factor) for side in image.size)
