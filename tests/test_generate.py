@@ -308,6 +308,68 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
     assert pixels(tmp_path / "out") == before
 
 
+def test_a_finished_grid_can_grow(given, tmp_path):
+    """By seeds, a prompt, a scale, a sampler; what is there is neither lost nor made again."""
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    given["output"]["fill_batches"] = True  # so that batches make no difference
+    generate(given, folder)
+    first = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/*.png")}
+    sheets = {p: p.read_bytes() for p in folder.glob("sheets/*.png")}
+    smaller = json.loads(json.dumps(given["grid"]))
+    given["grid"]["seeds"] = [3, 9, 1, 2]
+    given["grid"]["prompts"] = ["a zyx-two on the grass", *given["grid"]["prompts"]]
+    given["grid"]["guidance_scales"] = [1, 2.5, 4.5]
+    with open_run(folder) as run:
+        grid = Grid(parse_config(given, "test", GenerateConfig), run)
+        assert len(grid.store.finished) == 24
+        assert len(grid.jobs) == 72
+        assert sum(len(batch) for batch, _ in grid._todo()) == 48
+    assert {p: p.read_bytes() for p in folder.glob("sheets/*.png")} == sheets  # nothing came
+    grown = generate(given, folder)
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in first} == first
+    lines = [json.loads(s) for s in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert sorted(line["job"] for line in lines) == list(range(72))
+    for line in lines:
+        file = line.pop("file")
+        assert file == f"images/job-{line['job']:05d}.png"
+        assert png.read_record(folder / file) == line
+    straight = generate(given, whole)
+    for job in range(72):  # and so are its contact sheets
+        a, b = (Image.open(grid.store.path(job)).tobytes() for grid in (grown, straight))
+        assert a == b
+    assert {p.name: Image.open(p).tobytes() for p in folder.glob("sheets/*")} == {
+        p.name: Image.open(p).tobytes() for p in whole.glob("sheets/*")
+    }
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+    assert generate(given, folder).store.resumed_count == 72
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")} == before
+    given["grid"] = smaller  # a grid does not shrink
+    with pytest.raises(UserError, match="is an image of another grid than this one"):
+        generate(given, folder)
+
+
+@pytest.mark.slow
+def test_growing_is_interrupted_and_goes_on_on_two_ranks(slow_grid, given, tmp_path):
+    folder = tmp_path / "out"
+    assert call("generate", slow_grid, "--output-dir", folder) == 0
+    first = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+    more = ["--set", "grid.seeds=[4, 3, 1, 2]", "--output-dir", folder]
+    for ranks, count in ((1, 27), (2, 32)):
+        with Forked(tmp_path, lambda: call("generate", slow_grid, *more), ranks) as grid:
+            if count < 32:
+                grid.wait_until(lambda: len(list(folder.glob("images/*.png"))) >= 27)
+                grid.kill()
+            assert grid.end() == ([0, 0] if count == 32 else [-signal.SIGKILL]), grid.said
+        now = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+        assert now == now | first
+        first = now
+    records = [png.read_record(p) for p in sorted(folder.glob("images/*.png"))]
+    assert [record["job"] for record in records] == list(range(32))
+    settings = {(r["prompt"], r["seed"], r["num_inference_steps"], r["guidance_scale"])
+                for r in records}  # fmt: skip
+    assert len(settings) == 32
+
+
 def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplog):
     whole = generate(given, tmp_path / "whole")
     make = Sampler._make_at_once

@@ -71,10 +71,10 @@ def test_the_checksum_is_tensorboards():
 def opened(tmp_path, capsys):
     """A store of 12 images, of two prompts, without a model."""
 
-    def open_(folder="out", latest=None, **output):
+    def open_(folder="out", latest=None, num_seeds=3, **output):
         given = {
             "model": {"pretrained_model_name_or_path": "none"},
-            "grid": {"prompts": ["a", "b"], "guidance_scales": [1, 2], "num_seeds": 3},
+            "grid": {"prompts": ["a", "b"], "guidance_scales": [1, 2], "num_seeds": num_seeds},
             "output": output,
         }
         config = parse_config(given, "test", GenerateConfig)
@@ -173,6 +173,48 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
     again.show_stored()
     assert not again._sheets._drawing  # a finished grid restarted: nothing more
     assert again.finish()
+
+
+def test_a_grid_in_checkpoints_grows(opened, tmp_path, monkeypatch):
+    """Through a crash: images by their settings, contact sheets of the grid that is asked for."""
+    monkeypatch.setattr(open_runs, "LocalRun", FolderRun)
+    monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
+    monkeypatch.setattr(FolderRun, "resident", [], raising=False)
+    FolderRun.storage.mkdir()
+    kept = opened()
+    kept.add(files(kept, range(12)))
+    assert kept.finish()
+    before = {p: p.read_bytes() for p in FolderRun.storage.rglob("*.*")}
+    grown = opened("grown", FolderRun.storage / "00000012", num_seeds=4)
+    assert (len(grown.jobs), len(grown.finished), grown.grown) == (16, 12, True)
+    assert grown.problem == ""
+    grown.show_stored()
+    # Job 3 is the first new one; its number belongs to another image, the last four are free.
+    missing = [job for job in range(16) if job not in grown.finished]
+    assert missing == [3, 7, 11, 15]
+    assert [grown.numbers[job] for job in missing] == [12, 13, 14, 15]
+    grown.add(files(grown, missing[:2]))
+    grown._writer.submit(grown._save).result()  # and a crash
+    latest = FolderRun.storage / "00000014"
+    again = opened("again", latest, num_seeds=4)
+    assert sorted(again.finished) == [job for job in range(16) if job not in missing[2:]]
+    again.show_stored()
+    again.add(files(again, missing[2:]))
+    assert again.finish()
+    assert {p: p.read_bytes() for p in before} == before
+    numbers = {
+        json.loads(line)["job"]
+        for path in FolderRun.storage.rglob("manifest.jsonl")
+        for line in path.read_text().splitlines()
+    }
+    assert numbers == set(range(16))
+    last = opened("last", FolderRun.storage / "00000016", num_seeds=4)
+    assert len(last.finished) == 16
+    for job in range(16):
+        drawn_as = job if job in missing else 3 * (job // 4) + job % 4  # in the grid of three seeds
+        assert last.image(job).getpixel((0, 0)) == (9 * drawn_as, 0, 0)
+    sheets = {p.parent.parent.name for p in FolderRun.storage.rglob("sheet-*.png")}
+    assert "00000016" in sheets
 
 
 @pytest.mark.parametrize(("way", "each"), [("sheets", False), ("images", True), ("auto", True)])

@@ -99,6 +99,7 @@ class Grid:
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
         self.encodings: dict[tuple, Conditioning] = {}
         self._calls: dict[tuple, list[bool]] = {}  # of the UNet, by `Job.batch_key`
+        self.numbers = list(range(len(self.jobs)))  # of the images' files
         self.store: ImageStore | None = None  # on the chief
         run.begin()
         if run.is_chief:
@@ -107,7 +108,9 @@ class Grid:
                 config.output.checkpoint_freq * self.batch_size * run.ranks.size,
                 storage=storage, layout=layout, on_complete=on_complete,
             )  # fmt: skip
-        problem = run.ranks.allgather(self.store.problem if self.store else "")[0]
+        problem, self.numbers = run.ranks.allgather(
+            (self.store.problem, self.store.numbers) if self.store else None
+        )[0]
         if problem:
             raise UserError(problem)
 
@@ -187,7 +190,7 @@ class Grid:
 
     def settings(self, number: int) -> dict[str, Any]:
         """Return the settings of a job, as they go into its file."""
-        return {"job": number, **self.pipeline.settings(self.jobs[number])}
+        return {"job": self.numbers[number], **self.pipeline.settings(self.jobs[number])}
 
     def generate(self) -> bool:
         """Make the missing images; False when stopped before the end, with all others stored."""
@@ -221,7 +224,11 @@ class Grid:
     def _todo(self) -> list[tuple[list[int], int]]:
         """Return the missing jobs of each batch, in the order of making, and its length."""
         todo = []
-        for batch in self.batches if self.store else []:
+        if self.store and self.store.grown:  # what is stored was made in other batches
+            missing = [n for n in range(len(self.jobs)) if n not in self.store.finished]
+            for batch in batches([self.jobs[n] for n in missing], self.batch_size):
+                todo.append(([missing[k] for k in batch], self.pad_batch_to))
+        for batch in self.batches if self.store and not todo else []:
             missing = [number for number in batch if number not in self.store.finished]
             if missing:
                 todo.append((missing, max(len(batch), self.pad_batch_to)))

@@ -18,6 +18,7 @@ run that resumes draws those that are complete and in no checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detsd.config import GenerateConfig, differences
 from detsd.runs.download import download
 from detsd.runs.folder import IMAGES, MANIFEST, METADATA, SHEETS, read_metadata
 from detsd.runs.run import Run, pack, unpack
@@ -55,12 +57,18 @@ class FolderImages:
     """Images as files of a folder that outlives the process.
 
     Attributes:
-        images, sheets: those that are kept: job numbers, names of contact sheets.
+        images, sheets: those that are kept: jobs, names of contact sheets.
         recent_images, recent_sheets: those of them that TensorBoard may lack: all, since a run off
             cluster begins its event files anew.
     """
 
-    def __init__(self, run: Run, path: Callable[[int], Path], line: Callable[[int], str]):
+    def __init__(
+        self,
+        run: Run,
+        path: Callable[[int], Path],
+        line: Callable[[int], str],
+        config: GenerateConfig,
+    ):
         """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
         self.folder, self._path, self._line = run.folder, path, line
         self.images: list[int] = []
@@ -85,6 +93,15 @@ class FolderImages:
                 self.images.append(number)
         self.sheets = [path.name for path in (self.folder / SHEETS).glob("sheet-*")]
 
+    def has_sheet(self, path: Path, jobs: list[int]) -> bool:
+        """Return True if a contact sheet is kept, and shows these images and not fewer."""
+        if path.name not in self.sheets:
+            return False
+        images = [self._path(job) for job in jobs]
+        if images != [image_path(self.folder, job) for job in jobs]:  # of a grid that has grown
+            return False
+        return path.stat().st_mtime_ns >= max(image.stat().st_mtime_ns for image in images)
+
     def fetch(self, number: int) -> None:
         """Do nothing: every image is here."""
 
@@ -103,6 +120,7 @@ class Shard:
     uuid: str
     images: list[int]
     sheets: list[str] = field(default_factory=list)
+    outgrown: bool = False  # its sheets are of a smaller grid, and count no more
 
 
 class ShardedCheckpoints:
@@ -112,9 +130,16 @@ class ShardedCheckpoints:
         shards: the checkpoints that together hold all images, the latest last.
     """
 
-    def __init__(self, run: Run, path: Callable[[int], Path], line: Callable[[int], str]):
+    def __init__(
+        self,
+        run: Run,
+        path: Callable[[int], Path],
+        line: Callable[[int], str],
+        config: GenerateConfig,
+    ):
         """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
         self.run, self._path, self._line = run, path, line
+        self._grid = dataclasses.asdict(config.grid)
         self.shards: list[Shard] = []
         self._fetching = threading.Lock()
 
@@ -145,7 +170,10 @@ class ShardedCheckpoints:
                 try:
                     if folder != latest:
                         self.run.fetch(uuid, folder, lambda name: name in (MANIFEST, METADATA))
-                    shard.sheets = read_metadata(folder).get("sheets", [])
+                    metadata = read_metadata(folder)
+                    grid = metadata["config"].get("grid", self._grid)
+                    shard.outgrown = bool(differences(grid, self._grid))
+                    shard.sheets = [] if shard.outgrown else metadata.get("sheets", [])
                     lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
                 except Exception as error:  # storage back ends raise what they like
                     logger.warning(
@@ -158,7 +186,11 @@ class ShardedCheckpoints:
                     shard.images.append(number)
             self.shards.append(shard)
             if folder == latest:
-                shard.sheets = self._copy_sheets(latest)
+                self._copy_sheets(shard, latest)
+
+    def has_sheet(self, path: Path, jobs: list[int]) -> bool:
+        """Return True if a contact sheet is in a checkpoint of this grid."""
+        return path.name in self.sheets
 
     def fetch(self, number: int) -> None:
         """Download the checkpoint that holds an image, if its file is missing."""
@@ -171,13 +203,14 @@ class ShardedCheckpoints:
         with tempfile.TemporaryDirectory() as name:
             self.run.fetch(shard.uuid, Path(name))
             unpack(Path(name) / IMAGES, self.run.folder)
-            shard.sheets = self._copy_sheets(Path(name))
+            self._copy_sheets(shard, Path(name))
 
-    def _copy_sheets(self, checkpoint: Path) -> list[str]:
-        sheets = sorted((checkpoint / SHEETS).glob("sheet-*"))
-        for sheet in sheets:
-            shutil.copy(sheet, self.run.folder / SHEETS)
-        return [sheet.name for sheet in sheets]
+    def _copy_sheets(self, shard: Shard, checkpoint: Path) -> None:
+        if not shard.outgrown:
+            sheets = sorted((checkpoint / SHEETS).glob("sheet-*"))
+            for sheet in sheets:
+                shutil.copy(sheet, self.run.folder / SHEETS)
+            shard.sheets = [sheet.name for sheet in sheets]
 
     def save(self, new: list[int], sheets: list[str], metadata: dict[str, Any], last: bool) -> None:
         """Store a checkpoint of the new images, if any, and of those that would be deleted."""

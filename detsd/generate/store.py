@@ -35,7 +35,10 @@ class ImageStore:
     """The images of a grid on its chief.
 
     Attributes:
-        finished: "flagged" and "batch_size" of each stored image, by job number.
+        finished: "flagged" and "batch_size" of each stored image, by job.
+        numbers: the number of each job's image in its file's name. It is the job's place in the
+            grid, but for a grid that has grown: images that were there keep theirs.
+        grown: True if there are images of a smaller grid, which were numbered otherwise.
         problem: a sentence on why the grid's images cannot be stored here; "" if they can.
         received: images that are stored or wait to be.
         resumed_count: images that were stored by earlier runs.
@@ -57,7 +60,7 @@ class ImageStore:
         """Find the images that are there already.
 
         Args:
-            settings: returns the settings of a job, by its number.
+            settings: returns the settings of a job.
             source: uuid of the checkpoint that the concepts came from, or "".
             save_every: images between two checkpoints.
             storage: keeps the images.
@@ -72,8 +75,13 @@ class ImageStore:
         (run.folder / SHEETS).mkdir(exist_ok=True)
         self.finished: dict[int, dict[str, Any]] = {}
         self.problem = ""
-        self._storage = storage(run, self.path, self._manifest_line)
-        self._storage.find(self._match)
+        self.numbers = list(range(len(jobs)))
+        self._by_settings: dict[str, int] = {}  # jobs, once an image is not where it is looked for
+        self._storage = storage(run, self.path, self._manifest_line, config)
+        found: dict[int, int] = {}  # numbers by job
+        self._storage.find(lambda record, name: self._match(record, name, found))
+        self._number(found)
+        self.grown = any(number != job for job, number in enumerate(self.numbers))
         self.received = self.resumed_count = len(self.finished)
         self._new: list[int] = []  # jobs whose images no checkpoint holds
         # As PNG, sheets of small images would take more bytes than the images do.
@@ -93,22 +101,54 @@ class ImageStore:
 
     def path(self, number: int) -> Path:
         """Return the file of a job's image."""
-        return image_path(self.run.folder, number)
+        return image_path(self.run.folder, self.numbers[number])
 
-    def _match(self, record: dict[str, Any], name: str) -> int | None:
-        """Return the job whose settings a stored image has; None and `problem` if there is none."""
+    def _match(self, record: dict[str, Any], name: str, found: dict[int, int]) -> int | None:
+        """Return the job that has a stored image's settings; None if there is none, or one twice.
+
+        Its number goes into `found`. Images of no job are a `problem`.
+        """
         number = record["job"]
-        mine = self.settings(number) if number < len(self.jobs) else {}
-        other = [key for key in mine if record.get(key) != mine[key]]
-        if mine and not other:
-            self.finished[number] = {key: record[key] for key in ("flagged", "batch_size")}
-            return number
-        if not self.problem:
-            what = f"its {', '.join(other)} differ" if other else "it has no such job"
-            self.problem = (
+        other = self._differences(record, number) if number < len(self.jobs) else ["job"]
+        job = self._job(record) if other else number
+        if job is None:
+            what = "it has no such job" if other == ["job"] else f"its {', '.join(other)} differ"
+            self.problem = self.problem or (
                 f"{name} is an image of another grid than this one ({what}); {self.run.begin_anew}"
             )
-        return None
+            return None
+        if job in found:
+            return None
+        self.finished[job] = {key: record[key] for key in ("flagged", "batch_size")}
+        found[job] = number
+        return job
+
+    def _differences(self, record: dict[str, Any], job: int) -> list[str]:
+        """Return the settings in which a stored image differs from a job."""
+        mine = self.settings(job)
+        return [key for key in mine if key != "job" and record.get(key) != mine[key]]
+
+    def _job(self, record: dict[str, Any]) -> int | None:
+        """Return the job with a stored image's settings, wherever it stands in the grid."""
+        if not self._by_settings:
+            for job in range(len(self.jobs)):
+                self._by_settings.setdefault(self._key(self.settings(job)), job)
+        known = {key: record.get(key) for key in self.settings(0)}  # older files lack some
+        return self._by_settings.get(self._key(known))
+
+    @staticmethod
+    def _key(settings: dict[str, Any]) -> str:
+        return json.dumps(settings | {"job": None}, sort_keys=True)
+
+    def _number(self, found: dict[int, int]) -> None:
+        """Number the images: those found keep theirs, the others get their job's or a free one."""
+        taken = set(found.values())
+        kept = {job for job in range(len(self.jobs)) if job not in found and job not in taken}
+        free = iter(sorted(set(range(len(self.jobs))) - taken - kept))
+        self.numbers = [
+            found[job] if job in found else job if job in kept else next(free)
+            for job in range(len(self.jobs))
+        ]
 
     def show_stored(self) -> None:
         """Put into TensorBoard what is stored and may not be there; draw complete sheets."""
@@ -122,10 +162,10 @@ class ImageStore:
             )
         for index in self._sheets.complete:
             path = self._sheets.paths[index]
-            if path.is_file() and path.name in self._storage.recent_sheets:
-                self._sheets.log(index)
-            elif path.name not in self._storage.sheets:
+            if not self._storage.has_sheet(path, self._sheets.sheets[index].numbers):
                 self._sheets.draw(index)
+            elif path.name in self._storage.recent_sheets:
+                self._sheets.log(index)
 
     # ---- new images --------------------------------------------------------------------------
 
@@ -198,7 +238,7 @@ class ImageStore:
         self.run.flush()
 
     def _manifest_line(self, number: int) -> str:
-        record = self.settings(number) | self.finished[number]
+        record = self.settings(number) | {"job": self.numbers[number]} | self.finished[number]
         name = f"{self.folder.name}/{self.path(number).name}"
         return json.dumps({"file": name, **record}, ensure_ascii=False) + "\n"
 
