@@ -161,7 +161,7 @@ class Trainer:
                     ", ".join(vocabulary.names),
                 )
         misread = []
-        written = self.config.concepts.use_caption_files  # by somebody: templates spell as told
+        written = self.config.concepts.use_caption_files  # captions may misspell, templates do not
         for prompt in sorted({p for image in training_images for p in image.prompts}):
             misread += prompt_warnings(prompt, vocabulary, spelling=written)
         for problem in problems + misread[:5]:
