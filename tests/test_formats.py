@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -29,7 +30,10 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.concepts.source import ConceptSource, word_problem
+from detsd.concepts.usage import PROMPTS, READERS, READERS_XL
 from detsd.concepts.writing import encode, store, write_concepts
+from detsd.config import ModelConfig
+from detsd.models.loading import load_base_model
 from detsd.runs.folder import DICT_FILE
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -404,6 +408,109 @@ def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
             # which turns one in three thousand the other way.
             assert np.abs(theirs - ours).max() < 0.501, layout
             assert np.abs(theirs - plain).max() > 2, layout
+
+
+WORDS = """
+import json, sys
+import numpy as np
+from diffusers import StableDiffusionPipeline
+model, out, plan = sys.argv[1:]
+for k, (files, prompt) in enumerate(json.loads(plan)):
+    pipe = StableDiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    for file, options in files:
+        pipe.load_textual_inversion(file, **options)
+    states = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+    np.save(f"{out}/{k}.npy", states.detach().numpy())
+assert not any(name.startswith("detsd") for name in sys.modules)
+"""
+
+
+def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_model, capsys):
+    """Capitals, underscores, a number at the end; two words of which one begins the other."""
+    names = ["DetLogo", "ISO-tag", "det_logo", "my-logo_1", "Ünï", "det-logo", "det-logo-demo"]
+    concepts = [LearnedConcept(n, "red ball", torch.randn(3, 16)) for n in names]
+    concepts += [LearnedConcept("OneVector", "", torch.randn(1, 16))]
+    plan, wanted = [], []
+    ours = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
+
+    def states(concepts, prompt):
+        for c in concepts:
+            ours.vocabulary.add(c)
+        found = ours.encode_prompts([prompt]).prompt_embeds
+        for c in concepts:
+            ours.vocabulary.remove(c.name)
+        return found
+
+    for c in concepts:
+        write_concepts([c], tmp_path)
+        exported = tmp_path / "exported"
+        for layout in ("diffusers", "a1111"):
+            capsys.readouterr()
+            source = str(tmp_path / f"{file_name(c.name)}.safetensors")
+            assert main(["export", source, "--format", layout, "--output", str(exported)]) == 0
+            said = capsys.readouterr().out
+            word = re.search(r"^  diffusers: (.*)$", said, re.M)[1]
+            assert ("loses all but the first" in said) == (word != c.name)
+            for file in (Path(said.splitlines()[0]), Path(source)):
+                plan.append(([(str(file), {})], f"a photo of a {word} on grass"))
+                wanted.append(states([c], f"a photo of a {c.name} on grass"))
+                assert same(read_concepts(file)[0], c)  # under its own spelling
+    short, long = concepts[5:7]
+    write_concepts([short, long], tmp_path)
+    two = ["export", str(tmp_path), "--format", "diffusers", "--output", str(tmp_path / "two")]
+    assert main(two) == 0
+    said = capsys.readouterr().out
+    assert "det-logo begins det-logo-demo: where diffusers loads both" in said
+    files = [(f"{tmp_path}/two/{c.name}.safetensors", {}) for c in (short, long)]
+    assert 'token="<det-logo>"' in said
+    files[0] = (files[0][0], {"token": "<det-logo>"})
+    plan.append((files, "a det-logo-demo beside a <det-logo>"))
+    wanted.append(states([short, long], "a det-logo-demo beside a det-logo"))
+    subprocess.run(
+        [sys.executable, "-c", WORDS, str(tiny_model), str(tmp_path), json.dumps(plan)],
+        check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""},
+    )  # fmt: skip
+    for k, (call, state) in enumerate(zip(plan, wanted, strict=True)):
+        found = torch.from_numpy(np.load(tmp_path / f"{k}.npy"))
+        assert torch.allclose(found, state, atol=1e-5), call
+
+
+def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch):
+    """Several formats in one folder stand beside each other; other vectors are not replaced."""
+    monkeypatch.chdir(tmp_path)
+    concept = dataclasses.replace(CONCEPTS[0], name="Det Logo", embeddings=torch.randn(2, 768))
+    write_concepts([concept], tmp_path)
+    said = {}
+    for layout in ("diffusers", "a1111", "kohya", "onetrainer", "diffusers", "kohya"):
+        assert main(["export", DICT_FILE, "--format", layout, "--output", "all"]) == 0
+        said[layout] = capsys.readouterr().out
+    assert sorted(str(p) for p in Path("all").rglob("*.*")) == [
+        "all/Det_Logo.pt", "all/Det_Logo.safetensors", "all/kohya/Det_Logo.safetensors",
+        "all/onetrainer/Det_Logo.safetensors",
+    ]  # fmt: skip
+    for line in ("A1111, Forge, SD.Next: Det_Logo", "ComfyUI: embedding:Det_Logo",
+                 "SwarmUI: <embed:Det_Logo>"):  # fmt: skip
+        assert all(f"  {line}\n" in said[layout] for layout in ("diffusers", "a1111", "kohya"))
+    assert "  InvokeAI: <Det_Logo>\n" in said["kohya"]
+    assert "InvokeAI" not in said["diffusers"]  # it refuses that layout
+    assert "  stable-diffusion.cpp: det_logo\n" in said["diffusers"]
+    assert "  diffusers: det logo\n" in said["diffusers"]
+    assert ":" not in said["onetrainer"].splitlines()[-1].replace("Det Logo:", "")
+    with safe_open("all/kohya/Det_Logo.safetensors", "pt") as f:
+        hint = f.metadata()["modelspec.usage_hint"]
+    assert "embedding:Det_Logo in ComfyUI" in hint
+    assert "<Det_Logo> in InvokeAI" in hint
+    write_concepts([dataclasses.replace(concept, embeddings=concept.embeddings + 1)], tmp_path)
+    assert main(["export", DICT_FILE, "--format", "diffusers", "--output", "all"]) == 2
+    assert "exists already and holds something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", WRITTEN)
+def test_every_format_has_its_tools(layout):
+    assert (layout in READERS) == (layout != "sdxl")
+    assert (layout in READERS_XL) == (layout != "a1111")
+    assert {t for table in (READERS, READERS_XL) for ts in table.values() for t in ts} == {*PROMPTS}
 
 
 # ---- what is no concept, and what means harm -----------------------------------------------------

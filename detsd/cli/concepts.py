@@ -45,18 +45,27 @@ def export(args: argparse.Namespace) -> int:
     with progress.importing_libraries():
         from detsd.concepts.concept import family
         from detsd.concepts.reading import read_concepts
-        from detsd.concepts.writing import encode, store
-        from detsd.utils.paths import file_name
+        from detsd.concepts.usage import begins_another, prompts, token
+        from detsd.concepts.writing import encode, folder_for, store
 
     concepts = [c for source in sources for c in read_concepts(source)]
-    folder = args.output or Path("outputs") / "exported" / args.format
     files = encode(concepts, args.format)
+    folder = args.output or Path("outputs") / "exported" / args.format
+    folder = folder_for(files, folder, concepts, args.format)
     store(files, folder)
     for name in files:
         print(folder / name)
     for c in concepts:
-        by_file = file_name(c.name)
-        also = "" if by_file == c.name else f" (where the file's name counts: {by_file})"
         rows = "1 vector" if len(c.embeddings) == 1 else f"{len(c.embeddings)} vectors"
-        print(f"the word in prompts is {c.name}{also}; {rows} for {family(c.widths)}")
+        texts = prompts(c, args.format)
+        print(f"{c.name}: {rows} for {family(c.widths)}" + "; in a prompt write" * bool(texts))
+        for tool, text in texts.items():
+            print(f"  {tool}: {text}")
+        if "diffusers" in texts and token(c) != c.name:
+            print("  (diffusers loses all but the first vector of a word with capital letters)")
+    if args.format in ("diffusers", "a1111") and (pair := begins_another(concepts)):
+        print(
+            "{0} begins {1}: where diffusers loads both, give the first another word, as in "
+            'load_textual_inversion(file, token="<{0}>")'.format(*pair)
+        )
     return 0

@@ -184,6 +184,10 @@ def _concept(
     file: Path, word: Any, matrices: list[Any], notes: Mapping[str, Any]
 ) -> LearnedConcept:
     """Return a concept of checked rows; without a `word` it has the file's name."""
+    for key in ("name", "spelling"):  # a word in lower case for diffusers has another one here
+        spelling = notes.get(key)
+        if isinstance(word, str) and isinstance(spelling, str) and spelling.lower() == word:
+            word = spelling
     if not isinstance(word, str) or not word:
         word = notes.get("word")
     if not isinstance(word, str) or not word:

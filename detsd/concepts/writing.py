@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,7 +13,8 @@ import safetensors.torch
 import torch
 
 from detsd.concepts.concept import ENCODERS, LearnedConcept, family
-from detsd.concepts.reading import _rows
+from detsd.concepts.reading import _rows, read_concepts
+from detsd.concepts.usage import prompts, token
 from detsd.runs.folder import DICT_FILE
 from detsd.utils.errors import UserError
 from detsd.utils.paths import atomic_write, file_name
@@ -58,6 +60,23 @@ def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
     return files
 
 
+def folder_for(
+    files: dict[str, bytes], folder: Path, concepts: list[LearnedConcept], layout: str
+) -> Path:
+    """Return `folder`, or one in it named for the layout if another layout of them lies there.
+
+    Several tools go by a file's name, so that it must not tell the layout.
+    """
+    digests = {c.digest for c in concepts}
+    for name, data in files.items():
+        path = folder / name
+        if path.is_file() and path.read_bytes() != data:
+            with contextlib.suppress(UserError):
+                if {c.digest for c in read_concepts(path)} <= digests:
+                    return folder / layout
+    return folder
+
+
 def store(files: dict[str, bytes], folder: Path) -> None:
     """Write files into `folder`, each whole or not at all; refuse to overwrite other content."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +100,8 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
             {
                 "string_to_token": {"*": 265},  # as A1111 has it
                 "string_to_param": {"*": rows[0]},
-                "name": c.name,
+                "name": token(c),  # diffusers' word for it; A1111 goes by the file's name
+                "spelling": c.name,
                 **({} if c.steps is None else {"step": c.steps}),  # ai-toolkit fails on None
                 "sd_checkpoint": c.model_hash or None,
                 "sd_checkpoint_name": c.model or None,
@@ -90,7 +110,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
         )}  # fmt: skip
     if layout == "diffusers":
         return {
-            f"{stem}{number}.safetensors": _safetensors(c, {c.name: matrix})
+            f"{stem}{number}.safetensors": _safetensors(c, layout, {token(c): matrix})
             for number, matrix in zip(("", "_2"), rows, strict=False)
         }
     if len(rows) == 2:
@@ -102,7 +122,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
         )
     else:
         keys = ("emb_params",) if layout == "kohya" else ("emp_params",)
-    return {f"{stem}.safetensors": _safetensors(c, dict(zip(keys, rows, strict=True)))}
+    return {f"{stem}.safetensors": _safetensors(c, layout, dict(zip(keys, rows, strict=True)))}
 
 
 def _entry(c: LearnedConcept) -> dict[str, Any]:
@@ -122,7 +142,16 @@ def _pickled(table: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-def _safetensors(c: LearnedConcept, tensors: dict[str, torch.Tensor]) -> bytes:
+def _hint(c: LearnedConcept, layout: str) -> str:
+    """Return what to write in a prompt of each tool, as one text."""
+    by_text: dict[str, list[str]] = {}
+    for tool, text in prompts(c, layout).items():
+        by_text.setdefault(text, []).append(tool)
+    found = "; ".join(f"{text} in {', '.join(tools)}" for text, tools in by_text.items())
+    return f"write {found or c.name + ' in the prompt'}"
+
+
+def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor]) -> bytes:
     """Encode tensors with metadata under A1111's names, and ModelSpec's for known families."""
     metadata = {
         "format": "pt",
@@ -141,7 +170,7 @@ def _safetensors(c: LearnedConcept, tensors: dict[str, torch.Tensor]) -> bytes:
             "modelspec.implementation": "diffusers",
             "modelspec.title": c.name,
             "modelspec.trigger_phrase": c.name,
-            "modelspec.usage_hint": f"write {c.name} in the prompt",
+            "modelspec.usage_hint": _hint(c, layout),
             "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[start:]).hexdigest()}",
         }
     notes = {"__metadata__": {key: value for key, value in metadata.items() if value}}

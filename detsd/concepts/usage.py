@@ -1,0 +1,66 @@
+"""What to write in a prompt of other tools, by the layout of a concept's file.
+
+Most tools go by the file's name, and some want a mark around it: the bare word does nothing there.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from detsd.concepts.concept import LearnedConcept
+from detsd.utils.paths import file_name
+
+PROMPTS = {  # {stem} is the file's name, {token} the word inside the file
+    "diffusers": "{token}",
+    "OpenVINO (optimum-intel)": "{token}",
+    "A1111, Forge, SD.Next": "{stem}",
+    "ComfyUI": "embedding:{stem}",
+    "SwarmUI": "<embed:{stem}>",
+    "InvokeAI": "<{stem}>",
+    "stable-diffusion.cpp": "{lower}",
+    "detsd": "{word}",
+}
+
+BY_NAME = ("A1111, Forge, SD.Next", "ComfyUI", "SwarmUI")
+
+READERS = {  # of a concept for one text encoder
+    "diffusers": ("diffusers", "OpenVINO (optimum-intel)", *BY_NAME, "stable-diffusion.cpp"),
+    "a1111": (*BY_NAME, "InvokeAI", "stable-diffusion.cpp", "diffusers"),
+    "kohya": (*BY_NAME, "InvokeAI"),
+    "onetrainer": (),
+    "detsd": ("detsd", "stable-diffusion.cpp"),
+}
+
+READERS_XL = {  # for two; kohya and OneTrainer write the layout sdxl then
+    "diffusers": ("diffusers",),
+    "kohya": (*BY_NAME, "InvokeAI"),
+    "sdxl": (*BY_NAME, "InvokeAI"),
+    "onetrainer": (*BY_NAME, "InvokeAI"),
+    "detsd": ("detsd",),
+}
+
+
+def token(concept: LearnedConcept) -> str:
+    """Return the word that diffusers is given: in lower case where it has several vectors.
+
+    The tokenizer of transformers 5 returns an added word in lower case, and diffusers 0.42 looks
+    for the further vectors under the spelling it was given: all but the first would be lost.
+    """
+    several = len(concept.embeddings) > 1
+    return concept.name.lower() if several else concept.name
+
+
+def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
+    """Return what to write in a prompt, by the tools that read a layout."""
+    readers = READERS if len(concept.rows) == 1 else READERS_XL
+    stem = file_name(concept.name)
+    names = {
+        "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name
+    }  # fmt: skip
+    return {tool: PROMPTS[tool].format(**names) for tool in readers[layout]}
+
+
+def begins_another(concepts: list[LearnedConcept]) -> tuple[str, str] | None:
+    """Return two of the words of which the first begins the second, which diffusers confuses."""
+    words = sorted(map(token, concepts))
+    return next(((a, b) for a, b in itertools.pairwise(words) if b.startswith(a)), None)
