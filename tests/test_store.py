@@ -17,7 +17,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from benchmarks.scale import FolderRun
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generate import store
-from detsd.generate.shards import FolderImages, ShardedCheckpoints, still_kept
+from detsd.generate.shards import FolderImages, ShardedCheckpoints, still_kept, worth_saving
 from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, ContactSheets, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.runs import open as open_runs
@@ -43,6 +43,44 @@ def test_what_is_needed_is_among_what_is_kept(keeps, count, twice):
         assert all(checkpoint > checkpoints - keeps for _, checkpoint in shards)
     if count <= keeps:
         assert written <= 2 * count
+
+
+@settings(deadline=None, max_examples=60)
+@drawn(st.integers(1, 1200), st.integers(1, 3000))
+def test_checkpoints_by_time_write_a_small_multiple_of_the_images(keeps, count):
+    """One image a minute: at most a tenth of the images, or two, are lost by a crash."""
+    shards: list[int] = []
+    written = new = 0
+    for stored in range(1, count + 1):
+        new += 1
+        if not worth_saving(new, stored, keeps):
+            assert new <= max(2, stored / 10)
+            continue
+        first = len(shards) - still_kept(len(shards), keeps)
+        held, new = new + sum(shards[:first]), 0
+        shards = [*shards[first:], held]
+        written += held
+    assert written <= 12 * count
+    if keeps >= 2 * count:
+        assert written == count
+
+
+def test_a_checkpoint_comes_after_enough_time(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(open_runs, "LocalRun", FolderRun)
+    monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
+    monkeypatch.setattr(FolderRun, "resident", [], raising=False)
+    FolderRun.storage.mkdir()
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    kept = opened(checkpoint_seconds=30)
+    for n, now in enumerate((10, 29, 31, 35, 60, 61, 62)):  # four at once are due anyway
+        clock[0] = float(now)
+        kept.add(files(kept, [n]))
+        kept._writer.submit(int).result()  # what was given to it before is done
+    stored = sorted(path.name for path in FolderRun.storage.iterdir())
+    assert stored == ["00000003", "00000006"]
+    assert not kept.finish()
+    assert (FolderRun.storage / "00000007").is_dir()
 
 
 def test_contact_sheets_hold_every_image_once_and_are_bounded():

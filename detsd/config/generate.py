@@ -122,6 +122,9 @@ class OutputConfig(Section):
     checkpoint_freq: int = setting(
         10, "batches per process between checkpoints, on a cluster", low=1
     )
+    checkpoint_seconds: float = setting(
+        60, "seconds between checkpoints, on a cluster, if they come first", low=1
+    )
     tensorboard: Literal["auto", "images", "sheets"] = setting(
         "auto",
         "images: every image under its own tag, and the contact sheets; sheets: the contact sheets "

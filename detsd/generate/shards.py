@@ -241,6 +241,15 @@ class ShardedCheckpoints:
         self.shards = [*self.shards[first:], Shard(uuid, images, sheets)]
 
 
+def worth_saving(new: int, stored: int, keeps: int) -> bool:
+    """Return True if a checkpoint of `new` images may come before its time is full.
+
+    Where old images are stored again, because few checkpoints are kept, it must not come too often:
+    this bounds all that is written to a small multiple of the images.
+    """
+    return new * max(10, keeps // 2) >= stored
+
+
 def still_kept(shards: int, keeps: int) -> int:
     """Return how many shards, the newest, keep their images when one is added to `shards`.
 

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from detsd.config import GenerateConfig
-from detsd.generate.shards import FolderImages, ShardedCheckpoints, image_path
+from detsd.generate.shards import FolderImages, ShardedCheckpoints, image_path, worth_saving
 from detsd.generate.sheets import ContactSheet, ContactSheets, sheet_layout
 from detsd.runs.folder import SHEETS
 from detsd.runs.run import Run
@@ -96,7 +96,7 @@ class ImageStore:
         self._writer = ThreadPoolExecutor(1)
         self._writing: deque[Future] = deque()
         self._on_complete = on_complete
-        self._began = self._arrived = self._due = time.monotonic()
+        self._began = self._arrived = self._due = self._saved = time.monotonic()
         self._reported = self._began, self.received  # when a rate was reported, and of how many
 
     def path(self, number: int) -> Path:
@@ -201,8 +201,14 @@ class ImageStore:
             completed = self._sheets.add(number)
             if completed is not None:
                 self._sheets.draw(completed)
-        if len(self._new) >= self.save_every and len(self.finished) < len(self.jobs):
+        if self._is_due() and len(self.finished) < len(self.jobs):
             self._save()
+
+    def _is_due(self) -> bool:
+        """Return True if enough images, or enough time, have come since the last checkpoint."""
+        new, count = len(self._new), len(self.finished)
+        late = time.monotonic() - self._saved >= self.config.output.checkpoint_seconds
+        return new >= self.save_every or (late and worth_saving(new, count, self.run.keeps))
 
     def finish(self) -> bool:
         """Store all that has come; return True if that is the whole grid."""
@@ -234,7 +240,7 @@ class ImageStore:
         # Drawing takes longer than writing: to wait for it would hold up what comes meanwhile.
         sheets = self._sheets.drawn(wait=count == len(self.jobs))
         self._storage.save(self._new, sheets, metadata, last)
-        self._new = []
+        self._new, self._saved = [], time.monotonic()
         self.run.flush()
 
     def _manifest_line(self, number: int) -> str:
