@@ -25,8 +25,8 @@ from detsd.app.training_runs import TrainingRuns
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 
-# Before gradio is imported: it would report home and look for a newer version of itself.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# gradio would report home, look for a newer version of itself, and keep every run's prompts.
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
 
 MAX_WAITING = 20  # requests
 
@@ -91,7 +91,7 @@ def launch(blocks: gr.Blocks, address: Address, folder: Path) -> str:
                 server_port=port, share=False, quiet=True, ssr_mode=False,
                 prevent_thread_lock=True, theme=theme, css=CSS, footer_links=[],
                 allowed_paths=[str(folder)], max_file_size=MAX_UPLOAD, auth=auth,
-                run_history=False, enable_monitoring=False, pwa=False, mcp_server=False,
+                enable_monitoring=False, pwa=False, mcp_server=False,
                 app_kwargs={"middleware": address.middleware()},
             )  # fmt: skip
     except OSError:
