@@ -9,17 +9,20 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
 from conftest import run_detsd
 from determined.cli import cli as det_cli
 from determined.cli._declarative_argparse import add_args
 from determined.common.constants import MAX_CONTEXT_SIZE
 from determined.common.util import yaml_safe_load
+from diffusers import StableDiffusionXLPipeline
 from layouts import LAYOUTS
-from tiny import ROOT
+from tiny import ROOT, save_tiny_sdxl
 
 from benchmarks import measure
 from detsd.__main__ import main
@@ -27,17 +30,22 @@ from detsd.app import form, parts, training_runs
 from detsd.app.page import MAX_WAITING
 from detsd.cli.parser import parser
 from detsd.concepts import safe_load
+from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.source import LAYOUTS as WRITTEN
+from detsd.concepts.usage import PROMPTS, READERS_XL, prompts
+from detsd.concepts.writing import write_concepts
 from detsd.config import (
     EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
+    ModelConfig,
     TrainingConfig,
     load_config,
 )
 from detsd.config.schema import SchedulerName
 from detsd.data.templates import EDITS
 from detsd.generate.store import MAX_TAGS
+from detsd.models.loading import load_base_model
 from detsd.sampling import stock
 from detsd.train.report import DIVERGED
 from detsd.train.step import LONG_RUN
@@ -228,6 +236,40 @@ def test_the_table_of_layouts_is_what_the_tests_write_and_read():
         assert by_file == (word == "the file's name")
         assert written.strip("`") in (*WRITTEN, "")
     assert sorted(row[2].strip("`") for row in rows if row[2]) == sorted(WRITTEN)
+
+
+def test_the_table_of_tools_is_what_export_prints():
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| tool | `--format`") :].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == [tool for tool in PROMPTS if tool != "detsd"]
+    one = LearnedConcept("det-logo", "", torch.ones(2, 768))
+    two = dataclasses.replace(one, embeddings_2=torch.ones(2, 1280))
+    for tool, formats, _, prompt in rows:
+        first, *second = re.findall(r"`(\w+)`", formats)
+        assert prompts(one, first)[tool] == re.search("`([^`]*)`", prompt)[1]
+        if "no XL" in formats:
+            assert not any(tool in tools for tools in READERS_XL.values())
+        else:
+            assert prompts(two, (second or [first])[0])[tool] == re.search("`([^`]*)`", prompt)[1]
+
+
+def test_a_concept_for_xl_is_loaded_as_the_readme_says(tmp_path, monkeypatch):
+    """By stock diffusers: both text encoders' states are those of detsd."""
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny_sdxl(tmp_path / "sdxl")
+    concept = LearnedConcept("det-logo", "", torch.randn(2, 16), torch.randn(2, 24))
+    write_concepts([concept], tmp_path)
+    assert main(["export", "learned_embeddings_dict.pt", "--format", "diffusers"]) == 0
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index("it takes two calls:\n\n") :].split("\n\n")[1]
+    pipe = StableDiffusionXLPipeline.from_pretrained(model, add_watermarker=False)
+    exec(textwrap.dedent(block), {"pipe": pipe})
+    ours = load_base_model(ModelConfig(str(model)), torch.device("cpu"))
+    ours.vocabulary.add(concept)
+    prompt = "a watercolor painting of a det-logo"
+    found = pipe.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)[0]
+    assert torch.allclose(found, ours.encode_prompts([prompt]).prompt_embeds, atol=1e-5)
 
 
 LIMITS = {field.name: field for field in dataclasses.fields(form.ImageSettings)}
