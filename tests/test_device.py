@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from demo_model.process import process
 from detsd.__main__ import main
-from detsd.app.backend import Backend, Generation
+from detsd.app.backend import Backend
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
@@ -313,9 +313,9 @@ def test_figures_grids_and_previews_are_the_same(photos, tmp_path):
                 str(model), device=device, concepts=[file]
             )
             assert pipe.sampler.checks_safety
-            backend, making = Backend(pipe, out / "made"), Generation(previews=True)
-            backend.make([Job("a blob-thing", 0, num_inference_steps=2)], making)
-            making.preview.save(out / "preview.png")
+            jobs = [Job("a blob-thing", 0, num_inference_steps=2)]
+            *_, end = Backend(pipe, out / "made").generate(jobs, previews=True)
+            end.preview.save(out / "preview.png")
             pipe.reload("blob-thing")
             assert torch.equal(pipe.vocabulary.concepts()[0].embeddings, rows)
         files = (p for p in out.rglob("*") if p.suffix == ".png" or p.name == "evaluation.json")
