@@ -13,11 +13,7 @@ from detsd.models.support import model_problems
 
 
 def check_generate(config: GenerateConfig, source: str, beside: Path | None = None) -> None:
-    """Whether the model and the concept files that a grid names are there.
-
-    Raises:
-        UserError: naming every problem.
-    """
+    """Refuse a grid whose model or concept files are missing, naming every problem."""
     problems = model_problems(config.model, beside)
     for k, name in enumerate(config.concepts.files):
         problems += ConceptSource.parse(name).problems(f"concepts.files[{k}]", beside)

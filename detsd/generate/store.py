@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from detsd.config import GenerateConfig
+from detsd.generate.numbering import Numbering
 from detsd.generate.shards import FolderImages, ShardedCheckpoints, image_path, worth_saving
 from detsd.generate.sheets import ContactSheet, ContactSheets, sheet_layout
 from detsd.runs.folder import SHEETS
@@ -75,12 +76,12 @@ class ImageStore:
         (run.folder / SHEETS).mkdir(exist_ok=True)
         self.finished: dict[int, dict[str, Any]] = {}
         self.problem = ""
-        self.numbers = list(range(len(jobs)))
-        self._by_settings: dict[str, int] = {}  # jobs, once an image is not where it is looked for
+        self._numbering = Numbering(len(jobs), settings)
         self._storage = storage(run, self.path, self._manifest_line, config)
-        found: dict[int, int] = {}  # numbers by job
-        self._storage.find(lambda record, name: self._match(record, name, found))
-        self._number(found)
+        self._storage.find(self._found)
+        self.numbers = self._numbering.numbers()
+        if self._numbering.problem:
+            self.problem = f"{self._numbering.problem}; {run.begin_anew}"
         self.grown = any(number != job for job, number in enumerate(self.numbers))
         self.received = self.resumed_count = len(self.finished)
         self._new: list[int] = []  # jobs whose images no checkpoint holds
@@ -103,52 +104,12 @@ class ImageStore:
         """Return the file of a job's image."""
         return image_path(self.run.folder, self.numbers[number])
 
-    def _match(self, record: dict[str, Any], name: str, found: dict[int, int]) -> int | None:
-        """Return the job that has a stored image's settings; None if there is none, or one twice.
-
-        Its number goes into `found`. Images of no job are a `problem`.
-        """
-        number = record["job"]
-        other = self._differences(record, number) if number < len(self.jobs) else ["job"]
-        job = self._job(record) if other else number
-        if job is None:
-            what = "it has no such job" if other == ["job"] else f"its {', '.join(other)} differ"
-            self.problem = self.problem or (
-                f"{name} is an image of another grid than this one ({what}); {self.run.begin_anew}"
-            )
-            return None
-        if job in found:
-            return None
-        self.finished[job] = {key: record[key] for key in ("flagged", "batch_size")}
-        found[job] = number
+    def _found(self, record: dict[str, Any], name: str) -> int | None:
+        """Return the job of a stored image, and note how it was made."""
+        job = self._numbering.match(record, name)
+        if job is not None:
+            self.finished[job] = {key: record[key] for key in ("flagged", "batch_size")}
         return job
-
-    def _differences(self, record: dict[str, Any], job: int) -> list[str]:
-        """Return the settings in which a stored image differs from a job."""
-        mine = self.settings(job)
-        return [key for key in mine if key != "job" and record.get(key) != mine[key]]
-
-    def _job(self, record: dict[str, Any]) -> int | None:
-        """Return the job with a stored image's settings, wherever it stands in the grid."""
-        if not self._by_settings:
-            for job in range(len(self.jobs)):
-                self._by_settings.setdefault(self._key(self.settings(job)), job)
-        known = {key: record.get(key) for key in self.settings(0)}  # older files lack some
-        return self._by_settings.get(self._key(known))
-
-    @staticmethod
-    def _key(settings: dict[str, Any]) -> str:
-        return json.dumps(settings | {"job": None}, sort_keys=True)
-
-    def _number(self, found: dict[int, int]) -> None:
-        """Number the images: those found keep theirs, the others get their job's or a free one."""
-        taken = set(found.values())
-        kept = {job for job in range(len(self.jobs)) if job not in found and job not in taken}
-        free = iter(sorted(set(range(len(self.jobs))) - taken - kept))
-        self.numbers = [
-            found[job] if job in found else job if job in kept else next(free)
-            for job in range(len(self.jobs))
-        ]
 
     def show_stored(self) -> None:
         """Put into TensorBoard what is stored and may not be there; draw complete sheets."""

@@ -21,14 +21,19 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import find_concepts
 from detsd.config import ModelConfig
-from detsd.config.schema import LCM_STEPS
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.sampling import jobs as sampling_jobs
 from detsd.sampling.denoise import guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import GeneratedImage, Job
-from detsd.sampling.stock import in_float32, initial_latents, make_scheduler, own_scheduler
+from detsd.sampling.stock import (
+    check_steps,
+    in_float32,
+    initial_latents,
+    make_scheduler,
+    own_scheduler,
+)
 from detsd.utils import png
 from detsd.utils.errors import UserError
 
@@ -195,23 +200,9 @@ class DetSDTextualInversionPipeline:
         return own_scheduler(self.model)
 
     def check(self, jobs: list[Job]) -> None:
-        """Refuse jobs that the model cannot make: too many steps.
-
-        With as many steps as the model has timesteps, diffusers' samplers, one timestep ahead, find
-        no noise level any more.
-        """
-        most = self.model.scheduler.config.num_train_timesteps
+        """Refuse jobs that the model cannot make."""
         for job in jobs:
-            if job.num_inference_steps >= most:
-                raise UserError(
-                    f"num_inference_steps: {job.num_inference_steps} must be less than the {most} "
-                    f"timesteps of {self.model.name}; 25 to 50 will do"
-                )
-            if job.scheduler_name == "lcm" and job.num_inference_steps > LCM_STEPS:
-                raise UserError(
-                    f"num_inference_steps: {job.num_inference_steps} is more than the {LCM_STEPS} "
-                    "of the lcm sampler; 4 to 8 will do"
-                )
+            check_steps(self.model, job.scheduler_name, job.num_inference_steps)
 
     def guided_calls(self, job: Job) -> list[bool]:
         """Return for each call of the UNet for a job if it is guided: two passes, not one."""

@@ -18,6 +18,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from detsd.config.schema import LCM_STEPS
 from detsd.models.base import BaseModel
 from detsd.utils.errors import UserError
 
@@ -61,6 +62,25 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
     if spacing:
         options["timestep_spacing"] = spacing
     return SCHEDULERS[name].from_config(options | OPTIONS.get(name, {}))
+
+
+def check_steps(model: BaseModel, name: str, steps: int) -> None:
+    """Refuse more steps than a sampler can make.
+
+    With as many as the model has timesteps, diffusers' samplers, one timestep ahead, find no noise
+    level any more.
+    """
+    most = model.scheduler.config.num_train_timesteps
+    if steps >= most:
+        raise UserError(
+            f"num_inference_steps: {steps} must be less than the {most} timesteps of "
+            f"{model.name}; 25 to 50 will do"
+        )
+    if name == "lcm" and steps > LCM_STEPS:
+        raise UserError(
+            f"num_inference_steps: {steps} is more than the {LCM_STEPS} of the lcm sampler; 4 to 8 "
+            "will do"
+        )
 
 
 def own_scheduler(model: BaseModel) -> str:

@@ -1,0 +1,69 @@
+"""The jobs of stored images, known by their settings, and the numbers in their files' names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+
+class Numbering:
+    """The numbers of a grid's images: a job's place in the grid, unless the grid has grown.
+
+    Then images that were there keep their numbers, and new ones get their job's or a free one.
+
+    Attributes:
+        found: the numbers of stored images, by job.
+        problem: a sentence, without its end, on an image that belongs to no job; "" if all do.
+    """
+
+    def __init__(self, count: int, settings: Callable[[int], dict[str, Any]]):
+        """
+        Args:
+            count: of the jobs.
+            settings: returns those of a job.
+        """
+        self._count, self._settings = count, settings
+        self._by_settings: dict[str, int] = {}  # jobs, once an image is not where it is looked for
+        self.found: dict[int, int] = {}
+        self.problem = ""
+
+    def match(self, record: dict[str, Any], name: str) -> int | None:
+        """Return the job with a stored image's settings; None if there is none, or one already."""
+        number = record["job"]
+        other = self._differences(record, number) if number < self._count else ["job"]
+        job = self._job(record) if other else number
+        if job is None and not self.problem:
+            what = "it has no such job" if other == ["job"] else f"its {', '.join(other)} differ"
+            self.problem = f"{name} is an image of another grid than this one ({what})"
+        if job is None or job in self.found:
+            return None
+        self.found[job] = number
+        return job
+
+    def _differences(self, record: dict[str, Any], job: int) -> list[str]:
+        """Return the settings in which a stored image differs from a job."""
+        mine = self._settings(job)
+        return [key for key in mine if key != "job" and record.get(key) != mine[key]]
+
+    def _job(self, record: dict[str, Any]) -> int | None:
+        """Return the job with a stored image's settings, wherever it stands in the grid."""
+        if not self._by_settings:
+            for job in range(self._count):
+                self._by_settings.setdefault(_key(self._settings(job)), job)
+        known = {key: record.get(key) for key in self._settings(0)}  # older files lack some
+        return self._by_settings.get(_key(known))
+
+    def numbers(self) -> list[int]:
+        """Return the number of each job's image."""
+        taken, jobs = set(self.found.values()), range(self._count)
+        own = {job for job in jobs if job not in self.found and job not in taken}
+        free = iter(sorted(set(jobs) - taken - own))
+        return [
+            self.found[job] if job in self.found else job if job in own else next(free)
+            for job in jobs
+        ]
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return json.dumps(settings | {"job": None}, sort_keys=True)
