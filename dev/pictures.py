@@ -181,7 +181,7 @@ def app() -> None:
             page.locator("#count input[type=number]").fill("2")
             page.locator("#count input[type=number]").press("Tab")
             page.locator("#advanced button").first.click()
-            page.get_by_label("Beside it").check()
+            page.get_by_label("Compare with the initializer").check()
             page.locator("#go").click()
             page.locator("#plain .grid-wrap img").first.wait_for(timeout=120_000)
             page.locator("#go").wait_for()

@@ -258,7 +258,7 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
     path.write_text(json.dumps(table | {"words": ["A", "red", "ball", "of", "ink", "style", "in",
                                                   "the", "blob", "cat"]}))  # fmt: skip
     backend.hints = ModelVocabulary.of(str(tmp_path))
-    assert "<b>things</b> red ball" in parts.model_hint(backend)
+    assert "<b>objects</b> red ball" in parts.model_hint(backend)
     assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.model_hint(backend)
     assert backend.prompt_warnings("a red blob-thing of ink-red, Ink!") == []
     assert backend.prompt_warnings("a blob-thing and a Dragon’s") == [
@@ -1052,7 +1052,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         for _ in range(2):  # the first of them comes late on a busy machine
             for knob, value in (("guidance", 2.5), ("steps", 2), ("count", 2), ("seed", 7)):
                 write(knob, value, "input[type=number]")
-        page.get_by_label("Beside it").check()
+        page.get_by_label("Compare with the initializer").check()
         at("go").click()
         images = page.locator("#gallery .grid-wrap img")
         expect(images).to_have_count(2)
@@ -1118,7 +1118,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         write("prompt", "a photo of a dragon")
         expect(at("hint")).to_contain_text("never shown the word “dragon”")
         expect(at("hint")).to_contain_text("the prompt names no concept (blob-thing)")
-        expect(at("draws")).to_contain_text("things red ball")
+        expect(at("draws")).to_contain_text("objects red ball")
         page.locator("#examples").get_by_text("a photo of a blob-thing on a white").click()
         expect(page.locator("#prompt textarea")).to_have_value(
             "a photo of a blob-thing on a white background"
@@ -1166,7 +1166,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         at("load").click()
         expect(at("loaded")).to_contain_text("Loaded cube-thing")
         expect(page.locator("#source textarea, #source input")).to_have_value("")
-        expect(at("about")).to_contain_text(f"cube-thing: 1 vector, learned from “{STRANGE}”")
+        expect(at("about")).to_contain_text(f"cube-thing: 1 vector, initialized from “{STRANGE}”")
         expect(at("facts")).to_contain_text("a style")
         expect(page.locator("#pictures img")).to_have_count(12)
         at("load").click()

@@ -42,7 +42,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
         with gr.Column(scale=5):
             prompt = gr.Textbox(
                 samples[0][0], label="Prompt", lines=2, elem_id="prompt",
-                info="name a concept as you would any other thing",
+                info="use a concept's word like any other",
             )  # fmt: skip
             hint = gr.HTML(elem_id="hint", elem_classes="status")
             drawable = model_hint(backend)
@@ -52,16 +52,16 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
                 elem_id="examples",
             )  # fmt: skip
             negative = gr.Textbox(
-                label="Negative prompt", elem_id="negative", info="what to keep away from"
+                label="Negative prompt", elem_id="negative", info="what the images should not show"
             )
             beside = gr.Checkbox(
-                label="Beside it, the plain phrase that the concept was learned from",
+                label="Compare with the initializer that the concept started from",
                 elem_id="beside",
             )
             buttons = GenerationButtons("", "Generate")
             settings, count = _advanced(backend)
             form = [prompt, negative, *settings]
-            gr.HTML("Drop an image that was made here, and its settings fill the form:")
+            gr.HTML("Drop an image made here to fill the form with its settings:")
             drop = gr.File(show_label=False, elem_id="drop", file_types=[".png"], height=120)
         with gr.Column(scale=6):
             results, update = _results(backend)
@@ -107,21 +107,21 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
     with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
         guidance = gr.Slider(
             0, 20, 4, step=0.5, label="Guidance scale", elem_id="guidance",
-            info="how hard the prompt pulls; about 3 to 5 with a concept, 1: none",
+            info="how closely to follow the prompt; 3 to 5 with a concept, 1: no guidance",
         )  # fmt: skip
         steps = gr.Slider(
             1, 100, 30, step=1, label="Steps", elem_id="steps",
-            info="of denoising; 25 to 50 will do",
+            info="denoising steps; 25 to 50 are enough",
         )  # fmt: skip
         with gr.Row():
             seed = gr.Number(
                 0, precision=0, label="Seed", elem_id="seed", scale=3, min_width=120,
-                info="of the first image; the next one gets the next seed",
+                info="of the first image; each image takes the next one",
             )  # fmt: skip
             dice = gr.Button("Roll dice", elem_id="dice", size="sm", min_width=80)
         scheduler = gr.Dropdown(
             list(SCHEDULERS), value=backend.pipe.own_scheduler, label="Scheduler",
-            elem_id="scheduler", info="the way from noise to image",
+            elem_id="scheduler", info="the sampler",
         )  # fmt: skip
         count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images per prompt", elem_id="count")
         with gr.Row():

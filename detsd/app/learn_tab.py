@@ -64,7 +64,7 @@ class LearnTab:
                 self.go = gr.Button("Learn", variant="primary", elem_id="learn-go")
                 self.halt = gr.Button("Stop", variant="stop", visible=False, elem_id="learn-stop")
                 self.said = gr.HTML(elem_id="learn-said", elem_classes="status")
-                self.names = gr.Dropdown(label="What was begun before", elem_id="runs")
+                self.names = gr.Dropdown(label="Earlier trainings", elem_id="runs")
                 with gr.Row():
                     self.again = gr.Button("Go on with it", elem_id="resume", min_width=120)
                     use = gr.Button("Load it", elem_id="use", min_width=100)
@@ -175,11 +175,11 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
     )  # fmt: skip
     word = gr.Textbox(
         label="Word", elem_id="word", placeholder="my-cat",
-        info="a new one, as you will write it in prompts",
+        info="a new word, to use in prompts",
     )  # fmt: skip
     phrase = gr.Textbox(
-        label="Phrase", elem_id="phrase", placeholder="grey cat with green eyes",
-        info="what the pictures show, in words that the model knows; learning starts here",
+        label="Initializer", elem_id="phrase", placeholder="grey cat with green eyes",
+        info="what the pictures show, in words that the model knows; training starts from it",
     )  # fmt: skip
     kind = gr.Radio(["object", "style"], value="object", label="What is learned", elem_id="kind")
     with gr.Accordion("Training settings", open=False, elem_id="training"):
@@ -187,7 +187,7 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
             gr.Number(usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps"),
             gr.Number(usual.learning_rate, label="Learning rate", elem_id="rate"),
             gr.Number(
-                usual.checkpoint_freq, precision=0, label="Samples every so many steps",
+                usual.checkpoint_freq, precision=0, label="Steps between samples",
                 elem_id="every",
             ),
             gr.Checkbox(

@@ -34,7 +34,7 @@ MAX_SHOWN = 8  # training images beside a result
 
 MAX_UPLOAD = 64 * 2**20  # bytes of a file
 
-TITLES = {"objects": "things", "media": "media", "grounds": "grounds"}
+TITLES = {"objects": "objects", "media": "media", "grounds": "backgrounds"}
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -104,12 +104,12 @@ def about(backend: Backend) -> str:
     """Return the model and its concepts."""
     model, items = backend.pipe.model, []
     for c in backend.concepts():
-        phrase = f", learned from “{c['phrase']}”" if c["phrase"] else ""
+        phrase = f", initialized from “{c['phrase']}”" if c["phrase"] else ""
         items.append(f"<b>{html.escape(c['name'])}</b>: {html.escape(vectors(c) + phrase)}")
     items = items or ["no concept is loaded yet"]
     return (
         f"<p>Model <b>{html.escape(model.name)}</b>, {model.image_size} x {model.image_size} "
-        "pixels. Concepts, to be written in prompts:</p>"
+        "pixels. Concepts to use in prompts:</p>"
         f"<ul><li>{'</li><li>'.join(items)}</li></ul>"
     )
 
@@ -127,7 +127,7 @@ def facts(backend: Backend, name: str | None) -> tuple[str, str]:
     count = concept["training_pictures"]
     known = [f"{name}: {vectors(concept)}"]
     known += [f"a {concept['kind']}"] if concept["kind"] else []
-    known += [f"learned from “{concept['phrase']}”"] if concept["phrase"] else []
+    known += [f"initialized from “{concept['phrase']}”"] if concept["phrase"] else []
     known += [f"from {concept['source']}"]
     known += [f"{count} training pictures" if count else "its training pictures are not known"]
     images = backend.training_images(name)[: 3 * MAX_SHOWN]
