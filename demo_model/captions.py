@@ -1,4 +1,4 @@
-"""What the world's captions say: canonical ones, varied ones, vague ones, and wrong ones."""
+"""Captions of the world's pictures: canonical, varied, vague and wrong ones."""
 
 from __future__ import annotations
 

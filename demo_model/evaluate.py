@@ -1,4 +1,4 @@
-"""What the bundled model can do: figures, and the sheets of the model card.
+"""Evaluate the bundled model: figures, and the sheets of the model card.
 
     python -m demo_model.evaluate                    # about ten minutes on two CPU cores
 

@@ -1,4 +1,4 @@
-"""How the world paints a scene: backgrounds and media (photo, flat, ink, watercolor, oil, ...).
+"""Painting of a scene of the world: backgrounds and media (photo, flat, ink, watercolor, oil, ...).
 
 Everything works on a square canvas of any size; lengths are in `px`, the length of one pixel of a
 64-pixel picture, so that a picture keeps its look when it is drawn larger. Arrays are float32

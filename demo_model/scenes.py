@@ -1,4 +1,4 @@
-"""What the world's pictures show: scenes, drawn at random, and those that differ in one thing.
+"""Scenes of the world's pictures, drawn at random, and scenes that differ in one thing.
 
 Most scenes are compositions (one thing inside, above or beside another, several in a ring, stripes,
 faces, logos of connected circles), since a concept can only be found by textual inversion where the

@@ -1,4 +1,4 @@
-"""What the world's objects look like: outlines in the square [-1, 1] x [-1, 1], y pointing down.
+"""Shapes of the world's objects: outlines in the square [-1, 1] x [-1, 1], y pointing down.
 
 An object is a list of `Part`s painted in order. What varies of an object (the petals of a flower)
 is drawn from the generator that it is given. Compositions put several objects into one square.

@@ -2,10 +2,13 @@
 
 import ast
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 from tiny import ROOT
+
+from dev.measure_house import docstrings, limits, sources
 
 PACKAGE = ROOT / "detsd"
 # What each package may import of the others; everything may import utils.
@@ -95,3 +98,20 @@ def test_packages_are_imported_without_their_content():
     """So that a light file of one costs nothing: only config, all light, hands names on."""
     for path in PACKAGE.glob("*/__init__.py"):
         assert path.parent.name == "config" or not path.read_text(), path
+
+
+def test_files_classes_and_functions_are_short():
+    assert limits(ROOT) == []
+
+
+def test_docstrings_open_with_a_verb_or_a_noun():
+    """A question word says what a thing answers, but not what it does or is."""
+    question = re.compile(r"(What|Whether|Of|Where|Why|How|Which|Who)\b")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found.text.splitlines()[0]}"
+        for package in ("detsd", "demo_model")
+        for path in sources(ROOT, package)
+        for found in docstrings(path)
+        if question.match(found.text)
+    ]
+    assert not wrong

@@ -32,7 +32,7 @@ from detsd.utils.paths import resolve
 
 @dataclass
 class Generation:
-    """How far some images are; a thread updates it while it makes them."""
+    """The progress of some images; a thread updates it while it makes them."""
 
     total: int
     images: dict[int, pictures.PageImage] = field(default_factory=dict)  # by the job's number

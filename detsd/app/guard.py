@@ -49,7 +49,7 @@ class SameOriginOnly:
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page listens, and to whom.
+    """The address that the page listens on, and who may use it.
 
     Attributes:
         allow_hosts: further names under which it may be asked for, such as a proxy's.

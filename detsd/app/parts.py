@@ -1,4 +1,4 @@
-"""What the tabs and endpoints of the demo page share: errors, texts, links, components."""
+"""Parts that the tabs and endpoints of the demo page share: errors, texts, links, components."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to write in a prompt of other tools, by the layout of a concept's file.
+"""The word to write in prompts of other tools, by the layout of a concept's file.
 
 Most tools go by the file's name, and some want a mark around it: the bare word does nothing there.
 """

@@ -1,4 +1,4 @@
-"""What is odd about a folder of training images: one line for each kind, before training."""
+"""Notes on a folder of training images before training: one line for each kind of oddity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("detsd")
 
 
 class Notes:
-    """What is collected while the images of a folder are read."""
+    """Notes collected while the images of a folder are read."""
 
     def __init__(self, folder: ImageFolder, config: ConceptsConfig, captions: dict[Path, str]):
         self.folder, self.config, self.captions = folder, config, captions

@@ -1,4 +1,4 @@
-"""How good concepts are: their samples compared with training images, prompts and look-alikes.
+"""Evaluation of concepts: samples compared with training images, prompts and look-alikes.
 
     Evaluation(config, run).evaluate()
 

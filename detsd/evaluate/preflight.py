@@ -18,11 +18,7 @@ from detsd.utils.paths import DEMO_CONCEPT, DEMO_IMAGES, resolve
 
 
 def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = None) -> None:
-    """Whether the model, evaluators, concepts and folders that an evaluation names are there.
-
-    Raises:
-        UserError: naming every problem.
-    """
+    """Refuse an evaluation whose model, evaluators, concepts or folders are missing."""
     e, model = config.evaluation, config.model
     problems = model_problems(model, beside)
     problems += evaluator_problems(config.evaluator, model.pretrained_model_name_or_path)
@@ -46,7 +42,7 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
 
 
 def learned_from(file: Path) -> list[str]:
-    """The folders of training images that the concepts of a file are known to be learned from."""
+    """Return the folders of training images of a file's concepts, as far as they are known."""
     given = finetuning_metadata(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
     if file.name == DEMO_CONCEPT and file.resolve() == Path(resolve(DEMO_CONCEPT)).resolve():
         given = [DEMO_IMAGES]
@@ -54,7 +50,7 @@ def learned_from(file: Path) -> list[str]:
 
 
 def images_problem(name: str, folders: list[str]) -> str | None:
-    """Why a concept's samples have nothing to be held against; None where the folders are here."""
+    """Return why a concept's training images are missing; None if they are here."""
     ask = "name the folder of its training images with --images (evaluation.images)"
     if not folders:
         return f"from which images {name} was learned is not known; {ask}"
@@ -63,13 +59,13 @@ def images_problem(name: str, folders: list[str]) -> str | None:
 
 
 def own_clip(base_model: str) -> str | None:
-    """The CLIP that lies in a base model's folder, as in the bundled one's; None without one."""
+    """Return the folder of the CLIP that a base model includes; None without one."""
     folder = Path(resolve(base_model)) / "clip"
     return str(folder) if (folder / "config.json").is_file() else None
 
 
 def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
-    """What is wrong with what is to measure images that shows without loading or asking for it."""
+    """Return configuration errors of the evaluators, without loading or downloading them."""
     problems = []
     if not config.clip and not own_clip(base_model):
         problems.append(

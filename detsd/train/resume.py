@@ -1,6 +1,6 @@
-"""How a fine-tuning goes on: what may differ from the run that began, and what must not.
+"""Resuming a fine-tuning: settings that may differ from the run that began, and others.
 
-Paths may: what lies there counts. Imports no library that takes long.
+Paths may differ: the files' contents count. Imports no library that takes long.
 """
 
 from __future__ import annotations
