@@ -131,6 +131,10 @@ class Master:
                     super().handle()
                 master._connections.discard(self.connection)
 
+            def finish(self):
+                with contextlib.suppress(OSError):  # what is left to be sent
+                    super().finish()
+
             def answer(self):
                 url = urlparse(self.path)
                 length = int(self.headers.get("Content-Length") or 0)

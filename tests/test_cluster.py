@@ -331,7 +331,7 @@ def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
     master.when(told("/metrics", 20), go_away)
     master.when(told("/metrics", 40), lambda: master.judged.add(7))
     said = master.run(given | {"searcher": ASHA})
-    about = [line for line in said.splitlines() if "master" in line]
+    about = [line for line in said.splitlines() if line.startswith("the master")]
     assert about[0] == "the master does not answer; what it is to be told waits for it"
     assert re.fullmatch(r"the master answers again, after \d+ s", about[1])
     assert len(about) == 2
@@ -346,7 +346,7 @@ def test_a_connection_that_breaks_for_a_moment_leaves_no_line(experiment, master
         raise Dropped
 
     master.when(told("/metrics", 4), drop)
-    assert "master" not in master.run(experiment_of(experiment()))
+    assert "the master" not in master.run(experiment_of(experiment()))
     assert caplog.text == ""
     assert sorted(master.metrics("training")) == [2, 4, 6, 8]
 
