@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+
+from detsd.utils.formats import open_picture
 
 MAX_PIXELS = 2**24  # of a card, which has a good million at most
 
@@ -27,7 +28,7 @@ def read_card(file: BinaryIO) -> Any:
     """Read the table that lies in a picture's pixels; None where there is none."""
     try:
         file.seek(0)
-        with Image.open(file) as image:
+        with open_picture(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             data = _hidden_bytes(np.asarray(image.convert("RGB")))
