@@ -31,6 +31,7 @@ from detsd.__main__ import main
 from detsd.app import page as pages
 from detsd.app import parts, pictures
 from detsd.app.backend import Backend, Generation
+from detsd.app.concepts_tab import export_for
 from detsd.app.form import (
     AXES,
     MAX_CELLS,
@@ -47,6 +48,8 @@ from detsd.app.hints import ModelVocabulary
 from detsd.app.run_status import time_lapse
 from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.usage import PROMPTS
 from detsd.concepts.writing import write_concepts
 from detsd.config import load_config
 from detsd.data.captions import find_captions
@@ -388,6 +391,19 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
 
 
 # ---- concepts ------------------------------------------------------------------------------------
+
+
+def test_a_concept_is_taken_to_every_tool_that_reads_it(backend):
+    """As a file that says what `export` says."""
+    (concept,) = backend.pipe.vocabulary.concepts()
+    for tool, template in PROMPTS.items():
+        (path,), said = export_for(backend, concept.name, tool)
+        assert path.is_relative_to(backend.folder)
+        (found,) = read_concepts(path)
+        assert (found.name, found.digest) == (concept.name, concept.digest)
+        assert said.startswith(f"In {tool} write in a prompt: {template.partition('{')[0]}blob-th")
+    with pytest.raises(UserError, match="no concept is chosen"):
+        export_for(backend, "", "ComfyUI")
 
 
 def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_path, photos):
@@ -1174,6 +1190,11 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         write_concepts([LearnedConcept("cube-thing", "", torch.ones(3, 16))], folder)
         at("reload").click()
         expect(at("about")).to_contain_text("cube-thing: 3 vectors")
+        page.locator("#tool input").fill("ComfyUI")
+        page.locator("#tool input").press("Enter")
+        at("export").click()
+        expect(at("exported")).to_contain_text("In ComfyUI write in a prompt: embedding:cube-thing")
+        expect(at("exported_files")).to_contain_text("cube-thing")
         at("unload").click()
         expect(at("about")).not_to_contain_text("cube-thing")
 

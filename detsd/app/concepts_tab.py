@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from detsd.app.backend import Backend
 from detsd.app.parts import ALONE, PRIVATE, Head, facts, lines, show_errors, uploaded
+from detsd.concepts.usage import PROMPTS, layout_for, prompts
+from detsd.concepts.writing import encode, store
+from detsd.utils.errors import UserError
+
+
+def export_for(backend: Backend, name: str, tool: str) -> tuple[list[Path], str]:
+    """Write a concept for a tool; return its files, and what to write in a prompt there."""
+    concept = next((c for c in backend.pipe.vocabulary.concepts() if c.name == name), None)
+    if concept is None:
+        raise UserError("no concept is chosen; choose one of those that are loaded")
+    layout = layout_for(concept, tool)
+    backend.folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=backend.folder))
+    encoded = encode([concept], layout)
+    store(encoded, folder)
+    text = prompts(concept, layout)[tool]
+    return [folder / file for file in encoded], f"In {tool} write in a prompt: {text}"
 
 
 def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
@@ -25,6 +44,17 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
                 unload = gr.Button("Unload", elem_id="unload")
             changed = gr.HTML(elem_id="changed", elem_classes="status")
             images = gr.HTML(elem_id="pictures", elem_classes="thumbnails")
+            with gr.Row():
+                tool = gr.Dropdown(
+                    list(PROMPTS), value="A1111, Forge, SD.Next", label="For another tool",
+                    elem_id="tool",
+                )  # fmt: skip
+                export = gr.Button("Export", elem_id="export")
+            exported = gr.HTML(elem_id="exported", elem_classes="status")
+            files = gr.File(
+                show_label=False, file_count="multiple", interactive=False, visible=False,
+                elem_id="exported_files",
+            )  # fmt: skip
         with gr.Column():
             gr.Markdown(
                 "Load a concept that was learned on this base model, by `python -m detsd finetune` "
@@ -58,6 +88,12 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
         said = lines(f"Read {name} again from {backend.pipe.sources[name]}.")
         return {changed: said} | head.now(backend, name)
 
+    @show_errors()
+    def write(name: str | None, tool: str) -> dict:
+        paths, said = export_for(backend, name or "", tool)
+        return {files: gr.File([str(p) for p in paths], visible=True), exported: lines(said)}
+
+    export.click(write, [chosen, tool], [files, exported], **ALONE, **PRIVATE)
     chosen.input(lambda name: facts(backend, name), chosen, [known, images], queue=False, **PRIVATE)
     load.click(add, [source, file], [loaded, source, file, *head.all], **ALONE, **PRIVATE)
     unload.click(forget, chosen, [changed, *head.all], **ALONE, **PRIVATE)

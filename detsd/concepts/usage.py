@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 
-from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.concept import LearnedConcept, family
+from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 
 PROMPTS = {  # {stem} is the file's name, {token} the word inside the file
@@ -58,6 +59,17 @@ def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
         "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name
     }  # fmt: skip
     return {tool: PROMPTS[tool].format(**names) for tool in readers[layout]}
+
+
+def layout_for(concept: LearnedConcept, tool: str) -> str:
+    """Return the layout of a file of a concept for a tool."""
+    readers = READERS if len(concept.rows) == 1 else READERS_XL
+    found = next((layout for layout, tools in readers.items() if tool in tools), None)
+    if found is None:
+        raise UserError(
+            f"{tool} takes no concept for {family(concept.widths)}; choose another tool"
+        )
+    return found
 
 
 def begins_another(concepts: list[LearnedConcept]) -> tuple[str, str] | None:
