@@ -12,4 +12,6 @@ WORKDIR /opt/detsd
 COPY requirements.txt startup-hook.sh ./
 COPY constraints constraints
 RUN bash -e startup-hook.sh
+# The step above has installed the harness. Containers need not do so again, at 8 s of CPU each.
+ENV DET_SKIP_PIP_INSTALL=1
 WORKDIR /

@@ -55,10 +55,12 @@ class Image:
         """)
         command.chmod(0o755)
 
-    def start(self, folder: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    def start(
+        self, folder: Path = ROOT, task: str = ": the task", **env: str
+    ) -> subprocess.CompletedProcess:
         """What Determined does with the hook, in `folder`; it then starts the task."""
         return subprocess.run(
-            ["bash", "-c", "set -e -x; source startup-hook.sh; : the task"], cwd=folder, text=True,
+            ["bash", "-c", f"set -e -x; source startup-hook.sh; {task}"], cwd=folder, text=True,
             capture_output=True, timeout=60, env=env | {
                 "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PIP_CONSTRAINT": "/image.txt",
                 "HF_AUTH_TOKEN": TOKEN, "TMPDIR": str(self.folder),
@@ -104,6 +106,21 @@ def test_the_hook_on_an_image_like_the_default_one(tmp_path):
     assert "could not install" in failed.stderr
     assert "Dockerfile" in failed.stderr
     assert "the task" not in failed.stderr.splitlines()[-1]
+
+
+def test_the_hook_sets_what_the_launcher_and_torch_warn_about(tmp_path):
+    """One slot keeps its threads; several get the one that torchrun would give them."""
+    shown = "echo $OMP_NUM_THREADS $TORCH_CPP_LOG_LEVEL"
+    tested = "tested.txt" if sys.version_info >= (3, 11) else "determined-0.38-image.txt"
+    image = Image(tmp_path, {"torch": "2.13.0"} | pins(tested))
+    for slots, given, expected in (
+        ("[0,1]", {}, "1 ERROR"),
+        ("[0]", {}, "ERROR"),
+        ("[0,1]", {"OMP_NUM_THREADS": "3", "TORCH_CPP_LOG_LEVEL": "INFO"}, "3 INFO"),
+    ):
+        task = {"DET_TASK_TYPE": "TRIAL", "DET_SLOT_IDS": slots}
+        done = image.start(task=shown, **(task | given))
+        assert done.stdout == f"{expected}\n", done.stderr
 
 
 def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
@@ -155,6 +172,9 @@ def test_what_the_dockerfile_copies_is_all_that_its_step_needs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "diffusers" in done.stdout
     assert image.lines("pins")["diffusers"]
+    # The harness is among it, so that containers need not install it again.
+    assert any(line.startswith("determined") for line in image.lines("asked"))
+    assert image.lines("pins")["determined"] == "0.38.1"
 
 
 def test_waiting_threads_spin_briefly_unless_somebody_says_otherwise():
