@@ -22,7 +22,7 @@ from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, ContactSheets, she
 from detsd.generate.store import ImageStore
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
-from detsd.runs.run import masked_crc32c
+from detsd.runs.tensorboard import masked_crc32c
 from detsd.sampling.jobs import grid_jobs
 from detsd.utils import png
 

@@ -16,7 +16,6 @@ import determined as det
 from determined import core
 from determined.common.api import errors as api_errors
 from determined.errors import CheckpointNotFound
-from torch.utils.tensorboard import SummaryWriter
 
 from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
@@ -25,6 +24,7 @@ from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_togethe
 from detsd.runs.registry import shorten
 from detsd.runs.run import Run
 from detsd.runs.task import cluster_experiment, experiment_id
+from detsd.runs.tensorboard import TensorBoard
 from detsd.utils import progress
 from detsd.utils.errors import UserError, one_line
 
@@ -58,16 +58,14 @@ class DeterminedRun(Run):
             threading.Thread(target=ask, name="searcher", daemon=True).start()
         if self.is_chief:
             progress.watchers.append(self.show)
-            path = context.train.get_tensorboard_path()
-            path.mkdir(parents=True, exist_ok=True)
-            self.writer = SummaryWriter(str(path))
+            self.tensorboard = TensorBoard(context.train.get_tensorboard_path())
 
     def close(self) -> None:
         """Stop what this process left running."""
         self._judged.set()  # ends the thread that asks
         progress.watchers.clear()
-        if self.writer:
-            self.writer.close()
+        if self.tensorboard:
+            self.tensorboard.close()
 
     def resume_from(self, checkpoint: Path, uuid: str) -> None:
         """Resume from a restored checkpoint; its metadata tells whose it is."""
@@ -81,7 +79,7 @@ class DeterminedRun(Run):
             # not say which came through, so a post that fails ends the process, at the next one:
             # what was stored goes on in a new one.
             self.context.train.report_metrics(group, steps, dict(metrics))
-            self.log_scalars(steps, metrics, group)
+            self.tensorboard.scalars(steps, metrics, group)
 
     def report_progress(self, fraction):
         if self.is_chief:
@@ -187,8 +185,8 @@ class DeterminedRun(Run):
                 pause = 1
 
     def flush(self):
-        if self.writer:
-            self.writer.flush()
+        if self.tensorboard:
+            self.tensorboard.flush()
             # An upload within a second of the last one is dropped without a word.
             time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
             self.context.train.upload_tensorboard_files()

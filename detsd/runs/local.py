@@ -13,11 +13,10 @@ import signal
 import socket
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from detsd.runs.folder import METADATA, RunFolder, is_complete, read_metadata
 from detsd.runs.ranks import Ranks
 from detsd.runs.run import Run
+from detsd.runs.tensorboard import TensorBoard
 from detsd.utils import progress
 from detsd.utils.errors import UserError
 
@@ -71,14 +70,14 @@ class LocalRun(Run):
             own = self.latest if self.latest_is_own else None
             steps = read_metadata(own)["steps_completed"] if own else -1
             self._files.forget_metrics_after(steps)
-            self.writer = SummaryWriter(str(self._files.tensorboard), purge_step=steps + 1)
+            self.tensorboard = TensorBoard(self._files.tensorboard, purge_step=steps + 1)
 
     def close(self) -> None:
         """Close the writer and restore the signals; a folder that stayed empty is removed."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self.writer:
-            self.writer.close()
+        if self.tensorboard:
+            self.tensorboard.close()
         if self.is_chief:
             if not self._begun:
                 with contextlib.suppress(OSError):
@@ -119,7 +118,7 @@ class LocalRun(Run):
 
     def report(self, steps, metrics, group="training"):
         if self.is_chief:
-            self.log_scalars(steps, metrics, group)
+            self.tensorboard.scalars(steps, metrics, group)
             with self._files.metrics_file.open("a") as f:
                 f.write(json.dumps({"group": group, "steps_completed": steps, **metrics}) + "\n")
 

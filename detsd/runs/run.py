@@ -6,7 +6,6 @@ by all ranks, in the same order.
 
 from __future__ import annotations
 
-import io
 import logging
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -14,28 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import google_crc32c
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer import record_writer
-from torch.utils.tensorboard import SummaryWriter
-
 from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import Ranks
 from detsd.runs.registry import find_version
+from detsd.runs.tensorboard import TensorBoard
 from detsd.utils import progress
 from detsd.utils.errors import UserError
-from detsd.utils.formats import open_picture
 
 logger = logging.getLogger("detsd")
-
-
-def masked_crc32c(data: bytes) -> int:
-    """Compute the checksum of TensorBoard's records, in C: its own takes 70 ms for 450 KB."""
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-record_writer.masked_crc32c = masked_crc32c
 
 
 class Run:
@@ -66,7 +51,7 @@ class Run:
     latest_is_own: bool = True
     latest_uuid: str = ""
     stored_uuid: str = ""  # a cluster's name for the newest checkpoint of this run
-    writer: SummaryWriter | None = None  # on the chief only
+    tensorboard: TensorBoard | None = None  # on the chief only
     models: Mapping[str, str] = MappingProxyType({})
 
     def model_uuids(self, names: list[str]) -> list[str]:
@@ -101,23 +86,9 @@ class Run:
         if self.is_chief:
             progress.say(text)
 
-    def log_scalars(self, steps: int, metrics: dict[str, float], group: str) -> None:
-        if self.writer:
-            for name, value in metrics.items():
-                self.writer.add_scalar(f"{group}/{name}", value, steps)
-
     def log_image(self, tag: str, file: bytes, steps: int = 0) -> None:
         """Log a PNG or JPEG file to TensorBoard as it is. Chief only."""
-        with open_picture(io.BytesIO(file)) as opened:  # which reads its head alone
-            width, height = opened.size
-        image = Summary.Image(
-            encoded_image_string=file,
-            width=width,
-            height=height,
-            colorspace=3,  # RGB
-        )
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self.writer.file_writer.add_summary(summary, steps)
+        self.tensorboard.image(tag, file, steps)
 
     def save(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
         """Call `store` on the chief; all ranks wait for it and return its result. Collective."""
@@ -195,8 +166,8 @@ class Run:
 
     def flush(self) -> None:
         """Flush TensorBoard's events."""
-        if self.writer:
-            self.writer.flush()
+        if self.tensorboard:
+            self.tensorboard.flush()
 
 
 def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
