@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from tiny import ROOT, save_tiny_sdxl
 
 from detsd.__main__ import main
-from detsd.concepts import cards, safe_load
+from detsd.concepts import cards, pickles, safe_load
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
@@ -736,6 +736,20 @@ def test_intact_files_are_read_whatever_pytorch_can_do(
     wanted = rows.detach().bfloat16().float() if kind == "half" else rows.detach()
     assert (concept.name, concept.steps) == ("cat-toy", 1200 if kind == "numpy" else None)
     assert torch.equal(concept.embeddings, wanted)
+
+
+def test_a_storage_is_read_once_however_often_it_is_named(tmp_path):
+    """64 KB that a pickle of a few kilobytes names 300 times."""
+    storage = (
+        b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    )
+    storage = storage[1:] + b"M\x00\x40tQ"
+    named = b"\x80\x02]" + b"(" + storage * 300 + b"e."
+    zipped(tmp_path / "a.pt", {"x/data.pkl": named, "x/data/0": bytes(4 * 0x4000)})
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        found = pickles.read_zip(archive, "x/data.pkl")
+    assert len(found) == 300
+    assert len({id(data) for _, data in found}) == 1
 
 
 def test_a_pickle_changes_nothing_outside_itself(tmp_path):

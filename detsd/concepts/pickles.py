@@ -50,11 +50,14 @@ def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
         raise ValueError("big endian")
 
+    storages: dict[str, tuple[torch.dtype, bytearray]] = {}
+
     def storage(dtype: torch.dtype, key: str, count: int) -> tuple[torch.dtype, bytearray]:
-        data = bytearray(archive.read(f"{folder}data/{key}"))
-        if len(data) != count * dtype.itemsize:
+        if key not in storages:  # a pickle may name one storage a million times
+            storages[key] = dtype, bytearray(archive.read(f"{folder}data/{key}"))
+        if len(storages[key][1]) != count * dtype.itemsize:
             raise ValueError("a storage of another size")
-        return dtype, data
+        return storages[key]
 
     with archive.open(pickled) as file:
         return _Unpickler(file, storage).load()
@@ -65,10 +68,12 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     storages: dict[str, tuple[torch.dtype, bytearray]] = {}
 
     def storage(dtype: torch.dtype, key: str, count: int) -> tuple[torch.dtype, bytearray]:
-        held = sum(len(data) for _, data in storages.values())
-        if key not in storages and not 0 <= held + count * dtype.itemsize <= size:
-            raise ValueError("cut short")
-        return storages.setdefault(key, (dtype, bytearray(count * dtype.itemsize)))
+        if key not in storages:
+            held = sum(len(data) for _, data in storages.values())
+            if count < 0 or held + count * dtype.itemsize > size:
+                raise ValueError("cut short")
+            storages[key] = dtype, bytearray(count * dtype.itemsize)
+        return storages[key]
 
     magic, _, _, table, keys = (_Unpickler(file, storage).load() for _ in range(5))
     if magic != MAGIC:
