@@ -373,7 +373,7 @@ class Master:
         for task in {c["taskId"] for c in self._checkpoints.values()}:
             own = [u for u, c in self._checkpoints.items() if c["taskId"] == task]
             own.sort(key=lambda u: self._checkpoints[u]["metadata"]["steps_completed"])
-            for old in own[: len(own) - latest]:
+            for old in own[: max(0, len(own) - latest)]:
                 self._deleted[old] = self._checkpoints.pop(old)
                 shutil.rmtree(self.store(old))
                 gone += 1
