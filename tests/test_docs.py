@@ -184,7 +184,9 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
             assert main(short(args)) == 0, line
         ran.append(args[0])
     counts = {kind: ran.count(kind) for kind in set(ran)}
-    assert counts == {"finetune": 7, "generate": 2, "evaluate": 2, "show": 2, "export": 2}
+    assert counts == {
+        "finetune": 7, "generate": 2, "evaluate": 2, "show": 2, "export": 2, "search": 1,
+    }  # fmt: skip
     for name in (
         "my_concept",
         "ring-and-dot",
