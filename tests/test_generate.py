@@ -185,10 +185,10 @@ def test_killed_at_several_moments_and_finished_by_two_ranks(slow_grid, given, t
             tmp_path, lambda: call("generate", slow_grid, "--output-dir", folder), ranks
         ) as grid:
             if count < 24:
-                grid.wait_until(lambda n=count: len(list(folder.glob("images/*.png"))) >= n)
+                grid.wait_until(lambda n=count: len(list(folder.glob("images/job-*.png"))) >= n)
                 grid.kill()
             assert grid.end() == ([0, 0] if count == 24 else [-signal.SIGKILL]), grid.said
-        now = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+        now = {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")}
         assert now == now | kept  # what was finished was neither lost nor made again
         kept = now
     assert pixels(folder) == pixels(whole)
@@ -204,11 +204,11 @@ def test_sigterm_stores_what_is_made(slow_grid, tmp_path):
     with Forked(
         tmp_path, lambda: call("generate", slow_grid, "--output-dir", tmp_path / "out")
     ) as grid:
-        grid.wait_until(lambda: list(tmp_path.glob("out/images/*.png")))
+        grid.wait_until(lambda: list(tmp_path.glob("out/images/job-*.png")))
         grid.processes[0].terminate()
         assert grid.end() == [128 + signal.SIGTERM], grid.said
     assert "the same command goes on from here" in grid.said[0]
-    stored = len(list(tmp_path.glob("out/images/*.png")))
+    stored = len(list(tmp_path.glob("out/images/job-*.png")))
     assert 0 < stored < 24
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == stored
 
@@ -313,7 +313,7 @@ def test_a_finished_grid_can_grow(given, tmp_path):
     folder, whole = tmp_path / "out", tmp_path / "whole"
     given["output"]["fill_batches"] = True  # so that batches make no difference
     generate(given, folder)
-    first = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/*.png")}
+    first = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/job-*.png")}
     sheets = {p: p.read_bytes() for p in folder.glob("sheets/*.png")}
     smaller = json.loads(json.dumps(given["grid"]))
     given["grid"]["seeds"] = [3, 9, 1, 2]
@@ -340,9 +340,9 @@ def test_a_finished_grid_can_grow(given, tmp_path):
     assert {p.name: Image.open(p).tobytes() for p in folder.glob("sheets/*")} == {
         p.name: Image.open(p).tobytes() for p in whole.glob("sheets/*")
     }
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")}
     assert generate(given, folder).store.resumed_count == 72
-    assert {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")} == before
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")} == before
     given["grid"] = smaller  # a grid does not shrink
     with pytest.raises(UserError, match="is an image of another grid than this one"):
         generate(given, folder)
@@ -352,18 +352,18 @@ def test_a_finished_grid_can_grow(given, tmp_path):
 def test_growing_is_interrupted_and_goes_on_on_two_ranks(slow_grid, given, tmp_path):
     folder = tmp_path / "out"
     assert call("generate", slow_grid, "--output-dir", folder) == 0
-    first = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+    first = {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")}
     more = ["--set", "grid.seeds=[4, 3, 1, 2]", "--output-dir", folder]
     for ranks, count in ((1, 27), (2, 32)):
         with Forked(tmp_path, lambda: call("generate", slow_grid, *more), ranks) as grid:
             if count < 32:
-                grid.wait_until(lambda: len(list(folder.glob("images/*.png"))) >= 27)
+                grid.wait_until(lambda: len(list(folder.glob("images/job-*.png"))) >= 27)
                 grid.kill()
             assert grid.end() == ([0, 0] if count == 32 else [-signal.SIGKILL]), grid.said
-        now = {p: p.stat().st_mtime_ns for p in folder.glob("images/*.png")}
+        now = {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")}
         assert now == now | first
         first = now
-    records = [png.read_record(p) for p in sorted(folder.glob("images/*.png"))]
+    records = [png.read_record(p) for p in sorted(folder.glob("images/job-*.png"))]
     assert [record["job"] for record in records] == list(range(32))
     settings = {(r["prompt"], r["seed"], r["num_inference_steps"], r["guidance_scale"])
                 for r in records}  # fmt: skip
