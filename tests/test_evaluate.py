@@ -166,6 +166,22 @@ def test_two_ranks_find_what_one_finds(run, clip, tmp_path):
     assert figures(tmp_path / "two") == figures(tmp_path / "one")
 
 
+def test_edited_prompts_may_hold_other_braces(run):
+    """Each {} is the concept; other braces are text, as in any prompt."""
+    prompts = ["a {} in {red|blue}", "a {} beside a {}", "a {} }", "{0} and {}"]
+    config = EvaluateConfig(
+        ModelConfig("tiny"), LearnedConceptsConfig([str(run)]),
+        evaluation=EvaluationConfig(
+            str(ROOT / "det_logos"), prompts=prompts, num_samples=1, num_samples_per_prompt=1
+        ),
+    )  # fmt: skip
+    _, concept = find_sample_sets(config)
+    assert [job.prompt for job in concept.jobs[1:]] == [
+        "a blob-thing in {red|blue}", "a blob-thing beside a blob-thing", "a blob-thing }",
+        "{0} and blob-thing",
+    ]  # fmt: skip
+
+
 def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors):
     """Two states of one run, a copy of it, and a file of two concepts, one of them a style."""
     shutil.copytree(run, tmp_path / "copy")

@@ -169,5 +169,5 @@ def _jobs(config: EvaluateConfig, reference: ConceptReference, word: str) -> lis
     jobs = []
     for template, count in counts:
         seeds = range(e.first_seed, e.first_seed + count)
-        jobs += product(base, prompt=[template.format(word)], seed=seeds)
+        jobs += product(base, prompt=[template.replace("{}", word)], seed=seeds)
     return jobs
