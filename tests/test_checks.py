@@ -11,6 +11,7 @@ from conftest import SAMPLES
 from tiny import ROOT, WORDS
 
 from detsd.__main__ import main
+from detsd.cli.parser import parser
 from detsd.config import ModelConfig, load_config
 from detsd.models.support import vocabulary
 from detsd.train.preflight import check_finetune
@@ -45,6 +46,7 @@ MISTAKES = [
 CALL = """
 import json, sys
 from detsd.__main__ import main
+from detsd.cli.parser import parser
 print(json.dumps([main(line.split()) for line in json.load(sys.stdin)]))
 large = {"torch", "numpy", "diffusers", "transformers", "accelerate", "gradio"} & sys.modules.keys()
 sys.exit(f"loaded {large}" if large else 0)
@@ -121,3 +123,17 @@ def test_words_are_found_in_either_file_of_a_tokenizer(tiny_model, tmp_path):
         assert k == ours[word] or k >= WORDS
     assert vocabulary(ModelConfig(str(tmp_path))) == {}
     assert vocabulary(ModelConfig("nobody/never-fetched")) == {}
+
+
+def test_a_tilde_in_an_option_is_the_home_directory(monkeypatch, tmp_path):
+    """A shell leaves it as it is behind `=`: a folder named ~ would be made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command, option, name in (
+        (["finetune"], "--output-dir", "output_dir"), (["finetune"], "--warm-start", "warm_start"),
+        (["generate"], "--output-dir", "output_dir"), (["evaluate", "x"], "--images", "images"),
+        (["show", "x"], "--plot", "plot"),
+        (["export", "x", "--format", "kohya"], "--output", "output"),
+    ):  # fmt: skip
+        args = parser().parse_args([*command, f"{option}=~/run"])
+        assert getattr(args, name) == tmp_path / "run"
+    assert parser().parse_args(["finetune", "~/a.yaml"]).config == tmp_path / "a.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from detsd import __version__
@@ -32,18 +33,23 @@ def parser() -> argparse.ArgumentParser:
     return command_line
 
 
+def _path(text: str) -> Path:
+    """Return a path with `~` expanded, which shells leave alone in `--output-dir=~/run`."""
+    return Path(os.path.expanduser(text))
+
+
 def _add_run_options(command: argparse.ArgumentParser, name: str) -> None:
     """Add the options of commands that read an experiment file and fill a folder."""
     command.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
-    command.add_argument("--output-dir", type=Path, help=f"default: outputs/{name}")
+    command.add_argument("--output-dir", type=_path, help=f"default: outputs/{name}")
 
 
 def _finetune(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("finetune", help="learn new concepts from images")
-    command.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
+    command.add_argument("config", nargs="?", type=_path, help="experiment file (off cluster)")
     _add_run_options(command, "<config's name>")
     command.add_argument(
-        "--warm-start", type=Path, metavar="SOURCE", help="begin with the vectors of that concept"
+        "--warm-start", type=_path, metavar="SOURCE", help="begin with the vectors of that concept"
     )
     command.set_defaults(run=finetune)
 
@@ -51,10 +57,10 @@ def _finetune(commands: argparse._SubParsersAction) -> None:
 def _generate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("generate", help="make a grid of images from prompts")
     which = command.add_mutually_exclusive_group()
-    which.add_argument("config", nargs="?", type=Path, help="experiment file (off cluster)")
+    which.add_argument("config", nargs="?", type=_path, help="experiment file (off cluster)")
     which.add_argument(
         "--from",
-        type=Path,
+        type=_path,
         dest="source",
         metavar="IMAGE",
         help="make this PNG file again from the settings inside it",
@@ -72,10 +78,10 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
         help=f"{SOURCE}, or SOURCE=WORD; or an experiment file",
     )
     command.add_argument(
-        "--images", type=Path, metavar="DIR", help="training images; default: those of the run"
+        "--images", type=_path, metavar="DIR", help="training images; default: those of the run"
     )
     command.add_argument(
-        "--lineup", nargs="+", type=Path, metavar="DIR", help="a folder of images per look-alike"
+        "--lineup", nargs="+", type=_path, metavar="DIR", help="a folder of images per look-alike"
     )
     command.add_argument(
         "--all-checkpoints", action="store_true", help="all checkpoints of a run, not the best only"
@@ -102,7 +108,7 @@ def _download(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "uuid", help="its newest checkpoint (det e list-checkpoints), or model:NAME of the registry"
     )
-    command.add_argument("--output-dir", type=Path, help="default: outputs/UUID")
+    command.add_argument("--output-dir", type=_path, help="default: outputs/UUID")
     command.set_defaults(run=download)
 
 
@@ -112,7 +118,7 @@ def _show(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--model", help="base model to compare with; default: the one it fits")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw the vectors' norms and nearest words"
+        "--plot", type=_path, metavar="FILE", help="also draw the vectors' norms and nearest words"
     )
     command.set_defaults(run=show)
 
@@ -122,7 +128,7 @@ def _export(commands: argparse._SubParsersAction) -> None:
     command.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{SOURCE}, or SOURCE=WORD")
     command.add_argument("--format", required=True, choices=LAYOUTS)
     command.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: outputs/exported/<format>"
+        "--output", type=_path, metavar="DIR", help="default: outputs/exported/<format>"
     )
     command.set_defaults(run=export)
 
