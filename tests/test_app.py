@@ -45,13 +45,14 @@ from detsd.app.form import (
 )
 from detsd.app.guard import Address
 from detsd.app.hints import ModelVocabulary
+from detsd.app.learn_tab import LearnTab
 from detsd.app.run_status import time_lapse
 from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.usage import PROMPTS
 from detsd.concepts.writing import write_concepts
-from detsd.config import load_config
+from detsd.config import TrainingConfig, load_config
 from detsd.data.captions import find_captions
 from detsd.data.folder import ImageFolder
 from detsd.sampling import engine
@@ -1017,6 +1018,27 @@ def test_programs_use_the_page(address, backend, photos, tmp_path, monkeypatch, 
     image = json.loads(asked(f"{url}/{event}").rpartition("data: ")[2])[0]["images"][0]
     with urllib.request.urlopen(image["file"]["url"]) as file:
         assert Image.open(file).size == (32, 32)
+
+
+def test_a_training_that_ends_while_the_page_asks_is_asked_for_once_more():
+    """Else the page would show it as running for ever: its timer asks no more."""
+
+    class Ending:
+        running = True
+
+        def default_training(self):
+            return TrainingConfig()
+
+        def names(self):
+            return []
+
+        def status(self, name):
+            self.running = False
+
+    with gr.Blocks():
+        tab = LearnTab(SimpleNamespace(), Ending(), SimpleNamespace(all=[]))
+    assert tab.show()[tab.timer].active is True
+    assert tab.show()[tab.timer].active is False
 
 
 @pytest.mark.slow

@@ -92,13 +92,14 @@ class LearnTab:
     @show_errors()
     def show(self, name: str | None = None, seen: Any = None) -> dict:
         """Return updates that show the run that is going on, else the one of a name."""
-        runs = self.runs
-        status = runs.status(None if runs.running or not name else name)
+        # Asked once, and before the status: a run that ends in between is then seen by a last tick.
+        runs, running = self.runs, self.runs.running
+        status = runs.status(None if running or not name else name)
         update = {
-            self.go: gr.Button(visible=not runs.running),
-            self.halt: gr.Button(visible=runs.running),
-            self.again: gr.Button(interactive=not runs.running),
-            self.timer: gr.Timer(active=runs.running),
+            self.go: gr.Button(visible=not running),
+            self.halt: gr.Button(visible=running),
+            self.again: gr.Button(interactive=not running),
+            self.timer: gr.Timer(active=running),
             self.names: gr.Dropdown(runs.names(), value=status and status.folder.name),
         }
         if status is None:
