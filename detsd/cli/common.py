@@ -66,6 +66,13 @@ def print_commands(commands: dict[str, list]) -> None:
         progress.say(f"  {what}:\n    {program} {shlex.join(rest)}")
 
 
+def print_stored(run, what: str) -> None:
+    """Print the checkpoint that holds what a finished trial has made, and the next commands."""
+    if run.is_chief:
+        progress.say(f"{what}: checkpoint {run.stored_uuid}")
+        print_commands(cluster_commands(run.stored_uuid))
+
+
 def cluster_commands(uuid: str) -> dict[str, list]:
     """Return the commands that one wants after any trial, by what they are for."""
     return {

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from detsd.cli.common import (
     PROG,
-    cluster_commands,
     configuration,
     images_done,
-    print_commands,
+    print_stored,
     stopped,
 )
 from detsd.concepts.source import ConceptSource
@@ -39,9 +38,7 @@ def evaluate(args: argparse.Namespace) -> int:
         if not done:
             return stopped(run, images_done(evaluation.grid))
         if task.on_cluster():
-            if run.is_chief:
-                progress.say(f"figures, samples and picture: checkpoint {run.stored_uuid}")
-                print_commands(cluster_commands(run.stored_uuid))
+            print_stored(run, "figures, samples and picture")
             return 0
         run.print(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
         run.print(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")

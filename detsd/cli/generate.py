@@ -8,10 +8,10 @@ from typing import Any
 
 from detsd.cli.common import (
     PROG,
-    cluster_commands,
     configuration,
     images_done,
     print_commands,
+    print_stored,
     stopped,
     tensorboard,
 )
@@ -35,9 +35,7 @@ def generate(args: argparse.Namespace) -> int:
         if not done:
             return stopped(run, images_done(grid))
         if task.on_cluster():
-            if run.is_chief:
-                progress.say(f"all {len(grid.jobs)} images: checkpoint {run.stored_uuid}")
-                print_commands(cluster_commands(run.stored_uuid))
+            print_stored(run, f"all {len(grid.jobs)} images")
             return 0
         if args.source and not args.set:
             if grid.store:  # on the chief
