@@ -100,6 +100,28 @@ def test_what_a_run_leaves_behind(experiment, tmp_path, tiny_model, capsys, monk
     assert [e.step for e in events.Images("training images/blob-thing")] == [0]
 
 
+def test_each_sample_prompt_has_tags_of_its_own(experiment, tmp_path):
+    """Also where two differ after 80 characters, or by a slash; others have those they had."""
+    start = "a wide view of a blob-thing " + 8 * "and another one "
+    prompts = [
+        start,
+        f"{start} at night",
+        "blob-thing | 1/2",
+        "blob-thing | 1|2",
+        "blob-thing 24/7",
+    ]
+    steps = {"num_sgd_steps": 1, "checkpoint_freq": 1}
+    inference = {"inference_prompts": prompts, "num_inference_steps": 1, "seeds": [0]}
+    assert finetune(experiment(training=steps, inference=inference), tmp_path / "out") == 0
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {"images": 0}).Reload()
+    found = [tag for tag in events.Tags()["images"] if tag.startswith("samples/")]
+    assert len(found) == len(prompts)
+    assert all([e.step for e in events.Images(tag)] == [0, 1] for tag in found)
+    assert all(tag.count("/") == 2 and tag.endswith("/seed 0-0") for tag in found)
+    assert sum(tag.startswith(f"samples/{start[:80]} #") for tag in found) == 2
+    assert "samples/blob-thing 24|7/seed 0-0" in found
+
+
 def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
     out, again = tmp_path / "out", tmp_path / "again"
     path = experiment()

@@ -22,7 +22,7 @@ from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, ContactSheets, she
 from detsd.generate.store import ImageStore
 from detsd.runs import open as open_runs
 from detsd.runs.open import open_run
-from detsd.runs.tensorboard import masked_crc32c
+from detsd.runs.tensorboard import image_tags, masked_crc32c
 from detsd.sampling.jobs import grid_jobs
 from detsd.utils import png
 
@@ -109,10 +109,10 @@ def test_the_checksum_is_tensorboards():
 def opened(tmp_path, capsys):
     """A store of 12 images, of two prompts, without a model."""
 
-    def open_(folder="out", latest=None, num_seeds=3, **output):
+    def open_(folder="out", latest=None, num_seeds=3, prompts=("a", "b"), **output):
         given = {
             "model": {"pretrained_model_name_or_path": "none"},
-            "grid": {"prompts": ["a", "b"], "guidance_scales": [1, 2], "num_seeds": num_seeds},
+            "grid": {"prompts": [*prompts], "guidance_scales": [1, 2], "num_seeds": num_seeds},
             "output": output,
         }
         config = parse_config(given, "test", GenerateConfig)
@@ -160,6 +160,42 @@ def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
     (event,) = events.Images("b/guidance 2, 50 steps, ddim/seed 1")
     assert event.encoded_image_string == made[10][2]
     assert (event.width, event.height) == (16, 16)
+
+
+def test_of_several_prompts_no_two_share_a_tag(opened, tmp_path):
+    """And none makes a group of its own; one that meets no other has the tag that it always had."""
+    kept = opened(prompts=("fish and/or chips", "fish and|or chips", "9/11"), num_seeds=1)
+    made = files(kept, range(6))
+    kept.add(made)
+    assert kept.finish()
+    kept.run.flush()
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"), {IMAGES: 0}).Reload()
+    shown = {tag: events.Images(tag) for tag in events.Tags()["images"]}
+    assert len(shown) == 6 + 3
+    assert all(len(images) == 1 for images in shown.values())
+    assert shown["9|11/guidance 2, 50 steps, ddim/seed 0"][0].encoded_image_string == made[5][2]
+    groups = {tag.split("/")[0] for tag in shown if not tag.startswith("sheets/")}
+    assert len(groups) == 3
+    assert all(g == "9|11" or g.startswith("fish and|or chips #") for g in groups)
+
+
+@settings(deadline=None)
+@drawn(st.lists(st.tuples(st.text("ab/|", max_size=6), st.sampled_from("xy")), unique=True))
+def test_tags_are_as_many_as_images(names):
+    tags = image_tags(names, max_length=4)
+    assert len(set(tags)) == len(names)
+    assert all(tag.count("/") == 1 for tag in tags)
+    short = {text: text[:4].replace("/", "|") for text, _ in names}
+    for tag, (text, end) in zip(tags, names, strict=True):
+        if list(short.values()).count(short[text]) == 1:
+            assert tag == f"{short[text]}/{end}"
+
+
+def test_equal_titles_are_numbered():
+    """As those of the initializers of two concepts, of which each has a contact sheet."""
+    titles = [("sheets", "the initializer"), ("sheets", "zip"), ("sheets", "the initializer")]
+    assert image_tags(titles) == ["sheets/the initializer", "sheets/zip",
+                                  "sheets/the initializer (2)"]  # fmt: skip
 
 
 def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png
 
@@ -83,6 +84,7 @@ class ContactSheets:
         """
         self.sheets, self.paths = sheets, paths
         self._image, self._log = image, log
+        self._tags = image_tags([("sheets", sheet.title) for sheet in sheets])
         self._missing = [set(sheet.numbers) for sheet in sheets]
         self._index = {n: index for index, s in enumerate(sheets) for n in s.numbers}
         self._pool = ThreadPoolExecutor(4)  # the chief makes images meanwhile
@@ -117,8 +119,7 @@ class ContactSheets:
 
     def log(self, index: int) -> None:
         """Log a sheet's file."""
-        title = self.sheets[index].title.replace("/", "|")
-        self._log(f"sheets/{title}", self.paths[index].read_bytes())
+        self._log(self._tags[index], self.paths[index].read_bytes())
 
     def drawn(self, wait: bool) -> list[str]:
         """Return the names of the sheets drawn since the last call; with `wait`, of all."""

@@ -20,6 +20,7 @@ from detsd.generate.shards import FolderImages, ShardedCheckpoints, image_path, 
 from detsd.generate.sheets import ContactSheet, ContactSheets, sheet_layout
 from detsd.runs.folder import SHEETS
 from detsd.runs.run import Run
+from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
 from detsd.utils.formats import open_picture
@@ -30,6 +31,13 @@ logger = logging.getLogger("detsd")
 MAX_TAGS = 2000  # TensorBoard becomes unusable with more images under a tag each
 
 MAX_PENDING = 512  # images that may wait to be written, in the chief's memory
+
+
+def _image_name(job: Job) -> tuple[str, ...]:
+    settings = f"guidance {job.guidance_scale:.15g}, {job.num_inference_steps} steps"
+    settings += f", {job.scheduler_name}"
+    settings += f", not {job.negative_prompt}" if job.negative_prompt else ""
+    return job.prompt, settings, f"seed {job.seed}"
 
 
 class ImageStore:
@@ -93,6 +101,7 @@ class ImageStore:
             self._sheets.add(number)
         choice = config.output.tensorboard
         self.logs_each = choice == "images" or (choice == "auto" and len(jobs) <= MAX_TAGS)
+        self._tags = image_tags([_image_name(job) for job in jobs] if self.logs_each else [])
         # One thread writes in the order of arrival, while the chief makes images.
         self._writer = ThreadPoolExecutor(1)
         self._writing: deque[Future] = deque()
@@ -231,20 +240,12 @@ class ImageStore:
 
     def _log(self, number: int) -> None:
         """Log an image under a tag of its own, so that TensorBoard's sampling hides none."""
-        job = self.jobs[number]
-        parts = [
-            job.prompt,
-            f"guidance {job.guidance_scale:g}, {job.num_inference_steps} steps, "
-            f"{job.scheduler_name}"
-            + (f", not {job.negative_prompt}" if job.negative_prompt else ""),
-            f"seed {job.seed}",
-        ]
         if self.finished[number]["flagged"]:
             data = png.encode(self.image(number))
         else:
             self._storage.fetch(number)
             data = self.path(number).read_bytes()
-        self.run.log_image("/".join(part.replace("/", "|") for part in parts), data)
+        self.run.log_image(self._tags[number], data)
 
     def image(self, number: int) -> Image.Image:
         """Return a stored image; in place of a black one, the reason."""

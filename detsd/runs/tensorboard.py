@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -20,6 +23,34 @@ def masked_crc32c(data: bytes) -> int:
 
 
 record_writer.masked_crc32c = masked_crc32c
+
+
+def image_tags(names: Sequence[tuple[str, ...]], max_length: int | None = None) -> list[str]:
+    """Return a tag for each image: of one tag and step, the page shows the last image alone.
+
+    A part ends after `max_length` characters, and its slashes, which would make groups, become
+    bars. Only parts that are then the same text get a digest, so that a run that goes on finds its
+    tags; equal names are numbered.
+    """
+
+    def short(part: str) -> str:
+        return part[:max_length].replace("/", "|")
+
+    meet = defaultdict(set)
+    for name in names:
+        for place, part in enumerate(name):
+            meet[place, short(part)].add(part)
+
+    def text(place: int, part: str) -> str:
+        digest = hashlib.sha256(part.encode()).hexdigest()[:6]
+        return short(part) + (f" #{digest}" if len(meet[place, short(part)]) > 1 else "")
+
+    tags, count = [], Counter()
+    for name in names:
+        count[name] += 1
+        tag = "/".join(text(place, part) for place, part in enumerate(name))
+        tags.append(tag if count[name] == 1 else f"{tag} ({count[name]})")
+    return tags
 
 
 class TensorBoard:

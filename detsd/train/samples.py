@@ -21,12 +21,15 @@ from detsd.evaluate.metrics import Baselines, ConceptMetrics
 from detsd.models.base import BaseModel
 from detsd.runs.folder import RunFolder
 from detsd.runs.run import Run
+from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job, batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.progress import Bar
 
 MAX_BATCH = 4  # samples made at once
+
+MAX_TAG = 80  # characters of a prompt in TensorBoard
 
 
 def edited_prompts(kind: str, count: int) -> list[str]:
@@ -122,6 +125,8 @@ class Samples:
         # and a blacked-out one is taken for a failure.
         self._pipeline = DetSDTextualInversionPipeline(model)
         self._shown, measured = sample_jobs(config.inference, size), metric_jobs(config, size)
+        names = [("samples", j.prompt, f"seed {j.seed}-{j.copy}") for j in self._shown]
+        self._tags = image_tags(names, MAX_TAG)
         self._jobs, self.measured = self._shown + measured, len(measured)
         self._pipeline.check(self._jobs)
         # Of each rank, in batches that the jobs alone fix.
@@ -182,18 +187,19 @@ class Samples:
             apart.rmdir()
 
     def _keep(self, step: int, images: list[Image.Image]) -> None:
-        for k, job in enumerate(self._shown):
+        for k, tag in enumerate(self._tags):
             path = self._files.sample(step, k)
             path.parent.mkdir(exist_ok=True)
             png.save(images[k], path)
-            tag = f"samples/{job.prompt[:80]}/seed {job.seed}-{job.copy}"
             self._run.log_image(tag, path.read_bytes(), step)
 
     def log_training_images(self, pictures: dict[str, list[Image.Image]]) -> None:
         """Show a few training images of each concept in TensorBoard."""
-        for name, images in pictures.items() if self._run.is_chief else ():
-            sheet = contact_sheets.sheet([images], [name])
-            self._run.log_image(f"training images/{name}", png.encode(sheet))
+        tags = image_tags([("training images", name) for name in pictures])
+        for tag, (name, images) in zip(tags, pictures.items(), strict=True):
+            if self._run.is_chief:
+                sheet = contact_sheets.sheet([images], [name])
+                self._run.log_image(tag, png.encode(sheet))
 
     def draw_progress(self, step: int, pictures: dict[str, list[Image.Image]]) -> None:
         """Draw before/after and time-lapse from the samples of all checkpoints.
