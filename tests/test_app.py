@@ -30,6 +30,7 @@ from tiny import ROOT
 from detsd.__main__ import main
 from detsd.app import page as pages
 from detsd.app import parts, pictures
+from detsd.app.api import Endpoints
 from detsd.app.backend import Backend, Generation
 from detsd.app.concepts_tab import export_for
 from detsd.app.form import (
@@ -587,6 +588,25 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     assert learning.take_finished() == folder
     assert learning.take_finished() is None
     assert backend.replace(folder) == ["my-cat"]
+
+
+def test_captions_come_through_the_endpoint_too(backend, learning, photos, monkeypatch):
+    """In the order of the pictures; refused where they are not one for each."""
+    monkeypatch.setattr("detsd.app.api.uploaded", Path)
+    learn = Endpoints(backend, learning).learn
+    pictures = [str(path) for path in sorted(photos.iterdir())[:2]]
+    with pytest.raises(UserError, match="there are 1 captions for 2 pictures"):
+        learn("my-cat", "cat", pictures, captions=["at noon"])
+    assert learning.names() == []
+    folder = Path(learn("my-cat", "cat", pictures, captions=["{} at  noon", ""]))
+    found = find_captions(ImageFolder.scan(folder / "training_pictures"))
+    assert {path.name: text for path, text in found.items()} == {
+        Path(pictures[0]).name: "{} at noon"
+    }
+    assert load_config(folder / "finetune.yaml").concepts.use_caption_files
+    learning.process.returncode = 0
+    folder = Path(learn("my-dog", "dog", pictures))
+    assert not load_config(folder / "finetune.yaml").concepts.use_caption_files
 
 
 # ---- the page ------------------------------------------------------------------------------------

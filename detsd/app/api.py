@@ -126,17 +126,19 @@ class Endpoints:
         steps: int = 0,
         learning_rate: float = 0.0,
         prompts: list[str] = [],  # noqa: B006 - an endpoint's default
+        captions: list[str] = [],  # noqa: B006
     ) -> str:
         """Begin to learn a word from pictures, each a file of `gradio_client.handle_file`.
 
-        0 for steps or learning rate is the default. Returns the folder of the run.
+        0 for steps or learning rate is the default; captions are in the order of the pictures, ""
+        for one without. Returns the folder of the run.
         """
         if not isinstance(pictures, list):
             raise UserError(f"pictures is {str(pictures)[:100]!r} but must be a list of files")
         given = {"num_sgd_steps": steps, "learning_rate": learning_rate}
         given = {key: value for key, value in given.items() if value}
         files = [uploaded(file) for file in pictures[: MAX_PICTURES + 1]]
-        return str(self.runs.start(word, phrase, files, kind, prompts, **given))
+        return str(self.runs.start(word, phrase, files, kind, prompts, False, captions, **given))
 
     def go_on(self, run: str) -> str:
         """Go on with a run that was stopped; return its folder."""
