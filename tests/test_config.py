@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from detsd.config import (
     read_experiment,
     search,
 )
+from detsd.config.yaml_versions import cluster_value, disagreements
 from detsd.utils.errors import UserError
 
 MINIMAL = {
@@ -311,3 +313,99 @@ def test_guidance_intervals_and_steps_that_cannot_be_made(section, tmp_path):
     assert parsed(**lcm, num_inference_steps=50)
     with pytest.raises(UserError, match=rf"{section}.num_inference_steps is 51, and the lcm samp"):
         parsed(**lcm, num_inference_steps=51)
+
+
+# What github.com/ghodss/yaml over gopkg.in/yaml.v2 2.4.0 makes of a plain scalar, which Determined
+# 0.38.1's master reads files with: seen with Debian's packages of both.
+IN_GO = {
+    "0150": 104, "007": 7, "08": 8, "-010": -8, "0o17": 15, "0O17": 15, "0x1F": 31, "0X1F": 31,
+    "0b101": 5, "0B1": 1, "1_000": 1000, "1__0": 10, "_1": "_1", "0_8": 8, "0o8": "0o8", "0x": "0x",
+    "yes": True, "Yes": True, "yEs": "yEs", "no": False, "on": True, "OFF": False, "y": True,
+    "N": False, "true": True, "~": None, "Null": None, "1:30": "1:30", "190:20:30": "190:20:30",
+    "1e3": 1000, "5e-4": 0.0005, "1.e3": 1000, ".5": 0.5, ".5e1": 5, "+.5": 0.5, "1e3_0": 1e30,
+    ".5_0": 0.5, "._5": "._5", "1e400": "1e400", "inf": "inf", "+.nan": "+.nan", "01.5": 1.5,
+    "2026-11-28": "2026-11-28", "2026-02-30": "2026-02-30", "2026-1-2": "2026-1-2", "=": "=",
+    "2026-11-28T12:00:00Z": "2026-11-28T12:00:00Z", "1,000": "1,000", "0x1.8p1": "0x1.8p1",
+    "9223372036854775808": 9223372036854775808, "18446744073709551616": 1.8446744073709552e19,
+}  # fmt: skip
+
+
+def test_scalars_are_a_clusters_as_its_library_reads_them():
+    for text, value in IN_GO.items():
+        found = cluster_value(text)
+        assert found == value, text
+        assert isinstance(found, bool) == isinstance(value, bool), text
+    assert cluster_value("-.Inf") == -float("inf")
+    assert math.isnan(cluster_value(".NAN"))
+
+
+REFUSED = {
+    "training: {num_sgd_steps: 0640}": (
+        "hyperparameters.training.num_sgd_steps: 0640 is 640 to detsd and 416 to a cluster; write "
+        '640, or 416, or "0640" for the text'
+    ),
+    "grid: {seeds: [007, 012]}": "grid.seeds[1]: 012 is 12 to detsd and 10 to a cluster",
+    "concepts: {concept_strs: [N]}": (
+        'concept_strs[0]: N is a text to detsd and false to a cluster; write false, or "N" for'
+    ),
+    "grid: {prompts: [a cat, &off off, *off]}": "grid.prompts[1]: off is a text to detsd and false",
+    "concepts: {files: [{a.pt: on}]}": "files[0].a.pt: on is a text to detsd and true",
+    "grid: {prompts: [1999-12-31]}": (
+        'prompts[0]: 1999-12-31 is a date to detsd and a text to a cluster; write "1999-12-31" for'
+    ),
+    "grid: {prompts: [2026-02-30]}": "prompts[0]: 2026-02-30 is no value to detsd and a text",
+    "grid: {prompts: [=]}": 'prompts[0]: = is no value to detsd and a text to a cluster; write "="',
+    "training: {learning_rate: .5e0}": "learning_rate: .5e0 is a text to detsd and 0.5 to",
+    "concepts: {y: 1}": "the key hyperparameters.concepts.y: y is a text to detsd and true to",
+    "grid: {num_seeds: 3, <<: {num_seeds: 5}}": (
+        "hyperparameters.grid.num_seeds is replaced by what << brings on a cluster, but not by "
+        "detsd; write << above it"
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "sentence"), REFUSED.items())
+def test_what_a_cluster_reads_otherwise_is_refused(given, sentence, tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text(f"hyperparameters: {{{given}}}\n")
+    for read in (read_experiment, load_config):
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert str(error.value).count("\n") == 0
+        assert sentence in str(error.value)
+
+
+def test_all_that_a_cluster_reads_otherwise_is_named(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text("name: yes\nhyperparameters: {grid: {prompts: [no], seeds: [010]}}\n")
+    with pytest.raises(UserError) as error:
+        read_experiment(path)
+    first, *others = str(error.value).splitlines()
+    assert first.startswith(f"{path}: name: yes is a text")
+    assert [line.partition(":")[0].strip() for line in others] == [
+        "hyperparameters.grid.prompts[0]", "hyperparameters.grid.seeds[0]",
+    ]  # fmt: skip
+
+
+def test_what_both_read_alike_is_taken():
+    text = """
+    steps: [1e3, 5e-4, 1_000, 0x1F, 007, 1.0, 100000000000000000000, .5, -0]
+    texts: ["yes", 'n', "0150", "2026-11-28", !!str off, &x !!str no, *x, 1:30, yes sir, oN]
+    others: [true, ~, null, False]
+    base: &base {seeds: 1}
+    merged: {<<: *base, seeds: 2}
+    also: {steps: 2, <<: *base}
+    folded: >-
+      yes
+    """
+    assert disagreements(text) == []
+    assert disagreements("") == []
+    for path in ROOT.glob("*.yaml"):
+        assert disagreements(path.read_text()) == [], path
+
+
+def test_a_text_that_a_cluster_made_true_says_how():
+    given = {"grid": {"prompts": [False]}, "model": {"pretrained_model_name_or_path": "x"}}
+    with pytest.raises(UserError, match="yes, no, on, off, y and n are none without quotes"):
+        parse_config(given, "the experiment", GenerateConfig)

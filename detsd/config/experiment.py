@@ -11,6 +11,7 @@ from detsd.config.finetune import FinetuneConfig
 from detsd.config.generate import EvaluateConfig, GenerateConfig
 from detsd.config.schema import _section
 from detsd.config.search import rung_warning
+from detsd.config.yaml_versions import disagreements
 from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
@@ -152,7 +153,9 @@ def _parsed(text: str) -> Any:
 def read_experiment(path: Path) -> Any:
     """Read the experiment file at `path` as Determined does (`5e-4` is a number)."""
     try:
-        return _parsed(path.read_text())
+        text = path.read_text()
+        differing = disagreements(text)
+        found = None if differing else _parsed(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name an experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -160,6 +163,9 @@ def read_experiment(path: Path) -> Any:
     except Exception as error:  # ruamel's and yaml's parsers share no base class
         reason = one_line(error, None)
         raise UserError(f"{path} is not valid YAML: {reason}") from None
+    if differing:
+        raise UserError("\n  ".join([f"{path}: {differing[0]}", *differing[1:]]))
+    return found
 
 
 def _constants(value: Any) -> Any:

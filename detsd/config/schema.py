@@ -181,6 +181,11 @@ def _value(kind: Any, value: Any) -> Any:
                 return Source(_whole(f"{path}={old}={new}"))
     if kind in (str, Source) and isinstance(value, str):
         return _whole(value)
+    if kind is str and isinstance(value, bool):
+        raise ValueError(
+            "a text; to a cluster, yes, no, on, off, y and n are none without quotes, nor with "
+            "them if --config was given"
+        )
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int and is_number and not abs(value) < 2**63:
         raise ValueError("a whole number of at most 18 digits")
