@@ -15,7 +15,7 @@ import sys
 from detsd.cli.common import print_error
 from detsd.cli.parser import parser
 from detsd.utils import progress
-from detsd.utils.errors import DISK_ERRORS, UserError
+from detsd.utils.errors import DISK_ERRORS, PATH_ERRORS, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return print_error(str(error))
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS + PATH_ERRORS:
             raise
         return print_error(
             f"{error.filename or 'the output folder'} cannot be used ({error.strerror}); mend that "

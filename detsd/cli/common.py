@@ -92,6 +92,8 @@ def tensorboard(folder: Path) -> list[str]:
 
 def print_error(sentence: str) -> int:
     """Print an error, once for all ranks that have the same; the exit code."""
+    # A file's own texts, in a sentence about it, may hold what a terminal obeys.
+    sentence = "".join(c if c.isprintable() or c == "\n" else "?" for c in sentence)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from detsd.runs.peers import is_first_to_print  # late: torch, for several processes only
 

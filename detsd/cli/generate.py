@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
 
 def remake_hyperparameters(path: Path) -> dict[str, Any]:
     """Return the `hyperparameters` that make an image again from the settings inside it."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
     record = read_record(path)
     if record is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from detsd.runs.folder import DICT_FILE, RunFolder
 from detsd.utils.errors import UserError
-from detsd.utils.paths import looked
+from detsd.utils.paths import looked, uuid_problem
 
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
 
@@ -124,6 +124,8 @@ class ConceptSource:
 
     def problems(self, key: str, beside: Path | None = None) -> list[str]:
         """Return what is wrong with the path; the content of its file is not read."""
+        if self.uuid and (problem := uuid_problem(self.uuid)):
+            return [f"{key}: {problem}"]
         try:
             _ = self.uuid or self.model or self.file  # nothing is downloaded for this
         except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +10,13 @@ from detsd.config.finetune import FinetuneConfig
 from detsd.config.generate import EvaluateConfig, GenerateConfig
 from detsd.config.schema import _section
 from detsd.config.search import rung_warning
+from detsd.config.yaml_text import MAX_DEPTH, parse_yaml, read_text
 from detsd.config.yaml_versions import disagreements
 from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
+
+MAX_SHOWN = 100  # characters of an override, and problems, in a message
 
 Config = TypeVar("Config", FinetuneConfig, GenerateConfig, EvaluateConfig)
 
@@ -45,7 +47,8 @@ def parse_config(
 def refuse(problems: list[str], source: str) -> None:
     """Raise the problems of a configuration, if there are any, as one UserError."""
     if problems:
-        lines = "\n  ".join(problems)
+        left = problems[MAX_SHOWN:]
+        lines = "\n  ".join(problems[:MAX_SHOWN] + ([f"and {len(left)} more"] if left else []))
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(f"{source} has {count} under hyperparameters:\n  {lines}")
 
@@ -88,7 +91,8 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
 def _hyperparameter(hyperparameters: dict[str, Any], name: str) -> Any:
     """Return a value; the master writes every one out, as {type: const, val: 270}."""
     section, _, key = name.partition(".")
-    value = (hyperparameters.get(section) or {}).get(key)
+    given = hyperparameters.get(section)
+    value = given.get(key) if isinstance(given, dict) else None
     return value.get("val") if isinstance(value, dict) else value
 
 
@@ -143,19 +147,12 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
         )
 
 
-def _parsed(text: str) -> Any:
-    """Parse YAML as Determined's own commands do."""
-    from determined.common.util import yaml_safe_load  # late: a fifth of a second
-
-    return yaml_safe_load(text)
-
-
 def read_experiment(path: Path) -> Any:
     """Read the experiment file at `path` as Determined does (`5e-4` is a number)."""
     try:
-        text = path.read_text()
+        text = read_text(path)
         differing = disagreements(text)
-        found = None if differing else _parsed(text)
+        found = None if differing else parse_yaml(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name an experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -172,7 +169,7 @@ def _constants(value: Any) -> Any:
     """Replace `{type: const, val: x}` by x; raise ValueError at a search range."""
     if not isinstance(value, dict):
         return value
-    if value.get("type") == "const":
+    if value.get("type") == "const" and "val" in value:
         return value["val"]
     if "type" in value:
         raise ValueError(value["type"])
@@ -183,25 +180,26 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
     """Apply `section.key=value` texts in place; values are YAML."""
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text} is not KEY=VALUE; write e.g. training.num_sgd_steps=200")
+        said = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
+        if not equals or not key.strip() or key.count(".") > MAX_DEPTH:
+            raise UserError(f"--set {said} is not KEY=VALUE; write e.g. training.num_sgd_steps=200")
         *sections, last = key.strip().split(".")
         target = hyperparameters
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise UserError(f"--set {text}: {section} is a value, not a section of {source}")
+                raise UserError(f"--set {said}: {section} is a value, not a section of {source}")
         try:
-            target[last] = _parsed(value)
+            target[last] = parse_yaml(value)
             # Nobody writes a comment there, and what follows a # would be lost without a word.
-            kept = _parsed(value.replace("#", "¤"))
-        except Exception:
-            raise UserError(f"--set {text}: {value!r} is not valid YAML; quote it") from None
-        as_text = json.dumps(target[last], ensure_ascii=False, default=str)
-        if as_text.replace("#", "¤") != json.dumps(kept, ensure_ascii=False, default=str):
+            kept = parse_yaml(value.replace("#", "¤")) if "#" in value else target[last]
+        except Exception as error:
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            raise UserError(f"--set {said}: no valid YAML{reason}; quote it") from None
+        if repr(target[last]).replace("#", "¤") != repr(kept).replace("#", "¤"):
             raise UserError(
-                f"--set {text}: YAML takes what follows # for a comment; put quotes of YAML's own "
-                f"around the text, as in '{key}=\"{value}\"'"
+                f"--set {said}: YAML takes what follows # for a comment; put quotes of YAML's own "
+                f"around the text, as in '{key}=\"{value[:MAX_SHOWN]}\"'"
             )
 
 

@@ -20,6 +20,7 @@ from detsd.config.schema import (
     Section,
     SpacingName,
     flat,
+    repeated,
     sampling_problems,
     setting,
 )
@@ -145,7 +146,7 @@ class ConceptsConfig(Section):
                 problems.append(
                     f"concepts.{name} has {length} entries for {n} concept_strs; give one for each"
                 )
-        for name in sorted({s for s in self.concept_strs if self.concept_strs.count(s) > 1}):
+        for name in repeated(self.concept_strs):
             problems.append(
                 f"concepts.concept_strs names {name!r} twice; give every concept its own word"
             )
@@ -156,7 +157,7 @@ class ConceptsConfig(Section):
                     f"concepts.concept_strs has a word of {len(name)} characters, which no file "
                     "can be named after; shorten it"
                 )
-        for name in sorted({f for f in files if files.count(f) > 1}):
+        for name in repeated(files):
             problems.append(
                 f"concepts.concept_strs has two words that give the file name {name!r}; rename one"
             )

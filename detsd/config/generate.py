@@ -16,9 +16,11 @@ from detsd.config.schema import (
     Section,
     Source,
     SpacingName,
+    repeated,
     sampling_problems,
     setting,
 )
+from detsd.utils.paths import uuid_problem
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class LearnedConceptsConfig(Section):
         "models of Determined's registry: name (its latest version) or name:version; {name: word} "
         "as above",
     )
+
+    def problems(self) -> list[str]:
+        """Return which uuids are none: they become names of folders."""
+        uuids = [text.removeprefix("uuid:").partition("=")[0] for text in self.uuids]
+        found = ((k, uuid_problem(uuid)) for k, uuid in enumerate(uuids))
+        return [f"concepts.uuids[{k}]: {problem}" for k, problem in found if problem]
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class GridConfig(Section):
                 problems.append(
                     f"grid.{name} is empty, so there is nothing to make; name at least one"
                 )
-            for value in sorted({v for v in values or [] if values.count(v) > 1}):
+            for value in repeated(values or []):
                 problems.append(
                     f"grid.{name} has {value!r} twice; the same images would be made twice"
                 )
@@ -204,7 +212,7 @@ class EvaluationConfig(Section):
                     f"evaluation.prompts has {prompt!r}, which names no concept; put {{}} where "
                     "it goes"
                 )
-        for folder in sorted({f for f in self.lineup if self.lineup.count(f) > 1}):
+        for folder in repeated(self.lineup):
             problems.append(f"evaluation.lineup names {folder} twice; name every look-alike once")
         return problems
 

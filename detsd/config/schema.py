@@ -14,6 +14,7 @@ import reprlib
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import field
 from pathlib import Path
@@ -51,6 +52,8 @@ MAX_SEED = 2**32 - 1  # PyTorch heeds 32 bits
 MAX_SIDE = 8192  # pixels of an image
 
 MAX_FILE_NAME = 255  # bytes, of every file system in use
+
+MAX_UNKNOWN = 20  # keys of a section that are named; to find a like key takes a millisecond each
 
 
 class Section:
@@ -112,6 +115,11 @@ def sampling_problems(
             f"{LCM_STEPS}; 4 to 8 will do"
         )
     return problems
+
+
+def repeated(values: Collection[Any]) -> list[Any]:
+    """Return the values that occur more than once, in order."""
+    return sorted(value for value, times in Counter(values).items() if times > 1)
 
 
 def closest_key(key: str, kind: type) -> str:
@@ -203,15 +211,17 @@ def _section(
     """Return `given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
     before = len(problems)
     if not isinstance(given, dict):
-        problems.append(f"{path} must be a mapping of keys to values, not {given!r}")
+        problems.append(
+            f"{path or 'it'} must be a mapping of keys to values, not {reprlib.repr(given)}"
+        )
         return None
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     dot = f"{path}." if path else ""
     values = {}
-    for key in given:
-        if key not in known:
-            problems.append(f"{dot}{key} is not a known key; {closest_key(str(key), kind)}")
+    for key in [key for key in given if key not in known][:MAX_UNKNOWN]:
+        text = str(key)[:MAX_FILE_NAME]
+        problems.append(f"{dot}{text} is not a known key; {closest_key(text, kind)}")
     for name, spec in known.items():
         required = spec.default is REQUIRED and spec.default_factory is REQUIRED
         nested = dataclasses.is_dataclass(hints[name])

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from detsd.config.yaml_text import bounded_parser
+
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?")  # which all read alike
 
 BOOLEANS = {
@@ -67,9 +69,7 @@ def cluster_value(text: str) -> Any:
 
 def disagreements(text: str) -> list[str]:
     """Return a sentence for each place of a YAML text that a cluster reads otherwise than detsd."""
-    from ruamel.yaml import YAML  # late: with determined it takes a fifth of a second
-
-    yaml = YAML(typ="safe", pure=True)
+    yaml = bounded_parser()
     return [*_compared(yaml.compose(text), "", yaml.constructor, text, set())]
 
 

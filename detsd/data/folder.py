@@ -5,6 +5,7 @@ Imports no library that takes long.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,10 @@ def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") 
         mask: `concepts.mask`, which every picture must have.
     """
     path = Path(folder)
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else f"does not exist{looked(folder, beside)}"
+    if not os.path.isdir(folder):
+        what = (
+            "is no folder" if os.path.exists(folder) else f"does not exist{looked(folder, beside)}"
+        )
         return f"folder {folder} {what}; name a folder of images"
     found = ImageFolder.scan(path)
     if not found.images:

@@ -6,6 +6,7 @@ Imports no library that takes long.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def images_problem(name: str, folders: list[str]) -> str | None:
 def own_clip(base_model: str) -> str | None:
     """Return the folder of the CLIP that a base model includes; None without one."""
     folder = Path(resolve(base_model)) / "clip"
-    return str(folder) if (folder / "config.json").is_file() else None
+    return str(folder) if os.path.isfile(folder / "config.json") else None
 
 
 def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
@@ -76,9 +77,9 @@ def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
         if not name:
             continue
         there = Path(resolve(name))
-        if there.is_dir() and not (there / "config.json").is_file():
+        if os.path.isdir(there) and not (there / "config.json").is_file():
             problems.append(f"evaluator.{key}: {name} holds no config.json; name a model's folder")
-        elif not there.is_dir() and not re.fullmatch(HUB_NAME, name):
+        elif not os.path.isdir(there) and not re.fullmatch(HUB_NAME, name):
             problems.append(
                 f"evaluator.{key}: {name} does not exist; name a folder, or a model on the hub as "
                 "OWNER/NAME"

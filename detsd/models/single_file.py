@@ -7,6 +7,7 @@ few kilobytes; the vocabulary is the bundled model's, which is CLIP's own.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 def is_single_file(name: str) -> bool:
     """Return whether a base model's name is that of a file, there or missing."""
     path = Path(name)
-    return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
+    return os.path.isfile(name) or (path.suffix.lower() in SUFFIXES and not os.path.isdir(name))
 
 
 def find_single_file(name: str) -> ModelFiles:

@@ -7,6 +7,7 @@ of the tensors in a single file. What is not supported comes back in words.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -165,7 +166,7 @@ def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]
     name = config.pretrained_model_name_or_path
     key = "model.pretrained_model_name_or_path"
     path = Path(resolve(name))
-    if path.is_dir():
+    if os.path.isdir(path):  # not Path.is_dir: a name may be too long for a file
         try:
             index = json.loads((path / INDEX).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -176,7 +177,7 @@ def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]
         found = unsupported_index(index) if isinstance(index, dict) else "no model"
         return [f"{key}: {name} is {found}; {SUPPORTED}"] if found else []
     hub = re.fullmatch(HUB_NAME, name) and path.suffix != ".safetensors"
-    if path.exists() or hub:
+    if os.path.exists(path) or hub:
         return []
     if name == BUNDLED:
         return [
@@ -198,11 +199,11 @@ def vocabulary(config: ModelConfig) -> dict[str, int]:
     # The older tokenizers write the one file, the newer ones the other.
     for file in ("tokenizer/vocab.json", "tokenizer/tokenizer.json"):
         path: Any = Path(name) / file
-        if not Path(name).exists() and "/" in name:
-            from huggingface_hub import try_to_load_from_cache  # late: a third of a second
-
-            path = try_to_load_from_cache(name, file, revision=config.revision)
         try:
+            if not os.path.exists(name) and "/" in name:
+                from huggingface_hub import try_to_load_from_cache  # late: a third of a second
+
+                path = try_to_load_from_cache(name, file, revision=config.revision)
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return content["model"]["vocab"] if file.endswith("tokenizer.json") else content
         except (OSError, ValueError, TypeError, KeyError):

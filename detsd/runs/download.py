@@ -10,6 +10,7 @@ from determined.common.api import errors as api_errors
 from determined.errors import CheckpointStateException
 
 from detsd.utils.errors import UserError, one_line
+from detsd.utils.paths import uuid_problem
 
 KEEPS = ("save_experiment_best", "save_trial_best", "save_trial_latest")
 
@@ -20,6 +21,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd"
 
 def cached_checkpoint(uuid: str) -> Path:
     """Return the folder of a Determined checkpoint, downloaded at the first call and kept."""
+    if problem := uuid_problem(uuid):  # it becomes a path
+        raise UserError(problem)
     folder = CACHE / uuid
     if folder.is_dir():
         return folder
@@ -41,6 +44,8 @@ def download(uuid: str, to: Path) -> None:
     """
     from determined.experimental import client  # here, since laptops without a cluster need it not
 
+    if problem := uuid_problem(uuid):
+        raise UserError(problem)
     try:
         client.get_checkpoint(uuid).download(str(to))
     except api_errors.NotFoundException:

@@ -145,15 +145,16 @@ def _wrapped(text: str, width: int, size: int) -> list[str]:
     """Wrap a text of font size `size` to lines of at most `width` pixels."""
     font, lines = _font(size, text), [""]
     # Words, with the space before them; those of scripts without spaces may break anywhere.
-    for part in re.findall(r"\s*[\u2e80-\uffef]|\s*[^\s\u2e80-\uffef]+", text):
+    for part in re.findall(r"\s*[\u2e80-\uffef]|\s*[^\s\u2e80-\uffef]+", text.rstrip()):
         if lines[-1] and font.getlength(lines[-1] + part) > width:
             lines.append("")
         part = part if lines[-1] else part.lstrip()
-        while font.getlength(part) > width:  # longer than a line, as a path may be
-            cut = next(k for k in range(len(part), 0, -1) if font.getlength(part[:k]) <= width)
-            lines[-1:] = [part[:cut], ""]
-            part = part[cut:]
-        lines[-1] += part
+        start = 0  # of a line, in a part that is longer than one, as a path may be
+        for k in range(2, len(part) + 1) if font.getlength(part) > width else ():
+            if font.getlength(part[start:k]) > width and k - start > 1:
+                lines[-1:] = [part[start : k - 1], ""]
+                start = k - 1
+        lines[-1] += part[start:]
     return [line for line in lines if line]
 
 

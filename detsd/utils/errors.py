@@ -5,6 +5,9 @@ import errno
 # A full or read-only disk, a folder of somebody else: the sentence is the system's own.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
+# Of a path that no file can have.
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+
 
 class UserError(Exception):
     """One sentence that names the file or key, what is wrong, and what to do. Exit code 2."""

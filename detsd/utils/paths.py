@@ -26,6 +26,13 @@ def file_name(concept: str) -> str:
     return re.sub(r"[^\w.-]+", "_", concept).strip("._") or "concept"
 
 
+def uuid_problem(uuid: str) -> str | None:
+    """Return why a text is no uuid of a checkpoint, under which it is kept here; else None."""
+    if re.fullmatch(r"[\w-]{1,100}", uuid):
+        return None
+    return f"{uuid[:100]!r} is no uuid of a checkpoint (det e list-checkpoints ID shows them)"
+
+
 def find(name: str, beside: Path | None = None) -> str:
     """Find a path of a configuration, `~` expanded: beside the configuration if it is there.
 
@@ -36,13 +43,13 @@ def find(name: str, beside: Path | None = None) -> str:
     name = os.path.expanduser(name) if name.startswith("~") else name
     if beside in (None, Path()) or not name or os.path.isabs(name):
         return name
-    if (beside / name).exists():
+    if os.path.exists(beside / name):  # not Path.exists: a phrase may be too long for a file
         return str(beside / name)
     path, words = name, ""  # of a concept under another word: path=word or path=old=word
     while "=" in path:
         path, _, word = path.rpartition("=")
         words = f"={word}{words}"
-        if path and (beside / path).exists():
+        if path and os.path.exists(beside / path):
             return f"{beside / path}{words}"
     return name
 
@@ -58,7 +65,7 @@ def looked(name: str, beside: Path | None = None) -> str:
 def resolve(name: str) -> str:
     """Return a local path as it is, or beside the package (`demo_model`); else a hub name."""
     beside = Path(__file__).parents[2] / name
-    return str(beside) if name and not Path(name).exists() and beside.exists() else name
+    return str(beside) if name and not os.path.exists(name) and os.path.exists(beside) else name
 
 
 def content_digest(path: Path) -> str | None:
@@ -68,7 +75,7 @@ def content_digest(path: Path) -> str | None:
     of a second; whatever is longer than 1/4096 of the file cannot differ unseen. Hidden files do
     not count.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     found = hashlib.blake2b(digest_size=16)
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]

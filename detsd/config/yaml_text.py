@@ -1,0 +1,78 @@
+"""YAML as Determined's own commands parse it, within bounds of size, depth and aliases.
+
+A few hundred bytes of nested aliases stand for more values than fit the memory, and a list may hold
+itself: both are refused while the text is parsed, before anything walks through its values.
+"""
+
+from __future__ import annotations
+
+import functools
+import stat
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 16 * 2**20  # of a file; the parser takes 3 s for each MB
+
+MAX_DEPTH = 64  # lists and sections in each other; an experiment has 5
+
+MAX_VALUES = 2**18  # aliases written out; a list of 20,000 seeds has 20,001
+
+
+def read_text(path: Path) -> str:
+    """Read a file of bounded size.
+
+    Raises:
+        OSError, UnicodeDecodeError: of a file that is none of text.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a device has no end
+        raise OSError(f"no file of at most {MAX_BYTES // 2**20} MB")
+    return path.read_text()
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse a text; `5e-4` is a number.
+
+    Raises:
+        ValueError and others: of text that is no YAML, or beyond the bounds.
+    """
+    return bounded_parser().load(text)
+
+
+def bounded_parser() -> Any:
+    """Return a parser as that of Determined's `yaml_safe_load`, with the bounds."""
+    from ruamel.yaml import YAML  # late: with determined it takes a fifth of a second
+
+    parser = YAML(typ="safe", pure=True)
+    parser.Composer = _composer()
+    return parser
+
+
+@functools.cache
+def _composer() -> type:
+    """Return a composer that refuses what is too deep, too large or without an end."""
+    from ruamel.yaml import composer, events  # late
+
+    class Composer(composer.Composer):
+        """A composer that counts."""
+
+        def compose_document(self) -> Any:
+            self._level, self._count, self._sizes = 0, 0, {}
+            return super().compose_document()
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            alias = self.parser.check_event(events.AliasEvent)
+            before, self._level, self._count = self._count, self._level + 1, self._count + 1
+            if self._level > MAX_DEPTH:
+                raise ValueError(f"lists and sections are more than {MAX_DEPTH} deep")
+            node = super().compose_node(parent, index)
+            if alias and id(node) not in self._sizes:
+                raise ValueError("an alias stands for a list or section that holds it")
+            self._count += self._sizes.get(id(node), 0)
+            if self._count > MAX_VALUES:
+                raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
+            self._level -= 1
+            self._sizes[id(node)] = self._sizes.get(id(node), self._count - before)
+            return node
+
+    return Composer
