@@ -161,7 +161,7 @@ def read_experiment(path: Path) -> Any:
         reason = one_line(error, None)
         raise UserError(f"{path} is not valid YAML: {reason}") from None
     if differing:
-        raise UserError("\n  ".join([f"{path}: {differing[0]}", *differing[1:]]))
+        raise UserError("\n  ".join([f"{path}: {differing[0]}", *differing[1:MAX_SHOWN]]))
     return found
 
 
