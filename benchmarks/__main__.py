@@ -23,13 +23,14 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks import finetune, generate, processes
+from benchmarks import finetune, generate, processes, spread
 from benchmarks.measure import table
 from benchmarks.models import save_random
 from detsd.models.loading import DTYPES, pick_dtype
 
 README = Path(__file__).parent / "README.md"
 SECTIONS = ("finetune", "generate", "data", "start", "spin")
+LONG_SECTIONS = ("spread",)  # hours, where a machine is slow: only if asked for
 
 
 def machine(device: torch.device) -> str:
@@ -114,6 +115,10 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
             "The demo's UNet at batch 8, samples a second, forward and backward, and forward alone."
         )
         yield Table(title, head, rows, note=note)
+    if "spread" in args.only:
+        lines = spread.measured(args.concepts, args.layouts, args.seeds, args.set, args.score)
+        note = " ".join(["`finetune_demo.yaml`", *args.set]) + "."
+        yield Table("Spread by rounding", spread.HEAD, spread.rows([*lines]), 2, note)
 
 
 def keep(title: str, about: str, new: Table) -> None:
@@ -137,12 +142,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=["demo", "sd1", "sdxl"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS + LONG_SECTIONS, default=SECTIONS)
     parser.add_argument("--precision", choices=["auto", *DTYPES], default="auto")
     parser.add_argument("--calls", type=int, default=20, help="between two looks at the clock")
     parser.add_argument("--images", type=int, default=24, help="of a grid")
     parser.add_argument("--steps", type=int, default=20, help="of denoising an image")
     parser.add_argument("--compile", action="store_true", help="also on a CPU")
+    asked = parser.add_argument_group("spread")
+    asked.add_argument("--concepts", nargs="+", choices=spread.CONCEPTS, default=[*spread.CONCEPTS])
+    asked.add_argument("--layouts", nargs="+", default=spread.LAYOUTS, help="such as 1:8x1 2:4x2")
+    asked.add_argument("--seeds", nargs="+", type=int, default=spread.SEEDS)
+    asked.add_argument("--set", nargs="+", default=[], help="settings, such as section.key=value")
+    asked.add_argument("--score", type=int, default=0, help="samples to measure a score; 0: none")
     parser.add_argument("--smoke", action="store_true", help="once, on tiny models")
     parser.add_argument("--write", action="store_true", help=f"into {README.name}")
     args = parser.parse_args(argv)

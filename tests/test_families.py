@@ -34,6 +34,7 @@ from detsd.concepts.writing import write_concepts
 from detsd.config import ModelConfig, load_config
 from detsd.data.images import frame
 from detsd.models import single_file
+from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.models.single_file import infer_prediction_type
 from detsd.models.spec import load_token_tables, read_spec, resolve_model
@@ -43,6 +44,7 @@ from detsd.runs.open import open_run
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import make_scheduler
+from detsd.train.step import TrainStep
 from detsd.train.trainer import Trainer
 from detsd.utils.errors import UserError
 
@@ -220,6 +222,51 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
     sample = tmp_path / "whole/samples/step-00000008-001.png"
     assert sample.is_file()
     assert made.image.size == (32, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_sample_outweighs_the_others(family, experiment, tmp_path, folders, monkeypatch):
+    """And how the samples of a step are split into micro-batches makes no difference."""
+    model = {"pretrained_model_name_or_path": str(folders[family])}
+    with open_run(tmp_path / "out", accelerate=True) as run:
+        trainer = Trainer(load_config(experiment(model=model)), run)
+    batch = trainer.next_batch(0)
+    assert len(batch.prompts) == 4
+    encode, states = BaseModel.encode_prompts, []
+
+    def seen(self, *args):
+        cond = encode(self, *args)
+        states.append(cond.prompt_embeds)
+        cond.prompt_embeds.retain_grad()
+        return cond
+
+    monkeypatch.setattr(BaseModel, "encode_prompts", seen)
+
+    def gradients(limit, batches):
+        t = {"max_sample_grad_norm": limit, "gradient_accumulation_steps": len(batches)}
+        config = dataclasses.replace(trainer.config.training, **t)
+        step = TrainStep(trainer.model, config, run.ranks)
+        states.clear()
+        for vectors in step.vectors:
+            vectors.grad = None
+        for each in batches:
+            (step.loss(each)[0] / len(batches)).backward()
+        norms = torch.cat([s.grad.flatten(1).norm(dim=1) for s in states]) * len(batch.prompts)
+        return [vectors.grad for vectors in step.vectors], norms
+
+    free, norms = gradients(None, [batch])
+    limit = float(norms.median())
+    whole, clipped = gradients(limit, [batch])
+    assert torch.allclose(clipped, norms.clamp(max=limit), rtol=1e-4)
+    assert norms.max() > 1.01 * limit > clipped.max()
+    assert not any(map(torch.allclose, free, whole))
+    singles = [
+        dataclasses.replace(batch._each(lambda x, k=k: x[k : k + 1]), prompts=[prompt])
+        for k, prompt in enumerate(batch.prompts)
+    ]
+    for a, b in zip(whole, gradients(limit, singles)[0], strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+    assert all(map(torch.equal, free, gradients(1e9, [batch])[0]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -198,6 +198,12 @@ class TrainingConfig(Section):
     max_grad_norm: float | None = setting(
         None, "clip the gradient of the vectors to this norm; null: no clipping", above=0
     )
+    max_sample_grad_norm: float | None = setting(
+        None,
+        "clip the gradient of each sample's text states to this norm (arXiv 1607.00133), so that "
+        "no sample outweighs the others; null: no clipping; 0.5 for the bundled model",
+        above=0,
+    )
     norm_reg_weight: float = setting(
         0.0, "weight of (norm of a vector - mean norm of the vocabulary)^2; 0.01 to 1", low=0
     )
@@ -349,12 +355,7 @@ class FinetuneConfig(Section):
             that has to be given for it, if any.
     """
 
-    metrics = (
-        "val_loss",
-        "val_gap",
-        "val_loss_initializer",
-        "sgd_steps",
-    )
+    metrics = ("val_loss", "val_gap", "val_loss_initializer", "sgd_steps")
     measured = types.MappingProxyType(
         {
             "score": None,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from detsd.config import TrainingConfig
 from detsd.data.dataset import Batch
-from detsd.models.base import BaseModel
+from detsd.models.base import BaseModel, Conditioning
 from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
 from detsd.runs.ranks import AcceleratedRanks
 from detsd.utils.errors import one_line
@@ -51,6 +52,13 @@ def make_optimizer(
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay if config.optimizer_name == "adamw" else 0.0,
     )
+
+
+def clip_samples(grad: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """Return a gradient (B, ...) in which no sample's norm is above `limit`, a scalar."""
+    whole = grad.float()
+    norms = whole.flatten(1).norm(dim=1).view(-1, *[1] * (grad.dim() - 1))  # (B, 1, ...)
+    return (whole * (limit / norms).clamp(max=1)).to(grad.dtype)  # inf without a gradient: 1
 
 
 def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
@@ -122,6 +130,8 @@ class TrainStep:
         """Return the loss of a batch, a scalar, and its parts, itself among them as "loss"."""
         model, config = self.model, self.config
         cond = model.encode_prompts(batch.prompts, batch.frames, self._text_encoders)
+        if config.max_sample_grad_norm and torch.is_grad_enabled():
+            self._clip_samples(cond, len(batch.prompts))
         weight = min_snr_weight(model.scheduler, batch.t, config.min_snr_gamma)  # (B,)
         error = denoising_error(model, self._unet, *batch.noising, cond, batch.mask)  # (B,)
         loss = (error * weight).mean()
@@ -135,6 +145,19 @@ class TrainStep:
             parts["hidden_reg"] = hidden_penalty(cond.prompt_embeds, initial.prompt_embeds)
             loss = loss + config.hidden_reg_weight * parts["hidden_reg"]
         return loss, {"loss": loss, **parts}
+
+    def _clip_samples(self, cond: Conditioning, count: int) -> None:
+        """Clip what each of `count` samples will send back into the text encoder.
+
+        There, since a sample's gradient of the vectors themselves would cost a backward pass each.
+        """
+        limit = self.config.max_sample_grad_norm
+        for states in (cond.prompt_embeds, *(cond.added_cond_kwargs or {}).values()):
+            if states.requires_grad:  # XL's time ids do not
+                # The loss is a mean, and scaled in fp16. `full` does not wait for a GPU.
+                share = limit / (count * self.config.gradient_accumulation_steps)
+                scaled = self.scaler.scale(torch.full((), share, device=states.device))
+                states.register_hook(partial(clip_samples, limit=scaled))
 
     def compile(self, batch: Batch) -> None:
         """Compile the models of the step, and try them on a batch of its own.
