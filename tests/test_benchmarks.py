@@ -1,5 +1,6 @@
 """The benchmarks run, on tiny models; what they measure here means nothing."""
 
+import json
 import re
 
 import pytest
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from tiny import ROOT
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import memory
+from benchmarks import memory, spread
 from benchmarks.measure import operations, table
+from detsd.__main__ import main
 
 
 def test_every_table_comes_out(capsys, monkeypatch, photos):
@@ -54,6 +56,50 @@ def test_a_table_takes_the_place_of_the_rows_measured_anew(monkeypatch, tmp_path
     assert keep("Libraries 1.", 1, 7.0, "another rate") == ["1 | 7"]
     assert keep("Libraries 2.", 4, 9.0, "another rate") == ["4 | 9"]
     assert "### Data" not in readme.read_text()
+
+
+def test_the_spread_is_that_of_real_runs_and_measured_once(experiment, tmp_path, monkeypatch):
+    path = experiment(training={"max_sample_grad_norm": 0.01})
+    monkeypatch.setattr(spread, "FILE", str(path))
+    monkeypatch.setattr(spread, "KEPT", tmp_path / "kept" / "spread.jsonl")
+    monkeypatch.setattr(spread, "CONCEPTS", {"blob-thing": []})
+    threads = torch.get_num_threads()
+
+    def lines(*layouts):
+        return [*spread.measured(["blob-thing"], layouts, [1, 2], ["training.num_sgd_steps=4"], 0)]
+
+    try:
+        first = lines("1:4x1", "1:2x2")
+    finally:
+        torch.set_num_threads(threads)
+    assert [(line["seed"], line["layout"]) for line in first] == [
+        (1, "1:4x1"), (1, "1:2x2"), (2, "1:4x1"), (2, "1:2x2"),
+    ]  # fmt: skip
+    same = ("--set", "training.train_seed=2", "--set", "training.num_sgd_steps=4")
+    assert main(["finetune", str(path), "--output-dir", str(tmp_path / "out"), *same]) == 0
+    said = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    (loss,) = [line["val_loss"] for line in said if line["group"] == "validation"]
+    assert first[2]["val_loss"] == loss
+    assert first[3]["val_loss"] == pytest.approx(loss, rel=1e-3)
+    assert first[0]["val_loss"] != loss
+
+    monkeypatch.delattr(spread, "train")
+    assert lines("1:2x2", "1:4x1")[0] == first[1]
+    with pytest.raises(NameError):
+        lines("1:1x4")
+
+
+def test_the_spread_within_a_seed_is_not_that_of_the_seeds():
+    lines = [
+        {"concept": "a", "seed": seed, "val_loss": seed + 0.001 * k}
+        for seed in (1, 2)
+        for k in (0, 2)
+    ]
+    assert spread.rows(lines) == [
+        ["a", 1, 2, "1.0010", "0.0014", None, None],
+        ["a", 2, 2, "2.0010", "0.0014", None, None],
+        ["a", "all", 4, "1.5010", "0.0014", None, None],
+    ]
 
 
 def test_operations_are_counted():
