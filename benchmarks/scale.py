@@ -126,7 +126,7 @@ def quick_png(image: Image.Image):
     """`png.encode`, for one image: a rank's encoding is not what is measured here."""
     bare = png.encode(image)
 
-    def encode(_, record=None):
+    def encode(_, record=None, a1111=None):
         text = b"detsd\0" + json.dumps(record).encode()
         chunk = struct.pack(">I", len(text)) + b"tEXt" + text
         chunk += struct.pack(">I", zlib.crc32(b"tEXt" + text))

@@ -66,7 +66,8 @@ def _larger(path: Path, image: Image.Image) -> Path | None:
     size = (width * factor, height * factor)
     larger = path.with_stem(f"{path.stem}-{size[0]}x{size[1]}")
     copy = image.resize(size, Image.Resampling.LANCZOS)
-    larger.write_bytes(png.encode(copy, png.read_record(path)))
+    with Image.open(path) as original:
+        larger.write_bytes(png.encode_texts(copy, original.text))
     return larger
 
 

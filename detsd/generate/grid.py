@@ -284,7 +284,9 @@ class Grid:
         files = []
         for number, made in images.items():
             how = {"flagged": made.flagged, "batch_size": made.batch_size}
-            files.append((number, how, png.encode(made.image, self.settings(number) | how)))
+            record = self.settings(number) | how
+            file = png.encode(made.image, record, self.pipeline.a1111_fields(record))
+            files.append((number, how, file))
         return files
 
 

@@ -24,6 +24,7 @@ from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.sampling import jobs as sampling_jobs
+from detsd.sampling.a1111 import a1111_fields
 from detsd.sampling.denoise import guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import GeneratedImage, Job
@@ -262,6 +263,11 @@ class DetSDTextualInversionPipeline:
         concepts = self.concept_fingerprints(f"{job.prompt} {job.negative_prompt}")
         return sampling_jobs.settings(job, self.model, concepts, self.sampler.checks_safety)
 
+    def a1111_fields(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return what A1111 needs beyond an image's settings to make it again."""
+        name, spacing = record["scheduler_name"], record["spacing"]
+        return a1111_fields(self.model, name, spacing, record["concepts"])
+
     def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
         """Write what `make(jobs)` returned as PNG files with their settings inside.
 
@@ -278,5 +284,5 @@ class DetSDTextualInversionPipeline:
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
-            paths[-1].write_bytes(png.encode(result.image, record))
+            paths[-1].write_bytes(png.encode(result.image, record, self.a1111_fields(record)))
         return paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,40 +39,64 @@ END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 # ---- settings inside files -----------------------------------------------------------------------
 
 
-def parameters(record: dict[str, Any]) -> str:
-    """Format an image's settings as A1111 writes them into its `parameters` chunk."""
+def quote(value: Any) -> str:
+    """Return a value as A1111 writes it: what would end or split a field, in quotation marks."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
+
+
+def parameters(record: dict[str, Any], a1111: dict[str, Any] | None = None) -> str:
+    """Format an image's settings as A1111 writes them into its `parameters` chunk.
+
+    Args:
+        a1111: further fields, as `detsd.sampling.a1111.a1111_fields` returns them.
+    """
+    a1111 = a1111 or {}
     lines = [record["prompt"]]
     if record["negative_prompt"]:
         lines.append(f"Negative prompt: {record['negative_prompt']}")
+    name = record["model"]["pretrained_model_name_or_path"]
     facts = {
         "Steps": record["num_inference_steps"],
         "Sampler": SAMPLERS[record["scheduler_name"]],
+        "Schedule type": a1111.get("Schedule type"),
         "CFG scale": f"{record['guidance_scale']:g}",
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
-        "Model": Path(record["model"]["pretrained_model_name_or_path"]).name,
+        "Model hash": a1111.get("Model hash"),
+        "Model": re.sub(r"\.(safetensors|ckpt)$", "", os.path.basename(os.path.abspath(name))),
+        "RNG": "CPU",  # without it A1111 draws its noise on the GPU
     }
     if record.get("guidance_interval"):
         facts["Guidance interval"] = "{:g} to {:g}".format(*record["guidance_interval"])
     if record.get("spacing"):
         facts["Timestep spacing"] = record["spacing"]
-    if record["concepts"]:
-        digests = ", ".join(f"{name}: {c['sha256']}" for name, c in record["concepts"].items())
-        facts["TI hashes"] = f'"{digests}"'
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in facts.items())])
+    given = [(key, value) for key, value in (facts | a1111).items() if value not in (None, "")]
+    return "\n".join([*lines, ", ".join(f"{key}: {quote(value)}" for key, value in given)])
 
 
-def encode(image: Image.Image, record: dict[str, Any] | None = None) -> bytes:
+def encode(
+    image: Image.Image, record: dict[str, Any] | None = None, a1111: dict[str, Any] | None = None
+) -> bytes:
     """Encode a PNG file with its settings in two text chunks: `parameters`, and JSON under `detsd`.
 
     Args:
         record: `prompt`, `negative_prompt`, `seed`, `guidance_scale`, `num_inference_steps`,
             `scheduler_name`, `width`, `height`, `model`, `concepts`, and whatever else is JSON.
+        a1111: further fields of `parameters`.
     """
-    info = PngInfo()
+    texts = {}
     if record:
-        info.add_text("parameters", parameters(record))
-        info.add_text(CHUNK, json.dumps(record, ensure_ascii=False))
+        texts["parameters"] = parameters(record, a1111)
+        texts[CHUNK] = json.dumps(record, ensure_ascii=False)
+    return encode_texts(image, texts)
+
+
+def encode_texts(image: Image.Image, texts: dict[str, str]) -> bytes:
+    """Encode a PNG file with texts in chunks of their own."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
     file = io.BytesIO()
     image.save(file, "PNG", pnginfo=info)
     return file.getvalue()

@@ -1,0 +1,86 @@
+"""The fields of A1111's text with which it makes an image of ours again.
+
+docs/generating.md has the table of samplers for which it makes the same one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from detsd.models.base import BaseModel
+from detsd.sampling.stock import make_scheduler
+from detsd.utils.paths import file_name, resolve
+
+# A1111's schedules, by the spacing of the timesteps here.
+SCHEDULES = {"leading": "DDIM", "trailing": "Simple", "linspace": "Uniform"}
+
+
+def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
+    """Return the fields that give A1111 a sampler's noise levels.
+
+    Sources: A1111 1.10, `modules/sd_schedulers.py` and `KDiffusionSampler.get_sigmas`; the
+    `set_timesteps` and `init_noise_sigma` of diffusers' samplers.
+
+    Args:
+        spacing: of the sampler's timesteps.
+    """
+    if scheduler_name in ("ddim", "pndm", "unipc", "lcm"):  # these have timesteps of their own
+        return {}
+    solver = scheduler_name.startswith("dpmsolver++")
+    if scheduler_name.endswith("-karras"):
+        fields: dict[str, Any] = {"Schedule type": "Karras"}
+    elif solver and spacing == "linspace":
+        fields = {"Schedule type": "SGM Uniform"}
+    else:
+        fields = {"Schedule type": SCHEDULES[spacing]}
+    if solver or spacing == "leading":  # begins with noise of the variance of a noisy image
+        fields["SGM noise multiplier"] = True
+    if solver and fields["Schedule type"] == "DDIM":  # which leaves the smallest level out
+        fields["Discard penultimate sigma"] = True
+    return fields
+
+
+def a1111_fields(
+    model: BaseModel, scheduler_name: str, spacing: str | None, concepts: dict[str, dict[str, str]]
+) -> dict[str, Any]:
+    """Return noise levels and hashes of files as A1111 writes them.
+
+    Args:
+        spacing: of the timesteps; None: the model's own.
+        concepts: the source of each concept in the prompts, by its name.
+    """
+    config = make_scheduler(model, scheduler_name, spacing).config
+    fields = noise_fields(scheduler_name, config.get("timestep_spacing", "leading"))
+    if config.get("rescale_betas_zero_snr"):
+        fields["Noise Schedule"] = "Zero Terminal SNR"
+    if digest := file_digest(Path(resolve(model.name))):
+        fields["Model hash"] = digest[:10]
+    hashes = []
+    for name, concept in concepts.items():
+        source = Path(concept["source"])
+        if source.is_dir():  # a checkpoint, which has a file for other tools
+            source /= f"{file_name(name)}.safetensors"
+        if digest := file_digest(source):
+            hashes.append(f"{name.replace(':', '').replace(',', '')}: {digest[:12]}")
+    return fields | ({"TI hashes": ", ".join(hashes)} if hashes else {})
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; "" where there is none."""
+    try:
+        return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
+    except OSError:  # too long a name, or one that may not be read
+        return ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path: Path, _: int) -> str:
+    """Read a file once: one of 4 GB takes seconds."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
