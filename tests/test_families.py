@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,6 +97,49 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
     pipe.diffusers_pipeline.scheduler = make_scheduler(pipe.model, "euler")
     got = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_clip_skip_is_that_of_diffusers_and_holds_for_negative_prompts(family, folders):
+    concept, job = blob(family), Job(PROMPT, 7, "red", num_inference_steps=3)
+    made = {}
+    for skip in (0, 1):
+        pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]), clip_skip=skip)
+        pipe.vocabulary.add(concept)
+        (made[skip],) = (np.asarray(m.image).astype(int) for m in pipe.make([job]))
+        assert pipe.settings(job)["model"].get("clip_skip", 0) == skip
+    assert abs(made[1] - made[0]).max() > 1
+    theirs = stock(folders[family], concept)
+    theirs.scheduler = make_scheduler(pipe.model, "ddim")
+    if not hasattr(theirs.text_encoder, "text_model"):  # diffusers 0.42.1 looks for it in vain
+        norm = theirs.text_encoder.final_layer_norm
+        theirs.text_encoder.text_model = SimpleNamespace(final_layer_norm=norm)
+    options = {"num_inference_steps": 3, "guidance_scale": 7.5}
+    embeds = {}
+    for key, prompt in (("", PROMPT), ("negative_", "red")):
+        said = theirs.encode_prompt(
+            prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,
+            clip_skip=1,
+        )  # fmt: skip
+        embeds[f"{key}prompt_embeds"] = said[0]
+        if family == "sdxl":
+            embeds[f"{key}pooled_prompt_embeds"] = said[2]
+    draw = {"generator": torch.Generator().manual_seed(7), "output_type": "np"}
+    want = theirs(**embeds, **draw, **options).images[0]
+    assert abs(made[1] - np.round(want * 255)).max() <= 1
+    draw["generator"] = torch.Generator().manual_seed(7)
+    (got,) = pipe(PROMPT, negative_prompt="red", **draw, **options).images
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    plain = pipe(PROMPT, clip_skip=0, num_inference_steps=1, **draw | {"output_type": "latent"})
+    assert plain.images.isfinite().all()  # whoever names it gets diffusers' own
+
+
+def test_more_layers_than_there_are_cannot_be_left_out(folders):
+    for family in FAMILIES:
+        most = read_spec(resolve_model(ModelConfig(str(folders[family])))).max_clip_skip
+        assert most == 1
+        with pytest.raises(UserError, match=r"model.clip_skip is 2, but .* has layers for 0 to 1"):
+            load_base_model(ModelConfig(str(folders[family]), clip_skip=2), CPU)
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmsolver++-karras"])

@@ -24,6 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, save_tiny_model
 
 from detsd.__main__ import main
+from detsd.cli.evaluate import evaluation_config
+from detsd.cli.generate import remake_hyperparameters
 from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
@@ -120,6 +122,57 @@ def test_each_sample_prompt_has_tags_of_its_own(experiment, tmp_path):
     assert all(tag.count("/") == 2 and tag.endswith("/seed 0-0") for tag in found)
     assert sum(tag.startswith(f"samples/{start[:80]} #") for tag in found) == 2
     assert "samples/blob-thing 24|7/seed 0-0" in found
+
+
+def test_a_concept_knows_the_clip_skip_that_it_was_learned_with(
+    experiment, tmp_path, capsys, caplog, tiny_model
+):
+    """And whatever is made of it has it, too: grids, evaluations, the run that goes on."""
+    out, grid = tmp_path / "out", tmp_path / "grid"
+    path = experiment(training={"num_sgd_steps": 4}, model={"clip_skip": 1})
+    assert finetune(path, out) == 0
+    said = capsys.readouterr().out
+    assert "--clip-skip 1" in said
+    assert "--set model.clip_skip=1" in said
+    skipped = rows_of(out, 4)["blob-thing"]
+    assert finetune(path, tmp_path / "last", "--set", "model.clip_skip=0") == 0
+    assert not torch.allclose(skipped, rows_of(tmp_path / "last", 4)["blob-thing"], atol=1e-4)
+    checkpoint = out / "checkpoints" / "step-00000004"
+    assert read_metadata(checkpoint)["config"]["model"]["clip_skip"] == 1
+    for name in ("learned_embeddings_dict.pt", "blob-thing.safetensors"):
+        (concept,) = read_concepts(checkpoint / name)
+        assert concept.clip_skip == 1
+    assert evaluation_config(parser().parse_args(["evaluate", str(out)]))[0].model.clip_skip == 1
+    assert finetune(path, out, "--set", "model.clip_skip=0") == 2
+    assert "model.clip_skip was 1, is 0" in capsys.readouterr().err
+    assert main(["show", str(out)]) == 0
+    assert "learned with: model.clip_skip 1" in capsys.readouterr().out
+    words = [f"concepts.files=[{json.dumps(str(out))}]", "grid.prompts=a blob-thing",
+             f"model.pretrained_model_name_or_path={tiny_model}",
+             "grid.num_inference_steps=1"]  # fmt: skip
+    given = [word for text in words for word in ("--set", text)]
+    for k, skip in enumerate((0, 1)):
+        caplog.clear()
+        run = ["generate", *given, "--set", f"model.clip_skip={skip}"]
+        run += ["--output-dir", f"{grid}{k}"]
+        assert main(run) == 0
+        warned = "blob-thing was learned with model.clip_skip 1, and is used with 0" in caplog.text
+        assert warned == (skip == 0)
+        (image,) = tmp_path.glob(f"grid{k}/images/*.png")
+        assert remake_hyperparameters(image)["model"].get("clip_skip", 0) == skip
+        assert main([*run, "--set", f"model.clip_skip={1 - skip}"]) == 2  # another grid
+
+
+def test_an_old_run_does_not_go_on_with_layers_left_out(experiment, tmp_path, capsys):
+    out, path = tmp_path / "out", experiment()
+    assert finetune(path, out, "--set", "training.num_sgd_steps=4") == 0
+    for file in out.glob("checkpoints/*/metadata.json"):  # as a version without the key wrote it
+        facts = json.loads(file.read_text())
+        assert facts["config"]["model"].pop("clip_skip") == 0
+        file.write_text(json.dumps(facts))
+    assert finetune(path, out, "--set", "model.clip_skip=1") == 2
+    assert "model.clip_skip was 0, is 1" in capsys.readouterr().err
+    assert finetune(path, out) == 0
 
 
 def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):

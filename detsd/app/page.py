@@ -7,6 +7,7 @@ shares the model, its concepts and one queue.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from detsd.app.guard import Address, no_proxy
 from detsd.app.learn_tab import LearnTab
 from detsd.app.parts import MAX_UPLOAD, PRIVATE, about
 from detsd.app.training_runs import TrainingRuns
+from detsd.config import ModelConfig
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 
@@ -102,7 +104,7 @@ def launch(blocks: gr.Blocks, address: Address, folder: Path) -> str:
 
 
 def serve(
-    model: str,
+    model: ModelConfig,
     concepts: list[str],
     uuids: list[str],
     address: Address,
@@ -113,7 +115,9 @@ def serve(
     Args:
         image_dirs: folders of training images of concepts whose files do not name them.
     """
-    pipe = DetSDTextualInversionPipeline.from_pretrained(model, concepts=concepts, uuids=uuids)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(
+        **dataclasses.asdict(model), concepts=concepts, uuids=uuids
+    )
     with tempfile.TemporaryDirectory(prefix="detsd-app-") as folder:
         runs = TrainingRuns(pipe, Path("outputs"))
         backend = Backend(pipe, Path(folder), image_dirs, runs.busy, address.is_local)

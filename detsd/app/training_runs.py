@@ -173,11 +173,10 @@ class TrainingRuns:
         self, folder: Path, concepts: dict[str, Any], training: dict[str, Any], prompts: list[str]
     ) -> None:
         """Write the run's configuration."""
-        model = self.pipe.model
         inference = {"inference_prompts": prompts, "num_inference_steps": 30, "guidance_scale": 4.0,
                      "scheduler_name": self.pipe.own_scheduler, "seeds": [0, 1]}  # fmt: skip
         hyperparameters = {
-            "model": {"pretrained_model_name_or_path": model.name, "revision": model.commit},
+            "model": self.pipe.model.settings,
             "concepts": concepts, "training": training, "inference": inference,
         }  # fmt: skip
         experiment = {"name": f"detsd-{folder.name}", "hyperparameters": hyperparameters}

@@ -23,7 +23,8 @@ def app(args: argparse.Namespace) -> int:
     if concepts is None and not args.uuid and args.model == BUNDLED:
         concepts = [resolve(DEMO_CONCEPT)]
         pictures = {DEMO_WORD: DEMO_IMAGES}
-    problems = model_problems(ModelConfig(args.model))
+    model = ModelConfig(args.model, clip_skip=args.clip_skip)
+    problems = model_problems(model)
     for source in map(ConceptSource.parse, concepts or []):
         problems += source.problems("--concepts")
     if problems:
@@ -35,5 +36,5 @@ def app(args: argparse.Namespace) -> int:
     with progress.importing_libraries(), no_proxy():
         from detsd.app.page import serve
 
-    serve(args.model, concepts or [], args.uuid or [], address, pictures)
+    serve(model, concepts or [], args.uuid or [], address, pictures)
     return 0

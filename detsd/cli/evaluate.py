@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from detsd.cli.common import (
     PROG,
@@ -83,11 +84,12 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
     return config, source, f"evaluate-{title}"
 
 
-def learned_on(sources: list[str]) -> dict[str, str | None]:
+def learned_on(sources: list[str]) -> dict[str, Any]:
     """Return the base model of the first fine-tuning among sources, else the bundled one."""
     for source in sources:
         facts = finetuning_metadata(ConceptSource.parse(source).file)
         if facts:
-            name = facts["config"]["model"]["pretrained_model_name_or_path"]
-            return {"pretrained_model_name_or_path": name, "revision": facts.get("commit")}
+            model = facts["config"]["model"]
+            own = {key: model.get(key) for key in ("pretrained_model_name_or_path", "clip_skip")}
+            return own | {"revision": facts.get("commit")}
     return {"pretrained_model_name_or_path": BUNDLED}

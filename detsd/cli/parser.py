@@ -137,6 +137,9 @@ def _app(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("app", help="the interactive demo, a page for the browser")
     command.add_argument("--model", default=BUNDLED, help="diffusers folder or hub model")
     command.add_argument(
+        "--clip-skip", type=int, default=0, metavar="N", help="as model.clip_skip; A1111 says N + 1"
+    )
+    command.add_argument(
         "--concepts", nargs="*", metavar="SOURCE", help="concept files, checkpoint or run folders"
     )
     command.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")

@@ -27,6 +27,7 @@ class LearnedConcept:
         model: the base model it was learned on; "" where that is not known.
         model_hash: which weights of that name: the hub's commit, or what another tool noted.
         steps: of training; None where that is not known.
+        clip_skip: `model.clip_skip` of the training; 0 also where that is not known.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LearnedConcept:
     model: str = ""
     model_hash: str = ""
     steps: int | None = None
+    clip_skip: int = 0
 
     @property
     def rows(self) -> tuple[torch.Tensor, ...]:

@@ -204,17 +204,18 @@ def _concept(
     def text(*keys: str) -> str:
         return next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
 
-    counted = (notes.get("steps"), notes.get("step"))
-    steps = [
-        int(n) for n in counted if isinstance(n, int | str) and re.fullmatch(r"\d{1,9}", f"{n}")
-    ]
+    def numbers(*keys: str) -> list[int]:
+        noted = (notes.get(k) for k in keys if isinstance(notes.get(k), int | str))
+        return [int(n) for n in noted if re.fullmatch(r"\d{1,9}", f"{n}", re.ASCII)]
+
     return LearnedConcept(
         word,
         text("initializer_strs"),
         *rows,
         model=text("model", "sd_checkpoint_name"),
         model_hash=text("model_hash", "sd_checkpoint"),
-        steps=steps[0] if steps else None,
+        steps=next(iter(numbers("steps", "step")), None),
+        clip_skip=next(iter(numbers("clip_skip")), 0),
     )
 
 

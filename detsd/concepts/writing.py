@@ -129,6 +129,7 @@ def _entry(c: LearnedConcept) -> dict[str, Any]:
     """Return a concept in detsd's own layout; what is not known is left out."""
     keys = ("learned_embeddings", "learned_embeddings_2")
     known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
+    known["clip_skip"] = c.clip_skip or None
     return {
         "initializer_strs": c.initializer,
         **{k: _rows(Path(c.name), c.name, r.cpu()) for k, r in zip(keys, c.rows, strict=False)},
@@ -160,6 +161,7 @@ def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor
         "step": "" if c.steps is None else str(c.steps),
         "sd_checkpoint_name": c.model,
         "sd_checkpoint": c.model_hash,
+        "clip_skip": str(c.clip_skip or ""),
     }
     plain = safetensors.torch.save(tensors)
     start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, behind the header

@@ -19,7 +19,6 @@ from detsd.config.finetune import (
     FinetuneConfig,
     InferenceConfig,
     MeasureConfig,
-    ModelConfig,
     TrainingConfig,
 )
 from detsd.config.generate import (
@@ -30,6 +29,7 @@ from detsd.config.generate import (
     LearnedConceptsConfig,
     OutputConfig,
 )
+from detsd.config.model import ModelConfig
 from detsd.config.schema import (
     MAX_SEED,
     MAX_SIDE,

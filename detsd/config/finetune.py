@@ -9,6 +9,7 @@ from typing import Literal
 
 from PIL import ImageColor
 
+from detsd.config.model import ModelConfig
 from detsd.config.schema import (
     GUIDANCE_INTERVAL_HELP,
     MAX_FILE_NAME,
@@ -25,27 +26,6 @@ from detsd.config.schema import (
     setting,
 )
 from detsd.utils.paths import file_name
-
-
-@dataclass(frozen=True)
-class ModelConfig(Section):
-    """The frozen base model."""
-
-    pretrained_model_name_or_path: str = setting(
-        REQUIRED,
-        "Stable Diffusion 1.x, 2.x, XL or a fine-tune of these: a folder in the diffusers format, "
-        "one .safetensors file, or the name of a model on the Hugging Face hub",
-        path=True,
-    )
-    revision: str | None = setting(None, "branch, tag or commit of the hub model")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto",
-        "precision of the frozen weights; auto: on GPUs bf16 for training (fp16 on older ones) and "
-        "fp16 for images, fp32 elsewhere (many CPUs run bf16 a hundred times slower)",
-    )
-    safety_checker: bool = setting(
-        True, "run the model's own safety checker on the images of a grid, if the model has one"
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from detsd.config.finetune import EvaluatorConfig, ModelConfig
+from detsd.config.finetune import EvaluatorConfig
+from detsd.config.model import ModelConfig
 from detsd.config.schema import (
     GUIDANCE_INTERVAL_HELP,
     MAX_SEED,

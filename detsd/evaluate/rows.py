@@ -112,6 +112,7 @@ def describe_rows(
         "model": concept.model,
         "model_hash": concept.model_hash,
         "steps": concept.steps,
+        **({"clip_skip": concept.clip_skip} if concept.clip_skip else {}),
         "text_encoders": encoders,
     }
 
@@ -180,6 +181,8 @@ def report(facts: dict[str, Any]) -> str:
             at = f" at {concept['model_hash']}" * bool(concept["model_hash"])
             steps = f", {concept['steps']} steps" * (concept["steps"] is not None)
             lines.append(f"  learned on: {concept['model']}{at}{steps}")
+        if "clip_skip" in concept:
+            lines.append(f"  learned with: model.clip_skip {concept['clip_skip']}")
         for encoder in encoders:
             lines += _row_lines(encoder["rows"])
     return "\n".join(lines)

@@ -150,11 +150,8 @@ class Grid:
         # One rank of each node downloads; the others then find the files.
         with loading, self.run.ranks.local_main_process_first():
             return DetSDTextualInversionPipeline.from_pretrained(
-                model.pretrained_model_name_or_path,
-                revision=model.revision,
-                precision=model.precision,
+                **dataclasses.asdict(model),
                 device=self.run.ranks.device,
-                safety_checker=model.safety_checker,
                 concepts=self.config.concepts.files,
                 uuids=self._uuids,
             )

@@ -36,11 +36,18 @@ class BaseModel:
     dtype: torch.dtype  # of text encoders and UNet
     force_zeros_for_empty_prompt: bool = False  # as negative prompt
     commit: str | None = None  # of the hub, that the weights came from; None for a folder
+    clip_skip: int = 0  # layers left out at the end of the text encoders, as diffusers counts
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along a side: 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that load it again, besides precision and safety checker."""
+        known = {"pretrained_model_name_or_path": self.name, "revision": self.commit}
+        return known | ({"clip_skip": self.clip_skip} if self.clip_skip else {})
 
     @property
     def image_size(self) -> int:
@@ -65,7 +72,7 @@ class BaseModel:
         encoders = encoders or [side.encoder for side in text_encoders]
         ids = [side.ids(texts) for side in text_encoders]
         if len(text_encoders) == 1:
-            return Conditioning(encoders[0](ids[0]).last_hidden_state)
+            return Conditioning(self._last_states(encoders[0], ids[0]))
         states = [
             encode(i, output_hidden_states=True) for encode, i in zip(encoders, ids, strict=True)
         ]
@@ -73,14 +80,21 @@ class BaseModel:
         if frames is None:
             frames = [(size, size, 0, 0, size, size)] * len(prompts)
         return Conditioning(
-            torch.cat(
-                [s.hidden_states[-2] for s in states], dim=-1
-            ),  # of the layer before the last
+            # Of the layer before the last, from which diffusers counts `clip_skip` here.
+            torch.cat([s.hidden_states[-2 - self.clip_skip] for s in states], dim=-1),
             {
                 "text_embeds": states[-1].text_embeds,  # pooled, (B, P)
                 "time_ids": torch.as_tensor(frames, dtype=torch.float32, device=self.device),
             },
         )
+
+    def _last_states(self, encode: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
+        """Return the states (B, 77, D) of the only text encoder after its last norm."""
+        if not self.clip_skip:
+            return encode(ids).last_hidden_state
+        encoder = self.vocabulary.text_encoders[0].encoder
+        norm = getattr(encoder, "text_model", encoder).final_layer_norm  # moved in transformers 5
+        return norm(encode(ids, output_hidden_states=True).hidden_states[-1 - self.clip_skip])
 
     def encode_negative_prompts(
         self, prompts: list[str], frames: Sequence[TimeIds] | None = None

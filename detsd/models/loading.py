@@ -26,6 +26,7 @@ from detsd.models.hub import ModelFiles
 from detsd.models.single_file import infer_prediction_type, read_single_file
 from detsd.models.spec import loading, read_json, read_spec, resolve_model, tokenizer_for
 from detsd.models.support import INDEX
+from detsd.utils.errors import UserError
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
 
@@ -75,6 +76,11 @@ def load_base_model(
     dtype = pick_dtype(config.precision, device, training)
     source = resolve_model(config)
     kind = read_spec(source)
+    if not 0 <= config.clip_skip <= kind.max_clip_skip:
+        raise UserError(
+            f"model.clip_skip is {config.clip_skip}, but {name} has layers for 0 to "
+            f"{kind.max_clip_skip}; A1111's 'Clip skip: 2' is 1 here"
+        )
     for concept in concepts:
         check_fit(concept, kind.widths, name)
     source.fetch(*(part for side in kind.text_encoders for part in side), "vae", "unet")
@@ -112,6 +118,7 @@ def load_base_model(
         dtype,
         kind.force_zeros_for_empty_prompt,
         source.commit,
+        config.clip_skip,
     )
 
 

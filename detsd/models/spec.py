@@ -78,6 +78,7 @@ class ModelSpec:
 
     text_encoders: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
     widths: tuple[int, ...]  # of the text encoders
+    max_clip_skip: int
     sampler: dict  # of its own scheduler
     force_zeros_for_empty_prompt: bool
     force_upcast: bool  # in half precision
@@ -115,6 +116,8 @@ def read_spec(source: ModelFiles) -> ModelSpec:
     return ModelSpec(
         sides,
         tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
+        # XL begins at the layer before the last.
+        min(configs[e].get("num_hidden_layers", 12) for e in encoders) + 1 - len(encoders),
         configs["scheduler"],
         two and index.get("force_zeros_for_empty_prompt", True),
         two and configs["vae"].get("force_upcast", True),

@@ -148,8 +148,7 @@ def settings(
         "width": job.width or model.image_size,
         "height": job.height or model.image_size,
         "model": {
-            "pretrained_model_name_or_path": model.name,
-            "revision": model.commit,
+            **model.settings,
             "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
             "safety_checker": safety_checker,
         },

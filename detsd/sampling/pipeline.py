@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import find_concepts
+from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
@@ -37,6 +39,10 @@ from detsd.sampling.stock import (
 )
 from detsd.utils import png
 from detsd.utils.errors import UserError
+
+OTHER_CLIP_SKIP = "%s was learned with model.clip_skip %d, and is used with %d here"
+
+logger = logging.getLogger("detsd")
 
 # Arguments that a call takes by position, as `StableDiffusionPipeline` does.
 POSITIONAL = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale")
@@ -89,6 +95,7 @@ class DetSDTextualInversionPipeline:
         precision: str = "auto",
         device: str | torch.device | None = None,
         scheduler_name: str = "ddim",
+        clip_skip: int = 0,
         safety_checker: bool = True,
         concepts: Iterable[str | Path] = (),
         uuids: Iterable[str] = (),
@@ -99,13 +106,14 @@ class DetSDTextualInversionPipeline:
             pretrained_model_name_or_path: a diffusers folder, a single file, or a hub model.
             precision: fp32, bf16, fp16, or auto (what suits the device).
             device: default: the GPU where there is one, else the CPU.
+            clip_skip: layers of the text encoder to leave out at its end, for every prompt.
             concepts, uuids: loaded too, as by `load_concepts` and `load_from_uuids`; those that do
                 not fit the model are refused before its weights are downloaded.
         """
         learned = [find_concepts(source) for source in concepts]
         learned += [find_concepts(f"uuid:{uuid}") for uuid in uuids]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        config = ModelConfig(pretrained_model_name_or_path, revision, precision)
+        config = ModelConfig(pretrained_model_name_or_path, revision, precision, clip_skip)
         model = load_base_model(config, device, [c for found, *_ in learned for c in found])
         checker = (None, None)
         if safety_checker:
@@ -153,6 +161,9 @@ class DetSDTextualInversionPipeline:
         for concept in concepts:  # first: of a file that holds a bad one, none is loaded
             self.vocabulary.check(concept)
         for concept in concepts:
+            if concept.clip_skip not in (0, self.model.clip_skip):
+                skips = concept.clip_skip, self.model.clip_skip
+                logger.warning(OTHER_CLIP_SKIP, concept.name, *skips)
             self.vocabulary.add(concept)
             self.sources[concept.name] = source
             self.reload_from[concept.name] = reload_from
@@ -230,6 +241,9 @@ class DetSDTextualInversionPipeline:
                 make_scheduler(self.model, scheduler_name)
             )
         options |= dict(zip(POSITIONAL, args, strict=False))  # XL's pipeline has another order
+        if self.model.clip_skip and prompt is not None and "clip_skip" not in options:
+            options |= encoded(self.model, prompt, negative_prompt)
+            prompt = negative_prompt = None
         if options.get("latents") is None and self.model.dtype != torch.float32:
             many = prompt if isinstance(prompt, list) else options.get("prompt_embeds", [None])
             options["latents"] = initial_latents(
@@ -240,14 +254,10 @@ class DetSDTextualInversionPipeline:
                 options.get("generator"),
             )
         return self.diffusers_pipeline(
-            self._rewritten(prompt), negative_prompt=self._rewritten(negative_prompt), **options
+            rewritten(self.vocabulary, prompt),
+            negative_prompt=rewritten(self.vocabulary, negative_prompt),
+            **options,
         )
-
-    def _rewritten(self, prompt: str | list[str] | None) -> str | list[str] | None:
-        """Replace the concepts of prompts by their tokens."""
-        if isinstance(prompt, list):
-            return [self.vocabulary.text(p) for p in prompt]
-        return self.vocabulary.text(prompt) if prompt is not None else None
 
     def make(self, jobs: list[Job], **options: Any) -> list[GeneratedImage]:
         """Make the images of any jobs, in their order; `options` as for `make_batches`."""
@@ -286,3 +296,29 @@ class DetSDTextualInversionPipeline:
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
             paths[-1].write_bytes(png.encode(result.image, record, self.a1111_fields(record)))
         return paths
+
+
+def rewritten(vocabulary: Vocabulary, prompt: str | list[str] | None) -> str | list[str] | None:
+    """Replace the concepts of prompts by their tokens."""
+    if isinstance(prompt, list):
+        return [vocabulary.text(p) for p in prompt]
+    return vocabulary.text(prompt) if prompt is not None else None
+
+
+def encoded(
+    model: BaseModel, prompt: str | list[str], negative: str | list[str] | None
+) -> dict[str, torch.Tensor]:
+    """Return prompts as options of a call; diffusers forgets `clip_skip` in negative ones."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    negatives = negative if isinstance(negative, list) else [negative or ""] * len(prompts)
+    with torch.no_grad():
+        found = {
+            "": model.encode_prompts(prompts),
+            "negative_": model.encode_negative_prompts(negatives),
+        }
+    options = {f"{kind}prompt_embeds": cond.prompt_embeds for kind, cond in found.items()}
+    return options | {
+        f"{kind}pooled_prompt_embeds": cond.added_cond_kwargs["text_embeds"]
+        for kind, cond in found.items()
+        if cond.added_cond_kwargs
+    }

@@ -168,6 +168,7 @@ class Checkpoints:
         """Return the concepts with the vectors that are now looked up."""
         model = self._step.model
         facts = {"model": model.name, "model_hash": model.commit or "", "steps": steps}
+        facts["clip_skip"] = model.clip_skip
         return [dataclasses.replace(c, **facts) for c in self._vocabulary.concepts()]
 
     def keep_best(self, state: TrainState) -> None:

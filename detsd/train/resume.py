@@ -54,6 +54,7 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
             f"--output-dir {folder} already holds another run; give this warm start a new folder"
         )
     old, new = facts.get("config", {}), dataclasses.asdict(config)
+    old["model"] = {"clip_skip": 0} | old.get("model", {})  # of an earlier version
     free, training = set(FREE), old.get("training", {})
     if config.training.num_sgd_steps > training.get("num_sgd_steps", 0) > 0:
         free.add("training.num_sgd_steps")
