@@ -18,7 +18,7 @@ from tiny import ROOT
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
-from detsd.sampling.a1111 import a1111_fields, file_digest, noise_fields
+from detsd.sampling.a1111 import a1111_fields, file_digest
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import make_scheduler
@@ -158,7 +158,7 @@ def test_the_table_names_settings_with_the_same_noise_levels(row, model):
     spacing = "leading" if spacing == "any" else spacing
     levels = ((1 - model.scheduler.alphas_cumprod) / model.scheduler.alphas_cumprod) ** 0.5
     levels = levels.double().numpy()
-    given = noise_fields(name, spacing)
+    given = png.noise_fields(name, spacing)
     sampler, *settings = row[1].split("; ")
     assert sampler == png.SAMPLERS[name]
     kind = given.get("Schedule type", "DDIM")
@@ -194,6 +194,6 @@ def test_a_schedule_is_named_wherever_a1111_would_take_another():
     """DPM++ 2M is Karras' there unless it says otherwise."""
     for name in png.SAMPLERS:
         for spacing in ("leading", "trailing", "linspace"):
-            found = noise_fields(name, spacing)
+            found = png.noise_fields(name, spacing)
             assert (found == {}) == (name in ("ddim", "pndm", "unipc", "lcm"))
             assert (found.get("Schedule type") == "Karras") == name.endswith("karras")

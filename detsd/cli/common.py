@@ -35,7 +35,7 @@ def configuration(
         return config, Path()
     config, source, name = named(args)
     folder = args.output_dir or Path("outputs") / name
-    beside = None if source.endswith(".png") else Path(source).parent  # an image names none
+    beside = None if getattr(args, "source", None) else Path(source).parent  # an image names none
     check(config, source, beside)
     RunFolder(folder).check_writable()
     if kind is not FinetuneConfig:

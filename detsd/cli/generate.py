@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from detsd.generate.preflight import check_generate
 from detsd.runs import task
 from detsd.utils import progress
 from detsd.utils.errors import UserError
+from detsd.utils.foreign import printable, read_foreign
+from detsd.utils.paths import BUNDLED
 from detsd.utils.png import read_record
 
 
@@ -65,21 +68,43 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
     source, name, hyperparameters = "the command line", "grid", {}
     if args.source:
         source, name = str(args.source), f"from-{args.source.stem}"
-        hyperparameters = remake_hyperparameters(args.source)
+        hyperparameters = remake_hyperparameters(args.source, args.set or [])
     override(hyperparameters, args.set or [], source)
     return parse_config(hyperparameters, source, GenerateConfig), source, name
 
 
-def remake_hyperparameters(path: Path) -> dict[str, Any]:
+def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
+    """Return the `hyperparameters` for an image of A1111 or ComfyUI; say what is not honoured.
+
+    Args:
+        given: `--set`'s, which name the model and the concepts; the image only has their names.
+    """
+    foreign = read_foreign(path)
+    if foreign is None:
+        raise UserError(
+            f"{path} holds no settings of detsd, A1111 or ComfyUI; give an image as one of these "
+            "wrote it (image editors and chat programs strip them)"
+        )
+    progress.say(f"{path} is an image of {foreign.tool}")
+    key = "model.pretrained_model_name_or_path"
+    model = next((x.partition("=")[2] for x in given if x.startswith(f"{key}=")), BUNDLED)
+    there = printable(foreign.model.replace("\\", "/").rpartition("/")[2][:200])
+    there = there or "an unknown checkpoint"
+    if there.lower() not in (Path(model).stem.lower(), Path(model).name.lower()):
+        name = "" if model != BUNDLED else f"; name yours with --set {key}=FILE"
+        progress.say(f"  it was made on {there}, this will be on {model}{name}")
+    for note in foreign.notes:
+        progress.say(f"  {note}")
+    return {"model": {"pretrained_model_name_or_path": BUNDLED}, "grid": foreign.grid}
+
+
+def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     """Return the `hyperparameters` that make an image again from the settings inside it."""
     if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist; name a PNG file that detsd wrote")
+        raise UserError(f"{path} does not exist; name an image that detsd, A1111 or ComfyUI wrote")
     record = read_record(path)
     if record is None:
-        raise UserError(
-            f"{path} holds no settings of detsd; give a PNG file as python -m detsd generate wrote "
-            "it (image editors and chat programs strip them)"
-        )
+        return foreign_hyperparameters(path, given)
     sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
     uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
     return {

@@ -63,7 +63,7 @@ def _generate(commands: argparse._SubParsersAction) -> None:
         type=_path,
         dest="source",
         metavar="IMAGE",
-        help="make this PNG file again from the settings inside it",
+        help="make this image again from the settings inside it: detsd's, A1111's or ComfyUI's",
     )
     _add_run_options(command, "<config's name>")
     command.set_defaults(run=generate)

@@ -296,7 +296,7 @@ def compare(again: Path, original: Path) -> str:
     if not difference.any():
         return f"the same pixels as {original}"
     share = (difference.max(2) > 0).mean()
-    was, now = (png.read_record(path)["concepts"] for path in (original, again))
+    was, now = ((png.read_record(path) or {}).get("concepts", {}) for path in (original, again))
     other = [
         f"; {name} in {c['source']} has other rows now than then"
         for name, c in was.items()

@@ -13,34 +13,7 @@ from typing import Any
 from detsd.models.base import BaseModel
 from detsd.sampling.stock import make_scheduler
 from detsd.utils.paths import file_name, resolve
-
-# A1111's schedules, by the spacing of the timesteps here.
-SCHEDULES = {"leading": "DDIM", "trailing": "Simple", "linspace": "Uniform"}
-
-
-def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
-    """Return the fields that give A1111 a sampler's noise levels.
-
-    Sources: A1111 1.10, `modules/sd_schedulers.py` and `KDiffusionSampler.get_sigmas`; the
-    `set_timesteps` and `init_noise_sigma` of diffusers' samplers.
-
-    Args:
-        spacing: of the sampler's timesteps.
-    """
-    if scheduler_name in ("ddim", "pndm", "unipc", "lcm"):  # these have timesteps of their own
-        return {}
-    solver = scheduler_name.startswith("dpmsolver++")
-    if scheduler_name.endswith("-karras"):
-        fields: dict[str, Any] = {"Schedule type": "Karras"}
-    elif solver and spacing == "linspace":
-        fields = {"Schedule type": "SGM Uniform"}
-    else:
-        fields = {"Schedule type": SCHEDULES[spacing]}
-    if solver or spacing == "leading":  # begins with noise of the variance of a noisy image
-        fields["SGM noise multiplier"] = True
-    if solver and fields["Schedule type"] == "DDIM":  # which leaves the smallest level out
-        fields["Discard penultimate sigma"] = True
-    return fields
+from detsd.utils.png import noise_fields
 
 
 def a1111_fields(

@@ -31,12 +31,40 @@ SAMPLERS = {
     "lcm": "LCM",
 }
 
+# A1111's schedules, by the spacing of the timesteps here.
+SCHEDULES = {"leading": "DDIM", "trailing": "Simple", "linspace": "Uniform"}
+
 CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
 
 END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 
 
 # ---- settings inside files -----------------------------------------------------------------------
+
+
+def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
+    """Return the fields that give A1111 a sampler's noise levels.
+
+    Sources: A1111 1.10, `modules/sd_schedulers.py` and `KDiffusionSampler.get_sigmas`; the
+    `set_timesteps` and `init_noise_sigma` of diffusers' samplers.
+
+    Args:
+        spacing: of the sampler's timesteps.
+    """
+    if scheduler_name in ("ddim", "pndm", "unipc", "lcm"):  # these have timesteps of their own
+        return {}
+    solver = scheduler_name.startswith("dpmsolver++")
+    if scheduler_name.endswith("-karras"):
+        fields: dict[str, Any] = {"Schedule type": "Karras"}
+    elif solver and spacing == "linspace":
+        fields = {"Schedule type": "SGM Uniform"}
+    else:
+        fields = {"Schedule type": SCHEDULES[spacing]}
+    if solver or spacing == "leading":  # begins with noise of the variance of a noisy image
+        fields["SGM noise multiplier"] = True
+    if solver and fields["Schedule type"] == "DDIM":  # which leaves the smallest level out
+        fields["Discard penultimate sigma"] = True
+    return fields
 
 
 def quote(value: Any) -> str:

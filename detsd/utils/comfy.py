@@ -1,0 +1,174 @@
+"""The graph that ComfyUI puts into its images: nodes by their ids, with a class and inputs.
+
+Inputs are values, or links `[id, output]` to other nodes. Nothing in it is trusted: what has
+another type, a missing node and a circle of links count as unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detsd.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from detsd.utils.foreign import ForeignSettings
+
+COMFY_SAMPLERS = {
+    "ddim": "euler",  # the same method on its noise levels
+    "lms": "lms-discrete",
+    "euler": "euler",
+    "euler_ancestral": "euler-ancestral",
+    "dpmpp_2m": "dpmsolver++",
+    "dpmpp_2m_sde": "dpmsolver++-sde",
+    "dpmpp_2m_sde_gpu": "dpmsolver++-sde",
+    "uni_pc": "unipc",
+    "uni_pc_bh2": "unipc",
+    "heun": "heun",
+    "lcm": "lcm",
+}
+
+KNOWN_NODES = {
+    "KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced", "KSamplerSelect",
+    "BasicScheduler", "KarrasScheduler", "RandomNoise", "CFGGuider", "BasicGuider", "VAEDecode",
+    "VAEDecodeTiled", "SaveImage", "PreviewImage", "EmptyLatentImage", "CheckpointLoaderSimple",
+    "CheckpointLoader", "CLIPTextEncode", "CLIPTextEncodeSDXL", "SaveImageWebsocket", "Reroute",
+    "SaveAnimatedWEBP",
+}  # fmt: skip
+# Left out with a note of its own, or none.
+NOTED = re.compile(
+    "Lora|ControlNet|VAELoader|Upscale|ImageScale|IPAdapter|LoadImage|VAEEncode|SetLastLayer|^Primitive"
+    "|^Empty.*Latent|^Conditioning"
+)
+SAMPLERS = re.compile("KSampler(Advanced)?$|SamplerCustom")
+MAX_NODES = 2000
+MAX_SAMPLERS = 20
+
+
+class Graph:
+    """A graph of ComfyUI."""
+
+    def __init__(self, path: Path, graph: dict[str, Any], found: ForeignSettings):
+        self.path = path
+        self.nodes: dict[str, tuple[str, dict[str, Any]]] = {
+            key: (node["class_type"], node["inputs"])
+            for key, node in islice(graph.items(), MAX_NODES)
+            if isinstance(node, dict)
+            and isinstance(node.get("class_type"), str)
+            and isinstance(node.get("inputs"), dict)
+        }
+        self.found = found
+
+    def upstream(self, *starts: Any, role: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the class and inputs of some nodes and of those they depend on, the nearest first.
+
+        Args:
+            starts: the nodes' ids.
+            role: positive or negative: nodes with such an input pass only that on.
+        """
+        todo, seen = [*starts], set()
+        for key in todo:
+            if not isinstance(key, str) or key in seen or key not in self.nodes:
+                continue
+            seen.add(key)
+            kind, inputs = self.nodes[key]
+            yield kind, inputs
+            links = [inputs[role]] if role in inputs else inputs.values()
+            todo += [link[0] for link in links if isinstance(link, list) and link]
+
+    def value(self, start: Any, *keys: str) -> Any:
+        """Return the nearest value under one of these keys, or of the node that is linked there."""
+        for _, inputs in self.upstream(start):
+            for value in (inputs[key] for key in keys if key in inputs):
+                behind = self.upstream(value[0]) if isinstance(value, list) and value else ()
+                found = [value, *(one for _, node in islice(behind, 10) for one in node.values())]
+                for one in found:
+                    if isinstance(one, str | int | float):
+                        return one
+        return None
+
+    def text(self, start: Any, role: str) -> str:
+        """Return a prompt: the text of the nearest encoder."""
+        names = (role, "conditioning") if role == "positive" else (role,)
+        inputs = (i for _, i in self.upstream(start))
+        link = next((i[name] for i in inputs for name in names if name in i), None)
+        if not isinstance(link, list) or not link:
+            return ""
+        for kind, _ in self.upstream(link[0], role=role):
+            if "TextEncode" in kind:
+                break
+            if kind != "Reroute":
+                self.found.note(f"the node {kind[:100]} on the {role} prompt is left out")
+        encoders = (i for k, i in self.upstream(link[0], role=role) if "TextEncode" in k)
+        for inputs in encoders:
+            for key in ("text", "text_g", "text_l"):
+                value = inputs.get(key)
+                if isinstance(value, list) and value:
+                    value = self.value(value[0], "text", "value", "string", "prompt")
+                if isinstance(value, str):
+                    return value
+        return ""
+
+    def settings(self) -> ForeignSettings:
+        """Return the settings of the first sampler on the way to a saved image."""
+        found = self.found
+        ends = [key for key, (kind, _) in self.nodes.items() if re.search("Save|Preview", kind)]
+        used = {id(inputs): kind for kind, inputs in self.upstream(*ends or self.nodes)}
+        samplers = [
+            key
+            for key, (kind, inputs) in self.nodes.items()
+            if id(inputs) in used and SAMPLERS.match(kind) and kind != "KSamplerSelect"
+        ][:MAX_SAMPLERS]
+        if not samplers:
+            raise UserError(f"{self.path} holds a graph of ComfyUI without a sampler that is known")
+        # The first of several passes depends on no other.
+        first = min(
+            samplers, key=lambda key: sum(bool(SAMPLERS.match(k)) for k, _ in self.upstream(key))
+        )
+        if len(samplers) > 1:
+            found.note("further passes (hires fix) are not supported; the first one is made")
+        found.model = str(self.value(first, "ckpt_name", "unet_name") or "")
+        found.prompts(self.text(first, "positive"), self.text(first, "negative"))
+        given = {key: self.value(first, *keys) for key, keys in {
+            "steps": ("steps",), "cfg": ("cfg",), "seed": ("seed", "noise_seed"),
+            "sampler": ("sampler_name",), "schedule": ("scheduler",), "denoise": ("denoise",),
+            "start": ("start_at_step",), "noise": ("add_noise",), "batch": ("batch_size",),
+            "width": ("width",), "height": ("height",), "skip": ("stop_at_clip_layer",),
+        }.items()}  # fmt: skip
+        if given["schedule"] is None and "KarrasScheduler" in used.values():
+            given["schedule"] = "karras"
+        name = found.sampler(given["sampler"], given["schedule"], COMFY_SAMPLERS)
+        found.number("num_inference_steps", given["steps"], int, "number of steps")
+        found.number("guidance_scales", given["cfg"], float, "guidance scale")
+        found.seed(given["seed"])
+        found.number("width", given["width"], int, "width")
+        found.number("height", given["height"], int, "height")
+        found.check_levels(name)
+        self._note_what_is_left_out(given, [*used.values()])
+        found.notes.sort()
+        return found
+
+    def _note_what_is_left_out(self, given: dict[str, Any], kinds: list[str]) -> None:
+        """Note what changes the image and is not made here."""
+        note = self.found.note
+        images = any(re.search("LoadImage|VAEEncode", kind) for kind in kinds)
+        if images or given["denoise"] not in (None, 1, 1.0):
+            note("an image to begin with is not supported; it begins with noise")
+        if given["start"] not in (None, 0) or given["noise"] in ("disable", False):
+            note("a sampler that begins on the way is not supported; it makes all steps")
+        if given["batch"] not in (None, 1):
+            note(f"of its batch of {str(given['batch'])[:20]} the first image is made")
+        if given["skip"] not in (None, -1):
+            note("CLIP skip is not supported; it is left out")
+        for pattern, what in {
+            "Lora": "LoRA", "ControlNet": "ControlNet", "VAELoader": "another VAE",
+            "Upscale|ImageScale": "hires fix and enlarging", "IPAdapter": "IP-Adapter",
+        }.items():  # fmt: skip
+            if any(re.search(pattern, kind) for kind in kinds):
+                note(f"{what} is not supported; it is left out")
+        others = sorted({k for k in kinds if k not in KNOWN_NODES and not NOTED.search(k)})
+        if others:
+            note(f"nodes that are not known are left out: {', '.join(others)[:200]}")

@@ -1,0 +1,255 @@
+"""Settings that A1111 and ComfyUI put into their images, as far as they can be honoured here.
+
+A1111 writes a text: the prompt, the negative prompt, and a line of fields. For ComfyUI's graph see
+`detsd.utils.comfy`. Neither is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from detsd.utils.comfy import Graph
+from detsd.utils.errors import UserError
+from detsd.utils.formats import open_picture
+from detsd.utils.png import SAMPLERS, noise_fields
+
+SPACINGS = {
+    "": "linspace", "automatic": "linspace", "uniform": "linspace", "normal": "linspace",
+    "simple": "trailing", "sgm uniform": "trailing", "ddim": "leading", "ddim uniform": "leading",
+}  # fmt: skip
+SCHEDULES = (*SPACINGS, "karras", "exponential", "polyexponential", "beta", "kl optimal")
+
+# A concept in ComfyUI's prompts, with or without its file's extension.
+EMBEDDING = re.compile(r"embedding:([^\s,:()]+?)(?:\.(?:pt|bin|safetensors))?(?=[\s,:()]|$)")
+
+# Samplers that draw other noise on the way, or are not made alike; ancestral in ComfyUI alone.
+UNLIKE = ("pndm", "dpmsolver++-sde", "dpmsolver++-sde-karras", "unipc", "lcm")
+
+HONOURED = {
+    "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash", "RNG",
+    "Version", "TI hashes", "SGM noise multiplier", "Discard penultimate sigma", "Batch size",
+    "Batch pos", "User", "Timestep spacing", "Guidance interval", "Lora hashes", "Emphasis",
+    "Noise Schedule",
+}  # fmt: skip
+TOPICS = {  # beginnings of A1111's fields, and what stands behind them
+    "Hires": "hires fix", "First pass": "hires fix", "Denoising": "an image to begin with",
+    "Init image": "an image to begin with", "Mask": "inpainting", "Inpaint": "inpainting",
+    "Clip skip": "CLIP skip", "VAE": "another VAE", "Variation": "a variation seed",
+    "Seed resize": "a seed of another size", "ENSD": "another seed for the noise on the way",
+    "Eta": "another amount of noise on the way", "Refiner": "a refiner", "ControlNet": "ControlNet",
+    "ADetailer": "ADetailer", "Face restoration": "face restoration", "Hypernet": "a hypernetwork",
+    "Tiling": "tiling",
+}  # fmt: skip
+
+
+@dataclass
+class ForeignSettings:
+    """The settings of another tool's image.
+
+    Attributes:
+        tool: its name.
+        grid: what a configuration's section `grid` says of them.
+        model: the checkpoint's name; "" if unknown.
+        notes: what cannot be honoured, half a sentence each.
+    """
+
+    tool: str
+    grid: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        text = printable(text)
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def number(self, key: str, value: Any, kind: type, name: str) -> None:
+        """Keep a number under a key of `grid`; note one that is none."""
+        try:
+            if value is None or isinstance(value, bool):
+                raise ValueError
+            self.grid[key] = kind(value)
+        except (ValueError, TypeError, OverflowError):
+            self.note(f"it names no {name}; the default is taken")
+
+    def prompts(self, prompt: str, negative: str) -> None:
+        """Keep the prompts, without what other tools do with them."""
+        text = f"{prompt} {negative}"
+        if re.search(r"<(lora|lyco|hypernet):", text):
+            self.note("LoRA is not supported; it is left out")
+        if re.search(r"\[[^\]]*[:|][^\]]*\]|\bAND\b|\bBREAK\b", text):
+            self.note("prompt editing ([a:b:0.5], [a|b], AND, BREAK) is read as it stands")
+        if words := [match[1] for match in EMBEDDING.finditer(text)]:
+            names = ", ".join(dict.fromkeys(words))
+            self.note(f"its prompt uses the concepts {names}; name their files in concepts.files")
+        for key, value in (("prompts", prompt), ("negative_prompts", negative)):
+            value = re.sub(r"\s*<(lora|lyco|hypernet):[^>]*>", "", value)
+            self.grid[key] = EMBEDDING.sub(r"\1", value).strip()
+
+    def seed(self, value: Any) -> None:
+        """Keep a seed; PyTorch's generator of the CPU heeds 32 bits of it."""
+        self.number("seeds", value, int, "seed")
+        if "seeds" in self.grid:
+            self.grid["seeds"] %= 2**32
+
+    def sampler(self, sampler: Any, schedule: Any, known: dict[str, str]) -> str:
+        """Keep a sampler with a schedule; return its name here, "" for an unknown one."""
+        words = str(sampler or "").strip().lower()
+        kind = str(schedule or "").strip().lower().replace("_", " ")
+        for suffix in SCHEDULES[1:]:
+            if words not in known and words.endswith(f" {suffix}"):
+                words, kind = words.removesuffix(f" {suffix}"), suffix
+        name = known.get(words, "")
+        if not name:
+            self.note(f"its sampler {str(sampler)[:100]!r} is not supported; ddim is taken")
+            return ""
+        if kind == "karras" and name.startswith("dpmsolver++"):
+            name += "-karras"
+        elif name not in ("pndm", "lcm", "unipc"):
+            if kind not in SPACINGS:
+                self.note(f"its schedule {str(schedule)[:100]!r} is not supported with {name}")
+            self.grid["spacing"] = SPACINGS.get(kind, "linspace")
+            if kind == "sgm uniform" and name.startswith("dpmsolver++"):
+                self.grid["spacing"] = "linspace"
+        if name in UNLIKE or (self.tool == "ComfyUI" and name == "euler-ancestral"):
+            self.note(
+                f"{name} here and {sampler} there are not made alike: another image, of the kind"
+            )
+        self.grid["scheduler_names"] = name
+        return name
+
+    def check_levels(self, name: str) -> None:
+        """Note where a sampler's noise levels are those of the other tool for other steps only."""
+        steps, spacing = self.grid.get("num_inference_steps", 0), self.grid.get("spacing")
+        count = steps + (self.tool == "A1111" and name == "dpmsolver++")
+        if spacing == "leading" and count and 1000 % count:
+            self.note(f"with {steps} steps the noise levels differ somewhat from {self.tool}'s")
+
+
+def printable(text: str) -> str:
+    """Return a text of others without characters that a terminal would act on."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def read_foreign(path: Path) -> ForeignSettings | None:
+    """Read the settings of A1111 or ComfyUI inside an image; None if it has none.
+
+    PNG files hold them in text chunks, JPEG, WebP and AVIF files in the EXIF data.
+    """
+    try:
+        with open_picture(path) as image:
+            texts = _texts(image)
+            if not texts:  # where an editor wrote them behind the pixels
+                image.load()
+                texts = _texts(image)
+    except Exception:  # whatever a damaged file leads Pillow to
+        return None
+    try:
+        graph = json.loads(texts.get("prompt", ""))
+    except (ValueError, RecursionError):  # not JSON, or nested without end
+        graph = None
+    if isinstance(graph, dict):
+        return Graph(path, graph, ForeignSettings("ComfyUI")).settings()
+    if "parameters" in texts:
+        return _a1111(path, texts["parameters"])
+    if "prompt" in texts:
+        raise UserError(f"{path} holds a text under 'prompt' that is no graph of ComfyUI")
+    return None
+
+
+def _texts(image: Image.Image) -> dict[str, str]:
+    """Return the texts inside an image, under the names of PNG's chunks."""
+    found = {key: text for key, text in image.info.items() if isinstance(text, str)}
+    exif = image.getexif()
+    for tag in (0x010F, 0x0110):  # ComfyUI's WebP files
+        key, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon and key == "prompt":
+            found.setdefault(key, text.rstrip("\0"))
+    comment = exif.get_ifd(0x8769).get(0x9286, b"")
+    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        comment = comment[8:]
+        big = comment[::2].count(0) >= comment[1::2].count(0)  # the text is Latin for the most part
+        found.setdefault(
+            "parameters", comment.decode("utf-16-be" if big else "utf-16-le", "replace")
+        )
+    elif comment:
+        text = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+        found.setdefault("parameters", text.removeprefix("ASCII\0\0\0"))
+    return found
+
+
+# ---- A1111 -------------------------------------------------------------------------------------
+
+
+def fields(line: str) -> dict[str, str]:
+    """Split A1111's line of `key: value`; values with commas or colons are JSON texts."""
+    found, position, decoder = {}, 0, json.JSONDecoder()
+    while position < len(line):
+        end = line.find(",", position)
+        end = len(line) if end < 0 else end
+        colon = line.find(":", position, end)
+        if colon < 0:  # a word alone
+            position = end + 1
+            continue
+        key, start = line[position:colon].strip(), colon + 1
+        start += len(line[start:end]) - len(line[start:end].lstrip())
+        value = line[start:end].strip()
+        if line.startswith('"', start):
+            try:
+                value, after = decoder.raw_decode(line, start)
+                end = line.find(",", after)
+                end = len(line) if end < 0 else end
+            except ValueError:  # no text in quotation marks
+                pass
+        found[key], position = str(value), end + 1
+    return found
+
+
+def _a1111(path: Path, text: str) -> ForeignSettings:
+    """Return the settings of A1111's text."""
+    *lines, last = text.strip().split("\n")
+    given = fields(last)
+    if not {"Steps", "Seed", "Sampler"} & given.keys() or len(given) < 3:
+        raise UserError(f"{path} holds a text under 'parameters' that is not A1111's settings")
+    start = next((k for k, x in enumerate(lines) if x.startswith("Negative prompt:")), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:")
+    found = ForeignSettings("A1111", model=given.get("Model", given.get("Model hash", "")))
+    found.prompts("\n".join(lines[:start]), negative)
+    known = {o.lower(): name for name, o in SAMPLERS.items() if not name.endswith("-karras")}
+    name = found.sampler(given.get("Sampler"), given.get("Schedule type"), known)
+    found.number("num_inference_steps", given.get("Steps"), int, "number of steps")
+    found.number("guidance_scales", given.get("CFG scale"), float, "CFG scale")
+    found.seed(given.get("Seed"))
+    width, _, height = given.get("Size", "").partition("x")
+    found.number("width", width, int, "width")
+    found.number("height", height, int, "height")
+    if name in ("ddim", "pndm"):  # have one schedule there
+        found.grid["spacing"] = "leading"
+    if given.get("Timestep spacing") in SPACINGS.values():  # of ours
+        found.grid["spacing"] = given["Timestep spacing"]
+    interval = given.get("Guidance interval", "")
+    if re.fullmatch(r"\d(\.\d+)? to \d(\.\d+)?", interval):  # of ours, too
+        found.grid["guidance_interval"] = [float(part) for part in interval.split(" to ")]
+    if given.get("RNG") != "CPU":
+        found.note("its noise was drawn on the GPU (it does not say RNG: CPU): another image")
+    found.check_levels(name)
+    wanted = noise_fields(name, found.grid.get("spacing", "leading")) if name else {}
+    for key in ("SGM noise multiplier", "Discard penultimate sigma"):
+        if name and name not in UNLIKE and (given.get(key) == "True") != (key in wanted):
+            found.note(f"its noise levels differ a little from those here ({key})")
+    if "Lora hashes" in given:
+        found.note("LoRA is not supported; it is left out")
+    if any(key.startswith("Hires") for key in given):
+        given.pop("Denoising strength", None)  # of its second pass
+    for key in given.keys() - HONOURED:
+        topics = (what for start, what in TOPICS.items() if key.startswith(start))
+        found.note(f"{next(topics, repr(key[:100]))} is not supported; it is left out")
+    found.notes.sort()
+    return found
