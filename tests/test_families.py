@@ -1,10 +1,12 @@
 """Stable Diffusion 1.x, 2.x and XL alike; held equal to stock diffusers on tiny random models."""
 
 import dataclasses
+import hashlib
 import json
 import pickle
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,11 +25,13 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
 from forked import in_two_ranks
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, ROOT, save_single_file, save_tiny_sdxl, vocabulary
+from tiny import FAMILIES, ROOT, ldm_vae, save_single_file, save_tiny_sdxl, vocabulary
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel
 from transformers import CLIPTextModelWithProjection as CLIPTextModel2
 
 from detsd.__main__ import main
+from detsd.cli.evaluate import evaluation_config
+from detsd.cli.parser import parser
 from detsd.concepts.concept import FAMILIES as FAMILY_NAMES
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
@@ -39,7 +43,14 @@ from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.models.single_file import infer_prediction_type
 from detsd.models.spec import load_token_tables, read_spec, resolve_model
-from detsd.models.support import single_family, unsupported_index, unsupported_parts, without_index
+from detsd.models.support import (
+    model_problems,
+    single_family,
+    unsupported_index,
+    unsupported_parts,
+    without_index,
+)
+from detsd.runs.folder import RunFolder, read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
 from detsd.sampling.jobs import Job
@@ -140,6 +151,118 @@ def test_more_layers_than_there_are_cannot_be_left_out(folders):
         assert most == 1
         with pytest.raises(UserError, match=r"model.clip_skip is 2, but .* has layers for 0 to 1"):
             load_base_model(ModelConfig(str(folders[family]), clip_skip=2), CPU)
+
+
+def save_vae(folder, path, **changes):
+    """Write the VAE of a model with other weights, as a folder, or as a file in either layout."""
+    source = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    torch.manual_seed(5)
+    vae = AutoencoderKL.from_config(dict(source.config) | changes)
+    if path.suffix != ".safetensors":
+        vae.save_pretrained(path)
+    elif "original" in path.name:
+        tensors = {f"first_stage_model.{k}": v for k, v in ldm_vae(vae).items()}
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+    else:
+        save_file(vae.state_dict(), path)
+    return vae
+
+
+def is_loaded(model, vae) -> bool:
+    got = model.vae.state_dict()
+    return all(torch.equal(got[key], value) for key, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_vae_is_taken_from_a_folder_or_a_file(family, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", None)  # no hub, not even for a configuration
+    job, made = Job("a dog", 7, num_inference_steps=2), []
+    for name in ("folder", "plain.safetensors", "original.safetensors", "model/vae"):
+        vae = save_vae(folders[family], tmp_path / name)
+        given = str(tmp_path / name.removesuffix("/vae"))
+        pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]), vae=given)
+        assert is_loaded(pipe.model, vae)
+        record, file = pipe.settings(job), pipe.model.vae_file
+        assert record["model"]["vae"] == given
+        assert record["vae_hash"] == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+        made += [np.asarray(m.image).astype(int) for m in pipe.make([job])]
+    assert all((image == made[0]).all() for image in made)
+    own = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))
+    assert {"vae", "vae_hash"}.isdisjoint(own.settings(job) | own.settings(job)["model"])
+    (plain,) = own.make([job])
+    assert abs(np.asarray(plain.image).astype(int) - made[0]).max() > 1
+
+
+def test_a_run_keeps_the_vae_that_it_began_with(experiment, folders, tmp_path, capsys):
+    steps = {"num_sgd_steps": 2, "checkpoint_freq": 1}
+    vae, other = tmp_path / "vae.safetensors", tmp_path / "original.safetensors"
+    for path in (vae, other):
+        save_vae(folders["sd1"], path)
+    model = {"pretrained_model_name_or_path": str(folders["sd1"]), "vae": str(vae)}
+    path, out = experiment(training=steps, model=model), str(tmp_path / "out")
+    assert main(["finetune", str(path), "--output-dir", out]) == 0
+    said = capsys.readouterr().out
+    assert f"--vae {vae}" in said
+    assert f"--set model.vae={vae}" in said
+    begun = ["finetune", str(path), "--output-dir", out, "--set", "training.num_sgd_steps=3"]
+    assert main([*begun, "--set", f"model.vae={other}"]) == 2
+    assert f"model.vae was '{vae}', is '{other}'" in capsys.readouterr().err
+    moved = vae.rename(tmp_path / "moved.safetensors")
+    assert main([*begun, "--set", f"model.vae={moved}"]) == 0
+    facts = read_metadata(RunFolder(Path(out)).latest())
+    assert (facts["steps_completed"], facts["vae"]) == (3, str(moved))
+    arguments = parser().parse_args(["evaluate", out])
+    assert evaluation_config(arguments)[0].model.vae == str(moved)
+
+
+@pytest.mark.usefixtures("configs")
+def test_a_single_file_of_a_model_takes_another_vae(folders, tmp_path):
+    file = save_single_file(folders["sd1"], tmp_path / "m.safetensors")
+    vae = save_vae(folders["sd1"], tmp_path / "original.safetensors")
+    given = ModelConfig(str(file), vae=str(tmp_path / "original.safetensors"))
+    assert is_loaded(load_base_model(given, CPU), vae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent_channels": 8}, "has latents of 8 channels, and the UNet was trained on latents"),
+        ({"scaling_factor": 0.13025}, "the scaling factor 0.13025, and the UNet was trained on"),
+        ({"_class_name": "AutoencoderTiny"}, "is of the class AutoencoderTiny; name the folder"),
+        ({"block_out_channels": [8, 8]}, "has 2 sizes of layers, and the UNet was trained on 3"),
+    ],
+)
+def test_a_vae_that_does_not_fit_is_refused(changes, words, folders, tmp_path):
+    shutil.copytree(folders["sd1"] / "vae", tmp_path / "vae")
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(UserError, match="model.vae: ") as error:
+        load_base_model(ModelConfig(str(folders["sd1"]), vae=str(tmp_path / "vae")), CPU)
+    assert words in str(error.value)
+
+
+def test_files_that_are_no_vae_are_refused(folders, tmp_path):
+    save_vae(folders["sd1"], tmp_path / "wide.safetensors", latent_channels=8)
+    save_file({"blob-thing": torch.zeros(1, 16)}, tmp_path / "concept.safetensors")
+    torch.save({}, tmp_path / "anime.vae.pt")
+    whole = load_file(folders["sd1"] / "vae" / "diffusion_pytorch_model.safetensors")
+    del whole["decoder.conv_out.bias"]
+    save_file(whole, tmp_path / "torn.safetensors")
+    (tmp_path / "empty").mkdir()
+    for name, words in (
+        ("wide.safetensors", "has latents of 8 channels"),
+        ("concept.safetensors", "it has no encoder and decoder of a VAE"),
+        ("anime.vae.pt", "is a pickle, which can run code"),
+        ("torn.safetensors", "tensors of a VAE are missing in it"),
+        ("empty", "config.json"),
+    ):
+        with pytest.raises(UserError, match="model.vae: ") as error:
+            load_base_model(ModelConfig(str(folders["sd1"]), vae=str(tmp_path / name)), CPU)
+        assert words in str(error.value)
+    gone = ModelConfig(str(folders["sd1"]), vae=str(tmp_path / "gone"))
+    assert "model.vae: " in model_problems(gone)[0]
+    for name in ("stabilityai/sd-vae-ft-mse", "a/b@main"):
+        assert model_problems(dataclasses.replace(gone, vae=name)) == []
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmsolver++-karras"])

@@ -27,6 +27,7 @@ from detsd.models import hub as model_hub
 from detsd.models.hub import WHOLE, ModelFiles
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.models.spec import resolve_model
+from detsd.models.vae import pinned
 from detsd.runs.folder import read_metadata
 from detsd.runs.local import LocalRun
 from detsd.utils.errors import UserError
@@ -92,6 +93,28 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, tiny_model, tmp_path)
     hub.asked.clear()
     assert load_base_model(ModelConfig(NAME), CPU).commit == commit
     assert hub.downloads() == []
+
+
+def test_another_vae_of_the_hub_is_kept_to_its_commit(hub, tiny_model):
+    """And the model's own is not fetched."""
+    begun = hub.add("tiny/vae", tiny_model / "vae")
+    model = load_base_model(ModelConfig(NAME, vae="tiny/vae"), CPU)
+    assert model.settings["vae"] == f"tiny/vae@{begun}"
+    assert not [name for name in hub.downloads() if name.startswith("vae/diffusion")]
+    assert model.vae_file.name == "diffusion_pytorch_model.safetensors"
+    newer = hub.add("tiny/vae", tiny_model / "vae")
+    for vae, commit in (
+        ("tiny/vae", newer),
+        (model.settings["vae"], begun),
+        ("tiny/vae@main", newer),
+    ):
+        found = load_base_model(ModelConfig(NAME, vae=vae), CPU).settings["vae"]
+        assert found == f"tiny/vae@{commit}"
+    assert pinned("tiny/vae", model.settings["vae"]) == f"tiny/vae@{begun}"
+    assert pinned("tiny/other", model.settings["vae"]) == "tiny/other"
+    assert pinned(None, model.settings["vae"]) is None
+    with pytest.raises(UserError, match="model.vae: tiny/gone is neither a folder"):
+        load_base_model(ModelConfig(NAME, vae="tiny/gone"), CPU)
 
 
 def test_a_gated_model_says_so_with_and_without_a_token(hub, monkeypatch):

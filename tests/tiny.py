@@ -257,7 +257,7 @@ def save_single_file(folder: Path, path: Path, metadata: dict[str, str] | None =
     cls = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     pipe = cls.from_pretrained(folder, local_files_only=True)
     tensors = {f"model.diffusion_model.{k}": v for k, v in _ldm_unet(pipe.unet).items()}
-    tensors |= {f"first_stage_model.{k}": v for k, v in _ldm_vae(pipe.vae).items()}
+    tensors |= {f"first_stage_model.{k}": v for k, v in ldm_vae(pipe.vae).items()}
     text = {
         k if k.startswith("text_model.") else f"text_model.{k}": v
         for k, v in pipe.text_encoder.state_dict().items()
@@ -318,7 +318,7 @@ def _ldm_unet(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     return found
 
 
-def _ldm_vae(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+def ldm_vae(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
     last = len(vae.config.block_out_channels) - 1
     found = {}
     for key, value in vae.state_dict().items():

@@ -276,7 +276,7 @@ def read_settings(
         settings = parse_form(values)
         make_job(pipe, settings)
         model = record["model"]["pretrained_model_name_or_path"]
-        clip_skip = record["model"].get("clip_skip", 0)
+        others = {key: record["model"].get(key) for key in ("clip_skip", "vae")}
         digests = {name: concept["sha256"] for name, concept in record["concepts"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
@@ -287,8 +287,10 @@ def read_settings(
     notes = []
     if model != pipe.model.name:
         notes.append(f"it was made on {model}, this is {pipe.model.name}")
-    if clip_skip != pipe.model.clip_skip:
-        notes.append(f"it was made with clip skip {clip_skip}, here it is {pipe.model.clip_skip}")
+    for key, value in others.items():
+        here = pipe.model.settings.get(key)
+        if value != here:
+            notes.append(f"it was made with model.{key} {value}, here it is {here}")
     here = pipe.concept_fingerprints(f"{settings.prompt} {settings.negative_prompt}")
     for name, digest in digests.items():
         if name not in here:

@@ -23,7 +23,7 @@ def app(args: argparse.Namespace) -> int:
     if concepts is None and not args.uuid and args.model == BUNDLED:
         concepts = [resolve(DEMO_CONCEPT)]
         pictures = {DEMO_WORD: DEMO_IMAGES}
-    model = ModelConfig(args.model, clip_skip=args.clip_skip)
+    model = ModelConfig(args.model, clip_skip=args.clip_skip, vae=args.vae)
     problems = model_problems(model)
     for source in map(ConceptSource.parse, concepts or []):
         problems += source.problems("--concepts")

@@ -91,5 +91,5 @@ def learned_on(sources: list[str]) -> dict[str, Any]:
         if facts:
             model = facts["config"]["model"]
             own = {key: model.get(key) for key in ("pretrained_model_name_or_path", "clip_skip")}
-            return own | {"revision": facts.get("commit")}
+            return own | {"revision": facts.get("commit"), "vae": facts.get("vae")}
     return {"pretrained_model_name_or_path": BUNDLED}

@@ -108,6 +108,7 @@ def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
     model = config.model.pretrained_model_name_or_path
     other = [] if model == BUNDLED else ["--model", model]
     other += ["--clip-skip", config.model.clip_skip] if config.model.clip_skip else []
+    other += ["--vae", config.model.vae] if config.model.vae else []
     settings = grid_settings(config, {"concepts.files": folder}) | {"grid.num_seeds": 3}
     grid = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     print_commands(
@@ -142,7 +143,7 @@ def grid_settings(config: FinetuneConfig, concepts: dict[str, Any]) -> dict[str,
     """Return the settings of a grid that shows what was learned, as YAML by their keys."""
     i, words = config.inference, config.concepts.concept_strs
     prompts = i.inference_prompts or [f"a photo of a {word}" for word in words]
-    own = ("pretrained_model_name_or_path", "revision", "clip_skip")
+    own = ("pretrained_model_name_or_path", "revision", "clip_skip", "vae")
     return {
         **{f"model.{key}": value for key in own if (value := getattr(config.model, key))},
         **concepts,

@@ -136,6 +136,7 @@ def _export(commands: argparse._SubParsersAction) -> None:
 def _app(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("app", help="the interactive demo, a page for the browser")
     command.add_argument("--model", default=BUNDLED, help="diffusers folder or hub model")
+    command.add_argument("--vae", metavar="MODEL", help="as model.vae: another VAE than its own")
     command.add_argument(
         "--clip-skip", type=int, default=0, metavar="N", help="as model.clip_skip; A1111 says N + 1"
     )

@@ -31,6 +31,12 @@ class ModelConfig(Section):
         low=0,
         high=31,
     )
+    vae: str | None = setting(
+        None,
+        "another VAE than the model's own: a folder, a .safetensors file, or a hub model, at one "
+        "revision as OWNER/NAME@REVISION; null: its own",
+        path=True,
+    )
     safety_checker: bool = setting(
         True, "run the model's own safety checker on the images of a grid, if the model has one"
     )

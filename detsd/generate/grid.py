@@ -32,6 +32,7 @@ from detsd.generate.work_queue import WorkQueue
 from detsd.models.base import Conditioning
 from detsd.models.loading import pick_dtype
 from detsd.models.spec import fetch_vocabulary
+from detsd.models.vae import pinned
 from detsd.runs.folder import DICT_FILE, MANIFEST, RunFolder, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
@@ -70,8 +71,11 @@ class Grid:
             package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device))},
         )
+        made_by = self._stored_model()
         m = dataclasses.replace(
-            config.model, revision=config.model.revision or self._stored_commit()
+            config.model,
+            revision=config.model.revision or made_by.get("revision"),
+            vae=pinned(config.model.vae, made_by.get("vae")),
         )
         self._uuids = [*config.concepts.uuids, *run.model_uuids(config.concepts.models)]
         # Before the weights are downloaded, if the tokenizer can be had alone.
@@ -87,7 +91,7 @@ class Grid:
         self.pipeline.check(self.jobs)
         learned = self.pipeline.concept_fingerprints(" ".join(self.pipeline.concepts))
         run.assert_equal_across_ranks(
-            base_model={"commit": model.commit},
+            base_model={"commit": model.commit, "vae": model.vae_name},
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
         if run.is_chief:
@@ -116,15 +120,15 @@ class Grid:
 
     # ---- the model ---------------------------------------------------------------------------
 
-    def _stored_commit(self) -> str | None:
-        """Return the hub's commit that made the images stored so far, if any."""
+    def _stored_model(self) -> dict[str, Any]:
+        """Return the model that made the images stored so far, with the hub's commits, if any."""
         manifest = self.run.latest / MANIFEST if self.run.latest else Path()
         if manifest.is_file():
             with manifest.open(encoding="utf-8") as lines:
-                return json.loads(next(lines))["model"]["revision"]
+                return json.loads(next(lines))["model"]
         stored = map(png.read_record, sorted((self.run.folder / "images").glob("job-*.png")))
         first = next(filter(None, stored), {})
-        return first.get("model", {}).get("revision")
+        return first.get("model", {})
 
     def _prompts(self) -> list[str]:
         """Return the grid's prompts, each once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,8 @@ class BaseModel:
     force_zeros_for_empty_prompt: bool = False  # as negative prompt
     commit: str | None = None  # of the hub, that the weights came from; None for a folder
     clip_skip: int = 0  # layers left out at the end of the text encoders, as diffusers counts
+    vae_name: str | None = None  # of another VAE than its own, with the hub's commit
+    vae_file: Path | None = None  # that VAE's weights
 
     @property
     def vae_scale_factor(self) -> int:
@@ -47,7 +50,8 @@ class BaseModel:
     def settings(self) -> dict[str, Any]:
         """The settings that load it again, besides precision and safety checker."""
         known = {"pretrained_model_name_or_path": self.name, "revision": self.commit}
-        return known | ({"clip_skip": self.clip_skip} if self.clip_skip else {})
+        own = {"clip_skip": self.clip_skip, "vae": self.vae_name}
+        return known | {key: value for key, value in own.items() if value}
 
     @property
     def image_size(self) -> int:

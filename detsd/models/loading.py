@@ -8,6 +8,7 @@ states and the frame of the image are inputs of the UNet as well.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
@@ -22,10 +23,26 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.vocabulary import Vocabulary, check_fit
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
-from detsd.models.hub import ModelFiles
+from detsd.models.hub import WHOLE, ModelFiles
 from detsd.models.single_file import infer_prediction_type, read_single_file
-from detsd.models.spec import loading, read_json, read_spec, resolve_model, tokenizer_for
+from detsd.models.spec import (
+    ModelSpec,
+    loading,
+    read_json,
+    read_spec,
+    resolve_model,
+    tokenizer_for,
+)
 from detsd.models.support import INDEX
+from detsd.models.vae import (
+    HINT,
+    KEY,
+    check_vae,
+    full_name,
+    load_single_vae,
+    resolve_vae,
+    weights_file,
+)
 from detsd.utils.errors import UserError
 
 disable_progress_bar()  # of loading; it comes up even for a model of seconds
@@ -83,13 +100,17 @@ def load_base_model(
         )
     for concept in concepts:
         check_fit(concept, kind.widths, name)
-    source.fetch(*(part for side in kind.text_encoders for part in side), "vae", "unet")
+    vae, vae_source = None, None
+    if config.vae:
+        vae, vae_source = _external_vae(config.vae, source, kind, dtype)
+    parts = [part for side in kind.text_encoders for part in side] + ["unet"]
+    source.fetch(*parts, *(() if vae else ("vae",)))
 
-    vae_dtype = kind.vae_dtype(dtype)
     with loading(name):
         tokenizers = [tokenizer_for(source, part) for part, _ in kind.text_encoders]
+        vae = vae or _load_vae(source, source, "vae", kind.vae_dtype(dtype))
         if source.single:
-            encoders, vae, unet = read_single_file(source, tokenizers, dtype, vae_dtype)
+            encoders, unet = read_single_file(source, tokenizers, dtype, vae)
         else:
             # In the final dtype from the start, or cast here where the keyword for it has another
             # name in each version: the device never holds more.
@@ -97,7 +118,6 @@ def load_base_model(
                 _load(cls, source, part).to(dtype=dtype)
                 for cls, (_, part) in zip(ENCODERS, kind.text_encoders, strict=False)
             ]
-            vae = _load(AutoencoderKL, source, "vae", torch_dtype=vae_dtype)
             unet = _load(UNet2DConditionModel, source, "unet", torch_dtype=dtype)
         for part in (*encoders, vae, unet):
             part.requires_grad_(False).eval().to(device)
@@ -119,7 +139,31 @@ def load_base_model(
         kind.force_zeros_for_empty_prompt,
         source.commit,
         config.clip_skip,
+        vae_source and full_name(config.vae, vae_source),
+        vae_source and weights_file(vae_source),
     )
+
+
+def _external_vae(
+    name: str, source: ModelFiles, kind: ModelSpec, dtype: torch.dtype
+) -> tuple[AutoencoderKL, ModelFiles]:
+    """Load another VAE than the base model's, before any of the base model's weights."""
+    files = resolve_vae(name)
+    config = check_vae(files, read_json(source, "vae/config.json"))
+    files.fetch(WHOLE)
+    upcast = kind.force_upcast and config.get("force_upcast", True)
+    vae_dtype = dataclasses.replace(kind, force_upcast=upcast).vae_dtype(dtype)
+    with loading(name, HINT, KEY):
+        return _load_vae(files, source, WHOLE, vae_dtype), files
+
+
+def _load_vae(
+    files: ModelFiles, source: ModelFiles, part: str, dtype: torch.dtype
+) -> AutoencoderKL:
+    """Load a VAE, out of a single file by the configuration in `source`."""
+    if files.single:
+        return load_single_vae(files.single, source.folder, dtype)
+    return _load(AutoencoderKL, files, part, torch_dtype=dtype)
 
 
 def fix_sample_size(unet: UNet2DConditionModel) -> None:
@@ -136,7 +180,7 @@ def _load(cls: type, source: ModelFiles, part: str, **options):
     """Load one part, or raise ValueError where the libraries would draw missing weights anew."""
     model, info = cls.from_pretrained(
         source.folder,
-        subfolder=part,
+        subfolder=None if part == WHOLE else part,
         use_safetensors=True,
         variant=source.variant(part),
         output_loading_info=True,

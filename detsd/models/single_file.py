@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from detsd.models.hub import KEY, ModelFiles, files_of
-from detsd.models.support import SUPPORTED, single_family
+from detsd.models.support import SUFFIXES, SUPPORTED, single_family
 from detsd.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ CONFIGS = Path(__file__).parent / "configs"
 
 VOCABULARY = Path(__file__).parents[2] / "demo_model" / "tokenizer"
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-
 
 def is_single_file(name: str) -> bool:
     """Return whether a base model's name is that of a file, there or missing."""
@@ -40,28 +38,37 @@ def is_single_file(name: str) -> bool:
 def find_single_file(name: str) -> ModelFiles:
     """Find a single file's weights, and its family's configuration."""
     path = Path(name)
-    if not path.is_file():
-        raise UserError(f"{KEY}: {name} does not exist; name a file, a folder or a hub model")
-    if not VOCABULARY.is_dir():
+    if path.is_file() and not VOCABULARY.is_dir():
         raise UserError(
             f"{KEY}: a single file needs the vocabulary in demo_model/tokenizer, which is not in "
             f"{VOCABULARY.parent.parent}; run detsd from its repository, or name a folder"
         )
+    family, what = single_family(safe_shapes(name, path, KEY))
+    if what:
+        raise UserError(f"{KEY}: {name} is {what}; {SUPPORTED}")
+    return ModelFiles(name, CONFIGS / family, files_of(CONFIGS / family), single=path)
+
+
+def safe_shapes(name: str, path: Path, key: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file; refuse any other file.
+
+    Args:
+        name: of the model, in messages.
+        key: what names it.
+    """
+    if not path.is_file():
+        raise UserError(f"{key}: {name} does not exist; name a file, a folder or a hub model")
     with path.open("rb") as f:
         start = f.read(9)
     if start[8:] != b"{":
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
         what = "a pickle, which can run code when it is read" if pickled else "no safetensors file"
         raise UserError(
-            f"{KEY}: {name} is {what}; convert it to safetensors on a machine that may be lost, as "
+            f"{key}: {name} is {what}; convert it to safetensors on a machine that may be lost, as "
             "docs/models.md says"
         )
-    with safe_open(name, "pt") as f:
-        shapes = {key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}  # noqa: SIM118
-    family, what = single_family(shapes)
-    if what:
-        raise UserError(f"{KEY}: {name} is {what}; {SUPPORTED}")
-    return ModelFiles(name, CONFIGS / family, files_of(CONFIGS / family), single=path)
+    with safe_open(str(path), "pt") as f:
+        return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
 
 
 def scheduler_overrides(path: Path) -> dict:
@@ -117,20 +124,17 @@ def token_tables(files: list[Path]) -> list[torch.Tensor]:
 
 
 def read_single_file(
-    source: ModelFiles, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae_dtype: torch.dtype
-) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], AutoencoderKL, UNet2DConditionModel]:
-    """Load text encoders, VAE and UNet, on the CPU in their final dtype."""
+    source: ModelFiles, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae: AutoencoderKL
+) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], UNet2DConditionModel]:
+    """Load text encoders and UNet, on the CPU in their final dtype."""
     # Late: the tables of tokens are read without them.
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     options = {"config": str(source.folder), "local_files_only": True}
-    vae = AutoencoderKL.from_single_file(
-        str(source.single), subfolder="vae", torch_dtype=vae_dtype, **options
-    )
     parts = {"vae": vae, "tokenizer": tokenizers[0], "torch_dtype": dtype}
     if len(tokenizers) == 2:
         parts["tokenizer_2"] = tokenizers[1]
         pipe = StableDiffusionXLPipeline.from_single_file(str(source.single), **parts, **options)
-        return [pipe.text_encoder, pipe.text_encoder_2], vae, pipe.unet
+        return [pipe.text_encoder, pipe.text_encoder_2], pipe.unet
     pipe = StableDiffusionPipeline.from_single_file(str(source.single), **parts, **options)
-    return [pipe.text_encoder], vae, pipe.unet
+    return [pipe.text_encoder], pipe.unet

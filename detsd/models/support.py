@@ -158,11 +158,29 @@ def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
     return "", "of another kind (its text encoder is not CLIP), or has no text encoder"
 
 
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of files of weights
+
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
-    """Return what is wrong with a base model's name, without loading or asking the hub."""
+    """Return what is wrong with the names of base model and VAE, without loading or the hub."""
+    return _name_problems(config, beside) + _vae_problems(config.vae, beside)
+
+
+def _vae_problems(name: str | None, beside: Path | None) -> list[str]:
+    """Return why nothing can be at the name of an external VAE."""
+    if name is None or os.path.exists(resolve(name)):
+        return []
+    if re.fullmatch(rf"{HUB_NAME}(@[\w.-]+)?", name) and not name.endswith(SUFFIXES):
+        return []
+    return [
+        f"model.vae: {name} does not exist{looked(name, beside)}; name a folder, a .safetensors "
+        "file, or a model on the hub as OWNER/NAME"
+    ]
+
+
+def _name_problems(config: ModelConfig, beside: Path | None) -> list[str]:
     name = config.pretrained_model_name_or_path
     key = "model.pretrained_model_name_or_path"
     path = Path(resolve(name))

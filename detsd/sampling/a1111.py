@@ -31,6 +31,11 @@ def a1111_fields(
         fields["Noise Schedule"] = "Zero Terminal SNR"
     if digest := file_digest(Path(resolve(model.name))):
         fields["Model hash"] = digest[:10]
+    if model.clip_skip and len(model.vocabulary.text_encoders) == 1:  # XL's is fixed there
+        fields["Clip skip"] = model.clip_skip + 1
+    if model.vae_file:
+        fields["VAE hash"] = file_digest(model.vae_file)[:10]
+        fields["VAE"] = model.vae_file.name
     hashes = []
     for name, concept in concepts.items():
         source = Path(concept["source"])

@@ -15,6 +15,7 @@ from PIL import Image
 from detsd.config import GridConfig, InferenceConfig
 from detsd.models.base import BaseModel
 from detsd.models.loading import DTYPES
+from detsd.sampling.a1111 import file_digest
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def settings(
             "safety_checker": safety_checker,
         },
         "concepts": concepts,
+        **({"vae_hash": file_digest(model.vae_file)[:10]} if model.vae_file else {}),
     }
 
 

@@ -96,6 +96,7 @@ class DetSDTextualInversionPipeline:
         device: str | torch.device | None = None,
         scheduler_name: str = "ddim",
         clip_skip: int = 0,
+        vae: str | None = None,
         safety_checker: bool = True,
         concepts: Iterable[str | Path] = (),
         uuids: Iterable[str] = (),
@@ -106,14 +107,14 @@ class DetSDTextualInversionPipeline:
             pretrained_model_name_or_path: a diffusers folder, a single file, or a hub model.
             precision: fp32, bf16, fp16, or auto (what suits the device).
             device: default: the GPU where there is one, else the CPU.
-            clip_skip: layers of the text encoder to leave out at its end, for every prompt.
+            clip_skip, vae: as in `ModelConfig`.
             concepts, uuids: loaded too, as by `load_concepts` and `load_from_uuids`; those that do
                 not fit the model are refused before its weights are downloaded.
         """
         learned = [find_concepts(source) for source in concepts]
         learned += [find_concepts(f"uuid:{uuid}") for uuid in uuids]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        config = ModelConfig(pretrained_model_name_or_path, revision, precision, clip_skip)
+        config = ModelConfig(pretrained_model_name_or_path, revision, precision, clip_skip, vae)
         model = load_base_model(config, device, [c for found, *_ in learned for c in found])
         checker = (None, None)
         if safety_checker:

@@ -143,6 +143,7 @@ class Checkpoints:
             "config": dataclasses.asdict(self._config),
             "concepts": self._vocabulary.names,
             "commit": self._step.model.commit,
+            "vae": self._step.model.vae_name,
             "evaluators": {key: encoder.commit for key, encoder in self._encoders.items()},
             "complete": complete,
             "settled": plateaued,

@@ -54,7 +54,7 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
             f"--output-dir {folder} already holds another run; give this warm start a new folder"
         )
     old, new = facts.get("config", {}), dataclasses.asdict(config)
-    old["model"] = {"clip_skip": 0} | old.get("model", {})  # of an earlier version
+    old["model"] = {"clip_skip": 0, "vae": None} | old.get("model", {})  # of an earlier version
     free, training = set(FREE), old.get("training", {})
     if config.training.num_sgd_steps > training.get("num_sgd_steps", 0) > 0:
         free.add("training.num_sgd_steps")
@@ -90,6 +90,7 @@ def digests_of_paths(
     c, e = config.concepts, config.evaluator
     paths = {
         "model.pretrained_model_name_or_path": [config.model.pretrained_model_name_or_path],
+        "model.vae": [config.model.vae or ""],
         "evaluator.clip": [e.clip or ""],
         "evaluator.dino": [e.dino or ""],
         "measure.lineup": config.measure.lineup,

@@ -28,6 +28,7 @@ from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.models.spec import fetch_vocabulary
+from detsd.models.vae import pinned
 from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
@@ -84,7 +85,8 @@ class Trainer:
             "images_encoded": len(digests),
         }
         run.assert_equal_across_ranks(
-            training_images=digests, base_model={"commit": self.model.commit}
+            training_images=digests,
+            base_model={"commit": self.model.commit, "vae": self.model.vae_name},
         )
         if t.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
@@ -277,7 +279,8 @@ def _load(
         Them, and the seconds that the model took.
     """
     revision = began.get("commit") or config.model.revision
-    source = dataclasses.replace(config.model, revision=revision)
+    vae = pinned(config.model.vae, began.get("vae"))
+    source = dataclasses.replace(config.model, revision=revision, vae=vae)
     name, device = source.pretrained_model_name_or_path, run.ranks.device
     brought = [s for s in config.concepts.initializer_strs if ConceptSource.looks_like(s)]
     learned = [concept for each in brought for concept in read_concepts(each)]

@@ -1,0 +1,98 @@
+"""The VAE of a base model: its own, or another one that fits its UNet (`model.vae`)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from detsd.models.hub import CONFIG, WHOLE, ModelFiles, resolve_files
+from detsd.models.single_file import is_single_file, safe_shapes
+from detsd.models.spec import loading, read_json
+from detsd.utils.errors import UserError
+from detsd.utils.paths import resolve
+
+KEY = "model.vae"
+
+HINT = (
+    "name the folder or hub model of an AutoencoderKL with safetensors weights, or one "
+    ".safetensors file of it"
+)
+
+INPUTS = ("encoder.conv_in.weight", "decoder.conv_in.weight")  # in either layout
+
+
+def resolve_vae(name: str) -> ModelFiles:
+    """Find the files of an external VAE; from the hub its configuration alone is fetched.
+
+    Args:
+        name: a folder, also that of a whole model, a file, or a hub model, `OWNER/NAME@REVISION`
+            for one revision of it.
+    """
+    path = Path(resolve(name))
+    if is_single_file(str(path)):
+        return ModelFiles(name, path.parent, {}, single=path, key=KEY)
+    if path.is_dir():
+        path = path / "vae" if (path / "vae" / CONFIG).is_file() else path
+        return resolve_files(str(path), key=KEY, index=CONFIG)
+    repository, _, revision = name.partition("@")
+    return resolve_files(repository, revision or None, key=KEY, index=CONFIG)
+
+
+def full_name(name: str, source: ModelFiles) -> str:
+    """Return an external VAE's name with its commit on the hub, by which it is found again."""
+    return f"{source.name}@{source.commit}" if source.commit else name
+
+
+def pinned(name: str | None, before: str | None) -> str | None:
+    """Return the configured VAE at the commit with which a run began."""
+    return before if name and before and before.partition("@")[0] == name else name
+
+
+def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an external VAE; refuse one that does not fit the UNet.
+
+    Args:
+        own: configuration of the base model's VAE, which a single file takes over.
+    """
+    with loading(source.name, HINT, KEY):
+        if source.single:
+            shapes = safe_shapes(source.name, source.single, KEY)
+            found = [shape for name, shape in shapes.items() if name.endswith(INPUTS)]
+            if len(found) != 2:
+                raise ValueError("it has no encoder and decoder of a VAE")
+            config = own | {"latent_channels": min(shape[1] for shape in found if shape[1] != 3)}
+        else:
+            config = read_json(source, CONFIG)
+    if (kind := config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise UserError(f"{KEY}: {source.name} is of the class {kind}; {HINT}")
+    for what, key, default in (
+        ("latents of {} channels", "latent_channels", 4),
+        ("the scaling factor {}", "scaling_factor", 0.18215),
+        ("{} sizes of layers", "block_out_channels", (64,)),
+    ):
+        its, ours = config.get(key, default), own.get(key, default)
+        its, ours = (len(v) if isinstance(v, list | tuple) else v for v in (its, ours))
+        if not math.isclose(its, ours, rel_tol=1e-4):
+            raise UserError(
+                f"{KEY}: {source.name} has {what.format(its)}, and the UNet was trained on "
+                f"{what.format(ours)}; name a VAE of the base model's family"
+            )
+    return config
+
+
+def load_single_vae(path: Path, folder: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """Load the VAE in a single file by the configuration of a model's folder, without the hub."""
+    options = {"config": str(folder), "subfolder": "vae", "local_files_only": True}
+    try:
+        return AutoencoderKL.from_single_file(str(path), torch_dtype=dtype, **options)
+    except NotImplementedError:  # moving a tensor that nothing was read into
+        raise ValueError("tensors of a VAE are missing in it") from None
+
+
+def weights_file(source: ModelFiles) -> Path:
+    """Return the file that tells an external VAE from others: its weights, or the first of them."""
+    return source.single or source.folder / source.weights(WHOLE)[0]
