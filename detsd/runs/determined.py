@@ -186,7 +186,6 @@ class DeterminedRun(Run):
 
     def flush(self):
         if self.tensorboard:
-            self.tensorboard.flush()
             # An upload within a second of the last one is dropped without a word.
             time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
             self.context.train.upload_tensorboard_files()

@@ -165,9 +165,7 @@ class Run:
         return self.ranks.any(self.asked_to_stop())
 
     def flush(self) -> None:
-        """Flush TensorBoard's events."""
-        if self.tensorboard:
-            self.tensorboard.flush()
+        """Upload TensorBoard's events; a folder has them at once."""
 
 
 def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
