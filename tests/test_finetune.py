@@ -764,6 +764,43 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
     assert finetune(experiment(), out) == 0
 
 
+def test_nothing_unfinished_stays(experiment, tmp_path, monkeypatch, capsys):
+    """Asked twice to stop while a checkpoint is written; and after a kill, of no later step."""
+    out = tmp_path / "out"
+    real = torch.save
+
+    def asked_twice(state, path, *args):
+        if "step-00000008" in str(path):
+            raise SystemExit(130)
+        real(state, path, *args)
+
+    monkeypatch.setattr(torch, "save", asked_twice)
+    with pytest.raises(SystemExit):
+        finetune(experiment(), out)
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    monkeypatch.undo()
+    (out / "checkpoints" / ".step-00000005").mkdir()
+    (out / "checkpoints" / ".step-00000005" / "metadata.json").touch()
+    (out / "samples").mkdir()
+    for name in (".step-00000005-000.png", ".of-the-user"):
+        (out / "samples" / name).touch()
+    assert finetune(experiment(), out) == 0
+    assert not list(out.glob("checkpoints/.*"))
+    assert [p.name for p in out.glob("samples/*")] == [".of-the-user"]
+
+
+def test_a_disk_too_full_for_tensorboard_is_one_sentence(experiment, tmp_path, capfd):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, usual[1]))  # the training images are larger
+    try:
+        assert finetune(experiment(), tmp_path / "out") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    said = capfd.readouterr().err
+    assert "File too large" in said
+    assert "Traceback" not in said
+
+
 def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, capsys, monkeypatch):
     """By a real limit of a file's size, which the system reports as it does a full disk."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)

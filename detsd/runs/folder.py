@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,16 @@ class RunFolder:
             kept = [report for report in self.metrics() if report["steps_completed"] <= steps]
             with atomic_write(self.metrics_file) as staging:
                 staging.write_text("".join(f"{json.dumps(report)}\n" for report in kept))
+
+    def remove_unfinished(self) -> None:
+        """Remove checkpoints and samples that a killed process was writing.
+
+        Those of steps that no later start stores again would stay for ever.
+        """
+        for folder in self.path.glob("checkpoints/.step-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in self.path.glob("samples/.step-*.png"):
+            file.unlink()
 
     def check_writable(self) -> None:
         """Refuse an `--output-dir` that cannot be made or written to."""

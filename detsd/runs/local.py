@@ -69,6 +69,7 @@ class LocalRun(Run):
         if self.is_chief:
             own = self.latest if self.latest_is_own else None
             steps = read_metadata(own)["steps_completed"] if own else -1
+            self._files.remove_unfinished()
             self._files.forget_metrics_after(steps)
             self.tensorboard = TensorBoard(self._files.tensorboard, purge_step=steps + 1)
 
@@ -141,11 +142,11 @@ class LocalRun(Run):
                 _sync(staging)
                 shutil.rmtree(final, ignore_errors=True)  # one that a power cut has torn
                 os.replace(staging, final)
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # torch.save reports a full disk as RuntimeError
+            except BaseException as error:
                 shutil.rmtree(staging, ignore_errors=True)
+                # torch.save reports a full disk as RuntimeError; asked twice to stop, this exits.
+                if not isinstance(error, OSError | RuntimeError):
+                    raise
                 raise UserError(
                     f"{final} cannot be written ({error}); make room and run the same command "
                     "again, earlier checkpoints are untouched"
