@@ -119,3 +119,13 @@ def test_what_goes_wrong_in_the_thread_ends_the_loop():
 
     with pytest.raises(OSError, match="no room"):
         share(1, [1, 2], lambda batch: None, take=full)
+
+
+def test_sockets_that_a_thread_still_uses_are_not_closed():
+    """Where an error ends a rank: ZeroMQ would abort the process, with no sentence."""
+    run, closed = Threads(2).run(1), []
+    run.ranks.context.close = lambda: closed.append(1)
+    with pytest.raises(RuntimeError, match="no disk"), WorkQueue(run, []):
+        raise RuntimeError("no disk")
+    run.ranks.context.close()
+    assert not closed

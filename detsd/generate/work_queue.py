@@ -85,7 +85,10 @@ class WorkQueue:
             self._turn.notify_all()
         if self.over or self.run.ranks.size == 1:
             self._thread.join()
-        # Else an error ends this rank; the thread may wait for one that is gone already.
+        else:
+            # An error ends this rank; the thread may wait for one that is gone already. ZeroMQ
+            # aborts a process that closes a socket while another thread is using it.
+            self.run.ranks.context.close = lambda: None
 
     def __iter__(self) -> Iterator[Any]:
         while (batch := self._next()) is not None:
