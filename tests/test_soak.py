@@ -1,0 +1,47 @@
+"""The command that disturbs runs at random points, and what it would find."""
+
+import dataclasses
+
+import pytest
+import soak
+
+
+@pytest.mark.slow
+def test_a_few_trials_of_the_soak(capsys):
+    names = ["finetune killed", "generate full disk"]
+    assert soak.main(["--trials", "2", "--seed", "5", "--only", *names]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:24].strip() for line in lines[:2]] == names
+    assert all(line.endswith("no fault") for line in lines[:2])
+    assert "SIGKILLs" in lines[0]
+    assert "full disk" in lines[1]
+
+
+def test_a_fault_has_a_line_a_seed_and_an_exit_code(monkeypatch, capsys):
+    def faulty(trial):
+        trial.faults["SIGKILLs"] += 1
+        trial.expect(trial.rng.random() < 0, "rows differ")
+
+    monkeypatch.setitem(soak.SCENARIOS, "killed", (faulty, 1))
+    monkeypatch.setattr(soak, "save_work", lambda place: [soak.Work("finetune", ())])
+    monkeypatch.setattr(soak, "ON_TWO", ())
+    monkeypatch.setattr(soak.Trial, "whole", lambda trial, ranks=1: None)
+    assert soak.main(["--trials", "2", "--seed", "7", "--only", "finetune killed"]) == 1
+    said = capsys.readouterr().out
+    assert "2 trials, 2 SIGKILLs: 2 FAULTS, such as: rows differ; --only 'finetune killed'" in said
+    assert "--trials 1 --seed 7" in said
+
+
+def test_every_difference_is_found(tmp_path):
+    whole = soak.Left({"a": b"1", "b": b"2"}, {"loss": [(1, 0.5)]}, 5, 1.0)
+    assert soak.differences(whole, whole) == []
+    other = soak.Left({"a": b"x", "c": b"3"}, {"loss": [(1, 0.5), (1, 0.5)]}, 5, 1.0)
+    assert soak.differences(other, whole) == [
+        "c is too many", "b is missing", "a differs", "TensorBoard's loss differs",
+    ]  # fmt: skip
+    stopped = dataclasses.replace(whole, files=whole.files | {"checkpoints/step-00000003/x": b""})
+    assert soak.differences(stopped, whole, stops=True) == []
+    assert soak.differences(stopped, whole) != []
+    (tmp_path / "checkpoints" / ".step-00000003").mkdir(parents=True)
+    (tmp_path / ".lock").touch()
+    assert soak.hidden(tmp_path) == ["checkpoints/.step-00000003"]
