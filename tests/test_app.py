@@ -607,6 +607,27 @@ def test_captions_come_through_the_endpoint_too(backend, learning, photos, monke
     learning.process.returncode = 0
     folder = Path(learn("my-dog", "dog", pictures))
     assert not load_config(folder / "finetune.yaml").concepts.use_caption_files
+    assert load_config(folder / "finetune.yaml").concepts.img_aspect == 1.0
+    learning.process.returncode = 0
+    folder = Path(learn("my-cow", "cow", pictures, buckets=True))
+    assert load_config(folder / "finetune.yaml").concepts.img_aspect == "buckets"
+
+
+def test_the_learn_tab_keeps_the_shapes_of_pictures_where_it_is_told_to(
+    backend, learning, photos, monkeypatch
+):
+    """Its components stand in the order of what is called with their values."""
+    monkeypatch.setattr("detsd.app.learn_tab.uploaded", Path)
+    blocks = pages.page(backend, learning)
+    (start,) = (f for f in blocks.fns.values() if f.fn and f.fn.__name__ == "start")
+    given = {"learn-pictures": [(str(next(photos.iterdir())), None)], "word": "my-cat",
+             "phrase": "cat", "buckets": True, "captions": "at noon"}  # fmt: skip
+    values = [given.get(part.elem_id, part.value) for part in start.inputs]
+    start.fn(*values)
+    c = load_config(learning.folder / "finetune.yaml").concepts
+    assert (c.img_aspect, c.use_caption_files, c.append_file_name_to_text) == (
+        "buckets", True, False,
+    )  # fmt: skip
 
 
 # ---- the page ------------------------------------------------------------------------------------

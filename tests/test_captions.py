@@ -218,7 +218,7 @@ def test_what_is_odd_about_a_folder_is_said_in_a_line_each(model, folder, caplog
         f"{folder}: 1 of 8 pictures are smaller than the 32 x 32 trained on, and are enlarged "
         "(IMG_0001.png is 20 x 30)",
         f"{folder}: 2 of 8 pictures lose more than half to the crop; set concepts.img_aspect to "
-        "their shape, or concepts.center_crop to false (wide.png keeps 40%)",
+        "buckets or to their shape, or concepts.center_crop to false (wide.png keeps 40%)",
         f"{folder}: 2 of 8 pictures have file names of a camera, a date or a hash, which are not "
         "appended to the text; rename them, or set concepts.append_file_name_to_text to false "
         "(IMG_0001.png)",

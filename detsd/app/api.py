@@ -127,18 +127,21 @@ class Endpoints:
         learning_rate: float = 0.0,
         prompts: list[str] = [],  # noqa: B006 - an endpoint's default
         captions: list[str] = [],  # noqa: B006
+        buckets: bool = False,
     ) -> str:
         """Begin to learn a word from pictures, each a file of `gradio_client.handle_file`.
 
         0 for steps or learning rate is the default; captions are in the order of the pictures, ""
-        for one without. Returns the folder of the run.
+        for one without; buckets keep the pictures' shapes. Returns the folder of the run.
         """
         if not isinstance(pictures, list):
             raise UserError(f"pictures is {str(pictures)[:100]!r} but must be a list of files")
         given = {"num_sgd_steps": steps, "learning_rate": learning_rate}
         given = {key: value for key, value in given.items() if value}
         files = [uploaded(file) for file in pictures[: MAX_PICTURES + 1]]
-        return str(self.runs.start(word, phrase, files, kind, prompts, False, captions, **given))
+        return str(
+            self.runs.start(word, phrase, files, kind, prompts, False, captions, buckets, **given)
+        )
 
     def go_on(self, run: str) -> str:
         """Go on with a run that was stopped; return its folder."""

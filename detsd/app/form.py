@@ -49,7 +49,10 @@ SPACINGS = get_args(SpacingName)
 
 @dataclass(frozen=True)
 class ImageSettings(Section):
-    """The settings of one image; 0 and "" stand for the model's own size and sampler."""
+    """The settings of one image.
+
+    0 stands for the shape of the prompt's concept, else the model's own, "" for its own sampler.
+    """
 
     prompt: str = setting(REQUIRED, "what the image shows")
     negative_prompt: str = setting("", "what the image should not show")
@@ -112,12 +115,15 @@ def parse_form(values: Sequence[Any]) -> ImageSettings:
 def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Job:
     """Return the job of an image; refuse what the loaded model cannot make."""
     s, size = settings, pipe.model.image_size
+    own = pipe.vocabulary.resolution(s.prompt) or (size, size)
+    if not all(size // 2 <= side <= 2 * size for side in own):  # of another model's size
+        own = (size, size)
+    sides = (s.width or own[0], s.height or own[1])
     prompt, negative = (" ".join(text.split()) for text in (s.prompt, s.negative_prompt))
     for name, text in (("prompt", prompt), ("negative prompt", negative)):
         for problem in truncated(text, pipe.vocabulary, name):
             raise UserError(problem)
-    for name in ("width", "height"):
-        side = getattr(s, name) or size
+    for name, side in zip(("width", "height"), sides, strict=True):
         if side % 8 or not size // 2 <= side <= 2 * size:
             raise UserError(
                 f"{name} is {side} but must be a multiple of 8 from {size // 2} to {2 * size}"
@@ -125,9 +131,8 @@ def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Jo
     scheduler = scheduler_name(s.scheduler) or pipe.own_scheduler
     interval = (s.guidance_start, s.guidance_stop)
     job = Job(
-        prompt, s.seed, negative, s.guidance_scale, s.steps, scheduler, s.width or size,
-        s.height or size, guidance_interval=None if interval == (0, 1) else interval,
-        spacing=s.spacing or None,
+        prompt, s.seed, negative, s.guidance_scale, s.steps, scheduler, *sides,
+        guidance_interval=None if interval == (0, 1) else interval, spacing=s.spacing or None,
     )  # fmt: skip
     pipe.check([job])
     return job

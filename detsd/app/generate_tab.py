@@ -127,8 +127,8 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
         with gr.Row():
             sides = [
                 gr.Number(
-                    size, precision=0, step=8, label=label, elem_id=label.lower(),
-                    min_width=120, info=f"pixels; the model's own: {size}",
+                    0, precision=0, step=8, label=label, elem_id=label.lower(),
+                    min_width=120, info=f"pixels; 0: the concept's own, else {size}",
                 )
                 for label in ("Width", "Height")
             ]  # fmt: skip

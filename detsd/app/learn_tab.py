@@ -134,13 +134,13 @@ class LearnTab:
 
     @show_errors()
     def start(
-        self, dropped, word, phrase, kind, steps, rate, every, names, captions, prompts
+        self, dropped, word, phrase, kind, steps, rate, every, names, buckets, captions, prompts
     ) -> dict:
         """Start a run of what the tab says."""
         texts = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
         self.runs.start(
             word or "", phrase or "", [uploaded(path) for path, _ in dropped or []], kind, texts,
-            names, (captions or "").split("\n"), num_sgd_steps=steps, learning_rate=rate,
+            names, (captions or "").split("\n"), buckets, num_sgd_steps=steps, learning_rate=rate,
             checkpoint_freq=every,
         )  # fmt: skip
         return {self.said: ""} | self.show()
@@ -194,6 +194,10 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
             gr.Checkbox(
                 label="The file names say what else is in the pictures (on_a_beach.jpg)",
                 elem_id="names",
+            ),
+            gr.Checkbox(
+                label="Keep the shapes of the pictures (aspect buckets), instead of squares",
+                elem_id="buckets",
             ),
             gr.Textbox(
                 label="Captions of the pictures, one a line in their order", lines=2,

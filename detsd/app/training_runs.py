@@ -91,6 +91,7 @@ class TrainingRuns:
         prompts: Sequence[str] = (),
         name_files: bool = False,
         captions: Sequence[str] = (),
+        buckets: bool = False,
         **training: Any,
     ) -> Path:
         """Begin to learn a word; return the run's folder.
@@ -100,6 +101,7 @@ class TrainingRuns:
             prompts: of the samples; default: two that fit the kind.
             name_files: whether the pictures' file names say what else is in them.
             captions: of the pictures, in their order; "" for one without.
+            buckets: whether pictures keep their shapes, as far as there is a bucket for each.
             training: keys of the configuration's section; the rest has its defaults.
         """
         word, phrase = word.strip(), " ".join(phrase.split())
@@ -129,6 +131,7 @@ class TrainingRuns:
             "learnable_properties": [kind],
             "append_file_name_to_text": name_files,
             "use_caption_files": any(captions),
+            **({"img_aspect": "buckets"} if buckets else {}),
         }
         prompts = list(prompts) or [text.format(word) for text in SAMPLES[kind]]
         shutil.rmtree(folder / PICTURES, ignore_errors=True)

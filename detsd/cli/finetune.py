@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from detsd.train.resume import check_resume
 from detsd.utils import progress
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.paths import BUNDLED
+
+Resolution = Callable[[str], tuple[int, int] | None]  # of a prompt's images
 
 
 def finetune(args: argparse.Namespace) -> int:
@@ -72,9 +75,10 @@ def finetune(args: argparse.Namespace) -> int:
             return stopped(run, steps)
         if run.is_chief and on_cluster:
             progress.say(trainer.best_line)
-            print_next_steps_on_cluster(config, trainer.state.best_uuid or run.stored_uuid)
+            uuid = trainer.state.best_uuid or run.stored_uuid
+            print_next_steps_on_cluster(config, uuid, trainer.model.vocabulary.resolution)
         elif run.is_chief:
-            print_next_steps(config, folder)
+            print_next_steps(config, folder, trainer.model.vocabulary.resolution)
     return 0
 
 
@@ -99,7 +103,7 @@ def best_checkpoint_line(folder: Path) -> str:
     return f"{where}: step {step}, the best ({figures})"
 
 
-def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
+def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolution) -> None:
     """Print where a finished fine-tuning lies, and the next commands, to be pasted."""
     progress.say(best_checkpoint_line(folder))
     if (folder / "before_after.png").is_file():
@@ -109,7 +113,8 @@ def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
     other = [] if model == BUNDLED else ["--model", model]
     other += ["--clip-skip", config.model.clip_skip] if config.model.clip_skip else []
     other += ["--vae", config.model.vae] if config.model.vae else []
-    settings = grid_settings(config, {"concepts.files": folder}) | {"grid.num_seeds": 3}
+    settings = grid_settings(config, {"concepts.files": folder}, resolution)
+    settings["grid.num_seeds"] = 3
     grid = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     print_commands(
         {
@@ -124,10 +129,10 @@ def print_next_steps(config: FinetuneConfig, folder: Path) -> None:
     )  # fmt: skip
 
 
-def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str) -> None:
+def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str, resolution: Resolution) -> None:
     """Print the commands that one wants after a trial, with its best checkpoint, to be pasted."""
     concepts = {"concepts.files": "[]", "concepts.uuids": json.dumps([uuid])}
-    settings = grid_settings(config, concepts)
+    settings = grid_settings(config, concepts, resolution)
     grid = [
         word
         for key, value in settings.items()
@@ -139,11 +144,17 @@ def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str) -> None:
     )
 
 
-def grid_settings(config: FinetuneConfig, concepts: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a grid that shows what was learned, as YAML by their keys."""
+def grid_settings(
+    config: FinetuneConfig, concepts: dict[str, Any], resolution: Resolution
+) -> dict[str, Any]:
+    """Return the settings of a grid that shows what was learned, as YAML by their keys.
+
+    All its images have the shape of the first prompt's concept.
+    """
     i, words = config.inference, config.concepts.concept_strs
     prompts = i.inference_prompts or [f"a photo of a {word}" for word in words]
     own = ("pretrained_model_name_or_path", "revision", "clip_skip", "vae")
+    sides = dict(zip(("grid.width", "grid.height"), resolution(prompts[0]) or (), strict=False))
     return {
         **{f"model.{key}": value for key in own if (value := getattr(config.model, key))},
         **concepts,
@@ -153,4 +164,5 @@ def grid_settings(config: FinetuneConfig, concepts: dict[str, Any]) -> dict[str,
         "grid.guidance_scales": json.dumps([2, 4, 7]),
         **({"grid.guidance_interval": i.guidance_interval} if i.guidance_interval else {}),
         **({"grid.spacing": i.spacing} if i.spacing else {}),
+        **sides,
     }

@@ -28,6 +28,7 @@ class LearnedConcept:
         model_hash: which weights of that name: the hub's commit, or what another tool noted.
         steps: of training; None where that is not known.
         clip_skip: `model.clip_skip` of the training; 0 also where that is not known.
+        resolution: width and height of its samples in pixels; None: the model's own square.
     """
 
     name: str
@@ -38,6 +39,7 @@ class LearnedConcept:
     model_hash: str = ""
     steps: int | None = None
     clip_skip: int = 0
+    resolution: tuple[int, int] | None = None
 
     @property
     def rows(self) -> tuple[torch.Tensor, ...]:

@@ -48,6 +48,8 @@ DELTA = re.compile(r"(?:.*\.)?trainable_tokens_delta")
 
 OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
 
+MAX_SIDE = 8192  # pixels that a file may ask for
+
 MAX_NUMBERS = 2**24  # in the rows of one concept and encoder
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -216,7 +218,15 @@ def _concept(
         model_hash=text("model_hash", "sd_checkpoint"),
         steps=next(iter(numbers("steps", "step")), None),
         clip_skip=next(iter(numbers("clip_skip")), 0),
+        resolution=_resolution(notes.get("resolution")),
     )
+
+
+def _resolution(text: Any) -> tuple[int, int] | None:
+    """Return width and height of a note as `512x768`; None of anything that is no image's."""
+    found = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text) if isinstance(text, str) else None
+    sides = tuple(map(int, found.groups())) if found else ()
+    return sides if sides and all(8 <= s <= MAX_SIDE and s % 8 == 0 for s in sides) else None
 
 
 def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:

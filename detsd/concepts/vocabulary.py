@@ -243,6 +243,15 @@ class Vocabulary:
         phrases = {name: c.initializer or "thing" for name, c in self._loaded.items()}
         return PromptRewriter(phrases)(prompt)
 
+    def set_resolution(self, name: str, resolution: tuple[int, int] | None) -> None:
+        """Note the width and height of a concept's samples."""
+        self._loaded[name] = dataclasses.replace(self._loaded[name], resolution=resolution)
+
+    def resolution(self, prompt: str) -> tuple[int, int] | None:
+        """Return width and height of the first concept in a prompt; None: the model's own."""
+        first = next(iter(self.rewrite.words_in(prompt)), None)
+        return self._loaded[first].resolution if first else None
+
     def is_word(self, name: str) -> bool:
         """Return whether a concept's name is one token of the base vocabulary, as `cat` is."""
         return is_word(name, self._base_tokens)

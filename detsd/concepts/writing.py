@@ -106,6 +106,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
                 "sd_checkpoint": c.model_hash or None,
                 "sd_checkpoint_name": c.model or None,
                 "initializer_strs": c.initializer,
+                **({"resolution": _resolution(c)} if c.resolution else {}),
             }
         )}  # fmt: skip
     if layout == "diffusers":
@@ -130,11 +131,17 @@ def _entry(c: LearnedConcept) -> dict[str, Any]:
     keys = ("learned_embeddings", "learned_embeddings_2")
     known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
     known["clip_skip"] = c.clip_skip or None
+    known["resolution"] = _resolution(c)
     return {
         "initializer_strs": c.initializer,
         **{k: _rows(Path(c.name), c.name, r.cpu()) for k, r in zip(keys, c.rows, strict=False)},
         **{key: value for key, value in known.items() if value not in ("", None)},
     }
+
+
+def _resolution(c: LearnedConcept) -> str:
+    """Return width and height as `512x768`, which is how ModelSpec notes them; "" for none."""
+    return "{}x{}".format(*c.resolution) if c.resolution else ""
 
 
 def _pickled(table: dict[str, Any]) -> bytes:
@@ -162,6 +169,7 @@ def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor
         "sd_checkpoint_name": c.model,
         "sd_checkpoint": c.model_hash,
         "clip_skip": str(c.clip_skip or ""),
+        "resolution": _resolution(c),
     }
     plain = safetensors.torch.save(tensors)
     start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, behind the header
@@ -172,6 +180,7 @@ def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor
             "modelspec.implementation": "diffusers",
             "modelspec.title": c.name,
             "modelspec.trigger_phrase": c.name,
+            "modelspec.resolution": _resolution(c),
             "modelspec.usage_hint": _hint(c, layout),
             "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[start:]).hexdigest()}",
         }

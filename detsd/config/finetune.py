@@ -57,10 +57,11 @@ class ConceptsConfig(Section):
         low=8,
         high=MAX_SIDE,
     )
-    img_aspect: float = setting(
+    img_aspect: float | Literal["buckets"] = setting(
         1.0,
-        "width / height of the crop, which has as many pixels as the square one; 1.5 for landscape "
-        "photos, 0.67 for portrait ones",
+        "width / height of the crop, which has as many pixels as the square one: 1.5 for landscape "
+        "photos, 0.67 for portrait ones; buckets: each image is cut to the nearest of several "
+        "shapes",
         low=0.25,
         high=4,
     )

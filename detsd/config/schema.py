@@ -144,7 +144,8 @@ def type_name(kind: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     names[Source] = "a path, or {path: word}"
     if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+        choices = ", ".join(map(str, typing.get_args(kind)))
+        return f"one of {choices}" if typing.get_args(kind)[1:] else choices
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(map(type_name, typing.get_args(kind)))
     if typing.get_origin(kind) is list:
@@ -240,12 +241,13 @@ def _section(
         if spec.metadata["path"] and (v := values[name]) is not None:
             values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
         low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
-        for v in values[name] if isinstance(values[name], list) else [values[name]]:
-            if v is not None and low is not None and v < low:
+        every = values[name] if isinstance(values[name], list) else [values[name]]
+        for v in (v for v in every if isinstance(v, int | float)):
+            if low is not None and v < low:
                 problems.append(f"{dot}{name} is {v} but must be at least {low}")
-            if v is not None and high is not None and v > high:
+            if high is not None and v > high:
                 problems.append(f"{dot}{name} is {v} but must be at most {high}")
-            if v is not None and above is not None and v <= above:
+            if above is not None and v <= above:
                 problems.append(f"{dot}{name} is {v} but must be greater than {above}")
     if len(problems) > before:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -36,11 +37,12 @@ PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512, which a VAE on a GPU sees one b
 class Stream(IntEnum):
     """Streams of random numbers, kept apart so that adding one changes no other."""
 
-    ORDER = 0  # of the images in an epoch
+    ORDER = 0  # of the images in an epoch, by their bucket
     CHOICES = 1  # of template and flip
     DRAW = 2  # from the posterior, and the noise
     VALIDATION = 3
     TAGS = 4
+    BUCKETS = 5  # order of the steps
 
 
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
@@ -62,6 +64,11 @@ class TrainingImage:
     frame: TimeIds
     mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: what trains
     pixels: str = ""  # digest of the pixels alone: that of a copy is equal
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The width and height trained on, in pixels."""
+        return self.frame[5], self.frame[4]
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,23 @@ class Batch:
 def encode_images(
     model: BaseModel, images: list[Image.Image], flip: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode images at once: the posterior mean and std (views, 4, h, w) of each, on the CPU."""
-    views = [v for i in images for v in ([i, ImageOps.mirror(i)] if flip else [i])]
-    pixels = torch.stack([to_tensor(v) for v in views])
-    posterior = model.vae.encode(pixels.to(model.device, model.vae.dtype)).latent_dist
-    mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
-    each = len(views) // len(images)
-    return list(zip(mean.split(each), std.split(each), strict=True))
+    """Encode images, those of one shape at once.
+
+    Returns:
+        The posterior mean and std (views, 4, h, w) of each, on the CPU.
+    """
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    each = 1 + flip
+    for shape in sorted({image.size for image in images}):
+        numbers = [k for k, image in enumerate(images) if image.size == shape]
+        views = [v for k in numbers for v in (images[k], ImageOps.mirror(images[k]))[:each]]
+        pixels = torch.stack([to_tensor(v) for v in views])
+        posterior = model.vae.encode(pixels.to(model.device, model.vae.dtype)).latent_dist
+        mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
+        found |= dict(
+            zip(numbers, zip(mean.split(each), std.split(each), strict=True), strict=True)
+        )
+    return [found[k] for k in range(len(images))]
 
 
 def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
@@ -162,7 +179,7 @@ def read_concept(
     folder = ImageFolder.scan(Path(config.img_dirs[k]), key)
     captions = find_captions(folder) if config.use_caption_files else {}
     total = len(folder.images)
-    read = read_listed(folder, config, size, key, model.vae_scale_factor)
+    read = read_listed(folder, config, size, key, model.bucket_step, model.vae_scale_factor)
     images: list[TrainingImage] = []
     shown: list[Image.Image] = []
     notes = Notes(folder, config, captions)
@@ -214,6 +231,7 @@ class TrainingData:
         masked: whether parts of the images count for nothing, in training and validation alike.
         digests: "concept/file" -> digest, of all images.
         pictures: concept -> a few of its images, to be looked at.
+        shapes: concept -> how many of its images are cut to which width and height.
     """
 
     def __init__(
@@ -223,13 +241,17 @@ class TrainingData:
         seed: int,
         max_validation: int,
         crops: dict[str, list[Image.Image]] | None = None,
+        samples_per_step: int = 1,
     ):
-        """Read and encode all images; with `crops`, add them there, too, by concept."""
-        self.seed = seed
+        """Read and encode all images; with `crops`, add them there, too, by concept.
+
+        Args:
+            samples_per_step: of all processes; those of a step are of one shape.
+        """
+        self.seed, self.samples_per_step = seed, samples_per_step
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
-        # The order (n,) of the images in an epoch; a batch may end one and begin one.
-        self._order = functools.lru_cache(4)(
-            lambda epoch, n: np.random.default_rng((seed, Stream.ORDER, epoch)).permutation(n)
+        self._order, self._steps = map(
+            functools.lru_cache(64), (self._draw_order, self._draw_steps)
         )
         self.scaling = float(model.vae.config.scaling_factor)
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
@@ -241,11 +263,17 @@ class TrainingData:
         self.held_out = True
         self.digests: dict[str, str] = {}
         self.pictures: dict[str, list[Image.Image]] = {}
+        self.shapes: dict[str, Counter[tuple[int, int]]] = {}
         for k, name in enumerate(config.concept_strs):
             kept = None if crops is None else crops.setdefault(name, [])
             images, self.pictures[name] = read_concept(model, config, k, kept)
             self.digests |= {f"{name}/{display_name(i.path)}": i.digest for i in images}
+            self.shapes[name] = Counter(image.shape for image in images)
             self._split(images, k, max_validation)
+        by_shape: dict[tuple[int, int], list[TrainingImage]] = {}
+        for image in self.images:
+            by_shape.setdefault(image.shape, []).append(image)
+        self._buckets = [by_shape[shape] for shape in sorted(by_shape)]
 
     def _split(self, images: list[TrainingImage], k: int, max_validation: int) -> None:
         """Divide the images of concept number `k` into trained and held-out ones.
@@ -265,16 +293,24 @@ class TrainingData:
         chosen = sorted(held) or range(min(n, max_validation))
         self.validation += [copies[pictures[j]][0] for j in chosen]
 
+    @property
+    def resolutions(self) -> dict[str, tuple[int, int] | None]:
+        """The width and height of most images of each concept; None: square."""
+        found = {}
+        for name, shapes in self.shapes.items():
+            # Of equally many the one nearest to a square, then a landscape.
+            width, height = max(shapes, key=lambda s: (shapes[s], min(s) / max(s), s))
+            found[name] = None if width == height else (width, height)
+        return found
+
     def sample(self, i: int) -> Sample:
         """Draw training sample number i, a pure function of (seed, i).
 
-        Each image comes up once in len(images) consecutive samples. Timesteps follow a golden-ratio
-        sequence: uniform, and spread evenly over any stretch of samples, so that the loss of a
-        batch says more about the rows than about the timesteps drawn.
+        Timesteps follow a golden-ratio sequence: uniform, and spread evenly over any stretch of
+        samples, so that the loss of a batch says more about the rows than about the timesteps
+        drawn.
         """
-        n = len(self.images)
-        epoch, place = divmod(i, n)
-        image = self.images[self._order(epoch, n)[place]]
+        image = self._image(i)
         rng = np.random.default_rng((self.seed, Stream.CHOICES, i))
         prompt = image.prompts[int(rng.integers(len(image.prompts)))]
         view = int(rng.integers(len(image.mean)))
@@ -283,6 +319,38 @@ class TrainingData:
             prompt = vary_tags(prompt, self.words, own, self.shuffle, self.drop_out)
         t = int((self.start + i * 0.6180339887498949) % 1 * self.num_timesteps)
         return self._noised(image, view, prompt, t, Stream.DRAW, i)
+
+    def _image(self, i: int) -> TrainingImage:
+        """Return the image of training sample number i; those of one step are of one shape.
+
+        A step's shape cannot go by the micro-batch: the samples would depend on how they are
+        shared among processes. Of as many steps as there are images, each bucket has as many as it
+        has images, so that all images come up equally often; within its bucket, each comes up once
+        in as many consecutive samples as that has images.
+        """
+        step, offset = divmod(i, self.samples_per_step)
+        cycle, place = divmod(step, len(self.images))
+        buckets, counts = self._steps(cycle)
+        images = self._buckets[bucket := buckets[place]]
+        number = (cycle * len(images) + counts[place]) * self.samples_per_step + offset
+        epoch, place = divmod(number, len(images))
+        return images[self._order(epoch, bucket)[place]]
+
+    def _draw_order(self, epoch: int, bucket: int) -> np.ndarray:
+        """Return the order (n,) of the images of a bucket; a batch may end one and begin one."""
+        key = (self.seed, Stream.ORDER, epoch)
+        rng = np.random.default_rng((*key, bucket) if bucket else key)
+        return rng.permutation(len(self._buckets[bucket]))
+
+    def _draw_steps(self, cycle: int) -> tuple[list[int], list[int]]:
+        """Return the bucket of each step of a cycle, and how many of its steps came before it."""
+        sizes = [len(images) for images in self._buckets]
+        rng = np.random.default_rng((self.seed, Stream.BUCKETS, cycle))
+        buckets = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+        counts = np.empty_like(buckets)
+        for bucket, size in enumerate(sizes):
+            counts[buckets == bucket] = np.arange(size)
+        return buckets.tolist(), counts.tolist()
 
     def validation_samples(self, k: int, timesteps: int) -> list[Sample]:
         """Draw the fixed samples of validation image k: even timesteps, fixed noise and prompt."""

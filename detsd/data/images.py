@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from detsd.utils.pictures import Picture, read_picture
 
 logger = logging.getLogger("detsd")
 
+ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # of the buckets, as OneTrainer has them
+
 
 @dataclass(frozen=True)
 class CroppedImage:
@@ -36,13 +38,36 @@ class CroppedImage:
     several: bool = False  # whether its file has further frames or pages
 
 
-def target_size(size: int, aspect: float) -> tuple[int, int]:
+def target_size(size: int, aspect: float, step: int = 8) -> tuple[int, int]:
     """Return width and height of an aspect, of about as many pixels as a square of `size` a side.
 
-    Multiples of 8, of which a VAE makes whole latents.
+    Args:
+        step: of which both are multiples; of 8 a VAE makes whole latents.
     """
     width, height = size * math.sqrt(aspect), size / math.sqrt(aspect)
-    return tuple(max(8, round(side / 8) * 8) for side in (width, height))
+    return tuple(max(step, round(side / step) * step) for side in (width, height))
+
+
+def target_sizes(config: ConceptsConfig, size: int, step: int = 8) -> list[tuple[int, int]]:
+    """Return the widths and heights that images may be cut to: one, or those of the buckets.
+
+    Args:
+        step: of which the sides of buckets are multiples.
+    """
+    if config.img_aspect != "buckets":
+        return [target_size(size, config.img_aspect)]
+    wide = [target_size(size, aspect, step) for aspect in ASPECTS]
+    return sorted({*wide, *(shape[::-1] for shape in wide)})
+
+
+def bucket_of(size: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the shape to which an image of `size` is cut: the one that keeps most of it.
+
+    By the ratio of both aspects. kohya's and OneTrainer's difference of them would cut a portrait
+    otherwise than the same picture on its side.
+    """
+    width, height = size
+    return min(shapes, key=lambda shape: abs(math.log(width * shape[1] / (height * shape[0]))))
 
 
 def crop_or_resize(
@@ -55,6 +80,18 @@ def crop_or_resize(
     if center_crop:
         return ImageOps.fit(image, shape, resample)
     return image.resize(shape, resample)
+
+
+def squared(image: Image.Image) -> Image.Image:
+    """Return an image padded to a square by the pixels of its edges; a square one as it is.
+
+    For networks that see squares: a centre crop would lose what stands to one side.
+    """
+    (width, height), side = image.size, max(image.size)
+    if width == height:
+        return image
+    margins = [((side - s) // 2, side - s - (side - s) // 2) for s in (height, width)]
+    return Image.fromarray(np.pad(np.asarray(image), (*margins, (0, 0)), mode="edge"))
 
 
 def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) -> TimeIds:
@@ -73,20 +110,26 @@ def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) ->
 
 
 def read_images(
-    folder: Path, config: ConceptsConfig, size: int, key: str
+    folder: Path, config: ConceptsConfig, size: int, key: str, step: int = 8
 ) -> Iterator[CroppedImage]:
-    """Read all readable images of a folder, cut to one shape.
+    """Read all readable images of a folder, cut to one shape, or each to that of its bucket.
 
     Unreadable ones are named and skipped. Several are decoded at once, and only a few are held.
 
     Args:
         key: what the configuration calls the folder.
+        step: of which the sides of buckets are multiples.
     """
-    yield from read_listed(ImageFolder.scan(folder, key), config, size, key)
+    yield from read_listed(ImageFolder.scan(folder, key), config, size, key, step)
 
 
 def read_listed(
-    folder: ImageFolder, config: ConceptsConfig, size: int, key: str, scale: int | None = None
+    folder: ImageFolder,
+    config: ConceptsConfig,
+    size: int,
+    key: str,
+    step: int = 8,
+    scale: int | None = None,
 ) -> Iterator[CroppedImage]:
     """Read the images of a folder as `read_images` does.
 
@@ -95,27 +138,31 @@ def read_listed(
     """
     if folder.passed_over:
         logger.warning("%s", folder.passed_over)
-    shape = target_size(size, config.img_aspect)
+    shapes = target_sizes(config, size, step)
+    largest = tuple(map(max, zip(*shapes, strict=True)))
 
-    latents = tuple(side // scale for side in shape) if scale else None
+    def latents(shape: tuple[int, int]) -> tuple[int, int]:
+        return tuple(side // scale for side in shape)
 
     def crop(path: Path, picture: Picture) -> CroppedImage:
+        shape = bucket_of(picture.size, shapes)
         cropped = crop_or_resize(picture.rgb, shape, config.center_crop)
         mask = None
-        if latents and config.mask == "alpha":
+        if scale and config.mask == "alpha":
             whole = picture.alpha or Image.new("L", picture.rgb.size, 255)
-            mask = crop_or_resize(whole, latents, config.center_crop, Image.Resampling.BOX)
+            mask = crop_or_resize(whole, latents(shape), config.center_crop, Image.Resampling.BOX)
         where = frame(*picture.size, shape, config.center_crop)
         return CroppedImage(path, cropped, where, mask, picture.several)
 
     def read(path: Path) -> CroppedImage | Exception:
         try:
             cut = functools.partial(crop, path)
-            found = read_picture(path, config.transparency_color, shape, cut)
+            found = read_picture(path, config.transparency_color, largest, cut)
         except Exception as error:  # broken files raise a dozen classes, struct.error among them
             return error
-        if latents and config.mask == "files":
-            mask = read_mask(path, found.frame[1::-1], latents, config.center_crop)
+        if scale and config.mask == "files":
+            small = latents(found.image.size)
+            mask = read_mask(path, found.frame[1::-1], small, config.center_crop)
             found = dataclasses.replace(found, mask=mask)
         return found
 

@@ -23,14 +23,14 @@ class Notes:
         self.small: list[str] = []
         self.cut: list[str] = []
         self.unnamed: list[str] = []
-        self.shape = ""
+        self.shapes: set[tuple[int, int]] = set()
 
     def add(self, image: CroppedImage) -> None:
         """Take note of an image."""
         name, (height, width) = image.path.name, image.frame[:2]
         across, down = image.image.size
         self.count += 1
-        self.shape = f"{across} x {down}"
+        self.shapes.add(image.image.size)
         if image.several:
             self.several.append(name)
         if width < across or height < down:
@@ -59,11 +59,13 @@ class Notes:
                 self.folder.path,
             )
         self._say(self.several, "have several frames or pages, of which the first is taken")
-        self._say(self.small, f"are smaller than the {self.shape} trained on, and are enlarged")
+        one = "{} x {}".format(*min(self.shapes)) if len(self.shapes) == 1 else "bucket"
+        self._say(self.small, f"are smaller than the {one} trained on, and are enlarged")
+        remedy = "set concepts.img_aspect to buckets or to their shape, or "
+        if self.config.img_aspect == "buckets":  # they are longer than the longest of them
+            remedy = "cut them to what they are to teach, or set "
         self._say(
-            self.cut,
-            "lose more than half to the crop; set concepts.img_aspect to their shape, or "
-            "concepts.center_crop to false",
+            self.cut, f"lose more than half to the crop; {remedy}concepts.center_crop to false"
         )
         self._say(
             self.unnamed,

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, CLIPTokenizer
 
 from detsd.config import EvaluatorConfig
+from detsd.data.images import squared
 from detsd.evaluate.lookalikes import to_squares
 from detsd.evaluate.preflight import evaluator_problems, own_clip
 from detsd.models.hub import CONFIG, WHOLE, ModelFiles, resolve_files
@@ -50,7 +51,8 @@ class ImageEncoder:
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         if self.processor:
-            pixels = self.processor(images=images, return_tensors="pt").pixel_values
+            squares = [squared(image) for image in images]  # else it cuts them to their centres
+            pixels = self.processor(images=squares, return_tensors="pt").pixel_values
         else:
             size = self.model.config.vision_config.image_size
             pixels = to_squares(images, size)

@@ -28,7 +28,7 @@ from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import check_fit
 from detsd.config import EvaluateConfig, GenerateConfig, GridConfig, flat
 from detsd.data.dataset import Batch, TrainingData
-from detsd.data.images import read_images, target_size
+from detsd.data.images import read_images, target_sizes
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.evaluate.metrics import ConceptMetrics
 from detsd.evaluate.report import FIGURES, SHOWN, overview, plot
@@ -96,8 +96,10 @@ class Evaluation:
         sampler = self.config.evaluation.scheduler_name or pipeline.own_scheduler
         jobs = []
         for sample_set in self.sample_sets:
-            aspect = sample_set.reference.concepts.img_aspect
-            width, height = target_size(pipeline.model.image_size, aspect)
+            reference, size = sample_set.reference, pipeline.model.image_size
+            shapes = target_sizes(reference.concepts, size)
+            one = shapes[0] if len(shapes) == 1 else (size, size)
+            width, height = reference.resolution or one
             own = {"width": width, "height": height, "scheduler_name": sampler}
             jobs += [dataclasses.replace(job, **own) for job in sample_set.jobs]
         return jobs
@@ -204,7 +206,8 @@ class Evaluation:
 
     def _images(self, folder: str, reference: ConceptReference, key: str) -> list[Image.Image]:
         """Read the images of a folder, cropped as the reference's training images are."""
-        found = read_images(Path(folder), reference.concepts, self.model.image_size, key)
+        size, step = self.model.image_size, self.model.bucket_step
+        found = read_images(Path(folder), reference.concepts, size, key, step)
         return [each.image for each in found]
 
     def _of(self, reference: ConceptReference) -> list[SampleSet]:
@@ -249,4 +252,4 @@ class Evaluation:
         """Draw training images, and samples of the plain prompt of each sample set."""
         n = min(SHOWN, self.config.evaluation.num_samples)
         samples = [[self._samples(s, n) for s in self._of(r)] for r in self.references]
-        return overview(self.result["concepts"], images, samples, self.model.image_size)
+        return overview(self.result["concepts"], images, samples)

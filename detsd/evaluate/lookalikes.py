@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from detsd.data.images import crop_or_resize, to_tensor
+from detsd.data.images import crop_or_resize, squared, to_tensor
 
 SAME = 1 - 1e-5  # a larger cosine means that two images are the same one
 
@@ -45,8 +45,9 @@ def outlines(images: list[Image.Image]) -> torch.Tensor:
 
 
 def to_squares(images: list[Image.Image], size: int) -> torch.Tensor:
-    """Return the centres of images, (N, 3, size, size) in [-1, 1]."""
-    return torch.stack([to_tensor(crop_or_resize(image, (size, size), True)) for image in images])
+    """Return images as squares (N, 3, size, size) in [-1, 1]."""
+    every = [crop_or_resize(squared(image), (size, size), True) for image in images]
+    return torch.stack([to_tensor(image) for image in every])
 
 
 def _fit_classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detsd.utils import contact_sheets
 
@@ -47,7 +47,6 @@ def overview(
     concepts: list[dict[str, Any]],
     images: list[list[Image.Image]],
     samples: list[list[list[Image.Image]]],
-    side: int,
 ) -> Image.Image:
     """Draw training images, then samples of the initializer and of each state, a row each.
 
@@ -55,7 +54,6 @@ def overview(
         concepts: the figures of each concept, as in `evaluation.json`.
         images: the training images of each concept.
         samples: of each concept, the samples of the initializer and of each state.
-        side: of a tile, in pixels.
     """
     rows, labels = [], []
     for concept, own, sets in zip(concepts, images, samples, strict=True):
@@ -66,8 +64,7 @@ def overview(
         rows += sets
         labels.append(_line(f"the initializer: {initializer['phrase']}", initializer))
         labels += [_line(state["label"], state) for state in concept["states"]]
-    tiles = [[ImageOps.pad(image, (side, side)) for image in row] for row in rows]
-    return contact_sheets.sheet(tiles, labels)
+    return contact_sheets.sheet(rows, labels)
 
 
 def table(result: dict[str, Any]) -> str:

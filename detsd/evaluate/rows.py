@@ -113,6 +113,7 @@ def describe_rows(
         "model_hash": concept.model_hash,
         "steps": concept.steps,
         **({"clip_skip": concept.clip_skip} if concept.clip_skip else {}),
+        **({"resolution": concept.resolution} if concept.resolution else {}),
         "text_encoders": encoders,
     }
 
@@ -183,6 +184,8 @@ def report(facts: dict[str, Any]) -> str:
             lines.append(f"  learned on: {concept['model']}{at}{steps}")
         if "clip_skip" in concept:
             lines.append(f"  learned with: model.clip_skip {concept['clip_skip']}")
+        if "resolution" in concept:
+            lines.append("  samples: {} x {} pixels".format(*concept["resolution"]))
         for encoder in encoders:
             lines += _row_lines(encoder["rows"])
     return "\n".join(lines)

@@ -27,6 +27,8 @@ class ConceptReference:
         initializer: the phrase that it started from.
         folder: of its training images.
         concepts, seed, most_held_out: of its fine-tuning, so that the same images are held out.
+        resolution: width and height of the samples; None: by `concepts.img_aspect`, and square
+            for buckets.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ConceptReference:
     concepts: ConceptsConfig
     seed: int
     most_held_out: int
+    resolution: tuple[int, int] | None = None
 
     @property
     def kind(self) -> str:
@@ -71,6 +74,8 @@ def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> C
     config = finetuning_metadata(file).get("config", {})
     known = {f.name for f in dataclasses.fields(ConceptsConfig)}
     given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
+    if concept.resolution:  # of a file that was taken out of its run
+        given = {"img_aspect": "buckets"} | given
     names = given.get("concept_strs", [concept.name])
     place = names.index(concept.name) if concept.name in names else 0  # else under another word
     folders = [images_dir] * len(names) if images_dir else learned_from(file)
@@ -94,6 +99,7 @@ def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> C
         ConceptsConfig(**given | lists),
         training.get("train_seed", TrainingConfig.train_seed),
         training.get("max_validation_images", TrainingConfig.max_validation_images),
+        concept.resolution if given.get("img_aspect") == "buckets" else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,15 @@ class BaseModel:
     def image_size(self) -> int:
         """Pixels a side of the images that the UNet was trained on."""
         return self.unet.config.sample_size * self.vae_scale_factor
+
+    @property
+    def bucket_step(self) -> int:
+        """Pixels of which the sides of aspect buckets are multiples: 64 for Stable Diffusion.
+
+        A smaller model's are what its VAE and UNet halve to whole numbers: 16 for the bundled one.
+        """
+        step = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
+        return step if self.image_size < 512 else math.lcm(step, 64)
 
     def encode_prompts(
         self,

@@ -65,13 +65,18 @@ class SampleMetrics:
         encoders: dict[str, ImageEncoder],
         size: int,
         images: dict[str, list[Image.Image]],
+        step: int = 8,
     ):
-        """Measure the training `images` of each concept, and the look-alikes."""
+        """Measure the training `images` of each concept, and the look-alikes.
+
+        Args:
+            size, step: of the look-alikes' pictures, as `read_images` takes them.
+        """
         c, m = config.concepts, config.measure
         self.baselines: list[Baselines] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:
-            return [found.image for found in read_images(Path(folder), c, size, key)]
+            return [found.image for found in read_images(Path(folder), c, size, key, step)]
 
         others = [pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)]
         # The lists of objects and styles may be of different lengths.
@@ -117,7 +122,7 @@ class Samples:
     ):
         """
         Args:
-            size: height and width of the images, in pixels.
+            size: height and width of the images, in pixels, of concepts without a resolution.
             metrics: on the chief, where anything is to be measured.
         """
         self._model, self._run, self._metrics = model, run, metrics
@@ -127,7 +132,10 @@ class Samples:
         self._shown, measured = sample_jobs(config.inference, size), metric_jobs(config, size)
         names = [("samples", j.prompt, f"seed {j.seed}-{j.copy}") for j in self._shown]
         self._tags = image_tags(names, MAX_TAG)
-        self._jobs, self.measured = self._shown + measured, len(measured)
+        self._jobs, self.measured = [], len(measured)
+        for job in self._shown + measured:  # each in the shape of its concept
+            width, height = model.vocabulary.resolution(job.prompt) or (size, size)
+            self._jobs.append(dataclasses.replace(job, width=width, height=height))
         self._pipeline.check(self._jobs)
         # Of each rank, in batches that the jobs alone fix.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]

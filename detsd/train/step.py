@@ -71,7 +71,7 @@ def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
 
 
 def compiled(part: torch.nn.Module) -> Callable[..., Any]:
-    """Return a model compiled for the one shape that the step gives it."""
+    """Return a model compiled for each shape of bucket that the step gives it, the first time."""
     return torch.compile(part, dynamic=False)
 
 

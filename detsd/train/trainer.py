@@ -73,10 +73,13 @@ class Trainer:
         started = time.monotonic()
         crops = {} if encoders else None  # decoded once, for training and measuring
         self.data = TrainingData(
-            config.concepts, self.model, t.train_seed, t.max_validation_images, crops
-        )
+            config.concepts, self.model, t.train_seed, t.max_validation_images, crops,
+            self.samples_per_step,
+        )  # fmt: skip
         encoded = time.monotonic() - started
-        metrics = SampleMetrics(config, encoders, size, crops) if encoders else None
+        self._set_resolutions()
+        step = self.model.bucket_step
+        metrics = SampleMetrics(config, encoders, size, crops, step) if encoders else None
         self.samples = Samples(config, self.model, run, size, metrics)
         digests = self.data.digests
         self.start = {
@@ -129,6 +132,18 @@ class Trainer:
         if layout != t:
             run.print(layout_line(layout, samples, run.ranks.size))
         return dataclasses.replace(config, training=layout)
+
+    def _set_resolutions(self) -> None:
+        """Give the concepts the shape of their images; a resumed run's keep what they have."""
+        found, run = self.data.resolutions, self.run
+        if run.latest_is_own and run.latest:  # one of an earlier version has square samples
+            found |= {concept.name: concept.resolution for concept in latest_concepts(run)}
+        for name in self.model.vocabulary.names:
+            self.model.vocabulary.set_resolution(name, found[name])
+        if self.config.concepts.img_aspect == "buckets":
+            for name, shapes in self.data.shapes.items():
+                said = ", ".join(f"{n} of {w} x {h}" for (w, h), n in shapes.most_common())
+                run.print(f"{name}: images in {len(shapes)} buckets: {said}")
 
     def _phases(self) -> dict[str, Phase]:
         t, steps = self.config.training, self.state.steps_completed

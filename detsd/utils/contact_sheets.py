@@ -107,10 +107,11 @@ def sheet(
     column_labels: list[str] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Rows of equally large images, each under its label; the columns' labels over the first."""
+    """Rows of images, each under its label; the columns' labels over the first."""
     count = sum(map(len, rows))
     rows = [[as_tile(image, count) for image in row] for row in rows]
-    w, h = rows[0][0].size
+    w = max(image.width for row in rows for image in row)
+    heights = [max((image.height for image in row), default=0) for row in rows]
     columns = max(map(len, rows))
     width = max(columns * (w + GAP) - GAP, 2 * SHOWN) + 2 * MARGIN
     labels = [_wrapped(label, width - 2 * MARGIN, 14) for label in row_labels]
@@ -119,7 +120,7 @@ def sheet(
     over = [_wrapped(label, w, 14) for label in column_labels or []]
     above = 20 * max(map(len, over), default=0)
     lines = sum(map(len, labels))
-    height = top + above + lines * 20 + len(rows) * (h + 2 * GAP) - 2 * GAP + MARGIN
+    height = top + above + lines * 20 + sum(heights) + 2 * GAP * (len(rows) - 1) + MARGIN
     canvas = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(canvas)
     for k, text in enumerate(heading):
@@ -137,7 +138,7 @@ def sheet(
             y += above
         for k, image in enumerate(row):
             canvas.paste(image, (MARGIN + k * (w + GAP), y))
-        y += h + 2 * GAP
+        y += heights[number] + 2 * GAP
     return canvas
 
 
