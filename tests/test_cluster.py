@@ -499,6 +499,41 @@ def test_the_table_of_a_search(experiment, master, monkeypatch, capsys):
     )
 
 
+def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(
+    experiment, master, monkeypatch, tmp_path, capsys
+):
+    """By its uuid in any case, in the option or under the key that a cluster reads."""
+    monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
+    path = experiment(training={"num_sgd_steps": 2, "checkpoint_freq": 2})
+    master.run(experiment_of(path))
+    ((_, checkpoint),) = master.stored().items()
+    (learned,), uuid = read_concepts(checkpoint), checkpoint.name
+    login(master, monkeypatch)
+    given = yaml.safe_load(path.read_text())
+    keyed = tmp_path / "keyed.yaml"
+    searcher = {"name": "single", "metric": "val_loss", "source_checkpoint_uuid": uuid}
+    keyed.write_text(yaml.safe_dump(given | {"searcher": searcher}))
+    still = ("--set", "training.learning_rate=1e-9")
+    for k, (file, option) in enumerate((
+        (path, ["--warm-start", uuid.upper()]), (path, ["--warm-start", f"uuid:{uuid}"]),
+        (keyed, []),
+    )):  # fmt: skip
+        out = tmp_path / f"out{k}"
+        run = ["finetune", str(file), "--output-dir", str(out), *option, *still]
+        assert main(run) == 0
+        assert uuid in capsys.readouterr().out.lower()
+        (found,) = read_concepts(out / "checkpoints" / "step-00000002")
+        torch.testing.assert_close(found.embeddings, learned.embeddings, atol=1e-6, rtol=0)
+        monkeypatch.chdir(tmp_path)  # and goes on from wherever it is called
+        assert main([*run, "--set", "training.num_sgd_steps=3"]) == 0
+    assert main(["show", uuid.upper()]) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    searcher = searcher | {"source_checkpoint_uuid": None, "source_trial_id": 1}
+    keyed.write_text(yaml.safe_dump(given | {"searcher": searcher}))
+    assert main(["finetune", str(keyed), "--output-dir", str(tmp_path / "no")]) == 2
+    assert "searcher.source_trial_id, which only a cluster knows" in capsys.readouterr().err
+
+
 def test_models_of_the_registry_stand_for_their_checkpoints(
     experiment, master, monkeypatch, tmp_path, capsys
 ):
@@ -559,6 +594,21 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
     ):
         assert main(["show", f"model:{name}"]) == 2
         assert capsys.readouterr().err == f"detsd: {sentence}\n"
+    # Off cluster a grid goes on with the version that it began with, and says which is newer.
+    grid |= {"concepts": {"models": "my-blob"}}
+    grid["grid"] |= {"prompts": "a blob-thing", "num_seeds": 9}
+    path.write_text(yaml.safe_dump({"hyperparameters": grid}))
+    master.run(given, trial=10)
+    third = master.models["my-blob"][2]["checkpoint"]["uuid"]
+    capsys.readouterr()
+    out = tmp_path / "blob-thing"
+    assert main(["generate", str(path), "--output-dir", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"model my-blob: checkpoint {second}, with which this run began" in said
+    assert f"version 3 is newer, {third}: to use it, give --output-dir a new folder" in said
+    assert "8 of 9 images are there already" in said
+    found = set(re.findall('"source": "uuid:([^"]*)"', (out / "manifest.jsonl").read_text()))
+    assert found == {second}
 
 
 def manifest(checkpoint):

@@ -17,7 +17,7 @@ from detsd.cli.common import (
     tensorboard,
 )
 from detsd.concepts.source import ConceptSource
-from detsd.config import FinetuneConfig, load_config
+from detsd.config import FinetuneConfig, load_config, read_experiment
 from detsd.runs import task
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.train.preflight import check_finetune
@@ -33,8 +33,10 @@ def finetune(args: argparse.Namespace) -> int:
     """Fine-tune concepts; exit code."""
     on_cluster = task.on_cluster()
     config, folder = configuration(args, FinetuneConfig, check_finetune, finetune_config)
+    start = args.warm_start
     if not on_cluster:
-        latest = check_resume(config, folder, args.warm_start)
+        start = start or source_checkpoint(args.config)
+        latest = check_resume(config, folder, start)
         facts = read_metadata(latest) if latest else {"steps_completed": 0}
         settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
         if settled and settled == config.training.stop_on_plateau:
@@ -52,7 +54,7 @@ def finetune(args: argparse.Namespace) -> int:
         from detsd.runs.open import open_run
         from detsd.train.trainer import Trainer
         from detsd.utils.memory import is_out_of_memory
-    with open_run(folder, args.warm_start, accelerate=True) as run:
+    with open_run(folder, start, accelerate=True) as run:
         try:
             trainer = Trainer(config, run)
             done = trainer.train()
@@ -90,6 +92,18 @@ def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]
             "finetune_demo.yaml"
         )
     return load_config(args.config, args.set), str(args.config), args.config.stem
+
+
+def source_checkpoint(path: Path) -> Path | None:
+    """Return the checkpoint that an experiment file begins with, as `--warm-start` takes it."""
+    searcher = read_experiment(path).get("searcher") or {}
+    if searcher.get("source_trial_id") is not None:
+        raise UserError(
+            f"{path} has searcher.source_trial_id, which only a cluster knows; name a checkpoint "
+            "of that trial in searcher.source_checkpoint_uuid, or in --warm-start"
+        )
+    uuid = searcher.get("source_checkpoint_uuid")
+    return Path(f"uuid:{uuid}") if uuid else None
 
 
 def best_checkpoint_line(folder: Path) -> str:

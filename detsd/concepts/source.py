@@ -25,7 +25,7 @@ MAX_WORD = 100  # characters
 
 HINT = "name a concept file, a checkpoint or a run folder"
 
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UUID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ConceptSource:
         uuid, _, words = text.removeprefix("uuid:").partition("=")
         if text.startswith("uuid:") or (UUID.fullmatch(uuid) and not os.path.exists(text)):
             old, _, word = words.rpartition("=")
-            return cls(Path(), word.strip(), uuid, old.strip())
+            # In one case, by which a checkpoint is kept here.
+            return cls(Path(), word.strip(), uuid.lower(), old.strip())
         if not os.path.exists(text):
             rest, _, word = text.rpartition("=")
             path, _, old = rest.rpartition("=")

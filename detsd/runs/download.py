@@ -54,6 +54,10 @@ def download(uuid: str, to: Path) -> None:
         raise UserError(
             f"checkpoint {uuid} cannot be asked for: no Determined master was found; set DET_MASTER"
         ) from None
+    except api_errors.UnauthenticatedException:
+        raise UserError(
+            f"checkpoint {uuid} cannot be asked for: the master wants a login; run det user login"
+        ) from None
     except CheckpointStateException:
         raise UserError(deleted(uuid)) from None
     except Exception as error:  # storage back ends raise what they like

@@ -79,6 +79,11 @@ class RunFolder:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
+    @property
+    def models_file(self) -> Path:
+        """The uuids that models of the registry stand for in this run, as JSON."""
+        return self.path / "models.json"
+
     def checkpoint(self, step: int) -> Path:
         """Return the folder of a step's checkpoint, which need not be there."""
         return self.path / "checkpoints" / f"step-{step:08d}"

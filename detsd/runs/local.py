@@ -15,10 +15,12 @@ from pathlib import Path
 
 from detsd.runs.folder import METADATA, RunFolder, is_complete, read_metadata
 from detsd.runs.ranks import Ranks
+from detsd.runs.registry import find_version
 from detsd.runs.run import Run
 from detsd.runs.tensorboard import TensorBoard
 from detsd.utils import progress
 from detsd.utils.errors import UserError
+from detsd.utils.paths import atomic_write
 
 logger = logging.getLogger("detsd")
 
@@ -72,6 +74,25 @@ class LocalRun(Run):
             self._files.remove_unfinished()
             self._files.forget_metrics_after(steps)
             self.tensorboard = TensorBoard(self._files.tensorboard, purge_step=steps + 1)
+
+            if self.models:  # a grid has no checkpoint whose metadata would have them
+                with atomic_write(self._files.models_file) as staging:
+                    staging.write_text(json.dumps(dict(self.models), indent=1) + "\n")
+
+    def first_models(self):
+        try:
+            return json.loads(self._files.models_file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def compare_with_newest(self, model, uuid):
+        with contextlib.suppress(UserError):  # without the registry, the run goes on as it began
+            newest, version = find_version(model)
+            if newest != uuid:
+                self.print(
+                    f"model {model}: checkpoint {uuid}, with which this run began; version "
+                    f"{version} is newer, {newest}: to use it, {self.begin_anew}"
+                )
 
     def close(self) -> None:
         """Close the writer and restore the signals; a folder that stayed empty is removed."""

@@ -59,15 +59,24 @@ class Run:
 
         A run that goes on keeps those that it began with, whatever was registered since.
         """
-        known = read_metadata(self.latest) if self.latest and self.latest_is_own else {}
-        found = dict(known.get("models", {}))
+        found = self.first_models()
         for model in dict.fromkeys(name.partition("=")[0] for name in names):
             if self.is_chief and model not in found:
                 found[model], version = find_version(model)
                 self.print(f"model {model}: version {version}, checkpoint {found[model]}")
+            elif self.is_chief:
+                self.compare_with_newest(model, found[model])
         self.models = self.ranks.allgather(found)[0] if names else {}
         parts = [name.partition("=") for name in names]
         return [f"{self.models[model]}{equals}{word}" for model, equals, word in parts]
+
+    def compare_with_newest(self, model: str, uuid: str) -> None:
+        """Say where a model has a newer version than the one with which the run began."""
+
+    def first_models(self) -> dict[str, str]:
+        """Return the uuids that models of the registry stood for when this run began."""
+        known = read_metadata(self.latest) if self.latest and self.latest_is_own else {}
+        return dict(known.get("models", {}))
 
     @property
     def is_chief(self) -> bool:
