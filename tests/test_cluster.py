@@ -407,6 +407,33 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
             assert not thread.is_alive()
 
 
+def test_a_best_checkpoint_that_is_deleted_is_not_offered(experiment, master, monkeypatch):
+    """Neither one that is gone when the run goes on, nor one that goes at its end."""
+    losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5, 5: 0.4, 6: 0.7}
+    monkeypatch.setattr(Validation, "loss", lambda *_: 0.9)
+    monkeypatch.setattr(Trainer, "_validate", lambda self, *_: losses[self.state.steps_completed])
+    training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
+    given = experiment_of(experiment(training=training | {"train_batch_size": 1}))
+
+    def end(**storage):
+        said = master.run(given | {"checkpoint_storage": storage})
+        assert commands_of(said)["fetch it to a computer of your own"][-1] in said.split("; ")[-1]
+        return next(line for line in said.splitlines() if " is the best: " in line)
+
+    line = end()
+    assert line.endswith(f"; checkpoint {master.checkpoints()[2]}")
+    master.collect_garbage(1)
+    given["hyperparameters"]["training"]["num_sgd_steps"] = 6
+    line, newest = end(), master.checkpoints()[6]
+    assert line.startswith("step 2 of 6 is the best: val_loss 0.3000")
+    assert line.endswith(f"; checkpoint_storage has deleted it; the newest is checkpoint {newest}")
+    line = end(save_trial_best=0, save_experiment_best=0, save_trial_latest=2)
+    assert line.endswith(
+        "; checkpoint_storage deletes it, save_trial_best: 0, save_experiment_best: 0; the newest "
+        f"is checkpoint {newest}"
+    )
+
+
 def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch, caplog):
     """As what the master keeps as the best, though the trial was paused and restarted."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}

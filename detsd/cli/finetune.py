@@ -77,7 +77,7 @@ def finetune(args: argparse.Namespace) -> int:
             return stopped(run, steps)
         if run.is_chief and on_cluster:
             progress.say(trainer.best_line)
-            uuid = trainer.state.best_uuid or run.stored_uuid
+            uuid = trainer.best_uuid
             print_next_steps_on_cluster(config, uuid, trainer.model.vocabulary.resolution)
         elif run.is_chief:
             print_next_steps(config, folder, trainer.model.vocabulary.resolution)

@@ -139,6 +139,19 @@ class DeterminedRun(Run):
         self.print(f"registered as {found}: {title}")
         return found
 
+    def deletes(self, uuid, newer):
+        from determined.experimental import client  # here, since few trials need it
+
+        storage = cluster_experiment()["checkpoint_storage"]
+        kept = {"save_trial_best": 1, "save_experiment_best": 0}  # Determined's defaults
+        kept = {key: storage.get(key, default) for key, default in kept.items()}
+        if newer >= self.keeps and not any(kept.values()):
+            return "checkpoint_storage deletes it, " + ", ".join(f"{k}: {kept[k]}" for k in kept)
+        with contextlib.suppress(Exception):  # a master that is away does not know
+            if client.get_checkpoint(uuid).state is client.CheckpointState.DELETED:
+                return "checkpoint_storage has deleted it"
+        return ""
+
     def fetch(self, uuid, to, wanted=lambda name: True):
         alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
         with self.context.checkpoint.restore_path(uuid, alone, selector=wanted) as path:

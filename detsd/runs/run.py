@@ -157,6 +157,14 @@ class Run:
         """
         raise NotImplementedError
 
+    def deletes(self, uuid: str, newer: int) -> str:
+        """Return why a checkpoint is not to be had after the end; "" where it is. Chief only.
+
+        Args:
+            newer: how many were stored after it, at least.
+        """
+        return ""
+
     def fetch(self, uuid: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Copy those files of a stored checkpoint whose names are wanted. On a cluster only."""
         raise NotImplementedError

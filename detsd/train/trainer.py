@@ -117,7 +117,7 @@ class Trainer:
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
                 "training; set model.precision to fp32, or use another base model"
             )
-        self.phases, self.version = self._phases(), ""
+        self.phases, self.version, self._gone = self._phases(), "", ""
         run.begin()
         self.samples.restart(self.state.steps_completed, self._new_samples)
         self.checkpoints.keep_best(self.state)  # of the checkpoint that this goes on from
@@ -206,10 +206,16 @@ class Trainer:
         return self.state.steps_completed >= self.config.training.num_sgd_steps or self.plateaued
 
     @property
+    def best_uuid(self) -> str:
+        """The checkpoint to go on from: of the best step, else the newest one. Chief only."""
+        return ("" if self._gone else self.state.best_uuid) or self.run.stored_uuid
+
+    @property
     def best_line(self) -> str:
         """A line on the best step, its metrics and its checkpoint on a cluster. Chief only."""
-        uuid = self.state.best_uuid or self.run.stored_uuid
-        where = ", ".join(filter(None, (f"checkpoint {uuid}", self.version)))
+        where = ", ".join(filter(None, (f"checkpoint {self.best_uuid}", self.version)))
+        if self._gone:
+            where = f"{self._gone}; the newest is {where}"
         return f"{self.checkpoints.best_line(self.state, self.initial_val_loss)}; {where}"
 
     def train(self) -> bool:
@@ -221,6 +227,10 @@ class Trainer:
         if self.complete:
             self.run.report_progress(1.0)
             self.version = self.checkpoints.register(self.state)
+            if self.run.is_chief and self.state.best_uuid:
+                newer = sum(step > self.state.best for step in self.state.validations)
+                newer = 0 if self.version else newer  # which keeps a checkpoint
+                self._gone = self.run.deletes(self.state.best_uuid, newer)
         return self.complete
 
     def _train(self, bar: Bar) -> None:
