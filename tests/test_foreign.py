@@ -92,14 +92,12 @@ GPU = "its noise was drawn on the GPU (it does not say RNG: CPU): another image"
          ["its schedule 'Beta' is not supported with euler"]),
         ("UniPC", "unipc", None,
          ["unipc here and UniPC there are not made alike: another image, of the kind"]),
-        ("Euler, Clip skip: 2", "euler", "linspace",
-         ["CLIP skip is not supported; it is left out"]),
         ("Euler, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent", "euler",
          "linspace", ["hires fix is not supported; it is left out"]),
         ("Euler, Denoising strength: 0.5", "euler", "linspace",
          ["an image to begin with is not supported; it is left out"]),
         ("Euler, VAE hash: 1234567890, VAE: other.pt", "euler", "linspace",
-         ["another VAE is not supported; it is left out"]),
+         ["its VAE was other.pt; name the file in model.vae"]),
         ("Euler, My extension: on", "euler", "linspace",
          ["'My extension' is not supported; it is left out"]),
     ],
@@ -109,6 +107,13 @@ def test_samplers_schedules_and_what_is_not_honoured(tmp_path, line, scheduler, 
     assert found.grid.get("scheduler_names") == scheduler
     assert found.grid.get("spacing") == spacing
     assert found.notes == notes
+
+
+@pytest.mark.parametrize(("text", "count"), [("2", 1), ("1", 0), ("0", 0), ("x", 0), ("9" * 9, 0)])
+def test_clip_skip_is_counted_as_diffusers_does(tmp_path, text, count):
+    found = a1111(tmp_path, f"{START}Euler, Clip skip: {text}")
+    assert found.clip_skip == count
+    assert any("model.clip_skip=0" in note for note in found.notes) == bool(count)
 
 
 def test_noise_of_the_gpu_odd_steps_and_prompt_editing_are_named(tmp_path):
@@ -248,13 +253,17 @@ def test_what_a_graph_does_besides_is_named(tmp_path):
     }
     nodes["6"]["inputs"]["clip"] = ["31", 0]
     nodes["3"]["inputs"] |= {"model": ["32", 0], "sampler_name": "euler_ancestral"}
-    assert comfy(tmp_path, nodes).notes == [
-        "CLIP skip is not supported; it is left out",
+    nodes["8"]["inputs"]["vae"] = ["33", 0]
+    nodes["33"] = node("VAELoader", vae_name="other.safetensors")
+    found = comfy(tmp_path, nodes)
+    assert found.clip_skip == 1
+    assert found.notes == [
         "an image to begin with is not supported; it begins with noise",
         "euler-ancestral here and euler_ancestral there are not made alike: another image, of the "
         "kind",
         "it names no height; the default is taken",
         "it names no width; the default is taken",
+        "its VAE was other.safetensors; name the file in model.vae",
         CONCEPT,
         "its schedule 'karras' is not supported with euler-ancestral",
         "nodes that are not known are left out: FreeU?[2J",
@@ -320,7 +329,8 @@ def test_values_out_of_bounds_end_in_a_sentence(tmp_path, capsys, line, said):
 
 def test_an_image_is_made_of_each(tmp_path, tiny_model, capsys):
     """On the model that is named; what is not honoured is said before."""
-    line = "Steps: 2, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 32x32, Model: other"
+    line = "Steps: 2, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 32x32, Model: other, "
+    line += "Clip skip: 2"
     model = f"model.pretrained_model_name_or_path={tiny_model}"
     files = [with_texts(tmp_path / "a.png", parameters=f"a fish\n{line}")]
     nodes = graph()

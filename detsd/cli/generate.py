@@ -95,7 +95,8 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
         progress.say(f"  it was made on {there}, this will be on {model}{name}")
     for note in foreign.notes:
         progress.say(f"  {note}")
-    return {"model": {"pretrained_model_name_or_path": BUNDLED}, "grid": foreign.grid}
+    own = {"pretrained_model_name_or_path": BUNDLED, "clip_skip": foreign.clip_skip}
+    return {"model": own, "grid": foreign.grid}
 
 
 def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:

@@ -116,7 +116,8 @@ class Graph:
         """Return the settings of the first sampler on the way to a saved image."""
         found = self.found
         ends = [key for key, (kind, _) in self.nodes.items() if re.search("Save|Preview", kind)]
-        used = {id(inputs): kind for kind, inputs in self.upstream(*ends or self.nodes)}
+        nodes = [*self.upstream(*ends or self.nodes)]
+        used = {id(inputs): kind for kind, inputs in nodes}
         samplers = [
             key
             for key, (kind, inputs) in self.nodes.items()
@@ -138,6 +139,7 @@ class Graph:
             "start": ("start_at_step",), "noise": ("add_noise",), "batch": ("batch_size",),
             "width": ("width",), "height": ("height",), "skip": ("stop_at_clip_layer",),
         }.items()}  # fmt: skip
+        given["vae"] = next((i["vae_name"] for _, i in nodes if "vae_name" in i), None)
         if given["schedule"] is None and "KarrasScheduler" in used.values():
             given["schedule"] = "karras"
         name = found.sampler(given["sampler"], given["schedule"], COMFY_SAMPLERS)
@@ -161,10 +163,12 @@ class Graph:
             note("a sampler that begins on the way is not supported; it makes all steps")
         if given["batch"] not in (None, 1):
             note(f"of its batch of {str(given['batch'])[:20]} the first image is made")
-        if given["skip"] not in (None, -1):
-            note("CLIP skip is not supported; it is left out")
+        if isinstance(given["skip"], int):  # -1 is the last layer, in XL the last but one is
+            self.found.clip_skip = max(0, -given["skip"] - 1 - ("CLIPTextEncodeSDXL" in kinds))
+        if given["vae"]:
+            note(f"its VAE was {str(given['vae'])[:100]}; name the file in model.vae")
         for pattern, what in {
-            "Lora": "LoRA", "ControlNet": "ControlNet", "VAELoader": "another VAE",
+            "Lora": "LoRA", "ControlNet": "ControlNet",
             "Upscale|ImageScale": "hires fix and enlarging", "IPAdapter": "IP-Adapter",
         }.items():  # fmt: skip
             if any(re.search(pattern, kind) for kind in kinds):

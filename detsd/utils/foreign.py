@@ -35,12 +35,12 @@ HONOURED = {
     "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash", "RNG",
     "Version", "TI hashes", "SGM noise multiplier", "Discard penultimate sigma", "Batch size",
     "Batch pos", "User", "Timestep spacing", "Guidance interval", "Lora hashes", "Emphasis",
-    "Noise Schedule",
+    "Noise Schedule", "Clip skip", "VAE", "VAE hash",
 }  # fmt: skip
 TOPICS = {  # beginnings of A1111's fields, and what stands behind them
     "Hires": "hires fix", "First pass": "hires fix", "Denoising": "an image to begin with",
     "Init image": "an image to begin with", "Mask": "inpainting", "Inpaint": "inpainting",
-    "Clip skip": "CLIP skip", "VAE": "another VAE", "Variation": "a variation seed",
+    "Variation": "a variation seed",
     "Seed resize": "a seed of another size", "ENSD": "another seed for the noise on the way",
     "Eta": "another amount of noise on the way", "Refiner": "a refiner", "ControlNet": "ControlNet",
     "ADetailer": "ADetailer", "Face restoration": "face restoration", "Hypernet": "a hypernetwork",
@@ -56,12 +56,14 @@ class ForeignSettings:
         tool: its name.
         grid: what a configuration's section `grid` says of them.
         model: the checkpoint's name; "" if unknown.
+        clip_skip: layers that the text encoder left out, as diffusers counts.
         notes: what cannot be honoured, half a sentence each.
     """
 
     tool: str
     grid: dict[str, Any] = field(default_factory=dict)
     model: str = ""
+    clip_skip: int = 0
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -246,6 +248,14 @@ def _a1111(path: Path, text: str) -> ForeignSettings:
             found.note(f"its noise levels differ a little from those here ({key})")
     if "Lora hashes" in given:
         found.note("LoRA is not supported; it is left out")
+    if re.fullmatch(r"\d{1,2}", given.get("Clip skip", "")):
+        found.clip_skip = max(0, int(given["Clip skip"]) - 1)
+    if found.clip_skip:
+        found.note(
+            "with Stable Diffusion XL say --set model.clip_skip=0: A1111 skips nothing there"
+        )
+    if vae := given.get("VAE", given.get("VAE hash")):
+        found.note(f"its VAE was {vae[:100]}; name the file in model.vae")
     if any(key.startswith("Hires") for key in given):
         given.pop("Denoising strength", None)  # of its second pass
     for key in given.keys() - HONOURED:
