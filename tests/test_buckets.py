@@ -469,6 +469,13 @@ def test_a_sheet_of_several_shapes_shows_each_whole():
     for tile, color in zip(tiles, colors, strict=True):
         shown = contact_sheets.as_tile(tile, 4)
         assert (pixels == color).all(2).sum() == shown.width * shown.height
+    even = contact_sheets.padded([tiles[:3], tiles[3:]])
+    assert {tile.size for row in even for tile in row} == {(96, 96)}
+    assert [(np.asarray(t) == c).all(2).sum() for t, c in zip(even[0], colors, strict=False)] == [
+        96 * 48, 48 * 96, 96 * 96,
+    ]  # fmt: skip
+    ((same,),) = contact_sheets.padded([[tiles[0]]])
+    assert same.tobytes() == tiles[0].tobytes()
 
 
 def test_pictures_of_an_evaluation_keep_their_buckets(mixed):

@@ -64,7 +64,7 @@ def overview(
         rows += sets
         labels.append(_line(f"the initializer: {initializer['phrase']}", initializer))
         labels += [_line(state["label"], state) for state in concept["states"]]
-    return contact_sheets.sheet(rows, labels)
+    return contact_sheets.sheet(contact_sheets.padded(rows), labels)
 
 
 def table(result: dict[str, Any]) -> str:

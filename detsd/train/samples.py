@@ -206,7 +206,7 @@ class Samples:
         tags = image_tags([("training images", name) for name in pictures])
         for tag, (name, images) in zip(tags, pictures.items(), strict=True):
             if self._run.is_chief:
-                sheet = contact_sheets.sheet([images], [name])
+                sheet = contact_sheets.sheet(contact_sheets.padded([images]), [name])
                 self._run.log_image(tag, png.encode(sheet))
 
     def draw_progress(self, step: int, pictures: dict[str, list[Image.Image]]) -> None:

@@ -142,6 +142,12 @@ def sheet(
     return canvas
 
 
+def padded(rows: list[list[Image.Image]]) -> list[list[Image.Image]]:
+    """Pad images of several shapes to one that has room for each."""
+    size = tuple(map(max, zip(*(image.size for row in rows for image in row), strict=True)))
+    return [[ImageOps.pad(i, size, Image.Resampling.LANCZOS, PAPER) for i in r] for r in rows]
+
+
 def _wrapped(text: str, width: int, size: int) -> list[str]:
     """Wrap a text of font size `size` to lines of at most `width` pixels."""
     font, lines = _font(size, text), [""]
