@@ -137,3 +137,10 @@ def test_a_tilde_in_an_option_is_the_home_directory(monkeypatch, tmp_path):
         args = parser().parse_args([*command, f"{option}=~/run"])
         assert getattr(args, name) == tmp_path / "run"
     assert parser().parse_args(["finetune", "~/a.yaml"]).config == tmp_path / "a.yaml"
+    for command, name in (
+        (["app"], "model"), (["app"], "vae"), (["show", "x"], "model"), (["evaluate"], "model"),
+        (["evaluate"], "clip"), (["evaluate"], "dino"),
+    ):  # fmt: skip
+        args = parser().parse_args([*command, f"--{name}=~/anime"])
+        assert getattr(args, name) == str(tmp_path / "anime")
+    assert parser().parse_args(["app", "--concepts=~/a.pt"]).concepts == [str(tmp_path / "a.pt")]

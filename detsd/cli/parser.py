@@ -33,9 +33,12 @@ def parser() -> argparse.ArgumentParser:
     return command_line
 
 
+_home = os.path.expanduser  # of names: shells leave a `~` alone in `--model=~/anime`
+
+
 def _path(text: str) -> Path:
-    """Return a path with `~` expanded, which shells leave alone in `--output-dir=~/run`."""
-    return Path(os.path.expanduser(text))
+    """Return a path with `~` expanded."""
+    return Path(_home(text))
 
 
 def _add_run_options(command: argparse.ArgumentParser, name: str) -> None:
@@ -86,11 +89,14 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--all-checkpoints", action="store_true", help="all checkpoints of a run, not the best only"
     )
-    command.add_argument("--model", help="base model; default: that of the first source")
     command.add_argument(
-        "--clip", metavar="MODEL", help="CLIP that measures; default: the base model's own"
+        "--model", type=_home, help="base model; default: that of the first source"
     )
-    command.add_argument("--dino", metavar="MODEL", help="DINO that measures as well")
+    command.add_argument(
+        "--clip", type=_home, metavar="MODEL",
+        help="CLIP that measures; default: the base model's own",
+    )  # fmt: skip
+    command.add_argument("--dino", type=_home, metavar="MODEL", help="DINO that measures as well")
     _add_run_options(command, "evaluate-<source's name>")
     command.set_defaults(run=evaluate)
 
@@ -115,7 +121,9 @@ def _download(commands: argparse._SubParsersAction) -> None:
 def _show(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("show", help="describe a concept file, checkpoint or run folder")
     command.add_argument("path", metavar="SOURCE", help=SOURCE)
-    command.add_argument("--model", help="base model to compare with; default: the one it fits")
+    command.add_argument(
+        "--model", type=_home, help="base model to compare with; default: the one it fits"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument(
         "--plot", type=_path, metavar="FILE", help="also draw the vectors' norms and nearest words"
@@ -135,14 +143,19 @@ def _export(commands: argparse._SubParsersAction) -> None:
 
 def _app(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("app", help="the interactive demo, a page for the browser")
-    command.add_argument("--model", default=BUNDLED, help="diffusers folder or hub model")
-    command.add_argument("--vae", metavar="MODEL", help="as model.vae: another VAE than its own")
+    command.add_argument(
+        "--model", type=_home, default=BUNDLED, help="diffusers folder or hub model"
+    )
+    command.add_argument(
+        "--vae", type=_home, metavar="MODEL", help="as model.vae: another VAE than its own"
+    )
     command.add_argument(
         "--clip-skip", type=int, default=0, metavar="N", help="as model.clip_skip; A1111 says N + 1"
     )
     command.add_argument(
-        "--concepts", nargs="*", metavar="SOURCE", help="concept files, checkpoint or run folders"
-    )
+        "--concepts", nargs="*", type=_home, metavar="SOURCE",
+        help="concept files, checkpoint or run folders",
+    )  # fmt: skip
     command.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
     command.add_argument("--port", type=int, help="default: the first free one from 7860 on")
