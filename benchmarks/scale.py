@@ -71,6 +71,9 @@ class StandIn:
     def check(self, _):
         pass
 
+    def warnings(self, *_):
+        return []
+
     def concept_fingerprints(self, _):
         return {}
 

@@ -122,7 +122,7 @@ def test_noise_of_the_gpu_odd_steps_and_prompt_editing_are_named(tmp_path):
     assert found.grid["prompts"] == "a [red:blue:0.5] fish AND a cat"
     assert found.notes == [
         GPU,
-        "prompt editing ([a:b:0.5], [a|b], AND, BREAK) is read as it stands",
+        "prompt editing ([a:b:0.5], [a|b], AND) is read as it stands",
         "with 23 steps the noise levels differ somewhat from A1111's",
     ]
 

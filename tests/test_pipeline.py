@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from demo_model.process import process
 from detsd.cli.generate import remake_hyperparameters
 from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, SchedulerName, parse_config
 from detsd.models.loading import load_base_model, pick_dtype
@@ -352,7 +353,10 @@ def test_doubts_about_prompts(pipe):
         (doubt,) = pipe.prompt_warnings(f"a photo of a {spelt}, close-up")
         assert f"says {spelt!r}, which is no loaded concept" in doubt
     assert pipe.prompt_warnings("a photo of a blob, and of another thing") == []
-    (doubt,) = pipe.prompt_warnings("very " * 80 + "blob-thing")
+    long = "very " * 80 + "blob-thing"
+    assert pipe.prompt_warnings(long) == []
+    assert pipe.vocabulary.chunk_count(long) == 2
+    (doubt,) = prompt_warnings(long, pipe.vocabulary, weighted=False)  # as captions are read
     assert "84 tokens and the model reads 77" in doubt
     assert "concept blob-thing among them" in doubt
 

@@ -26,6 +26,7 @@ from detsd.concepts.source import ConceptSource
 from detsd.runs.folder import finetuning_metadata
 from detsd.sampling.jobs import Job, StepInfo
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
+from detsd.sampling.stock import steps_warning
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
 
@@ -176,9 +177,15 @@ class Backend:
         unknown = self.hints.unknown if self.hints else lambda text: []
         return tuple(t for t in texts if not unknown(t.format(""))) or texts
 
-    def prompt_warnings(self, prompt: str) -> list[str]:
-        """Return a sentence for each thing that is odd about a prompt."""
-        found = self.pipe.prompt_warnings(prompt)
+    def warnings(self, job: Job) -> list[str]:
+        """Return a sentence for each thing that is odd about an image's settings."""
+        found = self.prompt_warnings(job.prompt, job.negative_prompt)
+        steps = (job.scheduler_name, job.num_inference_steps, job.spacing)
+        return [*found, *filter(None, [steps_warning(self.pipe.model, *steps)])]
+
+    def prompt_warnings(self, prompt: str, negative_prompt: str = "") -> list[str]:
+        """Return a sentence for each thing that is odd about prompts."""
+        found = self.pipe.prompt_warnings(prompt) + self.pipe.prompt_warnings(negative_prompt)
         without = self.pipe.vocabulary.rewrite.without(prompt)
         if unknown := self.hints.unknown(without) if self.hints else []:
             named = ", ".join(f"“{word}”" for word in unknown)

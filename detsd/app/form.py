@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from detsd.concepts.prompts import truncated
 from detsd.config.schema import MAX_SEED, REQUIRED, Section, SpacingName, parse_section, setting
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -120,9 +119,6 @@ def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Jo
         own = (size, size)
     sides = (s.width or own[0], s.height or own[1])
     prompt, negative = (" ".join(text.split()) for text in (s.prompt, s.negative_prompt))
-    for name, text in (("prompt", prompt), ("negative prompt", negative)):
-        for problem in truncated(text, pipe.vocabulary, name):
-            raise UserError(problem)
     for name, side in zip(("width", "height"), sides, strict=True):
         if side % 8 or not size // 2 <= side <= 2 * size:
             raise UserError(
@@ -290,6 +286,9 @@ def read_settings(
     except UserError as error:
         raise UserError(f"{path.name} holds settings that cannot be used here: {error}") from None
     notes = []
+    plain = all(map(pipe.vocabulary.is_plain, (settings.prompt, settings.negative_prompt)))
+    if not record.get("prompt_weights") and not plain:
+        notes.append("it was made with its brackets as text, and here they weight words")
     if model != pipe.model.name:
         notes.append(f"it was made on {model}, this is {pipe.model.name}")
     for key, value in others.items():

@@ -71,20 +71,22 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
         todo = copies(first, n)
         reason = backend.no_baseline_reason(first.prompt)
         todo += backend.baselines(todo) if both and not reason else []
-        return todo, lambda now: update(todo, n, now)
+        notes = backend.warnings(first)
+        return todo, lambda now: update(todo, n, now) | {buttons.status: lines(*notes)}
 
     buttons.connect(backend, [prompt.submit], [beside, count, *form], results, plan)
 
-    def warn(text: str | None, both: bool) -> str:
+    def warn(text: str | None, away: str | None, both: bool) -> str:
         if not (text or "").strip():
             return ""
         if problems := ImageSettings(text).problems():
             return lines(*problems)
         reason = backend.no_baseline_reason(text) if both else ""
-        return lines(*backend.prompt_warnings(text), *filter(None, [reason]))
+        return lines(*backend.prompt_warnings(text, away or ""), *filter(None, [reason]))
 
     gr.on(
-        [prompt.change, beside.change], warn, [prompt, beside], hint, queue=False,
+        [prompt.change, negative.change, beside.change], warn, [prompt, negative, beside], hint,
+        queue=False,
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
 

@@ -179,4 +179,5 @@ def grid_settings(
         **({"grid.guidance_interval": i.guidance_interval} if i.guidance_interval else {}),
         **({"grid.spacing": i.spacing} if i.spacing else {}),
         **sides,
+        **({} if i.prompt_weights else {"grid.prompt_weights": "false"}),
     }

@@ -119,6 +119,7 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
             "guidance_scales": record["guidance_scale"],
             "guidance_interval": record.get("guidance_interval"),  # not in older files
             "spacing": record.get("spacing"),
+            "prompt_weights": record.get("prompt_weights", False) is not False,
             "seeds": record["seed"],
             "width": record["width"],
             "height": record["height"],

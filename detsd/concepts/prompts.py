@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from detsd.concepts import weights
 
 if TYPE_CHECKING:
     from detsd.concepts.vocabulary import Vocabulary
@@ -22,12 +25,23 @@ class PromptRewriter:
     def __init__(self, replacements: dict[str, str]):
         self.replacements = dict(replacements)
         words = sorted(self.replacements, key=len, reverse=True)
-        self._pattern = re.compile(
-            r"(?<![\w-])(?:" + "|".join(map(re.escape, words)) + r")(?![\w-])" if words else r"(?!)"
-        )
+        self._words = "|".join(map(re.escape, words)) or "(?!)"
+        self._pattern = re.compile(rf"(?<![\w-])(?:{self._words})(?![\w-])")
 
     def __call__(self, prompt: str) -> str:
         return self._pattern.sub(lambda match: self.replacements[match[0]], prompt)
+
+    @functools.cached_property
+    def grammar(self) -> re.Pattern:
+        """The pattern of weights in prompts with these words."""
+        return weights.grammar(self._words)
+
+    def masked(self, prompt: str) -> str:
+        """Return the prompt with concepts and escaped brackets as so many letters x."""
+        hidden = ("word", "a", "b", "c", "escaped")
+        return self.grammar.sub(
+            lambda found: "x" * len(found[0]) if found.lastgroup in hidden else found[0], prompt
+        )
 
     def without(self, prompt: str) -> str:
         """Return the prompt with every concept word taken out."""
@@ -46,6 +60,7 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
         is_word: whether the base model's vocabulary has a word.
     """
     rest = PromptRewriter(dict.fromkeys(names, "")).without(prompt)
+    rest = re.sub(UNSUPPORTED[0][0], " ", rest)  # the names of LoRAs are no words
     likenesses = []
     for name in names:  # but for case, hyphens and spaces
         pattern = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", name)))
@@ -64,7 +79,7 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
     ]
 
 
-# `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no time of day and no ratio like (16:9).
+# Of training prompts: `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no ratio like (16:9).
 WEIGHTED = re.compile(
     r"\((?=[^()\[\]]*[^\W\d])([^()\[\]:]*)(?::\s*(?:\d?\.\d+|\d)\s*\)|\)\d?\.\d+)"
 )
@@ -77,24 +92,64 @@ def unweighted(prompt: str) -> str:
     return prompt
 
 
-def unsupported_weights(prompt: str) -> list[str]:
-    """Return a sentence where a prompt weights words in the syntax of other programs."""
-    found = []
-    if unweighted(prompt) != prompt:
-        found.append(
-            f"the prompt {prompt!r} weights words, which detsd does not support: it reads "
-            f"{unweighted(prompt)!r}"
-        )
-    if marks := re.findall(r"\[[^\[\]]+\]|\(\([^()]+\)\)", prompt):
-        found.append(
-            f"the prompt {prompt!r} has {' '.join(marks)}, which other programs take for a "
-            "weight and the model for brackets; leave the brackets out"
-        )
+# Syntax of other programs: a pattern, what it does there, and what becomes of it here.
+WORDS, TEXT = "read as words", "read as text"
+UNSUPPORTED = (
+    (r"<(?!embed:)\w+:[^<>]+>", "a LoRA, another network or a wildcard elsewhere", "left out"),
+    (r"<embed:[^<>]+>", "an embedding that is not loaded", "left out"),
+    (r"(?<![\w-])embedding:[^\s,:()]+", "an embedding of ComfyUI that is not loaded", WORDS),
+    (r"\bAND\b", "two prompts at once in A1111", WORDS),
+    (r"\bADD(?:COMM|BASE|ROW|COL)\b", "prompts for regions in A1111", WORDS),
+    (r"\{[^{}|]*\|[^{}]*\}", "a choice of words elsewhere", WORDS),
+    (r"\{[^{}|]+\}", "a weight in NovelAI", TEXT),
+    (r"__[\w*/-]+?__", "a wildcard elsewhere", WORDS),
+    (r"\[[^\[\]]*:\s*[0-9.]+\s*\]", "a change of the prompt between steps in A1111", WORDS),
+    (r"\[[^\[\]|]*\|[^\[\]]*\]", "words in turn, step by step, in A1111", WORDS),
+    (
+        r"(?<!\w)(?:\w+(?:\+\++|--+)|[^\W\d_]{3,}\+)(?![\w+-])|\)(?:\++|-+)(?![\w+-])",
+        "a weight in compel and InvokeAI",
+        f"{TEXT}; (word:1.2) is a weight",
+    ),
+    (r"\)\.(?:and|blend|swap|or)\(", "several prompts at once in compel", WORDS),
+    (r"\bwithLora\(", "a LoRA in InvokeAI", WORDS),
+    (r"(?<!\S)--[a-z]\S*(?:\s+[\w:.]+)?", "an option of Midjourney", WORDS),
+    (r"\w::-?[0-9.]+", "a weight in Midjourney", f"{TEXT}; (word:1.2) is a weight"),
+)
+
+
+def unsupported_syntax(
+    prompt: str, names: list[str], weighted: bool = True, name: str = "prompt"
+) -> dict[str, str]:
+    """Return a sentence for each kind of syntax of other programs that a prompt has, by the kind.
+
+    Args:
+        names: of the concepts that are loaded, in which nothing is looked for.
+        weighted: False for prompts that are read without weights, such as captions.
+        name: of the prompt, for the sentences.
+    """
+    masked = PromptRewriter(dict.fromkeys(names, "")).masked(prompt)
+    found = {}
+    for pattern, meaning, effect in UNSUPPORTED:
+        spans = [mark.span() for mark in re.finditer(pattern, masked)]
+        if spans:
+            shown = ", ".join(dict.fromkeys(prompt[a : min(b, a + 40)] for a, b in spans[:3]))
+            effect = effect if weighted else effect.replace("left out", WORDS)
+            found[meaning] = (
+                f"the {name} {_short(prompt)} has {shown} ({meaning}), which detsd does not "
+                f"support: it is {effect}"
+            )
     return found
 
 
+def _short(prompt: str) -> str:
+    return repr(textwrap.shorten(prompt, 80, placeholder=" ..."))
+
+
 def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list[str]:
-    """Return a sentence where a prompt is longer than the 77 tokens that the model reads."""
+    """Return a sentence where a prompt is longer than the 77 tokens that the model reads at once.
+
+    So are those of a training, and those that are read without weights.
+    """
     if vocabulary.fits_without_tokenizing(prompt):
         return []
     window, length = vocabulary.window, vocabulary.length(prompt)
@@ -103,17 +158,40 @@ def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list
     lost = vocabulary.truncated_concepts(prompt)
     also = f", concept {', '.join(lost)} among them" if lost else ""
     return [
-        f"the {name} {textwrap.shorten(prompt, 80, placeholder=' ...')!r} has {length} tokens "
-        f"and the model reads {window}: its last words are cut off{also}; shorten it"
+        f"the {name} {_short(prompt)} has {length} tokens and the model reads {window}: its last "
+        f"words are cut off{also}; shorten it"
     ]
 
 
-def prompt_warnings(prompt: str, vocabulary: Vocabulary, spelling: bool = True) -> list[str]:
-    """Return a sentence for each misspelled concept, attention weight and truncated end.
+def prompt_warnings(
+    prompt: str,
+    vocabulary: Vocabulary,
+    spelling: bool = True,
+    weighted: bool = True,
+    name: str = "prompt",
+    told: set[str] | None = None,
+) -> list[str]:
+    """Return a sentence for each misspelled concept, unsupported syntax, and what is not read.
 
     Args:
         spelling: False where the spelling of concepts does not matter, or was checked before.
+        weighted: False where the prompt is read without weights, and cut off.
+        name: of the prompt, for the sentences.
+        told: what was told before, and is left out; what is told now is added.
     """
-    names = vocabulary.names if spelling else []
-    found = misspelled_concepts(prompt, names, vocabulary.is_word)
-    return found + unsupported_weights(prompt) + truncated(prompt, vocabulary)
+    names, told = vocabulary.names, set() if told is None else told
+    spelt = misspelled_concepts(prompt, names if spelling else [], vocabulary.is_word)
+    found = {sentence: sentence for sentence in spelt}
+    found |= unsupported_syntax(prompt, names, weighted, name)
+    if not weighted:
+        if unweighted(prompt) != prompt:
+            found["weights"] = f"the {name} {_short(prompt)} weights words, which is left out here"
+        found |= {sentence: sentence for sentence in truncated(prompt, vocabulary, name)}
+    elif vocabulary.has_extreme_weights(prompt):
+        found["extreme"] = (
+            f"the {name} {_short(prompt)} has weights beyond {weights.MAX_WEIGHT:g}, which count "
+            "as that; images fall apart above about 2"
+        )
+    new = [sentence for kind, sentence in found.items() if kind not in told]
+    told.update(found)
+    return new

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn as nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from detsd.concepts import weights
 from detsd.concepts.concept import LearnedConcept, family
 from detsd.concepts.embedding import ConceptEmbedding
 from detsd.concepts.prompts import PromptRewriter, unweighted
@@ -73,6 +74,29 @@ class TextEncoder:
             truncation=True,
             return_tensors="pt",
         ).input_ids
+
+    def chunks(
+        self, sections: list[list[weights.Piece]], lengths: Mapping[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokenize the pieces of a prompt: ids (n, 77) of its chunks, and their weights.
+
+        Args:
+            lengths: numbers of vectors of concepts, by the rows of their first ones.
+        """
+        t, first = self.tokenizer, self.embedding.first_id
+        texts = [text for section in sections for text, _ in section]
+        ids = iter(t(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        tokens = [[(i, weight) for _, weight in s for i in next(ids)] for s in sections]
+        at = {first + row: length for row, length in lengths.items()}
+        comma = t.convert_tokens_to_ids(",</w>")
+        chunks = weights.split(tokens, t.model_max_length - 2, at, comma)
+        shape = len(chunks), t.model_max_length
+        found = torch.full(shape, t.pad_token_id), torch.ones(shape)
+        for k, chunk in enumerate(chunks):
+            ends = [(t.bos_token_id, 1.0), *chunk, (t.eos_token_id, 1.0)]
+            for table, values in zip(found, zip(*ends, strict=True), strict=True):
+                table[k, : len(ends)] = torch.tensor(values)
+        return tuple(table.to(self.embedding.weight.device) for table in found)
 
     def initializer_vectors(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
         """Return the base table's rows (n, D), float32, of a phrase's tokens."""
@@ -218,8 +242,33 @@ class Vocabulary:
         self.rewrite = PromptRewriter(left)
 
     def text(self, prompt: str) -> str:
-        """Return a prompt as it is tokenized: without weights, the concepts as their tokens."""
+        """Return a prompt as it is trained on: without weights, the concepts as their tokens."""
+        if any(unweighted(name) != name for name in self.names):  # such a word comes first
+            return unweighted(self.rewrite(prompt))
         return self.rewrite(unweighted(prompt))
+
+    def chunks(self, prompt: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return ids and weights (n, 77) of a prompt's chunks for each text encoder."""
+        sections = weights.parse(prompt, self.rewrite)
+        lengths = {s.start: s.stop - s.start for s in self._slices.values()}
+        return [encoder.chunks(sections, lengths) for encoder in self.text_encoders]
+
+    def chunk_count(self, prompt: str) -> int:
+        """Count the chunks of 75 tokens of a prompt."""
+        return 1 if self.is_plain(prompt) else len(self.chunks(prompt)[0][0])
+
+    def has_extreme_weights(self, prompt: str) -> bool:
+        """Return whether weights of a prompt reach the largest one that there is."""
+        pieces = [piece for section in weights.parse(prompt, self.rewrite) for piece in section]
+        return any(abs(weight) >= weights.MAX_WEIGHT for _, weight in pieces)
+
+    def is_plain(self, prompt: str) -> bool:
+        """Return whether a prompt has no weights, and fits the window: it is read as trained on."""
+        sections = weights.parse(prompt, self.rewrite)
+        plain = sections == [[(self.rewrite(prompt), 1.0)]] or not prompt
+        if not plain or self.text(prompt) != self.rewrite(prompt):
+            return False
+        return self.fits_without_tokenizing(prompt) or self.length(prompt) <= self.window
 
     def remember(self, prompts: Iterable[str]) -> None:
         """Tokenize prompts once for all, after all concepts are added."""

@@ -15,6 +15,7 @@ from detsd.config.schema import (
     MAX_FILE_NAME,
     MAX_SEED,
     MAX_SIDE,
+    PROMPT_WEIGHTS_HELP,
     REQUIRED,
     SPACING_HELP,
     SchedulerName,
@@ -274,6 +275,7 @@ class InferenceConfig(Section):
     guidance_interval: list[float] | None = setting(None, GUIDANCE_INTERVAL_HELP)
     scheduler_name: SchedulerName = setting("ddim", "the sampler")
     spacing: SpacingName | None = setting(None, SPACING_HELP)
+    prompt_weights: bool = setting(True, PROMPT_WEIGHTS_HELP)
     seeds: list[int] = setting(
         [0], "seeds, the same for every prompt and checkpoint", low=0, high=MAX_SEED
     )

@@ -11,6 +11,7 @@ from detsd.config.schema import (
     GUIDANCE_INTERVAL_HELP,
     MAX_SEED,
     MAX_SIDE,
+    PROMPT_WEIGHTS_HELP,
     REQUIRED,
     SPACING_HELP,
     SchedulerName,
@@ -63,6 +64,7 @@ class GridConfig(Section):
     )
     guidance_interval: list[float] | None = setting(None, GUIDANCE_INTERVAL_HELP)
     spacing: SpacingName | None = setting(None, SPACING_HELP)
+    prompt_weights: bool = setting(True, PROMPT_WEIGHTS_HELP)
     seeds: list[int] | None = setting(
         None,
         "list of seeds; null: num_seeds seeds, starting with first_seed",

@@ -98,6 +98,11 @@ GUIDANCE_INTERVAL_HELP = (
 
 SPACING_HELP = "spacing of the timesteps (lcm has its own); null: the model's own"
 
+PROMPT_WEIGHTS_HELP = (
+    "read (word:1.3), [word], BREAK and prompts of any length as A1111 does; false: brackets are "
+    "text, and what is beyond 77 tokens is cut off"
+)
+
 
 def sampling_problems(
     section: str, interval: list[float] | None, schedulers: list[str], steps: list[int]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from detsd.concepts.prompts import misspelled_concepts, prompt_warnings
+from detsd.concepts.prompts import misspelled_concepts
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
@@ -94,10 +94,9 @@ class Grid:
             base_model={"commit": model.commit, "vae": model.vae_name},
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
-        if run.is_chief:
-            for text in self._prompts():
-                for warning in prompt_warnings(text, model.vocabulary, not spelling_checked):
-                    logger.warning("%s", warning)
+        for warning in self.pipeline.warnings(self.jobs, not spelling_checked):
+            if run.is_chief:
+                logger.warning("%s", warning)
         self.batch_size = self._batch_size()
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1

@@ -44,7 +44,8 @@ class Numbering:
     def _differences(self, record: dict[str, Any], job: int) -> list[str]:
         """Return the settings in which a stored image differs from a job."""
         mine = self._settings(job)
-        return [key for key in mine if key != "job" and record.get(key) != mine[key]]
+        known = {key: record.get(key) for key in mine}  # older files lack some
+        return [k for k in mine if k != "job" and (known[k] or None) != (mine[k] or None)]
 
     def _job(self, record: dict[str, Any]) -> int | None:
         """Return the job with a stored image's settings, wherever it stands in the grid."""
@@ -66,4 +67,4 @@ class Numbering:
 
 
 def _key(settings: dict[str, Any]) -> str:
-    return json.dumps(settings | {"job": None}, sort_keys=True)
+    return json.dumps({k: v or None for k, v in settings.items() if k != "job"}, sort_keys=True)

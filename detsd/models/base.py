@@ -82,39 +82,100 @@ class BaseModel:
             encoders: compiled text encoders, in place of the model's own.
         """
         texts = [self.vocabulary.text(prompt) for prompt in prompts]
-        text_encoders = self.vocabulary.text_encoders
-        encoders = encoders or [side.encoder for side in text_encoders]
-        ids = [side.ids(texts) for side in text_encoders]
-        if len(text_encoders) == 1:
-            return Conditioning(self._last_states(encoders[0], ids[0]))
+        ids = [side.ids(texts) for side in self.vocabulary.text_encoders]
+        states, pooled = self._states(ids, encoders)
+        return self._conditioning(states, pooled, len(prompts), frames)
+
+    def encode_weighted_prompt(
+        self,
+        prompt: str,
+        frame: TimeIds | None = None,
+        chunks: int = 1,
+        clip_skip: int | None = None,
+    ) -> Conditioning:
+        """Encode a prompt with weights and of any length, as `concepts.weights` reads it.
+
+        A weight moves the states of a word away from those of the empty prompt at the same place,
+        or towards them: as in ComfyUI, and in compel above 1. (A1111 multiplies the states and
+        restores their mean. Those of small models have a mean near 0, by which they may grow
+        fivefold: dev/LOG.md.) The pooled states are those of the first chunk, without weights, as
+        in both.
+
+        Args:
+            chunks: pad with those of the empty prompt to this many.
+            clip_skip: in place of the model's.
+        """
+        frames = frame and [frame]
+        if chunks == 1 and clip_skip is None and self.vocabulary.is_plain(prompt):
+            return self.encode_prompts([prompt], frames)
+        parts = self.vocabulary.chunks(prompt)
+        empty = [side.ids([""]) for side in self.vocabulary.text_encoders]
+        nothing, _ = self._states(empty, clip_skip=clip_skip)
+        found, pooled = [[] for _ in parts], None
+        # One by one: a prompt whose weights are all 1 gets the bits of a plain one.
+        for k in range(len(parts[0][0])):
+            ids = [ids[k : k + 1] for ids, _ in parts]
+            states, chunk_pooled = self._states(ids, clip_skip=clip_skip)
+            pooled = chunk_pooled if k == 0 else pooled
+            for side, (_, weights) in enumerate(parts):
+                w, none = weights[k][None, :, None], nothing[side].float()  # (1, 77, 1)
+                moved = (none + w * (states[side].float() - none)).to(states[side].dtype)
+                found[side].append(torch.where(w == 1, states[side], moved))
         states = [
+            torch.cat(rows + [none] * (chunks - len(rows)), dim=1)  # (1, 77 n, D)
+            for rows, none in zip(found, nothing, strict=True)
+        ]
+        return self._conditioning(states, pooled, 1, frames)
+
+    def _states(
+        self,
+        ids: list[torch.Tensor],
+        encoders: Sequence[Callable[..., Any]] | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Return the states (B, 77, D) of each text encoder, and XL's pooled states (B, P)."""
+        own = [side.encoder for side in self.vocabulary.text_encoders]
+        encoders, skip = encoders or own, self.clip_skip if clip_skip is None else clip_skip
+        if len(ids) == 1 and not skip:
+            return [encoders[0](ids[0]).last_hidden_state], None
+        found = [
             encode(i, output_hidden_states=True) for encode, i in zip(encoders, ids, strict=True)
         ]
+        if len(ids) == 1:
+            norm = getattr(own[0], "text_model", own[0]).final_layer_norm  # moved in transformers 5
+            return [norm(found[0].hidden_states[-1 - skip])], None
+        # Of the layer before the last, from which diffusers counts `clip_skip` here.
+        return [f.hidden_states[-2 - skip] for f in found], found[-1].text_embeds
+
+    def _conditioning(
+        self,
+        states: list[torch.Tensor],
+        pooled: torch.Tensor | None,
+        count: int,
+        frames: Sequence[TimeIds] | torch.Tensor | None,
+    ) -> Conditioning:
+        """Return the states of `count` prompts as conditioning."""
+        if pooled is None:
+            return Conditioning(states[0])
         size = self.image_size
         if frames is None:
-            frames = [(size, size, 0, 0, size, size)] * len(prompts)
+            frames = [(size, size, 0, 0, size, size)] * count
         return Conditioning(
-            # Of the layer before the last, from which diffusers counts `clip_skip` here.
-            torch.cat([s.hidden_states[-2 - self.clip_skip] for s in states], dim=-1),
+            torch.cat(states, dim=-1),
             {
-                "text_embeds": states[-1].text_embeds,  # pooled, (B, P)
+                "text_embeds": pooled,  # (B, P)
                 "time_ids": torch.as_tensor(frames, dtype=torch.float32, device=self.device),
             },
         )
-
-    def _last_states(self, encode: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
-        """Return the states (B, 77, D) of the only text encoder after its last norm."""
-        if not self.clip_skip:
-            return encode(ids).last_hidden_state
-        encoder = self.vocabulary.text_encoders[0].encoder
-        norm = getattr(encoder, "text_model", encoder).final_layer_norm  # moved in transformers 5
-        return norm(encode(ids, output_hidden_states=True).hidden_states[-1 - self.clip_skip])
 
     def encode_negative_prompts(
         self, prompts: list[str], frames: Sequence[TimeIds] | None = None
     ) -> Conditioning:
         """Encode negative prompts for the UNet."""
-        cond = self.encode_prompts(prompts, frames)
+        return self.as_negative(self.encode_prompts(prompts, frames), prompts)
+
+    def as_negative(self, cond: Conditioning, prompts: list[str]) -> Conditioning:
+        """Return the conditioning of prompts as negative ones: zeros for empty ones, in XL."""
         if not self.force_zeros_for_empty_prompt:
             return cond
         none = torch.tensor([not p for p in prompts], device=self.device)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from detsd.models.base import BaseModel, Conditioning
+from detsd.models.base import BaseModel, Conditioning, TimeIds
 from detsd.sampling.denoise import decode, denoise, starting_noise
 from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches
 from detsd.sampling.stock import latent_shape, make_scheduler
@@ -64,7 +64,8 @@ class Sampler:
             should_stop: asked before each denoising step; True drops the batch and ends.
         """
         encodings = {} if encodings is None else encodings
-        todo, done = batches(jobs, len(jobs)), 0
+        chunks = self._chunk_counts(jobs)
+        todo, done = batches(jobs, len(jobs), chunks), 0
         while todo:
             numbers = todo.pop(0)
             limit = self._limit(jobs[numbers[0]], max_batch_size)
@@ -80,7 +81,9 @@ class Sampler:
                 on_step(StepInfo(numbers, step + 1, steps, timestep, latents, share))
 
             try:
-                images = self._make_at_once(batch, encodings, on_step and report, should_stop)
+                images = self._make_at_once(
+                    batch, encodings, on_step and report, should_stop, chunks[numbers[0]]
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -130,8 +133,9 @@ class Sampler:
         encodings: dict[tuple, Conditioning],
         on_step: Callable[[int, int, int, torch.Tensor], None] | None,
         should_stop: Callable[[], bool] | None,
+        chunks: int = 1,
     ) -> list[GeneratedImage] | None:
-        """Make the images of jobs that agree in their `batch_key`; None when stopped."""
+        """Make the images of jobs of one `batch_key` and length; None when stopped."""
         first, model = jobs[0], self.model
         generators = [job.generator for job in jobs]
         scheduler = make_scheduler(model, first.scheduler_name, first.spacing)
@@ -140,8 +144,8 @@ class Sampler:
             scheduler,
             first.num_inference_steps,
             starting_noise(generators, latent_shape(model, first.width, first.height)),
-            self._encoded(jobs, encodings),
-            self._encoded(jobs, encodings, negative=True) if first.guided else None,
+            self._encoded(jobs, chunks, encodings),
+            self._encoded(jobs, chunks, encodings, negative=True) if first.guided else None,
             torch.tensor([job.guidance_scale for job in jobs]),
             generators,
             first.guidance_interval,
@@ -150,20 +154,47 @@ class Sampler:
         )
         return None if latents is None else self._pictures(decode(model.vae, latents))
 
+    def _chunk_counts(self, jobs: list[Job]) -> list[int]:
+        """Return the chunks of tokens of each job: as many as its longer prompt has."""
+        counts = {"": 1}
+
+        def count(prompt: str) -> int:
+            if prompt not in counts:
+                counts[prompt] = self.model.vocabulary.chunk_count(prompt)
+            return counts[prompt]
+
+        return [
+            max(count(job.prompt), count(job.negative_prompt if job.guided else ""))
+            if job.prompt_weights
+            else 1
+            for job in jobs
+        ]
+
     def _encoded(
-        self, jobs: list[Job], encodings: dict[tuple, Conditioning], negative: bool = False
+        self,
+        jobs: list[Job],
+        chunks: int,
+        encodings: dict[tuple, Conditioning],
+        negative: bool = False,
     ) -> Conditioning:
         """Encode prompts one by one: the rest of the batch must not change their bits."""
-        encode = self.model.encode_negative_prompts if negative else self.model.encode_prompts
         found = []
         for job in jobs:
             width, height = self._size(job)
             frame = (height, width, 0, 0, height, width)  # the whole image
-            key = (job.negative_prompt if negative else job.prompt, negative, frame)
+            prompt = job.negative_prompt if negative else job.prompt
+            key = (prompt, negative, frame, chunks, job.prompt_weights)
             if key not in encodings:
-                encodings[key] = encode([key[0]], [frame])
+                encodings[key] = self._encode(prompt, frame, chunks, job.prompt_weights)
+                if negative:
+                    encodings[key] = self.model.as_negative(encodings[key], [prompt])
             found.append(encodings[key])
         return Conditioning.cat(found)
+
+    def _encode(self, prompt: str, frame: TimeIds, chunks: int, weighted: bool) -> Conditioning:
+        if weighted:
+            return self.model.encode_weighted_prompt(prompt, frame, chunks)
+        return self.model.encode_prompts([prompt], [frame])
 
     def _pictures(self, pixels: torch.Tensor) -> list[GeneratedImage]:
         """Turn pixels (B, 3, H, W) into pictures, black where the safety checker flags them."""

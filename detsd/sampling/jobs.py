@@ -33,6 +33,8 @@ class Job:
     copy: int = 0  # of several images that agree in all else
     guidance_interval: tuple[float, float] | None = None  # of all steps; None: everywhere
     spacing: str | None = None  # of the timesteps; None: the model's own
+    # (word:1.3), BREAK and long prompts, as `concepts.weights` reads them; False: text, cut off.
+    prompt_weights: bool = True
 
     @property
     def noise_seed(self) -> int:
@@ -90,6 +92,7 @@ def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
             height=grid.height or size,
             guidance_interval=interval(grid.guidance_interval),
             spacing=grid.spacing,
+            prompt_weights=grid.prompt_weights,
         ),
         prompt=grid.prompts,
         negative_prompt=grid.negative_prompts,
@@ -113,6 +116,7 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
         size,
         guidance_interval=interval(config.guidance_interval),
         spacing=config.spacing,
+        prompt_weights=config.prompt_weights,
     )
     return product(
         job,
@@ -122,11 +126,16 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
     )
 
 
-def batches(jobs: list[Job], size: int) -> list[list[int]]:
-    """Return the numbers of jobs to be made at once, at most `size`; every job in one batch."""
+def batches(jobs: list[Job], size: int, chunks: list[int] | None = None) -> list[list[int]]:
+    """Return the numbers of jobs to be made at once, at most `size`; every job in one batch.
+
+    Args:
+        chunks: of each job's prompts; those of other lengths are not made at once.
+    """
     groups: dict[tuple, list[int]] = {}
     for number, job in enumerate(jobs):
-        groups.setdefault(job.batch_key, []).append(number)
+        key = (job.batch_key, chunks[number] if chunks else 1)
+        groups.setdefault(key, []).append(number)
     return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
 
 
@@ -141,6 +150,9 @@ def settings(
     """
     fields = dataclasses.asdict(job)
     del fields["copy"]
+    # Null where it makes no difference; files of versions that had no weights have no such key.
+    if all(map(model.vocabulary.is_plain, (job.prompt, job.negative_prompt))):
+        fields["prompt_weights"] = None
     if job.guidance_interval:
         fields["guidance_interval"] = list(job.guidance_interval)  # as JSON gives it back
     return {

@@ -21,31 +21,28 @@ import torch
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import find_concepts
-from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.sampling import jobs as sampling_jobs
 from detsd.sampling.a1111 import a1111_fields
+from detsd.sampling.call import as_list, call_arguments
 from detsd.sampling.denoise import guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import GeneratedImage, Job
 from detsd.sampling.stock import (
     check_steps,
     in_float32,
-    initial_latents,
     make_scheduler,
     own_scheduler,
 )
+from detsd.sampling.warnings import JobWarnings
 from detsd.utils import png
 from detsd.utils.errors import UserError
 
 OTHER_CLIP_SKIP = "%s was learned with model.clip_skip %d, and is used with %d here"
 
 logger = logging.getLogger("detsd")
-
-# Arguments that a call takes by position, as `StableDiffusionPipeline` does.
-POSITIONAL = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale")
 
 
 class DetSDTextualInversionPipeline:
@@ -57,6 +54,7 @@ class DetSDTextualInversionPipeline:
         diffusers_pipeline: the pipeline of the same parts behind `__call__`; its methods that save
             memory (`enable_vae_slicing`, `enable_attention_slicing`) work on all images.
         sampler: makes images of jobs.
+        warnings: called with jobs, returns what is odd about them.
         sources: the file or checkpoint of each loaded concept, by name.
         reload_from: what was named to load it, by name: a run's folder, for example.
     """
@@ -72,6 +70,8 @@ class DetSDTextualInversionPipeline:
         self.vocabulary = model.vocabulary
         self.sources: dict[str, str] = {}
         self.reload_from: dict[str, str] = {}
+        self.warnings = JobWarnings(model)
+        self._scheduler_name = scheduler_name
         self.diffusers_pipeline = model.stock_pipeline(
             in_float32(make_scheduler(model, scheduler_name)), safety_checker, feature_extractor
         )
@@ -202,7 +202,7 @@ class DetSDTextualInversionPipeline:
         }
 
     def prompt_warnings(self, prompt: str) -> list[str]:
-        """Return a sentence for each misspelled concept, attention weight and truncated end."""
+        """Return a sentence for each misspelled concept and unsupported syntax."""
         return prompt_warnings(prompt, self.vocabulary)
 
     # ---- images ------------------------------------------------------------------------------
@@ -241,27 +241,21 @@ class DetSDTextualInversionPipeline:
             self.diffusers_pipeline.scheduler = in_float32(
                 make_scheduler(self.model, scheduler_name)
             )
-        options |= dict(zip(POSITIONAL, args, strict=False))  # XL's pipeline has another order
-        if self.model.clip_skip and prompt is not None and "clip_skip" not in options:
-            options |= encoded(self.model, prompt, negative_prompt)
-            prompt = negative_prompt = None
-        if options.get("latents") is None and self.model.dtype != torch.float32:
-            many = prompt if isinstance(prompt, list) else options.get("prompt_embeds", [None])
-            options["latents"] = initial_latents(
-                self.model,
-                len(many) * options.get("num_images_per_prompt", 1),
-                options.get("width"),
-                options.get("height"),
-                options.get("generator"),
-            )
-        return self.diffusers_pipeline(
-            rewritten(self.vocabulary, prompt),
-            negative_prompt=rewritten(self.vocabulary, negative_prompt),
-            **options,
-        )
+            self._scheduler_name = scheduler_name
+        options = call_arguments(self.model, prompt, negative_prompt, args, options)
+        steps = options.get("num_inference_steps") or 50
+        job = Job("", 0, num_inference_steps=steps, scheduler_name=self._scheduler_name)
+        texts = [*as_list(prompt), *as_list(negative_prompt)]
+        self.warnings.log([dataclasses.replace(job, prompt=text) for text in texts])
+        return self.diffusers_pipeline(**options)
 
     def make(self, jobs: list[Job], **options: Any) -> list[GeneratedImage]:
-        """Make the images of any jobs, in their order; `options` as for `make_batches`."""
+        """Make the images of any jobs, in their order, and log what is odd about them.
+
+        Args:
+            options: as for `make_batches`.
+        """
+        self.warnings.log(jobs)
         made = {n: m for batch in self.make_batches(jobs, **options) for n, m in batch.items()}
         return [made[number] for number in sorted(made)]
 
@@ -297,29 +291,3 @@ class DetSDTextualInversionPipeline:
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
             paths[-1].write_bytes(png.encode(result.image, record, self.a1111_fields(record)))
         return paths
-
-
-def rewritten(vocabulary: Vocabulary, prompt: str | list[str] | None) -> str | list[str] | None:
-    """Replace the concepts of prompts by their tokens."""
-    if isinstance(prompt, list):
-        return [vocabulary.text(p) for p in prompt]
-    return vocabulary.text(prompt) if prompt is not None else None
-
-
-def encoded(
-    model: BaseModel, prompt: str | list[str], negative: str | list[str] | None
-) -> dict[str, torch.Tensor]:
-    """Return prompts as options of a call; diffusers forgets `clip_skip` in negative ones."""
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    negatives = negative if isinstance(negative, list) else [negative or ""] * len(prompts)
-    with torch.no_grad():
-        found = {
-            "": model.encode_prompts(prompts),
-            "negative_": model.encode_negative_prompts(negatives),
-        }
-    options = {f"{kind}prompt_embeds": cond.prompt_embeds for kind, cond in found.items()}
-    return options | {
-        f"{kind}pooled_prompt_embeds": cond.added_cond_kwargs["text_embeds"]
-        for kind, cond in found.items()
-        if cond.added_cond_kwargs
-    }

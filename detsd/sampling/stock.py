@@ -83,6 +83,23 @@ def check_steps(model: BaseModel, name: str, steps: int) -> None:
         )
 
 
+def steps_warning(model: BaseModel, name: str, steps: int, spacing: str | None = None) -> str:
+    """Return why so few steps of a sampler give noise, or a flat color; "" where they do not.
+
+    Measured on all samplers and spacings: dev/LOG.md.
+    """
+    scheduler = make_scheduler(model, name, spacing)
+    scheduler.set_timesteps(steps)
+    most, times = model.scheduler.config.num_train_timesteps, scheduler.timesteps.tolist()
+    # Heun's second step of two leads from nearly no noise to none, with that of the first in it.
+    if times[0] > most / 100 and not (steps == 2 and scheduler.order == 2 and times[-1] < 2):
+        return ""
+    return (
+        f"num_inference_steps: {steps} gives noise with the {name} sampler, which makes its last "
+        f"step at timestep {times[-1]:.0f} of {most}; take 20 or more, or spacing: trailing"
+    )
+
+
 def own_scheduler(model: BaseModel) -> str:
     """Return the short name of the model's own sampler; ddim if it has none of these names."""
     own = model.sampling_scheduler_config.get("_class_name")

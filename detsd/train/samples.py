@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from PIL import Image
 
@@ -26,6 +28,8 @@ from detsd.sampling.jobs import Job, batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.progress import Bar
+
+logger = logging.getLogger("detsd")
 
 MAX_BATCH = 4  # samples made at once
 
@@ -126,6 +130,7 @@ class Samples:
             metrics: on the chief, where anything is to be measured.
         """
         self._model, self._run, self._metrics = model, run, metrics
+        self._config = config.inference
         # Without a safety checker: the samples of a training in progress are for its owner's eyes,
         # and a blacked-out one is taken for a failure.
         self._pipeline = DetSDTextualInversionPipeline(model)
@@ -137,6 +142,9 @@ class Samples:
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
         self._pipeline.check(self._jobs)
+        for warning in self._pipeline.warnings(self._jobs):
+            if run.is_chief:
+                logger.warning("%s", warning)
         # Of each rank, in batches that the jobs alone fix.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]
@@ -173,6 +181,17 @@ class Samples:
         elif self._metrics and step:
             found = self._metrics.measure(images[len(self._shown) :])
         return self._run.ranks.allgather(found)[0]
+
+    def differ_from(self, before: dict[str, Any]) -> bool:
+        """Return whether the samples of an earlier `inference` section would be others."""
+        now = vars(self._config)
+        if any(now.get(key) != value for key, value in before.items()):
+            return True
+        is_plain = self._model.vocabulary.is_plain
+        texts = [*self._config.inference_prompts, self._config.negative_prompt]
+        # A version that had no weights read these prompts as text.
+        old = bool(before) and "prompt_weights" not in before
+        return old and self._config.prompt_weights and not all(map(is_plain, texts))
 
     def restart(self, step: int, changed: bool) -> None:
         """Set the samples so far apart where a run goes on from a step with other prompts or seeds.

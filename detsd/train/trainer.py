@@ -101,8 +101,8 @@ class Trainer:
             facts["digests"] = began.get("digests") or digests_of_paths(config, source)
         self.checkpoints = Checkpoints(config, run, self.step, digests, encoders, metrics, facts)
         self.state = self.checkpoints.restore(self.samples_per_step)
-        before, now = began.get("config", {}).get("inference", {}), vars(config.inference)
-        self._new_samples = any(now.get(key) != value for key, value in before.items())
+        before = began.get("config", {}).get("inference", {})
+        self._new_samples = self.samples.differ_from(before)
         self._first_sample = self.state.samples_seen
         # Drawn by a thread while others compute.
         self.batches = prefetch(self.next_batch, itertools.count(), 1)
@@ -167,9 +167,7 @@ class Trainer:
         vocabulary.remember(prompt for image in training_images for prompt in image.prompts)
         if not self.run.is_chief:
             return
-        problems = []
         for prompt in self.config.inference.inference_prompts:
-            problems += prompt_warnings(prompt, vocabulary)
             if not vocabulary.rewrite.words_in(prompt):
                 logger.warning(
                     "inference.inference_prompts has %r, which names none of this run's concepts "
@@ -177,11 +175,12 @@ class Trainer:
                     prompt,
                     ", ".join(vocabulary.names),
                 )
-        misread = []
+        misread, told = [], set()
         written = self.config.concepts.use_caption_files  # captions may misspell, templates do not
         for prompt in sorted({p for image in training_images for p in image.prompts}):
-            misread += prompt_warnings(prompt, vocabulary, spelling=written)
-        for problem in problems + misread[:5]:
+            name = "caption" if written else "training prompt"
+            misread += prompt_warnings(prompt, vocabulary, written, False, name, told)
+        for problem in misread[:5]:
             logger.warning("%s", problem)
         if len(misread) > 5:
             logger.warning("and %d more training prompts are misread so", len(misread) - 5)

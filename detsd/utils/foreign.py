@@ -86,8 +86,8 @@ class ForeignSettings:
         text = f"{prompt} {negative}"
         if re.search(r"<(lora|lyco|hypernet):", text):
             self.note("LoRA is not supported; it is left out")
-        if re.search(r"\[[^\]]*[:|][^\]]*\]|\bAND\b|\bBREAK\b", text):
-            self.note("prompt editing ([a:b:0.5], [a|b], AND, BREAK) is read as it stands")
+        if re.search(r"\[[^\]]*[:|][^\]]*\]|\bAND\b", text):
+            self.note("prompt editing ([a:b:0.5], [a|b], AND) is read as it stands")
         if words := [match[1] for match in EMBEDDING.finditer(text)]:
             names = ", ".join(dict.fromkeys(words))
             self.note(f"its prompt uses the concepts {names}; name their files in concepts.files")

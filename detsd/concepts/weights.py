@@ -1,0 +1,158 @@
+"""Prompts with weights, as they are written for A1111, to pieces of text and chunks of tokens.
+
+    (word)        1.1 times, and so on for each pair of brackets; [word] 1.1 times less
+    (word:1.3)    1.3 times; also (word)1.3, as compel has it
+    \\( \\) \\[ \\]  brackets that are text, as those that nothing closes are
+    BREAK         what follows goes into another chunk
+
+A chunk has the 75 tokens that a text encoder reads at once, without start and end.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detsd.concepts.prompts import PromptRewriter
+
+Piece = tuple[str, float]  # a text, and its weight
+Token = tuple[int, float]
+
+BRACKETS = {"(": 1.1, "[": 1 / 1.1}
+MAX_WEIGHT = 10.0  # nested brackets soon go beyond what half precision holds
+BACKTRACK = 20  # tokens of a phrase after a comma that move into the next chunk, as in A1111
+
+# As SwarmUI, InvokeAI and ComfyUI mark the name of an embedding.
+MARKED = (
+    r"<embed:(?P<a>{0})>|<(?P<b>{0})>|"
+    r"(?<![\w-])embedding:(?P<c>{0})(?:\.(?:safetensors|pt|bin))?(?![\w-])"
+)
+GRAMMAR = (
+    r"(?P<tag><\w+:[^<>]+>)|(?P<escaped>\\[()\[\]\\])|(?P<open>[(\[])"
+    r"|:\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)"
+    r"|\)(?P<after>[0-9]?\.[0-9]+)(?![\w.])|(?P<close>[)\]])|(?P<split>\bBREAK\b)"
+)
+LETTER = re.compile(r"[^\W\d_]")
+
+
+def grammar(words: str) -> re.Pattern:
+    """Return the pattern of all but text; concepts come first, whatever their words look like.
+
+    Args:
+        words: an alternation of the concepts' words.
+    """
+    return re.compile(rf"(?<![\w-])(?P<word>{words})(?![\w-])|{MARKED.format(words)}|{GRAMMAR}")
+
+
+def parse(prompt: str, rewrite: PromptRewriter) -> list[list[Piece]]:
+    """Return the pieces of a prompt between one BREAK and the next, concepts as their tokens.
+
+    Weights of nested brackets multiply. A whole number of two digits or more is none, and there is
+    none without a letter before it: a time of day, (at 10:30), and a ratio, (16:9), are text. Tags
+    such as <lora:name:0.8> are left out.
+    """
+    items: list[str | tuple[str, float | None] | None] = []  # texts, brackets, None: BREAK
+    opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # places, letters before them
+    letters = end = 0
+
+    def close(kind: str, factor: float) -> None:
+        start, _ = opened[kind].pop()
+        items[start] = (kind, factor)
+        items.append((kind, None))
+
+    for found in rewrite.grammar.finditer(prompt):
+        text = prompt[end : found.start()]
+        items.append(text)
+        letters += bool(LETTER.search(text))
+        end, name = found.end(), found.lastgroup
+        token, value = found[0], found[name]
+        if name in ("word", "a", "b", "c"):
+            items.append(rewrite.replacements[value])
+            letters += 1
+        elif name == "open":
+            opened[value].append((len(items), letters))
+            items.append(value)  # text, unless it is closed
+        elif name == "close" and opened["(" if value == ")" else "["]:
+            kind = "(" if value == ")" else "["
+            close(kind, BRACKETS[kind])
+        elif name == "weight" and opened["("]:
+            if letters == opened["("][-1][1] or re.fullmatch(r"[0-9]{2,}", value):
+                opened["("].pop()
+                items.append(token)
+            else:
+                close("(", float(value))
+        elif name == "after" and opened["("]:
+            close("(", float(value))
+        elif name == "split":
+            items.append(None)
+        elif name == "escaped":
+            items.append(token[1:])
+        elif name != "tag":
+            items.append(token)
+    return _weighted([*items, prompt[end:]])
+
+
+def _weighted(items: list[str | tuple[str, float | None] | None]) -> list[list[Piece]]:
+    """Multiply the weights from the outside inwards, and join texts of equal weight."""
+    sections: list[list[tuple[list[str], float]]] = [[]]
+    weights = {"(": [1.0], "[": [1.0]}
+    for item in items:
+        if item is None:
+            sections.append([])
+        elif isinstance(item, tuple):
+            kind, factor = item
+            if factor is None:
+                weights[kind].pop()
+            else:
+                weights[kind].append(_bounded(weights[kind][-1] * factor))
+        elif item:
+            weight = _bounded(weights["("][-1] * weights["["][-1])
+            if not sections[-1] or sections[-1][-1][1] != weight:
+                sections[-1].append(([], weight))
+            sections[-1][-1][0].append(item)
+    return [[("".join(texts), weight) for texts, weight in section] for section in sections]
+
+
+def _bounded(weight: float) -> float:
+    return math.copysign(min(abs(weight), MAX_WEIGHT), weight)
+
+
+def split(
+    sections: list[list[Token]], room: int, lengths: Mapping[int, int], comma: int | None
+) -> list[list[Token]]:
+    """Split tokens into chunks of at most `room`, as A1111 does.
+
+    What does not fit goes into the next chunk, together with what follows the last comma, if that
+    is no more than `BACKTRACK` tokens. The vectors of a concept stay together.
+
+    Args:
+        sections: each begins a chunk.
+        lengths: numbers of vectors of concepts, by the ids of their first ones.
+        comma: the id of a comma.
+    """
+    chunks: list[list[Token]] = []
+    for tokens in sections:
+        now: list[Token] = []
+        chunks.append(now)
+        last_comma, k = -1, 0
+        while k < len(tokens):
+            length = lengths.get(tokens[k][0], 1)
+            group = tokens[k : k + (length if length <= room else 1)]
+            k += len(group)
+            if len(now) + len(group) > room:
+                phrase = now[last_comma + 1 :]
+                moves = last_comma >= 0 and group[0][0] != comma and len(phrase) < BACKTRACK
+                if not moves or len(phrase) + len(group) > room:
+                    phrase = []
+                del now[len(now) - len(phrase) :]
+                now, last_comma = phrase, -1
+                chunks.append(now)
+            if group[0][0] == comma:
+                last_comma = len(now)
+            now += group
+    if len(chunks) > 1 and not chunks[-1]:
+        chunks.pop()  # behind a BREAK at the end
+    return chunks

@@ -1,0 +1,46 @@
+"""Sentences on jobs that will not show what their settings say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from detsd.concepts.prompts import prompt_warnings
+from detsd.models.base import BaseModel
+from detsd.sampling.jobs import Job
+from detsd.sampling.stock import steps_warning
+
+logger = logging.getLogger("detsd")
+
+
+class JobWarnings:
+    """The warnings of a model's jobs, of each kind the first."""
+
+    def __init__(self, model: BaseModel):
+        self._model = model
+        self._seen: set[tuple] = set()  # prompts and steps that were looked at
+        self._told: set[str] = set()
+
+    def __call__(self, jobs: Iterable[Job], spelling: bool = True) -> list[str]:
+        """Return what is odd about jobs and was not told before.
+
+        Args:
+            spelling: False where the spelling of concepts was checked before.
+        """
+        found = []
+        for job in jobs:
+            for text in dict.fromkeys((job.prompt, job.negative_prompt)):
+                if (text, job.prompt_weights) not in self._seen:
+                    self._seen.add((text, job.prompt_weights))
+                    options = {"weighted": job.prompt_weights, "told": self._told}
+                    found += prompt_warnings(text, self._model.vocabulary, spelling, **options)
+            steps = (job.scheduler_name, job.num_inference_steps, job.spacing)
+            if steps not in self._seen:
+                self._seen.add(steps)
+                found += filter(None, [steps_warning(self._model, *steps)])
+        return found
+
+    def log(self, jobs: Iterable[Job]) -> None:
+        """Log what is odd about jobs and was not told before."""
+        for warning in self(jobs):
+            logger.warning("%s", warning)
