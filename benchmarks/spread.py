@@ -81,11 +81,7 @@ def train(trainer: Trainer, layout: str) -> dict[str, float]:
         step(batches, learning_rate(k, t, trainer.samples_per_step))
     bar = Bar(trainer.phases, "", leave=False)
     found = {"val_loss": trainer.validation.loss(bar)}
-    if trainer.samples.measured:
-        with trainer.model.vocabulary.using(initial):
-            trainer.samples.make(0, bar)  # of the first layout alone; the baselines of all
-        found |= trainer.samples.make(t.num_sgd_steps, bar)
-    return found
+    return found | trainer.samples.make(t.num_sgd_steps, bar)
 
 
 def measured(
@@ -106,6 +102,7 @@ def measured(
         if not left:
             continue
         with trainer_of(config) as trainer:
+            trainer.samples.make(0, Bar(trainer.phases, "", leave=False))  # the score's lower end
             for layout in left:
                 about = {"key": keys[layout], "concept": concept, "seed": seed, "layout": layout}
                 line = about | {"settings": list(settings)} | train(trainer, layout)

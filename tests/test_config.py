@@ -107,6 +107,8 @@ def test_all_problems_are_reported_together():
         ({"training": {"scale_lr": "yes"}}, "must be true or false"),
         ({"training": {"adam_beta1": 1.0}}, "adam_beta1 must be less than 1"),
         ({"training": {"lr_warmup_steps": 9000}}, "lr_warmup_steps is larger"),
+        ({"training": {"lr_warmup_steps": 2.5}}, "lr_warmup_steps must be a whole number"),
+        ({"training": {"max_sample_grad_norm": 0}}, "sample_grad_norm is 0.* greater than 0"),
         ({"training": {"learning_rate": float("nan")}}, "must be a number"),
         ({"model": None}, "model must be a mapping"),
         ({"inference": {"seeds": [2**32]}}, "inference.seeds is 4294967296 but must be at most"),

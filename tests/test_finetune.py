@@ -1,5 +1,6 @@
 """Fine-tuning end to end: the invariants, resuming, layouts, what is refused."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -559,6 +560,16 @@ def test_a_run_ends_where_its_loss_has_levelled_off(experiment, tmp_path, monkey
     assert read_concepts(out)[0].steps == 18
 
 
+def test_a_warm_up_that_is_a_share_of_the_steps_grows_with_them(experiment, tmp_path, capsys):
+    path, out = experiment(training={"lr_warmup_steps": 0.5}), tmp_path / "out"
+    assert finetune(path, out) == 0
+    assert metrics_of(out)[4]["learning_rate"] == 0.01
+    assert finetune(path, out, "--set", "training.num_sgd_steps=12") == 0
+    said = capsys.readouterr().out
+    assert "is that of a constant of 12 steps, 0.01 where it was 0" in said
+    assert "the same as a run that began with them" not in said
+
+
 def test_learning_rate_shapes(experiment):
     base = {"learning_rate": 1.0, "num_sgd_steps": 100, "lr_warmup_steps": 10}
     for name, middle in (("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)):
@@ -566,6 +577,10 @@ def test_learning_rate_shapes(experiment):
         assert learning_rate(0, t, 8) == pytest.approx(0.1)
         assert learning_rate(10, t, 8) == pytest.approx(1.0)
         assert learning_rate(55, t, 8) == pytest.approx(middle)
+        share = dataclasses.replace(t, lr_warmup_steps=0.095)  # rounded up, to the same 10
+        assert [learning_rate(k, share, 8) for k in range(100)] == [
+            learning_rate(k, t, 8) for k in range(100)
+        ]
     scaled = load_config(experiment(training=base | {"scale_lr": True})).training
     assert learning_rate(20, scaled, 8) == 8.0
 

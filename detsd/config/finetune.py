@@ -172,7 +172,7 @@ class TrainingConfig(Section):
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
         "constant", "after the warm-up: constant, or falling to zero linearly or as a cosine"
     )
-    lr_warmup_steps: int = setting(0, "steps over which the rate rises from zero", low=0)
+    lr_warmup_steps: float = setting(0, "steps of linear warm-up; below 1: a share of all", low=0)
     adam_beta1: float = setting(0.9, "decay of Adam's first moment", low=0)
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", low=0)
     adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
@@ -182,8 +182,8 @@ class TrainingConfig(Section):
     )
     max_sample_grad_norm: float | None = setting(
         None,
-        "clip the gradient of each sample's text states to this norm (arXiv 1607.00133), so that "
-        "no sample outweighs the others; null: no clipping; 0.5 for the bundled model",
+        "clip the gradient of each sample's text states to this norm (per-sample clipping, arXiv "
+        "1607.00133); null: no clipping; 0.1 for the bundled model",
         above=0,
     )
     norm_reg_weight: float = setting(
@@ -250,6 +250,8 @@ class TrainingConfig(Section):
             problems.append(
                 "training.lr_warmup_steps is larger than training.num_sgd_steps; lower it"
             )
+        if self.lr_warmup_steps > 1 and self.lr_warmup_steps % 1:
+            problems.append("training.lr_warmup_steps must be a whole number, or less than 1")
         for beta in ("adam_beta1", "adam_beta2"):
             if getattr(self, beta) >= 1:
                 problems.append(f"training.{beta} must be less than 1")

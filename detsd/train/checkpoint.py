@@ -308,7 +308,7 @@ class Checkpoints:
         if t.num_sgd_steps <= old:
             return
         said = f"{t.num_sgd_steps} steps instead of {old}: "
-        if t.lr_scheduler == "constant":
+        if t.lr_scheduler == "constant" and not 0 < t.lr_warmup_steps < 1:
             self._run.print(f"{said}the same as a run that began with them")
             return
         before = dataclasses.replace(t, num_sgd_steps=old)

@@ -30,10 +30,12 @@ LONG_RUN = 5000  # steps that are worth the minutes of a compiler (dev/LOG.md)
 def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> float:
     """Return the rate of step number `step` (from 0): warm-up, then constant, linear or cosine."""
     peak = config.learning_rate * (samples_per_step if config.scale_lr else 1)
-    if step < config.lr_warmup_steps:
-        return peak * (step + 1) / config.lr_warmup_steps
-    left = config.num_sgd_steps - config.lr_warmup_steps
-    done = (step - config.lr_warmup_steps) / max(1, left)
+    warmup = config.lr_warmup_steps
+    if warmup < 1:  # a share of all steps, as transformers reads it
+        warmup = math.ceil(warmup * config.num_sgd_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, config.num_sgd_steps - warmup)
     shapes = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return peak * shapes[config.lr_scheduler]
 
