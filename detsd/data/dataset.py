@@ -1,7 +1,8 @@
 """Image folder -> tensors -> cached latents; sample index -> training sample.
 
 Sample i's image, template, flip, posterior draw, timestep and noise are a pure function of
-(seed, i): not of the rank, the batch split, or how often the run was interrupted.
+(seed, i): not of the rank, the batch split, or how often the run was interrupted. In aspect buckets
+the image also goes by the samples per step, which a run keeps to its end.
 """
 
 from __future__ import annotations
