@@ -59,6 +59,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import make_scheduler
 from detsd.train.step import TrainStep
 from detsd.train.trainer import Trainer
+from detsd.utils import png
 from detsd.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -119,7 +120,11 @@ def test_clip_skip_is_that_of_diffusers_and_holds_for_negative_prompts(family, f
         pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]), clip_skip=skip)
         pipe.vocabulary.add(concept)
         (made[skip],) = (np.asarray(m.image).astype(int) for m in pipe.make([job]))
-        assert pipe.settings(job)["model"].get("clip_skip", 0) == skip
+        record = pipe.settings(job)
+        assert record["model"].get("clip_skip", 0) == skip
+        # A1111 counts from 1, and has no such choice for Stable Diffusion XL.
+        text = png.parameters(record, pipe.a1111_fields(record))
+        assert ("Clip skip: 2" in text) == (skip == 1 and family != "sdxl")
     assert abs(made[1] - made[0]).max() > 1
     theirs = stock(folders[family], concept)
     theirs.scheduler = make_scheduler(pipe.model, "ddim")
@@ -186,6 +191,8 @@ def test_another_vae_is_taken_from_a_folder_or_a_file(family, folders, tmp_path,
         record, file = pipe.settings(job), pipe.model.vae_file
         assert record["model"]["vae"] == given
         assert record["vae_hash"] == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+        text = png.parameters(record, pipe.a1111_fields(record))
+        assert f", VAE hash: {record['vae_hash']}, VAE: {Path(given).name}" in text
         made += [np.asarray(m.image).astype(int) for m in pipe.make([job])]
     assert all((image == made[0]).all() for image in made)
     own = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))

@@ -337,6 +337,9 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
     refuse(api_errors.MasterNotFoundException("no"))
     with pytest.raises(UserError, match="no Determined master was found"):
         pipe.load_from_uuids(["abc"])
+    refuse(api_errors.UnauthenticatedException())
+    with pytest.raises(UserError, match="the master wants a login; run det user login"):
+        pipe.load_from_uuids(["abc"])
     refuse(ValueError("state unknown"))
     with pytest.raises(UserError, match=r"cannot be downloaded \(ValueError: state unknown\)"):
         pipe.load_from_uuids(["abc"])

@@ -35,7 +35,7 @@ def a1111_fields(
         fields["Clip skip"] = model.clip_skip + 1
     if model.vae_file:
         fields["VAE hash"] = file_digest(model.vae_file)[:10]
-        fields["VAE"] = model.vae_file.name
+        fields["VAE"] = Path(model.vae_name.partition("@")[0]).name
     hashes = []
     for name, concept in concepts.items():
         source = Path(concept["source"])
