@@ -98,6 +98,8 @@ GPU = "its noise was drawn on the GPU (it does not say RNG: CPU): another image"
          ["an image to begin with is not supported; it is left out"]),
         ("Euler, VAE hash: 1234567890, VAE: other.pt", "euler", "linspace",
          ["its VAE was other.pt; name the file in model.vae"]),
+        ('Euler, TI hashes: "easy: 0123456789ab, bad-hands-5: 123456789abc"', "euler", "linspace",
+         ["its prompt uses the concepts easy, bad-hands-5; name their files in concepts.files"]),
         ("Euler, My extension: on", "euler", "linspace",
          ["'My extension' is not supported; it is left out"]),
     ],
@@ -222,6 +224,22 @@ def test_values_in_nodes_of_their_own_and_custom_samplers(tmp_path):
     assert found.notes == []
 
 
+def test_prompts_that_are_no_texts(tmp_path):
+    nodes = graph() | {
+        "40": node("ConditioningZeroOut", conditioning=["6", 0]),
+        "41": node("StringFunction", action="append", text_a="a", text_b="b"),
+        "6": node("CLIPTextEncode", text=["41", 0], clip=["4", 1]),
+    }
+    nodes["3"]["inputs"]["negative"] = ["40", 0]
+    found = comfy(tmp_path, nodes)
+    assert (found.grid["prompts"], found.grid["negative_prompts"]) == ("", "")
+    assert found.notes == [
+        "nodes that are not known are left out: StringFunction",
+        "the negative prompt is no text but zeros; an empty one is taken",
+        "the positive prompt is put together by nodes that are not known",
+    ]
+
+
 def test_the_first_pass_of_a_hires_graph_is_made(tmp_path):
     first = graph()["3"]["inputs"]
     nodes = graph() | {
@@ -292,6 +310,7 @@ def test_hostile_graphs_end_in_a_sentence(tmp_path, name):
 def test_circles_and_wrong_types_are_no_more_than_unknown(tmp_path):
     found = comfy(tmp_path, CIRCLE)
     assert (found.grid["prompts"], found.grid["seeds"]) == ("", 9)
+    assert "the negative prompt is put together by nodes that are not known" in found.notes
     inputs = {
         "seed": {"a": 1}, "steps": "many", "cfg": None, "sampler_name": ["9"], "scheduler": 5,
         "positive": [], "negative": [["x"], 0], "latent_image": "5", "denoise": [[], []],

@@ -43,6 +43,7 @@ NOTED = re.compile(
     "Lora|ControlNet|VAELoader|Upscale|ImageScale|IPAdapter|LoadImage|VAEEncode|SetLastLayer|^Primitive"
     "|^Empty.*Latent|^Conditioning"
 )
+VALUES = ("value", "text", "string", "seed", "int", "float")  # of nodes that hold one
 SAMPLERS = re.compile("KSampler(Advanced)?$|SamplerCustom")
 MAX_NODES = 2000
 MAX_SAMPLERS = 20
@@ -83,11 +84,14 @@ class Graph:
         """Return the nearest value under one of these keys, or of the node that is linked there."""
         for _, inputs in self.upstream(start):
             for value in (inputs[key] for key in keys if key in inputs):
+                if isinstance(value, str | int | float):
+                    return value
                 behind = self.upstream(value[0]) if isinstance(value, list) and value else ()
-                found = [value, *(one for _, node in islice(behind, 10) for one in node.values())]
-                for one in found:
-                    if isinstance(one, str | int | float):
-                        return one
+                for _, node in islice(behind, 10):
+                    own = {k: v for k, v in node.items() if isinstance(v, str | int | float)}
+                    found = [own[key] for key in (*keys, *VALUES) if key in own]
+                    if found or len(own) == 1:
+                        return found[0] if found else next(iter(own.values()))
         return None
 
     def text(self, start: Any, role: str) -> str:
@@ -100,6 +104,9 @@ class Graph:
         for kind, _ in self.upstream(link[0], role=role):
             if "TextEncode" in kind:
                 break
+            if kind == "ConditioningZeroOut":
+                self.found.note(f"the {role} prompt is no text but zeros; an empty one is taken")
+                return ""
             if kind != "Reroute":
                 self.found.note(f"the node {kind[:100]} on the {role} prompt is left out")
         encoders = (i for k, i in self.upstream(link[0], role=role) if "TextEncode" in k)
@@ -107,9 +114,10 @@ class Graph:
             for key in ("text", "text_g", "text_l"):
                 value = inputs.get(key)
                 if isinstance(value, list) and value:
-                    value = self.value(value[0], "text", "value", "string", "prompt")
+                    value = self.value(value[0], *VALUES, "prompt")
                 if isinstance(value, str):
                     return value
+        self.found.note(f"the {role} prompt is put together by nodes that are not known")
         return ""
 
     def settings(self) -> ForeignSettings:

@@ -88,12 +88,16 @@ class ForeignSettings:
             self.note("LoRA is not supported; it is left out")
         if re.search(r"\[[^\]]*[:|][^\]]*\]|\bAND\b", text):
             self.note("prompt editing ([a:b:0.5], [a|b], AND) is read as it stands")
-        if words := [match[1] for match in EMBEDDING.finditer(text)]:
-            names = ", ".join(dict.fromkeys(words))
-            self.note(f"its prompt uses the concepts {names}; name their files in concepts.files")
+        self.concepts([match[1] for match in EMBEDDING.finditer(text)])
         for key, value in (("prompts", prompt), ("negative_prompts", negative)):
             value = re.sub(r"\s*<(lora|lyco|hypernet):[^>]*>", "", value)
             self.grid[key] = EMBEDDING.sub(r"\1", value).strip()
+
+    def concepts(self, words: list[str]) -> None:
+        """Note the words of the prompt that stand for files."""
+        if words:
+            names = ", ".join(dict.fromkeys(words))
+            self.note(f"its prompt uses the concepts {names}; name their files in concepts.files")
 
     def seed(self, value: Any) -> None:
         """Keep a seed; PyTorch's generator of the CPU heeds 32 bits of it."""
@@ -248,6 +252,7 @@ def _a1111(path: Path, text: str) -> ForeignSettings:
             found.note(f"its noise levels differ a little from those here ({key})")
     if "Lora hashes" in given:
         found.note("LoRA is not supported; it is left out")
+    found.concepts([word.strip() for word in fields(given.get("TI hashes", ""))])
     if re.fullmatch(r"\d{1,2}", given.get("Clip skip", "")):
         found.clip_skip = max(0, int(given["Clip skip"]) - 1)
     if found.clip_skip:
