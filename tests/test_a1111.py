@@ -79,13 +79,15 @@ def test_the_text_is_what_a1111_writes():
 def test_every_value_comes_back_whole(name):
     changed = RECORD | {"model": {"pretrained_model_name_or_path": f"models/{name}.safetensors"}}
     changed |= {"prompt": "first line\nsecond: 1, 2", "negative_prompt": "ugly, bad: 1\nblurred"}
+    changed |= {"prompt_weights": False}
     changed |= {"guidance_interval": [0.2, 0.8], "spacing": "trailing", "guidance_scale": 3}
     given = {"TI hashes": "det-logo: 0123456789ab, other: ba9876543210", "Schedule type": "Simple"}
     prompt, negative, found = parse(png.parameters(changed, given))
     assert (prompt, negative) == (changed["prompt"], changed["negative_prompt"])
     assert found == {
         "Steps": "20", "Sampler": "Euler", "Schedule type": "Simple", "CFG scale": "3", "Seed": "7",
-        "Size": "512x768", "Model": name, "RNG": "CPU", "Guidance interval": "0.2 to 0.8",
+        "Size": "512x768", "Model": name, "RNG": "CPU", "Emphasis": "None",
+        "Guidance interval": "0.2 to 0.8",
         "Timestep spacing": "trailing", "TI hashes": given["TI hashes"],
     }  # fmt: skip
 

@@ -82,15 +82,9 @@ class ForeignSettings:
             self.note(f"it names no {name}; the default is taken")
 
     def prompts(self, prompt: str, negative: str) -> None:
-        """Keep the prompts, without what other tools do with them."""
-        text = f"{prompt} {negative}"
-        if re.search(r"<(lora|lyco|hypernet):", text):
-            self.note("LoRA is not supported; it is left out")
-        if re.search(r"\[[^\]]*[:|][^\]]*\]|\bAND\b", text):
-            self.note("prompt editing ([a:b:0.5], [a|b], AND) is read as it stands")
-        self.concepts([match[1] for match in EMBEDDING.finditer(text)])
+        """Keep the prompts; `detsd.concepts.prompts` tells what is not read in them."""
+        self.concepts([m[1] for m in EMBEDDING.finditer(f"{prompt} {negative}")])
         for key, value in (("prompts", prompt), ("negative_prompts", negative)):
-            value = re.sub(r"\s*<(lora|lyco|hypernet):[^>]*>", "", value)
             self.grid[key] = EMBEDDING.sub(r"\1", value).strip()
 
     def concepts(self, words: list[str]) -> None:

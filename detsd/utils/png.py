@@ -95,6 +95,8 @@ def parameters(record: dict[str, Any], a1111: dict[str, Any] | None = None) -> s
         "Model": re.sub(r"\.(safetensors|ckpt)$", "", os.path.basename(os.path.abspath(name))),
         "RNG": "CPU",  # without it A1111 draws its noise on the GPU
     }
+    if record.get("prompt_weights") is False:
+        facts["Emphasis"] = "None"
     if record.get("guidance_interval"):
         facts["Guidance interval"] = "{:g} to {:g}".format(*record["guidance_interval"])
     if record.get("spacing"):
