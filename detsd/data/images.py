@@ -63,7 +63,7 @@ def target_sizes(config: ConceptsConfig, size: int, step: int = 8) -> list[tuple
 def bucket_of(size: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the shape to which an image of `size` is cut: the one that keeps most of it.
 
-    By the ratio of both aspects. kohya's and OneTrainer's difference of them would cut a portrait
+    By the ratio of both aspects. kohya's and OneTrainer's difference of them can cut a portrait
     otherwise than the same picture on its side.
     """
     width, height = size
