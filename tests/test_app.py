@@ -57,6 +57,7 @@ from detsd.config import TrainingConfig, load_config
 from detsd.data.captions import find_captions
 from detsd.data.folder import ImageFolder
 from detsd.sampling import engine
+from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 from detsd.utils.png import CHUNK, read_record
@@ -1303,3 +1304,25 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("learn-status")).to_contain_text("stopped at step")
         assert "Traceback" not in page.content()
     assert elsewhere == []
+
+
+def test_the_page_has_the_clip_skip_and_the_vae_of_its_model(tiny_model, tmp_path):
+    """It says so, learns by them, and tells of an image that was made by others."""
+    pipe = DetSDTextualInversionPipeline.from_pretrained(
+        str(tiny_model), clip_skip=1, vae=str(tiny_model / "vae")
+    )
+    backend = Backend(pipe, tmp_path / "page")
+    assert f"</b>, clip_skip 1, vae {tiny_model / 'vae'}, 32 x 32" in parts.about(backend)
+    runs = TrainingRuns(pipe, tmp_path)
+    (tmp_path / "run").mkdir()
+    runs._write_config(tmp_path / "run", {"concept_strs": ["x-y"]}, {}, [])
+    written = json.loads((tmp_path / "run" / "finetune.yaml").read_text().partition("\n")[2])
+    model = written["hyperparameters"]["model"]
+    assert (model["clip_skip"], model["vae"]) == (1, str(tiny_model / "vae"))
+    plain = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model))
+    job = Job("a dog", 0, num_inference_steps=1)
+    (path,) = plain.save([job], plain.make([job]), tmp_path)
+    _, notes = read_settings(pipe, path)
+    assert "it was made with model.clip_skip none, here it is 1" in notes
+    assert f"it was made with model.vae none, here it is {tiny_model / 'vae'}" in notes
+    assert read_settings(plain, path)[1] == []

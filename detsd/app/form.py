@@ -292,9 +292,9 @@ def read_settings(
     if model != pipe.model.name:
         notes.append(f"it was made on {model}, this is {pipe.model.name}")
     for key, value in others.items():
-        here = pipe.model.settings.get(key)
-        if value != here:
-            notes.append(f"it was made with model.{key} {value}, here it is {here}")
+        here = pipe.model.settings.get(key) or "none"
+        if (value or "none") != here:
+            notes.append(f"it was made with model.{key} {value or 'none'}, here it is {here}")
     here = pipe.concept_fingerprints(f"{settings.prompt} {settings.negative_prompt}")
     for name, digest in digests.items():
         if name not in here:

@@ -107,9 +107,11 @@ def about(backend: Backend) -> str:
         phrase = f", initialized from “{c['phrase']}”" if c["phrase"] else ""
         items.append(f"<b>{html.escape(c['name'])}</b>: {html.escape(vectors(c) + phrase)}")
     items = items or ["no concept is loaded yet"]
+    given = {key: model.settings.get(key) for key in ("clip_skip", "vae")}
+    others = "".join(f", {key} {value}" for key, value in given.items() if value)
     return (
-        f"<p>Model <b>{html.escape(model.name)}</b>, {model.image_size} x {model.image_size} "
-        "pixels. Concepts to use in prompts:</p>"
+        f"<p>Model <b>{html.escape(model.name)}</b>{html.escape(others)}, {model.image_size} x "
+        f"{model.image_size} pixels. Concepts to use in prompts:</p>"
         f"<ul><li>{'</li><li>'.join(items)}</li></ul>"
     )
 
