@@ -134,7 +134,7 @@ def test_our_own_text_is_read_back(tmp_path):
     record = {
         "prompt": "a fish", "negative_prompt": "bad", "seed": 5, "guidance_scale": 4.0,
         "num_inference_steps": 20, "width": 64, "height": 64, "spacing": "trailing",
-        "guidance_interval": [0.2, 0.8], "concepts": {},
+        "guidance_interval": [0.2, 0.8], "concepts": {}, "prompt_weights": False,
         "model": {"pretrained_model_name_or_path": "demo_model"},
     }  # fmt: skip
     for name in png.SAMPLERS:
@@ -143,7 +143,7 @@ def test_our_own_text_is_read_back(tmp_path):
         expected = {
             "prompts": "a fish", "negative_prompts": "bad", "seeds": 5, "guidance_scales": 4.0,
             "num_inference_steps": 20, "width": 64, "height": 64, "spacing": "trailing",
-            "guidance_interval": [0.2, 0.8], "scheduler_names": name,
+            "guidance_interval": [0.2, 0.8], "scheduler_names": name, "prompt_weights": False,
         }  # fmt: skip
         assert found.grid == expected
         assert all("not made alike" in note for note in found.notes)

@@ -237,6 +237,8 @@ def _a1111(path: Path, text: str) -> ForeignSettings:
     interval = given.get("Guidance interval", "")
     if re.fullmatch(r"\d(\.\d+)? to \d(\.\d+)?", interval):  # of ours, too
         found.grid["guidance_interval"] = [float(part) for part in interval.split(" to ")]
+    if given.get("Emphasis") == "None":
+        found.grid["prompt_weights"] = False
     if given.get("RNG") != "CPU":
         found.note("its noise was drawn on the GPU (it does not say RNG: CPU): another image")
     found.check_levels(name)
