@@ -447,17 +447,19 @@ def full(trial: Trial) -> None:
     """A disk that is full after so many bytes or files: a sentence, and more room is enough."""
     whole = trial.whole()
     with _own_disk(trial.folder) as resize:
-        room = 0
         for _ in range(trial.rng.randint(1, 2)):
             kind = trial.rng.choice(["size", "size", "nr_inodes"]) if resize else "file"
             most = 3 * len(whole.files) if kind == "nr_inodes" else 1.5 * whole.bytes
             if kind == "file":
-                most, room = max(map(len, whole.files.values())), 0
-            room = int(trial.rng.uniform(room if kind == "size" else 4, most))
-            trial.story.append(f"a disk with {kind} {room}")
+                most = max(map(len, whole.files.values()))
+            room = int(trial.rng.uniform(0, most))
+            trial.story.append(f"a disk with room for {kind} {room}")
             if resize:
-                used = sum(1 for _ in trial.folder.rglob("*")) + 2
-                resize(kind, room if kind == "size" else used + room)
+                disk = os.statvfs(trial.folder)
+                used = disk.f_files - disk.f_ffree
+                if kind == "size":
+                    used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+                resize(kind, used + max(room, 1))
             body = trial.body(trial.folder, limit=None if resize else room)
             (code,), said = trial.start(1, body)
             trial.expect(code in (0, 2), f"a full disk ended with {code}")
