@@ -12,7 +12,13 @@ import dataclasses
 from collections.abc import Iterable
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, __version__
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    ModelMixin,
+    UNet2DConditionModel,
+    __version__,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
 from packaging.version import Version
@@ -24,6 +30,7 @@ from detsd.concepts.vocabulary import Vocabulary, check_fit
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
 from detsd.models.hub import WHOLE, ModelFiles
+from detsd.models.mapped import cast, stored_dtype
 from detsd.models.single_file import infer_prediction_type, read_single_file
 from detsd.models.spec import (
     ModelSpec,
@@ -112,13 +119,11 @@ def load_base_model(
         if source.single:
             encoders, unet = read_single_file(source, tokenizers, dtype, vae)
         else:
-            # In the final dtype from the start, or cast here where the keyword for it has another
-            # name in each version: the device never holds more.
             encoders = [
-                _load(cls, source, part).to(dtype=dtype)
+                _load(cls, source, part, dtype)
                 for cls, (_, part) in zip(ENCODERS, kind.text_encoders, strict=False)
             ]
-            unet = _load(UNet2DConditionModel, source, "unet", torch_dtype=dtype)
+            unet = _load(UNet2DConditionModel, source, "unet", dtype)
         for part in (*encoders, vae, unet):
             part.requires_grad_(False).eval().to(device)
         fix_sample_size(unet)
@@ -163,7 +168,7 @@ def _load_vae(
     """Load a VAE, out of a single file by the configuration in `source`."""
     if files.single:
         return load_single_vae(files.single, source.folder, dtype)
-    return _load(AutoencoderKL, files, part, torch_dtype=dtype)
+    return _load(AutoencoderKL, files, part, dtype)
 
 
 def fix_sample_size(unet: UNet2DConditionModel) -> None:
@@ -176,22 +181,25 @@ def fix_sample_size(unet: UNet2DConditionModel) -> None:
         unet.register_to_config(sample_size=64)
 
 
-def _load(cls: type, source: ModelFiles, part: str, **options):
+def _load(cls: type, source: ModelFiles, part: str, dtype: torch.dtype):
     """Load one part, or raise ValueError where the libraries would draw missing weights anew."""
+    files = [source.folder / name for name in source.weights(part)]
+    # transformers has another name for the keyword in each version, and needs none.
+    stored = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
     model, info = cls.from_pretrained(
         source.folder,
         subfolder=None if part == WHOLE else part,
         use_safetensors=True,
         variant=source.variant(part),
         output_loading_info=True,
-        **options,
+        **stored,
     )
     if missing := sorted(info["missing_keys"]):
         reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
         if info["unexpected_keys"]:
             reason += "; another version of transformers seems to have saved them: use that one"
         raise ValueError(reason)
-    return model
+    return cast(model, dtype, files)
 
 
 def load_safety_checker(
