@@ -1,6 +1,7 @@
 """Concepts: prompt rewriting, rows beside a frozen table, what is refused."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -83,6 +84,17 @@ def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
     first = vocabulary.text_encoders[0].embedding.first_id
     ids = vocabulary.token_ids(["a blob-thing and a blob-thing-two"])[0].tolist()
     assert [i - first for i in ids if i >= first] == [0, 1, 2, 3, 4]
+
+
+def test_threads_do_not_mix_up_each_others_padding(vocabulary):
+    """Padding and truncation are states of the tokenizer; grids describe images while others go."""
+    long = "very " * 200
+    assert vocabulary.length(long) > 200
+    with ThreadPoolExecutor(4) as pool:
+        padded = pool.map(lambda k: vocabulary.token_ids([f"a photo {k}"]).shape, range(2000))
+        whole = pool.map(lambda k: vocabulary.length(long), range(2000))
+        assert set(padded) == {(1, 77)}
+        assert set(whole) == {vocabulary.length(long)}
 
 
 def test_remembered_prompts_have_the_same_ids(vocabulary):

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -38,6 +40,7 @@ class TextEncoder:
         if isinstance(base, ConceptEmbedding):
             raise ValueError("this text encoder already has a Vocabulary")
         self.tokenizer, self.encoder = tokenizer, encoder
+        self._tokenizing = threading.Lock()
         self.embedding = ConceptEmbedding(base, first_id=len(tokenizer))
         encoder.set_input_embeddings(self.embedding)
         # Texts that are remembered, and their ids (n, 77) in half the space.
@@ -67,13 +70,22 @@ class TextEncoder:
         self._table = torch.cat([self._table, *(p.to(self._table.device) for p in parts)])
 
     def _tokenized(self, texts: list[str]) -> torch.Tensor:
-        return self.tokenizer(
+        return self.tokenize(
             texts,
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
+        )
+
+    def tokenize(self, texts: str | list[str], **options: Any) -> Any:
+        """Return the ids of texts, as the tokenizer's `options` have them; safe in any thread.
+
+        Padding and truncation are a state of the tokenizer (`set_truncation_and_padding`): of two
+        threads that call it at once, one would get those of the other.
+        """
+        with self._tokenizing:
+            return self.tokenizer(texts, **options).input_ids
 
     def chunks(
         self, sections: list[list[weights.Piece]], lengths: Mapping[int, int]
@@ -85,7 +97,8 @@ class TextEncoder:
         """
         t, first = self.tokenizer, self.embedding.first_id
         texts = [text for section in sections for text, _ in section]
-        ids = iter(t(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        plain = {"add_special_tokens": False, "verbose": False}
+        ids = iter(self.tokenize(texts, **plain) if texts else [])
         tokens = [[(i, weight) for _, weight in s for i in next(ids)] for s in sections]
         at = {first + row: length for row, length in lengths.items()}
         comma = t.convert_tokens_to_ids(",</w>")
@@ -100,7 +113,7 @@ class TextEncoder:
 
     def initializer_vectors(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
         """Return the base table's rows (n, D), float32, of a phrase's tokens."""
-        ids = self.tokenizer(phrase, add_special_tokens=False).input_ids
+        ids = self.tokenize(phrase, add_special_tokens=False)
         ids = [ids[k % len(ids)] for k in range(num_vectors or len(ids))]
         return self.embedding.weight[ids].detach().float().clone()
 
@@ -184,7 +197,7 @@ class Vocabulary:
 
     def length(self, prompt: str) -> int:
         """Count a prompt's tokens, start and end among them, concepts by their vectors."""
-        return len(self.text_encoders[0].tokenizer(self.text(prompt)).input_ids)
+        return len(self.text_encoders[0].tokenize(self.text(prompt)))
 
     def initializer_vectors(
         self, phrase: str, num_vectors: int | None, key: str
@@ -194,7 +207,7 @@ class Vocabulary:
         Fewer or more rows than tokens when `num_vectors` says so: the first ones, or over again
         from the start.
         """
-        if not self.text_encoders[0].tokenizer(phrase, add_special_tokens=False).input_ids:
+        if not self.text_encoders[0].tokenize(phrase, add_special_tokens=False):
             raise UserError(f"{key} is empty; give a phrase that describes the concept")
         return tuple(
             encoder.initializer_vectors(phrase, num_vectors) for encoder in self.text_encoders
