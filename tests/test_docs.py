@@ -185,7 +185,7 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
         ran.append(args[0])
     counts = {kind: ran.count(kind) for kind in set(ran)}
     assert counts == {
-        "finetune": 7, "generate": 2, "evaluate": 2, "show": 2, "export": 2, "search": 1,
+        "finetune": 8, "generate": 2, "evaluate": 2, "show": 2, "export": 2, "search": 1,
     }  # fmt: skip
     for name in (
         "my_concept",
@@ -194,6 +194,7 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
         "longer",
         "more",
         "two",
+        "in-buckets",
         "det-logo-demo",
     ):
         assert (tmp_path / "outputs" / name / "before_after.png").is_file()

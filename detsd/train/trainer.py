@@ -143,7 +143,7 @@ class Trainer:
         if self.config.concepts.img_aspect == "buckets":
             for name, shapes in self.data.shapes.items():
                 said = ", ".join(f"{n} of {w} x {h}" for (w, h), n in shapes.most_common())
-                run.print(f"{name}: images in {len(shapes)} buckets: {said}")
+                run.print(f"{name}: images in {len(shapes)} bucket{'s'[: len(shapes) - 1]}: {said}")
 
     def _phases(self) -> dict[str, Phase]:
         t, steps = self.config.training, self.state.steps_completed
