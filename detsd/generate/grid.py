@@ -100,6 +100,10 @@ class Grid:
         self.batch_size = self._batch_size()
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
+        if self.pad_batch_to == 1 and not config.output.batch_size and run.ranks.size == 1:
+            # The first image alone: whoever waits for it sees soon what the grid will look like.
+            first, *others = self.batches
+            self.batches = [part for part in (first[:2], first[2:], *others) if part]
         self.encodings: dict[tuple, Conditioning] = {}
         self._calls: dict[tuple, list[bool]] = {}  # of the UNet, by `Job.batch_key`
         self.numbers = list(range(len(self.jobs)))  # of the images' files

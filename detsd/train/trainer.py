@@ -236,17 +236,20 @@ class Trainer:
         t, run, state = self.config.training, self.run, self.state
         run.report(state.steps_completed, self.start, "start")
         report = Report(self.config, run, self.step, state, self.data, self.initial_val_loss, bar)
-        if state.steps_completed == 0:
-            self.samples.log_training_images(self.data.pictures)
-        if state.steps_completed == 0 or self._new_samples:
-            with report.pause(), self.model.vocabulary.using(self.step.initial_vectors):
-                self.samples.make(0, bar)  # the initializer's
+        initial = state.steps_completed == 0 or self._new_samples
         while not self.complete:
             lr = learning_rate(state.steps_completed, t, self.samples_per_step)
             report.add(self.step(self.batches, lr), self.samples_per_step)
             last = state.steps_completed == t.num_sgd_steps
             if last or state.steps_completed % t.metric_report_freq == 0:
                 report.flush(lr)
+            if initial:
+                # After a step: whether one fits into memory is known before samples take minutes.
+                with report.pause(), self.model.vocabulary.using(self.step.initial_vectors):
+                    if state.steps_completed == 1:
+                        self.samples.log_training_images(self.data.pictures)
+                    self.samples.make(0, bar)
+                initial = False
             stop = run.should_stop()  # collective: every rank, every step
             due = last or state.steps_completed % t.checkpoint_freq == 0
             if due:

@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from detsd.utils import imports
+
 LINE = 10.0  # seconds between two lines off a terminal
 
 watchers: list[Callable[[str], None]] = []  # called with every line on how far something is
@@ -228,7 +230,7 @@ def importing_libraries() -> Iterator[None]:
     if ours:
         signal.signal(signal.SIGINT, stop)
     try:
-        with spinner("loading the libraries", log=False):
+        with spinner("loading the libraries", log=False), imports.only_what_is_used():
             yield
     finally:
         if ours:

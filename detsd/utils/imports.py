@@ -1,0 +1,102 @@
+"""The large libraries' imports, without what nothing here uses: half of their time.
+
+No name is changed or missing: a deferred package is run when it is first asked for a name that it
+would have defined. It is `importlib.util.LazyLoader` for packages whose modules are imported by
+their full names, which alone would make that one run them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+# By library: the versions that this was tried with, and packages that import or list everything in
+# them, for the one module of each that is used, or that only some samplers compute with. Another
+# version is imported as it is: an order of imports that its authors did not foresee may fail.
+DEFERRED = {
+    "accelerate": (("1.15",), ("accelerate.commands.config",)),
+    "boto3": (("1.44",), ("boto3",)),
+    "diffusers": (
+        ("0.38", "0.42"),
+        (
+            "diffusers.hooks", "diffusers.models.autoencoders", "diffusers.models.transformers",
+            "diffusers.models.unets",
+        ),
+    ),
+    "scipy": (("1.15", "1.17"), ("scipy.integrate", "scipy.stats")),
+    "transformers": (("4.57", "5.23"), ("transformers.models",)),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def only_what_is_used() -> Iterator[None]:
+    """Defer the packages that the block imports without needing them, and collect no garbage.
+
+    Imports make a million objects that stay. The collector looks through all of them a dozen
+    times, which is a quarter of their time, and once more when the process ends.
+    """
+    first, collects, finder = "torch" not in sys.modules, gc.isenabled(), _Finder()
+    sys.meta_path.insert(0, finder)
+    gc.disable()
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        if first:
+            gc.freeze()
+        if collects:
+            gc.enable()
+
+
+class _Deferred(ModuleType):
+    """A package whose code runs when it is asked for a name that it does not have yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        with self.__dict__["_lock"]:
+            if loader := self.__dict__.pop("_loader", None):
+                loader.exec_module(self)
+        module = sys.modules[self.__name__]  # some put another in their place
+        return super().__getattribute__(name) if module is self else getattr(module, name)
+
+
+class _Loader:
+    """The loader of a package that is only prepared to be run."""
+
+    def __init__(self, loader: Any):
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = module.__spec__.loader = self._loader
+        module.__dict__.update(_loader=self._loader, _lock=threading.RLock())
+        module.__class__ = _Deferred
+
+
+class _Finder:
+    """The finder of deferred packages."""
+
+    def __init__(self):
+        self._names = {n for lib, (_, names) in DEFERRED.items() if _tried(lib) for n in names}
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in self._names else None
+        if spec:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+def _tried(library: str) -> bool:
+    """Return whether the installed version is one of those that deferring was tried with."""
+    try:
+        return ".".join(version(library).split(".")[:2]) in DEFERRED[library][0]
+    except PackageNotFoundError:
+        return False
