@@ -67,16 +67,20 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
         spelt = rf"(?<![\w-]){pattern}(?![\w-])"
         likenesses += re.findall(spelt, rest, re.IGNORECASE)
         rest = re.sub(spelt, " ", rest, flags=re.IGNORECASE)
-    folded = [name.casefold() for name in names]
+    folded = tuple(name.casefold() for name in names)
     for word in re.findall(r"\w+(?:-\w+)*", rest):
-        near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
-        if near and not is_word(word):
+        if _is_near(word.casefold(), folded) and not is_word(word):
             likenesses.append(word)
     return [
         f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
         f"(loaded: {', '.join(names)})"
         for word in dict.fromkeys(likenesses)
     ]
+
+
+@functools.lru_cache(4096)  # the prompts of a training have most of their words in common
+def _is_near(word: str, names: tuple[str, ...]) -> bool:
+    return bool(difflib.get_close_matches(word, names, n=1, cutoff=0.6))
 
 
 # Of training prompts: `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no ratio like (16:9).

@@ -24,14 +24,14 @@ DEFERRED = {
     "accelerate": (("1.15",), ("accelerate.commands.config",)),
     "boto3": (("1.44",), ("boto3",)),
     "diffusers": (
-        ("0.38", "0.42"),
+        ("0.42",),
         (
             "diffusers.hooks", "diffusers.models.autoencoders", "diffusers.models.transformers",
             "diffusers.models.unets",
         ),
     ),
-    "scipy": (("1.15", "1.17"), ("scipy.integrate", "scipy.stats")),
-    "transformers": (("4.57", "5.23"), ("transformers.models",)),
+    "scipy": (("1.17",), ("scipy.integrate", "scipy.stats")),
+    "transformers": (("5.23",), ("transformers.models",)),
 }  # fmt: skip
 
 
