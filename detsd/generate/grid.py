@@ -101,7 +101,7 @@ class Grid:
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
         if self.pad_batch_to == 1 and not config.output.batch_size and run.ranks.size == 1:
-            # The first image alone: whoever waits for it sees soon what the grid will look like.
+            # Two images first: whoever waits sees soon what the grid will look like.
             first, *others = self.batches
             self.batches = [part for part in (first[:2], first[2:], *others) if part]
         self.encodings: dict[tuple, Conditioning] = {}

@@ -17,21 +17,21 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-# By library: the versions that this was tried with, and packages that import or list everything in
+# By library: the version that this was tried with, and packages that import or list everything in
 # them, for the one module of each that is used, or that only some samplers compute with. Another
 # version is imported as it is: an order of imports that its authors did not foresee may fail.
 DEFERRED = {
-    "accelerate": (("1.15",), ("accelerate.commands.config",)),
-    "boto3": (("1.44",), ("boto3",)),
+    "accelerate": ("1.15", ("accelerate.commands.config",)),
+    "boto3": ("1.44", ("boto3",)),
     "diffusers": (
-        ("0.42",),
+        "0.42",
         (
             "diffusers.hooks", "diffusers.models.autoencoders", "diffusers.models.transformers",
             "diffusers.models.unets",
         ),
     ),
-    "scipy": (("1.17",), ("scipy.integrate", "scipy.stats")),
-    "transformers": (("5.23",), ("transformers.models",)),
+    "scipy": ("1.17", ("scipy.integrate", "scipy.stats")),
+    "transformers": ("5.23", ("transformers.models",)),
 }  # fmt: skip
 
 
@@ -95,8 +95,8 @@ class _Finder:
 
 
 def _tried(library: str) -> bool:
-    """Return whether the installed version is one of those that deferring was tried with."""
+    """Return whether the installed version is the one that deferring was tried with."""
     try:
-        return ".".join(version(library).split(".")[:2]) in DEFERRED[library][0]
+        return ".".join(version(library).split(".")[:2]) == DEFERRED[library][0]
     except PackageNotFoundError:
         return False
