@@ -23,7 +23,7 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks import finetune, generate, processes, spread
+from benchmarks import finetune, generate, processes, spread, start
 from benchmarks.measure import table
 from benchmarks.models import save_random
 from detsd.models.loading import DTYPES, pick_dtype
@@ -101,7 +101,11 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
                 yield Table(
                     "Number of training images", head, finetune.data_rows(model, counts, calls)
                 )
-    if "start" in args.only:
+    if "start" in args.only and args.against:
+        note = f"Medians of {args.pairs} pairs of runs, in seconds."
+        for row in start.rows(args.against, Path(__file__).parents[1], args.pairs):
+            yield Table("Starts beside those of another version", start.HEAD, [row], note=note)
+    elif "start" in args.only:
         head = ["a process", "seconds", "of the processor"]
         rows = processes.start_rows(1 if args.smoke else 3)
         yield Table("From the start of a process to its end", head, rows)
@@ -148,6 +152,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=24, help="of a grid")
     parser.add_argument("--steps", type=int, default=20, help="of denoising an image")
     parser.add_argument("--compile", action="store_true", help="also on a CPU")
+    asked = parser.add_argument_group("start")
+    asked.add_argument("--against", type=Path, metavar="DIR", help="another version's folder")
+    asked.add_argument("--pairs", type=int, default=5)
     asked = parser.add_argument_group("spread")
     asked.add_argument("--concepts", nargs="+", choices=spread.CONCEPTS, default=[*spread.CONCEPTS])
     asked.add_argument("--layouts", nargs="+", default=spread.LAYOUTS, help="such as 1:8x1 2:4x2")

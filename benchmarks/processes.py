@@ -22,11 +22,16 @@ from detsd.models.loading import load_base_model
 ROOT = Path(__file__).parent.parent
 SPINS = ("as GNU OpenMP has it", *map(str, (0, 100, 300, 500, 700, 1000, 3000, 10_000)), "passive")
 BUSY = "while True: pass"
+IMPORTING = """
+from detsd.utils import progress
+with progress.importing_libraries():
+    import {}
+"""  # as the commands do
 IMPORTS = {
     "Python alone": "",
     "import torch": "import torch",
-    "import all that trains": "import detsd.trainer",
-    "import all that makes images": "import detsd.generator",
+    "import all that trains": IMPORTING.format("detsd.train.trainer"),
+    "import all that makes images": IMPORTING.format("detsd.generate.grid"),
 }
 WELL = (
     "--help",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -19,6 +20,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = {"inference_prompts": ["a photo of a blob-thing"]}  # of an experiment that draws any
+
+
+# The libraries hold a million objects, which the collector would look through every second.
+def pytest_sessionstart():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
