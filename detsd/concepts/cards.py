@@ -19,9 +19,9 @@ import torch
 
 from detsd.utils.formats import open_picture
 
-MAX_PIXELS = 2**24  # of a card, which has a good million at most
+MAX_PIXELS = 2**22  # of a card, which has a good million at most
 
-MAX_JSON = 2**26  # bytes; 75 vectors of 1280 numbers have 2 MB
+MAX_JSON = 2**23  # bytes; 75 vectors of 1280 numbers have 2 MB
 
 
 def read_card(file: BinaryIO) -> Any:

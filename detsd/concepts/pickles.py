@@ -8,7 +8,9 @@ refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -16,6 +18,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import torch
+
+MAX_PICKLE = 2 * 2**20  # bytes; a thousand concepts have a third of it
+
+MAX_OPERATIONS = 300_000  # 50 for each tensor; each may make an object of some hundred bytes
+
+MAX_TUPLES = 20_000  # 4 for each tensor; C hashes nested ones by recursion, on a stack of 8 MB
+
+MAX_COPIED = 2**20  # entries and characters that a pickle may have copied from what it holds
+
+MAX_NAME = 200  # characters of a module and a class
 
 MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of PyTorch before 1.6
 
@@ -59,31 +71,50 @@ def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
             raise ValueError("a storage of another size")
         return storages[key]
 
-    with archive.open(pickled) as file:
-        return _Unpickler(file, storage).load()
+    if archive.getinfo(pickled).file_size > MAX_PICKLE:
+        raise ValueError(f"a pickle of more than {MAX_PICKLE} bytes")
+    # As a whole, since the checksum is compared at the end.
+    return _load(io.BytesIO(archive.read(pickled)), storage)
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
     """Read a file of PyTorch before 1.6: five pickles, then the tensors' bytes."""
     storages: dict[str, tuple[torch.dtype, bytearray]] = {}
+    left = size
 
     def storage(dtype: torch.dtype, key: str, count: int) -> tuple[torch.dtype, bytearray]:
+        nonlocal left
         if key not in storages:
-            held = sum(len(data) for _, data in storages.values())
-            if count < 0 or held + count * dtype.itemsize > size:
+            left -= count * dtype.itemsize
+            if count < 0 or left < 0:
                 raise ValueError("cut short")
             storages[key] = dtype, bytearray(count * dtype.itemsize)
         return storages[key]
 
-    magic, _, _, table, keys = (_Unpickler(file, storage).load() for _ in range(5))
+    pickles = io.BytesIO(file.read(MAX_PICKLE))
+    magic, _, _, table, keys = (_load(pickles, storage) for _ in range(5))
     if magic != MAGIC:
         raise ValueError("no file of PyTorch")
+    file.seek(pickles.tell())
     for key in keys:
         dtype, data = storages[key]
         (count,) = struct.unpack("<q", file.read(8))
         if count * dtype.itemsize != len(data) or file.readinto(data) != len(data):
             raise ValueError("cut short")
     return table
+
+
+def _load(pickles: io.BytesIO, storage: Callable[[torch.dtype, str, int], Any]) -> Any:
+    """Read the next pickle, once its operations are counted: each may make an object."""
+    start, tuples = pickles.tell(), 0
+    for number, (operation, argument, _) in enumerate(pickletools.genops(pickles)):
+        tuples += operation.name.startswith("TUPLE")
+        if number >= MAX_OPERATIONS or tuples > MAX_TUPLES:
+            raise ValueError("a pickle of too many parts")
+        if operation.name == "GLOBAL" and len(argument) > MAX_NAME:
+            raise ForeignCode(argument)
+    pickles.seek(start)
+    return _Unpickler(pickles, storage).load()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -96,6 +127,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a class or function."""
+        if len(module) + len(name) > MAX_NAME:
+            raise ForeignCode(module[:MAX_NAME])
         full = f"{module}.{name}"
         if full in self._names:
             return self._names[full]
@@ -119,13 +152,24 @@ class _Unpickler(pickle.Unpickler):
 
 def _names() -> Iterator[tuple[str, Any]]:
     """Yield names and what they stand for, made anew: a pickle may set attributes of them."""
+    copied = 0
+
+    def bounded(values: Any) -> Any:
+        nonlocal copied
+        copied += len(values)
+        if copied > MAX_COPIED:
+            raise ValueError("a pickle of too many parts")
+        return values
 
     class Table(dict):
+        def __init__(self, values: Any = ()):
+            super().__init__(bounded(values))
+
         def __setstate__(self, state: Any): ...
 
     class ParameterTable(dict):
         def __setstate__(self, state: Any):
-            self.update(state["_parameters"])
+            self.update(bounded(state["_parameters"]))
 
     class NumpyType:
         def __init__(self, code: str, *_: Any):
@@ -137,7 +181,7 @@ def _names() -> Iterator[tuple[str, Any]]:
     def tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
         dtype, data = storage
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return torch.as_strided(flat, tuple(size), tuple(stride), offset)
+        return torch.as_strided(flat, tuple(bounded(size)), tuple(bounded(stride)), offset)
 
     def tensor_v3(
         storage: Any,
@@ -166,11 +210,11 @@ def _names() -> Iterator[tuple[str, Any]]:
     yield "torch._tensor._rebuild_from_type_v2", lambda call, kind, given, state: call(*given)
     for name in ("torch.Tensor", "torch.nn.parameter.Parameter"):
         yield name, type("Unreadable", (Unreadable,), {})
-    yield "torch.Size", lambda size=(): tuple(size)
+    yield "torch.Size", lambda size=(): tuple(bounded(size))
     yield "torch.device", lambda *_: None
     for name in ("__builtin__.set", "builtins.set"):
-        yield name, lambda values=(): set(values)
-    yield "_codecs.encode", lambda text, encoding: text.encode("latin1")
+        yield name, lambda values=(): set(bounded(values))
+    yield "_codecs.encode", lambda text, encoding: bounded(text).encode("latin1")
     yield "numpy.dtype", NumpyType
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         yield f"{module}.scalar", number

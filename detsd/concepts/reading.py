@@ -27,7 +27,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows be
 
 MAX_SIDE = 8192  # pixels that a file may ask for
 
-MAX_NUMBERS = 2**24  # in the rows of one concept and encoder
+MAX_NUMBERS, MAX_ALL = 2**24, 2**26  # in the rows of one concept and encoder, in those of a file
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -95,6 +95,9 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
         return [_concept(file, "", [table], notes)]
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
         refuse(file, "a PyTorch file of another kind")
+    numbers = (tensor.numel() for tensor in _tensors(table))
+    if (count := sum(n for n in numbers if n <= MAX_NUMBERS)) > MAX_ALL:
+        refuse(file, safe_load.network(_names(table)) or f"a file of {count:,} numbers")
     if "string_to_param" in table:
         rows = table["string_to_param"]
         if not isinstance(rows, dict):
@@ -147,7 +150,7 @@ def _plain(notes: dict[str, str]) -> dict[str, Any]:
         return notes
     found: dict[str, Any] = {}
     for key, value in notes.items():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found[key] = json.loads(value)
     return found | {"word": found.get("name")}
 
@@ -155,7 +158,15 @@ def _plain(notes: dict[str, str]) -> dict[str, Any]:
 def _names(table: Mapping[str, Any]) -> list[str]:
     """Return a dictionary's keys and those one level deeper, where a network's may be."""
     inside = [k for entry in table.values() if isinstance(entry, dict) for k in entry]
-    return [*table, *filter(lambda key: isinstance(key, str), inside)]
+    return [key for key in (*table, *inside) if isinstance(key, str)]
+
+
+def _tensors(table: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors of what lies in a file, two levels deep, where rows may be."""
+    for entry in table.values():
+        for value in entry.values() if isinstance(entry, dict) else [entry]:
+            if isinstance(value, torch.Tensor):
+                yield value
 
 
 def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -204,11 +215,17 @@ def _concept(
         )
 
     def text(*keys: str) -> str:
-        return next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
+        found = next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
+        return found.encode(errors="replace").decode()  # half an emoji would be no text
 
     def numbers(*keys: str) -> list[int]:
-        noted = (notes.get(k) for k in keys if isinstance(notes.get(k), int | str))
-        return [int(n) for n in noted if re.fullmatch(r"\d{1,9}", f"{n}", re.ASCII)]
+        noted = (notes.get(k) for k in keys)
+        texts = [
+            f"{n}"  # of 5,000 digits there is none
+            for n in noted
+            if isinstance(n, str) or (isinstance(n, int) and 0 <= n < 10**9)
+        ]
+        return [int(text) for text in texts if re.fullmatch(r"\d{1,9}", text, re.ASCII)]
 
     return LearnedConcept(
         word,

@@ -36,6 +36,8 @@ MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 
 MAX_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
 
+MAX_DIRECTORY = 2 * 2**20  # of an archive; 0.1 kB for each tensor
+
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -173,6 +175,10 @@ def _read_safetensors(
 
 def _read_zip(path: Path, file: BinaryIO) -> Any:
     """Read what `torch.save` writes: a zip archive of a pickle and the tensors' bytes."""
+    with _refusing(path):
+        directory = zipfile._EndRecData(file)  # whose entries ZipFile reads at once
+        if directory and directory[zipfile._ECD_SIZE] > MAX_DIRECTORY:
+            refuse(path, "an archive (zip) of too many files", "name the file inside")
     with _refusing(path), zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         pickles = [m.filename for m in members if m.filename.endswith("/data.pkl")]
