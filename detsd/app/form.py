@@ -268,7 +268,7 @@ def read_settings(
     record = png.read_record(path)
     if record is None:
         raise UserError(
-            f"{path.name} holds no settings of detsd; drop a PNG file that it wrote "
+            f"{path.name} holds no settings of detsd, or is damaged; drop a PNG file that it wrote "
             "(image editors and chat programs strip them)"
         )
     try:

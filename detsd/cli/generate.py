@@ -125,5 +125,5 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
             "height": record["height"],
         },
         # As many at once as then: other batch sizes may run other kernels and round otherwise.
-        "output": {"batch_size": record["batch_size"], "fill_batches": True},
+        "output": {"batch_size": record.get("batch_size"), "fill_batches": True},
     }

@@ -11,7 +11,6 @@ pause, a crash or on another number of processes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from detsd.concepts.prompts import misspelled_concepts
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
-from detsd.generate.shards import FolderImages, ShardedCheckpoints
+from detsd.generate.shards import FolderImages, ShardedCheckpoints, read_manifest, stored_images
 from detsd.generate.sheets import ContactSheet, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.generate.work_queue import WorkQueue
@@ -39,7 +38,7 @@ from detsd.runs.run import Run
 from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
-from detsd.utils.errors import UserError
+from detsd.utils.errors import UserError, one_line
 from detsd.utils.memory import fitting_batch_size
 from detsd.utils.pictures import read_picture
 from detsd.utils.progress import Bar, Phase, spinner, status
@@ -127,10 +126,10 @@ class Grid:
         """Return the model that made the images stored so far, with the hub's commits, if any."""
         manifest = self.run.latest / MANIFEST if self.run.latest else Path()
         if manifest.is_file():
-            with manifest.open(encoding="utf-8") as lines:
-                return json.loads(next(lines))["model"]
-        stored = map(png.read_record, sorted((self.run.folder / "images").glob("job-*.png")))
-        first = next(filter(None, stored), {})
+            stored = read_manifest(manifest)
+        else:
+            stored = (record for _, record in stored_images(self.run.folder))
+        first = next(stored, {})
         return first.get("model", {})
 
     def _prompts(self) -> list[str]:
@@ -296,7 +295,11 @@ class Grid:
 
 def compare(again: Path, original: Path) -> str:
     """Return a sentence on how the pixels of an image made again differ from the original's."""
-    a, b = read_picture(again), read_picture(original)
+    a = read_picture(again)
+    try:
+        b = read_picture(original)
+    except Exception as error:  # broken files raise a dozen classes
+        return f"the pixels of {original} cannot be read ({one_line(error)})"
     if a.size != b.size:
         return f"another size than {original}: {a.size} instead of {b.size}"
     difference = abs(np.asarray(a.rgb, int) - np.asarray(b.rgb, int))

@@ -24,7 +24,7 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,40 @@ Match = Callable[[dict[str, Any], str], int | None]  # settings and name of an i
 def image_path(folder: Path, number: int) -> Path:
     """Return the file of image `number` in a run's folder."""
     return folder / "images" / f"job-{number:05d}.png"
+
+
+def is_made(record: dict[str, Any]) -> bool:
+    """Return whether an image's settings say which it is, and how it was made."""
+    kinds = {"job": int, "flagged": bool, "batch_size": int}
+    return all(isinstance(record.get(k), kind) for k, kind in kinds.items()) and record["job"] >= 0
+
+
+def stored_images(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the images of a run's folder with their settings.
+
+    Files that a crash cut short or a person renamed do not count.
+    """
+    for path in sorted((folder / "images").glob("job-*.png")):
+        record = png.read_record(path)
+        if record and is_made(record) and path == image_path(folder, record["job"]):
+            yield path, record
+
+
+def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the settings of the images of a manifest."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for record in map(json.loads, lines):
+                if not (png.is_record(record) and is_made(record)):
+                    raise ValueError("a line is no image's")
+                yield record
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); use an intact copy") from None
+
+
+def manifest_line(record: dict[str, Any]) -> str:
+    """Return the line of an image's settings."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -83,11 +117,8 @@ class FolderImages:
         return self.sheets
 
     def find(self, match: Match) -> None:
-        """Find what is kept; files that a crash cut short or a person renamed do not count."""
-        for path in sorted((self.folder / "images").glob("job-*.png")):
-            record = png.read_record(path)
-            if not record or path != image_path(self.folder, record.get("job", -1)):
-                continue
+        """Find what is kept."""
+        for path, record in stored_images(self.folder):
             number = match(record, str(path))
             if number is not None:
                 self.images.append(number)
@@ -163,7 +194,7 @@ class ShardedCheckpoints:
         latest = self.run.latest
         if not latest or not self.run.latest_is_own:
             return
-        for uuid in [*read_metadata(latest)["shards"], self.run.latest_uuid]:
+        for uuid in [*read_metadata(latest).get("shards", []), self.run.latest_uuid]:
             shard = Shard(uuid, [])
             with tempfile.TemporaryDirectory() as name:
                 folder = latest if uuid == self.run.latest_uuid else Path(name)
@@ -174,13 +205,13 @@ class ShardedCheckpoints:
                     grid = metadata["config"].get("grid", self._grid)
                     shard.outgrown = bool(differences(grid, self._grid))
                     shard.sheets = [] if shard.outgrown else metadata.get("sheets", [])
-                    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+                    records = list(read_manifest(folder / MANIFEST))
                 except Exception as error:  # storage back ends raise what they like
                     logger.warning(
                         "checkpoint %s is gone (%s): its images are made again", uuid, error
                     )
                     continue
-            for record in map(json.loads, lines):
+            for record in records:
                 number = match(record, f"image {record['job']} of checkpoint {uuid}")
                 if number is not None:
                     shard.images.append(number)
@@ -270,7 +301,7 @@ def download_grid(uuid: str, folder: Path) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder with --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
+    records: list[dict[str, Any]] = []
 
     def fetch(uuid: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as name:
@@ -278,7 +309,7 @@ def download_grid(uuid: str, folder: Path) -> int:
             download(uuid, checkpoint)
             metadata = read_metadata(checkpoint)
             if metadata.get("kind") == "generate":
-                lines.extend((checkpoint / MANIFEST).read_text(encoding="utf-8").splitlines())
+                records.extend(read_manifest(checkpoint / MANIFEST))
             for packed in checkpoint.glob("*.zip"):
                 unpack(packed, folder)
                 packed.unlink()
@@ -290,6 +321,6 @@ def download_grid(uuid: str, folder: Path) -> int:
         fetch(other)
     if metadata.get("kind") == "generate":
         (folder / METADATA).unlink()
-        lines.sort(key=lambda line: json.loads(line)["job"])
-        write_lines(folder / MANIFEST, (f"{line}\n" for line in lines))
-    return len(lines)
+        records.sort(key=lambda record: record["job"])
+        write_lines(folder / MANIFEST, map(manifest_line, records))
+    return len(records)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections import deque
@@ -16,14 +15,20 @@ from PIL import Image
 
 from detsd.config import GenerateConfig
 from detsd.generate.numbering import Numbering
-from detsd.generate.shards import FolderImages, ShardedCheckpoints, image_path, worth_saving
+from detsd.generate.shards import (
+    FolderImages,
+    ShardedCheckpoints,
+    image_path,
+    manifest_line,
+    worth_saving,
+)
 from detsd.generate.sheets import ContactSheet, ContactSheets, sheet_layout
 from detsd.runs.folder import SHEETS
 from detsd.runs.run import Run
 from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
-from detsd.utils.formats import open_picture
+from detsd.utils.errors import UserError
 from detsd.utils.paths import atomic_write
 
 logger = logging.getLogger("detsd")
@@ -216,7 +221,7 @@ class ImageStore:
     def _manifest_line(self, number: int) -> str:
         record = self.settings(number) | {"job": self.numbers[number]} | self.finished[number]
         name = f"{self.folder.name}/{self.path(number).name}"
-        return json.dumps({"file": name, **record}, ensure_ascii=False) + "\n"
+        return manifest_line({"file": name, **record})
 
     # ---- what is shown -------------------------------------------------------------------------
 
@@ -253,5 +258,7 @@ class ImageStore:
             job = self.jobs[number]
             return contact_sheets.notice("flagged by the safety checker", (job.width, job.height))
         self._storage.fetch(number)
-        with open_picture(self.path(number)) as image:
-            return image.convert("RGB")
+        found = png.read(path := self.path(number))
+        if found is None:
+            raise UserError(f"{path} is damaged; delete it and run the same command again")
+        return found

@@ -17,7 +17,7 @@ from PIL import Image
 from detsd.utils.comfy import Graph
 from detsd.utils.errors import UserError
 from detsd.utils.formats import open_picture
-from detsd.utils.png import SAMPLERS, noise_fields
+from detsd.utils.png import CHUNK, SAMPLERS, noise_fields
 
 SPACINGS = {
     "": "linspace", "automatic": "linspace", "uniform": "linspace", "normal": "linspace",
@@ -30,6 +30,8 @@ EMBEDDING = re.compile(r"embedding:([^\s,:()]+?)(?:\.(?:pt|bin|safetensors))?(?=
 
 # Samplers that draw other noise on the way, or are not made alike; ancestral in ComfyUI alone.
 UNLIKE = ("pndm", "dpmsolver++-sde", "dpmsolver++-sde-karras", "unipc", "lcm")
+
+MAX_PROMPT = 10_000  # characters
 
 HONOURED = {
     "Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash", "RNG",
@@ -83,6 +85,9 @@ class ForeignSettings:
 
     def prompts(self, prompt: str, negative: str) -> None:
         """Keep the prompts; `detsd.concepts.prompts` tells what is not read in them."""
+        if max(len(prompt), len(negative)) > MAX_PROMPT:
+            self.note(f"its prompt is cut after {MAX_PROMPT:,} characters; the model reads fewer")
+            prompt, negative = prompt[:MAX_PROMPT], negative[:MAX_PROMPT]
         self.concepts([m[1] for m in EMBEDDING.finditer(f"{prompt} {negative}")])
         for key, value in (("prompts", prompt), ("negative_prompts", negative)):
             self.grid[key] = EMBEDDING.sub(r"\1", value).strip()
@@ -151,6 +156,8 @@ def read_foreign(path: Path) -> ForeignSettings | None:
                 texts = _texts(image)
     except Exception:  # whatever a damaged file leads Pillow to
         return None
+    if CHUNK in texts:
+        raise UserError(f"{path} holds settings of detsd, but is damaged; use an intact copy")
     try:
         graph = json.loads(texts.get("prompt", ""))
     except (ValueError, RecursionError):  # not JSON, or nested without end

@@ -38,6 +38,15 @@ CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
 
 END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 
+MAX_RECORD = 2**20  # characters; the settings of an image have a thousand
+
+# What `parameters` and all readers rely on; older files lack further keys.
+KINDS = {
+    "prompt": str, "negative_prompt": str, "seed": int, "guidance_scale": int | float,
+    "num_inference_steps": int, "scheduler_name": str, "width": int, "height": int,
+    "model": dict, "concepts": dict,
+}  # fmt: skip
+
 
 # ---- settings inside files -----------------------------------------------------------------------
 
@@ -143,12 +152,15 @@ def read(path: Path) -> Image.Image | None:
     try:
         with open_picture(path) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError):  # the last: of a PNG file cut short
+    except Exception:  # broken files raise a dozen classes
         return None
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Read the settings inside a PNG file of ours; None where it is not whole or has none."""
+    """Read the settings inside a PNG file of ours; None where it is not whole or has none.
+
+    The checksums of all its parts are compared, which takes a millisecond.
+    """
     try:
         with path.open("rb") as file:
             file.seek(-len(END), os.SEEK_END)
@@ -157,7 +169,32 @@ def read_record(path: Path) -> dict[str, Any] | None:
         with open_picture(path) as image:
             if CHUNK not in image.info:  # where an editor wrote the texts behind the pixels
                 image.load()
-            record = json.loads(image.info[CHUNK])
-    except (OSError, AttributeError, KeyError, ValueError, SyntaxError, RecursionError):
+            text = image.info[CHUNK]
+        with open_picture(path) as image:
+            image.verify()
+        record = json.loads(text) if len(text) <= MAX_RECORD else None
+        return record if is_record(record) else None
+    except Exception:  # broken files raise a dozen classes
         return None
-    return record if isinstance(record, dict) else None
+
+
+def is_record(record: Any) -> bool:
+    """Return whether what lies in a file are the settings of an image."""
+    if not isinstance(record, dict):
+        return False
+    if not all(isinstance(record.get(key), kind) for key, kind in KINDS.items()):
+        return False
+    model, concepts = record["model"], record["concepts"].values()
+    try:
+        parameters(record)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return False
+    return (
+        isinstance(model.get("pretrained_model_name_or_path"), str)
+        and all(isinstance(model.get(key), str | None) for key in ("revision", "vae"))
+        and all(
+            isinstance(concept, dict) and isinstance(concept.get(key), str)
+            for concept in concepts
+            for key in ("source", "sha256")
+        )
+    )
