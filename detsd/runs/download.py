@@ -60,8 +60,10 @@ def download(uuid: str, to: Path) -> None:
         ) from None
     except CheckpointStateException:
         raise UserError(deleted(uuid)) from None
-    except Exception as error:  # storage back ends raise what they like
+    except BaseException as error:  # storage back ends raise what they like; also Ctrl-C
         shutil.rmtree(to, ignore_errors=True)
+        if not isinstance(error, Exception):
+            raise
         raise UserError(
             f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {one_line(error)}); "
             "neither its storage nor the master gives it to this machine"

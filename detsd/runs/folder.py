@@ -5,9 +5,11 @@ Imports no library that takes long.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
+import re
+import reprlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,30 +18,95 @@ from typing import Any
 from detsd.utils.errors import UserError
 from detsd.utils.paths import atomic_write
 
+logger = logging.getLogger("detsd")
+
 DICT_FILE = "learned_embeddings_dict.pt"
 METADATA = "metadata.json"
+STEP = re.compile(r"step-(\d{8,})")  # the folder of a checkpoint
+SAMPLE = re.compile(r"step-(\d{8,})-\d{3,}\.png")
 MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"  # of a grid
+
+
+KINDS = {  # of what lies in a checkpoint's metadata; older ones lack some
+    "steps_completed": int, "config": dict, "digests": dict, "models": dict, "evaluators": dict,
+    "concepts": list, "shards": list, "sheets": list, "images": int, "samples_per_step": int,
+    "best": dict | None, "commit": str | None, "warm_start": str | None, "source": str,
+}  # fmt: skip
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
     """Return a checkpoint's metadata; refuse a folder that is no complete checkpoint."""
-    try:
-        facts = json.loads((checkpoint / METADATA).read_text())
-    except (OSError, ValueError):
-        facts = None
-    if not isinstance(facts, dict):
+    facts = _parsed(checkpoint)
+    if facts is None:
         raise UserError(
             f"{checkpoint} is not a complete checkpoint (no readable {METADATA}); name another one"
         )
+    if problem := _problem(checkpoint, facts):
+        raise damaged(checkpoint / METADATA, problem)
     return facts
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether a folder is a complete checkpoint."""
+    """Return whether a folder is a checkpoint that a power cut has not torn."""
+    return _parsed(checkpoint) is not None
+
+
+def _parsed(checkpoint: Path) -> Any:
+    """Return what a checkpoint's metadata file holds; None where it is torn or missing."""
     try:
-        return isinstance(read_metadata(checkpoint).get("steps_completed"), int)
-    except UserError:
-        return False
+        return json.loads((checkpoint / METADATA).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number of usual size, which can be printed."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _problem(checkpoint: Path, facts: Any) -> str:
+    """Return what is wrong with metadata; "" for nothing."""
+    if not isinstance(facts, dict):
+        return "it holds no metadata"
+    for key, kind in KINDS.items():
+        if key in facts and not isinstance(facts[key], kind):
+            return f"{key} is {reprlib.repr(facts[key])}"
+    config, best = facts.get("config", {}), facts.get("best") or {"steps_completed": 0}
+    if not all(isinstance(section, dict) for section in config.values()):
+        return "config has a section that is none"
+    if not all(map(is_number, best.values())):
+        return f"best is {reprlib.repr(best)}"
+    if not isinstance(best.get("steps_completed"), int) or facts.get("samples_per_step", 1) < 1:
+        return "best has no step, or a step no samples"
+    step = STEP.fullmatch(checkpoint.name)
+    if step and facts.get("steps_completed") != int(step[1]):
+        return f"steps_completed is {facts.get('steps_completed')}"
+    return ""
+
+
+def damaged(file: Path, why: str, checkpoint: str = "") -> UserError:
+    """Return the error of a damaged file of a checkpoint; it offers the checkpoint before.
+
+    Args:
+        checkpoint: what a person calls it, where that is not its folder.
+    """
+    what, instead = str(file), "use an intact copy"
+    if checkpoint:
+        what = f"{file.name} of {checkpoint}"
+        instead = "delete that checkpoint to go on from the one before"
+    elif STEP.fullmatch(file.parent.name):
+        steps = _by_step(file.parent.parent)
+        earlier = steps[: steps.index(file.parent)] if file.parent in steps else []
+        before = next(filter(is_complete, reversed(earlier)), None)
+        instead = f"delete {file.parent} to "
+        instead += f"go on from {before.name}" if before else "begin anew"
+    return UserError(f"{what} is damaged ({why}); {instead}")
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder by the names that a run gives, the newest last."""
+    found = ((STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return [path for _, path in sorted((int(step[1]), path) for step, path in found if step)]
 
 
 def finetuning_metadata(file: Path) -> dict[str, Any]:
@@ -56,6 +123,17 @@ def finetuning_metadata(file: Path) -> dict[str, Any]:
     if newest and facts.get("best"):
         facts["steps_completed"] = facts["best"]["steps_completed"]
     return facts if facts.get("kind") == "finetune" else {}
+
+
+def _report(line: str) -> dict[str, Any] | None:
+    """Return the metrics on a line; None where it is torn or odd."""
+    try:
+        report = json.loads(line)
+        numbers = [value for key, value in report.items() if key != "group"]
+        right = isinstance(report["group"], str) and isinstance(report["steps_completed"], int)
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        return None
+    return report if right and all(map(is_number, numbers)) else None
 
 
 @dataclass(frozen=True)
@@ -88,13 +166,9 @@ class RunFolder:
         """Return the folder of a step's checkpoint, which need not be there."""
         return self.path / "checkpoints" / f"step-{step:08d}"
 
-    def checkpoints(self) -> list[Path]:
-        """Return the complete checkpoints, the newest last."""
-        return list(filter(is_complete, sorted(self.path.glob("checkpoints/step-*"))))
-
     def latest(self) -> Path | None:
         """Return the newest complete checkpoint, or None."""
-        newest_first = sorted(self.path.glob("checkpoints/step-*"), reverse=True)
+        newest_first = reversed(_by_step(self.path / "checkpoints"))
         return next(filter(is_complete, newest_first), None)
 
     def concept_files(self) -> list[Path]:
@@ -102,8 +176,8 @@ class RunFolder:
 
         The folder may also be the one in which the checkpoints lie.
         """
-        found = [*self.path.glob("checkpoints/step-*"), *self.path.glob("step-*")]
-        return sorted(s / DICT_FILE for s in found if (s / DICT_FILE).is_file())
+        found = [*_by_step(self.path / "checkpoints"), *_by_step(self.path)]
+        return [s / DICT_FILE for s in found if (s / DICT_FILE).is_file()]
 
     def sample(self, step: int, number: int) -> Path:
         """Return the file of a step's sample image, which need not be there."""
@@ -111,34 +185,33 @@ class RunFolder:
 
     def samples(self, step: int | None = None) -> list[Path]:
         """Return the sample images of a step, or of all steps, in order."""
-        name = "step-*.png" if step is None else f"step-{step:08d}-*.png"
-        return sorted((self.path / "samples").glob(name))
+        found = ((SAMPLE.fullmatch(p.name), p) for p in (self.path / "samples").glob("step-*.png"))
+        return sorted(path for name, path in found if name and step in (None, int(name[1])))
 
     def sampled_steps(self) -> list[int]:
         """Return the steps that have sample images, in order."""
-        return sorted({int(path.name.split("-")[1]) for path in self.samples()})
+        return sorted({int(SAMPLE.fullmatch(path.name)[1]) for path in self.samples()})
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the reports: `group`, `steps_completed` and the metrics, in order.
 
-        A line that was torn by a full disk or a power cut is left out.
+        A line that was torn by a full disk or a power cut, or is no report, is left out.
         """
+        return list(filter(None, map(_report, self._metrics_lines())))
+
+    def _metrics_lines(self) -> list[str]:
         try:
-            lines = self.metrics_file.read_text(errors="replace").splitlines()
+            return self.metrics_file.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
-        found = []
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                report = json.loads(line)
-                if isinstance(report["steps_completed"], int) and report["group"]:
-                    found.append(report)
-        return found
 
     def forget_metrics_after(self, steps: int) -> None:
         """Drop the metrics of later steps, which will be repeated."""
         if self.metrics_file.is_file():
-            kept = [report for report in self.metrics() if report["steps_completed"] <= steps]
+            reports = self.metrics()
+            if left := len(self._metrics_lines()) - len(reports):
+                logger.warning("%s: %d lines are no reports, and go", self.metrics_file, left)
+            kept = [report for report in reports if report["steps_completed"] <= steps]
             with atomic_write(self.metrics_file) as staging:
                 staging.write_text("".join(f"{json.dumps(report)}\n" for report in kept))
 

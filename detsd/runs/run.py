@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from detsd.runs.folder import read_metadata
+from detsd.runs.folder import damaged, read_metadata
 from detsd.runs.ranks import Ranks
 from detsd.runs.registry import find_version
 from detsd.runs.tensorboard import TensorBoard
 from detsd.utils import progress
-from detsd.utils.errors import UserError
+from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
 
@@ -193,6 +194,9 @@ def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
 
 
 def unpack(archive: Path, root: Path) -> None:
-    """Unpack the files of `pack` below `root`."""
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(root)
+    """Unpack the files of `pack` below `root`; their checksums are compared."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(root)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
+        raise damaged(archive, one_line(error)) from None

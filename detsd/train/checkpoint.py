@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -19,12 +20,12 @@ from detsd.config import FinetuneConfig
 from detsd.data.dataset import changed_images
 from detsd.evaluate.encoders import ImageEncoder
 from detsd.evaluate.metrics import Baselines
-from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
+from detsd.runs.folder import DICT_FILE, RunFolder, damaged, is_number, read_metadata
 from detsd.runs.run import Run, pack, unpack
 from detsd.train.samples import SampleMetrics
 from detsd.train.step import TrainStep, learning_rate
 from detsd.train.validation import best_step
-from detsd.utils.errors import UserError
+from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import atomic_write
 
 logger = logging.getLogger("detsd")
@@ -40,7 +41,17 @@ def latest_concepts(run: Run) -> list[LearnedConcept]:
             f"{run.latest_name} holds no concept, as the checkpoints of a grid do not; name one of "
             "a fine-tuning in searcher.source_checkpoint_uuid"
         )
-    return read_concepts(run.latest)
+    try:
+        return read_concepts(run.latest)
+    except UserError as error:
+        if not run.latest_is_own:
+            raise
+        raise damaged(run.latest / DICT_FILE, str(error).partition(";")[0], _name(run)) from None
+
+
+def _name(run: Run) -> str:
+    """Return the name of the checkpoint that a run goes on from, where that is not its folder."""
+    return run.latest_name if run.latest_uuid else ""
 
 
 @dataclass
@@ -90,11 +101,27 @@ def samples_per_step(checkpoint: Path, metadata: dict[str, Any]) -> int | None:
     if "samples_per_step" in metadata:
         return metadata["samples_per_step"]
     try:
-        seen = torch.load(checkpoint / STATE_FILE, weights_only=True)["samples_seen"]
+        seen = int(torch.load(checkpoint / STATE_FILE, weights_only=True)["samples_seen"])
     except Exception:  # a damaged file, which is refused where all of it is read
         return None
     samples, rest = divmod(seen, max(1, metadata["steps_completed"]))
     return None if rest or not samples else samples
+
+
+def check_state(
+    state: TrainState, baselines: list[Baselines], vectors: tuple[torch.Tensor, ...]
+) -> None:
+    """Raise what Python does of values of other types, or ValueError of other vectors."""
+    figures = [state.window, *state.validations.values(), *map(vars, baselines)]
+    if not all(is_number(n) for each in figures for n in each.values()):
+        raise ValueError("a metric is no number")
+    if not all(isinstance(k, int) and "val_loss" in v for k, v in state.validations.items()):
+        raise ValueError("a validation has no step, or no val_loss")
+    shapes = [rows.shape for rows in state.best_vectors]
+    if shapes not in ([], [v.shape for v in vectors]):
+        raise ValueError("the best vectors have another shape")
+    if not isinstance(state.best_uuid, str) or state.samples_seen < 1:
+        raise ValueError("no uuid, or no samples")
 
 
 class Checkpoints:
@@ -229,21 +256,19 @@ class Checkpoints:
         if not run.latest_is_own:
             run.print(f"starting from the vectors of {run.latest_name}")
             return state
-        stored = self._read(checkpoint / STATE_FILE)
-        if (checkpoint / SAMPLES).is_file():
-            unpack(checkpoint / SAMPLES, run.folder)
         metadata = read_metadata(checkpoint)
         state.steps_completed = metadata["steps_completed"]
-        state.samples_seen, state.window = stored["samples_seen"], dict(stored["window"])
-        # A run of an earlier version kept none of these: what it goes on to measure counts.
-        state.validations = stored.get("validations", {})
-        state.best_vectors = stored.get("best_rows", ())
-        state.best_uuid = stored.get("best_uuid", "")
+        threads = self._read(checkpoint / STATE_FILE, state)
+        if (checkpoint / SAMPLES).is_file():
+            try:
+                unpack(checkpoint / SAMPLES, run.folder)
+            except UserError as error:
+                raise damaged(checkpoint / SAMPLES, one_line(error), _name(run)) from None
         if state.best == state.steps_completed:
             state.best_uuid = run.latest_uuid
         run.print(f"resuming after step {state.steps_completed}")
         self._report_longer_schedule(state.steps_completed, metadata, samples_per_step)
-        self._warn_of_threads(stored.get("threads", torch.get_num_threads()))
+        self._warn_of_threads(threads)
         return state
 
     def _restore_vectors(self) -> None:
@@ -270,24 +295,37 @@ class Checkpoints:
             for k, vectors in enumerate(self._step.vectors):
                 vectors.copy_(torch.cat([learned[name].rows[k] for name in wanted]))
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        """Read a state into the optimizer and the metrics; refuse one of other images."""
+    def _read(self, path: Path, state: TrainState) -> int:
+        """Read a state, the optimizer and the baselines; refuse one of other images.
+
+        Returns:
+            The CPU threads that the run began on.
+        """
         try:
+            with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+                if part := archive.testzip():
+                    raise ValueError(f"the checksum of {part} is wrong")
             stored = torch.load(path, map_location="cpu", weights_only=True)
             self._step.load_state_dict(stored)
-        except Exception as error:
-            raise UserError(
-                f"{STATE_FILE} of {self._run.latest_name} is damaged ({type(error).__name__}); "
-                "delete that checkpoint to go on from the one before"
-            ) from None
-        # Which image sample number i is of, and which are held out, follows from the whole list.
-        changed = changed_images(stored.get("images", self._digests), self._digests)
+            state.samples_seen, state.window = int(stored["samples_seen"]), dict(stored["window"])
+            # A run of an earlier version kept none of these: what it goes on to measure counts.
+            state.validations = dict(stored.get("validations", {}))
+            state.best_vectors = tuple(stored.get("best_rows", ()))
+            state.best_uuid = stored.get("best_uuid", "")
+            baselines = [Baselines(**ends) for ends in stored.get("anchors", [])]
+            threads = int(stored.get("threads", torch.get_num_threads()))
+            check_state(state, baselines, self._step.vectors)
+            # Which image sample number i is of, and which are held out, follows from the whole
+            # list.
+            changed = changed_images(stored.get("images", self._digests), self._digests)
+        except Exception as error:  # a reader of foreign bytes fails in every possible way
+            why = f"{type(error).__name__}: {one_line(error, 100)}"
+            raise damaged(path, why, _name(self._run)) from None
         if changed:
             raise UserError(
                 f"the training images are not those that this run began with ({changed}); put them "
                 f"back as they were, or {self._anew}"
             )
-        baselines = [Baselines(**ends) for ends in stored.get("anchors", [])]
         if self._config.measure.num_samples and not baselines:
             raise UserError(
                 "measure.num_samples: this run began without measuring, so that there is nothing "
@@ -295,7 +333,7 @@ class Checkpoints:
             )
         if self._metrics:
             self._metrics.baselines = baselines
-        return stored
+        return threads
 
     @property
     def _anew(self) -> str:

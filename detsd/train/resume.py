@@ -56,7 +56,8 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
     old, new = facts.get("config", {}), dataclasses.asdict(config)
     old["model"] = {"clip_skip": 0, "vae": None} | old.get("model", {})  # of an earlier version
     free, training = set(FREE), old.get("training", {})
-    if config.training.num_sgd_steps > training.get("num_sgd_steps", 0) > 0:
+    before = training.get("num_sgd_steps")
+    if isinstance(before, int) and config.training.num_sgd_steps > before:
         free.add("training.num_sgd_steps")
     if not config.measure.num_samples:
         free |= {f"inference.{field.name}" for field in dataclasses.fields(config.inference)}

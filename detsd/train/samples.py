@@ -21,7 +21,7 @@ from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.encoders import ImageEncoder
 from detsd.evaluate.metrics import Baselines, ConceptMetrics
 from detsd.models.base import BaseModel
-from detsd.runs.folder import RunFolder
+from detsd.runs.folder import SAMPLE, RunFolder
 from detsd.runs.run import Run
 from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job, batches, sample_jobs
@@ -208,7 +208,7 @@ class Samples:
                 path.unlink()
         source, target = (folder, apart) if changed else (apart, folder)
         target.mkdir(parents=True, exist_ok=True)
-        for path in source.glob("step-*.png"):
+        for path in filter(lambda path: SAMPLE.fullmatch(path.name), source.glob("step-*.png")):
             path.rename(target / path.name)
         if not changed:
             apart.rmdir()

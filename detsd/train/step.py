@@ -200,7 +200,22 @@ class TrainStep:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: of moments that are missing or not those of the vectors.
+        """
+        settings = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update((key, value) for key, value in own.items() if key != "params")
+        # Without a step so far, as where fp16 has overflowed in each, there are none.
+        skipped = self.scaler.is_enabled() and not self.optimizer.state
+        if isinstance(self.optimizer, torch.optim.Adam) and not skipped:  # AdamW is one, too
+            for vectors in self.vectors:
+                held = self.optimizer.state[vectors]
+                shapes = [tuple(held[key].shape) for key in ("exp_avg", "exp_avg_sq", "step")]
+                if shapes != [vectors.shape, vectors.shape, ()]:
+                    raise ValueError("the moments have other shapes than the vectors")
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
