@@ -120,8 +120,9 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
         )
         yield Table(title, head, rows, note=note)
     if "spread" in args.only:
-        lines = spread.measured(args.concepts, args.layouts, args.seeds, args.set, args.score)
-        note = " ".join(["`finetune_demo.yaml`", *args.set]) + "."
+        settings = [*args.set, *(["training.num_sgd_steps=2"] if args.smoke else [])]
+        lines = spread.measured(args.concepts, args.layouts, args.seeds, settings, args.score)
+        note = " ".join(["`finetune_demo.yaml`", *settings]) + "."
         yield Table("Spread by rounding", spread.HEAD, spread.rows([*lines]), 2, note)
 
 
@@ -157,7 +158,9 @@ def main(argv: list[str] | None = None) -> None:
     asked.add_argument("--pairs", type=int, default=5)
     asked = parser.add_argument_group("spread")
     asked.add_argument("--concepts", nargs="+", choices=spread.CONCEPTS, default=[*spread.CONCEPTS])
-    asked.add_argument("--layouts", nargs="+", default=spread.LAYOUTS, help="such as 1:8x1 2:4x2")
+    asked.add_argument(
+        "--layouts", nargs="+", type=spread.layout, default=spread.LAYOUTS, help="1:8x1 2:4x2"
+    )
     asked.add_argument("--seeds", nargs="+", type=int, default=spread.SEEDS)
     asked.add_argument("--set", nargs="+", default=[], help="settings, such as section.key=value")
     asked.add_argument("--score", type=int, default=0, help="samples to measure a score; 0: none")

@@ -10,10 +10,12 @@ outputs/spread.jsonl and is not measured again.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +50,13 @@ CONCEPTS: dict[str, list[str]] = {
     ],
 }
 HEAD = ["concept", "seed", "layouts", "val_loss", "deviation", "score", "its deviation"]
+
+
+def layout(text: str) -> str:
+    """Return a layout as it was given; for argparse, which turns the error into a sentence."""
+    if not re.fullmatch(r"[1-9]\d*:[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no THREADS:BATCHxACCUMULATION; 1:8x1 is one")
+    return text
 
 
 def configuration(concept: str, seed: int, settings: Sequence[str], score: int) -> FinetuneConfig:

@@ -89,6 +89,13 @@ def test_the_spread_is_that_of_real_runs_and_measured_once(experiment, tmp_path,
         lines("1:1x4")
 
 
+@pytest.mark.parametrize("layout", ["8x1", "1:8", "0:8x1", "1:8x0"])
+def test_a_layout_that_is_none_is_told(layout, capsys):
+    with pytest.raises(SystemExit):
+        benchmarks.main(["--only", "spread", "--layouts", layout])
+    assert f"{layout!r} is no THREADS:BATCHxACCUMULATION" in capsys.readouterr().err
+
+
 def test_the_spread_within_a_seed_is_not_that_of_the_seeds():
     lines = [
         {"concept": "a", "seed": seed, "val_loss": seed + 0.001 * k}
