@@ -1006,6 +1006,27 @@ def test_a_run_goes_on_with_the_images_it_began_with(
     assert "OMP_NUM_THREADS=1 makes them so" in caplog.text
 
 
+def test_what_prompts_of_other_programs_have_is_told_once(experiment, tmp_path, photos, caplog):
+    """In captions, sample prompts and their negative prompt."""
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    for k in (0, 1):
+        caption = f"a blob-thing, (red:1.{k}), <lora:x{k}:0.8>, a {{b|c{k}}}"
+        (folder / f"on_a_table_{k}.txt").write_text(caption)
+    prompts = {"inference_prompts": ["a blob-thing AND a dog", "a blob-thing AND a cat"]}
+    path = experiment(
+        concepts={"img_dirs": [str(folder)], "use_caption_files": True},
+        inference=prompts | {"negative_prompt": "__bad__", "num_inference_steps": 1},
+    )
+    assert finetune(path, tmp_path / "out") == 0
+    said = [record.getMessage() for record in caplog.records]
+    for part in (
+        "has <lora:x0:0.8> (a LoRA", "has {b|c0} (a choice", "weights words, which is left out",
+        "has AND (two prompts", "the prompt '__bad__' has __bad__ (a wildcard",
+        "num_inference_steps: 1 gives noise with the ddim sampler",
+    ):  # fmt: skip
+        assert len([line for line in said if part in line]) == 1, part
+
+
 def test_start_from_a_concept_file(experiment, tmp_path):
     out, again = tmp_path / "out", tmp_path / "again"
     assert finetune(experiment(), out) == 0

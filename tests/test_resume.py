@@ -1,5 +1,6 @@
 """Fine-tunings that go on: on other processes, in another place, with other samples."""
 
+import json
 import shutil
 
 import pytest
@@ -193,6 +194,22 @@ def test_samples_and_reports_may_change_on_the_way(experiment, tmp_path, monkeyp
     assert finetune(path, out) == 0  # changed back
     assert not apart.exists()
     assert all((out / "samples" / name).read_bytes() == file for name, file in old.items())
+
+
+def test_samples_of_a_version_without_weights_are_not_mixed(experiment, tmp_path, monkeypatch):
+    """Its checkpoints say nothing of `prompt_weights`; plain prompts are read as before."""
+    for prompt, apart in (("a (blob-thing:1.3)", 1), ("a blob-thing", 0)):
+        path = experiment(inference={"inference_prompts": [prompt]})
+        out = tmp_path / f"out-{apart}"
+        with monkeypatch.context() as stopped:
+            stop_after(stopped, 5)
+            assert finetune(path, out) == 128
+        for file in out.glob("checkpoints/step-*/metadata.json"):
+            metadata = json.loads(file.read_text())
+            assert metadata["config"]["inference"].pop("prompt_weights") is True
+            file.write_text(json.dumps(metadata))
+        assert finetune(path, out) == 0
+        assert len(list(out.glob("samples/before-step-*"))) == apart
 
 
 def test_what_measures_samples_stays(measuring, tmp_path, capsys):
