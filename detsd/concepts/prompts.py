@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -146,7 +145,7 @@ def unsupported_syntax(
 
 
 def _short(prompt: str) -> str:
-    return repr(textwrap.shorten(prompt, 80, placeholder=" ..."))
+    return repr(prompt if len(prompt) <= 80 else f"{prompt[:76]} ...")
 
 
 def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list[str]:

@@ -35,7 +35,6 @@ GRAMMAR = (
     r"|:\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)"
     r"|\)(?P<after>[0-9]?\.[0-9]+)(?![\w.])|(?P<close>[)\]])|(?P<split>\bBREAK\b)"
 )
-LETTER = re.compile(r"[^\W\d_]")
 
 
 def grammar(words: str) -> re.Pattern:
@@ -50,36 +49,33 @@ def grammar(words: str) -> re.Pattern:
 def parse(prompt: str, rewrite: PromptRewriter) -> list[list[Piece]]:
     """Return the pieces of a prompt between one BREAK and the next, concepts as their tokens.
 
-    Weights of nested brackets multiply. A whole number of two digits or more is none, and there is
-    none without a letter before it: a time of day, (at 10:30), and a ratio, (16:9), are text. Tags
-    such as <lora:name:0.8> are left out.
+    Weights of nested brackets multiply. A whole number behind a digit is none: a time of day, (at
+    10:30), and a ratio, (16:9), are text. Tags such as <lora:name:0.8> are left out.
     """
     items: list[str | tuple[str, float | None] | None] = []  # texts, brackets, None: BREAK
-    opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # places, letters before them
-    letters = end = 0
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # places of brackets
+    end = 0
 
     def close(kind: str, factor: float) -> None:
-        start, _ = opened[kind].pop()
-        items[start] = (kind, factor)
+        items[opened[kind].pop()] = (kind, factor)
         items.append((kind, None))
 
     for found in rewrite.grammar.finditer(prompt):
         text = prompt[end : found.start()]
         items.append(text)
-        letters += bool(LETTER.search(text))
         end, name = found.end(), found.lastgroup
         token, value = found[0], found[name]
         if name in ("word", "a", "b", "c"):
             items.append(rewrite.replacements[value])
-            letters += 1
         elif name == "open":
-            opened[value].append((len(items), letters))
+            opened[value].append(len(items))
             items.append(value)  # text, unless it is closed
         elif name == "close" and opened["(" if value == ")" else "["]:
             kind = "(" if value == ")" else "["
             close(kind, BRACKETS[kind])
         elif name == "weight" and opened["("]:
-            if letters == opened["("][-1][1] or re.fullmatch(r"[0-9]{2,}", value):
+            empty = not text.strip() and opened["("][-1] == len(items) - 2  # :-( :3)
+            if empty or (value.isdecimal() and text[-1:].isdecimal()):
                 opened["("].pop()
                 items.append(token)
             else:
