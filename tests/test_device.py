@@ -147,6 +147,7 @@ def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment,
                 "min_snr_gamma": 5.0,
                 "norm_reg_weight": 0.1,
                 "hidden_reg_weight": 0.1,
+                "max_sample_grad_norm": 0.01,
                 **training,
             },
         )
