@@ -221,7 +221,9 @@ def test_values_in_nodes_of_their_own_and_custom_samplers(tmp_path):
         "num_inference_steps": 10, "guidance_scales": 3.0, "scheduler_names": "euler",
         "spacing": "trailing",
     }  # fmt: skip
-    assert found.notes == []
+    assert found.notes == [
+        "its first noise is up to 0.5 % larger or smaller: nearly the same image"
+    ]
 
 
 def test_prompts_that_are_no_texts(tmp_path):

@@ -134,6 +134,8 @@ class ForeignSettings:
         """Note where a sampler's noise levels are those of the other tool for other steps only."""
         steps, spacing = self.grid.get("num_inference_steps", 0), self.grid.get("spacing")
         count = steps + (self.tool == "A1111" and name == "dpmsolver++")
+        if self.tool == "ComfyUI" and name in ("euler", "heun", "lms-discrete"):
+            self.note("its first noise is up to 0.5 % larger or smaller: nearly the same image")
         if spacing == "leading" and count and 1000 % count:
             self.note(f"with {steps} steps the noise levels differ somewhat from {self.tool}'s")
 
