@@ -23,14 +23,14 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks import finetune, generate, processes, spread, start
+from benchmarks import finetune, generate, processes, resident, spread, start
 from benchmarks.measure import table
 from benchmarks.models import save_random
 from detsd.models.loading import DTYPES, pick_dtype
 
 README = Path(__file__).parent / "README.md"
 SECTIONS = ("finetune", "generate", "data", "start", "spin")
-LONG_SECTIONS = ("spread",)  # hours, where a machine is slow: only if asked for
+LONG_SECTIONS = ("spread", "memory")  # hours, where a machine is slow: only if asked for
 
 
 def machine(device: torch.device) -> str:
@@ -119,6 +119,13 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
             "The demo's UNet at batch 8, samples a second, forward and backward, and forward alone."
         )
         yield Table(title, head, rows, note=note)
+    if "memory" in args.only:
+        names = [name for name in args.models if name in resident.MODELS] or ["sd1"]
+        precision = "bf16" if args.precision == "auto" else args.precision
+        others = [args.against] if args.against else []
+        found = resident.rows(names, precision, "fp32", [resident.ROOT, *others], args.smoke)
+        head = [*resident.HEAD, *(["GB of the other version"] if others else [])]
+        yield Table(f"Peak resident memory in {precision}", head, [*found], 2)
     if "spread" in args.only:
         settings = [*args.set, *(["training.num_sgd_steps=2"] if args.smoke else [])]
         lines = spread.measured(args.concepts, args.layouts, args.seeds, settings, args.score)

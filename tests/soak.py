@@ -103,7 +103,7 @@ def save_work(place: Path) -> list[Work]:
     training = {"num_sgd_steps": 8, "train_batch_size": 2, "checkpoint_freq": 2,
                 "metric_report_freq": 1, "max_validation_images": 1,
                 "num_validation_timesteps": 1, "learning_rate": 0.01}  # fmt: skip
-    samples = {"inference_prompts": f"a photo of a {WORD}", "num_inference_steps": 1,
+    samples = {"inference_prompts": f"a photo of a {WORD}", "num_inference_steps": 2,
                "guidance_scale": 1, "seeds": 1}  # fmt: skip
     grid = {"prompts": [f"a photo of a {WORD}", f"a {WORD} at night"], "guidance_scales": [1, 4],
             "num_inference_steps": 2, "seeds": [3, 1, 2]}  # fmt: skip

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from tiny import ROOT
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import memory, spread
+from benchmarks import memory, resident, spread
 from benchmarks.measure import operations, table
 from detsd.__main__ import main
+from detsd.config import FinetuneConfig, GenerateConfig, load_config
 
 
 def test_every_table_comes_out(capsys, monkeypatch, photos):
@@ -29,6 +30,20 @@ def test_every_table_comes_out(capsys, monkeypatch, photos):
             assert len(figures) >= 3  # of textbook, ours and the UNet; images equal to a level
             assert all(float(figure) > 0 for figure in figures[:3])
     assert re.search(r"\| 100 \| [\d.]+ \| [\d.]+ \|", text)
+
+
+def test_memory_is_measured_of_commands_that_are_valid(tmp_path, monkeypatch):
+    """And of the process that ran, whose words are shown where it fails."""
+    commands = resident.save_commands(tmp_path, {"pretrained_model_name_or_path": "demo_model"}, 64)
+    for name, kind in (("finetune", FinetuneConfig), ("generate", GenerateConfig)):
+        word, path = commands[name]
+        assert word == name
+        load_config(path, kind=kind)
+    program = tmp_path / "detsd.py"
+    program.write_text("import sys; x = b'x' * 400_000_000; sys.exit('gone' in sys.argv)")
+    assert 0.4 < resident.peak(["finetune"], tmp_path, tmp_path / "out") < 0.5
+    with pytest.raises(RuntimeError, match="detsd"):
+        resident.peak(["gone"], tmp_path, tmp_path / "out")
 
 
 def test_a_table_takes_the_place_of_the_rows_measured_anew(monkeypatch, tmp_path):
