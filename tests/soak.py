@@ -602,6 +602,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="SCENARIO",
                         help="of: " + ", ".join(NAMES))  # fmt: skip
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     seeds = itertools.count(args.seed)
     if args.trials is not None:
         seeds = itertools.islice(seeds, args.trials)
