@@ -195,6 +195,14 @@ def test_metadata_of_another_shape_or_step_are_named(state, metadata):
     assert str(told.value).endswith("to go on from step-00000002")
 
 
+def test_a_number_of_steps_that_is_none_is_no_longer_schedule(state):
+    file = state.newest / "metadata.json"
+    facts = json.loads(file.read_text())
+    facts["config"]["training"]["num_sgd_steps"] = {}
+    file.write_text(json.dumps(facts))
+    assert state.restored()[0] == "step-00000004"
+
+
 def test_metrics_with_odd_fields_are_left_out(tmp_path, caplog):
     run = RunFolder(tmp_path)
     whole = {"group": "training", "steps_completed": 1, "loss": 0.5}

@@ -38,7 +38,8 @@ def finetune(args: argparse.Namespace) -> int:
         start = start or source_checkpoint(args.config)
         latest = check_resume(config, folder, start)
         facts = read_metadata(latest) if latest else {"steps_completed": 0}
-        settled = facts.get("settled") and facts["config"]["training"]["stop_on_plateau"]
+        began = facts.get("config", {}).get("training", {})
+        settled = facts.get("settled") and began.get("stop_on_plateau")
         if settled and settled == config.training.stop_on_plateau:
             if progress.is_first():
                 progress.say(

@@ -343,7 +343,7 @@ class Checkpoints:
         """Say what more steps than the run began with mean for the learning rate."""
         t = self._config.training
         old = metadata.get("config", {}).get("training", {}).get("num_sgd_steps", t.num_sgd_steps)
-        if t.num_sgd_steps <= old:
+        if not isinstance(old, int) or t.num_sgd_steps <= old:
             return
         said = f"{t.num_sgd_steps} steps instead of {old}: "
         if t.lr_scheduler == "constant" and not 0 < t.lr_warmup_steps < 1:
