@@ -133,6 +133,13 @@ def test_repeated_values_are_found_in_one_pass():
     assert Seed.compared < 20_000
 
 
+def test_more_rungs_than_any_trials_make_is_a_warning(tmp_path, caplog):
+    search = "searcher: {name: adaptive_asha, metric: images, time_metric: images, max_time: 8, "
+    read(tmp_path, f"{search}max_trials: 3, max_rungs: 1000}}\n{GRID}  grid: {{prompts: [x]}}")
+    assert "searcher.max_rungs: 1000 becomes 1 with max_trials: 3" in caplog.text
+    assert "lower max_rungs" in caplog.text
+
+
 def test_a_uuid_becomes_no_path_outside_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CACHE", tmp_path / "cache" / "checkpoints")
     (tmp_path / "cache" / "checkpoints").mkdir(parents=True)

@@ -38,10 +38,12 @@ def rung_warning(searcher: dict[str, Any]) -> str | None:
         or _rung_count(searcher, trials) >= wanted
     ):
         return None
-    enough = next(n for n in range(trials, 10**6) if _rung_count(searcher, n) >= wanted)
+    counts = range(trials, 10**5)
+    enough = next((n for n in counts if _rung_count(searcher, n) >= wanted), None)
     first = rungs(searcher)[0]
     return (
         f"searcher.max_rungs: {wanted} becomes {len(rungs(searcher))} with max_trials: {trials} "
         f"(Determined takes int(log(max_trials) / log(divisor)) + 1 at most), so no trial is "
-        f"judged before {searcher.get('time_metric')} {first}; set max_trials to {enough} or more"
+        f"judged before {searcher.get('time_metric')} {first}; "
+        + (f"set max_trials to {enough} or more" if enough else "lower max_rungs")
     )
