@@ -76,6 +76,13 @@ def test_a_pickle_that_unfolds_is_refused_before_it_does(tmp_path, kind, monkeyp
         read_concepts(path)
 
 
+def test_a_key_of_tuples_in_each_other_is_no_word(tmp_path):
+    """As deep as a pickle may be: it has no text."""
+    path = archive(tmp_path / "x.pt", b"\x80\x02}N" + b"\x85" * 19_990 + b"Ns.")
+    with pytest.raises(UserError, match="a PyTorch file of another kind"):
+        read_concepts(path)
+
+
 def test_thousands_of_files_in_an_archive_are_refused_before_they_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_load, "MAX_DIRECTORY", 1000)
     path = archive(tmp_path / "x.pt", b"\x80\x02}.", **{f"data/{k}": b"" for k in range(40)})

@@ -64,7 +64,8 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     source = ConceptSource.parse(source)
     file, word, old = source.file, source.word, source.old
     table, notes = safe_load.read(file)
-    if not word and isinstance(table, dict) and any(map(DELTA.fullmatch, map(str, table))):
+    names = (key for key in table if isinstance(key, str)) if isinstance(table, dict) else ()
+    if not word and any(map(DELTA.fullmatch, names)):
         raise UserError(
             f"{file} holds trained tokens of peft, but not their word; give it: {file}=my-word"
         )
