@@ -80,6 +80,21 @@ def test_a_prompt_is_weighted_as_it_is_written(prompt, pieces):
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
 
 
+@pytest.mark.parametrize(
+    "caption",
+    ["blob-thing(glowing:1.2)", "a (red:1.2)blob-thing", "(blob-thing:1.2)", "(blob-thing)1.2"],
+)
+def test_brackets_that_touch_a_word_in_a_caption_do_not_lose_it(pipe, caption):
+    tokens = pipe.vocabulary.rewrite.replacements["blob-thing"]
+    text = pipe.vocabulary.text(caption)
+    assert tokens in text
+    assert "1.2" not in text
+    first = pipe.vocabulary.text_encoders[0].embedding.first_id
+    assert [i - first for i in pipe.vocabulary.token_ids([caption])[0].tolist() if i >= first] == [
+        *range(3)
+    ]
+
+
 def test_break_begins_a_section_and_ends_no_bracket():
     assert parse("a BREAK b", WORDS) == [[("a ", 1)], [(" b", 1)]]
     assert parse("(a BREAK b:2) BREAKS", WORDS) == [[("a ", 2)], [(" b", 2), (" BREAKS", 1)]]

@@ -256,9 +256,7 @@ class Vocabulary:
 
     def text(self, prompt: str) -> str:
         """Return a prompt as it is trained on: without weights, the concepts as their tokens."""
-        if any(unweighted(name) != name for name in self.names):  # such a word comes first
-            return unweighted(self.rewrite(prompt))
-        return self.rewrite(unweighted(prompt))
+        return unweighted(self.rewrite(prompt))  # words first: brackets may touch or be part of one
 
     def chunks(self, prompt: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return ids and weights (n, 77) of a prompt's chunks for each text encoder."""
@@ -291,7 +289,6 @@ class Vocabulary:
 
     def fits_without_tokenizing(self, prompt: str) -> bool:
         """Return whether a prompt surely fits the window: a token has a byte or more."""
-        prompt = unweighted(prompt)
         placed = sum(
             len(self.rewrite.replacements[w].split()) for w in self.rewrite.words_in(prompt)
         )
