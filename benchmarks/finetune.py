@@ -251,7 +251,7 @@ def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
             trainer.step(trainer.batches, 1e-3)
 
         for count in counts:
-            data.images = [training_images[k % len(training_images)] for k in range(count)]
+            data.train_on([training_images[k % len(training_images)] for k in range(count)])
             numbers = itertools.count()
             seconds = in_turn(
                 {"step": step, "sample": lambda n=numbers: data.sample(next(n))},

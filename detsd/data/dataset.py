@@ -271,10 +271,16 @@ class TrainingData:
             self.digests |= {f"{name}/{display_name(i.path)}": i.digest for i in images}
             self.shapes[name] = Counter(image.shape for image in images)
             self._split(images, k, max_validation)
+        self.train_on(self.images)
+
+    def train_on(self, images: list[TrainingImage]) -> None:
+        """Draw the samples from these images."""
         by_shape: dict[tuple[int, int], list[TrainingImage]] = {}
-        for image in self.images:
+        for image in images:
             by_shape.setdefault(image.shape, []).append(image)
-        self._buckets = [by_shape[shape] for shape in sorted(by_shape)]
+        self.images, self._buckets = images, [by_shape[shape] for shape in sorted(by_shape)]
+        self._order.cache_clear()
+        self._steps.cache_clear()
 
     def _split(self, images: list[TrainingImage], k: int, max_validation: int) -> None:
         """Divide the images of concept number `k` into trained and held-out ones.
