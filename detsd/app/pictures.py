@@ -66,7 +66,7 @@ def _larger(path: Path, image: Image.Image) -> Path | None:
     size = (width * factor, height * factor)
     larger = path.with_stem(f"{path.stem}-{size[0]}x{size[1]}")
     copy = image.resize(size, Image.Resampling.LANCZOS)
-    with Image.open(path) as original:
+    with open_picture(path) as original:
         larger.write_bytes(png.encode_texts(copy, original.text))
     return larger
 
