@@ -156,10 +156,13 @@ def read(path: Path) -> Image.Image | None:
         return None
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, checked: bool = True) -> Any:
     """Read the settings inside a PNG file of ours; None where it is not whole or has none.
 
     The checksums of all its parts are compared, which takes a millisecond.
+
+    Args:
+        checked: whether settings with a key missing or of another type are none.
     """
     try:
         with path.open("rb") as file:
@@ -173,7 +176,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         with open_picture(path) as image:
             image.verify()
         record = json.loads(text) if len(text) <= MAX_RECORD else None
-        return record if is_record(record) else None
+        return record if is_record(record) or not checked else None
     except Exception:  # broken files raise a dozen classes
         return None
 
