@@ -118,7 +118,8 @@ def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str)
         "img_dirs": [str(pictures)],
         "learnable_properties": [kind],
     }
-    facts = {"kind": "finetune", "steps_completed": 8, "config": {"concepts": concepts}}
+    step = int(folder.name.partition("-")[2] or 8)
+    facts = {"kind": "finetune", "steps_completed": step, "config": {"concepts": concepts}}
     (folder / "metadata.json").write_text(json.dumps(facts))
     return folder
 
@@ -354,7 +355,9 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
 
     other = dropped(
         model={"pretrained_model_name_or_path": "another"},
-        concepts={"blob-thing": {"sha256": "0"}, "cube-thing": {"sha256": "0"}},
+        concepts={
+            name: {"source": f"{name}.pt", "sha256": "0"} for name in ("blob-thing", "cube-thing")
+        },
     )
     assert other[0] == given
     assert other[1] == [

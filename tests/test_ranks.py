@@ -241,7 +241,7 @@ def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatc
     assert asked["package_versions"]["torch"] == version("torch")
     assert asked["precision"] == {"dtype": "torch.float32"}
     assert len(asked["training_images"]) == 12
-    assert asked["base_model"] == {"commit": None}
+    assert asked["base_model"] == {"commit": None, "vae": None}
 
 
 def test_what_is_measured_does_not_tell_the_number_of_ranks(measuring, tmp_path):
