@@ -833,6 +833,29 @@ def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypat
     assert deleted(before[2]).endswith("; none of that experiment is left")
 
 
+def test_a_finished_grid_that_is_continued_with_more_seeds_grows(tiny_model, master):
+    """`det e continue` runs the same trial again, by the changed configuration."""
+
+    def continued(seeds):
+        grid = {"prompts": ["a ball", "a box"], "num_inference_steps": 2, "num_seeds": seeds}
+        model = {"pretrained_model_name_or_path": str(tiny_model)}
+        settings = {"model": model, "grid": grid, "output": {"batch_size": 1}}
+        given = {"searcher": GRID_SEARCHER, "hyperparameters": settings}
+        said = master.run(given, trial=8, command="generate")
+        return said, [json.loads(line) for line in manifest(master.stored(8)[2 * seeds])]
+
+    _, before = continued(2)
+    said, after = continued(3)
+    assert "6/6 images" in said
+    assert "ERROR" not in said
+    facts = [
+        {(image["prompt"], image["seed"]): image["file"] for image in images}
+        for images in (before, after)
+    ]
+    assert [len(images) for images in facts] == [4, 6]
+    assert facts[0].keys() < facts[1].keys()
+
+
 def test_a_fork_that_does_not_fit_says_what_to_do_on_a_cluster(experiment, master, tmp_path):
     """In words of a cluster: no command line is at hand there, and no folder."""
     given = experiment_of(experiment()) | {"max_restarts": 2, "log_policies": POLICIES}
