@@ -45,7 +45,7 @@ import torch
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from forked import FORK, Forked
+from forked import FORK, TIMEOUT, Forked
 from tiny import save_tiny_model
 
 import detsd.generate.grid
@@ -59,6 +59,7 @@ FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.lis
 TIMINGS = ("samples_per_second", "images_per_second")
 CLONE_NEWNS, CLONE_NEWUSER, MS_REMOUNT, MS_REC, MS_PRIVATE = 0x20000, 0x10000000, 32, 16384, 1 << 18
 ROOM = 1 << 30  # bytes and files of a disk that is large enough
+TRIAL_SECONDS = 8 * TIMEOUT  # for four starts of two processes each
 
 
 # ---- what is run, and what it leaves behind ------------------------------------------------------
@@ -305,7 +306,7 @@ class Trial:
     ) -> tuple[list[int | None], str]:
         """Run it to its end, or until one process is killed; exit codes, and what was said."""
         with Forked(self.place, body, ranks) as run:
-            ended = multiprocessing.connection.wait([p.sentinel for p in run.processes])
+            ended = multiprocessing.connection.wait([p.sentinel for p in run.processes], TIMEOUT)
             for process in run.processes:
                 if process.sentinel in ended:
                     process.join()
@@ -316,7 +317,7 @@ class Trial:
             said = "\n".join(run.said)
         self.story.append(f"{codes}: {said[-1500:]}")
         if None in codes:
-            self.problems.append("a process never ended")
+            self.problems.append("a process had to be ended")
         return codes, said
 
     def expect(self, right: bool, problem: str) -> None:
@@ -558,11 +559,16 @@ def run_trial(name: str, seed: int, works: list[Work], place: Path) -> Trial:
     process.start()
     theirs.close()
     try:
-        trial.faults, trial.problems, trial.story = ours.recv()
+        if ours.poll(TRIAL_SECONDS):
+            trial.faults, trial.problems, trial.story = ours.recv()
+        else:
+            trial.problems.append("the trial had to be ended")
     except EOFError:
         trial.problems.append("the trial itself has died")
     finally:
-        process.kill()
+        for left in [process, *psutil.Process(process.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                left.kill()
         process.join()
     return trial
 

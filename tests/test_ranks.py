@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import time
 from importlib.metadata import version
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from forked import Forked
@@ -152,6 +154,26 @@ def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
 
     codes, said = opened_by_two(tmp_path, body)
     assert codes == [1, 2], said
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_asked_to_stop_does_not_wait_for_one_that_was_killed(tmp_path, monkeypatch, killed):
+    """Though it was asked before it came to wait, when it still had something to lose."""
+    monkeypatch.setattr(ranks, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(forked, "TIMEOUT", 30)
+
+    def body():
+        with open_run(tmp_path / "out") as run:
+            run.asked_to_stop()  # as whoever is at work does all the time
+            gone = run.ranks.rank == killed
+            os.kill(os.getpid(), signal.SIGKILL if gone else signal.SIGTERM)
+            assert run.stop_signal == signal.SIGTERM
+
+    with Forked(tmp_path, body, ranks=2) as both:
+        codes, said = both.end(), both.said
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 128 + signal.SIGTERM, said
+    assert said[0].endswith("stopped\n") == (killed == 1)
 
 
 def test_a_group_is_not_taken_apart_where_something_was_raised(tmp_path, monkeypatch):

@@ -1,7 +1,11 @@
 """The command that disturbs runs at random points, and what it would find."""
 
 import dataclasses
+import os
+import time
 
+import forked
+import psutil
 import pytest
 import soak
 
@@ -30,6 +34,44 @@ def test_a_fault_has_a_line_a_seed_and_an_exit_code(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "2 trials, 2 SIGKILLs: 2 FAULTS, such as: rows differ; --only 'finetune killed'" in said
     assert "--trials 1 --seed 7" in said
+
+
+def test_a_trial_that_has_to_be_ended_is_a_fault(monkeypatch, tmp_path):
+    """And so is one of whose processes one has; neither leaves a process."""
+    monkeypatch.setattr(soak, "ON_TWO", ())
+    monkeypatch.setattr(soak.Trial, "whole", lambda trial, ranks=1: None)
+    works, pids = [soak.Work("finetune", ())], tmp_path / "pids"
+
+    def waits():
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(1000)
+
+    def ended(scenario, name):
+        monkeypatch.setitem(soak.SCENARIOS, "killed", (scenario, 1))
+        place = tmp_path / name
+        place.mkdir()
+        return soak.run_trial("finetune killed", 1, works, place).problems
+
+    monkeypatch.setattr(forked, "TIMEOUT", 0.5)
+    monkeypatch.setattr(soak, "TIMEOUT", 0.5)
+    assert ended(lambda trial: trial.start(2, waits), "start") == ["a process had to be ended"]
+    monkeypatch.setattr(soak, "TRIAL_SECONDS", 1)
+    monkeypatch.setattr(soak, "TIMEOUT", 1000)
+    assert ended(lambda trial: trial.start(1, waits), "trial") == ["the trial had to be ended"]
+    found = [int(line) for line in pids.read_text().splitlines()]
+    assert len(found) == 3
+    until = time.monotonic() + 30  # an orphan is a zombie until init has seen it
+    while any(alive(pid) for pid in found):
+        assert time.monotonic() < until, found
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_every_difference_is_found(tmp_path):

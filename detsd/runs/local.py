@@ -136,7 +136,7 @@ class LocalRun(Run):
             progress.print_from_signal("stopped" if now else gently)
         if now:
             raise SystemExit(128 + number)
-        self.stop_signal = number
+        self.stop_signal = self.ranks.stop_signal = number
 
     def report(self, steps, metrics, group="training"):
         if self.is_chief:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -84,6 +85,10 @@ def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> No
         os._exit(1)
 
 
+# For the others to answer a rank that was asked to stop. torchrun, which asks all where one was
+# killed, kills after 30.
+ANSWER_SECONDS = 25.0
+
 # One rank downloads while the others wait: longer than the libraries' ten minutes at times.
 TIMEOUT = timedelta(hours=2)
 
@@ -97,7 +102,10 @@ class Ranks:
         local_rank: of this process on its machine.
         device: the GPU of the local rank, or what there is.
         waiting: whether this process waits for the others.
+        stop_signal: the signal by which it was asked to stop.
     """
+
+    stop_signal: int | None = None
 
     def __init__(self, context: core.DistributedContext):
         self.context = context
@@ -110,11 +118,23 @@ class Ranks:
             self.device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
     def allgather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in the order of the ranks. Collective."""
-        self.waiting = True
+        """Return every rank's value, in the order of the ranks. Collective.
+
+        A rank that was asked to stop is asked again when the others have not answered in time.
+        """
+        self.waiting = True  # from here on, to be asked once is enough
+        # ZeroMQ waits for ever for a process that is gone. Only a signal to the very thread that
+        # waits is seen there.
+        again = threading.Timer(
+            ANSWER_SECONDS, signal.pthread_kill, (threading.get_ident(), self.stop_signal)
+        )
+        again.daemon = True
         try:
+            if self.stop_signal is not None:
+                again.start()
             return self.context.allgather(value)
         finally:
+            again.cancel()
             self.waiting = False
 
     def any(self, value: bool) -> bool:
