@@ -31,6 +31,7 @@ from detsd.app.page import MAX_WAITING
 from detsd.cli.parser import parser
 from detsd.concepts import safe_load
 from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.concepts.usage import PROMPTS, READERS_XL, prompts
 from detsd.concepts.writing import write_concepts
@@ -279,6 +280,7 @@ LIMITS = {field.name: field for field in dataclasses.fields(form.ImageSettings)}
 WORDS = {"five": 5, "eight": 8, "nine": 9, "ten": 10, "twelve": 12, "fifteen": 15, "once a": 1}
 LEARNABLE = json.loads((ROOT / "demo_model" / "vocabulary.json").read_text())
 TRAINING = load_config(ROOT / "finetune_demo.yaml").training
+(BUNDLED,) = read_concepts(ROOT / "learned_embeddings_dict_demo.pt")
 GRID = load_config(ROOT / "generate_grid.yaml", kind=GenerateConfig).grid
 IMAGES = math.prod(
     len(v) for v in (GRID.prompts, GRID.negative_prompts, GRID.scheduler_names, GRID.all_seeds,
@@ -295,20 +297,23 @@ NUMBERS = [  # a document, a pattern that holds a number, the number in the code
     ("docs/curves.md", r"the (\d+) pictures of `det_logos/`", len(os.listdir(ROOT / "det_logos"))),
     ("docs/curves.md", r"varied: (\d+) steps", curves.STEPS),
     ("docs/curves.md", r"steps of batch size (\d+)", TRAINING.train_batch_size),
-    ("docs/curves.md", r"learning rate of ([\de-]+),", TRAINING.learning_rate),
+    ("docs/curves.md", r"learning rate of ([\de-]+),", curves.PLAIN["training.learning_rate"]),
     ("docs/curves.md", r"each of (\d+) edited prompts", len(EDITS["object"])),
     ("docs/curves.md", r"guidance scale of ([\d.]+)\.", curves.GUIDANCE),
     ("docs/evaluation.md", r"samples of (\w+) edited prompts", len(EDITS["object"])),
     ("docs/evaluation.md", r"whose (\d+) prompts", len(EDITS["dreambooth"])),
-    ("docs/evaluation.md", r"last step, (\d+)\.", TRAINING.num_sgd_steps),
+    ("docs/evaluation.md", r"last step, (\d+)\.", BUNDLED.steps),
     ("docs/generating.md", r"(\d+) images on two slots", IMAGES),
     ("docs/operations.md", r"more than ([\d,]+) images", MAX_TAGS),
     ("docs/operations.md", r"`val_loss` of (\w+)", DIVERGED),
     ("docs/operations.md", r"every (\w+) seconds", progress.LINE),
     ("docs/operations.md", r"(\d+) MiB", MAX_CONTEXT_SIZE / 2**20),
-    ("docs/own-pictures.md", r"gets lost after (\d+):", TRAINING.num_sgd_steps),
+    ("docs/curves.md", r"and (\d+) steps at 7e-3", TRAINING.num_sgd_steps),
+    ("docs/own-pictures.md", r"gets lost after (\d+) at", curves.STEPS),
+    ("docs/own-pictures.md", r"stops at (\d+), at", TRAINING.num_sgd_steps),
+    ("docs/own-pictures.md", r"stops at \d+, at ([\de-]+)", TRAINING.learning_rate),
     ("docs/own-pictures.md", r"([\de-]+) is usual for Stable", TrainingConfig.learning_rate),
-    ("docs/own-pictures.md", r"([\de-]+) for the bundled model", TRAINING.learning_rate),
+    ("docs/own-pictures.md", r"`finetune_demo.yaml`: ([\de-]+)\)", TRAINING.learning_rate),
     ("SECURITY.md", r"At most (\d+) MiB", safe_load.MAX_BYTES / 2**20),
     ("SECURITY.md", r"one upload \| (\d+) MB", parts.MAX_UPLOAD / 2**20),
     ("SECURITY.md", r"pictures of a training \| (\d+)", training_runs.MAX_PICTURES),
