@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -165,6 +166,9 @@ def test_a_rank_asked_to_stop_does_not_wait_for_one_that_was_killed(tmp_path, mo
     def body():
         with open_run(tmp_path / "out") as run:
             run.asked_to_stop()  # as whoever is at work does all the time
+            (tmp_path / str(run.ranks.rank)).touch()
+            while not (tmp_path / str(1 - run.ranks.rank)).exists():  # it has begun, too
+                time.sleep(0.01)
             gone = run.ranks.rank == killed
             os.kill(os.getpid(), signal.SIGKILL if gone else signal.SIGTERM)
             assert run.stop_signal == signal.SIGTERM
@@ -174,6 +178,23 @@ def test_a_rank_asked_to_stop_does_not_wait_for_one_that_was_killed(tmp_path, mo
     assert codes[killed] == -signal.SIGKILL
     assert codes[1 - killed] == 128 + signal.SIGTERM, said
     assert said[0].endswith("stopped\n") == (killed == 1)
+
+
+def test_ctrl_c_ends_a_rank_whose_chief_never_comes(tmp_path, monkeypatch):
+    """As when both are interrupted while they begin."""
+    monkeypatch.setattr(forked, "TIMEOUT", 30)
+
+    def body():
+        if os.environ["RANK"] == "0":
+            return 130
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with contextlib.suppress(KeyboardInterrupt), open_run(tmp_path / "out"):
+            return 0
+        return 130
+
+    with Forked(tmp_path, body, ranks=2) as both:
+        assert both.end() == [130, 130], both.said
 
 
 def test_a_group_is_not_taken_apart_where_something_was_raised(tmp_path, monkeypatch):

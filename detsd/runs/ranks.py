@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -239,6 +240,10 @@ def _distributed() -> core.DistributedContext | None:
                 s.bind(("", 0))
             ports = f"{one.getsockname()[1]} {other.getsockname()[1]}"
         store.set("detsd/ports", ports)
+    # `get` waits in C++, where no Ctrl-C is seen: for hours, if the chief is gone.
+    until = time.monotonic() + TIMEOUT.total_seconds()
+    while not store.check(["detsd/ports"]) and time.monotonic() < until:
+        time.sleep(0.02)
     pub, pull = map(int, store.get("detsd/ports").decode().split())
     context = core.DistributedContext(
         rank=rank,
