@@ -388,7 +388,9 @@ def lost(trial: Trial) -> None:
 def lost_under_torchrun(trial: Trial) -> None:
     """The same with torchrun's own processes, which load the libraries themselves."""
     whole, rank = trial.whole(2), str(trial.rng.randrange(2))
-    loaded, wait = trial.rng.random() < 0.8, trial.rng.uniform(0, 2 * whole.seconds)
+    loaded = trial.rng.random() < 0.8
+    # Longer, and most runs would be over; the libraries alone take the other ten seconds.
+    wait = trial.rng.uniform(0, 0.8 * whole.seconds if loaded else 10)
     trial.story.append(f"rank {rank} killed {wait:.2f} s after {'its lock' * loaded or 'start'}")
     log = trial.place / "torchrun.txt"
     with log.open("w") as file:
