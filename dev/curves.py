@@ -60,6 +60,8 @@ MEASURES = {
     "clip_text_similarity": ("CLIP-T", "{:.3f}"), "denoising_error": ("error", "{:.4f}"),
     "score": ("score", "{:.2f}"),
 }  # fmt: skip
+SAMPLERS = "\n## Samplers\n"  # begins what `dev.sampler_curves` writes on the page
+SHOWN = [key for key in MEASURES if key != "denoising_error"]  # by the figures
 
 
 def options(values: dict) -> list[str]:
@@ -99,18 +101,23 @@ def subset(name: str, count: int) -> Path:
     return folder
 
 
+def lookalikes(case: str) -> list[str]:
+    """The folders of a case's look-alikes, which are drawn where they are not there."""
+    folder = OUT / "look-alikes" / case
+    if not folder.is_dir():
+        draw_lookalikes(CASES[case], folder, SAMPLES)
+    return sorted(map(str, folder.iterdir()))
+
+
 def evaluate(name: str, folder: Path, runs: list[Path], guidance: float) -> None:
     """Let `detsd evaluate` measure some runs, unless it has."""
     if (folder / "evaluation.json").exists():
         return
     thing = THINGS[name]
-    lineup = OUT / "look-alikes" / thing.case
-    if not lineup.is_dir():
-        draw_lookalikes(CASES[thing.case], lineup, SAMPLES)
     values = {"guidance_scale": guidance, "num_samples": 24, "num_inference_steps": 20}
     detsd(
         "evaluate", *map(str, runs), "--images", thing.folder,
-        "--lineup", *sorted(map(str, lineup.iterdir())),
+        "--lineup", *lookalikes(thing.case),
         "--output-dir", str(folder), *options({f"evaluation.{k}": v for k, v in values.items()}),
     )  # fmt: skip
 
@@ -182,13 +189,12 @@ def plot(file: Path) -> None:
     """A row for each setting, a column for each measure; a line through the means of the seeds."""
     from matplotlib.figure import Figure
 
-    shown = [key for key in MEASURES if key != "denoising_error"]
     figure = Figure(figsize=(12, 2.2 * len(NAMES)), layout="constrained")
-    panels = figure.subplots(len(NAMES), len(shown), sharey="col")
+    panels = figure.subplots(len(NAMES), len(SHOWN), sharey="col")
     for row, (setting, title) in zip(panels, NAMES.items(), strict=True):
         found = {name: measured(name, setting) for name in THINGS}
         ticks = sorted({point for name in THINGS for point in values(name, setting)})
-        for axis, key in zip(row, shown, strict=True):
+        for axis, key in zip(row, SHOWN, strict=True):
             for name, color in zip(THINGS, ("#3b6fb6", "#c8553d"), strict=True):
                 seeds = [[state[key] for state in states] for states in found[name]]
                 if not seeds:
@@ -223,8 +229,9 @@ def main() -> None:
     settings = [name for name in NAMES if name in args.names] or list(NAMES)
     if args.draw:
         page = DOCS / "curves.md"
-        text = page.read_text(encoding="utf-8").partition("\n## ")[0]
-        page.write_text(f"{text}\n{tables()}", encoding="utf-8")
+        head, _, rest = page.read_text(encoding="utf-8").partition("\n## ")
+        _, mark, samplers = f"\n## {rest}".partition(SAMPLERS)
+        page.write_text(f"{head}\n{tables()}{mark}{samplers}", encoding="utf-8")
         plot(DOCS / "curves.png")
         return
     for seed in SEEDS:
