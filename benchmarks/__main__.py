@@ -30,7 +30,8 @@ from detsd.models.loading import DTYPES, pick_dtype
 
 README = Path(__file__).parent / "README.md"
 SECTIONS = ("finetune", "generate", "data", "start", "spin")
-LONG_SECTIONS = ("spread", "memory")  # hours, where a machine is slow: only if asked for
+# Hours, where a machine is slow, or of settings that have to be named: only if asked for.
+LONG_SECTIONS = ("spread", "memory", "shipped")
 
 
 def machine(device: torch.device) -> str:
@@ -109,6 +110,10 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
         head = ["a process", "seconds", "of the processor"]
         rows = processes.start_rows(1 if args.smoke else 3)
         yield Table("From the start of a process to its end", head, rows)
+    if "shipped" in args.only:
+        note = f"Medians of {args.pairs} pairs in one process, images a second."
+        row = generate.shipped_row(args.set, args.pairs)
+        yield Table("The shipped grid with other settings", generate.SHIPPED_HEAD, [row], note=note)
     if "spin" in args.only and device.type == "cpu":
         head = ["spin count", "fine-tuning, alone", "generation, alone", "fine-tuning, beside",
                 "generation, beside"]  # fmt: skip
@@ -160,16 +165,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=24, help="of a grid")
     parser.add_argument("--steps", type=int, default=20, help="of denoising an image")
     parser.add_argument("--compile", action="store_true", help="also on a CPU")
-    asked = parser.add_argument_group("start")
+    asked = parser.add_argument_group("start, shipped")
     asked.add_argument("--against", type=Path, metavar="DIR", help="another version's folder")
     asked.add_argument("--pairs", type=int, default=5)
+    asked = parser.add_argument_group("spread, shipped")
+    asked.add_argument("--set", nargs="+", default=[], help="settings, such as section.key=value")
     asked = parser.add_argument_group("spread")
     asked.add_argument("--concepts", nargs="+", choices=spread.CONCEPTS, default=[*spread.CONCEPTS])
     asked.add_argument(
         "--layouts", nargs="+", type=spread.layout, default=spread.LAYOUTS, help="1:8x1 2:4x2"
     )
     asked.add_argument("--seeds", nargs="+", type=int, default=spread.SEEDS)
-    asked.add_argument("--set", nargs="+", default=[], help="settings, such as section.key=value")
     asked.add_argument("--score", type=int, default=0, help="samples to measure a score; 0: none")
     parser.add_argument("--smoke", action="store_true", help="once, on tiny models")
     parser.add_argument("--write", action="store_true", help=f"into {README.name}")

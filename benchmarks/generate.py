@@ -8,6 +8,7 @@ PNG files; the time is from the first prompt to the last file, models loaded bef
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +19,11 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
 from benchmarks.measure import in_turn, peak_memory
-from detsd.config import GenerateConfig, parse_config
+from detsd.config import GenerateConfig, load_config, parse_config
 from detsd.generate.grid import Grid
 from detsd.runs.open import open_run
+from detsd.sampling.jobs import grid_jobs
+from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import latent_shape
 from detsd.utils.paths import resolve
 
@@ -28,6 +31,32 @@ HEAD = [
     "model", "images at once", "dtype", "plain loop", "detsd", "detsd / plain", "bare UNet",
     "detsd / bare", "peak GB", "levels apart",
 ]  # fmt: skip
+SHIPPED = "generate_demo.yaml"
+SHIPPED_HEAD = ["the grid of", "with", "as it is", "ratio", "a second of the processor, with",
+                "as it is", "ratio"]  # fmt: skip
+
+
+def shipped_row(others: list[str], pairs: int) -> list[object]:
+    """Images a second of the shipped grid with other settings, and as it is; medians of pairs."""
+    pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
+    pipe.load_concepts("learned_embeddings_dict_demo.pt")
+    size = pipe.model.image_size
+    both = [
+        grid_jobs(load_config(resolve(SHIPPED), told, GenerateConfig).grid, size)
+        for told in (others, [])
+    ]
+    found = []
+    for jobs in both * (1 + pairs):
+        began = time.perf_counter(), time.process_time()
+        pipe.make(jobs)
+        ended = time.perf_counter(), time.process_time()
+        found.append([len(jobs) / (b - a) for a, b in zip(began, ended, strict=True)])
+    cells: list[object] = []
+    for clock in (0, 1):
+        old, new = ([rates[clock] for rates in found[k::2]] for k in (2, 3))  # the first warm up
+        ratios = [b / a for a, b in zip(old, new, strict=True)]
+        cells += map(statistics.median, (old, new, ratios))
+    return [f"`{SHIPPED}`, {', '.join(others)}", *cells]
 
 
 def plain_loop(generator: Grid, folder: Path) -> float:
