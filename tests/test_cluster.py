@@ -720,6 +720,9 @@ def test_the_end_of_a_fine_tuning_says_what_to_do_with_it(
     config = parse_config(grid["hyperparameters"], "the command", GenerateConfig)
     assert config.concepts.uuids == [uuid]
     assert (config.concepts.files, config.grid.prompts) == ([], SAMPLES["inference_prompts"])
+    assert (
+        grid["hyperparameters"]["grid"]["spacing"] is config.grid.spacing is None
+    )  # not the file's
     assert said[said.index(line) :] == (again := master.run(given))[again.index(line) :]
 
 

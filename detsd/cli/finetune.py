@@ -147,7 +147,8 @@ def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolutio
 def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str, resolution: Resolution) -> None:
     """Print the commands that one wants after a trial, with its best checkpoint, to be pasted."""
     concepts = {"concepts.files": "[]", "concepts.uuids": json.dumps([uuid])}
-    settings = grid_settings(config, concepts, resolution)
+    # The file has a spacing for its own steps, which must not stay where the samples had none.
+    settings = {"grid.spacing": "null"} | grid_settings(config, concepts, resolution)
     grid = [
         word
         for key, value in settings.items()
