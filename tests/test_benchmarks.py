@@ -32,6 +32,19 @@ def test_every_table_comes_out(capsys, monkeypatch, photos):
     assert re.search(r"\| 100 \| [\d.]+ \| [\d.]+ \|", text)
 
 
+def test_the_shipped_grid_is_measured_beside_other_settings(capsys, monkeypatch, tmp_path):
+    grid = (ROOT / "generate_demo.yaml").read_text()
+    small = re.sub(r"(num_inference_steps|seeds): .*", r"\1: 2", grid)
+    (tmp_path / "small.yaml").write_text(small)
+    monkeypatch.setattr(benchmarks.generate, "SHIPPED", str(tmp_path / "small.yaml"))
+    many = "grid.num_inference_steps=12"
+    benchmarks.main(["--only", "shipped", "--pairs", "1", "--set", many])
+    (row,) = (line for line in capsys.readouterr().out.split("\n") if many in line)
+    before, now, ratio, *of_processor = map(float, row.strip(" |").split(" | ")[1:])
+    assert ratio == pytest.approx(now / before, rel=0.02)
+    assert of_processor[2] > 1  # a sixth of the passes
+
+
 def test_memory_is_measured_of_commands_that_are_valid(tmp_path, monkeypatch):
     """And of the process that ran, whose words are shown where it fails."""
     commands = resident.save_commands(tmp_path, {"pretrained_model_name_or_path": "demo_model"}, 64)
