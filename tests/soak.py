@@ -292,7 +292,10 @@ class Trial:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             try:
-                code = detsd_main(self.work.to(folder))
+                try:
+                    code = detsd_main(self.work.to(folder))
+                finally:  # a Ctrl-C from here on would meet what only a fork does at its end
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
             except SystemExit as end:
                 code = end.code
             if count and here == 0:
