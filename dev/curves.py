@@ -81,7 +81,9 @@ def learned(name: str, seed: int, change: dict) -> Path:
         "concepts.initializer_strs": json.dumps([CASES[thing.case].phrase]),
         "concepts.img_dirs": thing.folder,
         "concepts.append_file_name_to_text": str(thing.named).lower(),
-        "training.num_sgd_steps": STEPS,
+        **PLAIN,
+        "training.lr_warmup_steps": 0,  # as all of these were made
+        "training.max_sample_grad_norm": "null",
         "training.train_seed": seed,
         "inference.inference_prompts": "[]",
     } | change
