@@ -8,7 +8,6 @@ PNG files; the time is from the first prompt to the last file, models loaded bef
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 
-from benchmarks.measure import in_turn, peak_memory
+from benchmarks.measure import in_turn, medians_of_pairs, peak_memory
 from detsd.config import GenerateConfig, load_config, parse_config
 from detsd.generate.grid import Grid
 from detsd.runs.open import open_run
@@ -51,12 +50,8 @@ def shipped_row(others: list[str], pairs: int) -> list[object]:
         pipe.make(jobs)
         ended = time.perf_counter(), time.process_time()
         found.append([len(jobs) / (b - a) for a, b in zip(began, ended, strict=True)])
-    cells: list[object] = []
-    for clock in (0, 1):
-        old, new = ([rates[clock] for rates in found[k::2]] for k in (2, 3))  # the first warm up
-        ratios = [b / a for a, b in zip(old, new, strict=True)]
-        cells += map(statistics.median, (old, new, ratios))
-    return [f"`{SHIPPED}`, {', '.join(others)}", *cells]
+    measured = zip(found[2::2], found[3::2], strict=True)  # the first pair warms up
+    return [f"`{SHIPPED}`, {', '.join(others)}", *medians_of_pairs(list(measured))]
 
 
 def plain_loop(generator: Grid, folder: Path) -> float:

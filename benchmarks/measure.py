@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +37,24 @@ def in_turn(
         for name, call in calls.items():
             best[name] = min(best[name], timed(call, count, device))
     return best
+
+
+def medians_of_pairs(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> list[float]:
+    """Return three medians for each number of a run: before, now, and of the pairs' ratios.
+
+    Args:
+        pairs: the numbers of two runs that follow each other, such as seconds on two clocks.
+    """
+    cells: list[float] = []
+    runs_before, runs_now = zip(*pairs, strict=True)
+    for before, now in zip(
+        zip(*runs_before, strict=True), zip(*runs_now, strict=True), strict=True
+    ):
+        ratios = [b / a for a, b in zip(before, now, strict=True)]
+        cells += map(statistics.median, (before, now, ratios))
+    return cells
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from benchmarks.measure import medians_of_pairs
 
 HEAD = ["until", "before", "now", "ratio", "of the processor, before", "now", "ratio"]
 EVERY_STEP = "--set training.metric_report_freq=1"
@@ -48,12 +49,7 @@ def rows(before: Path, now: Path, pairs: int) -> Iterator[list[object]]:
     """Medians of both versions, and of the pairs' ratios; each pair's runs follow each other."""
     for name in (*COMMANDS, LAUNCHED):
         found = [(_measure(name, before), _measure(name, now)) for _ in range(pairs)]
-        cells: list[object] = []
-        for clock in (0, 1):
-            old, new = ([pair[k][clock] for pair in found] for k in (0, 1))
-            ratios = [b / a for a, b in zip(old, new, strict=True)]
-            cells += map(statistics.median, (old, new, ratios))
-        yield [name, *cells]
+        yield [name, *medians_of_pairs(found)]
 
 
 def _measure(name: str, root: Path) -> tuple[float, float]:
