@@ -193,10 +193,14 @@ def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
             packed.write(path, path.relative_to(root))
 
 
-def unpack(archive: Path, root: Path) -> None:
-    """Unpack the files of `pack` below `root`; their checksums are compared."""
+def unpack(archive: Path, root: Path, checkpoint: str = "") -> None:
+    """Unpack the files of `pack` below `root`; their checksums are compared.
+
+    Args:
+        checkpoint: as for `damaged`.
+    """
     try:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(root)
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
-        raise damaged(archive, one_line(error)) from None
+        raise damaged(archive, one_line(error), checkpoint) from None

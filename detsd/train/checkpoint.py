@@ -260,10 +260,7 @@ class Checkpoints:
         state.steps_completed = metadata["steps_completed"]
         threads = self._read(checkpoint / STATE_FILE, state)
         if (checkpoint / SAMPLES).is_file():
-            try:
-                unpack(checkpoint / SAMPLES, run.folder)
-            except UserError as error:
-                raise damaged(checkpoint / SAMPLES, one_line(error), _name(run)) from None
+            unpack(checkpoint / SAMPLES, run.folder, _name(run))
         if state.best == state.steps_completed:
             state.best_uuid = run.latest_uuid
         run.print(f"resuming after step {state.steps_completed}")
