@@ -56,7 +56,7 @@ class Tools:
         self.k_sampling, external = k_diffusion(folder)
         self.model = model = DetSDTextualInversionPipeline.from_pretrained("demo_model").model
         self.cond = model.encode_prompts([PROMPT])
-        self.negative = model.encode_negative_prompts([""])
+        self.negative = model.as_negative(model.encode_prompts([""]), [""])
         self.text = torch.cat([self.negative.prompt_embeds, self.cond.prompt_embeds])
         self.alphas = model.scheduler.alphas_cumprod
         # ComfyUI rounds timesteps, A1111 does not.

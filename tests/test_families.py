@@ -340,12 +340,12 @@ def test_stable_diffusion_xl_is_told_both_encoders_and_the_frame(folders):
     hidden, nothing, pooled, _ = stock(folders["sdxl"]).encode_prompt("a dog")
     torch.testing.assert_close(cond.prompt_embeds[:1], hidden)
     torch.testing.assert_close(cond.added_cond_kwargs["text_embeds"][:1], pooled)
-    away = model.encode_negative_prompts(["", "red"])
+    away = model.as_negative(model.encode_prompts(["", "red"]), ["", "red"])
     assert torch.equal(away.prompt_embeds[:1], nothing)
     assert not away.added_cond_kwargs["text_embeds"][0].any()
     assert away.prompt_embeds[1].any()
     other = dataclasses.replace(model, force_zeros_for_empty_prompt=False)
-    assert other.encode_negative_prompts([""]).prompt_embeds.any()
+    assert other.as_negative(other.encode_prompts([""]), [""]).prompt_embeds.any()
 
 
 def test_frames_say_where_a_square_was_cut_out():

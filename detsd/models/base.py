@@ -168,12 +168,6 @@ class BaseModel:
             },
         )
 
-    def encode_negative_prompts(
-        self, prompts: list[str], frames: Sequence[TimeIds] | None = None
-    ) -> Conditioning:
-        """Encode negative prompts for the UNet."""
-        return self.as_negative(self.encode_prompts(prompts, frames), prompts)
-
     def as_negative(self, cond: Conditioning, prompts: list[str]) -> Conditioning:
         """Return the conditioning of prompts as negative ones: zeros for empty ones, in XL."""
         if not self.force_zeros_for_empty_prompt:
