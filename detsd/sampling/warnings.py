@@ -40,7 +40,7 @@ class JobWarnings:
                 found += filter(None, [steps_warning(self._model, *steps)])
         return found
 
-    def log(self, jobs: Iterable[Job]) -> None:
-        """Log what is odd about jobs and was not told before."""
-        for warning in self(jobs):
+    def log(self, jobs: Iterable[Job], spelling: bool = True) -> None:
+        """Log what is odd about jobs and was not told before; `spelling` as for a call."""
+        for warning in self(jobs, spelling):
             logger.warning("%s", warning)

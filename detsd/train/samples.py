@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,8 +27,6 @@ from detsd.sampling.jobs import Job, batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.progress import Bar
-
-logger = logging.getLogger("detsd")
 
 MAX_BATCH = 4  # samples made at once
 
@@ -142,9 +139,8 @@ class Samples:
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
         self._pipeline.check(self._jobs)
-        for warning in self._pipeline.warnings(self._jobs):
-            if run.is_chief:
-                logger.warning("%s", warning)
+        if run.is_chief:
+            self._pipeline.warnings.log(self._jobs)
         # Of each rank, in batches that the jobs alone fix.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]
