@@ -208,8 +208,9 @@ class RunFolder:
     def forget_metrics_after(self, steps: int) -> None:
         """Drop the metrics of later steps, which will be repeated."""
         if self.metrics_file.is_file():
-            reports = self.metrics()
-            if left := len(self._metrics_lines()) - len(reports):
+            lines = self._metrics_lines()
+            reports = list(filter(None, map(_report, lines)))
+            if left := len(lines) - len(reports):
                 logger.warning("%s: %d lines are no reports, and go", self.metrics_file, left)
             kept = [report for report in reports if report["steps_completed"] <= steps]
             with atomic_write(self.metrics_file) as staging:
