@@ -14,6 +14,7 @@ from detsd.runs import task
 from detsd.runs.folder import RunFolder
 from detsd.runs.task import cluster_experiment, cluster_hyperparameters
 from detsd.utils import progress
+from detsd.utils.errors import printable
 
 # As it was called: the command that installing brings, or the module.
 PROG = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
@@ -93,7 +94,7 @@ def tensorboard(folder: Path) -> list[str]:
 def print_error(sentence: str) -> int:
     """Print an error, once for all ranks that have the same; the exit code."""
     # A file's own texts, in a sentence about it, may hold what a terminal obeys.
-    sentence = "".join(c if c.isprintable() or c == "\n" else "?" for c in sentence)
+    sentence = printable(sentence, also="\n")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from detsd.runs.peers import is_first_to_print  # late: torch, for several processes only
 

@@ -21,8 +21,8 @@ from detsd.config import GenerateConfig, load_config, override, parse_config
 from detsd.generate.preflight import check_generate
 from detsd.runs import task
 from detsd.utils import progress
-from detsd.utils.errors import UserError
-from detsd.utils.foreign import printable, read_foreign
+from detsd.utils.errors import UserError, printable
+from detsd.utils.foreign import read_foreign
 from detsd.utils.paths import BUNDLED
 from detsd.utils.png import read_record
 

@@ -9,6 +9,11 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
+def printable(text: str, also: str = "") -> str:
+    """Return a text of others without characters that a terminal would act on, but for some."""
+    return "".join(c if c.isprintable() or c in also else "?" for c in text)
+
+
 class UserError(Exception):
     """One sentence that names the file or key, what is wrong, and what to do. Exit code 2."""
 

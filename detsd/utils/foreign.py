@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from detsd.utils.comfy import Graph
-from detsd.utils.errors import UserError
+from detsd.utils.errors import UserError, printable
 from detsd.utils.formats import open_picture
 from detsd.utils.png import CHUNK, SAMPLERS, noise_fields
 
@@ -138,11 +138,6 @@ class ForeignSettings:
             self.note("its first noise is up to 0.5 % larger or smaller: nearly the same image")
         if spacing == "leading" and count and 1000 % count:
             self.note(f"with {steps} steps the noise levels differ somewhat from {self.tool}'s")
-
-
-def printable(text: str) -> str:
-    """Return a text of others without characters that a terminal would act on."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def read_foreign(path: Path) -> ForeignSettings | None:
