@@ -45,11 +45,11 @@ from detsd.app.form import (
     read_settings,
 )
 from detsd.app.guard import Address
-from detsd.app.hints import ModelVocabulary
 from detsd.app.learn_tab import LearnTab
 from detsd.app.run_status import time_lapse
 from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
+from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.usage import PROMPTS
 from detsd.concepts.writing import write_concepts

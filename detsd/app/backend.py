@@ -20,7 +20,8 @@ from typing import Any
 from PIL import Image
 
 from detsd.app import pictures
-from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES, ModelVocabulary
+from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES
+from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
 from detsd.runs.folder import finetuning_metadata

@@ -1,16 +1,6 @@
-"""Example prompts, and the words that a model knows if its folder lists them."""
+"""Example prompts of the page."""
 
 from __future__ import annotations
-
-import json
-import logging
-import re
-from dataclasses import dataclass
-from pathlib import Path
-
-from detsd.utils.paths import resolve
-
-logger = logging.getLogger("detsd")
 
 EXAMPLES = (
     "a photo of a {} on a white background",
@@ -25,33 +15,3 @@ STYLE_EXAMPLES = (
     "a house on a night sky in the style of {}",
     "a tree on a white background in the style of {}",
 )
-
-VOCABULARY = "vocabulary.json"
-
-
-@dataclass(frozen=True)
-class ModelVocabulary:
-    """The words that a model's captions were made of, as its folder's `vocabulary.json` lists."""
-
-    words: frozenset[str]
-    lists: dict[str, list[str]]  # media, objects, colors, grounds, compositions, if they are listed
-
-    @staticmethod
-    def of(model: str) -> ModelVocabulary | None:
-        """Read the vocabulary in a model's folder; None if it has none, as models of the hub."""
-        path = Path(resolve(model)) / VOCABULARY
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            lists = {name: list(map(str, words)) for name, words in table.items()}
-        except (FileNotFoundError, NotADirectoryError):  # of the hub, or a single file
-            return None
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            logger.warning("%s cannot be read and is left out (%s)", path, error)
-            return None
-        return ModelVocabulary(frozenset(w.lower() for w in lists.pop("words", [])), lists)
-
-    def unknown(self, text: str) -> list[str]:
-        """Return the words of a text that are in no caption, each once."""
-        found = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'’][^\W_]+)*", text.lower()))
-        return [w for w in found if self.words and not {w} & self.words
-                and not set(w.split("-")) <= self.words]  # fmt: skip
