@@ -23,6 +23,8 @@ SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png", ".webp")  # 
 
 MAX_WORD = 100  # characters
 
+AUTO = "auto"  # in place of an initializer: one is looked for
+
 HINT = "name a concept file, a checkpoint or a run folder"
 
 UUID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -73,7 +75,9 @@ class ConceptSource:
     @classmethod
     def looks_like(cls, text: str) -> bool:
         """Return whether a text names a file or folder, there or missing, and is no phrase."""
-        return _is_path(text) or bool((source := cls.parse(text)).word and source.path.name)
+        return text != AUTO and (
+            _is_path(text) or bool((source := cls.parse(text)).word and source.path.name)
+        )
 
     def __str__(self) -> str:
         where = f"uuid:{self.uuid}" if self.uuid else str(self.path)

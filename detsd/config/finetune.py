@@ -37,7 +37,7 @@ class ConceptsConfig(Section):
     initializer_strs: list[str] = setting(
         REQUIRED,
         "what each concept starts from: a description, or a concept file, checkpoint or run folder "
-        "that holds one concept",
+        "that holds one concept; auto: the phrase under which the model denoises the images best",
         path=True,
     )
     img_dirs: list[str] = setting(
@@ -46,9 +46,10 @@ class ConceptsConfig(Section):
     learnable_properties: list[Literal["object", "style"]] = setting(
         ["object"], "object or style: selects the templates of the training prompts"
     )
-    num_vectors: list[int | None] = setting(
+    num_vectors: list[int | Literal["auto"] | None] = setting(
         [None],
-        "embedding vectors of each concept; null: one per token of its initializer",
+        "embedding vectors of each concept; null: one per token of its initializer; auto: at least "
+        "8, so that a phrase of one word is no handicap",
         low=1,
         high=1000,
     )

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     VALIDATION = 3
     TAGS = 4
     BUCKETS = 5  # order of the steps
+    PHRASES = 6  # what a search for a phrase denoises
 
 
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
@@ -368,6 +369,26 @@ class TrainingData:
             self._noised(image, 0, prompt, t, Stream.VALIDATION, k * timesteps + j)
             for j, t in enumerate(times)
         ]
+
+    def noisy_samples(self, name: str, count: int, low: float, high: float) -> list[Sample]:
+        """Draw fixed samples of a concept's images, one after the other.
+
+        Their prompts are captions, or the word and the file's name: a template's medium is a guess.
+
+        Args:
+            low, high: shares of the timesteps, between which theirs are spread.
+        """
+        images = [i for i in self.images if self.words.words_in(i.prompts[0])[:1] == [name]]
+        np.random.default_rng((self.seed, Stream.PHRASES)).shuffle(images)
+        # In golden-ratio steps, so that the first few are spread evenly, too.
+        shares = [low + (high - low) * ((i + 0.5) * 0.6180339887498949 % 1) for i in range(count)]
+        samples = []
+        for i, share in enumerate(shares):
+            image, t = images[i % len(images)], int(share * self.num_timesteps)
+            prompt, *templates = image.prompts
+            prompt = prompt[prompt.index(name) :] if templates else prompt
+            samples.append(self._noised(image, 0, prompt, t, Stream.PHRASES, i))
+        return samples
 
     def _noised(
         self, image: TrainingImage, view: int, prompt: str, t: int, stream: Stream, i: int

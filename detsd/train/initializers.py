@@ -1,40 +1,70 @@
-"""The start of the concepts of a fine-tuning: a description, or a concept file."""
+"""The start of the concepts of a fine-tuning: a description, found or given, or a concept file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+import torch
+
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import ConceptSource
+from detsd.concepts.source import AUTO, ConceptSource
 from detsd.concepts.vocabulary import Vocabulary
-from detsd.config import FinetuneConfig
+from detsd.config import ConceptsConfig
 from detsd.utils.errors import UserError
 
+ENOUGH = 8  # vectors, at least, of `num_vectors: auto` (dev/LOG.md)
 
-def add_concepts(vocabulary: Vocabulary, config: FinetuneConfig) -> None:
-    """Add the configured concepts, each from a description or from a file of one concept."""
-    c = config.concepts
-    for k, (name, start, n) in enumerate(
-        zip(c.concept_strs, c.initializer_strs, c.num_vectors, strict=True)
-    ):
+
+def searched(config: ConceptsConfig) -> list[int]:
+    """Return the numbers of the concepts whose phrase is looked for."""
+    return [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
+
+
+def add_concepts(
+    vocabulary: Vocabulary,
+    config: ConceptsConfig,
+    starts: Mapping[int, str],
+    begun: Iterable[LearnedConcept] = (),
+) -> None:
+    """Add concepts, each from a description or from a file of one concept.
+
+    Args:
+        starts: of the concepts to add, by their numbers.
+        begun: what a run goes on from, whose numbers of vectors `auto` keeps.
+    """
+    lengths = {concept.name: len(concept.embeddings) for concept in begun}
+    for k, start in starts.items():
+        name, n = config.concept_strs[k], config.num_vectors[k]
+        n = lengths.get(name, n) if n == AUTO else n
         if ConceptSource.looks_like(start):
             found = read_concepts(start)
             if len(found) != 1:
                 raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
             vectors, initializer = found[0].rows, found[0].initializer
+            n = None if n == AUTO else n
             vectors = tuple(v[[j % len(v) for j in range(n or len(v))]] for v in vectors)
         else:
-            if (n or 0) > (window := vocabulary.window):
-                raise UserError(
-                    f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {window} tokens; "
-                    "1 to 16 are usual"
-                )
             initializer = " ".join(start.split())
-            vectors = vocabulary.initializer_vectors(
-                initializer, n, f"concepts.initializer_strs[{k}]"
-            )
+            vectors = _rows_of_phrase(vocabulary, initializer, n, k)
         vocabulary.add(LearnedConcept(name, initializer, *vectors))
         if vocabulary.truncated_concepts(f"a photo of a {name}"):
             raise UserError(
                 f"concepts.num_vectors[{k}]: {len(vectors[0])} vectors of {name!r} do not fit into "
                 f"a prompt of {vocabulary.window} tokens; 1 to 16 are usual"
             )
+
+
+def _rows_of_phrase(
+    vocabulary: Vocabulary, phrase: str, n: int | str | None, k: int
+) -> tuple[torch.Tensor, ...]:
+    """Return `n` rows of a phrase's tokens, that of concept number `k`, per text encoder."""
+    key = f"concepts.initializer_strs[{k}]"
+    if n == AUTO:
+        n = max(ENOUGH, len(vocabulary.initializer_vectors(phrase, None, key)[0]))
+    if (n or 0) > (window := vocabulary.window):
+        raise UserError(
+            f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {window} tokens; "
+            "1 to 16 are usual"
+        )
+    return vocabulary.initializer_vectors(phrase, n, key)

@@ -33,7 +33,8 @@ from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
 from detsd.train.checkpoint import Checkpoints, latest_concepts, samples_per_step
-from detsd.train.initializers import add_concepts
+from detsd.train.initializers import add_concepts, searched
+from detsd.train.phrases import add_found
 from detsd.train.preflight import word_problems
 from detsd.train.report import Report
 from detsd.train.resume import digests_of_paths, layout_line, resumed_layout
@@ -68,7 +69,6 @@ class Trainer:
         # Only the chief loads the evaluators; metrics are gathered from it.
         measures = config.measure.num_samples and run.is_chief
         self.model, encoders, seconds = _load(config, run, began, bool(measures))
-        self.step = TrainStep(self.model, t, run.ranks)
         size = config.concepts.img_size or self.model.image_size
         started = time.monotonic()
         crops = {} if encoders else None  # decoded once, for training and measuring
@@ -77,6 +77,8 @@ class Trainer:
             self.samples_per_step,
         )  # fmt: skip
         encoded = time.monotonic() - started
+        add_found(config.concepts, self.model, self.data, run)
+        self.step = TrainStep(self.model, t, run.ranks)
         self._set_resolutions()
         step = self.model.bucket_step
         metrics = SampleMetrics(config, encoders, size, crops, step) if encoders else None
@@ -311,7 +313,7 @@ def _load(
     name, device = source.pretrained_model_name_or_path, run.ranks.device
     brought = [s for s in config.concepts.initializer_strs if ConceptSource.looks_like(s)]
     learned = [concept for each in brought for concept in read_concepts(each)]
-    learned += latest_concepts(run) if run.latest and not run.latest_is_own else []
+    begun = latest_concepts(run) if run.latest and not run.latest_is_own else []
     with run.ranks.local_main_process_first():
         tokens = fetch_vocabulary(source)
     refuse(word_problems(config, tokens), "the configuration")  # the command had no hub model's
@@ -321,11 +323,13 @@ def _load(
     started = time.monotonic()
     # One rank of each node downloads; the others then find the files.
     with spinner(f"loading {name}"), run.ranks.local_main_process_first():
-        model = load_base_model(source, device, learned, training=True)
+        model = load_base_model(source, device, learned + begun, training=True)
     if device.type == "cpu":
         # Several threads add up the gradients of the vectors in the order in which they come; Adam
         # makes other pictures of that within a few steps.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
-    add_concepts(model.vocabulary, config)
+    c = config.concepts  # what is found comes behind, in a resumed run as well
+    given = {k: start for k, start in enumerate(c.initializer_strs) if k not in searched(c)}
+    add_concepts(model.vocabulary, c, given, begun)
     return model, encoders, time.monotonic() - started

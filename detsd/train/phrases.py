@@ -1,0 +1,210 @@
+"""A phrase for `initializer_strs: auto`: the one under which the frozen model denoises best.
+
+    phrase = find_phrase(DenoisingErrors(model, samples, "det-logo"), grammar_of(model), "object")
+
+Candidates are put together by the grammar of the model's captions (`vocabulary.json` in its folder)
+or, for other models, of everyday words: colours first, then things in these colours, then what else
+the picture may have. Each is tried on the same noised latents of the training images, at timesteps
+where shape is decided; the best third goes on to twice as many (arXiv 1502.07943).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from detsd.concepts.model_words import ModelVocabulary
+from detsd.concepts.prompts import PromptRewriter
+from detsd.concepts.vocabulary import Vocabulary
+from detsd.config import ConceptsConfig
+from detsd.data.dataset import Batch, Sample, TrainingData
+from detsd.models.base import BaseModel, Conditioning
+from detsd.models.objective import MAX_TIMESTEPS, denoising_error
+from detsd.runs.run import Run
+from detsd.train.checkpoint import latest_concepts
+from detsd.train.initializers import add_concepts, searched
+from detsd.utils.errors import UserError
+from detsd.utils.progress import spinner
+
+FIRST, MOST = 2, 16  # latents that a phrase is tried on at first, and at most
+NOISY = (0.45, 0.9)  # shares of the timesteps: below them texture is decided, above them nothing
+COLORS, TAILS = 2, 3  # of the best, that are gone on with
+TRIED_WITH = 3  # things that each colour is tried with
+
+
+def add_found(config: ConceptsConfig, model: BaseModel, data: TrainingData, run: Run) -> None:
+    """Add the concepts whose phrase is looked for. Collective.
+
+    A run that goes on, or starts from another's vectors, takes the phrase that these began with.
+    """
+    if not searched(config):
+        return
+    begun = latest_concepts(run) if run.latest else []
+    phrases = {concept.name: concept.initializer or "thing" for concept in begun}
+    found = {}
+    for k in searched(config):
+        name, kind = config.concept_strs[k], config.learnable_properties[k]
+        if name not in phrases:
+            grammar = grammar_of(model, kind, f"concepts.initializer_strs[{k}]")
+            # By the chief alone: on another device a close race may end otherwise.
+            phrase = _search(grammar, model, data, name, kind, run) if run.is_chief else ""
+            phrases[name] = run.ranks.allgather(phrase)[0]
+        found[k] = phrases[name]
+    add_concepts(model.vocabulary, config, found, begun)
+
+
+def _search(
+    grammar: Grammar, model: BaseModel, data: TrainingData, name: str, kind: str, run: Run
+) -> str:
+    """Find the phrase of a concept, and say it. Chief only."""
+    with spinner(f"looking for a phrase that describes {name}"):
+        errors = DenoisingErrors(model, data.noisy_samples(name, MOST, *NOISY), name)
+        phrase = find_phrase(errors, grammar, kind)
+        (error, without), count = errors([phrase, None], MOST), len(errors)
+    run.print(
+        f"{name} starts from {phrase!r}, the best of {count - 1} phrases: denoising error "
+        f"{error:.3f} on noisy training images, {without:.3f} without a caption"
+    )
+    return phrase
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The words and patterns of a model's captions."""
+
+    colors: list[str]
+    objects: list[str]
+    media: list[str]
+    tails: list[list[str]]  # what may follow "red ring": texts, with slots in between
+
+    @staticmethod
+    def of(lists: dict[str, list[str]], known: Vocabulary | None = None) -> Grammar:
+        """Read the lists of a `vocabulary.json`, with those words alone that a vocabulary has."""
+        colors, objects, media, compositions = (
+            [w for w in lists.get(key, []) if known is None or all(map(known.is_word, w.split()))]
+            for key in ("colors", "objects", "media", "compositions")
+        )
+        media = [re.sub(r"^an? | of \.\.\.$", "", medium) for medium in media]
+        color, thing = ("|".join(filter(None, found)) or "(?!)" for found in (colors, objects))
+        head, slots = (
+            re.compile(rf"an? ({color}) ({thing}) "),
+            re.compile(rf"\b({color}|{thing})\b"),
+        )
+        tails: dict[tuple[str, ...], None] = {}
+        for text in compositions:
+            if match := head.match(text):
+                parts = slots.split(text[match.end() - 1 :])  # each second one is a slot
+                if parts[1:]:
+                    tails[tuple(parts)] = None
+        return Grammar(colors, objects, media, [list(parts) for parts in tails])
+
+
+def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
+    """Return the grammar of a model's captions, else of everyday words that it has a token for."""
+    own = ModelVocabulary.of(model.name)
+    grammar = Grammar.of(own.lists if own else {})
+    if not (grammar.media if kind == "style" else grammar.objects):
+        lists = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+        grammar = Grammar.of(lists, model.vocabulary)
+    if not (grammar.media if kind == "style" else grammar.objects):
+        raise UserError(
+            f"{key} is auto, but {model.name} has a token for none of the words that are tried; "
+            "give a phrase that describes the concept"
+        )
+    return grammar
+
+
+def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
+    """Return the phrase with the least error, put together part by part."""
+    colors = grammar.colors
+    if kind == "style":
+        (medium, *_) = best(errors, grammar.media)
+        return best(errors, [medium, *(_phrase(color, " ", medium) for color in colors)])[0]
+    pairs = {_phrase(c, " ", thing): c for c in colors for thing in grammar.objects[:TRIED_WITH]}
+    tried = list(dict.fromkeys(pairs[pair] for pair in best(errors, list(pairs))))[:COLORS]
+    found = best(errors, [_phrase(c, " ", thing) for c in tried for thing in grammar.objects])
+    begun = [[found[0], *tail] for tail in grammar.tails]
+    # Slot after slot, with the words of the composition in those that follow.
+    for slot in range(2, max(map(len, begun), default=0), 2):
+        longer = {
+            _phrase(*parts[:slot], word, *parts[slot + 1 :]): (parts, word)
+            for parts in begun
+            if slot < len(parts)
+            for word in (colors if parts[slot] in colors else grammar.objects)
+        }
+        ranked = best(errors, list(longer))[:TAILS]
+        found += ranked
+        begun = [
+            [*parts[:slot], word, *parts[slot + 1 :]] for parts, word in map(longer.get, ranked)
+        ]
+    return best(errors, found)[0]
+
+
+def _phrase(*parts: str) -> str:
+    """Join parts of a phrase, of which some may be empty."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", " ".join("".join(parts).split()))
+
+
+def best(errors: DenoisingErrors, phrases: Sequence[str]) -> list[str]:
+    """Rank phrases by their errors, the least first: those that are left at the end."""
+    count, left = FIRST, list(dict.fromkeys(phrases))
+    while True:
+        ranked = [p for _, p in sorted(zip(errors(left, count), left, strict=True))]
+        if count >= MOST:
+            return ranked
+        left, count = ranked[: -(-len(ranked) // 3)], min(2 * count, MOST)
+
+
+class DenoisingErrors:
+    """The frozen model's denoising errors under phrases, on the same noised latents.
+
+    `errors(phrases, n)` returns the mean over the first n latents of each phrase, in which `None`
+    stands for no caption. What was computed once is kept; the length is how many were tried.
+
+    Args:
+        samples: latents, noise and timesteps, and the prompts that the phrases are put into.
+        word: the concept's, in these prompts.
+    """
+
+    def __init__(self, model: BaseModel, samples: list[Sample], word: str):
+        self._model, self._samples, self._word = model, samples, word
+        self._found: dict[str | None, list[float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @torch.no_grad()
+    def __call__(self, phrases: Sequence[str | None], count: int) -> list[float]:
+        left = [
+            (phrase, k)
+            for phrase in dict.fromkeys(phrases)
+            for k in range(len(self._found.setdefault(phrase, [])), count)
+        ]
+        for at in range(0, len(left), MAX_TIMESTEPS):
+            part = left[at : at + MAX_TIMESTEPS]
+            for (phrase, _), error in zip(part, self._errors(part).tolist(), strict=True):
+                self._found[phrase].append(error)
+        return [sum(self._found[phrase][:count]) / count for phrase in phrases]
+
+    def _errors(self, pairs: list[tuple[str | None, int]]) -> torch.Tensor:
+        """Return the error (B,) of each phrase on the latent of a number."""
+        model, samples = self._model, []
+        for phrase, k in pairs:
+            sample = self._samples[k]
+            text = "" if phrase is None else PromptRewriter({self._word: phrase})(sample.prompt)
+            samples.append(dataclasses.replace(sample, prompt=text))
+        batch = Batch.of(samples).on(model.device)
+        # A prompt that comes several times is encoded once.
+        texts = list(dict.fromkeys((s.prompt, s.frame) for s in samples))
+        cond = model.encode_prompts(*map(list, zip(*texts, strict=True)))
+        place = torch.tensor([texts.index((s.prompt, s.frame)) for s in samples])
+        place = place.to(model.device)
+        added = cond.added_cond_kwargs and {k: v[place] for k, v in cond.added_cond_kwargs.items()}
+        cond = Conditioning(cond.prompt_embeds[place], added)
+        return denoising_error(model, model.unet, *batch.noising, cond, batch.mask)

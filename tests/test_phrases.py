@@ -1,0 +1,185 @@
+"""`initializer_strs: auto` and `num_vectors: auto`: what is found, and that it is found once."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from forked import in_two_ranks
+from PIL import Image, ImageDraw
+from tiny import ROOT
+
+from demo_model.media import COLORS
+from detsd.__main__ import main
+from detsd.concepts.model_words import ModelVocabulary
+from detsd.concepts.reading import read_concepts
+from detsd.concepts.vocabulary import Vocabulary
+from detsd.config import ConceptsConfig, ModelConfig
+from detsd.data.dataset import TrainingData
+from detsd.models.loading import load_base_model
+from detsd.runs.local import LocalRun
+from detsd.train import phrases
+from detsd.train.phrases import MOST, NOISY, DenoisingErrors, Grammar, best, find_phrase
+
+WORDS = {
+    "colors": ["red", "blue"],
+    "objects": ["ball", "box", "cat"],
+    "media": ["a photo of ...", "an oil painting of ..."],
+    "compositions": ["a red ball with a blue box inside", "three red cats"],
+}
+
+
+@pytest.fixture(scope="session")
+def model_with_words(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words") / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "vocabulary.json").write_text(json.dumps(WORDS))
+    return folder
+
+
+@pytest.fixture
+def searching(experiment, model_with_words):
+    """Write an experiment whose phrase is looked for."""
+
+    def write(name="auto.yaml", training=None, **concepts):
+        return experiment(
+            name,
+            model={"pretrained_model_name_or_path": str(model_with_words)},
+            concepts={"initializer_strs": ["auto"]} | concepts,
+            training=training or {},
+        )
+
+    return write
+
+
+def finetune(path, folder):
+    return main(["finetune", str(path), "--output-dir", str(folder)])
+
+
+def concept_of(folder, k=0):
+    return read_concepts(sorted((folder / "checkpoints").iterdir())[-1])[k]
+
+
+def no_search(*args):
+    raise AssertionError("a phrase was looked for")
+
+
+def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsys):
+    """Stopped and resumed equals undisturbed, with the phrase in place of `auto` everywhere."""
+    path = searching(num_vectors="auto")
+    assert finetune(path, tmp_path / "whole") == 0
+    whole = concept_of(tmp_path / "whole")
+    assert f"blob-thing starts from {whole.initializer!r}, the best of " in capsys.readouterr().out
+    head = whole.initializer.split()[:2]
+    assert head[0] in WORDS["colors"]
+    assert head[1] in WORDS["objects"]
+    assert len(whole.embeddings) == 8
+    calls = iter([False, False, True])
+    monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
+    assert finetune(path, tmp_path / "out") == 128
+    monkeypatch.undo()
+    monkeypatch.setattr(phrases, "find_phrase", no_search)
+    assert finetune(path, tmp_path / "out") == 0
+    resumed = concept_of(tmp_path / "out")
+    assert resumed.initializer == whole.initializer
+    assert torch.equal(resumed.embeddings, whole.embeddings)
+    # What another run learned is gone on with under its phrase.
+    more = ["--warm-start", str(tmp_path / "whole"), "--output-dir", str(tmp_path / "more")]
+    assert main(["finetune", str(path), *more]) == 0
+    assert concept_of(tmp_path / "more").initializer == whole.initializer
+
+
+@pytest.mark.slow
+def test_ranks_share_one_phrase(searching, tmp_path, monkeypatch):
+    one, two = searching("one.yaml"), searching("two.yaml", {"train_batch_size": 2})
+    assert finetune(one, tmp_path / "one") == 0
+    in_two_ranks(tmp_path, lambda: finetune(two, tmp_path / "two"))
+    a, b = concept_of(tmp_path / "one"), concept_of(tmp_path / "two")
+    assert a.initializer == b.initializer
+    assert torch.allclose(a.embeddings, b.embeddings, rtol=1e-5, atol=1e-6)
+
+
+def test_a_given_phrase_stays_beside_one_that_is_found(searching, tmp_path, photos):
+    both = {"concept_strs": ["blob-thing", "other-thing"], "img_dirs": [str(photos)] * 2}
+    path = searching(
+        initializer_strs=["auto", "red  ball"], learnable_properties=["style", "object"], **both
+    )
+    assert finetune(path, tmp_path / "out") == 0
+    found = {c.name: c.initializer for c in read_concepts(tmp_path / "out")}
+    assert found["other-thing"] == "red ball"
+    assert found["blob-thing"].endswith(("photo", "oil painting"))
+
+
+def test_without_words_that_the_model_knows_there_is_nothing_to_find(
+    experiment, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Vocabulary, "is_word", lambda self, word: False)
+    path = experiment(concepts={"initializer_strs": ["auto"]})
+    assert finetune(path, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "concepts.initializer_strs[0] is auto" in said
+    assert "give a phrase" in said
+
+
+def test_words_for_models_without_a_vocabulary(tiny_model):
+    model = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"), [], training=True)
+    for kind in ("object", "style"):
+        grammar = phrases.grammar_of(model, kind, "key")
+        assert grammar.tails
+        for words in (grammar.colors, grammar.objects, grammar.media):
+            assert all(model.vocabulary.is_word(w) for text in words for w in text.split())
+
+
+def test_the_grammar_of_the_bundled_model_says_its_compositions():
+    own = ModelVocabulary.of(str(ROOT / "demo_model"))
+    grammar = Grammar.of(own.lists)
+    ends = ["".join(tail) for tail in grammar.tails]
+    assert ends
+    assert all(any(c.endswith(end) for c in own.lists["compositions"]) for end in ends)
+    slots = [word for tail in grammar.tails for word in tail[1::2]]
+    assert all(word in grammar.colors + grammar.objects for word in slots)
+    assert all(not own.unknown(medium) for medium in grammar.media)
+
+
+def test_the_colour_of_the_pictures_is_found(tmp_path):
+    for k, ground in enumerate(("white", "gray", "pink", "teal")):
+        image = Image.new("RGB", (128, 128), COLORS[ground])
+        ImageDraw.Draw(image).ellipse([30 + k, 30, 94 + k, 94], COLORS["blue"])
+        image.save(tmp_path / f"{k}.png")
+    name = str(ROOT / "demo_model")
+    model = load_base_model(ModelConfig(name), torch.device("cpu"), [], training=True)
+    data = TrainingData(ConceptsConfig(["my-dot"], ["auto"], [str(tmp_path)]), model, 1, 4)
+    errors = DenoisingErrors(model, data.noisy_samples("my-dot", MOST, *NOISY), "my-dot")
+    grammar = Grammar(["red", "green", "blue"], ["star", "circle"], [], [])
+    phrase = find_phrase(errors, grammar, "object")
+    assert phrase.startswith("blue ")
+    found, without = errors([phrase, None], MOST)
+    assert found < without
+    again = DenoisingErrors(model, data.noisy_samples("my-dot", MOST, *NOISY), "my-dot")
+    assert find_phrase(again, grammar, "object") == phrase
+
+
+def test_the_best_are_those_of_the_least_errors():
+    """Whatever is left out early was no better on the first latents."""
+    table = {f"p{k}": (k * 7) % 50 for k in range(50)}
+    asked = []
+
+    def errors(tried, count):
+        asked.append((len(tried), count))
+        return [table[p] for p in tried]
+
+    ranked = best(errors, [*table, "p0"])
+    assert ranked == sorted(table, key=table.get)[: len(ranked)]
+    assert [count for _, count in asked] == sorted({count for _, count in asked})
+    assert asked[-1][1] == MOST
+
+
+@pytest.mark.parametrize(("phrase", "count"), [("ball", 8), ("red ball " * 5, 10)])
+def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count):
+    brief = {"num_sgd_steps": 1, "learning_rate": 1e-9}
+    concepts = {"initializer_strs": [phrase], "num_vectors": "auto"}
+    assert finetune(experiment(concepts=concepts, training=brief), tmp_path / "out") == 0
+    rows = concept_of(tmp_path / "out").embeddings
+    words = len(phrase.split())
+    assert len(rows) == count
+    assert torch.allclose(rows[words:], rows[: count - words].repeat(8, 1)[: count - words])
