@@ -483,7 +483,6 @@ def learning(backend, tmp_path, monkeypatch):
     [
         ({"word": " "}, "the word is empty"),
         ({"word": "cat"}, "the model knows 'cat' already; write a new word: my-cat"),
-        ({"phrase": ""}, "the phrase is empty"),
         ({"pictures": []}, "there are no pictures"),
         ({"pictures": ["a.png"] * 201}, f"201 pictures and the page takes {MAX_PICTURES} at most"),
         ({"kind": "face"}, "an object or a style, not 'face'"),
@@ -513,6 +512,11 @@ def test_odd_words_stay_what_they_are_and_none_takes_the_pictures_of_another(lea
     assert len(list((folder / "training_pictures").iterdir())) == 1
     assert load_config(folder / "finetune.yaml").concepts.concept_strs == ["my: cat"]
     learning.start("my: cat", **given)
+
+
+def test_without_a_phrase_one_is_looked_for(learning, photos):
+    folder = learning.start("my-cat", " ", [next(photos.iterdir())])
+    assert load_config(folder / "finetune.yaml").concepts.initializer_strs == ["auto"]
 
 
 def test_captions_of_the_learn_tab_stand_beside_their_pictures(learning, photos):

@@ -131,8 +131,9 @@ class Endpoints:
     ) -> str:
         """Begin to learn a word from pictures, each a file of `gradio_client.handle_file`.
 
-        0 for steps or learning rate is the default; captions are in the order of the pictures, ""
-        for one without; buckets keep the pictures' shapes. Returns the folder of the run.
+        0 for steps or learning rate is the default; an empty phrase is looked for; captions are in
+        the order of the pictures, "" for one without; buckets keep the pictures' shapes. Returns
+        the folder of the run.
         """
         if not isinstance(pictures, list):
             raise UserError(f"pictures is {str(pictures)[:100]!r} but must be a list of files")

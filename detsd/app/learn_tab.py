@@ -179,8 +179,9 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
         info="a new word, to use in prompts",
     )  # fmt: skip
     phrase = gr.Textbox(
-        label="Initializer", elem_id="phrase", placeholder="grey cat with green eyes",
-        info="what the pictures show, in words that the model knows; training starts from it",
+        label="Initializer", elem_id="phrase", placeholder="empty: found by itself",
+        info="what the pictures show, in words that the model knows (grey cat with green eyes); "
+        "training starts from it",
     )  # fmt: skip
     kind = gr.Radio(["object", "style"], value="object", label="What is learned", elem_id="kind")
     with gr.Accordion("Training settings", open=False, elem_id="training"):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from detsd.app.run_status import CONFIG, LOG, PICTURES, RunStatus, read_status
+from detsd.concepts.source import AUTO
 from detsd.config import TrainingConfig, load_config
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.preflight import check_finetune
@@ -97,15 +98,15 @@ class TrainingRuns:
         """Begin to learn a word; return the run's folder.
 
         Args:
-            phrase: the initializer.
+            phrase: the initializer; "": one is looked for.
             prompts: of the samples; default: two that fit the kind.
             name_files: whether the pictures' file names say what else is in them.
             captions: of the pictures, in their order; "" for one without.
             buckets: whether pictures keep their shapes, as far as there is a bucket for each.
             training: keys of the configuration's section; the rest has its defaults.
         """
-        word, phrase = word.strip(), " ".join(phrase.split())
-        self._check(word, phrase, pictures, kind)
+        word, phrase = word.strip(), " ".join(phrase.split()) or AUTO
+        self._check(word, pictures, kind)
         captions = [" ".join(caption.split()) for caption in captions]
         while len(captions) > len(pictures) and not captions[-1]:
             captions.pop()  # of an empty last line
@@ -127,6 +128,7 @@ class TrainingRuns:
         concepts = {
             "concept_strs": [word],
             "initializer_strs": [phrase],
+            "num_vectors": [AUTO],
             "img_dirs": [str((folder / PICTURES).resolve())],
             "learnable_properties": [kind],
             "append_file_name_to_text": name_files,
@@ -152,7 +154,7 @@ class TrainingRuns:
         self._launch(folder)
         return folder
 
-    def _check(self, word: str, phrase: str, pictures: Sequence[Any], kind: str) -> None:
+    def _check(self, word: str, pictures: Sequence[Any], kind: str) -> None:
         """Refuse what cannot be learned, before anything is written."""
         if reason := self.busy():
             raise UserError(reason)
@@ -160,8 +162,6 @@ class TrainingRuns:
             raise UserError("the word is empty; write a new one, as prompts will say it")
         if self.pipe.vocabulary.is_word(word):
             raise UserError(f"the model knows {word!r} already; write a new word: my-{word}")
-        if not phrase:
-            raise UserError("the phrase is empty; say in a few words what the pictures show")
         if not pictures:
             raise UserError("there are no pictures; drop 5 to 50 of them")
         if len(pictures) > MAX_PICTURES:
