@@ -177,7 +177,7 @@ def sizes() -> None:
     for word in WORDS:
         folder = Path("wide") / word
         folder.mkdir(parents=True)
-        write_concepts([LearnedConcept(word, "", rows)], folder)
+        write_concepts([LearnedConcept(word, "", (rows,))], folder)
         for kind in ("diffusers", "a1111", "detsd"):
             output = str(folder / kind)
             assert main(["export", str(folder), "--format", kind, "--output", output]) == 0

@@ -189,7 +189,7 @@ class ConceptFile(Reader):
         shutil.copy(path, own)
         found = read_concepts(own)
         own.unlink()
-        return [(c.name, *(r.tolist() for r in c.rows)) for c in found]
+        return [(c.name, *(r.tolist() for r in c.embeddings)) for c in found]
 
     def check(self, rng):
         way, whole = rng.randrange(5), None
@@ -220,10 +220,10 @@ class ConceptFile(Reader):
             assert isinstance(c, LearnedConcept)
             assert word_problem(c.name) is None
             c.initializer.encode()
-            assert {len(r) for r in c.rows} == {len(c.embeddings)}
-            assert all(r.dtype == torch.float32 and r.isfinite().all() for r in c.rows)
+            assert {len(r) for r in c.embeddings} == {c.num_vectors}
+            assert all(r.dtype == torch.float32 and r.isfinite().all() for r in c.embeddings)
         if whole:
-            assert [(c.name, *(r.tolist() for r in c.rows)) for c in found] == whole
+            assert [(c.name, *(r.tolist() for r in c.embeddings)) for c in found] == whole
 
     @staticmethod
     def _safetensors(rng: random.Random) -> bytes:
@@ -543,7 +543,7 @@ class Prompt(Reader):
         base = load_base_model(ModelConfig(str(model)), torch.device("cpu"))
         self.vocabulary = base.vocabulary
         for k, word in enumerate(self.WORDS):
-            self.vocabulary.add(LearnedConcept(word, "red ball", torch.randn(1 + k % 3, 16)))
+            self.vocabulary.add(LearnedConcept(word, "red ball", (torch.randn(1 + k % 3, 16),)))
 
     def check(self, rng):
         count = rng.choice((1, 4, 12, 40, 3000 if rng.random() < 0.01 else 5))
@@ -558,7 +558,7 @@ class Prompt(Reader):
             assert isinstance(line, str)
         assert isinstance(v.with_initializers(prompt), str)
         first = v.text_encoders[0].embedding.first_id
-        placed = first + sum(len(c.embeddings) for c in v.concepts())
+        placed = first + sum(c.num_vectors for c in v.concepts())
         assert int(ids.max()) < placed
         plain = f"a photo of {rng.choice(self.WORDS)} here"
         assert int(v.token_ids([plain]).max()) >= first

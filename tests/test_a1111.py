@@ -95,7 +95,7 @@ def test_every_value_comes_back_whole(name):
 def test_hashes_are_those_of_files(tiny_model, tmp_path):
     """Of a concept's file, and in a checkpoint of that which other tools read."""
     model = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model)).model
-    write_concepts([LearnedConcept("two, words: x", "", torch.ones(1, 16))], tmp_path)
+    write_concepts([LearnedConcept("two, words: x", "", (torch.ones(1, 16),))], tmp_path)
     single = tmp_path / "cat.pt"
     single.write_bytes(b"a file")
     concepts = {"two, words: x": {"source": str(tmp_path)}, "cat": {"source": str(single)}}

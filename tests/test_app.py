@@ -82,7 +82,7 @@ GOOD = {
 @pytest.fixture(scope="module")
 def concept_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("concept")
-    write_concepts([LearnedConcept("blob-thing", "red ball", torch.ones(2, 16))], folder)
+    write_concepts([LearnedConcept("blob-thing", "red ball", (torch.ones(2, 16),))], folder)
     return folder / "blob-thing.safetensors"
 
 
@@ -424,7 +424,7 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
     assert len(backend.training_images("blob-thing")) == 12
     assert "a photo of a blob-thing on a white background" in backend.examples()
     folder = tmp_path / "step-00000008"
-    checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(1, 16)), photos, "style")
+    checkpoint(folder, LearnedConcept("ink-look", "", (torch.ones(1, 16),)), photos, "style")
     assert backend.load(str(folder), None) == ["ink-look"]
     assert "<b>ink-look</b>: 1 vector" in parts.about(backend)
     ink = backend.concepts()[1]
@@ -436,12 +436,12 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
     assert [max(Image.open(path).size) <= 256 for path in small] == [True, True]
     assert backend.load(f"{folder}=other-look") == ["other-look"]
     assert len(backend.training_images("other-look")) == 12
-    checkpoint(folder, LearnedConcept("ink-look", "", torch.ones(3, 16)), photos, "style")
+    checkpoint(folder, LearnedConcept("ink-look", "", (torch.ones(3, 16),)), photos, "style")
     assert backend.replace(folder) == ["ink-look"]
     assert backend.concepts()[-1]["vectors"] == 3
     # Of a run's folder, its checkpoint tells.
     run = tmp_path / "run"
-    learned = LearnedConcept("run-look", "", torch.ones(1, 16))
+    learned = LearnedConcept("run-look", "", (torch.ones(1, 16),))
     checkpoint(run / "checkpoints" / "step-00000008", learned, photos, "style")
     write_concepts([learned], run)
     assert backend.load(str(run)) == ["run-look"]
@@ -579,7 +579,7 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     assert not learning.running
     assert learning.status().problem == ""
     assert learning.take_finished() is None
-    cat = LearnedConcept("my-cat", "grey cat", torch.ones(2, 16))
+    cat = LearnedConcept("my-cat", "grey cat", (torch.ones(2, 16),))
     checkpoint(folder / "checkpoints" / "step-00000004", cat, photos, "style")
     assert not learning.status().complete
     with pytest.raises(UserError, match="holds what was learned for 'my-cat' before"):
@@ -744,7 +744,7 @@ def test_a_page_for_others_takes_no_paths(backend, concept_file):
 def test_a_page_for_others_shows_no_pictures_from_elsewhere(backend, tmp_path, photos, monkeypatch):
     """A checkpoint of a stranger may say that it was learned from any folder."""
     folder = checkpoint(
-        tmp_path / "step", LearnedConcept("odd-look", "", torch.ones(1, 16)), photos, "object"
+        tmp_path / "step", LearnedConcept("odd-look", "", (torch.ones(1, 16),)), photos, "object"
     )
     backend.load(str(folder))
     (tmp_path / "project").mkdir()
@@ -755,7 +755,7 @@ def test_a_page_for_others_shows_no_pictures_from_elsewhere(backend, tmp_path, p
         assert len(remote.training_images("odd-look")) == count
         assert len(backend.training_images("odd-look")) == 12
     monkeypatch.chdir(tmp_path / "project")
-    checkpoint(folder, LearnedConcept("odd-look", "", torch.ones(1, 16)), Path("link"), "object")
+    checkpoint(folder, LearnedConcept("odd-look", "", (torch.ones(1, 16),)), Path("link"), "object")
     assert remote.training_images("odd-look") == []
     named = {"blob-thing": str(photos)}  # on the command line
     given = Backend(backend.pipe, backend.folder, named, reads_paths=False)
@@ -766,7 +766,7 @@ def test_words_of_strangers_are_shown_as_they_are(backend, tmp_path, photos):
     """No HTML and no Markdown of a concept's file becomes a part of the page."""
     phrase = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png)'
     folder = checkpoint(
-        tmp_path / "<b>", LearnedConcept("odd-<i>word", phrase, torch.ones(1, 16)), photos, "<u>"
+        tmp_path / "<b>", LearnedConcept("odd-<i>word", phrase, (torch.ones(1, 16),)), photos, "<u>"
     )
     backend.load(str(folder))
     known, images = parts.facts(backend, "odd-<i>word")
@@ -993,7 +993,7 @@ def address(tiny_model, photos, tmp_path_factory):
             {"objects": ["red ball"], "words": ["a", "photo", "of", "on", "white", "background"]}
         )
     )
-    concept = LearnedConcept("blob-thing", "red ball", torch.ones(2, 16))
+    concept = LearnedConcept("blob-thing", "red ball", (torch.ones(2, 16),))
     checkpoint(folder / "blob", concept, photos, "object")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -1250,7 +1250,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
 
         # Concepts come, are read again, and go; a mistake takes the message before it away.
         folder = checkpoint(
-            tmp_path / "step", LearnedConcept("cube-thing", STRANGE, torch.ones(1, 16)), photos,
+            tmp_path / "step", LearnedConcept("cube-thing", STRANGE, (torch.ones(1, 16),)), photos,
             "style",
         )  # fmt: skip
         page.get_by_role("tab", name="Concepts").click()
@@ -1263,7 +1263,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(page.locator("#pictures img")).to_have_count(12)
         at("load").click()
         told("nothing is named; write a path or a uuid, or upload a file")
-        write_concepts([LearnedConcept("cube-thing", "", torch.ones(3, 16))], folder)
+        write_concepts([LearnedConcept("cube-thing", "", (torch.ones(3, 16),))], folder)
         at("reload").click()
         expect(at("about")).to_contain_text("cube-thing: 3 vectors")
         page.locator("#tool input").fill("ComfyUI")

@@ -397,14 +397,14 @@ def test_measured_samples_have_the_shape_too(measuring, mixed, tmp_path):
 def test_every_layout_keeps_the_shape(tmp_path, layout):
     rows = torch.ones(2, 768)
     for resolution in ((768, 512), None):
-        concept = LearnedConcept("blob-thing", "red ball", rows, resolution=resolution)
+        concept = LearnedConcept("blob-thing", "red ball", (rows,), resolution=resolution)
         ((name, data),) = encode([concept], layout).items()
         (tmp_path / name).write_bytes(data)
         (found,) = read_concepts(tmp_path / name)
         assert found.resolution == resolution
         if resolution is None:
             assert b"resolution" not in data
-    header = encode([LearnedConcept("a", "", rows, resolution=(768, 512))], "kohya")
+    header = encode([LearnedConcept("a", "", (rows,), resolution=(768, 512))], "kohya")
     assert b'"modelspec.resolution": "768x512"' in header["a.safetensors"]
 
 
@@ -424,7 +424,7 @@ def test_the_page_takes_the_shape_of_the_concept(model, tmp_path):
     )
     for name, resolution in (("wide-one", (48, 24)), ("tall-one", (24, 48)), ("plain-one", None),
                              ("huge-one", (768, 512))):  # fmt: skip
-        pipe.add([LearnedConcept(name, "cat", torch.ones(1, 16), resolution=resolution)], "", "")
+        pipe.add([LearnedConcept(name, "cat", (torch.ones(1, 16),), resolution=resolution)], "", "")
     for prompt, given, size in (
         ("a wide-one", {}, (48, 24)),
         ("a tall-one by a wide-one", {}, (24, 48)),

@@ -70,7 +70,7 @@ def master(tmp_path):
 
 
 def rows(master, step, trial=7):
-    return {c.name: c.embeddings for c in read_concepts(master.stored(trial)[step])}
+    return {c.name: c.embeddings[0] for c in read_concepts(master.stored(trial)[step])}
 
 
 def pause(master, when):
@@ -213,7 +213,7 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     path.write_text(yaml.safe_dump(two_concepts))
     assert main(["finetune", str(path), "--output-dir", str(tmp_path / "out")]) == 0
     for c in read_concepts(tmp_path / "out" / "checkpoints" / "step-00000024"):
-        assert torch.allclose(rows(master, 24)[c.name], c.embeddings, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(rows(master, 24)[c.name], c.embeddings[0], rtol=1e-4, atol=1e-6)
 
     # Another trial starts from these rows, at step 0 and with a rate of its own.
     two_concepts["hyperparameters"]["training"]["learning_rate"] = 1e-9
@@ -552,7 +552,7 @@ def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(
         assert main(run) == 0
         assert uuid in capsys.readouterr().out.lower()
         (found,) = read_concepts(out / "checkpoints" / "step-00000002")
-        torch.testing.assert_close(found.embeddings, learned.embeddings, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.embeddings[0], learned.embeddings[0], atol=1e-6, rtol=0)
         monkeypatch.chdir(tmp_path)  # and goes on from wherever it is called
         assert main([*run, "--set", "training.num_sgd_steps=3"]) == 0
     assert main(["show", uuid.upper()]) == 0
@@ -911,7 +911,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     learned = torch.linspace(-1, 1, 32).reshape(2, 16)
     source = master.store("source")
     source.mkdir(parents=True)
-    write_concepts([LearnedConcept(name, "", learned) for name in CONCEPTS], source)
+    write_concepts([LearnedConcept(name, "", (learned,)) for name in CONCEPTS], source)
     (source / "metadata.json").write_text(json.dumps({"steps_completed": 9, "trial_id": 5}))
     given = {
         "searcher": GRID_SEARCHER,
@@ -1005,7 +1005,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
 @pytest.mark.slow
 def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_path, monkeypatch):
     """What it finds is what it finds off cluster."""
-    concept = LearnedConcept("blob-thing", "red ball", torch.ones(2, 16), steps=9)
+    concept = LearnedConcept("blob-thing", "red ball", (torch.ones(2, 16),), steps=9)
     write_concepts([concept], tmp_path)
     given = {
         "searcher": GRID_SEARCHER,

@@ -25,7 +25,7 @@ def vocabulary(tiny_model):
 
 
 def learned(name, n=2, width=16, fill=1.0):
-    return LearnedConcept(name, "some phrase", torch.full((n, width), fill))
+    return LearnedConcept(name, "some phrase", (torch.full((n, width), fill),))
 
 
 @given(st.lists(WORDS, min_size=1, max_size=5, unique=True), st.lists(WORDS, max_size=8))
@@ -68,7 +68,7 @@ def test_the_same_prompt_without_concepts_gives_the_same_states(tiny_model):
 def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
     """A concept that has learned nothing yet is its phrase."""
     rows = vocabulary.initializer_vectors("red ball", None, "key")
-    vocabulary.add(LearnedConcept("blob-thing", "red ball", *rows))
+    vocabulary.add(LearnedConcept("blob-thing", "red ball", tuple(rows)))
     ids = vocabulary.token_ids(["a photo of a blob-thing on wood", "a photo of a red ball on wood"])
     assert ids[0].tolist() != ids[1].tolist()
     states = vocabulary.text_encoders[0].encoder(ids).last_hidden_state
@@ -78,7 +78,7 @@ def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
 def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
     vocabulary.add(learned("blob-thing", 3, fill=1.0))
     vocabulary.add(learned("blob-thing-two", 2, fill=2.0))
-    found = {c.name: c.embeddings for c in vocabulary.concepts()}
+    found = {c.name: c.embeddings[0] for c in vocabulary.concepts()}
     assert found["blob-thing"].tolist() == [[1.0] * 16] * 3
     assert found["blob-thing-two"].tolist() == [[2.0] * 16] * 2
     first = vocabulary.text_encoders[0].embedding.first_id

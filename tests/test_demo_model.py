@@ -160,7 +160,7 @@ def test_the_demo_concept():
     (concept,) = read_concepts(ROOT / "learned_embeddings_dict_demo.pt")
     assert concept.name == evaluate.CONCEPT
     assert concept.initializer == evaluate.PHRASE
-    assert concept.embeddings.shape == (19, 128)
+    assert concept.embeddings[0].shape == (19, 128)
 
 
 def test_the_demo_concept_beats_words():

@@ -247,8 +247,8 @@ def test_the_table_of_tools_is_what_export_prints():
     table = text[text.index("| tool | `--format`") :].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert [row[0] for row in rows] == [tool for tool in PROMPTS if tool != "detsd"]
-    one = LearnedConcept("det-logo", "", torch.ones(2, 768))
-    two = dataclasses.replace(one, embeddings_2=torch.ones(2, 1280))
+    one = LearnedConcept("det-logo", "", (torch.ones(2, 768),))
+    two = dataclasses.replace(one, embeddings=(torch.ones(2, 768), torch.ones(2, 1280)))
     for tool, formats, _, prompt in rows:
         first, *second = re.findall(r"`(\w+)`", formats)
         assert prompts(one, first)[tool] == re.search("`([^`]*)`", prompt)[1]
@@ -262,7 +262,7 @@ def test_a_concept_for_xl_is_loaded_as_the_readme_says(tmp_path, monkeypatch):
     """By stock diffusers: both text encoders' states are those of detsd."""
     monkeypatch.chdir(tmp_path)
     model = save_tiny_sdxl(tmp_path / "sdxl")
-    concept = LearnedConcept("det-logo", "", torch.randn(2, 16), torch.randn(2, 24))
+    concept = LearnedConcept("det-logo", "", (torch.randn(2, 16), torch.randn(2, 24)))
     write_concepts([concept], tmp_path)
     assert main(["export", "learned_embeddings_dict.pt", "--format", "diffusers"]) == 0
     text = (ROOT / "README.md").read_text()

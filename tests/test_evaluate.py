@@ -73,7 +73,7 @@ def run(experiment, tmp_path, initializer_vectors) -> Path:
     for step, rows in ((4, initializer_vectors), (8, initializer_vectors.flip(0) * 3)):
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        concept = LearnedConcept("blob-thing", "red ball", rows, steps=step)
+        concept = LearnedConcept("blob-thing", "red ball", (rows,), steps=step)
         write_concepts([concept], checkpoint)
         facts = {"kind": "finetune", "steps_completed": step, "config": dataclasses.asdict(config)}
         (checkpoint / "metadata.json").write_text(json.dumps(facts))
@@ -186,7 +186,8 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors
     """Two states of one run, a copy of it, and a file of two concepts, one of them a style."""
     shutil.copytree(run, tmp_path / "copy")
     two = [
-        LearnedConcept(name, "blue box", initializer_vectors) for name in ("blob-thing", "zyx-two")
+        LearnedConcept(name, "blue box", (initializer_vectors,))
+        for name in ("blob-thing", "zyx-two")
     ]
     (tmp_path / "file").mkdir()
     write_concepts(two, tmp_path / "file")
@@ -249,7 +250,7 @@ def test_each_concept_of_a_run_has_its_own_ground(run, photos, tmp_path):
     }  # fmt: skip
     (path / "metadata.json").write_text(json.dumps(facts))
     rows = torch.ones(1, 16)
-    write_concepts([LearnedConcept(n, "red ball", rows) for n in c["concept_strs"]], path)
+    write_concepts([LearnedConcept(n, "red ball", (rows,)) for n in c["concept_strs"]], path)
     config = EvaluateConfig(ModelConfig("tiny"), LearnedConceptsConfig([str(path)]))
     first, _, second, _ = find_sample_sets(config)
     assert [b.reference.folder for b in (first, second)] == [str(photos), str(other)]
@@ -317,7 +318,7 @@ def test_a_mistake_is_told_in_a_sentence(
     change_folder(tmp_path / "lost", "/gone")
     for name, width in (("file", 16), ("wide", 24)):
         (tmp_path / name).mkdir()
-        write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, width))], tmp_path / name)
+        write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, width),))], tmp_path / name)
     monkeypatch.setenv("DET_MASTER", "http://127.0.0.1:9")
     names = {
         "run": run, "clip": clip, "photos": photos, "model": tiny_model, "root": ROOT,

@@ -75,7 +75,9 @@ def folders(tmp_path_factory):
 
 def blob(family: str) -> LearnedConcept:
     torch.manual_seed(1)
-    return LearnedConcept("blob-thing", "red ball", *(torch.randn(2, w) for w in WIDTHS[family]))
+    return LearnedConcept(
+        "blob-thing", "red ball", tuple(torch.randn(2, w) for w in WIDTHS[family])
+    )
 
 
 def stock(folder, concept: LearnedConcept | None = None):
@@ -83,7 +85,7 @@ def stock(folder, concept: LearnedConcept | None = None):
     two = (folder / "text_encoder_2").is_dir()
     pipe = (StableDiffusionXLPipeline if two else StableDiffusionPipeline).from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    for rows, end in zip(concept.rows if concept else (), ("", "_2"), strict=False):
+    for rows, end in zip(concept.embeddings if concept else (), ("", "_2"), strict=False):
         parts = {"text_encoder": f"text_encoder{end}", "tokenizer": f"tokenizer{end}"}
         pipe.load_textual_inversion(
             {concept.name: rows},
@@ -386,9 +388,9 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
     last = "checkpoints/step-00000008"
     (whole,), (parts,) = (read_concepts(tmp_path / name / last) for name in ("whole", "parts"))
     assert whole.widths == WIDTHS[family]
-    assert all(map(torch.equal, whole.rows, parts.rows))
+    assert all(map(torch.equal, whole.embeddings, parts.embeddings))
     (start,) = read_concepts(tmp_path / "whole/checkpoints/step-00000004")
-    assert not any(map(torch.equal, whole.rows, start.rows))  # of every encoder
+    assert not any(map(torch.equal, whole.embeddings, start.embeddings))  # of every encoder
     assert main(["show", str(tmp_path / "whole" / last)]) == 0
     assert f"of width {' and '.join(map(str, WIDTHS[family]))}" in capsys.readouterr().out
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))

@@ -44,7 +44,7 @@ from detsd.train.validation import Validation
 
 def rows_of(folder, step):
     found = read_concepts(folder / "checkpoints" / f"step-{step:08d}")
-    return {c.name: c.embeddings for c in found}
+    return {c.name: c.embeddings[0] for c in found}
 
 
 def metrics_of(folder, group="training"):
@@ -393,7 +393,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
     assert f"lies in {best}: step 4, the best (val_loss 0.5000)" in capsys.readouterr().out
     for source in (whole, best):
         (c,) = read_concepts(source)
-        assert torch.equal(c.embeddings, rows_of(whole, 4)["blob-thing"])
+        assert torch.equal(c.embeddings[0], rows_of(whole, 4)["blob-thing"])
         assert c.steps == 4
     told = {
         step: read_metadata(whole / "checkpoints" / f"step-{step:08d}")["best"]
@@ -823,7 +823,7 @@ def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, ca
 
     def full(concepts, folder):
         if "step-00000008" in str(folder):
-            concepts = [LearnedConcept("x", "", torch.ones(1, 500_000))]
+            concepts = [LearnedConcept("x", "", (torch.ones(1, 500_000),))]
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, usual[1]))
         try:
             real(concepts, folder)

@@ -41,12 +41,12 @@ from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 
 ONE = [torch.randn(3, 768)]
-TWO = [torch.randn(3, 768), torch.randn(3, 1280)]
+TWO = (torch.randn(3, 768), torch.randn(3, 1280))
 CONCEPTS = [
-    LearnedConcept("blob-thing", "red ball", torch.randn(2, 16)),
-    LearnedConcept("other/thing", "blue cube", torch.randn(3, 16)),
+    LearnedConcept("blob-thing", "red ball", (torch.randn(2, 16),)),
+    LearnedConcept("other/thing", "blue cube", (torch.randn(3, 16),)),
 ]
-SDXL = LearnedConcept("<x-thing>", "red ball", *TWO, model="xl", model_hash="1a2b", steps=70)
+SDXL = LearnedConcept("<x-thing>", "red ball", TWO, model="xl", model_hash="1a2b", steps=70)
 CASES = [
     (writer, ONE if encoders == 1 else TWO, by_file)
     for writers, numbers, by_file in LAYOUTS.values()
@@ -58,7 +58,11 @@ CASES = [
 def same(a: LearnedConcept, b: LearnedConcept) -> bool:
     fields = [f.name for f in dataclasses.fields(a) if not f.name.startswith("embeddings")]
     alike = all(getattr(a, name) == getattr(b, name) for name in fields)
-    return alike and len(a.rows) == len(b.rows) and all(map(torch.equal, a.rows, b.rows))
+    return (
+        alike
+        and len(a.embeddings) == len(b.embeddings)
+        and all(map(torch.equal, a.embeddings, b.embeddings))
+    )
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -72,11 +76,11 @@ def test_what_another_tool_wrote_is_read(tmp_path, writer, rows, by_file):
     path = writer(tmp_path / "learned_embeds", "<cat-toy>", [r.clone() for r in rows])
     (concept,) = read_concepts(path)
     assert concept.name == ("learned_embeds" if by_file else "<cat-toy>")
-    wanted = [rows[0][:1]] if len(concept.embeddings) == 1 else rows
-    assert len(concept.rows) == len(wanted)
-    assert all(map(torch.equal, concept.rows, wanted))
-    assert all(r.dtype == torch.float32 and r.is_contiguous() for r in concept.rows)
-    assert not any(r.requires_grad for r in concept.rows)
+    wanted = [rows[0][:1]] if concept.num_vectors == 1 else rows
+    assert len(concept.embeddings) == len(wanted)
+    assert all(map(torch.equal, concept.embeddings, wanted))
+    assert all(r.dtype == torch.float32 and r.is_contiguous() for r in concept.embeddings)
+    assert not any(r.requires_grad for r in concept.embeddings)
     (renamed,) = read_concepts(f"{path}=my-toy")
     assert same(renamed, dataclasses.replace(concept, name="my-toy"))
     if len(rows) == 1 or writer is not diffusers:
@@ -84,7 +88,7 @@ def test_what_another_tool_wrote_is_read(tmp_path, writer, rows, by_file):
             other = path.with_name("copy" + suffix)
             other.write_bytes(path.read_bytes())
             (copy,) = read_concepts(other)
-            assert all(map(torch.equal, copy.rows, concept.rows))
+            assert all(map(torch.equal, copy.embeddings, concept.embeddings))
             assert copy.name == ("copy" if by_file else "<cat-toy>")
 
 
@@ -100,7 +104,7 @@ def test_the_pair_of_diffusers_is_one_concept(tmp_path, named):
     path = diffusers(tmp_path / "learned_embeds", "x", TWO)
     assert path == tmp_path / "learned_embeds.safetensors"
     (concept,) = read_concepts(tmp_path if named == "folder" else tmp_path / f"{named}.safetensors")
-    assert all(map(torch.equal, concept.rows, TWO))
+    assert all(map(torch.equal, concept.embeddings, TWO))
 
 
 def test_files_of_like_names_are_no_pair(tmp_path):
@@ -125,7 +129,7 @@ def test_words_in_a_lora_are_read_and_the_lora_is_left_out(tmp_path, caplog, mon
     monkeypatch.setattr(safe_load, "MAX_BYTES", 4 * 2 * 3 * (768 + 1280))
     found = read_concepts(path)
     assert [c.name for c in found] == ["my.word", "x"]
-    assert all(map(torch.equal, found[0].rows, TWO))
+    assert all(map(torch.equal, found[0].embeddings, TWO))
     assert f"{path} is a LoRA that brings a word along: the word is read, no more" in caplog.text
     monkeypatch.setattr(safe_load, "MAX_BYTES", 2**10)
     with pytest.raises(UserError, match=r"a file of 0\.0 GB"):
@@ -144,13 +148,13 @@ def test_trained_tokens_of_peft_ask_for_a_word(tmp_path):
         with pytest.raises(UserError, match="but not their word; give it: .*safetensors=my-word"):
             read_concepts(path)
         (concept,) = read_concepts(f"{path}=cat-toy")
-        assert same(concept, LearnedConcept("cat-toy", "", ONE[0]))
+        assert same(concept, LearnedConcept("cat-toy", "", (ONE[0],)))
 
 
 def test_ai_toolkit_notes_are_json(tmp_path):
     path = LAYOUTS["ai-toolkit"][0][0](tmp_path / "job_000000500", 'a "b" c', ONE)
     (concept,) = read_concepts(path)
-    assert same(concept, LearnedConcept('a "b" c', "", ONE[0], steps=500))
+    assert same(concept, LearnedConcept('a "b" c', "", (ONE[0],), steps=500))
 
 
 def test_a_card_is_told_from_a_picture(tmp_path):
@@ -175,8 +179,8 @@ def test_half_precision_and_many_concepts(tmp_path):
     path = tensors(tmp_path / "two", {"a": rows, "b": rows.half()})
     a, b = read_concepts(path)
     assert (a.name, b.name) == ("a", "b")
-    assert torch.equal(a.embeddings, rows.float())
-    assert torch.equal(b.embeddings, rows.half().float())
+    assert torch.equal(a.embeddings[0], rows.float())
+    assert torch.equal(b.embeddings[0], rows.half().float())
     with pytest.raises(UserError, match="holds 2 concepts, so 'c' cannot be the word of all"):
         read_concepts(f"{path}=c")
 
@@ -253,7 +257,7 @@ def test_one_of_two_concepts_in_a_file_can_be_renamed(tmp_path, monkeypatch):
             found = read_concepts(source)
             assert [c.name for c in found] == names
             assert all(
-                torch.equal(a.embeddings, b.embeddings)
+                torch.equal(a.embeddings[0], b.embeddings[0])
                 for a, b in zip(found, CONCEPTS, strict=True)
             )
             located = ConceptSource.parse(source).located
@@ -286,10 +290,10 @@ def test_a_checkpoint_holds_all_and_a_file_of_each(tmp_path):
 
 @pytest.mark.parametrize("layout", WRITTEN)
 def test_export_loses_nothing(tmp_path, layout):
-    one = dataclasses.replace(SDXL, embeddings_2=None, name="other/thing")
+    one = dataclasses.replace(SDXL, embeddings=TWO[:1], name="other/thing")
     for concept in (one, SDXL):
-        folder = tmp_path / str(len(concept.rows))
-        if (layout, len(concept.rows)) in (("a1111", 2), ("sdxl", 1)):
+        folder = tmp_path / str(len(concept.embeddings))
+        if (layout, len(concept.embeddings)) in (("a1111", 2), ("sdxl", 1)):
             with pytest.raises(UserError, match="--format"):
                 encode([concept], layout)
             continue
@@ -308,8 +312,8 @@ def test_export_loses_nothing(tmp_path, layout):
 
 
 def test_a_digest_is_of_the_rows_of_every_text_encoder():
-    first = dataclasses.replace(SDXL, embeddings=TWO[0] + 1)
-    second = dataclasses.replace(SDXL, embeddings_2=TWO[1] + 1)
+    first = dataclasses.replace(SDXL, embeddings=(TWO[0] + 1, TWO[1]))
+    second = dataclasses.replace(SDXL, embeddings=(TWO[0], TWO[1] + 1))
     assert len({c.digest for c in (SDXL, first, second)}) == 3
     assert dataclasses.replace(SDXL, name="other", steps=1).digest == SDXL.digest
 
@@ -375,17 +379,24 @@ assert not any(name.startswith("detsd") for name in sys.modules)
 def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
     """Of one text encoder and of two, in a process without detsd."""
     one, seeded = CONCEPTS[0], torch.Generator().manual_seed(0)
-    concepts = (one, dataclasses.replace(one, embeddings_2=torch.randn(2, 24, generator=seeded)))
+    concepts = (
+        one,
+        dataclasses.replace(
+            one, embeddings=(*one.embeddings, torch.randn(2, 24, generator=seeded))
+        ),
+    )
     models = (str(tiny_model), str(save_tiny_sdxl(tmp_path / "sdxl")))
     plan = {model: {} for model in models}
     for model, concept in zip(models, concepts, strict=True):
-        source = tmp_path / f"source{len(concept.rows)}"
+        source = tmp_path / f"source{len(concept.embeddings)}"
         source.mkdir()
         write_concepts([concept], source)
         for layout in WRITTEN:
-            folder = tmp_path / f"{layout}{len(concept.rows)}"
+            folder = tmp_path / f"{layout}{len(concept.embeddings)}"
             code = main(["export", str(source), "--format", layout, "--output", str(folder)])
-            assert code == (2 if (layout, len(concept.rows)) in (("a1111", 2), ("sdxl", 1)) else 0)
+            assert code == (
+                2 if (layout, len(concept.embeddings)) in (("a1111", 2), ("sdxl", 1)) else 0
+            )
             if code == 0:
                 plan[model][layout] = sorted(map(str, folder.iterdir()))
     prompt = f"a photo of a {one.name} on grass"
@@ -399,11 +410,11 @@ def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
         pipe = DetSDTextualInversionPipeline.from_pretrained(model)
         job = Job(prompt, 7, num_inference_steps=3, scheduler_name=sampler)
         plain = np.asarray(pipe.make([job])[0].image)
-        pipe.load_concepts(tmp_path / f"source{len(concept.rows)}")
+        pipe.load_concepts(tmp_path / f"source{len(concept.embeddings)}")
         ours = np.asarray(pipe.make([job])[0].image)
         assert not np.array_equal(ours, plain)
         for layout in plan[model]:
-            theirs = np.load(tmp_path / f"{len(concept.rows)}-{layout}.npy")
+            theirs = np.load(tmp_path / f"{len(concept.embeddings)}-{layout}.npy")
             # Ours is theirs rounded. Another number of threads moves a level by .0003 (measured),
             # which turns one in three thousand the other way.
             assert np.abs(theirs - ours).max() < 0.501, layout
@@ -429,8 +440,8 @@ assert not any(name.startswith("detsd") for name in sys.modules)
 def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_model, capsys):
     """Capitals, underscores, a number at the end; two words of which one begins the other."""
     names = ["DetLogo", "ISO-tag", "det_logo", "my-logo_1", "Ünï", "det-logo", "det-logo-demo"]
-    concepts = [LearnedConcept(n, "red ball", torch.randn(3, 16)) for n in names]
-    concepts += [LearnedConcept("OneVector", "", torch.randn(1, 16))]
+    concepts = [LearnedConcept(n, "red ball", (torch.randn(3, 16),)) for n in names]
+    concepts += [LearnedConcept("OneVector", "", (torch.randn(1, 16),))]
     plan, wanted = [], []
     ours = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
 
@@ -479,7 +490,7 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
 def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch):
     """Several formats in one folder stand beside each other; other vectors are not replaced."""
     monkeypatch.chdir(tmp_path)
-    concept = dataclasses.replace(CONCEPTS[0], name="Det Logo", embeddings=torch.randn(2, 768))
+    concept = dataclasses.replace(CONCEPTS[0], name="Det Logo", embeddings=(torch.randn(2, 768),))
     write_concepts([concept], tmp_path)
     said = {}
     for layout in ("diffusers", "a1111", "kohya", "onetrainer", "diffusers", "kohya"):
@@ -501,7 +512,9 @@ def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch
         hint = f.metadata()["modelspec.usage_hint"]
     assert "embedding:Det_Logo in ComfyUI" in hint
     assert "<Det_Logo> in InvokeAI" in hint
-    write_concepts([dataclasses.replace(concept, embeddings=concept.embeddings + 1)], tmp_path)
+    write_concepts(
+        [dataclasses.replace(concept, embeddings=(concept.embeddings[0] + 1,))], tmp_path
+    )
     assert main(["export", DICT_FILE, "--format", "diffusers", "--output", "all"]) == 2
     assert "exists already and holds something else" in capsys.readouterr().err
 
@@ -691,7 +704,7 @@ def test_odd_notes_are_no_notes(tmp_path):
         table = {"string_to_param": {"*": ONE[0]}, **notes, "initializer_strs": odd}
         (concept,) = read_concepts(pickled(tmp_path / "x", table))
         steps = odd if isinstance(odd, int) else None
-        assert same(concept, LearnedConcept("x", "", ONE[0], steps=steps))
+        assert same(concept, LearnedConcept("x", "", (ONE[0],), steps=steps))
     (concept,) = read_concepts(pickled(tmp_path / "y", {"string_to_param": {7: ONE[0]}}))
     assert concept.name == "y"
     two = {"*": ONE[0], "b": ONE[0]}
@@ -735,7 +748,7 @@ def test_intact_files_are_read_whatever_pytorch_can_do(
     (concept,) = read_concepts(path)
     wanted = rows.detach().bfloat16().float() if kind == "half" else rows.detach()
     assert (concept.name, concept.steps) == ("cat-toy", 1200 if kind == "numpy" else None)
-    assert torch.equal(concept.embeddings, wanted)
+    assert torch.equal(concept.embeddings[0], wanted)
 
 
 def test_a_storage_is_read_once_however_often_it_is_named(tmp_path):

@@ -35,7 +35,7 @@ def concepts(tmp_path) -> Path:
     folder.mkdir()
     rows = torch.linspace(-1, 1, 32).view(2, 16)
     write_concepts(
-        [LearnedConcept("blob-thing", "", rows), LearnedConcept("zyx-two", "", -rows)], folder
+        [LearnedConcept("blob-thing", "", (rows,)), LearnedConcept("zyx-two", "", (-rows,))], folder
     )
     return folder
 
@@ -239,7 +239,7 @@ def test_an_image_whose_concept_was_learned_anew(given, concepts, tmp_path, caps
     source = tmp_path / "out" / "images" / "job-00000.png"
     with Image.open(source) as image:
         assert image.text["parameters"].splitlines()[1] == "Negative prompt: a dog"
-    write_concepts([LearnedConcept("zyx-two", "", torch.ones(2, 16))], concepts)
+    write_concepts([LearnedConcept("zyx-two", "", (torch.ones(2, 16),))], concepts)
     assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
     file = concepts / "learned_embeddings_dict.pt"
     assert f"zyx-two in {file} has other rows now than then" in capsys.readouterr().out
@@ -301,7 +301,7 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
     with pytest.raises(UserError, match=r"job-00002\.png is an image of another grid.*seed"):
         generate(given, tmp_path / "out")
     given["grid"]["seeds"] = [3, 1, 2]
-    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], concepts)  # retrained
+    write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 16),))], concepts)  # retrained
     given["grid"]["prompts"] = "a photo of a blob-thing"
     with pytest.raises(UserError, match=r"another grid than this one \(its concepts differ\)"):
         generate(given, tmp_path / "out")

@@ -186,7 +186,7 @@ def test_mistakes_are_told_before_the_weights_are_fetched(hub, tmp_path, experim
     path = experiment(model=model, concepts={"concept_strs": ["cat"]})
     assert main(["finetune", str(path), "--output-dir", str(tmp_path / "a")]) == 2
     assert "'cat' is already a word" in capsys.readouterr().err
-    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 32))], tmp_path)
+    write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 32),))], tmp_path)
     grid = {"model": model, "grid": {"prompts": "x"}, "concepts": {"files": str(tmp_path)}}
     (tmp_path / "grid.yaml").write_text(json.dumps({"hyperparameters": grid}))
     assert main(["generate", str(tmp_path / "grid.yaml"), "--output-dir", str(tmp_path / "b")]) == 2
@@ -321,7 +321,7 @@ def test_no_room_is_told_before_the_download(hub, monkeypatch):
 def test_the_commit_that_was_used_is_used_again(hub, tiny_model, tmp_path, experiment, monkeypatch):
     """By an image made again from itself, and by a fine-tuning and a grid that go on."""
     first = hub.models[NAME].main
-    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], tmp_path)
+    write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 16),))], tmp_path)
     grid = tmp_path / "grid.yaml"
     grid.write_text(
         "hyperparameters: {model: {pretrained_model_name_or_path: tiny/model}, grid: "
@@ -463,7 +463,7 @@ def test_what_is_no_evaluator_is_told_before_its_weights_are_fetched(hub, clip, 
 
 def test_an_evaluation_tells_of_which_commit_its_evaluator_was(hub, clip, photos, tmp_path):
     commit = hub.add(CLIP, clip)
-    write_concepts([LearnedConcept("blob-thing", "", torch.ones(1, 16))], tmp_path)
+    write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 16),))], tmp_path)
     small = ("num_samples=1", "num_samples_per_prompt=1", "num_inference_steps=1",
              "num_error_timesteps=5", "prompts=a {}")  # fmt: skip
     sets = [word for pair in small for word in ("--set", f"evaluation.{pair}")]

@@ -73,7 +73,7 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     head = whole.initializer.split()[:2]
     assert head[0] in WORDS["colors"]
     assert head[1] in WORDS["objects"]
-    assert len(whole.embeddings) == 8
+    assert whole.num_vectors == 8
     calls = iter([False, False, True])
     monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
     assert finetune(path, tmp_path / "out") == 128
@@ -82,7 +82,7 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     assert finetune(path, tmp_path / "out") == 0
     resumed = concept_of(tmp_path / "out")
     assert resumed.initializer == whole.initializer
-    assert torch.equal(resumed.embeddings, whole.embeddings)
+    assert torch.equal(resumed.embeddings[0], whole.embeddings[0])
     # What another run learned is gone on with under its phrase.
     more = ["--warm-start", str(tmp_path / "whole"), "--output-dir", str(tmp_path / "more")]
     assert main(["finetune", str(path), *more]) == 0
@@ -96,7 +96,7 @@ def test_ranks_share_one_phrase(searching, tmp_path, monkeypatch):
     in_two_ranks(tmp_path, lambda: finetune(two, tmp_path / "two"))
     a, b = concept_of(tmp_path / "one"), concept_of(tmp_path / "two")
     assert a.initializer == b.initializer
-    assert torch.allclose(a.embeddings, b.embeddings, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(a.embeddings[0], b.embeddings[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_given_phrase_stays_beside_one_that_is_found(searching, tmp_path, photos):
@@ -179,7 +179,7 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
     brief = {"num_sgd_steps": 1, "learning_rate": 1e-9}
     concepts = {"initializer_strs": [phrase], "num_vectors": "auto"}
     assert finetune(experiment(concepts=concepts, training=brief), tmp_path / "out") == 0
-    rows = concept_of(tmp_path / "out").embeddings
+    rows = concept_of(tmp_path / "out").embeddings[0]
     words = len(phrase.split())
     assert len(rows) == count
     assert torch.allclose(rows[words:], rows[: count - words].repeat(8, 1)[: count - words])

@@ -33,7 +33,7 @@ from detsd.sampling.stock import SCHEDULERS, latent_shape, make_scheduler
 from detsd.utils.errors import UserError
 from detsd.utils.png import read_record
 
-BLOB = LearnedConcept("blob-thing", "ball", torch.ones(2, 16))
+BLOB = LearnedConcept("blob-thing", "ball", (torch.ones(2, 16),))
 JOB = Job("a blob-thing", 7, num_inference_steps=3)
 
 
@@ -72,17 +72,17 @@ def test_concepts_come_and_go_without_a_trace(pipe, tmp_path):
     plain = image()  # cube-thing is three ordinary words
     other = tmp_path / "other"
     other.mkdir()
-    write_concepts([LearnedConcept("cube-thing", "", torch.full((3, 16), 0.5))], other)
+    write_concepts([LearnedConcept("cube-thing", "", (torch.full((3, 16), 0.5),))], other)
     pipe.load_concepts(other)
     both = image()
-    write_concepts([LearnedConcept("cube-thing", "", torch.full((2, 16), -0.5))], other)
+    write_concepts([LearnedConcept("cube-thing", "", (torch.full((2, 16), -0.5),))], other)
     pipe.reload("cube-thing")
     changed = image()
     assert len({plain, both, changed}) == 3
-    write_concepts([LearnedConcept("cube-thing", "", torch.ones(2, 8))], other)
+    write_concepts([LearnedConcept("cube-thing", "", (torch.ones(2, 8),))], other)
     with pytest.raises(UserError, match="width"):
         pipe.reload("cube-thing")
-    write_concepts([LearnedConcept("cone-thing", "", torch.ones(2, 16))], other)
+    write_concepts([LearnedConcept("cone-thing", "", (torch.ones(2, 16),))], other)
     with pytest.raises(UserError, match="holds no concept 'cube-thing' any more"):
         pipe.reload("cube-thing")
     assert image() == changed
@@ -268,7 +268,7 @@ def test_a_scale_of_one_needs_no_guidance(pipe):
 def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
     with pytest.raises(UserError, match="'blob-thing' is loaded twice"):
         pipe.load_concepts(concept_file)
-    write_concepts([LearnedConcept("cube-thing", "", torch.ones(1, 16)), BLOB], tmp_path)
+    write_concepts([LearnedConcept("cube-thing", "", (torch.ones(1, 16),)), BLOB], tmp_path)
     with pytest.raises(UserError, match="'blob-thing' is loaded twice"):
         pipe.load_concepts(tmp_path)  # and nothing else of the file
     with pytest.raises(UserError, match=r"missing\.pt does not exist"):
@@ -284,7 +284,7 @@ def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
     for step, name in ((1, "cube-thing"), (2, "cube-thing")):
         folder = run / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        write_concepts([LearnedConcept(name, "", torch.full((1, 16), float(step)))], folder)
+        write_concepts([LearnedConcept(name, "", (torch.full((1, 16), float(step)),))], folder)
         if step == 1:
             assert pipe.load_concepts(f"{run}=cat-toy", run) == ["cat-toy", "cube-thing"]
             first = str(folder / "learned_embeddings_dict.pt")
@@ -293,7 +293,7 @@ def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
     assert used["cube-thing"]["source"] == first
     for name in ("cat-toy", "cube-thing"):
         pipe.reload(name)
-    rows = {c.name: c.embeddings for c in pipe.vocabulary.concepts()}
+    rows = {c.name: c.embeddings[0] for c in pipe.vocabulary.concepts()}
     assert torch.equal(rows["cat-toy"], torch.full((1, 16), 2.0))
     assert torch.equal(rows["cube-thing"], torch.full((1, 16), 2.0))
     assert "step-00000002" in pipe.concept_fingerprints("a cube-thing")["cube-thing"]["source"]
@@ -312,7 +312,7 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
         def download(self, path):
             folder = tmp_path / path
             folder.mkdir(parents=True)
-            write_concepts([LearnedConcept(self.uuid, "", torch.ones(1, 16))], folder)
+            write_concepts([LearnedConcept(self.uuid, "", (torch.ones(1, 16),))], folder)
 
     monkeypatch.setattr(client, "get_checkpoint", Checkpoint)
     assert pipe.load_from_uuids(["thing-one", "thing-two"]) == ["thing-one", "thing-two"]
@@ -346,7 +346,7 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
 
 
 def test_doubts_about_prompts(pipe):
-    pipe.vocabulary.add(LearnedConcept("det-logo-demo", "", torch.ones(1, 16)))
+    pipe.vocabulary.add(LearnedConcept("det-logo-demo", "", (torch.ones(1, 16),)))
     assert pipe.prompt_warnings("a photo of a det-logo-demo and a blob-thing, close-up") == []
     (doubt,) = pipe.prompt_warnings("a photo of a det-logo")
     assert (
@@ -439,7 +439,7 @@ def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
 
 
 def test_the_plain_prompt_has_the_phrases(pipe):
-    pipe.vocabulary.add(LearnedConcept("cube-thing", "", torch.ones(1, 16)))
+    pipe.vocabulary.add(LearnedConcept("cube-thing", "", (torch.ones(1, 16),)))
     assert (
         pipe.vocabulary.with_initializers("a blob-thing and a cube-thing") == "a ball and a thing"
     )

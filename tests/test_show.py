@@ -35,8 +35,8 @@ def checkpoint(tmp_path, tiny_model, table):
     """A concept whose rows are those of `red` and twice those of `ball`."""
     tokenizer, rows = table
     red, ball = tokenizer("red ball", add_special_tokens=False).input_ids
-    concept = LearnedConcept("blob-thing", "red ball", torch.stack([rows[red], 2 * rows[ball]]))
-    other = LearnedConcept("other-thing", "dog", torch.ones(1, 16))
+    concept = LearnedConcept("blob-thing", "red ball", (torch.stack([rows[red], 2 * rows[ball]]),))
+    other = LearnedConcept("other-thing", "dog", (torch.ones(1, 16),))
     write_concepts([concept, other], tmp_path)
     model = {"pretrained_model_name_or_path": str(tiny_model), "revision": None}
     facts = {"kind": "finetune", "steps_completed": 40, "config": {"model": model}}
@@ -163,7 +163,7 @@ def test_json_says_what_the_text_says(checkpoint, capsys):
     assert [c["name"] for c in facts["concepts"]] == ["blob-thing", "other-thing"]
     ((encoder,), _) = (c["text_encoders"] for c in facts["concepts"])
     assert encoder["width"] == 16
-    learned = read_concepts(checkpoint)[0].embeddings
+    learned = read_concepts(checkpoint)[0].embeddings[0]
     assert [row["norm"] for row in encoder["rows"]] == pytest.approx(learned.norm(dim=1).tolist())
     for row, word in zip(encoder["rows"], ("red", "ball"), strict=True):
         cosines = [near["cosine"] for near in row["nearest"]]

@@ -33,7 +33,7 @@ def pipe(request, tiny_model, tmp_path_factory):
         folder = save_tiny_sdxl(tmp_path_factory.mktemp("xl"))
     made = DetSDTextualInversionPipeline.from_pretrained(str(folder))
     rows = [torch.linspace(-1, 1, 3 * width).view(3, width) for width in made.vocabulary.widths]
-    made.vocabulary.add(LearnedConcept("blob-thing", "red ball", *rows))
+    made.vocabulary.add(LearnedConcept("blob-thing", "red ball", tuple(rows)))
     return made
 
 

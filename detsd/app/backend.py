@@ -116,7 +116,7 @@ class Backend:
         return [
             {
                 "name": c.name,
-                "vectors": len(c.embeddings),
+                "vectors": c.num_vectors,
                 "phrase": c.initializer,
                 "source": self.pipe.sources.get(c.name, ""),
                 "kind": self.facts(c.name).get("learnable_properties", ""),

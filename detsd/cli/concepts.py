@@ -56,7 +56,7 @@ def export(args: argparse.Namespace) -> int:
     for name in files:
         print(folder / name)
     for c in concepts:
-        rows = "1 vector" if len(c.embeddings) == 1 else f"{len(c.embeddings)} vectors"
+        rows = "1 vector" if c.num_vectors == 1 else f"{c.num_vectors} vectors"
         texts = prompts(c, args.format)
         print(f"{c.name}: {rows} for {family(c.widths)}" + "; in a prompt write" * bool(texts))
         for tool, text in texts.items():

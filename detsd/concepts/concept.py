@@ -22,8 +22,7 @@ class LearnedConcept:
     """A concept: its word, its initializer, its embedding vectors in float32.
 
     Attributes:
-        embeddings: rows (n, D) of the base model's text encoder.
-        embeddings_2: rows (n, D2) of its second one; None where it has only one.
+        embeddings: the vectors for each text encoder of the base model, as rows (n, D).
         model: the base model it was learned on; "" where that is not known.
         model_hash: which weights of that name: the hub's commit, or what another tool noted.
         steps: of training; None where that is not known.
@@ -33,8 +32,7 @@ class LearnedConcept:
 
     name: str
     initializer: str
-    embeddings: torch.Tensor
-    embeddings_2: torch.Tensor | None = None
+    embeddings: tuple[torch.Tensor, ...]
     model: str = ""
     model_hash: str = ""
     steps: int | None = None
@@ -42,20 +40,19 @@ class LearnedConcept:
     resolution: tuple[int, int] | None = None
 
     @property
-    def rows(self) -> tuple[torch.Tensor, ...]:
-        """The rows (n, D) of every text encoder, in the model's order."""
-        two = self.embeddings_2 is not None
-        return (self.embeddings, self.embeddings_2) if two else (self.embeddings,)
+    def num_vectors(self) -> int:
+        """The vectors for each text encoder: as many tokens the word takes in a prompt."""
+        return len(self.embeddings[0])
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The widths of the text encoders that the vectors fit."""
-        return tuple(rows.shape[1] for rows in self.rows)
+        return tuple(rows.shape[1] for rows in self.embeddings)
 
     @property
     def digest(self) -> str:
         """A fingerprint of the vectors."""
-        data = b"".join(rows.cpu().float().numpy().tobytes() for rows in self.rows)
+        data = b"".join(rows.cpu().float().numpy().tobytes() for rows in self.embeddings)
         return hashlib.sha256(data).hexdigest()[:16]
 
 

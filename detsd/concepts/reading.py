@@ -231,7 +231,7 @@ def _concept(
     return LearnedConcept(
         word,
         text("initializer_strs"),
-        *rows,
+        tuple(rows),
         model=text("model", "sd_checkpoint_name"),
         model_hash=text("model_hash", "sd_checkpoint"),
         steps=next(iter(numbers("steps", "step")), None),

@@ -47,13 +47,13 @@ def token(concept: LearnedConcept) -> str:
     The tokenizer of transformers 5 returns an added word in lower case, and diffusers 0.42 looks
     for the further vectors under the spelling it was given: all but the first would be lost.
     """
-    several = len(concept.embeddings) > 1
+    several = concept.num_vectors > 1
     return concept.name.lower() if several else concept.name
 
 
 def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
     """Return what to write in a prompt, by the tools that read a layout."""
-    readers = READERS if len(concept.rows) == 1 else READERS_XL
+    readers = READERS if len(concept.embeddings) == 1 else READERS_XL
     stem = file_name(concept.name)
     names = {
         "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name
@@ -63,7 +63,7 @@ def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
 
 def layout_for(concept: LearnedConcept, tool: str) -> str:
     """Return the layout of a file of a concept for a tool."""
-    readers = READERS if len(concept.rows) == 1 else READERS_XL
+    readers = READERS if len(concept.embeddings) == 1 else READERS_XL
     found = next((layout for layout, tools in readers.items() if tool in tools), None)
     if found is None:
         raise UserError(

@@ -228,12 +228,12 @@ class Vocabulary:
     def add(self, concept: LearnedConcept) -> None:
         """Add a concept with its vectors."""
         self.check(concept)
-        name, count = concept.name, len(concept.embeddings)
+        name, count = concept.name, concept.num_vectors
         start = len(self.rows[0])
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         # Lower case without spaces: the older tokenizers fold added tokens as they fold text.
         tokens = [f"<{slug}|{start + k}>" for k in range(count)]
-        for encoder, rows in zip(self.text_encoders, concept.rows, strict=True):
+        for encoder, rows in zip(self.text_encoders, concept.embeddings, strict=True):
             if encoder.tokenizer.add_tokens(tokens) != count:
                 raise UserError(f"concept {name!r} clashes with tokens of the tokenizer; rename it")
             encoder.embedding.extend(rows)
@@ -317,14 +317,10 @@ class Vocabulary:
 
     def concepts(self) -> list[LearnedConcept]:
         """Return all concepts with a copy of their vectors."""
-        fields = ("embeddings", "embeddings_2")
         return [
             dataclasses.replace(
                 self._loaded[name],
-                **{
-                    field: rows.detach()[part].cpu().float().clone()
-                    for field, rows in zip(fields, self.rows, strict=False)
-                },
+                embeddings=tuple(rows.detach()[part].cpu().float().clone() for rows in self.rows),
             )
             for name, part in self._slices.items()
         ]

@@ -33,7 +33,7 @@ def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
     """Write `learned_embeddings_dict.pt` and one safetensors file per concept into `folder`."""
     files = encode(concepts, "detsd")
     for c in concepts:
-        files |= encode([c], "diffusers" if len(c.rows) == 1 else "sdxl")
+        files |= encode([c], "diffusers" if len(c.embeddings) == 1 else "sdxl")
     for name, data in files.items():
         (folder / name).write_bytes(data)
 
@@ -90,7 +90,7 @@ def store(files: dict[str, bytes], folder: Path) -> None:
 
 
 def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
-    stem, rows = file_name(c.name), [_rows(Path(c.name), c.name, r.cpu()) for r in c.rows]
+    stem, rows = file_name(c.name), [_rows(Path(c.name), c.name, r.cpu()) for r in c.embeddings]
     if layout == "a1111":
         if len(rows) > 1:
             raise UserError(
@@ -134,7 +134,10 @@ def _entry(c: LearnedConcept) -> dict[str, Any]:
     known["resolution"] = _resolution(c)
     return {
         "initializer_strs": c.initializer,
-        **{k: _rows(Path(c.name), c.name, r.cpu()) for k, r in zip(keys, c.rows, strict=False)},
+        **{
+            k: _rows(Path(c.name), c.name, r.cpu())
+            for k, r in zip(keys, c.embeddings, strict=False)
+        },
         **{key: value for key, value in known.items() if value not in ("", None)},
     }
 

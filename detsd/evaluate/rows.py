@@ -101,7 +101,7 @@ def describe_rows(
     if concept.widths != tuple(table.shape[1] for _, table in tables):
         tables = []
     encoders = []
-    for place, rows in enumerate(concept.rows):
+    for place, rows in enumerate(concept.embeddings):
         described = [{"norm": float(norm)} for norm in rows.norm(dim=1)]
         if tables:
             _compare(described, rows, concept.initializer, *tables[place], k)

@@ -271,7 +271,9 @@ class Checkpoints:
     def _restore_vectors(self) -> None:
         run, name_of_checkpoint = self._run, self._run.latest_name
         learned = {c.name: c for c in latest_concepts(run)}
-        wanted = {c.name: [tuple(r.shape) for r in c.rows] for c in self._vocabulary.concepts()}
+        wanted = {
+            c.name: [tuple(r.shape) for r in c.embeddings] for c in self._vocabulary.concepts()
+        }
         for name, shapes in wanted.items():
             if name not in learned:
                 rename = "" if run.latest_uuid else " give its concept that word (FILE=WORD),"
@@ -280,7 +282,7 @@ class Checkpoints:
                     f"{', '.join(learned)}; name another one,{rename} or change "
                     "concepts.concept_strs"
                 )
-            found = [tuple(r.shape) for r in learned[name].rows]
+            found = [tuple(r.shape) for r in learned[name].embeddings]
             if found != shapes:
                 raise UserError(
                     f"{name_of_checkpoint}: concept {name!r} has vectors of shape "
@@ -290,7 +292,7 @@ class Checkpoints:
                 )
         with torch.no_grad():
             for k, vectors in enumerate(self._step.vectors):
-                vectors.copy_(torch.cat([learned[name].rows[k] for name in wanted]))
+                vectors.copy_(torch.cat([learned[name].embeddings[k] for name in wanted]))
 
     def _read(self, path: Path, state: TrainState) -> int:
         """Read a state, the optimizer and the baselines; refuse one of other images.

@@ -33,7 +33,7 @@ def add_concepts(
         starts: of the concepts to add, by their numbers.
         begun: what a run goes on from, whose numbers of vectors `auto` keeps.
     """
-    lengths = {concept.name: len(concept.embeddings) for concept in begun}
+    lengths = {concept.name: concept.num_vectors for concept in begun}
     for k, start in starts.items():
         name, n = config.concept_strs[k], config.num_vectors[k]
         n = lengths.get(name, n) if n == AUTO else n
@@ -41,13 +41,13 @@ def add_concepts(
             found = read_concepts(start)
             if len(found) != 1:
                 raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
-            vectors, initializer = found[0].rows, found[0].initializer
+            vectors, initializer = found[0].embeddings, found[0].initializer
             n = None if n == AUTO else n
             vectors = tuple(v[[j % len(v) for j in range(n or len(v))]] for v in vectors)
         else:
             initializer = " ".join(start.split())
             vectors = _rows_of_phrase(vocabulary, initializer, n, k)
-        vocabulary.add(LearnedConcept(name, initializer, *vectors))
+        vocabulary.add(LearnedConcept(name, initializer, vectors))
         if vocabulary.truncated_concepts(f"a photo of a {name}"):
             raise UserError(
                 f"concepts.num_vectors[{k}]: {len(vectors[0])} vectors of {name!r} do not fit into "
