@@ -5,8 +5,6 @@ On a cluster the configuration and the latest checkpoint come from the trial; of
 experiment file named on the command line. Mistakes end with one sentence and exit code 2.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

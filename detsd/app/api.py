@@ -6,8 +6,6 @@
 docs/app.md describes them. An error comes back with the sentence that the page would show.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

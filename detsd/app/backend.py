@@ -6,8 +6,6 @@
 Everybody who has the page open shares it.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

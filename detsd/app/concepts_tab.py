@@ -1,7 +1,5 @@
 """The Concepts tab: load, reload, unload and look at concepts."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

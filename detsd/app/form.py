@@ -1,7 +1,5 @@
 """From the settings of a form or an endpoint to jobs: one image, copies of it, or a grid."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import re

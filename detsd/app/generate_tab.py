@@ -1,7 +1,5 @@
 """The Generate tab: images of one prompt."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Callable

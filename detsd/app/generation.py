@@ -1,7 +1,5 @@
 """The buttons that make images, with their progress, for the tabs Generate and Grid."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The Grid tab: two axes of settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The address of the page, and who may use it: trusted hosts, own pages, a password."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import ipaddress

@@ -3,8 +3,6 @@
 Progress, samples and the time-lapse appear as they are made; closing the page stops nothing.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Any
 

@@ -5,8 +5,6 @@ talks to nobody but the browser, and does one thing at a time: everybody who has
 shares the model, its concepts and one queue.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Parts that the tabs and endpoints of the demo page share: errors, texts, links, components."""
 
-from __future__ import annotations
-
 import contextlib
 import html
 import logging

@@ -1,7 +1,5 @@
 """Images on the page: their files, larger copies, thumbnails, previews and contact sheets."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

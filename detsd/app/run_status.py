@@ -1,7 +1,5 @@
 """The status of a fine-tuning that the page has started, read from its folder."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path

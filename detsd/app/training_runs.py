@@ -6,8 +6,6 @@ Each has a folder under `outputs/`, named after its word: `finetune.yaml`, copie
 and what every fine-tuning leaves there. The command line goes on with it as the page does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

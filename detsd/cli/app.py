@@ -1,7 +1,5 @@
 """python -m detsd app: the demo page."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 

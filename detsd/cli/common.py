@@ -1,7 +1,5 @@
 """Parts of several commands: the configuration, the end of a run, the next commands."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

@@ -1,7 +1,5 @@
 """python -m detsd show, export, download: concepts and what was made with them."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """python -m detsd evaluate: measure concepts."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

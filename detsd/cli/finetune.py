@@ -1,7 +1,5 @@
 """python -m detsd finetune: fine-tune concepts."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """python -m detsd generate: a grid of images, or one image made again."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence

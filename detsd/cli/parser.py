@@ -1,7 +1,5 @@
 """The command line: one subcommand per job."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

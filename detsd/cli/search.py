@@ -1,7 +1,5 @@
 """python -m detsd search: the table of a search on a cluster, or what a search's file will do."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -6,8 +6,6 @@ the bytes, on the right the upper ones, both mixed with the numbers of a generat
 image_embedding.py). The bytes are JSON, compressed by zlib.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import zlib

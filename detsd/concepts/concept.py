@@ -1,7 +1,5 @@
 """A learned concept: a word, where it began, and its embedding vectors."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 

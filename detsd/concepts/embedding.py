@@ -1,7 +1,5 @@
 """The frozen token table of a text encoder with learned vectors behind it."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn as nn
 

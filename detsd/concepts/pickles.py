@@ -6,8 +6,6 @@ for something of this file: a tensor of the file's bytes, a dictionary, a number
 refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools

@@ -21,8 +21,6 @@ OneTrainer `StableDiffusionEmbeddingSaver.py`, rinongal/textual_inversion `embed
 Stability-AI/ModelSpec.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -4,8 +4,6 @@ A file is recognised by its content, never by its suffix. Sizes are bounded befo
 and a pickle may name tensors and containers only.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import codecs

@@ -3,8 +3,6 @@
 Most tools go by the file's name, and some want a mark around it: the bare word does nothing there.
 """
 
-from __future__ import annotations
-
 import itertools
 
 from detsd.concepts.concept import LearnedConcept, family

@@ -6,8 +6,6 @@ replaced by as many placeholder tokens as it has rows. The base table is never w
 are a separate float32 parameter, and a thin layer looks up the one or the other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

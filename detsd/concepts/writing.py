@@ -1,7 +1,5 @@
 """Concept files, written in the layouts that other tools read."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -5,8 +5,6 @@ captions/ inside it (kohya, OneTrainer, ai-toolkit); or one metadata.jsonl or me
 columns file_name and text (Hugging Face's image folders).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

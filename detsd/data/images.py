@@ -1,7 +1,5 @@
 """Training images: read, cropped, resized, and their masks."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Notes on a folder of training images before training: one line for each kind of oddity."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

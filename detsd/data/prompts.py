@@ -1,7 +1,5 @@
 """Training prompts: templates, captions, file names and tags."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

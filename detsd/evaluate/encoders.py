@@ -1,7 +1,5 @@
 """Image encoders: CLIP, which has a text encoder beside it, and DINO."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

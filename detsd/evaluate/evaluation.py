@@ -13,8 +13,6 @@ folder, and the last checkpoint on a cluster, then hold besides the images
     sheets/          a contact sheet of all samples of each
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """A classifier that tells the training images from pictures of look-alikes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

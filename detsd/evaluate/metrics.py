@@ -11,8 +11,6 @@ with these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) ca
 and CLIP-T, and adds DINO for the first. Features are unit vectors (N, D), float32.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

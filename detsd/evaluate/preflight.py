@@ -3,8 +3,6 @@
 Imports no library that takes long.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

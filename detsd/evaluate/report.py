@@ -1,7 +1,5 @@
 """The tables and plots of an evaluation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

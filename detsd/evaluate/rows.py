@@ -3,8 +3,6 @@
 Of the base model only the token tables are loaded, to compare the vectors with.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

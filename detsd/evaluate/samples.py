@@ -1,7 +1,5 @@
 """The samples of an evaluation: of each concept, and of what it is compared with."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

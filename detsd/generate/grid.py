@@ -8,8 +8,6 @@ is stored says which images are finished: nothing else has to be kept for a run 
 pause, a crash or on another number of processes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shutil

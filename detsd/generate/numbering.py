@@ -1,7 +1,5 @@
 """The jobs of stored images, known by their settings, and the numbers in their files' names."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -3,8 +3,6 @@
 Imports no library that takes long.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from detsd.concepts.source import ConceptSource

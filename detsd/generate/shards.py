@@ -16,8 +16,6 @@ checkpoint waits for a contact sheet: one that is still being drawn comes with a
 run that resumes draws those that are complete and in no checkpoint.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

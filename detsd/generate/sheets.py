@@ -1,7 +1,5 @@
 """Contact sheets of a grid: their layout, and their drawing while images come."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The images of a grid on its chief: files, progress, TensorBoard, contact sheets, checkpoints."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

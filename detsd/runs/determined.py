@@ -1,7 +1,5 @@
 """A run in a Determined trial, over Core API."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil

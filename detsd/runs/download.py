@@ -1,7 +1,5 @@
 """Checkpoints of a Determined cluster, downloaded once and kept."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

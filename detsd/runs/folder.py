@@ -3,8 +3,6 @@
 Imports no library that takes long.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

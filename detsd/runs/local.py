@@ -1,7 +1,5 @@
 """A run off cluster: everything lies in one folder."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

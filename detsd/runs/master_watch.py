@@ -1,7 +1,5 @@
 """Watch for a master that does not answer: one line when it goes, one when it is back."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

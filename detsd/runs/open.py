@@ -1,7 +1,5 @@
 """Open the run of this process: in the trial that it belongs to, or in a folder."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The launcher's store, in which the processes of one run leave word of their errors."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

@@ -4,8 +4,6 @@ A rank that raises leaves the others in a collective, where NCCL waits for hours
 a signal. So it says so in the launcher's store, and a thread of every other rank looks there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Models of a Determined cluster's registry by the checkpoints that they stand for."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -4,8 +4,6 @@
 by all ranks, in the same order.
 """
 
-from __future__ import annotations
-
 import logging
 import zipfile
 import zlib

@@ -1,7 +1,5 @@
 """The trials of an experiment on a Determined cluster, and what came of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

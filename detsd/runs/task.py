@@ -1,7 +1,5 @@
 """The Determined task that this process belongs to, if any."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """TensorBoard's event files: scalars, and images as they are."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

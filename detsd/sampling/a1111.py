@@ -3,8 +3,6 @@
 docs/generating.md has the table of samplers for which it makes the same one.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from pathlib import Path

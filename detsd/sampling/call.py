@@ -1,7 +1,5 @@
 """The arguments of a call of diffusers' own pipeline, with concepts and weights in its prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Latents are kept in float32 whatever the models compute in, and all noise is dra
 CPU: an image starts from the same noise, and gets the same on its way, on every device.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The sampler: jobs in batches that fit into memory, batches to images."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Jobs: the settings that determine the pixels of one image."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """diffusers' own samplers, by the names of the configuration, and the noise they start from."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

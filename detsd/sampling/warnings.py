@@ -1,7 +1,5 @@
 """Sentences on jobs that will not show what their settings say."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ Profiles are applied by LittleCMS (Pillow's ImageCms), relative colorimetric wit
 compensation, as image editors do. Without one, numbers are taken as sRGB.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import logging

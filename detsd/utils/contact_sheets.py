@@ -1,7 +1,5 @@
 """Contact sheets, before/after pictures, time-lapses in one look; settings inside PNG files."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

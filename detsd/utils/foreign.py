@@ -4,8 +4,6 @@ A1111 writes a text: the prompt, the negative prompt, and a line of fields. For 
 `detsd.utils.comfy`. Neither is trusted.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field

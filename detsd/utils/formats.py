@@ -1,7 +1,5 @@
 """The formats of pictures that are opened. Imports no library that takes long."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import BinaryIO

@@ -5,8 +5,6 @@ would have defined. It is `importlib.util.LazyLoader` for packages whose modules
 their full names, which alone would make that one run them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import sys

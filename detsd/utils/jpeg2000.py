@@ -5,8 +5,6 @@ as 0, so that white is black. Where a channel is 0, a second decoding at half th
 two apart.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Estimate a batch size that fits a device's memory; recognise errors of a full one."""
 
-from __future__ import annotations
-
 import torch
 
 MAX_BATCH_SIZE = 16

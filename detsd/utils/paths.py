@@ -3,8 +3,6 @@
 Imports the standard library only, so that mistakes are reported before anything large is loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

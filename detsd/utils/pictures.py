@@ -3,8 +3,6 @@
 What becomes of which kind of file: docs/pictures.md.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import math

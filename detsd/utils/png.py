@@ -1,7 +1,5 @@
 """PNG files with the settings that made them, as other tools write and read them."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -3,8 +3,6 @@
 Off a terminal the bars are silent and the lines stand alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
