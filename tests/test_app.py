@@ -158,9 +158,9 @@ def test_forms_that_are_refused(backend, change, message):
 
 def test_long_prompts_and_weights_are_taken_and_the_rest_is_told(backend):
     long = good_job(backend, prompt="very " * 90, negative_prompt="red " * 90)
-    assert backend.warnings(long) == []
+    assert backend.warnings([long]) == []
     odd = good_job(backend, prompt="a (blob-thing:1.2)", negative_prompt="x AND y", steps=1)
-    first, second = backend.warnings(odd)
+    first, second = backend.warnings([odd])
     assert first.startswith("the prompt 'x AND y' has AND")
     assert second.startswith("num_inference_steps: 1 gives noise")
 
@@ -272,8 +272,8 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
     backend.hints = ModelVocabulary.of(str(tmp_path))
     assert "<b>objects</b> red ball" in parts.model_hint(backend)
     assert "on &lt;i&gt;ice&lt;/i&gt;" in parts.model_hint(backend)
-    assert backend.prompt_warnings("a red blob-thing of ink-red, Ink!") == []
-    assert backend.prompt_warnings("a blob-thing and a Dragon’s") == [
+    assert backend.warnings([Job("a red blob-thing of ink-red, Ink!", 0)]) == []
+    assert backend.warnings([Job("a blob-thing and a Dragon’s", 0)]) == [
         "this model was never shown the words “and”, “dragon’s”"
     ]
     assert backend.examples() != []  # none of ours can be drawn in these words; all are offered
@@ -283,7 +283,7 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
         assert "vocabulary.json cannot be read" in caplog.text
         caplog.clear()
     backend.hints = None
-    assert backend.prompt_warnings("a dragon") == []
+    assert backend.warnings([Job("a dragon", 0)]) == []
     assert parts.model_hint(backend) == ""
 
 

@@ -850,7 +850,7 @@ def test_weights_of_words_are_left_out_of_training_prompts_and_told(folders):
         assert "weights words, which is left out here" in doubt
     for prompt in ("a photo (16:9)", "at noon (at 10:30)", "a (red) ball", "f(x) = 2"):
         assert pipe.vocabulary.text(prompt) == prompt
-        assert pipe.prompt_warnings(prompt) == []
+        assert prompt_warnings(prompt, pipe.vocabulary) == []
     assert all(map(pipe.vocabulary.is_plain, ("a photo (16:9)", "at noon (at 10:30)")))
 
 

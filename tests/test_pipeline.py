@@ -347,17 +347,20 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
 
 def test_doubts_about_prompts(pipe):
     pipe.vocabulary.add(LearnedConcept("det-logo-demo", "", (torch.ones(1, 16),)))
-    assert pipe.prompt_warnings("a photo of a det-logo-demo and a blob-thing, close-up") == []
-    (doubt,) = pipe.prompt_warnings("a photo of a det-logo")
+    assert (
+        prompt_warnings("a photo of a det-logo-demo and a blob-thing, close-up", pipe.vocabulary)
+        == []
+    )
+    (doubt,) = prompt_warnings("a photo of a det-logo", pipe.vocabulary)
     assert (
         "says 'det-logo', which is no loaded concept (loaded: blob-thing, det-logo-demo)" in doubt
     )
     for spelt in ("DET-LOGO-DEMO", "det logo demo", "Det_Logo demo", "Blob Thing", "blobthing"):
-        (doubt,) = pipe.prompt_warnings(f"a photo of a {spelt}, close-up")
+        (doubt,) = prompt_warnings(f"a photo of a {spelt}, close-up", pipe.vocabulary)
         assert f"says {spelt!r}, which is no loaded concept" in doubt
-    assert pipe.prompt_warnings("a photo of a blob, and of another thing") == []
+    assert prompt_warnings("a photo of a blob, and of another thing", pipe.vocabulary) == []
     long = "very " * 80 + "blob-thing"
-    assert pipe.prompt_warnings(long) == []
+    assert prompt_warnings(long, pipe.vocabulary) == []
     assert pipe.vocabulary.chunk_count(long) == 2
     (doubt,) = prompt_warnings(long, pipe.vocabulary, weighted=False)  # as captions are read
     assert "84 tokens and the model reads 77" in doubt

@@ -69,7 +69,7 @@ class Endpoints:
         jobs = copies(first, count)
         if plain and not backend.no_baseline_reason(first.prompt):
             jobs += backend.baselines(jobs)
-        notes = backend.warnings(first)
+        notes = backend.warnings([first])
         for now in _when_made(backend.generate(jobs)):
             made = sorted(now.images.items())
             yield {

@@ -25,7 +25,7 @@ from detsd.concepts.source import ConceptSource
 from detsd.runs.folder import finetuning_metadata
 from detsd.sampling.jobs import Job, StepInfo
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from detsd.sampling.stock import steps_warning
+from detsd.sampling.warnings import JobWarnings
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
 
@@ -176,20 +176,16 @@ class Backend:
         unknown = self.hints.unknown if self.hints else lambda text: []
         return tuple(t for t in texts if not unknown(t.format(""))) or texts
 
-    def warnings(self, job: Job) -> list[str]:
-        """Return a sentence for each thing that is odd about an image's settings."""
-        found = self.prompt_warnings(job.prompt, job.negative_prompt)
-        steps = (job.scheduler_name, job.num_inference_steps, job.spacing)
-        return [*found, *filter(None, [steps_warning(self.pipe.model, *steps)])]
-
-    def prompt_warnings(self, prompt: str, negative_prompt: str = "") -> list[str]:
-        """Return a sentence for each thing that is odd about prompts."""
-        found = self.pipe.prompt_warnings(prompt) + self.pipe.prompt_warnings(negative_prompt)
-        without = self.pipe.vocabulary.rewrite.without(prompt)
-        if unknown := self.hints.unknown(without) if self.hints else []:
-            named = ", ".join(f"“{word}”" for word in unknown)
-            found.append(f"this model was never shown the word{'s'[: len(unknown) > 1]} {named}")
-        return found
+    def warnings(self, jobs: list[Job]) -> list[str]:
+        """Return a sentence for each thing that is odd about the settings of images."""
+        found = JobWarnings(self.pipe.model)(jobs)  # a new one: it tells a thing once
+        for prompt in dict.fromkeys(job.prompt for job in jobs) if self.hints else ():
+            if unknown := self.hints.unknown(self.pipe.vocabulary.rewrite.without(prompt)):
+                words = ", ".join(f"“{word}”" for word in unknown)
+                found.append(
+                    f"this model was never shown the word{'s'[: len(unknown) > 1]} {words}"
+                )
+        return list(dict.fromkeys(found))
 
     def no_baseline_reason(self, prompt: str) -> str:
         """Return why there is no prompt with initializers to compare with; "" if there is one."""

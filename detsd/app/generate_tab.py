@@ -69,7 +69,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
         todo = copies(first, n)
         reason = backend.no_baseline_reason(first.prompt)
         todo += backend.baselines(todo) if both and not reason else []
-        notes = backend.warnings(first)
+        notes = backend.warnings([first])
         return todo, lambda now: update(todo, n, now) | {buttons.status: lines(*notes)}
 
     buttons.connect(backend, [prompt.submit], [beside, count, *form], results, plan)
@@ -80,7 +80,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
         if problems := ImageSettings(text).problems():
             return lines(*problems)
         reason = backend.no_baseline_reason(text) if both else ""
-        return lines(*backend.prompt_warnings(text, away or ""), *filter(None, [reason]))
+        return lines(*backend.warnings([Job(text, 0, away or "")]), *filter(None, [reason]))
 
     gr.on(
         [prompt.change, negative.change, beside.change], warn, [prompt, negative, beside], hint,

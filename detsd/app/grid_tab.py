@@ -49,7 +49,7 @@ def grid_tab(backend: Backend, form: list[Any]) -> None:
         settings = parse_form(values[4:])
         todo, columns, rows = grid_jobs(backend.pipe, settings, values[:2], values[2:4])
         title = todo[0].prompt if len({job.prompt for job in todo}) == 1 else ""
-        notes = dict.fromkeys(note for job in todo for note in backend.warnings(job))
+        notes = backend.warnings(todo)
 
         def update(now: Generation) -> dict:
             made = pictures.sheet(now.images, columns, rows, title, backend.folder)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from detsd.concepts.concept import LearnedConcept
-from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import find_concepts
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
@@ -30,12 +29,7 @@ from detsd.sampling.call import as_list, call_arguments
 from detsd.sampling.denoise import guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import GeneratedImage, Job
-from detsd.sampling.stock import (
-    check_steps,
-    in_float32,
-    make_scheduler,
-    own_scheduler,
-)
+from detsd.sampling.stock import check_steps, in_float32, make_scheduler, own_scheduler
 from detsd.sampling.warnings import JobWarnings
 from detsd.utils import png
 from detsd.utils.errors import UserError
@@ -200,10 +194,6 @@ class DetSDTextualInversionPipeline:
             for c in self.vocabulary.concepts()
             if c.name in used
         }
-
-    def prompt_warnings(self, prompt: str) -> list[str]:
-        """Return a sentence for each misspelled concept and unsupported syntax."""
-        return prompt_warnings(prompt, self.vocabulary)
 
     # ---- images ------------------------------------------------------------------------------
 
