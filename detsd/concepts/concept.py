@@ -56,4 +56,9 @@ class LearnedConcept:
 
 def family(widths: tuple[int, ...]) -> str:
     """Name the models whose text encoders have these widths."""
-    return FAMILIES.get(widths, f"another model (text width {' and '.join(map(str, widths))})")
+    return FAMILIES.get(widths, f"another model (text width {joined(widths)})")
+
+
+def joined(widths: tuple[int, ...]) -> str:
+    """Return widths as they stand in a sentence: "768 and 1280"."""
+    return " and ".join(map(str, widths))

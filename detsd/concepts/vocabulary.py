@@ -18,7 +18,7 @@ import torch.nn as nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from detsd.concepts import weights
-from detsd.concepts.concept import LearnedConcept, family
+from detsd.concepts.concept import LearnedConcept, family, joined
 from detsd.concepts.embedding import ConceptEmbedding
 from detsd.concepts.prompts import PromptRewriter, unweighted
 from detsd.concepts.source import is_word, word_problem
@@ -123,13 +123,9 @@ def check_fit(concept: LearnedConcept, widths: tuple[int, ...], model: str) -> N
     whose = "the text encoder's width is" if len(widths) == 1 else "the text encoders' widths are"
     raise UserError(
         f"concept {concept.name!r} does not fit {model}: it has rows of width "
-        f"{_and(concept.widths)}, but {whose} {_and(widths)}; it was learned on "
+        f"{joined(concept.widths)}, but {whose} {joined(widths)}; it was learned on "
         f"{concept.model or family(concept.widths)}, and {model} is {family(widths)}"
     )
-
-
-def _and(numbers: tuple[int, ...]) -> str:
-    return " and ".join(map(str, numbers))
 
 
 class Vocabulary:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
-from detsd.concepts.concept import LearnedConcept, family
+from detsd.concepts.concept import LearnedConcept, family, joined
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
 from detsd.config import ModelConfig
@@ -19,14 +19,15 @@ from detsd.runs.folder import finetuning_metadata
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED
 
+NEAREST = 5  # words of the vocabulary that are named for each vector
 
-def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> dict[str, Any]:
+
+def describe(path: str | Path, model: str | None = None) -> dict[str, Any]:
     """Return a description of a source, as JSON takes it.
 
     Args:
         model: the base model to compare with; default: the one that the checkpoint names, else the
             bundled one if it has the same width.
-        nearest: how many words of the vocabulary are named per vector.
     """
     source = ConceptSource.parse(path).located
     concepts = read_concepts(source)
@@ -37,7 +38,7 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> di
     if trained_on:
         base = [f"{trained_on['pretrained_model_name_or_path']} (trained on it)"]
     else:
-        base = [f"{family(k)} (width {_joined(k)})" for k in kinds]
+        base = [f"{family(k)} (width {joined(k)})" for k in kinds]
     tables: list[tuple[CLIPTokenizer, torch.Tensor]] = []
     if model or trained_on or any(family(k).startswith(BUNDLED) for k in kinds):
         name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
@@ -52,7 +53,7 @@ def describe(path: str | Path, model: str | None = None, nearest: int = 5) -> di
         "base_models": base,
         "notes": notes,
         "vocabularies": [_vocabulary(table) for _, table in tables],
-        "concepts": [describe_rows(concept, tables, nearest) for concept in concepts],
+        "concepts": [describe_rows(concept, tables) for concept in concepts],
     }
 
 
@@ -71,18 +72,14 @@ def _tables(
             notes.append(f"--model {name} asks the hub for it")
     own = tuple(table.shape[1] for _, table in tables)
     if tables and own not in kinds:
-        problem = f"{name} has vectors of width {_joined(own)}, {path} of width " + " or ".join(
-            map(_joined, kinds)
+        problem = f"{name} has vectors of width {joined(own)}, {path} of width " + " or ".join(
+            map(joined, kinds)
         )
         if asked:
             fits = " or ".join(map(family, kinds))
             raise UserError(f"{problem}: it fits {fits}; name that with --model")
         notes.append(f"no comparison with the vocabulary: {problem}")
     return tables, notes
-
-
-def _joined(widths: tuple[int, ...]) -> str:
-    return " and ".join(map(str, widths))
 
 
 def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
 
 
 def describe_rows(
-    concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]], k: int = 5
+    concept: LearnedConcept, tables: list[tuple[CLIPTokenizer, torch.Tensor]]
 ) -> dict[str, Any]:
     """Return a description of a concept's vectors for each text encoder."""
     if concept.widths != tuple(table.shape[1] for _, table in tables):
@@ -102,7 +99,7 @@ def describe_rows(
     for place, rows in enumerate(concept.embeddings):
         described = [{"norm": float(norm)} for norm in rows.norm(dim=1)]
         if tables:
-            _compare(described, rows, concept.initializer, *tables[place], k)
+            _compare(described, rows, concept.initializer, *tables[place])
         encoders.append({"width": rows.shape[1], "rows": described})
     return {
         "name": concept.name,
@@ -122,12 +119,11 @@ def _compare(
     initializer: str,
     tokenizer: CLIPTokenizer,
     table: torch.Tensor,
-    k: int,
 ) -> None:
     """Add the nearest words of a vocabulary (V, D) to the description of vectors (n, D)."""
     likeness = F.normalize(rows, dim=1) @ F.normalize(table, dim=1).T  # (n, V) cosines
     likeness[:, tokenizer.all_special_ids] = -1
-    ids = likeness.topk(k).indices
+    ids = likeness.topk(NEAREST).indices
     start = tokenizer(initializer, add_special_tokens=False).input_ids
 
     def word(row: int, token: int) -> dict[str, Any]:
@@ -173,7 +169,7 @@ def report(facts: dict[str, Any]) -> str:
             "",
             concept["name"],
             f"  vectors: {len(encoders[0]['rows'])} of width "
-            + _joined(tuple(e["width"] for e in encoders)),
+            + joined(tuple(e["width"] for e in encoders)),
             f"  initializer: {concept['initializer'] or 'unknown'}",
         ]
         if concept["model"] and facts["steps"] is None:  # else the first line says it
