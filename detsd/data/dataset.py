@@ -24,7 +24,7 @@ from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.data.captions import find_captions
 from detsd.data.folder import ImageFolder
-from detsd.data.images import CroppedImage, mask_tensor, read_listed, to_tensor
+from detsd.data.images import CroppedImage, mask_tensor, read_images, to_tensor
 from detsd.data.notes import Notes
 from detsd.data.prompts import display_name, prompts_for, vary_tags
 from detsd.models.base import BaseModel, TimeIds
@@ -181,7 +181,7 @@ def read_concept(
     folder = ImageFolder.scan(Path(config.img_dirs[k]), key)
     captions = find_captions(folder) if config.use_caption_files else {}
     total = len(folder.images)
-    read = read_listed(folder, config, size, key, model.bucket_step, model.vae_scale_factor)
+    read = read_images(folder, config, size, key, model.bucket_step, model.vae_scale_factor)
     images: list[TrainingImage] = []
     shown: list[Image.Image] = []
     notes = Notes(folder, config, captions)

@@ -108,32 +108,25 @@ def frame(width: int, height: int, shape: tuple[int, int], center_crop: bool) ->
 
 
 def read_images(
-    folder: Path, config: ConceptsConfig, size: int, key: str, step: int = 8
-) -> Iterator[CroppedImage]:
-    """Read all readable images of a folder, cut to one shape, or each to that of its bucket.
-
-    Unreadable ones are named and skipped. Several are decoded at once, and only a few are held.
-
-    Args:
-        key: what the configuration calls the folder.
-        step: of which the sides of buckets are multiples.
-    """
-    yield from read_listed(ImageFolder.scan(folder, key), config, size, key, step)
-
-
-def read_listed(
-    folder: ImageFolder,
+    folder: Path | ImageFolder,
     config: ConceptsConfig,
     size: int,
     key: str,
     step: int = 8,
     scale: int | None = None,
 ) -> Iterator[CroppedImage]:
-    """Read the images of a folder as `read_images` does.
+    """Read all readable images of a folder, cut to one shape, or each to that of its bucket.
+
+    Unreadable ones are named and skipped. Several are decoded at once, and only a few are held.
 
     Args:
+        folder: a path is listed here.
+        key: what the configuration calls the folder.
+        step: of which the sides of buckets are multiples.
         scale: pixels per latent along a side, to read their masks, too.
     """
+    if isinstance(folder, Path):
+        folder = ImageFolder.scan(folder, key)
     if folder.passed_over:
         logger.warning("%s", folder.passed_over)
     shapes = target_sizes(config, size, step)
