@@ -192,7 +192,9 @@ class Evaluation:
         text = json.dumps(self.result, ensure_ascii=False, indent=1)
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
         plot(self.result, folder / "evaluation.png")
-        png.save(self._overview(images), folder / "samples.png")
+        shown = min(SHOWN, self.config.evaluation.num_samples)
+        samples = [[self._samples(s, shown) for s in self._of(r)] for r in self.references]
+        png.save(overview(self.result["concepts"], images, samples), folder / "samples.png")
         if not run.folder_is_kept and self.grid.store.resumed_count == len(self.grid.jobs):
             return  # restarted after its end: the last checkpoint has reported it all
         for name in ("evaluation", "samples"):
@@ -245,9 +247,3 @@ class Evaluation:
             "states": found,
             "best": max(found, key=lambda state: state["score"])["label"],
         }
-
-    def _overview(self, images: list[list[Image.Image]]) -> Image.Image:
-        """Draw training images, and samples of the plain prompt of each sample set."""
-        n = min(SHOWN, self.config.evaluation.num_samples)
-        samples = [[self._samples(s, n) for s in self._of(r)] for r in self.references]
-        return overview(self.result["concepts"], images, samples)

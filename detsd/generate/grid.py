@@ -129,10 +129,6 @@ class Grid:
         first = next(stored, {})
         return first.get("model", {})
 
-    def _prompts(self) -> list[str]:
-        """Return the grid's prompts, each once."""
-        return list(dict.fromkeys(self.config.grid.prompts + self.config.grid.negative_prompts))
-
     def _warn_of_spelling(self, model: ModelConfig) -> bool:
         """Warn of misspelled concepts without the model's weights; False: no tokenizer yet."""
         sources = [*self.config.concepts.files, *(f"uuid:{uuid}" for uuid in self._uuids)]
@@ -142,7 +138,8 @@ class Grid:
         if not names:
             return True
         tokens = fetch_vocabulary(model)
-        for text in self._prompts() if tokens else []:
+        texts = dict.fromkeys(self.config.grid.prompts + self.config.grid.negative_prompts)
+        for text in texts if tokens else ():
             for warning in misspelled_concepts(text, names, lambda word: is_word(word, tokens)):
                 logger.warning("%s", warning)
         return bool(tokens)

@@ -204,15 +204,6 @@ class DeterminedRun(Run):
 
 
 @contextlib.contextmanager
-def _deleted_as_error(uuid: str) -> Iterator[None]:
-    """Turn the absence of a checkpoint into a sentence: the master accepts a deleted one."""
-    try:
-        yield
-    except CheckpointNotFound:
-        raise UserError(deleted(uuid)) from None
-
-
-@contextlib.contextmanager
 def determined_run(accelerate: bool) -> Iterator[Run]:
     for kind in ("shared", "directory"):  # logged at every restore, of a complete one too
         logging.getLogger(f"determined.common.storage.{kind}").addFilter(
@@ -235,12 +226,12 @@ def determined_run(accelerate: bool) -> Iterator[Run]:
         latest = det.get_cluster_info().latest_checkpoint
         if latest:
             if ranks.local_rank == 0:
-                with _deleted_as_error(latest):
+                try:
                     run.fetch(
-                        latest,
-                        folder / "latest",
-                        lambda name: accelerate or not name.endswith(".zip"),
+                        latest, folder / "latest", lambda n: accelerate or not n.endswith(".zip")
                     )
+                except CheckpointNotFound:  # the master accepts a deleted one
+                    raise UserError(deleted(latest)) from None
             run.resume_from(context.distributed.broadcast_local(folder / "latest"), latest)
         yield run
         run.flush()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from detsd.models.base import BaseModel, Conditioning, TimeIds
+from detsd.models.base import BaseModel, Conditioning
 from detsd.sampling.denoise import decode, denoise, starting_noise
 from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches
 from detsd.sampling.stock import latent_shape, make_scheduler
@@ -131,7 +131,7 @@ class Sampler:
         encodings: dict[tuple, Conditioning],
         on_step: Callable[[int, int, int, torch.Tensor], None] | None,
         should_stop: Callable[[], bool] | None,
-        chunks: int = 1,
+        chunks: int,
     ) -> list[GeneratedImage] | None:
         """Make the images of jobs of one `batch_key` and length; None when stopped."""
         first, model = jobs[0], self.model
@@ -183,16 +183,13 @@ class Sampler:
             prompt = job.negative_prompt if negative else job.prompt
             key = (prompt, negative, frame, chunks, job.prompt_weights)
             if key not in encodings:
-                encodings[key] = self._encode(prompt, frame, chunks, job.prompt_weights)
-                if negative:
-                    encodings[key] = self.model.as_negative(encodings[key], [prompt])
+                if job.prompt_weights:
+                    encoded = self.model.encode_weighted_prompt(prompt, frame, chunks)
+                else:
+                    encoded = self.model.encode_prompts([prompt], [frame])
+                encodings[key] = self.model.as_negative(encoded, [prompt]) if negative else encoded
             found.append(encodings[key])
         return Conditioning.cat(found)
-
-    def _encode(self, prompt: str, frame: TimeIds, chunks: int, weighted: bool) -> Conditioning:
-        if weighted:
-            return self.model.encode_weighted_prompt(prompt, frame, chunks)
-        return self.model.encode_prompts([prompt], [frame])
 
     def _pictures(self, pixels: torch.Tensor) -> list[GeneratedImage]:
         """Turn pixels (B, 3, H, W) into pictures, black where the safety checker flags them."""
