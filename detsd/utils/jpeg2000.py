@@ -7,8 +7,7 @@ two apart.
 
 import io
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 SIZ, COD, QCD, QCC, FIRST_TILE = 0x51, 0x52, 0x5C, 0x5D, 0x90  # markers (ISO 15444-1, A.2)
 
@@ -53,14 +52,9 @@ def mend_white(image: Image.Image, data: bytes, reduce: int) -> Image.Image:
             white = half.point(lambda v: 255 * (v > 127))
             zero = channel.point(lambda v: 255 * (v == 0))
             mended = channel.copy()
-            mended.paste(255, mask=_both(white, zero))
+            mended.paste(255, mask=ImageChops.darker(white, zero))
             channels.append(mended)
     return Image.merge(image.mode, channels)
-
-
-def _both(a: Image.Image, b: Image.Image) -> Image.Image:
-    """Return a mask of where both masks are white."""
-    return Image.fromarray(np.minimum(np.asarray(a), np.asarray(b)))
 
 
 def _depths(data: bytes) -> range:
