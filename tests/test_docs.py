@@ -33,7 +33,7 @@ from detsd.concepts import safe_load
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
-from detsd.concepts.usage import PROMPTS, READERS_XL, prompts
+from detsd.concepts.usage import PROMPTS, READERS, prompts
 from detsd.concepts.writing import write_concepts
 from detsd.config import (
     EvaluateConfig,
@@ -253,7 +253,7 @@ def test_the_table_of_tools_is_what_export_prints():
         first, *second = re.findall(r"`(\w+)`", formats)
         assert prompts(one, first)[tool] == re.search("`([^`]*)`", prompt)[1]
         if "no XL" in formats:
-            assert not any(tool in tools for tools in READERS_XL.values())
+            assert not any(tool in tools for tools in READERS[2].values())
         else:
             assert prompts(two, (second or [first])[0])[tool] == re.search("`([^`]*)`", prompt)[1]
 

@@ -1,13 +1,14 @@
 """python -m detsd search: the table of a search on a cluster, or what a search's file will do."""
 
 import argparse
+import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from detsd.cli.common import PROG, print_commands
-from detsd.config import FinetuneConfig, check_experiment, read_experiment
+from detsd.config import FinetuneConfig, check_experiment, flat, read_experiment
 from detsd.config.search import DIVERGED, DIVISOR, rung_warning, rungs
 from detsd.runs.search import TrialResult, read_trials
 from detsd.utils import progress
@@ -23,6 +24,7 @@ def search(args: argparse.Namespace) -> int:
     config, trials = read_trials(int(args.search))
     if not trials:
         raise UserError(f"experiment {args.search} has no trial yet")
+    trials = [dataclasses.replace(t, settings=flat(t.settings)) for t in trials]
     searcher = config["searcher"]
     sign = 1 if searcher.get("smaller_is_better", True) else -1
     trials.sort(key=lambda t: sign * t.values.get(t.best_step(sign), sign * float("inf")))

@@ -22,7 +22,7 @@ PROMPTS = {  # {stem} is the file's name, {token} the word inside the file
 
 BY_NAME = ("A1111, Forge, SD.Next", "ComfyUI", "SwarmUI")
 
-READERS = {  # of a concept for one text encoder
+ONE_ENCODER = {  # the tools that read a concept for one text encoder, by the layout
     "diffusers": ("diffusers", "OpenVINO (optimum-intel)", *BY_NAME, "stable-diffusion.cpp"),
     "a1111": (*BY_NAME, "InvokeAI", "stable-diffusion.cpp", "diffusers"),
     "kohya": (*BY_NAME, "InvokeAI"),
@@ -30,13 +30,15 @@ READERS = {  # of a concept for one text encoder
     "detsd": ("detsd", "stable-diffusion.cpp"),
 }
 
-READERS_XL = {  # for two; kohya and OneTrainer write the layout sdxl then
+TWO_ENCODERS = {  # and for two; kohya and OneTrainer write the layout sdxl then
     "diffusers": ("diffusers",),
     "kohya": (*BY_NAME, "InvokeAI"),
     "sdxl": (*BY_NAME, "InvokeAI"),
     "onetrainer": (*BY_NAME, "InvokeAI"),
     "detsd": ("detsd",),
 }
+
+READERS = {1: ONE_ENCODER, 2: TWO_ENCODERS}
 
 
 def token(concept: LearnedConcept) -> str:
@@ -51,18 +53,21 @@ def token(concept: LearnedConcept) -> str:
 
 def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
     """Return what to write in a prompt, by the tools that read a layout."""
-    readers = READERS if len(concept.embeddings) == 1 else READERS_XL
     stem = file_name(concept.name)
     names = {
         "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name
     }  # fmt: skip
-    return {tool: PROMPTS[tool].format(**names) for tool in readers[layout]}
+    return {
+        tool: PROMPTS[tool].format(**names) for tool in READERS[len(concept.embeddings)][layout]
+    }
 
 
 def layout_for(concept: LearnedConcept, tool: str) -> str:
     """Return the layout of a file of a concept for a tool."""
-    readers = READERS if len(concept.embeddings) == 1 else READERS_XL
-    found = next((layout for layout, tools in readers.items() if tool in tools), None)
+    found = next(
+        (layout for layout, tools in READERS[len(concept.embeddings)].items() if tool in tools),
+        None,
+    )
     if found is None:
         raise UserError(
             f"{tool} takes no concept for {family(concept.widths)}; choose another tool"

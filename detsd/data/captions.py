@@ -55,7 +55,7 @@ def find_captions(folder: ImageFolder) -> dict[Path, str]:
         names = [(name, end) for end in CAPTION_ENDS for name in (image.stem, image.name)]
         paths = [place[name] for place in places for name in names if name in place]
         if paths:
-            text = _read(paths[0])
+            text = " ".join(_read(paths[0]).split())
             if not text:
                 raise UserError(f"{paths[0]} is empty; write a caption, or delete it")
             found[image] = text
@@ -98,10 +98,10 @@ def file_words(stem: str, split: str) -> str:
 
 
 def _read(path: Path) -> str:
-    """Read a text file, on one line."""
+    """Read a text file."""
     try:
         # "-sig": some editors begin a file with a mark that would become three tokens.
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path} cannot be read as UTF-8 text; save it again") from None
 
@@ -131,10 +131,7 @@ def _metadata(folder: ImageFolder) -> dict[Path, str]:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield the rows of a metadata file with the numbers of their lines."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path} cannot be read as UTF-8 text; save it again") from None
+    text = _read(path)
     try:
         if path.suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""))

@@ -12,7 +12,7 @@ class TrialResult:
     """A trial of a search.
 
     Attributes:
-        settings: all its hyperparameters, by `section.key`.
+        settings: all its hyperparameters.
         values: the searcher's metric by completed steps, of every validation.
         checkpoints: the uuids of its checkpoints that are left, by completed steps.
     """
@@ -55,9 +55,9 @@ def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
             TrialResult(
                 trial.id,
                 trial.state.name,
-                _flat(trial.hparams or {}),
-                {m.steps_completed: float(m.metrics[metric]) for m in _validations(trial)
-                 if metric in m.metrics},
+                trial.hparams or {},
+                {m.steps_completed: float(m.metrics[metric])
+                 for m in trial.iter_metrics("validation") if metric in m.metrics},
                 stored.get(trial.id, {}),
             )
             for trial in experiment.list_trials()
@@ -69,17 +69,3 @@ def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
             f"experiment {number} cannot be asked for: no Determined master was found; set "
             "DET_MASTER"
         ) from None
-
-
-def _validations(trial: Any) -> list[Any]:
-    return list(trial.iter_metrics("validation"))
-
-
-def _flat(given: dict[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in given.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{path}{key}.")
-        else:
-            found[f"{path}{key}"] = value
-    return found

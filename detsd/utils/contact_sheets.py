@@ -140,9 +140,11 @@ def sheet(
     return canvas
 
 
-def padded(rows: list[list[Image.Image]]) -> list[list[Image.Image]]:
-    """Pad images of several shapes to one that has room for each."""
-    size = tuple(map(max, zip(*(image.size for row in rows for image in row), strict=True)))
+def padded(
+    rows: list[list[Image.Image]], size: tuple[int, int] | None = None
+) -> list[list[Image.Image]]:
+    """Scale and pad images of several shapes to one: `size`, else one that has room for each."""
+    size = size or tuple(map(max, zip(*(i.size for row in rows for i in row), strict=True)))
     return [[ImageOps.pad(i, size, Image.Resampling.LANCZOS, PAPER) for i in r] for r in rows]
 
 
@@ -182,11 +184,7 @@ def before_after(
         pair[0].append(old)
         pair[1].append(new)
     columns = max(3, *(len(old) for old, _ in groups.values()))
-    size = before[0].size
-    rows = [
-        [ImageOps.pad(i, size, Image.Resampling.LANCZOS, PAPER) for i in k[:columns]]
-        for k in taught.values()
-    ]
+    rows = padded([images[:columns] for images in taught.values()], before[0].size)
     labels = [f"training images of {name}" for name in taught]
     for (prompt, phrase), (old, new) in groups.items():
         rows += [old, new]
