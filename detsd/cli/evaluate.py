@@ -5,13 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from detsd.cli.common import (
-    PROG,
-    configuration,
-    images_done,
-    print_stored,
-    stopped,
-)
+from detsd.cli.common import PROG, configuration, images_done, print_stored, stopped
 from detsd.concepts.source import ConceptSource
 from detsd.config import EvaluateConfig, load_config, override, parse_config
 from detsd.evaluate.preflight import check_evaluate

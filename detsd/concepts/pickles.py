@@ -181,16 +181,8 @@ def _names() -> Iterator[tuple[str, Any]]:
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         return torch.as_strided(flat, tuple(bounded(size)), tuple(bounded(stride)), offset)
 
-    def tensor_v3(
-        storage: Any,
-        offset: int,
-        size: Any,
-        stride: Any,
-        grad: Any,
-        hooks: Any,
-        dtype: Any,
-        *_: Any,
-    ) -> torch.Tensor:
+    def tensor_v3(storage: Any, offset: int, size: Any, stride: Any, *rest: Any) -> torch.Tensor:
+        _grad, _hooks, dtype, *_ = rest
         return tensor((dtype, storage[1]), offset, size, stride)
 
     def number(kind: NumpyType, data: bytes) -> int | float | None:

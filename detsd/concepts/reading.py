@@ -50,8 +50,6 @@ MAX_SIDE = 8192  # pixels that a file may ask for
 
 MAX_NUMBERS, MAX_ALL = 2**24, 2**26  # in the rows of one concept and encoder, in those of a file
 
-# ---- reading -------------------------------------------------------------------------------------
-
 
 def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     """Read the concepts of a file in any layout, or of a checkpoint or run folder.
@@ -278,7 +276,5 @@ def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
     Where they lie is what an image notes: the same file even when a run has gone on since.
     """
     source = ConceptSource.parse(named).resolved
-    if source.uuid:
-        return read_concepts(source), str(source), str(named)
-    source = source.located
+    source = source if source.uuid else source.located
     return read_concepts(source), str(source), str(named)

@@ -24,9 +24,6 @@ ARCHITECTURES = {  # what ModelSpec calls them; other tools sort by it
 }
 
 
-# ---- writing -------------------------------------------------------------------------------------
-
-
 def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
     """Write `learned_embeddings_dict.pt` and one safetensors file per concept into `folder`."""
     files = encode(concepts, "detsd")

@@ -38,6 +38,7 @@ from detsd.utils.paths import atomic_write
 logger = logging.getLogger("detsd")
 
 Match = Callable[[dict[str, Any], str], int | None]  # settings and name of an image -> its job
+PathOf, LineOf = Callable[[int], Path], Callable[[int], str]  # of a job: file, manifest line
 
 
 def image_path(folder: Path, number: int) -> Path:
@@ -94,13 +95,7 @@ class FolderImages:
             cluster begins its event files anew.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        path: Callable[[int], Path],
-        line: Callable[[int], str],
-        config: GenerateConfig,
-    ):
+    def __init__(self, run: Run, path: PathOf, line: LineOf, config: GenerateConfig):
         """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
         self.folder, self._path, self._line = run.folder, path, line
         self.images: list[int] = []
@@ -159,13 +154,7 @@ class ShardedCheckpoints:
         shards: the checkpoints that together hold all images, the latest last.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        path: Callable[[int], Path],
-        line: Callable[[int], str],
-        config: GenerateConfig,
-    ):
+    def __init__(self, run: Run, path: PathOf, line: LineOf, config: GenerateConfig):
         """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
         self.run, self._path, self._line = run, path, line
         self._grid = dataclasses.asdict(config.grid)
