@@ -451,7 +451,7 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
     for text, file, message in (
         (" ", None, "nothing is named"),
         (None, str(folder / "ink-look.safetensors"), "loaded twice"),
-        (str(folder), str(folder), "is named and a file uploaded; take one of them away"),
+        (str(folder), str(folder), "is named and a file uploaded; remove one of them"),
     ):
         with pytest.raises(UserError, match=message):
             backend.load(text, file)
@@ -1262,7 +1262,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("facts")).to_contain_text("a style")
         expect(page.locator("#pictures img")).to_have_count(12)
         at("load").click()
-        told("nothing is named; write a path or a uuid, or upload a file")
+        told("nothing is named; give a path or a uuid, or upload a file")
         write_concepts([LearnedConcept("cube-thing", "", (torch.ones(3, 16),))], folder)
         at("reload").click()
         expect(at("about")).to_contain_text("cube-thing: 3 vectors")

@@ -265,8 +265,8 @@ def test_files_that_are_no_pictures_are_passed_over_in_a_line(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     assert messages(caplog) == [
-        f"{tmp_path}: passing over 2 that a Mac leaves beside pictures (._a.jpg), 1 whose links "
-        "lead nowhere (f.jpg), 3 that are pointers of Git LFS (c.png); git lfs pull brings the "
+        f"{tmp_path}: passing over 2 that a Mac leaves beside pictures (._a.jpg), 1 that are "
+        "broken links (f.jpg), 3 that are pointers of Git LFS (c.png); git lfs pull brings the "
         "pictures"
     ]
     (tmp_path / "a.jpg").unlink()

@@ -297,7 +297,7 @@ UUID = "0b9a5b3c-52b0-4b3a-9d0e-0a1b2c3d4e5f"
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["{run}"], "evaluator.clip: {model} brings no CLIP along to measure images"),
+        (["{run}"], "evaluator.clip: {model} includes no CLIP to measure images"),
         (["{run}", "--clip", "{run}"], "evaluator.clip: {run} holds no config.json"),
         (["{file}", "--clip", "{clip}"], "from which images {file} was learned is not known; name"),
         (["{lost}", "--clip", "{clip}"], "{lost} was learned from other images: folder /gone"),

@@ -390,7 +390,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     best = whole / "learned_embeddings_dict.pt"
     assert finetune(path, whole) == 0
-    assert f"lies in {best}: step 4, the best (val_loss 0.5000)" in capsys.readouterr().out
+    assert f"is in {best}: step 4, the best (val_loss 0.5000)" in capsys.readouterr().out
     for source in (whole, best):
         (c,) = read_concepts(source)
         assert torch.equal(c.embeddings[0], rows_of(whole, 4)["blob-thing"])
@@ -406,7 +406,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
     assert "1 concept, after 4 steps" in said
     assert "best of its run so far: step 4 (val_loss 0.5000)" in said
     assert finetune(path, whole) == 0
-    assert "complete: the concept lies in" in capsys.readouterr().out
+    assert "complete: the concept is in" in capsys.readouterr().out
 
     # Interrupted and gone on with; its last checkpoints, and the best one itself, deleted.
     with monkeypatch.context() as stopped:

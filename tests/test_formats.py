@@ -130,7 +130,7 @@ def test_words_in_a_lora_are_read_and_the_lora_is_left_out(tmp_path, caplog, mon
     found = read_concepts(path)
     assert [c.name for c in found] == ["my.word", "x"]
     assert all(map(torch.equal, found[0].embeddings, TWO))
-    assert f"{path} is a LoRA that brings a word along: the word is read, no more" in caplog.text
+    assert f"{path} is a LoRA with a word in it: only the word is read" in caplog.text
     monkeypatch.setattr(safe_load, "MAX_BYTES", 2**10)
     with pytest.raises(UserError, match=r"a file of 0\.0 GB"):
         read_concepts(path)

@@ -271,7 +271,7 @@ def test_an_evaluator_without_its_vocabulary_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (EvaluatorConfig(), r"evaluator\.clip: owner/model brings no CLIP along .* name one"),
+        (EvaluatorConfig(), r"evaluator\.clip: owner/model includes no CLIP .* name one"),
         (EvaluatorConfig("gone/for/ever"), r"evaluator\.clip: gone/for/ever does not exist"),
         (EvaluatorConfig("det_logos"), r"evaluator\.clip: det_logos holds no config\.json"),
         (EvaluatorConfig("owner/clip"), r"evaluator\.clip: owner/clip is no folder here, HF_HUB"),

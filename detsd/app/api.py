@@ -127,7 +127,7 @@ class Endpoints:
         captions: list[str] = [],  # noqa: B006
         buckets: bool = False,
     ) -> str:
-        """Begin to learn a word from pictures, each a file of `gradio_client.handle_file`.
+        """Start to train a word from pictures, each a file of `gradio_client.handle_file`.
 
         0 for steps or learning rate is the default; an empty phrase is looked for; captions are in
         the order of the pictures, "" for one without; buckets keep the pictures' shapes. Returns
@@ -143,11 +143,11 @@ class Endpoints:
         )
 
     def go_on(self, run: str) -> str:
-        """Go on with a run that was stopped; return its folder."""
+        """Resume a run that was stopped; return its folder."""
         return str(self.runs.resume(run))
 
     def learning_status(self, run: str = "") -> dict:
-        """Return how the run that goes on, or the one of that name, stands; {} without any."""
+        """Return the status of the active run, or of the one of that name; {} without any."""
         status = self.runs.status(run)
         if status is None:
             return {}
@@ -159,7 +159,7 @@ class Endpoints:
         return json.loads(json.dumps(facts, default=str))  # paths as texts
 
     def stop_learning(self) -> None:
-        """Ask the run that goes on to leave a checkpoint and end."""
+        """Ask the active run to save a checkpoint and end."""
         self.runs.stop()
 
 

@@ -103,7 +103,7 @@ class Backend:
         if not isinstance(given, str):
             return []
         folder = Path(resolve(given))
-        # A checkpoint of strangers may name any folder; others see those of this project at most.
+        # A stranger's checkpoint may name any folder; visitors see at most those of this project.
         trusted = self.reads_paths or given == self.image_dirs.get(name)
         if not trusted and not folder.resolve().is_relative_to(Path.cwd()):
             return []
@@ -127,9 +127,9 @@ class Backend:
         """Load concepts of a path, a checkpoint's uuid or an uploaded file; return their words."""
         text = (text or "").strip()
         if not text and not file:
-            raise UserError("nothing is named; write a path or a uuid, or upload a file")
+            raise UserError("nothing is named; give a path or a uuid, or upload a file")
         if text and file:
-            raise UserError(f"{text!r} is named and a file uploaded; take one of them away")
+            raise UserError(f"{text!r} is named and a file uploaded; remove one of them")
         if text and not self.reads_paths:
             raise UserError("this page loads uploaded files alone; upload the concept's file")
         with self._lock:
@@ -141,7 +141,7 @@ class Backend:
             self.pipe.unload(name)
 
     def reload(self, name: str) -> None:
-        """Read a concept again from where it came from; the old one stays if that fails."""
+        """Read a concept again from its source; the old one stays if that fails."""
         with self._lock:
             self.pipe.reload(name)
 
@@ -172,13 +172,13 @@ class Backend:
         return prompts
 
     def _drawable(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Return those prompts that the model has words for; all if it has for none."""
+        """Return the prompts whose words the model knows; all if it knows none of them."""
         unknown = self.hints.unknown if self.hints else lambda text: []
         return tuple(t for t in texts if not unknown(t.format(""))) or texts
 
     def warnings(self, jobs: list[Job]) -> list[str]:
         """Return a sentence for each thing that is odd about the settings of images."""
-        found = JobWarnings(self.pipe.model)(jobs)  # a new one: it tells a thing once
+        found = JobWarnings(self.pipe.model)(jobs)  # a new instance: each reports a warning once
         for prompt in dict.fromkeys(job.prompt for job in jobs) if self.hints else ():
             if unknown := self.hints.unknown(self.pipe.vocabulary.rewrite.without(prompt)):
                 words = ", ".join(f"“{word}”" for word in unknown)
@@ -204,7 +204,7 @@ class Backend:
     def generate(self, jobs: list[Job], previews: bool = False) -> Iterator[Generation]:
         """Yield how far the images of jobs are, four times a second and at the end.
 
-        Closing the iterator stops after the present step; what is made stays.
+        Closing the iterator stops after the current step; finished images are kept.
         """
         generation, stop = Generation(len(jobs)), threading.Event()
         pool = ThreadPoolExecutor(1)
@@ -222,7 +222,7 @@ class Backend:
     def _generate(
         self, jobs: list[Job], generation: Generation, stop: threading.Event, previews: bool
     ) -> None:
-        if not self._lock.acquire(timeout=60):  # longer than a step of what was stopped
+        if not self._lock.acquire(timeout=60):  # longer than a step of stopped images
             raise UserError("something else is being made; try again in a moment")
         try:
             if reason := self.busy():

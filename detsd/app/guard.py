@@ -89,7 +89,7 @@ class Address:
         return sorted(f"[{name}]" if ":" in name else name.lower() for name in names)
 
     def middleware(self) -> list[Middleware]:
-        """Return what guards the page."""
+        """Return the middleware that guards the page."""
         return [
             Middleware(
                 TrustedHostMiddleware, allowed_hosts=self.trusted_hosts(), www_redirect=False
@@ -100,7 +100,7 @@ class Address:
     def credentials(self) -> tuple[str, str] | None:
         """Return the user and password that the page asks for, made here if others can reach it."""
         if self.auth and self.no_auth:
-            raise UserError("--auth and --no-auth are both given; take one of them away")
+            raise UserError("--auth and --no-auth are both given; remove one of them")
         if self.auth:
             user, _, password = self.auth.partition(":")
             if not user or not password:
@@ -124,7 +124,9 @@ class Address:
             try:
                 probe.bind((self.bare_host, port or 0))
             except PermissionError:
-                raise UserError(f"--port {port} is not allowed to you; take a higher one") from None
+                raise UserError(
+                    f"--port {port} needs more rights than yours; choose a higher one"
+                ) from None
             except OSError as error:
                 taken = f"--port {port} is taken on {host}; give another one"
                 in_use = error.errno == errno.EADDRINUSE

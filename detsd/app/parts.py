@@ -56,7 +56,7 @@ def raise_errors(as_text: Callable[[str], str] = str) -> Iterator[None]:
 
 
 def show_errors() -> contextlib.AbstractContextManager[None]:
-    """Show errors on the page, where their text is HTML; of use as a decorator, too."""
+    """Show errors on the page, where their text is HTML; also usable as a decorator."""
     return raise_errors(html.escape)
 
 

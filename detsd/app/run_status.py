@@ -92,7 +92,7 @@ def _problem(log: Path) -> str:
         text = ""
     said = [line for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("detsd: ") for line in said if line.startswith("detsd: ")]
-    last = said[-1] if said else "without a word"
+    last = said[-1] if said else "without any output"
     return "\n".join(errors) or f"it ended unexpectedly: {last}"
 
 

@@ -71,7 +71,7 @@ class TrainingRuns:
         return [path.parent.name for path in found]
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a run; refuse a name that is none's, such as a path."""
+        """Return the folder of a run; refuse what is no run's name, such as a path."""
         if name not in (names := self.names()):
             raise UserError(
                 f"{self.root} has no run {name!r} that a page began; those are: "
@@ -93,7 +93,7 @@ class TrainingRuns:
         buckets: bool = False,
         **training: Any,
     ) -> Path:
-        """Begin to learn a word; return the run's folder.
+        """Start to train a word; return the run's folder.
 
         Args:
             phrase: the initializer; "": one is looked for.

@@ -106,9 +106,9 @@ def source_checkpoint(path: Path) -> Path | None:
 
 
 def best_checkpoint_line(folder: Path) -> str:
-    """Say where the best vectors of a fine-tuning lie, and by which metrics they are the best."""
+    """Say where the best vectors of a fine-tuning are, and by which metrics they are the best."""
     best = read_metadata(RunFolder(folder).latest()).get("best")
-    where = f"the concept lies in {ConceptSource(folder).file}"
+    where = f"the concept is in {ConceptSource(folder).file}"
     if not best:  # of an earlier version, or without a validation
         return where
     step = best.pop("steps_completed")
@@ -117,7 +117,7 @@ def best_checkpoint_line(folder: Path) -> str:
 
 
 def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolution) -> None:
-    """Print where a finished fine-tuning lies, and the next commands, to be pasted."""
+    """Print where a finished fine-tuning is, and the next commands, to be pasted."""
     progress.say(best_checkpoint_line(folder))
     if (folder / "before_after.png").is_file():
         progress.say(f"before and after: {folder / 'before_after.png'}")

@@ -17,13 +17,13 @@ import torch
 
 from detsd.utils.formats import open_picture
 
-MAX_PIXELS = 2**22  # of a card, which has a good million at most
+MAX_PIXELS = 2**22  # a card has little more than a million
 
 MAX_JSON = 2**23  # bytes; 75 vectors of 1280 numbers have 2 MB
 
 
 def read_card(file: BinaryIO) -> Any:
-    """Read the table that lies in a picture's pixels; None where there is none."""
+    """Read the table hidden in a picture's pixels; None where there is none."""
     try:
         file.seek(0)
         with open_picture(file) as image:

@@ -1,11 +1,11 @@
-"""The frozen token table of a text encoder with learned vectors behind it."""
+"""The frozen token table of a text encoder with learned vectors appended."""
 
 import torch
 import torch.nn as nn
 
 
 class ConceptEmbedding(nn.Module):
-    """The frozen token table with learned rows behind it.
+    """The frozen token table with learned rows appended.
 
     Ids from `first_id` on are looked up in `rows` (N, D), float32; all others in `base`. The result
     has the base table's dtype.

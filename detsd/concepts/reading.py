@@ -1,6 +1,6 @@
 """Concepts as files: every layout in use is read, each can be written.
 
-| layout | what lies in the file |
+| layout | content of the file |
 |---|---|
 | detsd | `{word: {"initializer_strs": str, "learned_embeddings": [n, D]}}` |
 | diffusers | `{word: [n, D]}`, or `[D]` |
@@ -13,7 +13,7 @@
 
 A concept for a model of two text encoders has `"learned_embeddings_2": [n, D2]` besides in the
 first layout, two files `word` and `word_2` in the second; kohya and OneTrainer then write the
-fifth. Where no word lies in the file, its name is the word. Rows are float32.
+fifth. Where the file holds no word, its name is the word. Rows are float32.
 
 Sources: huggingface/diffusers `loaders/textual_inversion.py`, AUTOMATIC1111 `textual_inversion.py`
 and `image_embedding.py`, ComfyUI `sd1_clip.py`, kohya-ss/sd-scripts `train_textual_inversion.py`,
@@ -159,7 +159,7 @@ def _names(table: Mapping[str, Any]) -> list[str]:
 
 
 def _tensors(table: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors of what lies in a file, two levels deep, where rows may be."""
+    """Yield the tensors of a file's table, two levels deep, where rows may be."""
     for entry in table.values():
         for value in entry.values() if isinstance(entry, dict) else [entry]:
             if isinstance(value, torch.Tensor):
@@ -218,7 +218,7 @@ def _concept(
     def numbers(*keys: str) -> list[int]:
         noted = (notes.get(k) for k in keys)
         texts = [
-            f"{n}"  # of 5,000 digits there is none
+            f"{n}"  # Python refuses to make one of 5,000 digits
             for n in noted
             if isinstance(n, str) or (isinstance(n, int) and 0 <= n < 10**9)
         ]
@@ -271,9 +271,9 @@ def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
 
 
 def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
-    """Return the concepts of a source, where they lie, and what was named.
+    """Return the concepts of a source, where they are, and what was named.
 
-    Where they lie is what an image notes: the same file even when a run has gone on since.
+    An image notes where they are: the same file even when the run has been continued since.
     """
     source = ConceptSource.parse(named).resolved
     source = source if source.uuid else source.located

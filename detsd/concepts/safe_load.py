@@ -150,7 +150,7 @@ def _read_safetensors(
     if kind and not words:
         refuse(path, kind)
     if kind:
-        logger.warning("%s is %s that brings a word along: the word is read, no more", path, kind)
+        logger.warning("%s is %s with a word in it: only the word is read", path, kind)
     names = words or list(header)
     try:
         if words:  # the LoRA beside them may have any size
@@ -162,7 +162,7 @@ def _read_safetensors(
         refuse(path, f"a file of {size / 1e9:.1f} GB")
     try:
         with safe_open(str(path), "pt") as f:
-            # Copied: what is read lies in the file itself, which somebody may write to.
+            # Copied: the tensors are mapped from the file, which somebody may write to.
             return {name: f.get_tensor(name).clone() for name in names}, metadata
     except (SafetensorError, RuntimeError, ValueError, MemoryError) as error:
         damaged(path, one_line(error, 100))

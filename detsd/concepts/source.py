@@ -1,4 +1,4 @@
-"""Parse where a concept lies: a file, a folder of a checkpoint or run, or a cluster's checkpoint.
+"""Parse where a concept is: a file, a folder of a checkpoint or run, or a cluster's checkpoint.
 
 Imports no library that takes long, so that a mistake is reported before any is loaded.
 """

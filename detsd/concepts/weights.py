@@ -2,7 +2,7 @@
 
     (word)        1.1 times, and so on for each pair of brackets; [word] 1.1 times less
     (word:1.3)    1.3 times; also (word)1.3, as compel has it
-    \\( \\) \\[ \\]  brackets that are text, as those that nothing closes are
+    \\( \\) \\[ \\]  brackets that are text, as are those that nothing closes
     BREAK         what follows goes into another chunk
 
 A chunk has the 75 tokens that a text encoder reads at once, without start and end.
@@ -49,8 +49,8 @@ def grammar(words: str) -> re.Pattern:
 def parse(prompt: str, rewrite: PromptRewriter) -> list[list[Piece]]:
     """Return the pieces of a prompt between one BREAK and the next, concepts as their tokens.
 
-    Weights of nested brackets multiply. A whole number behind a digit is none: a time of day, (at
-    10:30), and a ratio, (16:9), are text. Tags such as <lora:name:0.8> are left out.
+    Weights of nested brackets multiply. A whole number behind a digit is no weight: a time of
+    day, (at 10:30), and a ratio, (16:9), are text. Tags such as <lora:name:0.8> are left out.
     """
     items: list[str | tuple[str, float | None] | None] = []  # texts, brackets, None: BREAK
     opened: dict[str, list[int]] = {"(": [], "[": []}  # places of brackets

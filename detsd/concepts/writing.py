@@ -58,7 +58,7 @@ def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
 def folder_for(
     files: dict[str, bytes], folder: Path, concepts: list[LearnedConcept], layout: str
 ) -> Path:
-    """Return `folder`, or one in it named for the layout if another layout of them lies there.
+    """Return `folder`, or one in it named for the layout if another layout of them is there.
 
     Several tools go by a file's name, so that it must not tell the layout.
     """

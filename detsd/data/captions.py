@@ -145,4 +145,4 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
                     raise ValueError("no object in braces")
                 yield number, row
     except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); mend the line") from None
+        raise UserError(f"{path} cannot be read ({error}); correct the line") from None

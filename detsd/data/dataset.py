@@ -49,7 +49,7 @@ class Stream(IntEnum):
 
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
     """Draw standard normal numbers on the CPU, so that every device gets the same."""
-    # numpy's SeedSequence mixes the parts well into one seed; PyTorch heeds 32 bits of it.
+    # numpy's SeedSequence mixes the parts well into one seed; PyTorch uses only 32 bits of it.
     seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -121,7 +121,7 @@ class Batch:
         """Copy to memory from which a GPU copies by itself; for another device, return as it is."""
         if device.type != "cuda":
             return self
-        with torch.cuda.device(device):  # said anew in every thread: it would open the first GPU
+        with torch.cuda.device(device):  # set in every thread: else it would open the first GPU
             return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:

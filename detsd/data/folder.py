@@ -63,10 +63,10 @@ def _texts(folder: Path) -> list[Path]:
 def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: list[Path]) -> str:
     """Return a sentence on what is not read of a folder; "" for nothing."""
     apple = [p for p in entries if p.name.startswith(APPLE)]
-    astray = [p for p in entries if p.is_symlink() and not p.exists()]
+    broken = [p for p in entries if p.is_symlink() and not p.exists()]
     rest = [
         p
-        for p in sorted(set(entries) - set(named) - set(astray))
+        for p in sorted(set(entries) - set(named) - set(broken))
         if not p.name.startswith((".", "_")) and not p.name.endswith(MASK)
     ]
     kinds = Counter(p.suffix.lower() or p.name for p in rest if p.is_file())
@@ -75,7 +75,7 @@ def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: l
     said += [f"the images in the folder {name} inside it" for name in folders]
     for found, what in (
         (apple, "that a Mac leaves beside pictures"),
-        (astray, "whose links lead nowhere"),
+        (broken, "that are broken links"),
         (pointers, "that are pointers of Git LFS"),
     ):
         if found:

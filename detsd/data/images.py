@@ -202,7 +202,7 @@ def mask_tensor(image: CroppedImage, kind: str) -> torch.Tensor | None:
         source = mask_of(image.path) if kind == "files" else image.path
         raise UserError(
             f"{source} is {'black' if kind == 'files' else 'transparent'} all over what is trained "
-            "on, so that nothing of the picture would train; mend it, or leave the picture out"
+            "on, so that nothing of the picture would train; correct it, or leave the picture out"
         )
     return torch.from_numpy(np.asarray(image.mask).copy())[None].float() / 255
 

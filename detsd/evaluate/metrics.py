@@ -82,7 +82,7 @@ def fit_baselines(
 
 
 def normalised(value: float, low: float, high: float) -> float:
-    """Return where a figure lies between its baselines: 0 at the lower, 1 from the upper one on.
+    """Return the place of a figure between its baselines: 0 at the lower, 1 from the upper one on.
 
     Where the two are equal, 0 takes the lower one's place: a concept's images may differ from each
     other as much as the initializer's samples differ from them.

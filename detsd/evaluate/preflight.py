@@ -68,7 +68,7 @@ def evaluator_problems(config: EvaluatorConfig, base_model: str) -> list[str]:
     problems = []
     if not config.clip and not own_clip(base_model):
         problems.append(
-            f"evaluator.clip: {base_model} brings no CLIP along to measure images with; name one, "
+            f"evaluator.clip: {base_model} includes no CLIP to measure images with; name one, "
             "such as openai/clip-vit-large-patch14"
         )
     for key, name in dataclasses.asdict(config).items():

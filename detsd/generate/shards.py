@@ -55,7 +55,7 @@ def is_made(record: dict[str, Any]) -> bool:
 def stored_images(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the images of a run's folder with their settings.
 
-    Files that a crash cut short or a person renamed do not count.
+    Files that a crash cut short or someone renamed do not count.
     """
     for path in sorted((folder / "images").glob("job-*.png")):
         record = png.read_record(path)
@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as lines:
             for record in map(json.loads, lines):
                 if not (png.is_record(record) and is_made(record)):
-                    raise ValueError("a line is no image's")
+                    raise ValueError("a line describes no image")
                 yield record
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); use an intact copy") from None

@@ -127,5 +127,5 @@ class ContactSheets:
         return [self.paths[index].name for index in done]
 
     def close(self) -> None:
-        """Leave the sheets that nobody draws yet to the run that resumes."""
+        """Leave the sheets that are not begun to the run that resumes."""
         self._pool.shutdown(cancel_futures=True)

@@ -167,7 +167,7 @@ class DeterminedRun(Run):
 
         if self._judged.is_set():
             return "ended by the search"
-        # A preemption is signalled alike, whoever wants it. Where nobody answers, it stays open.
+        # All preemptions are signalled alike, so the master is asked why. It may not answer.
         with contextlib.suppress(Exception):
             if not self._master.away.is_set():
                 state = client.get_experiment(experiment_id()).state.name
@@ -197,7 +197,7 @@ class DeterminedRun(Run):
 
     def flush(self):
         if self.tensorboard:
-            # An upload within a second of the last one is dropped without a word.
+            # An upload within a second of the last one is dropped silently.
             time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
             self.context.train.upload_tensorboard_files()
             self._uploaded = time.monotonic()

@@ -25,7 +25,7 @@ SAMPLE = re.compile(r"step-(\d{8,})-\d{3,}\.png")
 MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"  # of a grid
 
 
-KINDS = {  # of what lies in a checkpoint's metadata; older ones lack some
+KINDS = {  # types of a checkpoint's metadata; older ones lack some keys
     "steps_completed": int, "config": dict, "digests": dict, "models": dict, "evaluators": dict,
     "concepts": list, "shards": list, "sheets": list, "images": int, "samples_per_step": int,
     "best": dict | None, "commit": str | None, "warm_start": str | None, "source": str,
@@ -71,7 +71,7 @@ def _problem(checkpoint: Path, facts: Any) -> str:
             return f"{key} is {reprlib.repr(facts[key])}"
     config, best = facts.get("config", {}), facts.get("best") or {"steps_completed": 0}
     if not all(isinstance(section, dict) for section in config.values()):
-        return "config has a section that is none"
+        return "a section of config is no mapping"
     if not all(map(is_number, best.values())):
         return f"best is {reprlib.repr(best)}"
     if not isinstance(best.get("steps_completed"), int) or facts.get("samples_per_step", 1) < 1:
@@ -172,7 +172,7 @@ class RunFolder:
     def concept_files(self) -> list[Path]:
         """Return the concept files of all checkpoints, the newest last.
 
-        The folder may also be the one in which the checkpoints lie.
+        The folder may also be the one that holds the checkpoints.
         """
         found = [*_by_step(self.path / "checkpoints"), *_by_step(self.path)]
         return [s / DICT_FILE for s in found if (s / DICT_FILE).is_file()]

@@ -1,4 +1,4 @@
-"""A run off cluster: everything lies in one folder."""
+"""A run off cluster: everything is in one folder."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ def _sync(folder: Path) -> None:
 
 
 class LocalRun(Run):
-    """A run off cluster: everything lies in one folder.
+    """A run off cluster: everything is in one folder.
 
     `checkpoints/step-00000100/` is renamed into place when it is complete, so that what carries the
     name is whole. SIGTERM and SIGINT ask for a stop, as preemption does on a cluster.
@@ -175,7 +175,7 @@ class LocalRun(Run):
     def register(self, model, uuid, title, notes):
         logger.warning(
             "training.register_model: only a cluster has a model registry; the best checkpoint, "
-            "%s, lies in %s",
+            "%s, is in %s",
             title,
             self.folder,
         )

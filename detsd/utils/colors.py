@@ -113,7 +113,7 @@ def _xyz(values: np.ndarray) -> bytes:
 
 
 def _png_profile(gamma: float, where: tuple[float, ...] | None) -> bytes | None:
-    """Make a profile of a PNG file's chunks; None where they are none of real colours."""
+    """Make a profile of a PNG file's chunks; None where their values are impossible."""
     try:
         curve = None if abs(gamma - SRGB_GAMMA) <= 0.01 else 1 / gamma
         return matrix_profile(curve, tuple(where or SRGB))

@@ -1,7 +1,7 @@
 """The graph that ComfyUI puts into its images: nodes by their ids, with a class and inputs.
 
 Inputs are values, or links `[id, output]` to other nodes. Nothing in it is trusted: what has
-another type, a missing node and a circle of links count as unknown.
+another type, a missing node and a cycle of links count as unknown.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Graph:
         return found
 
     def _note_what_is_left_out(self, given: dict[str, Any], kinds: list[str]) -> None:
-        """Note what changes the image and is not made here."""
+        """Note what would change the image and is not supported here."""
         note = self.found.note
         images = any(re.search("LoadImage|VAEEncode", kind) for kind in kinds)
         if images or given["denoise"] not in (None, 1, 1.0):

@@ -1,4 +1,4 @@
-"""Contact sheets, before/after pictures, time-lapses in one look; settings inside PNG files."""
+"""Contact sheets, before/after pictures and time-lapses, all in one style."""
 
 import functools
 import logging
@@ -29,7 +29,7 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_font_file(needed), size)
 
 
-_told: set[str] = set()  # characters that no font has, and that somebody was warned of
+_told: set[str] = set()  # characters that no font has, already warned of
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def _font_file(needed: frozenset[str]) -> str:
 
 
 def _missing(file: str, needed: frozenset[str]) -> set[str]:
-    """Those of the characters that a font file does not have."""
+    """Return the characters that a font file lacks."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -105,7 +105,7 @@ def sheet(
     column_labels: list[str] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Rows of images, each under its label; the columns' labels over the first."""
+    """Draw rows of images, each under its label; the columns' labels over the first."""
     count = sum(map(len, rows))
     rows = [[as_tile(image, count) for image in row] for row in rows]
     w = max(image.width for row in rows for image in row)
@@ -195,7 +195,7 @@ def before_after(
 def time_lapse(
     frames: list[tuple[int, list[Image.Image]]], prompts: list[str], folder: Path, limit: int = 4
 ) -> None:
-    """`time_lapse.gif` and `time_lapse.png` (a strip) of every prompt's samples, by step.
+    """Draw `time_lapse.gif` and `time_lapse.png` (a strip) of every prompt's samples, by step.
 
     Args:
         prompts: of each sample. Those of one prompt, at most `limit`, stand in a row of the moving

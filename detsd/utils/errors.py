@@ -10,7 +10,7 @@ PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def printable(text: str, also: str = "") -> str:
-    """Return a text of others without characters that a terminal would act on, but for some."""
+    """Return foreign text without the characters that a terminal would act on, except `also`."""
     return "".join(c if c.isprintable() or c in also else "?" for c in text)
 
 

@@ -73,7 +73,7 @@ class ForeignSettings:
             self.notes.append(text)
 
     def number(self, key: str, value: Any, kind: type, name: str) -> None:
-        """Keep a number under a key of `grid`; note one that is none."""
+        """Keep a number under a key of `grid`; note a value that is no number."""
         try:
             if value is None or isinstance(value, bool):
                 raise ValueError
@@ -97,7 +97,7 @@ class ForeignSettings:
             self.note(f"its prompt uses the concepts {names}; name their files in concepts.files")
 
     def seed(self, value: Any) -> None:
-        """Keep a seed; PyTorch's generator of the CPU heeds 32 bits of it."""
+        """Keep a seed, of which PyTorch's CPU generator uses only 32 bits."""
         self.number("seeds", value, int, "seed")
         if "seeds" in self.grid:
             self.grid["seeds"] %= 2**32

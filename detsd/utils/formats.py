@@ -39,7 +39,7 @@ def open_picture(source: Path | BinaryIO) -> Image.Image:
     """Open a picture of a known format without decoding it.
 
     Raises:
-        OSError, SyntaxError, ValueError and others, as Pillow does, of a file that is none.
+        OSError, SyntaxError, ValueError and others, as Pillow does, for a file that is no picture.
     """
     try:
         return Image.open(source, formats=formats())

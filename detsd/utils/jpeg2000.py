@@ -33,7 +33,7 @@ def levels(data: bytes) -> int:
 
 
 def profile(data: bytes) -> bytes | None:
-    """Return the ICC profile of a file (ISO 15444-1, I.5.3.3), which Pillow does not hand on."""
+    """Return the ICC profile of a file (ISO 15444-1, I.5.3.3), which Pillow does not expose."""
     header = data[: max(0, data.find(b"\xff\x4f\xff\x51"))]
     at = header.find(b"colr")
     if at < 4 or header[at + 4 : at + 5] not in (b"\2", b"\3"):  # restricted, or any

@@ -160,7 +160,7 @@ def read_record(path: Path, checked: bool = True) -> Any:
     The checksums of all its parts are compared, which takes a millisecond.
 
     Args:
-        checked: whether settings with a key missing or of another type are none.
+        checked: whether settings with a missing key, or one of another type, are refused.
     """
     try:
         with path.open("rb") as file:
@@ -180,7 +180,7 @@ def read_record(path: Path, checked: bool = True) -> Any:
 
 
 def is_record(record: Any) -> bool:
-    """Return whether what lies in a file are the settings of an image."""
+    """Return whether a file's content is the settings of an image."""
     if not isinstance(record, dict):
         return False
     if not all(isinstance(record.get(key), kind) for key, kind in KINDS.items()):

@@ -20,7 +20,7 @@ from detsd.utils import imports
 
 LINE = 10.0  # seconds between two lines off a terminal
 
-watchers: list[Callable[[str], None]] = []  # called with every line on how far something is
+watchers: list[Callable[[str], None]] = []  # called with every line of progress
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -36,14 +36,14 @@ def print_from_signal(text: str) -> None:
 
 
 def status(text: str, stream: TextIO | None = None) -> None:
-    """Print a line on how far something is, and pass it to the watchers."""
+    """Print a line of progress, and pass it to the watchers."""
     say(text, stream)
     for watcher in watchers:
         watcher(text.strip())
 
 
 class LogHandler(logging.Handler):
-    """Log lines on the standard error, above whatever bar stands."""
+    """A handler that logs to the standard error, above any bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record), sys.stderr)
@@ -78,7 +78,7 @@ class Phase:
 def seconds_left(kinds: dict[str, Phase]) -> float | None:
     """Estimate the time that all remaining work takes, each kind at its own speed.
 
-    A kind of which nothing was seen yet is judged by its cost; None where nothing was seen at all.
+    A kind not seen yet is estimated from its cost; None where nothing was seen at all.
     """
     cost = sum(w.seen * w.cost for w in kinds.values())
     if not cost:
@@ -88,7 +88,7 @@ def seconds_left(kinds: dict[str, Phase]) -> float | None:
 
 
 class LockedTqdm(tqdm):
-    """A bar or clock; no line is printed into its first picture or its last."""
+    """A bar or clock; no line is printed into its first drawing or its last."""
 
     def __init__(self, **options: Any):
         with self.get_lock():
@@ -166,7 +166,7 @@ class Bar(LockedTqdm):
                 self.line(f"{self.text}, {self.note}" if self.note else self.text)
 
     def line(self, text: str) -> None:
-        """Print a line on how far this is and how long it takes; the next is due in ten seconds."""
+        """Print a line of progress and time left; the next is due in ten seconds."""
         self._drawn = time.monotonic()
         left = self._left()
         status(f"{text}, {left} left" if left else text)
@@ -192,7 +192,7 @@ def every(call: Callable[[], None], every: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def spinner(text: str, log: bool = True) -> Iterator[None]:
-    """Show what takes time: on a terminal with a clock that runs until it is over.
+    """Show what takes time, on a terminal with a clock that runs until the block is over.
 
     Args:
         log: whether to say it off a terminal, too.
