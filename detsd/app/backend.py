@@ -44,7 +44,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """The step, the images made, and the time left as far as it can be told."""
+        """The step, the images made, and the time left as far as it is known."""
         if not self.share:
             return "waiting for the model"
         text = "denoising step {} of {}".format(*self.step)
@@ -209,7 +209,8 @@ class Backend:
         generation, stop = Generation(len(jobs)), threading.Event()
         pool = ThreadPoolExecutor(1)
         future = pool.submit(self._generate, jobs, generation, stop, previews)
-        pool.shutdown(wait=False)  # whoever closes the iterator does not wait for the step's end
+        # gradio closes the iterator on its event loop, which must not wait for the step's end.
+        pool.shutdown(wait=False)
         try:
             while wait([future], 0.25).not_done:
                 yield generation

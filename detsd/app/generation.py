@@ -61,6 +61,7 @@ class GenerationButtons:
                 self.counts: (0, 0),
             }
 
+        # A generator: gradio ends one when the browser's tab is closed; other handlers run on.
         def make(*values: Any) -> Iterator[dict]:
             progress = gr.Progress()
             try:

@@ -37,7 +37,8 @@ class SameOriginOnly:
         app = self.app
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
-            # Browsers name the site of a page whenever it sends something.
+            # Browsers name the site of a page whenever it sends something. gradio's `strict_cors`
+            # only withholds the answer: the upload would be stored.
             site = re.fullmatch(r"https?://(([^/@]+?)(:\d+)?)", headers.get("origin", ""))
             own = site and (site[1] == headers.get("host") or site[2] in self.trusted)
             if "origin" in headers and not own:
@@ -136,6 +137,7 @@ class Address:
 @contextlib.contextmanager
 def no_proxy() -> Iterator[None]:
     """Ignore proxies: gradio sends requests to its own page, and prepares some while imported."""
+    # With `all_proxy=socks5://...` its import fails; with `http_proxy` it asks for its page there.
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
     try:

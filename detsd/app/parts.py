@@ -43,7 +43,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     logger.error("the demo could not do what it was asked to", exc_info=error)
-    return "something went wrong that should not have; the terminal tells more"
+    return "something went wrong that should not have; the terminal shows the details"
 
 
 @contextlib.contextmanager
@@ -66,6 +66,7 @@ def uploaded(file: Any) -> Path:
     Args:
         file: a path that gradio handed out, or its FileData as a dict.
     """
+    # `gr.api` passes on any path that a program sends, unchecked.
     path = file.get("path") if isinstance(file, dict) else file
     try:
         path = Path(path).resolve()

@@ -139,7 +139,7 @@ class TrainingRuns:
         self._write_config(folder, concepts, dataclasses.asdict(self.default_training()) | training,
                            prompts)  # fmt: skip
         try:
-            config = load_config(folder / CONFIG)  # its mistakes are told now
+            config = load_config(folder / CONFIG)  # reports mistakes now
             copies = [_copy(path, folder / PICTURES) for path in map(Path, pictures)]
             for copy, caption in zip(copies, captions, strict=False):
                 if caption:

@@ -19,7 +19,9 @@ import torch
 
 MAX_PICKLE = 2 * 2**20  # bytes; a thousand concepts have a third of it
 
-MAX_OPERATIONS = 300_000  # 50 for each tensor; each may make an object of some hundred bytes
+# 50 for each tensor; each may make an object of some hundred bytes: without a limit, 33 kB of lists
+# took 1.2 GB.
+MAX_OPERATIONS = 300_000
 
 MAX_TUPLES = 20_000  # 4 for each tensor; C hashes nested ones by recursion, on a stack of 8 MB
 
@@ -149,7 +151,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _names() -> Iterator[tuple[str, Any]]:
-    """Yield names and what they stand for, made anew: a pickle may set attributes of them."""
+    """Yield names and what they stand for, new each time: a pickle may set their attributes."""
     copied = 0
 
     def bounded(values: Any) -> Any:

@@ -36,7 +36,7 @@ class PromptRewriter:
         return weights.grammar(self._words)
 
     def masked(self, prompt: str) -> str:
-        """Return the prompt with concepts and escaped brackets as so many letters x."""
+        """Return the prompt with concepts and escaped brackets as letters x of the same number."""
         hidden = ("word", "a", "b", "c", "escaped")
         return self.grammar.sub(
             lambda found: "x" * len(found[0]) if found.lastgroup in hidden else found[0], prompt
@@ -180,7 +180,7 @@ def prompt_warnings(
         spelling: False where the spelling of concepts does not matter, or was checked before.
         weighted: False where the prompt is read without weights, and cut off.
         name: of the prompt, for the sentences.
-        told: what was told before, and is left out; what is told now is added.
+        told: warnings reported before, which are left out; new ones are added.
     """
     names, told = vocabulary.names, set() if told is None else told
     spelt = misspelled_concepts(prompt, names if spelling else [], vocabulary.is_word)

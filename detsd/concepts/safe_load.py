@@ -32,7 +32,8 @@ logger = logging.getLogger("detsd")
 
 MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 
-MAX_HEADER = 10 * 2**20  # of a safetensors file or a pickle; 0.1 kB per concept
+# Of a safetensors file or a pickle; 0.1 kB per concept. As JSON of empty objects it takes 0.4 GB.
+MAX_HEADER = 10 * 2**20
 
 MAX_DIRECTORY = 2 * 2**20  # of an archive; 0.1 kB for each tensor
 
@@ -87,7 +88,7 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
     """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             refuse(path, "a device, pipe or socket")
         if status.st_size == 0:
             raise UserError(f"{path} is empty; use an intact copy")

@@ -60,7 +60,7 @@ def folder_for(
 ) -> Path:
     """Return `folder`, or one in it named for the layout if another layout of them is there.
 
-    Several tools go by a file's name, so that it must not tell the layout.
+    Several tools go by a file's name, so that it must not name the layout.
     """
     digests = {c.digest for c in concepts}
     for name, data in files.items():

@@ -42,7 +42,7 @@ class ImageFolder:
     def scan(path: Path, key: str = "img_dirs") -> ImageFolder:
         """List a folder, which the configuration names under `key`.
 
-        Captions, hidden files and what programs leave beside pictures are passed over in silence.
+        Captions, hidden files and what programs leave beside pictures are skipped silently.
         """
         if not path.is_dir():
             raise UserError(f"{key}: folder {path} does not exist; name a folder of images")

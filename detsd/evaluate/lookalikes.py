@@ -50,6 +50,8 @@ def to_squares(images: list[Image.Image], size: int) -> torch.Tensor:
 
 def _fit_classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Fit linear discriminant analysis: features (N, D) to the number of the nearest set."""
+    # By outlines, the nearest mean alone names 71 % of the det-logo's pictures right among nine
+    # look-alikes, and this all of them (dev/LOG.md).
     means = torch.stack([pictures.mean(0) for pictures in sets])
     rest = torch.cat([pictures - pictures.mean(0) for pictures in sets])
     spread = rest.T @ rest / max(1, len(rest) - len(sets))

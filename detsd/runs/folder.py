@@ -24,7 +24,6 @@ STEP = re.compile(r"step-(\d{8,})")  # the folder of a checkpoint
 SAMPLE = re.compile(r"step-(\d{8,})-\d{3,}\.png")
 MANIFEST, IMAGES, SHEETS = "manifest.jsonl", "images.zip", "sheets"  # of a grid
 
-
 KINDS = {  # types of a checkpoint's metadata; older ones lack some keys
     "steps_completed": int, "config": dict, "digests": dict, "models": dict, "evaluators": dict,
     "concepts": list, "shards": list, "sheets": list, "images": int, "samples_per_step": int,
@@ -217,7 +216,7 @@ class RunFolder:
     def remove_unfinished(self) -> None:
         """Remove checkpoints and samples that a killed process was writing.
 
-        Those of steps that no later start stores again would stay for ever.
+        Those of steps that no later start stores again would stay forever.
         """
         for folder in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(folder, ignore_errors=True)

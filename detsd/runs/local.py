@@ -84,7 +84,7 @@ class LocalRun(Run):
             return {}
 
     def compare_with_newest(self, model, uuid):
-        with contextlib.suppress(UserError):  # without the registry, the run goes on as it began
+        with contextlib.suppress(UserError):  # without the registry, the run continues as it began
             newest, version = find_version(model)
             if newest != uuid:
                 self.print(

@@ -22,7 +22,7 @@ TIMEOUT = 5  # seconds for its answer
 
 
 class MasterWatch(logging.Filter):
-    """A filter of the harness's lines on a master that does not answer, which tells it in two.
+    """A filter that replaces the harness's many lines on a silent master by two.
 
     Attributes:
         away: set while the master does not answer.

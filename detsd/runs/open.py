@@ -42,6 +42,6 @@ def open_run(
             stack.enter_context(contextlib.closing(run))
         yield run
         run.ranks.allgather(None)  # nobody leaves a rank that is still at work
-    # Not where something was raised: what waits for the other ranks could wait for ever.
+    # Not after an error: what waits for the other ranks could wait forever.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -122,7 +122,7 @@ class Ranks:
         A rank that was asked to stop is asked again when the others have not answered in time.
         """
         self.waiting = True  # from here on, to be asked once is enough
-        # ZeroMQ waits for ever for a process that is gone. Only a signal to the very thread that
+        # ZeroMQ waits forever for a process that is gone. Only a signal to the very thread that
         # waits is seen there.
         again = threading.Timer(
             ANSWER_SECONDS, signal.pthread_kill, (threading.get_ident(), self.stop_signal)

@@ -56,7 +56,7 @@ class Run:
     def model_uuids(self, names: list[str]) -> list[str]:
         """Return the uuids of models of the registry, with their words: `uuid=word`. Collective.
 
-        A run that goes on keeps those that it began with, whatever was registered since.
+        A resumed run keeps those that it began with, whatever was registered since.
         """
         found = self.first_models()
         for model in dict.fromkeys(name.partition("=")[0] for name in names):

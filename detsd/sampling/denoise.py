@@ -83,6 +83,8 @@ def denoise(
         if should_stop is not None and should_stop():
             return None
         scaled = scheduler.scale_model_input(latents, t).to(positive.prompt_embeds.dtype)
+        # One pass of half the batch costs more than half of two: 25 steps guided in [0.2, 0.8] are
+        # 1.2 times as fast, where the count of the passes says 1.25.
         twice = negative is not None and guided[k]
         text = both if twice else positive
         prediction = unet(

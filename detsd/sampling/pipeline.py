@@ -178,7 +178,7 @@ class DetSDTextualInversionPipeline:
         found, newest, _ = find_concepts(reload_from)
         new = [c for c in found if c.name == name]
         if not new:
-            raise UserError(f"{newest} holds no concept {name!r} any more; load it anew")
+            raise UserError(f"{newest} holds no concept {name!r} any more; load it again")
         self.unload(name)
         try:
             self.add(new, newest, reload_from)

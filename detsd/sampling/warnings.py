@@ -20,7 +20,7 @@ class JobWarnings:
         self._told: set[str] = set()
 
     def __call__(self, jobs: Iterable[Job], spelling: bool = True) -> list[str]:
-        """Return what is odd about jobs and was not told before.
+        """Return what is odd about jobs and was not reported before.
 
         Args:
             spelling: False where the spelling of concepts was checked before.
@@ -39,6 +39,6 @@ class JobWarnings:
         return found
 
     def log(self, jobs: Iterable[Job], spelling: bool = True) -> None:
-        """Log what is odd about jobs and was not told before; `spelling` as for a call."""
+        """Log what is odd about jobs and was not reported before; `spelling` as for a call."""
         for warning in self(jobs, spelling):
             logger.warning("%s", warning)

@@ -27,7 +27,9 @@ SRGB_GAMMA = 0.45455  # what a PNG file of sRGB has as gAMA
 EXIF_IFD, INTEROP_IFD = 0x8769, 0xA005
 COLOR_SPACE, INTEROP_INDEX = 0xA001, 1  # tags of the two
 
-SAME = 3  # levels of 255 by which a profile may differ from sRGB and count as it
+# Levels of 255 by which a profile may differ from sRGB and count as it: LittleCMS moves some by one
+# even from sRGB to sRGB, and pictures would lose their digests.
+SAME = 3
 
 BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
