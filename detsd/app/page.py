@@ -30,23 +30,7 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False
 
 MAX_WAITING = 20  # requests
 
-CSS = """
-footer { display: none !important; }
-.gallery .grid-wrap { height: auto !important; max-height: none !important; }
-.gallery .preview { position: fixed !important; inset: 0; z-index: 1000; height: 100dvh !important;
-  background: var(--background-fill-primary) !important; }
-.html-container { padding: 0 !important; }
-.status:has(.prose:empty):not(:has(.translucent:not(.hide))), .thumbnails:has(.prose:empty)
-  { display: none !important; }
-.progress { min-height: 64px; }
-.status p { margin: 0; }
-progress { appearance: none; width: 100%; height: 8px; background: var(--border-color-primary); }
-progress::-webkit-progress-bar { background: var(--border-color-primary); }
-progress::-webkit-progress-value { background: var(--primary-500); }
-progress::-moz-progress-bar { background: var(--primary-500); }
-.thumbnails img { display: inline-block; height: 72px; margin: 0 4px 4px 0; border-radius: 6px; }
-#draws p { margin: 0; font-size: var(--text-sm); color: var(--block-info-text-color); }
-"""
+CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
