@@ -38,16 +38,14 @@ def finetune(args: argparse.Namespace) -> int:
         facts = read_metadata(latest) if latest else {"steps_completed": 0}
         began = facts.get("config", {}).get("training", {})
         settled = facts.get("settled") and began.get("stop_on_plateau")
-        if settled and settled == config.training.stop_on_plateau:
+        settled = settled and settled == config.training.stop_on_plateau
+        if settled or facts["steps_completed"] >= config.training.num_sgd_steps:
+            why = (
+                f"; val_loss had levelled off at step {facts['steps_completed']}, and --set "
+                "training.stop_on_plateau=null goes on"
+            )
             if progress.is_first():
-                progress.say(
-                    f"complete: {best_checkpoint_line(folder)}; val_loss had levelled off at step "
-                    f"{facts['steps_completed']}, and --set training.stop_on_plateau=null goes on"
-                )
-            return 0
-        if facts["steps_completed"] >= config.training.num_sgd_steps:
-            if progress.is_first():
-                progress.say(f"complete: {best_checkpoint_line(folder)}")
+                progress.say(f"complete: {best_checkpoint_line(folder)}{why if settled else ''}")
             return 0
     with progress.importing_libraries():
         from detsd.runs.open import open_run

@@ -215,14 +215,12 @@ def _concept(
         found = next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
         return found.encode(errors="replace").decode()  # half an emoji would be no text
 
-    def numbers(*keys: str) -> list[int]:
-        noted = (notes.get(k) for k in keys)
-        texts = [
-            f"{n}"  # Python refuses to make one of 5,000 digits
-            for n in noted
-            if isinstance(n, str) or (isinstance(n, int) and 0 <= n < 10**9)
-        ]
-        return [int(text) for text in texts if re.fullmatch(r"\d{1,9}", text, re.ASCII)]
+    def number(*keys: str) -> int | None:
+        for noted in map(notes.get, keys):
+            small = isinstance(noted, int) and 0 <= noted < 10**9  # Python prints no 5,000 digits
+            if (isinstance(noted, str) or small) and re.fullmatch("[0-9]{1,9}", f"{noted}"):
+                return int(noted)
+        return None
 
     return LearnedConcept(
         word,
@@ -230,8 +228,8 @@ def _concept(
         tuple(rows),
         model=text("model", "sd_checkpoint_name"),
         model_hash=text("model_hash", "sd_checkpoint"),
-        steps=next(iter(numbers("steps", "step")), None),
-        clip_skip=next(iter(numbers("clip_skip")), 0),
+        steps=number("steps", "step"),
+        clip_skip=number("clip_skip") or 0,
         resolution=_resolution(notes.get("resolution")),
     )
 
