@@ -103,7 +103,7 @@ def test_hashes_are_those_of_files(tiny_model, tmp_path):
     (written,) = tmp_path.glob("*.safetensors")
     of_checkpoint = hashlib.sha256(written.read_bytes()).hexdigest()[:12]
     of_single = hashlib.sha256(b"a file").hexdigest()[:12]
-    found = a1111_fields(model, "euler", None, concepts)
+    found = a1111_fields(model, {"scheduler_name": "euler", "spacing": None, "concepts": concepts})
     assert found["TI hashes"] == f"two words x: {of_checkpoint}, cat: {of_single}"
     assert "Model hash" not in found  # of a folder
     assert file_digest(single)[:12] == of_single

@@ -54,6 +54,7 @@ from detsd.models.support import (
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.runs.local import LocalRun
 from detsd.runs.open import open_run
+from detsd.sampling.a1111 import a1111_fields
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import make_scheduler
@@ -125,7 +126,7 @@ def test_clip_skip_is_that_of_diffusers_and_holds_for_negative_prompts(family, f
         record = pipe.settings(job)
         assert record["model"].get("clip_skip", 0) == skip
         # A1111 counts from 1, and has no such choice for Stable Diffusion XL.
-        text = png.parameters(record, pipe.a1111_fields(record))
+        text = png.parameters(record, a1111_fields(pipe.model, record))
         assert ("Clip skip: 2" in text) == (skip == 1 and family != "sdxl")
     assert abs(made[1] - made[0]).max() > 1
     theirs = stock(folders[family], concept)
@@ -193,7 +194,7 @@ def test_another_vae_is_taken_from_a_folder_or_a_file(family, folders, tmp_path,
         record, file = pipe.settings(job), pipe.model.vae_file
         assert record["model"]["vae"] == given
         assert record["vae_hash"] == hashlib.sha256(file.read_bytes()).hexdigest()[:10]
-        text = png.parameters(record, pipe.a1111_fields(record))
+        text = png.parameters(record, a1111_fields(pipe.model, record))
         assert f", VAE hash: {record['vae_hash']}, VAE: {Path(given).name}" in text
         made += [np.asarray(m.image).astype(int) for m in pipe.make([job])]
     assert all((image == made[0]).all() for image in made)

@@ -14,17 +14,11 @@ from detsd.utils.paths import file_name, resolve
 from detsd.utils.png import noise_fields
 
 
-def a1111_fields(
-    model: BaseModel, scheduler_name: str, spacing: str | None, concepts: dict[str, dict[str, str]]
-) -> dict[str, Any]:
-    """Return noise levels and hashes of files as A1111 writes them.
-
-    Args:
-        spacing: of the timesteps; None: the model's own.
-        concepts: the source of each concept in the prompts, by its name.
-    """
-    config = make_scheduler(model, scheduler_name, spacing).config
-    fields = noise_fields(scheduler_name, config.get("timestep_spacing", "leading"))
+def a1111_fields(model: BaseModel, record: dict[str, Any]) -> dict[str, Any]:
+    """Return noise levels and hashes of files as A1111 writes them, of an image's settings."""
+    name = record["scheduler_name"]
+    config = make_scheduler(model, name, record["spacing"]).config
+    fields = noise_fields(name, config.get("timestep_spacing", "leading"))
     if config.get("rescale_betas_zero_snr"):
         fields["Noise Schedule"] = "Zero Terminal SNR"
     if digest := file_digest(Path(resolve(model.name))):
@@ -35,7 +29,7 @@ def a1111_fields(
         fields["VAE hash"] = file_digest(model.vae_file)[:10]
         fields["VAE"] = Path(model.vae_name.partition("@")[0]).name
     hashes = []
-    for name, concept in concepts.items():
+    for name, concept in record["concepts"].items():
         source = Path(concept["source"])
         if source.is_dir():  # a checkpoint, which has a file for other tools
             source /= f"{file_name(name)}.safetensors"

@@ -258,11 +258,6 @@ class DetSDTextualInversionPipeline:
         concepts = self.concept_fingerprints(f"{job.prompt} {job.negative_prompt}")
         return sampling_jobs.settings(job, self.model, concepts, self.sampler.checks_safety)
 
-    def a1111_fields(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Return what A1111 needs beyond an image's settings to make it again."""
-        name, spacing = record["scheduler_name"], record["spacing"]
-        return a1111_fields(self.model, name, spacing, record["concepts"])
-
     def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
         """Write what `make(jobs)` returned as PNG files with their settings inside.
 
@@ -279,5 +274,6 @@ class DetSDTextualInversionPipeline:
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
-            paths[-1].write_bytes(png.encode(result.image, record, self.a1111_fields(record)))
+            fields = a1111_fields(self.model, record)
+            paths[-1].write_bytes(png.encode(result.image, record, fields))
         return paths
