@@ -46,9 +46,6 @@ KINDS = {
 }  # fmt: skip
 
 
-# ---- settings inside files -----------------------------------------------------------------------
-
-
 def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
     """Return the fields that give A1111 a sampler's noise levels.
 
