@@ -30,7 +30,7 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.concepts.source import ConceptSource, word_problem
-from detsd.concepts.usage import PROMPTS, READERS, READERS_XL
+from detsd.concepts.usage import PROMPTS, READERS
 from detsd.concepts.writing import encode, store, write_concepts
 from detsd.config import ModelConfig
 from detsd.models.loading import load_base_model
@@ -521,9 +521,9 @@ def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize("layout", WRITTEN)
 def test_every_format_has_its_tools(layout):
-    assert (layout in READERS) == (layout != "sdxl")
-    assert (layout in READERS_XL) == (layout != "a1111")
-    assert {t for table in (READERS, READERS_XL) for ts in table.values() for t in ts} == {*PROMPTS}
+    assert (layout in READERS[1]) == (layout != "sdxl")
+    assert (layout in READERS[2]) == (layout != "a1111")
+    assert {t for table in READERS.values() for ts in table.values() for t in ts} == {*PROMPTS}
 
 
 # ---- what is no concept, and what means harm -----------------------------------------------------
