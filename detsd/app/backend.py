@@ -22,6 +22,7 @@ from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
+from detsd.data.folder import list_images
 from detsd.runs.folder import finetuning_metadata
 from detsd.sampling.jobs import Job, StepInfo
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -107,7 +108,7 @@ class Backend:
         trusted = self.reads_paths or given == self.image_dirs.get(name)
         if not trusted and not folder.resolve().is_relative_to(Path.cwd()):
             return []
-        return pictures.pictures_in(folder)
+        return list_images(folder)
 
     def concepts(self) -> list[dict[str, Any]]:
         """Return the loaded concepts as plain values."""

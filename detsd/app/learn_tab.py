@@ -20,10 +20,10 @@ from detsd.app.parts import (
     thumbnails,
     uploaded,
 )  # fmt: skip
-from detsd.app.pictures import pictures_in
 from detsd.app.run_status import PICTURES, RunStatus, time_lapse
 from detsd.app.training_runs import TrainingRuns
 from detsd.config import TrainingConfig
+from detsd.data.folder import list_images
 from detsd.utils.errors import UserError
 
 
@@ -109,7 +109,7 @@ class LearnTab:
             return update
         gif = time_lapse(status, self.backend.folder)
         sampled = status.samples(latest) if latest is not None else []
-        images = pictures_in(status.folder / PICTURES)[:MAX_SHOWN]
+        images = list_images(status.folder / PICTURES)[:MAX_SHOWN]
         return update | {
             self.samples: gr.Gallery(sampled, visible=bool(sampled)),
             self.lapse: gr.Image(gif and str(gif), visible=bool(gif)),

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from detsd.data.folder import list_images
 from detsd.sampling.denoise import decode
 from detsd.sampling.jobs import GeneratedImage, Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -21,11 +20,6 @@ from detsd.utils.pictures import read_picture
 logger = logging.getLogger("detsd")
 
 LARGER = 512  # small images can also be had at a whole multiple of their size, up to this side
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures of a folder that may not be there."""
-    return list_images(folder) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
