@@ -39,7 +39,7 @@ class LearnedConcept:
 
     @property
     def num_vectors(self) -> int:
-        """The vectors for each text encoder: as many tokens the word takes in a prompt."""
+        """The number of vectors for each text encoder, hence of tokens of the word in a prompt."""
         return len(self.embeddings[0])
 
     @property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PromptRewriter:
-    """Replaces concept words by their placeholder tokens: one pass, longest word first.
+    """A function that replaces concept words by their tokens: one pass, longest word first.
 
     A word counts only where no letter, digit, underscore or hyphen touches it, so `det-logo` is
     left alone inside `det-logo-demo`. What was put in is not looked at again.

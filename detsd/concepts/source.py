@@ -145,7 +145,7 @@ def _is_path(text: str) -> bool:
 
 
 def _is_unseen(character: str) -> bool:
-    """Return whether a character is invisible, and none that belongs into words and emoji."""
+    """Return whether a character is invisible, and not one that words or emoji need."""
     if character in " \u200c\u200d":  # joiners: Persian, Hindi, emoji
         return False
     return unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")

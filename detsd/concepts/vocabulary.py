@@ -236,7 +236,7 @@ class Vocabulary:
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
 
     def remove(self, name: str) -> None:
-        """Forget a concept: its word means again what it means without it.
+        """Forget a concept: its word regains its ordinary meaning.
 
         Its rows stay behind the table, a few kilobytes that no prompt reaches; the ids of the other
         concepts' tokens go by their places.
@@ -263,7 +263,7 @@ class Vocabulary:
         return 1 if self.is_plain(prompt) else len(self.chunks(prompt)[0][0])
 
     def has_extreme_weights(self, prompt: str) -> bool:
-        """Return whether weights of a prompt reach the largest one that there is."""
+        """Return whether a weight of a prompt reaches the largest that is allowed."""
         pieces = [piece for section in weights.parse(prompt, self.rewrite) for piece in section]
         return any(abs(weight) >= weights.MAX_WEIGHT for _, weight in pieces)
 

@@ -46,7 +46,7 @@ class Numbering:
         return [k for k in mine if k != "job" and (known[k] or None) != (mine[k] or None)]
 
     def _job(self, record: dict[str, Any]) -> int | None:
-        """Return the job with a stored image's settings, wherever it stands in the grid."""
+        """Return the job with a stored image's settings, wherever it is in the grid."""
         if not self._by_settings:
             for job in range(self._count):
                 self._by_settings.setdefault(_key(self._settings(job)), job)

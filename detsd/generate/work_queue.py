@@ -115,7 +115,7 @@ class WorkQueue:
             return batch
 
     def submit(self, files: Future) -> None:
-        """Hand in the files of the batch that was last begun, as soon as they are ready.
+        """Submit the files of the batch that was last begun, as soon as they are ready.
 
         Waits while those of the batch before are not, so that images do not pile up.
         """

@@ -68,7 +68,7 @@ def _is_about_master(record: logging.LogRecord) -> bool:
 
 
 def _answers() -> bool:
-    """Ask the master once, without the tries that the harness makes."""
+    """Ask the master once, without the retries that the harness makes."""
     url = det.get_cluster_info().master_url
     session = api.UnauthSession(url, certs.default_load(url), max_retries=0)
     try:
@@ -80,7 +80,7 @@ def _answers() -> bool:
 
 @contextlib.contextmanager
 def watch_master() -> Iterator[MasterWatch]:
-    """Have the lines of the libraries on the master filtered until the block is over."""
+    """Filter the libraries' lines about the master until the block is over."""
     watch = MasterWatch()
     for name in LOGGERS:
         logging.getLogger(name).addFilter(watch)

@@ -129,7 +129,7 @@ class Run:
         """Begin to write; configuration errors have been found by now."""
 
     def report(self, steps: int, metrics: dict[str, float], group: str = "training") -> None:
-        """Report metrics of `steps` completed steps. Chief only does anything.
+        """Report metrics of `steps` completed steps. Only the chief does anything.
 
         Args:
             group: "training" and "validation" are Determined's own; each has a graph of its own.
@@ -157,7 +157,7 @@ class Run:
         raise NotImplementedError
 
     def deletes(self, uuid: str, newer: int) -> str:
-        """Return why a checkpoint is not to be had after the end; "" where it is. Chief only.
+        """Return why a checkpoint will be gone after the end; "" where it will not. Chief only.
 
         Args:
             newer: how many were stored after it, at least.

@@ -76,7 +76,7 @@ def product(job: Job, **values: Iterable[Any]) -> list[Job]:
 
 
 def interval(fractions: list[float] | None) -> tuple[float, float] | None:
-    """Return a configured guidance interval as a job has it."""
+    """Return a configured guidance interval as a job holds it."""
     return None if fractions is None else (fractions[0], fractions[1])
 
 
