@@ -203,7 +203,7 @@ class Backend:
     # ---- images ------------------------------------------------------------------------------
 
     def generate(self, jobs: list[Job], previews: bool = False) -> Iterator[Generation]:
-        """Yield how far the images of jobs are, four times a second and at the end.
+        """Yield the progress of the images of jobs, four times a second and at the end.
 
         Closing the iterator stops after the current step; finished images are kept.
         """

@@ -104,7 +104,7 @@ def parse(kind: type, given: dict[str, Any]) -> Any:
 
 
 def parse_form(values: Sequence[Any]) -> ImageSettings:
-    """Return values in the order of the settings as such."""
+    """Parse values that are given in the order of the settings."""
     names = [field.name for field in dataclasses.fields(ImageSettings)]
     return parse(ImageSettings, dict(zip(names, values, strict=True)))
 

@@ -28,7 +28,7 @@ from detsd.utils.errors import UserError
 
 
 def progress(status: RunStatus) -> str:
-    """Return how a fine-tuning goes, as HTML."""
+    """Return the progress of a fine-tuning, as HTML."""
     s = status
     if s.problem:
         text = f"ended at step {s.step} of {s.steps}: {s.problem}"
@@ -89,7 +89,7 @@ class LearnTab:
 
     @show_errors()
     def show(self, name: str | None = None, seen: Any = None) -> dict:
-        """Return updates that show the run that is going on, else the one of a name."""
+        """Return updates that show the active run, else the one of that name."""
         # Asked once, and before the status: a run that ends in between is then seen by a last tick.
         runs, running = self.runs, self.runs.running
         status = runs.status(None if running or not name else name)
@@ -118,7 +118,7 @@ class LearnTab:
         }
 
     def tick(self, name: str | None, seen: Any) -> dict:
-        """Return updates of a run that is going on, and load what it has learned at its end."""
+        """Return updates of the active run, and load what it has learned at its end."""
         try:
             update = self.show(name, seen)
             with show_errors():
@@ -134,7 +134,7 @@ class LearnTab:
     def start(
         self, dropped, word, phrase, kind, steps, rate, every, names, buckets, captions, prompts
     ) -> dict:
-        """Start a run of what the tab says."""
+        """Start a run with the tab's settings."""
         texts = [line.strip() for line in (prompts or "").splitlines() if line.strip()]
         self.runs.start(
             word or "", phrase or "", [uploaded(path) for path, _ in dropped or []], kind, texts,
@@ -145,7 +145,7 @@ class LearnTab:
 
     @show_errors()
     def resume(self, name: str | None) -> dict:
-        """Go on with a run."""
+        """Resume a run."""
         self.runs.resume(name or "")
         return {self.said: ""} | self.show()
 

@@ -205,7 +205,7 @@ class TrainingRuns:
         self.folder, self._stopping, self._taken = folder, False, False
 
     def stop(self) -> None:
-        """Ask the running one to leave a checkpoint and end."""
+        """Ask the running one to save a checkpoint and end."""
         if self.running:
             if not self._stopping:  # asked twice, it ends without one
                 self._process.send_signal(signal.SIGTERM)

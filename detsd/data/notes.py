@@ -72,7 +72,7 @@ class Notes:
         )
 
     def _say(self, names: list[str], what: str) -> None:
-        """Log how many pictures something holds for, and the first of them."""
+        """Log of how many pictures something is true, and the first of them."""
         if names:
             logger.warning(
                 "%s: %d of %d pictures %s (%s)",

@@ -108,7 +108,7 @@ class LookalikeClassifier:
 
 
 def _cross_validate(sets: list[torch.Tensor]) -> list[list[bool]]:
-    """Return for each set whether each of its images is classified rightly by the other folds."""
+    """Return for each set whether each of its images is classified correctly by the other folds."""
     folds = min(FOLDS, *map(len, sets))
     hits: list[list[bool]] = [[] for _ in sets]
     for fold in range(folds if folds > 1 else 0):
