@@ -47,6 +47,17 @@ def tiny_v_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def model(tiny_model):
+    """The tiny model, loaded, for tests that leave it as it is."""
+    import torch
+
+    from detsd.config import ModelConfig
+    from detsd.models.loading import load_base_model
+
+    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """Twelve small images whose names describe them."""
     folder = tmp_path_factory.mktemp("photos")

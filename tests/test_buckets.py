@@ -51,11 +51,6 @@ def mixed(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model) -> BaseModel:
-    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
-
-
 def concepts(folder, **values) -> ConceptsConfig:
     lists = {
         "concept_strs": ["blob-thing"],

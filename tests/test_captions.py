@@ -9,19 +9,12 @@ import torch
 from PIL import Image
 from test_data import RED, concepts
 
-from detsd.config import ModelConfig
 from detsd.data.captions import caption_problem, file_words, find_captions
 from detsd.data.dataset import TrainingData
 from detsd.data.folder import ImageFolder, folder_problem
 from detsd.data.images import read_images
 from detsd.data.prompts import prompts_for
-from detsd.models.loading import load_base_model
 from detsd.utils.errors import UserError
-
-
-@pytest.fixture
-def model(tiny_model):
-    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ import torch
 from picture_files import grey_profile
 from PIL import Image
 
-from detsd.config import ConceptsConfig, ModelConfig
+from detsd.config import ConceptsConfig
 from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
 from detsd.data.folder import ImageFolder, folder_problem
 from detsd.data.images import crop_or_resize, read_images, target_size
 from detsd.data.prefetch import prefetch
 from detsd.data.prompts import display_name, prompts_for
-from detsd.models.loading import load_base_model
 from detsd.utils import formats
 from detsd.utils.errors import UserError
 from detsd.utils.pictures import read_picture
@@ -31,11 +30,6 @@ def concepts(folder, **values) -> ConceptsConfig:
         **({"concept_strs": ["blob-thing"], "initializer_strs": ["ball"], "img_dirs": [str(folder)],
             "learnable_properties": ["object"]} | values)
     )  # fmt: skip
-
-
-@pytest.fixture
-def model(tiny_model):
-    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"))
 
 
 def saved(tmp_path, name, image, **options):
