@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
+import random
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +19,15 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 FORK = multiprocessing.get_context("fork")
 TIMEOUT = 240  # seconds; a machine may be busy
+
+
+def free_port() -> int:
+    """A port that nobody has, out of those that systems give to outgoing connections meanwhile."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("", port))
+            return port
 
 
 class Forked:

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import random
 import re
 import shutil
 import signal
@@ -31,7 +30,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 from determined import _info
 from determined.common.util import yaml_safe_load
 from determined.experimental import client
-from forked import Forked
+from forked import Forked, free_port
 from tiny import ROOT
 
 from detsd.__main__ import main
@@ -51,15 +50,6 @@ class Unknown(Exception):
 
 class Dropped(Exception):
     """The connection breaks before the master has heard the request."""
-
-
-def free_port() -> int:
-    """A port that nobody has, out of those that systems give to outgoing connections meanwhile."""
-    while True:
-        port = random.randrange(12_000, 32_000)
-        with socket.socket() as s, contextlib.suppress(OSError):
-            s.bind(("", port))
-            return port
 
 
 def number(name: str, value: object) -> float:

@@ -23,6 +23,7 @@ import gradio as gr
 import pytest
 import torch
 from conftest import command
+from forked import Forked, free_port
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny import ROOT
@@ -65,6 +66,8 @@ from detsd.utils.png import CHUNK, read_record
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync""".split()  # noqa: SIM905
+# Which do not know this machine's own address, and which gradio reads as early as it is imported.
+PROXIES = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
 # The phrase of a concept that a stranger wrote.
 STRANGE = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png) ${1+1} {{value}}'
 GOOD = {
@@ -931,23 +934,19 @@ def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(end
     [("0.0.0.0", [], None), ("::1", ["--auth", "me:secret"], ("me", "secret"))],
 )
 def test_a_page_for_others_asks_for_a_password(tiny_model, tmp_path, host, options, login):
-    """Started where proxies are set, which do not know this machine's own address."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    proxies = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
-    args = ["app", "--model", tiny_model, "--host", host, "--port", port, *options]
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            command(*args), cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True,
-            env=os.environ | proxies | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
-                                        "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-    try:
-        line = server.stdout.readline()
-        url = re.search(r"http://\S+", line)[0]
-        made = re.search(r" as (\S+) with the password (\S+) ", line)
-        assert bool(made) != bool(login), line
+    """Started where proxies are set."""
+    args = ["app", "--model", tiny_model, "--host", host, "--port", free_port(), *options]
+
+    def serve():
+        os.environ |= PROXIES | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+        return main(list(map(str, args)))
+
+    with Forked(tmp_path, serve) as server:
+        server.wait_until(lambda: "Ctrl-C" in server.said[0])
+        (said,) = server.said
+        url = re.search(r"http://\S+", said)[0]
+        made = re.search(r" as (\S+) with the password (\S+) ", said)
+        assert bool(made) != bool(login), said
         user, password = login or made.groups()
         assert ask(f"{url}config")[0] == 401
         assert ask(f"{url}gradio_api/call/v2/model", {})[0] == 401
@@ -955,11 +954,7 @@ def test_a_page_for_others_asks_for_a_password(tiny_model, tmp_path, host, optio
         assert ask(f"{url}login", wrong)[0] == 400
         right = f"username={user}&password={password}".encode()
         assert ask(f"{url}login", right)[0] == 200
-        assert "Traceback" not in (tmp_path / "log").read_text()
-    finally:
-        server.terminate()
-        server.wait(60)
-        server.stdout.close()
+        assert "Traceback" not in server.said[0]
 
 
 def test_without_gradio_one_sentence(monkeypatch, capsys):
@@ -981,7 +976,7 @@ def test_a_port_that_is_taken(tiny_model, capsys):
 
 @pytest.fixture(scope="module")
 def address(tiny_model, photos, tmp_path_factory):
-    """The demo on the tiny model, as a user starts it, on a port that is free.
+    """The demo on the tiny model, as a user starts it, where proxies are set.
 
     The model's folder says what it can draw, the concept's where its pictures are.
     """
@@ -995,16 +990,15 @@ def address(tiny_model, photos, tmp_path_factory):
     )
     concept = LearnedConcept("blob-thing", "red ball", (torch.ones(2, 16),))
     checkpoint(folder / "blob", concept, photos, "object")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    log = folder / "log"
+    port, log = free_port(), folder / "log"
     args = ["app", "--model", model, "--concepts", folder / "blob", "--port", port]
     with log.open("w") as out:
         server = subprocess.Popen(
             command(*args),
             cwd=folder,
-            env=os.environ | {"GRADIO_TEMP_DIR": str(folder / "gradio"), "PYTHONPATH": str(ROOT)},
+            env=os.environ
+            | PROXIES
+            | {"GRADIO_TEMP_DIR": str(folder / "gradio"), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=out,
             text=True,
