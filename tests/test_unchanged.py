@@ -13,6 +13,7 @@ Another seed's vectors end 1.2e-3 away: there it is the losses that tell.
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rounding
-from conftest import ROOT, run_detsd
+from conftest import ROOT
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -133,42 +134,38 @@ def assert_grid(folder: Path) -> None:
         assert_pixels(old["file"], pixels(folder / old["file"]), tile)
 
 
-def run(kind: str, folder: Path) -> str:
-    done = run_detsd(
-        kind, DATA / f"{kind}.yaml", "--output-dir", folder, **rounding.ENVIRONMENT
+def run(kind: str, *folders: Path) -> str:
+    """Run the recorded configuration into each folder, in one process that rounds as recorded."""
+    words = [[kind, str(DATA / f"{kind}.yaml"), "--output-dir", str(f)] for f in folders]
+    script = f"from detsd.__main__ import main\nfor words in {words}: assert main(words) == 0"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, env=os.environ | rounding.ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_a_finetuning_is_unchanged(tmp_path):
-    run("finetune", tmp_path / "run")
-    assert_finetuning(tmp_path / "run")
+def test_a_finetuning_is_unchanged_and_one_of_the_flat_package_goes_on(tmp_path):
+    shutil.copytree(DATA / "finetune_stopped", tmp_path / "begun")
+    folders = tmp_path / "new", tmp_path / "begun"
+    assert run("finetune", *folders).count("resuming after step 31") == 1
+    for folder in folders:
+        assert_finetuning(folder)
 
 
-def test_a_grid_is_unchanged(tmp_path):
-    run("generate", tmp_path / "run")
-    assert_grid(tmp_path / "run")
-
-
-def test_a_finetuning_of_the_flat_package_goes_on(tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(DATA / "finetune_stopped", folder)
-    assert "resuming after step 31" in run("finetune", folder)
-    assert_finetuning(folder)
-
-
-def test_a_grid_of_the_flat_package_goes_on(tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(DATA / "generate_stopped", folder)
-    begun = {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+def test_a_grid_is_unchanged_and_one_of_the_flat_package_goes_on(tmp_path):
+    shutil.copytree(DATA / "generate_stopped", tmp_path / "begun")
+    folders = tmp_path / "new", tmp_path / "begun"
+    begun = {path: path.stat().st_mtime_ns for path in (folders[1] / "images").iterdir()}
     assert len(begun) == 12
-    run("generate", folder)
+    run("generate", *folders)
     for path, time in begun.items():
         assert path.stat().st_mtime_ns == time
         old = DATA / "generate_stopped" / "images" / path.name
         assert path.read_bytes() == old.read_bytes()
-    assert_grid(folder)
+    for folder in folders:
+        assert_grid(folder)
 
 
 def test_only_another_rounding_excuses_a_difference(monkeypatch):
