@@ -41,7 +41,8 @@ UNUSED = {
 SHOWN_WITHOUT = {"accelerate", "diffusers", "matplotlib", "scipy", "tensorboard", "torch._dynamo"}
 FINETUNING = (
     "finetune", ROOT / "finetune_demo.yaml", "--set", "training.num_sgd_steps=1", "--set",
-    "training.max_validation_images=1", "--set", "inference.inference_prompts=[]",
+    "training.max_validation_images=1", "--set", "inference.inference_prompts=[]", "--set",
+    "concepts.img_dirs=[examples/ring_and_dot]",
 )  # fmt: skip
 
 
