@@ -292,11 +292,9 @@ def test_a_session_of_a_grid(tiny_model, tmp_path):
     }
     given = {"model": {"pretrained_model_name_or_path": str(tiny_model)}, "grid": grid}
     path.write_text(yaml.safe_dump({"hyperparameters": given}))
-    session = spawn("generate", path, "--output-dir", tmp_path / "out")
-    session.expect(pexpect.EOF)
-    session.close()
-    assert session.exitstatus == 0
-    sent = session.logfile_read.getvalue()
+    with terminal() as there:
+        assert main(["generate", str(path), "--output-dir", str(tmp_path / "out")]) == 0
+    sent = there.getvalue()
     moments = {int(p) for p in re.findall(r"(\d+)%\|[^\r]*?0/4 images", sent)}
     assert len(moments - {0, 100}) >= 2, sent
     assert "0.00 images/s" not in sent
