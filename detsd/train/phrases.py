@@ -141,7 +141,8 @@ def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
         ranked = best(errors, list(longer))[:TAILS]
         found += ranked
         begun = [
-            [*parts[:slot], word, *parts[slot + 1 :]] for parts, word in map(longer.get, ranked)
+            [*parts[:slot], word, *parts[slot + 1 :]]
+            for parts, word in map(longer.get, ranked if slot == 2 else ranked[:1])
         ]
     return best(errors, found)[0]
 
