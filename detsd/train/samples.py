@@ -167,7 +167,7 @@ class Samples:
                 on_step=lambda now: bar.done("samples", len(now.numbers)),
             )
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
-        self._model.vae.to("cpu")
+        self.set_vae_aside()
         images = [image for _, image in sorted(self._run.gather(own), key=lambda pair: pair[0])]
         if self._run.is_chief:
             self._keep(step, images)
@@ -177,6 +177,10 @@ class Samples:
         elif self._metrics and step:
             found = self._metrics.measure(images[len(self._shown) :])
         return self._run.ranks.allgather(found)[0]
+
+    def set_vae_aside(self) -> None:
+        """Move the VAE off the device until it decodes samples; drop it where there are none."""
+        self._model.vae.to("cpu" if self._jobs else "meta")
 
     def differ_from(self, before: dict[str, Any]) -> bool:
         """Return whether the samples of an earlier `inference` section would be others."""

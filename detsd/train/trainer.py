@@ -95,7 +95,7 @@ class Trainer:
         )
         if t.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
-        self.model.vae.to("cpu")  # all images are encoded; it comes back for samples
+        self.samples.set_vae_aside()  # all images are encoded
         self._examine_prompts()
         facts = {"samples_per_step": self.samples_per_step}
         if run.is_chief and run.folder_is_kept:
