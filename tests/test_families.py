@@ -824,6 +824,9 @@ def test_the_vae_is_on_the_device_only_while_it_is_needed(experiment, tmp_path, 
         assert calls == [run.ranks.device, "cpu"]  # for the training images
         trainer.train()
     assert calls[2:] == [run.ranks.device, "cpu"] * 2  # for the samples before and after
+    with open_run(tmp_path / "without", accelerate=True) as run:
+        Trainer(load_config(experiment(training=change)), run).train()
+    assert calls[-1] == "meta"  # without samples it is dropped
 
 
 def test_a_file_that_has_left_its_checkpoint_says_what_it_was_learned_on(
