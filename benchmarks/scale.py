@@ -51,11 +51,13 @@ class StandIn:
             device=torch.device("cpu"),
             dtype=torch.float32,
             commit=None,
+            vae_name=None,
             vocabulary=SimpleNamespace(
                 names=[], is_word=lambda _: True, fits_without_tokenizing=lambda _: True
             ),
         )
         self.concepts: list[str] = []
+        self.warnings = SimpleNamespace(log=lambda *_: None)
         pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         self.image = Image.fromarray(pixels)
 
@@ -70,9 +72,6 @@ class StandIn:
 
     def check(self, _):
         pass
-
-    def warnings(self, *_):
-        return []
 
     def concept_fingerprints(self, _):
         return {}
@@ -198,6 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     stand_in = StandIn(args.side)
     grids.DetSDTextualInversionPipeline = stand_in
+    grids.a1111_fields = lambda *_: None  # of a real model's sampler
     png.encode = quick_png(stand_in.image)
     with TemporaryDirectory() as name:
         folder = Path(name) / "taking"

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,6 +45,16 @@ def test_the_shipped_grid_is_measured_beside_other_settings(capsys, monkeypatch,
     before, now, ratio, *of_processor = map(float, row.strip(" |").split(" | ")[1:])
     assert ratio == pytest.approx(now / before, rel=0.02)
     assert of_processor[2] > 1  # a sixth of the passes
+
+
+def test_a_grid_over_many_processes_runs_without_a_model():
+    """Its stand-in for the pipeline has all that a grid asks of one."""
+    small = ["--images", "40", "--ranks", "2", "--side", "16", "--seconds", "1"]
+    command = [sys.executable, "-m", "benchmarks.scale", *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search("^40 images of .* over 2 ranks$", done.stdout, re.M)
+    assert re.search("^mixed steps: .*% of the ranks' time lost$", done.stdout, re.M)
 
 
 def test_memory_is_measured_of_commands_that_are_valid(tmp_path, monkeypatch):
