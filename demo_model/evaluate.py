@@ -59,7 +59,7 @@ PROMPTS = (
     "a rendering of a brain logo, sharp lines, connected circles, concept art",
 )
 CONCEPT = "det-logo-demo"
-PHRASE = "brain logo of seven yellow circles joined by red lines, two inside, a tail at the bottom"
+PHRASE = "brain logo, sharp lines, connected circles, concept art"
 BY_HAND = (
     "brain logo, sharp red lines, connected yellow circles",
     "logo of yellow circles joined by red lines",

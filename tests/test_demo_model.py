@@ -21,7 +21,7 @@ MODEL = ROOT / "demo_model"
 CLIP_RIGHT = {"right_of_256": 0.65, "background": 0.8, "color": 0.5}
 VAE_LOGO, CONCEPT_MARGIN = 28.0, 0.92
 LINEUP = 7  # of 8
-CONTROL = {"color": 0.8, "background": 0.8, "style": 0.6, "position": 0.8, "number": 0.8}
+CONTROL = {"color": 0.7, "background": 0.8, "style": 0.6, "position": 0.8, "number": 0.8}
 PARTS = ("vae", "text_encoder", "unet", "clip", "tokenizer", "scheduler")
 
 
@@ -160,7 +160,7 @@ def test_the_demo_concept():
     (concept,) = read_concepts(ROOT / "learned_embeddings_dict_demo.pt")
     assert concept.name == evaluate.CONCEPT
     assert concept.initializer == evaluate.PHRASE
-    assert concept.embeddings[0].shape == (19, 128)
+    assert concept.embeddings[0].shape == (11, 128)
 
 
 def test_the_demo_concept_beats_words():

@@ -37,7 +37,7 @@ def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 4
     text = "".join(o.get("text", "") for o in outputs if o.get("name") == "stdout")
-    assert "det-logo-demo: 19 vectors, initialized from 'brain logo of seven" in text
+    assert "det-logo-demo: 11 vectors, initialized from 'brain logo, sharp lines" in text
     assert "Steps: 25, Sampler: Euler a, CFG scale: 4, Seed: 0" in text
     saved = sorted((tmp_path / "outputs" / "notebook").glob("*.png"))
     assert sorted(read_record(path)["seed"] for path in saved) == [0, 1, 2, 3]

@@ -70,9 +70,9 @@ def test_the_bundled_concept_needs_no_model(capsys):
     assert main(["show", str(ROOT / "learned_embeddings_dict_demo.pt")]) == 0
     text = capsys.readouterr().out
     assert "base model: demo_model, the bundled one (width 128)" in text
-    assert "det-logo-demo\n  vectors: 19 of width 128" in text
-    assert "initializer: brain logo of seven yellow circles joined by red lines, two" in text
-    assert len(text.split("\n\n")[1].splitlines()) == 5 + 19
+    assert "det-logo-demo\n  vectors: 11 of width 128" in text
+    assert "initializer: brain logo, sharp lines, connected circles, concept art" in text
+    assert len(text.split("\n\n")[1].splitlines()) == 5 + 11
 
 
 def test_a_file_of_another_tool_is_told_by_its_width(tmp_path, tiny_model):
