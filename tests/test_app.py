@@ -1290,7 +1290,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("learn-status")).to_contain_text(re.compile(r"stopped at step \d+"))
         stopped = int(re.search(r"step (\d+)", at("learn-status").inner_text())[1])
         at("use").click()
-        expect(at("about")).to_contain_text("my-photo: 2 vectors")
+        expect(at("about")).to_contain_text("my-photo: 8 vectors")
         at("resume").click()
         expect(at("learn-status")).to_contain_text(re.compile(r"my-photo: step \d+ of 100000"))
         page.wait_for_function(

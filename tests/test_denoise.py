@@ -277,7 +277,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
         pipe.make([JOB])
     monkeypatch.setattr(engine, "denoise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        make(pipe.sampler, [JOB], {}, None, None)
+        make(pipe.sampler, [JOB], {}, None, None, 1)
 
 
 def test_images_beyond_the_range_of_a_precision_are_told(pipe, monkeypatch, caplog):
