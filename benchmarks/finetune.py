@@ -84,9 +84,7 @@ def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
 def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]:
     """A function that makes one step of the textbook loop."""
     model = load_base_model(config.model, device, training=True)  # in the precision of ours
-    add_concepts(
-        model.vocabulary, config.concepts, dict(enumerate(config.concepts.initializer_strs))
-    )
+    add_concepts(model.vocabulary, config.concepts)
     tables, frozen = [], []
     for side in model.vocabulary.text_encoders:
         whole = torch.cat([side.embedding.weight.float(), side.embedding.rows.detach()])

@@ -16,23 +16,20 @@ from detsd.utils.errors import UserError
 ENOUGH = 8  # vectors, at least, of `num_vectors: auto` (dev/LOG.md)
 
 
-def searched(config: ConceptsConfig) -> list[int]:
-    """Return the numbers of the concepts whose phrase is looked for."""
-    return [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
-
-
 def add_concepts(
     vocabulary: Vocabulary,
     config: ConceptsConfig,
-    starts: Mapping[int, str],
+    starts: Mapping[int, str] | None = None,
     begun: Iterable[LearnedConcept] = (),
 ) -> None:
     """Add concepts, each from a description or from a file of one concept.
 
     Args:
-        starts: of the concepts to add, by their numbers.
+        starts: of the concepts to add, by their numbers; None: all that are not looked for.
         begun: what a run goes on from, whose numbers of vectors `auto` keeps.
     """
+    if starts is None:
+        starts = {k: start for k, start in enumerate(config.initializer_strs) if start != AUTO}
     lengths = {concept.name: concept.num_vectors for concept in begun}
     for k, start in starts.items():
         name, n = config.concept_strs[k], config.num_vectors[k]

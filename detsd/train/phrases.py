@@ -21,6 +21,7 @@ import torch
 
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.prompts import PromptRewriter
+from detsd.concepts.source import AUTO
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ConceptsConfig
 from detsd.data.dataset import Batch, Sample, TrainingData
@@ -28,7 +29,7 @@ from detsd.models.base import BaseModel, Conditioning
 from detsd.models.objective import MAX_TIMESTEPS, denoising_error
 from detsd.runs.run import Run
 from detsd.train.checkpoint import latest_concepts
-from detsd.train.initializers import add_concepts, searched
+from detsd.train.initializers import add_concepts
 from detsd.utils.errors import UserError
 from detsd.utils.progress import spinner
 
@@ -43,12 +44,13 @@ def add_found(config: ConceptsConfig, model: BaseModel, data: TrainingData, run:
 
     A run that goes on, or starts from another's vectors, takes the phrase that these began with.
     """
-    if not searched(config):
+    searched = [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
+    if not searched:
         return
     begun = latest_concepts(run) if run.latest else []
     phrases = {concept.name: concept.initializer or "thing" for concept in begun}
     found = {}
-    for k in searched(config):
+    for k in searched:
         name, kind = config.concept_strs[k], config.learnable_properties[k]
         if name not in phrases:
             grammar = grammar_of(model, kind, f"concepts.initializer_strs[{k}]")

@@ -33,7 +33,7 @@ from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
 from detsd.train.checkpoint import Checkpoints, latest_concepts, samples_per_step
-from detsd.train.initializers import add_concepts, searched
+from detsd.train.initializers import add_concepts
 from detsd.train.phrases import add_found
 from detsd.train.preflight import word_problems
 from detsd.train.report import Report
@@ -329,7 +329,6 @@ def _load(
         # makes other pictures of that within a few steps.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
-    c = config.concepts  # what is found comes behind, in a resumed run as well
-    given = {k: start for k, start in enumerate(c.initializer_strs) if k not in searched(c)}
-    add_concepts(model.vocabulary, c, given, begun)
+    # Those whose phrase is looked for come behind, in a resumed run as well.
+    add_concepts(model.vocabulary, config.concepts, begun=begun)
     return model, encoders, time.monotonic() - started
