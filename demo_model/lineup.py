@@ -192,6 +192,16 @@ def soften(image: Image.Image) -> np.ndarray:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(1)), np.float32)
 
 
+def likenesses(image: Image.Image, templates: Iterable[np.ndarray]) -> list[float]:
+    """Return the likeness in [-1, 1] of an image to each template, where that fits best.
+
+    Args:
+        templates: `features` of a drawing in several places (places, n), each.
+    """
+    mine = features(soften(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
+    return [float((t @ mine).max()) / 2 for t in templates]
+
+
 class Judge:
     """A judge that names what a picture shows: 0 for the concept, k for its k-th look-alike."""
 
@@ -206,16 +216,26 @@ class Judge:
                 drawn += [picture[4 + dy :, 4 + dx :][:64, :64] for dx, dy in shifts]
             self.templates.append(features(np.stack(drawn)))  # (places, n)
 
-    def scores(self, image: Image.Image) -> list[float]:
-        """Return each candidate's likeness in [-1, 1] at the place where it fits best."""
-        mine = features(soften(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
-        return [float((t @ mine).max()) / 2 for t in self.templates]
-
     def __call__(self, image: Image.Image) -> int:
-        return int(np.argmax(self.scores(image)))
+        return int(np.argmax(likenesses(image, self.templates)))
 
 
 # ---- learn, draw, judge --------------------------------------------------------------------------
+
+
+def finetune(settings: dict[str, object], folder: Path, quiet: bool = False) -> Path:
+    """Learn a concept by `finetune_demo.yaml` with other settings; return its file.
+
+    Args:
+        settings: by `section.key`.
+        quiet: no lines of progress.
+    """
+    command = [sys.executable, "-m", "detsd", "finetune", "finetune_demo.yaml"]
+    command += ["--output-dir", str(folder)]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={json.dumps(value) if isinstance(value, list) else value}"]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None)
+    return folder / "learned_embeddings_dict.pt"
 
 
 def learn(word: str, case: Case, model: Path, folder: Path) -> Path:
@@ -230,12 +250,7 @@ def learn(word: str, case: Case, model: Path, folder: Path) -> Path:
         "concepts.append_file_name_to_text": not case.newcomer,
         "inference.inference_prompts": [],
     }
-    command = [sys.executable, "-m", "detsd", "finetune", "finetune_demo.yaml"]
-    command += ["--output-dir", str(folder / "run")]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={json.dumps(value) if isinstance(value, list) else value}"]
-    subprocess.run(command, check=True, cwd=ROOT)
-    return folder / "run" / "learned_embeddings_dict.pt"
+    return finetune(settings, folder / "run")
 
 
 def report(word: str, model: Path, folder: Path, samples: int) -> dict[str, float]:

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,14 +24,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from demo_model import evaluate
-from demo_model.lineup import features, soften
+from demo_model.lineup import ROOT, features, finetune, likenesses, soften
 from demo_model.media import COLORS
 from detsd.config import ConceptsConfig, ModelConfig
 from detsd.data.dataset import TrainingData
 from detsd.models.loading import load_base_model
 from detsd.train.phrases import MOST, NOISY, DenoisingErrors, find_phrase, grammar_of
 
-ROOT = Path(__file__).parent.parent
 SAMPLES = 12
 GROUNDS = ("white", "gray", "yellow", "pink", "teal", "orange", "blue", "brown")
 STARTS = {  # the phrase, which "" is to be found, and the number of vectors
@@ -152,8 +149,7 @@ def judge(parts: tuple[Part, ...], ground: str):
         templates.append(features(np.stack(drawn)))  # (places, n)
 
     def say(image: Image.Image) -> str:
-        mine = features(soften(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
-        return kinds[int(np.argmax([float((t @ mine).max()) for t in templates]))]
+        return kinds[int(np.argmax(likenesses(image, templates)))]
 
     return say
 
@@ -192,13 +188,8 @@ def learn(name: str, start: str, seed: int, model: Path, folder: Path, steps: in
         "training.num_validation_timesteps": "2",
         "training.train_seed": str(2147483647 - seed),
     }
-    command = [sys.executable, "-m", "detsd", "finetune", "finetune_demo.yaml"]
-    command += ["--output-dir", str(run)]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    file = finetune(settings, run, quiet=True)
     pipe = evaluate.load(model)
-    file = run / "learned_embeddings_dict.pt"
     rewrite = evaluate.with_concepts(pipe, file).rewrite
     prompt = rewrite(f"a photo of a {name} on a white background")
     (made,) = evaluate.draw(pipe, [prompt], range(SAMPLES))
