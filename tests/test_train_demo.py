@@ -269,7 +269,8 @@ def test_new_pictures_come_from_other_processes_as_from_this_one():
 def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
     """Step, seed and rate are read from it, with the weights; the work folder is gone."""
     args.work_dir, args.start_from = tmp_path / "first", tmp_path / "bundled"
-    shutil.copytree(networks.MODEL, args.start_from, ignore=shutil.ignore_patterns("training.json"))
+    kept_out = shutil.ignore_patterns("training.json", "work")
+    shutil.copytree(networks.MODEL, args.start_from, ignore=kept_out)
     args.seed, args.rate, args.steps, args.export_to = 7, 1e-4, 2, tmp_path / "export"
     args.work_dir.mkdir()
     unet.train_unet(args)
