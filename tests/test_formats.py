@@ -201,11 +201,16 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
 
 def test_what_is_a_source_and_what_a_phrase(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "red ball").mkdir()
-    (tmp_path / "a=b").mkdir()
+    learned = ("red ball/checkpoints", "auto/checkpoints", "a=b/checkpoints")
+    for folder in (*learned, "lora", "cat", "empty"):
+        (tmp_path / folder).mkdir(parents=True)
     tensors(tmp_path / "a=b" / "x", {"x": ONE[0]})
-    sources = ["red ball", "gone.bin", "GONE.PT", "gone.pt=word", "a=b", "a=b/x.safetensors=word"]
-    phrases = ["red cube", "version 3.5 of it", "a = b", "x" * 5000, "a\0b", "", "e=mc2"]
+    (tmp_path / "lora" / "adapter_config.json").touch()
+    (tmp_path / "cat" / "1.png").touch()
+    sources = ["red ball", "lora", "empty", "./cat", "gone.bin", "GONE.PT", "gone.pt=word", "a=b"]
+    sources += ["a=b/x.safetensors=word"]
+    phrases = ["red cube", "cat", "auto", "version 3.5 of it", "a = b", "x" * 5000, "a\0b", ""]
+    phrases += ["e=mc2"]
     assert [s for s in sources + phrases if ConceptSource.looks_like(s)] == sources
     assert read_concepts("a=b/x.safetensors")[0].name == "x"
     assert read_concepts("a=b/x.safetensors=word")[0].name == "word"

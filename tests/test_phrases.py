@@ -14,7 +14,7 @@ from detsd.__main__ import main
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.vocabulary import Vocabulary
-from detsd.config import ConceptsConfig, ModelConfig
+from detsd.config import ConceptsConfig, ModelConfig, load_config
 from detsd.data.dataset import TrainingData
 from detsd.models.loading import load_base_model
 from detsd.runs.local import LocalRun
@@ -108,6 +108,24 @@ def test_a_given_phrase_stays_beside_one_that_is_found(searching, tmp_path, phot
     found = {c.name: c.initializer for c in read_concepts(tmp_path / "out")}
     assert found["other-thing"] == "red ball"
     assert found["blob-thing"].endswith(("photo", "oil painting"))
+
+
+def test_auto_beside_a_folder_of_that_name(searching, tmp_path, photos, monkeypatch):
+    """One `auto`, in whatever case, is for all concepts; a folder of pictures gives no vectors."""
+    (tmp_path / "auto").symlink_to(photos)
+    (tmp_path / "ball").symlink_to(photos)
+    both = {"concept_strs": ["blob-thing", "other-thing"], "img_dirs": ["ball", "auto"]}
+    every = load_config(searching(initializer_strs=" Auto", **both)).concepts
+    assert every.initializer_strs == ["auto", "auto"]
+    assert every.img_dirs == [str(tmp_path / "ball"), str(tmp_path / "auto")]
+    monkeypatch.setattr(phrases, "find_phrase", lambda *_: "blue box")
+    path = searching(initializer_strs=["ball", "auto"], **both)
+    monkeypatch.chdir(tmp_path)
+    assert finetune(path, tmp_path / "out") == 0
+    assert [concept_of(tmp_path / "out", k).initializer for k in (0, 1)] == ["ball", "blue box"]
+    # What was learned is gone on with under a bare name as well.
+    start = load_config(searching(initializer_strs="out", img_dirs="ball")).concepts
+    assert start.initializer_strs == [str(tmp_path / "out")]
 
 
 def test_without_words_that_the_model_knows_there_is_nothing_to_find(

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 
 from detsd.app.run_status import CONFIG, LOG, PICTURES, RunStatus, read_status
-from detsd.concepts.source import AUTO
 from detsd.config import TrainingConfig, load_config
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.preflight import check_finetune
 from detsd.utils.errors import UserError
-from detsd.utils.paths import BUNDLED, file_name, resolve
+from detsd.utils.paths import AUTO, BUNDLED, file_name, resolve
 
 MAX_PICTURES = 200  # of a run
 

@@ -15,15 +15,13 @@ from pathlib import Path
 
 from detsd.runs.folder import DICT_FILE, RunFolder
 from detsd.utils.errors import UserError
-from detsd.utils.paths import looked, uuid_problem
+from detsd.utils.paths import is_description, looked, uuid_problem
 
 LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png", ".webp")  # of concept files
 
 MAX_WORD = 100  # characters
-
-AUTO = "auto"  # in place of an initializer: one is looked for
 
 HINT = "name a concept file, a checkpoint or a run folder"
 
@@ -75,7 +73,7 @@ class ConceptSource:
     @classmethod
     def looks_like(cls, text: str) -> bool:
         """Return whether a text names a file or folder, there or missing, and is no phrase."""
-        return text != AUTO and (
+        return not is_description(text) and (
             _is_path(text) or bool((source := cls.parse(text)).word and source.path.name)
         )
 

@@ -26,7 +26,7 @@ from detsd.config.schema import (
     sampling_problems,
     setting,
 )
-from detsd.utils.paths import file_name
+from detsd.utils.paths import AUTO, file_name, find_start
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ConceptsConfig(Section):
         REQUIRED,
         "what each concept starts from: a description, or a concept file, checkpoint or run folder "
         "that holds one concept; auto: the phrase under which the model denoises the images best",
-        path=True,
+        path=find_start,
     )
     img_dirs: list[str] = setting(
         REQUIRED, "folder of training images of each concept; 5 to 50 images", path=True
@@ -110,12 +110,18 @@ class ConceptsConfig(Section):
     )
 
     def completed(self) -> ConceptsConfig:
-        """Return the section with a single property or vector count repeated for each concept."""
-        repeated = {}
-        for name in ("learnable_properties", "num_vectors"):
-            values = getattr(self, name)
-            repeated[name] = values * len(self.concept_strs) if len(values) == 1 else values
-        return dataclasses.replace(self, **repeated)
+        """Return the section with a single property, vector count or `auto` for each concept."""
+
+        def each(values: list) -> list:
+            return values * len(self.concept_strs) if len(values) == 1 else values
+
+        starts = [AUTO if s.strip().lower() == AUTO else s for s in self.initializer_strs]
+        return dataclasses.replace(
+            self,
+            initializer_strs=each(starts) if starts == [AUTO] else starts,
+            learnable_properties=each(self.learnable_properties),
+            num_vectors=each(self.num_vectors),
+        )
 
     def problems(self) -> list[str]:
         """Return what is wrong: lists of unequal length, words that clash, sizes, colours."""
@@ -127,7 +133,8 @@ class ConceptsConfig(Section):
             length = len(getattr(self, name))
             if length != n:
                 problems.append(
-                    f"concepts.{name} has {length} entries for {n} concept_strs; give one for each"
+                    f"concepts.{name} has {length} entr{'y' if length == 1 else 'ies'} for {n} "
+                    "concept_strs; give one for each"
                 )
         for name in repeated(self.concept_strs):
             problems.append(

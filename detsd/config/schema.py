@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +30,12 @@ def setting(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
-    path: bool = False,
+    path: bool | Callable[[str, Path | None], str] = False,
 ) -> Any:
     """Declare a field with its help text and bounds: `low` and `high` are allowed, `above` is not.
 
     `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
-    A `path` is looked for beside the configuration first.
+    A `path` is looked for beside the configuration first, by `find` or the function that is given.
     """
     meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
     if default is dataclasses.MISSING:
@@ -243,8 +243,9 @@ def _section(
         except ValueError as expected:
             problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
-        if spec.metadata["path"] and (v := values[name]) is not None:
-            values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
+        if (look := spec.metadata["path"]) and (v := values[name]) is not None:
+            look = find if look is True else look
+            values[name] = [look(p, beside) for p in v] if isinstance(v, list) else look(v, beside)
         low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
         every = values[name] if isinstance(values[name], list) else [values[name]]
         for v in (v for v in every if isinstance(v, int | float)):

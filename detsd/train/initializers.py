@@ -8,10 +8,11 @@ import torch
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
-from detsd.concepts.source import AUTO, ConceptSource
+from detsd.concepts.source import ConceptSource
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ConceptsConfig
 from detsd.utils.errors import UserError
+from detsd.utils.paths import AUTO
 
 ENOUGH = 8  # vectors, at least, of `num_vectors: auto` (dev/LOG.md)
 

@@ -21,7 +21,6 @@ import torch
 
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.prompts import PromptRewriter
-from detsd.concepts.source import AUTO
 from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ConceptsConfig
 from detsd.data.dataset import Batch, Sample, TrainingData
@@ -31,6 +30,7 @@ from detsd.runs.run import Run
 from detsd.train.checkpoint import latest_concepts
 from detsd.train.initializers import add_concepts
 from detsd.utils.errors import UserError
+from detsd.utils.paths import AUTO
 from detsd.utils.progress import spinner
 
 FIRST, MOST = 2, 16  # latents that a phrase is tried on at first, and at most

@@ -30,7 +30,8 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
     for k, start in enumerate(c.initializer_strs):
         if not start.strip():
             problems.append(
-                f"concepts.initializer_strs[{k}] is empty; give a phrase that describes the concept"
+                f"concepts.initializer_strs[{k}] is empty; give a phrase that describes the "
+                "concept, or auto"
             )
         elif ConceptSource.looks_like(start):
             key = f"concepts.initializer_strs[{k}]"

@@ -20,6 +20,14 @@ CHUNKS, CHUNK = 4096, 4096
 
 DEMO_IMAGES = "det_logos"  # that it was learned from
 
+AUTO = "auto"  # in place of an initializer: one is looked for
+
+# In the folders of runs, checkpoints, models and LoRAs, but not in those of pictures.
+LEARNED = (
+    "learned_embed*", "checkpoints", "step-*", "metrics.jsonl", "tensorboard", "model_index.json",
+    "adapter_config.json", "pytorch_lora_weights.*",
+)  # fmt: skip
+
 
 def file_name(concept: str) -> str:
     """Return a concept's word as a file name: letters, digits, `-`, `_` and `.` stay."""
@@ -52,6 +60,23 @@ def find(name: str, beside: Path | None = None) -> str:
         if path and os.path.exists(beside / path):
             return f"{beside / path}{words}"
     return name
+
+
+def is_description(text: str, beside: Path | None = None) -> bool:
+    """Return whether a text describes a concept even where a folder has its name.
+
+    `auto` does, and the bare name of a folder with other things than learned ones: the pictures,
+    mostly. An empty folder may be that of a run that was killed early.
+    """
+    path = (beside or Path()) / text
+    if text == AUTO or not (text == path.name and os.path.isdir(path)):
+        return text == AUTO
+    return any(path.iterdir()) and not any(next(path.glob(name), None) for name in LEARNED)
+
+
+def find_start(text: str, beside: Path | None = None) -> str:
+    """Find what a concept starts from as `find` does; a description stays as it is."""
+    return text if is_description(text, beside) else find(text, beside)
 
 
 def looked(name: str, beside: Path | None = None) -> str:
