@@ -11,12 +11,15 @@ from tiny import ROOT
 
 from demo_model.media import COLORS
 from detsd.__main__ import main
+from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.vocabulary import Vocabulary
+from detsd.concepts.writing import write_concepts
 from detsd.config import ConceptsConfig, ModelConfig, load_config
 from detsd.data.dataset import TrainingData
 from detsd.models.loading import load_base_model
+from detsd.runs.folder import DICT_FILE
 from detsd.runs.local import LocalRun
 from detsd.train import phrases
 from detsd.train.phrases import MOST, NOISY, DenoisingErrors, Grammar, best, find_phrase
@@ -201,3 +204,20 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
     words = len(phrase.split())
     assert len(rows) == count
     assert torch.allclose(rows[words:], rows[: count - words].repeat(8, 1)[: count - words])
+
+
+def test_too_many_vectors_are_refused_before_a_phrase_is_looked_for(
+    searching, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(phrases, "find_phrase", no_search)
+    assert finetune(searching(num_vectors=78), tmp_path / "out") == 2
+    assert "concepts.num_vectors[0] is 78, but a prompt has room for 77" in capsys.readouterr().err
+
+
+def test_a_start_holds_one_concept(experiment, tmp_path, photos, capsys):
+    write_concepts([LearnedConcept(w, "", (torch.ones(1, 16),)) for w in ("a1", "b1")], tmp_path)
+    path = experiment(concepts={"initializer_strs": [str(tmp_path / DICT_FILE)]})
+    assert finetune(path, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "concepts.initializer_strs[0]: " in said
+    assert "holds 2 concepts (a1, b1); name a file of one" in said

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
-
-import torch
 
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
@@ -29,40 +28,37 @@ def add_concepts(
         starts: of the concepts to add, by their numbers; None: all that are not looked for.
         begun: what a run goes on from, whose numbers of vectors `auto` keeps.
     """
+    for k, n in enumerate(config.num_vectors):
+        if isinstance(n, int) and n > vocabulary.window:
+            raise UserError(
+                f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {vocabulary.window} "
+                "tokens; 1 to 16 are usual"
+            )
     if starts is None:
         starts = {k: start for k, start in enumerate(config.initializer_strs) if start != AUTO}
     lengths = {concept.name: concept.num_vectors for concept in begun}
     for k, start in starts.items():
         name, n = config.concept_strs[k], config.num_vectors[k]
+        key = f"concepts.initializer_strs[{k}]"
         n = lengths.get(name, n) if n == AUTO else n
         if ConceptSource.looks_like(start):
             found = read_concepts(start)
             if len(found) != 1:
-                raise UserError(f"{start} holds {len(found)} concepts; start from a file of one")
+                names = ", ".join(concept.name for concept in found)
+                raise UserError(
+                    f"{key}: {start} holds {len(found)} concepts ({names}); name a file of one, "
+                    "such as a checkpoint's NAME.safetensors"
+                )
             vectors, initializer = found[0].embeddings, found[0].initializer
             n = None if n == AUTO else n
             vectors = tuple(v[[j % len(v) for j in range(n or len(v))]] for v in vectors)
         else:
             initializer = " ".join(start.split())
-            vectors = _rows_of_phrase(vocabulary, initializer, n, k)
+            rows = functools.partial(vocabulary.initializer_vectors, initializer, key=key)
+            vectors = rows(max(ENOUGH, len(rows(None)[0])) if n == AUTO else n)
         vocabulary.add(LearnedConcept(name, initializer, vectors))
         if vocabulary.truncated_concepts(f"a photo of a {name}"):
             raise UserError(
                 f"concepts.num_vectors[{k}]: {len(vectors[0])} vectors of {name!r} do not fit into "
                 f"a prompt of {vocabulary.window} tokens; 1 to 16 are usual"
             )
-
-
-def _rows_of_phrase(
-    vocabulary: Vocabulary, phrase: str, n: int | str | None, k: int
-) -> tuple[torch.Tensor, ...]:
-    """Return `n` rows of a phrase's tokens, that of concept number `k`, per text encoder."""
-    key = f"concepts.initializer_strs[{k}]"
-    if n == AUTO:
-        n = max(ENOUGH, len(vocabulary.initializer_vectors(phrase, None, key)[0]))
-    if (n or 0) > (window := vocabulary.window):
-        raise UserError(
-            f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {window} tokens; "
-            "1 to 16 are usual"
-        )
-    return vocabulary.initializer_vectors(phrase, n, key)
