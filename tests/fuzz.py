@@ -391,7 +391,7 @@ class State(Reader):
             folder=self.run.path, print=lambda text: None, folder_is_kept=True, is_chief=True,
             begin_anew="name another folder", warm_start="--warm-start",
         )  # fmt: skip
-        learned = {c.name: c for c in latest_concepts(run)}
+        learned = {c.name: c for c in latest_concepts(run, ())}
         # A process ends at a state that is damaged: the next one begins with its own.
         ranks = SimpleNamespace(mean=lambda gradient: gradient)
         step = TrainStep(self.base, self.config.training, ranks)

@@ -21,7 +21,7 @@ from detsd.data.dataset import TrainingData
 from detsd.models.loading import load_base_model
 from detsd.runs.folder import DICT_FILE
 from detsd.runs.local import LocalRun
-from detsd.train import phrases
+from detsd.train import phrases, trainer
 from detsd.train.phrases import MOST, NOISY, DenoisingErrors, Grammar, best, find_phrase
 
 WORDS = {
@@ -90,6 +90,11 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     more = ["--warm-start", str(tmp_path / "whole"), "--output-dir", str(tmp_path / "more")]
     assert main(["finetune", str(path), *more]) == 0
     assert concept_of(tmp_path / "more").initializer == whole.initializer
+    # Under another word it is told before anything is looked for, or loaded.
+    monkeypatch.setattr(trainer, "load_base_model", no_search)
+    more = ["--warm-start", f"{tmp_path / 'whole'}=cube", "--output-dir", str(tmp_path / "other")]
+    assert main(["finetune", str(path), *more]) == 2
+    assert "whole=cube does not hold concept 'blob-thing' but cube" in capsys.readouterr().err
 
 
 @pytest.mark.slow

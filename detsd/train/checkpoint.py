@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -34,19 +35,28 @@ STATE_FILE = "trainer_state.pt"
 SAMPLES = "samples.zip"  # on a cluster: the samples since the start
 
 
-def latest_concepts(run: Run) -> list[LearnedConcept]:
-    """Read the concepts of the checkpoint that a run goes on or starts from."""
+def latest_concepts(run: Run, words: Sequence[str]) -> list[LearnedConcept]:
+    """Read the concepts of the checkpoint that a run goes on or starts from; `words` among them."""
     if run.latest_uuid and not (run.latest / DICT_FILE).is_file():
         raise UserError(
             f"{run.latest_name} holds no concept, as the checkpoints of a grid do not; name one of "
             "a fine-tuning in searcher.source_checkpoint_uuid"
         )
     try:
-        return read_concepts(run.latest)
+        found = read_concepts(run.latest)
     except UserError as error:
         if not run.latest_is_own:
             raise
         raise damaged(run.latest / DICT_FILE, str(error).partition(";")[0], _name(run)) from None
+    learned = [concept.name for concept in found]
+    for word in words:
+        if word not in learned:
+            rename = "" if run.latest_uuid else " give its concept that word (FILE=WORD),"
+            raise UserError(
+                f"{run.latest_name} does not hold concept {word!r} but {', '.join(learned)}; name "
+                f"another one,{rename} or change concepts.concept_strs"
+            )
+    return found
 
 
 def _name(run: Run) -> str:
@@ -269,23 +279,15 @@ class Checkpoints:
         return state
 
     def _restore_vectors(self) -> None:
-        run, name_of_checkpoint = self._run, self._run.latest_name
-        learned = {c.name: c for c in latest_concepts(run)}
+        learned = {c.name: c for c in latest_concepts(self._run, self._vocabulary.names)}
         wanted = {
             c.name: [tuple(r.shape) for r in c.embeddings] for c in self._vocabulary.concepts()
         }
         for name, shapes in wanted.items():
-            if name not in learned:
-                rename = "" if run.latest_uuid else " give its concept that word (FILE=WORD),"
-                raise UserError(
-                    f"{name_of_checkpoint} does not hold concept {name!r} but "
-                    f"{', '.join(learned)}; name another one,{rename} or change "
-                    "concepts.concept_strs"
-                )
             found = [tuple(r.shape) for r in learned[name].embeddings]
             if found != shapes:
                 raise UserError(
-                    f"{name_of_checkpoint}: concept {name!r} has vectors of shape "
+                    f"{self._run.latest_name}: concept {name!r} has vectors of shape "
                     f"{' and '.join(map(str, found))}, this run needs "
                     f"{' and '.join(map(str, shapes))}; "
                     "use the same base model, initializer and num_vectors"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import Vocabulary
@@ -27,7 +28,6 @@ from detsd.data.dataset import Batch, Sample, TrainingData
 from detsd.models.base import BaseModel, Conditioning
 from detsd.models.objective import MAX_TIMESTEPS, denoising_error
 from detsd.runs.run import Run
-from detsd.train.checkpoint import latest_concepts
 from detsd.train.initializers import add_concepts
 from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO
@@ -39,7 +39,13 @@ COLORS, TAILS = 2, 3  # of the best, that are gone on with
 TRIED_WITH = 3  # things that each colour is tried with
 
 
-def add_found(config: ConceptsConfig, model: BaseModel, data: TrainingData, run: Run) -> None:
+def add_found(
+    config: ConceptsConfig,
+    model: BaseModel,
+    data: TrainingData,
+    run: Run,
+    begun: list[LearnedConcept],
+) -> None:
     """Add the concepts whose phrase is looked for. Collective.
 
     A run that goes on, or starts from another's vectors, takes the phrase that these began with.
@@ -47,7 +53,6 @@ def add_found(config: ConceptsConfig, model: BaseModel, data: TrainingData, run:
     searched = [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
     if not searched:
         return
-    begun = latest_concepts(run) if run.latest else []
     phrases = {concept.name: concept.initializer or "thing" for concept in begun}
     found = {}
     for k in searched:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
@@ -63,12 +64,13 @@ class Trainer:
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
         began = read_metadata(run.latest) if run.latest and run.latest_is_own else {}
+        begun = latest_concepts(run, config.concepts.concept_strs) if run.latest else []
         self.config = self._resumed_layout(config, began)
         t = self.config.training
         self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
         # Only the chief loads the evaluators; metrics are gathered from it.
         measures = config.measure.num_samples and run.is_chief
-        self.model, encoders, seconds = _load(config, run, began, bool(measures))
+        self.model, encoders, seconds = _load(config, run, began, begun, bool(measures))
         size = config.concepts.img_size or self.model.image_size
         started = time.monotonic()
         crops = {} if encoders else None  # decoded once, for training and measuring
@@ -77,9 +79,9 @@ class Trainer:
             self.samples_per_step,
         )  # fmt: skip
         encoded = time.monotonic() - started
-        add_found(config.concepts, self.model, self.data, run)
+        add_found(config.concepts, self.model, self.data, run, begun)
         self.step = TrainStep(self.model, t, run.ranks)
-        self._set_resolutions()
+        self._set_resolutions(begun if run.latest_is_own else [])
         step = self.model.bucket_step
         metrics = SampleMetrics(config, encoders, size, crops, step) if encoders else None
         self.samples = Samples(config, self.model, run, size, metrics)
@@ -135,11 +137,10 @@ class Trainer:
             run.print(layout_line(layout, samples, run.ranks.size))
         return dataclasses.replace(config, training=layout)
 
-    def _set_resolutions(self) -> None:
-        """Give the concepts the shape of their images; a resumed run's keep what they have."""
+    def _set_resolutions(self, own: list[LearnedConcept]) -> None:
+        """Give the concepts the shape of their images; those of a resumed run keep their `own`."""
         found, run = self.data.resolutions, self.run
-        if run.latest_is_own and run.latest:  # one of an earlier version has square samples
-            found |= {concept.name: concept.resolution for concept in latest_concepts(run)}
+        found |= {concept.name: concept.resolution for concept in own}  # of an older one: square
         for name in self.model.vocabulary.names:
             self.model.vocabulary.set_resolution(name, found[name])
         if self.config.concepts.img_aspect == "buckets":
@@ -297,12 +298,17 @@ class Trainer:
 
 
 def _load(
-    config: FinetuneConfig, run: Run, began: dict[str, Any], measures: bool
+    config: FinetuneConfig,
+    run: Run,
+    began: dict[str, Any],
+    begun: list[LearnedConcept],
+    measures: bool,
 ) -> tuple[BaseModel, dict[str, ImageEncoder], float]:
     """Load the base model with the concepts added, and the encoders that measure.
 
     Args:
         began: metadata of the run's last checkpoint, whose commits of the hub it goes on with.
+        begun: the concepts that the run goes on or starts from.
 
     Returns:
         Them, and the seconds that the model took.
@@ -313,7 +319,6 @@ def _load(
     name, device = source.pretrained_model_name_or_path, run.ranks.device
     brought = [s for s in config.concepts.initializer_strs if ConceptSource.looks_like(s)]
     learned = [concept for each in brought for concept in read_concepts(each)]
-    begun = latest_concepts(run) if run.latest and not run.latest_is_own else []
     with run.ranks.local_main_process_first():
         tokens = fetch_vocabulary(source)
     refuse(word_problems(config, tokens), "the configuration")  # the command had no hub model's
