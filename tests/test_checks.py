@@ -39,6 +39,13 @@ MISTAKES = [
     ("generate --from @/gone.png", "gone.png does not exist"),
     ("show @/gone.pt", "gone.pt does not exist"),
     ("export @/gone.pt --format a1111", "gone.pt does not exist"),
+    ("finetune @", "it is a folder"),
+    ("evaluate evaluate.yaml learned_embeddings_dict_demo.pt", "give it alone"),
+    ("show learned_embeddings_dict_demo.pt --plot @", "write e.g. vectors.png"),
+    ("show learned_embeddings_dict_demo.pt --plot @/vectors", "write e.g. vectors.png"),
+    ("export learned_embeddings_dict_demo.pt --format a1111 --output LICENSE", "--output LICENSE"),
+    ("download . --output-dir @", "'.' is no uuid of a checkpoint"),
+    ("download 0123 --output-dir LICENSE", "LICENSE is no folder"),
     ("app --concepts @/gone.pt", "gone.pt does not exist"),
     ("app --model @/gone", "gone does not exist"),
 ]

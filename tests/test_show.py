@@ -185,7 +185,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(checkpoint, tmp_path):
 
 
 def test_a_picture_of_rows_and_words(checkpoint, tmp_path, capsys):
-    file = tmp_path / "rows.png"
+    file = tmp_path / "new" / "rows.png"
     assert main(["show", str(checkpoint), "--plot", str(file)]) == 0
     assert f"picture: {file}" in capsys.readouterr().out
     with Image.open(file) as picture:
@@ -196,4 +196,7 @@ def test_a_picture_of_rows_and_words(checkpoint, tmp_path, capsys):
     save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, foreign)
     plot(describe(foreign), tmp_path / "two.png")  # no vocabulary to compare with, two encoders
     assert main(["show", str(checkpoint), "--plot", str(tmp_path / "rows.nonsense")]) == 2
-    assert "rows.nonsense" in capsys.readouterr().err
+    assert main(["show", str(checkpoint), "--plot", f"{file}/rows.png"]) == 2
+    said = capsys.readouterr().err
+    assert "rows.nonsense" in said
+    assert f"{file} cannot be used (File exists)" in said

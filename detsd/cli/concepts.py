@@ -6,22 +6,31 @@ import sys
 from pathlib import Path
 
 from detsd.concepts.source import ConceptSource
+from detsd.runs.folder import RunFolder
 from detsd.utils import progress
+from detsd.utils.errors import UserError
+from detsd.utils.paths import uuid_problem
 
 
 def download(args: argparse.Namespace) -> int:
     """Fetch all that a checkpoint of the cluster stands for; exit code."""
+    source = ConceptSource.parse(args.uuid)
+    uuid = source.uuid or args.uuid
+    if not source.model and (problem := uuid_problem(uuid)):
+        raise UserError(problem)
+    folder = args.output_dir or Path("outputs") / (source.model or uuid)
+    RunFolder(folder).check_writable()
     from detsd.generate.shards import download_grid
 
-    source = ConceptSource.parse(args.uuid)
-    folder = args.output_dir or Path("outputs") / (source.model or args.uuid)
-    count = download_grid(source.resolved.uuid or args.uuid, folder)
+    count = download_grid(source.resolved.uuid or uuid, folder)
     print(f"{folder}: {count} images" if count else f"{folder}")
     return 0
 
 
 def show(args: argparse.Namespace) -> int:
     """Describe a concept file or checkpoint; exit code."""
+    if args.plot and (args.plot.is_dir() or not args.plot.suffix):
+        raise UserError(f"--plot {args.plot} is no name of a picture; write e.g. vectors.png")
     source = ConceptSource.parse(args.path).located
     with progress.importing_libraries():
         from detsd.evaluate.rows import describe, plot, report
@@ -40,6 +49,8 @@ def show(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     """Write concepts in the layout of another tool; exit code."""
     sources = [ConceptSource.parse(source).located for source in args.sources]
+    folder = args.output or Path("outputs") / "exported" / args.format
+    RunFolder(folder).check_writable("--output")
     with progress.importing_libraries():
         from detsd.concepts.concept import family
         from detsd.concepts.reading import read_concepts
@@ -48,7 +59,6 @@ def export(args: argparse.Namespace) -> int:
 
     concepts = [c for source in sources for c in read_concepts(source)]
     files = encode(concepts, args.format)
-    folder = args.output or Path("outputs") / "exported" / args.format
     folder = folder_for(files, folder, concepts, args.format)
     store(files, folder)
     for name in files:

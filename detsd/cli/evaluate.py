@@ -40,10 +40,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
     """Return an evaluation off cluster, as `configuration` takes it."""
-    words, file = list(args.sources), None
-    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
-        file = Path(words.pop())
-    elif not words:
+    words = list(args.sources)
+    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    if files and words[1:]:
+        raise UserError(
+            f"{files[0]} is an experiment file and names what is evaluated; give it alone, or "
+            "concepts without it"
+        )
+    file = Path(words.pop()) if files else None
+    if not words and not file:
         raise UserError(
             f"nothing to evaluate is named and no cluster found; write e.g. {PROG} evaluate "
             f"{DEMO_CONCEPT}"

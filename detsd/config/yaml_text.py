@@ -25,6 +25,8 @@ def read_text(path: Path) -> str:
         OSError, UnicodeDecodeError: of a file that is none of text.
     """
     status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError("it is a folder")
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a device has no end
         raise OSError(f"no file of at most {MAX_BYTES // 2**20} MB")
     return path.read_text()

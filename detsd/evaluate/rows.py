@@ -236,6 +236,7 @@ def plot(facts: dict[str, Any], file: Path) -> None:
         axis.set_xlim(0, max(norms) * (1.9 if compared else 1.1) or 1)
         axis.set_xlabel("norm of the vector, its nearest words and their cosines")
         axis.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(file, dpi=110)
     except ValueError as error:

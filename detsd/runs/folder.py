@@ -223,19 +223,17 @@ class RunFolder:
         for file in self.path.glob("samples/.step-*.png"):
             file.unlink()
 
-    def check_writable(self) -> None:
-        """Refuse an `--output-dir` that cannot be made or written to."""
+    def check_writable(self, option: str = "--output-dir") -> None:
+        """Refuse a folder, which an option names, that cannot be made or written to."""
         folder = there = self.path
         while not there.exists() and there != there.parent:
             there = there.parent
         if not there.is_dir():
             raise UserError(
-                f"--output-dir {folder} cannot be made: {there} is no folder; name another one"
+                f"{option} {folder} cannot be made: {there} is no folder; name another one"
             )
         if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(
-                f"--output-dir {folder}: {there} cannot be written to; name another folder"
-            )
+            raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
 
     def check_no_finetuning(self) -> None:
         """Refuse a fine-tuning's folder for the images of a grid."""

@@ -5,8 +5,8 @@ import errno
 # A full or read-only disk, a folder of somebody else: the sentence is the system's own.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
-# Of a path that no file can have.
-PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+# Of a path that no file can have, or no folder, since a file has it.
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST)
 
 
 def printable(text: str, also: str = "") -> str:
