@@ -63,8 +63,8 @@ def concept_of(folder, k=0):
     return read_concepts(sorted((folder / "checkpoints").iterdir())[-1])[k]
 
 
-def no_search(*args):
-    raise AssertionError("a phrase was looked for")
+def unreached(*args, **options):
+    raise AssertionError("an earlier sentence was due")
 
 
 def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsys):
@@ -81,7 +81,7 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
     assert finetune(path, tmp_path / "out") == 128
     monkeypatch.undo()
-    monkeypatch.setattr(phrases, "find_phrase", no_search)
+    monkeypatch.setattr(phrases, "find_phrase", unreached)
     assert finetune(path, tmp_path / "out") == 0
     resumed = concept_of(tmp_path / "out")
     assert resumed.initializer == whole.initializer
@@ -91,7 +91,7 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     assert main(["finetune", str(path), *more]) == 0
     assert concept_of(tmp_path / "more").initializer == whole.initializer
     # Under another word it is told before anything is looked for, or loaded.
-    monkeypatch.setattr(trainer, "load_base_model", no_search)
+    monkeypatch.setattr(trainer, "load_base_model", unreached)
     more = ["--warm-start", f"{tmp_path / 'whole'}=cube", "--output-dir", str(tmp_path / "other")]
     assert main(["finetune", str(path), *more]) == 2
     assert "whole=cube does not hold concept 'blob-thing' but cube" in capsys.readouterr().err
@@ -211,12 +211,21 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
     assert torch.allclose(rows[words:], rows[: count - words].repeat(8, 1)[: count - words])
 
 
-def test_too_many_vectors_are_refused_before_a_phrase_is_looked_for(
-    searching, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ("concepts.num_vectors=78", "concepts.num_vectors[0] is 78, but a prompt has room for 77"),
+        ("inference={inference_prompts: x, num_inference_steps: 1000}", "must be less than the"),
+    ],
+)
+def test_mistakes_are_told_before_images_are_encoded(
+    searching, tmp_path, monkeypatch, capsys, settings, sentence
 ):
-    monkeypatch.setattr(phrases, "find_phrase", no_search)
-    assert finetune(searching(num_vectors=78), tmp_path / "out") == 2
-    assert "concepts.num_vectors[0] is 78, but a prompt has room for 77" in capsys.readouterr().err
+    """And so before a phrase is looked for."""
+    monkeypatch.setattr(trainer, "TrainingData", unreached)
+    out = ["--output-dir", str(tmp_path / "out")]
+    assert main(["finetune", str(searching()), "--set", settings, *out]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_start_holds_one_concept(experiment, tmp_path, photos, capsys):

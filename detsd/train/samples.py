@@ -138,7 +138,6 @@ class Samples:
         for job in self._shown + measured:  # each in the shape of its concept
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
-        self._pipeline.check(self._jobs)
         if run.is_chief:
             self._pipeline.warnings.log(self._jobs)
         # Of each rank, in batches that the jobs alone fix.

@@ -33,6 +33,7 @@ from detsd.models.vae import pinned
 from detsd.runs.folder import read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
+from detsd.sampling.stock import check_steps
 from detsd.train.checkpoint import Checkpoints, latest_concepts, samples_per_step
 from detsd.train.initializers import add_concepts
 from detsd.train.phrases import add_found
@@ -334,6 +335,9 @@ def _load(
         # makes other pictures of that within a few steps.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
+    i = config.inference
+    if i.inference_prompts or config.measure.num_samples:
+        check_steps(model, i.scheduler_name, i.num_inference_steps)
     # Those whose phrase is looked for come behind, in a resumed run as well.
     add_concepts(model.vocabulary, config.concepts, begun=begun)
     return model, encoders, time.monotonic() - started
