@@ -1,6 +1,7 @@
 """The demo: what its form allows, what its buttons do, its endpoints, and the page in a browser."""
 
 import contextlib
+import html
 import inspect
 import json
 import os
@@ -46,7 +47,7 @@ from detsd.app.form import (
     read_settings,
 )
 from detsd.app.guard import Address
-from detsd.app.learn_tab import LearnTab
+from detsd.app.learn_tab import LearnTab, progress
 from detsd.app.run_status import time_lapse
 from detsd.app.training_runs import MAX_PICTURES, TrainingRuns
 from detsd.concepts.concept import LearnedConcept
@@ -520,6 +521,16 @@ def test_odd_words_stay_what_they_are_and_none_takes_the_pictures_of_another(lea
 def test_without_a_phrase_one_is_looked_for(learning, photos):
     folder = learning.start("my-cat", " ", [next(photos.iterdir())])
     assert load_config(folder / "finetune.yaml").concepts.initializer_strs == ["auto"]
+    assert learning.status().phrase == ""
+    checkpoint = folder / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    write_concepts([LearnedConcept("my-cat", "grey cat", (torch.ones(1, 16),))], checkpoint)
+    (checkpoint / "metadata.json").write_text('{"steps_completed": 1}')
+    report = {"group": "validation", "steps_completed": 1, "val_loss": 0.4}
+    report["val_loss_initializer"] = 0.6
+    (folder / "metrics.jsonl").write_text(json.dumps(report))
+    said = html.unescape(progress(learning.status()))
+    assert "validation loss 0.4000, of the phrase 'grey cat' 0.6000" in said
 
 
 def test_captions_of_the_learn_tab_stand_beside_their_pictures(learning, photos):

@@ -41,7 +41,9 @@ def progress(status: RunStatus) -> str:
     losses = []
     if s.val_loss is not None:
         losses = [f"validation loss {s.val_loss:.4f}"]
-        losses[0] += f", of the phrase {s.phrase_loss:.4f}" if s.phrase_loss is not None else ""
+        if s.phrase_loss is not None:
+            phrase = f"the phrase {s.phrase!r}" if s.phrase else "the phrase"
+            losses[0] += f", of {phrase} {s.phrase_loss:.4f}"
         losses[0] += f"; {s.samples_per_second:.1f} samples/s" if s.running else ""
     bar = f'<progress max="{s.steps}" value="{s.step}"></progress>'
     return bar + lines(f"{s.word}: {text}", *losses)

@@ -4,11 +4,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from detsd.concepts.reading import read_concepts
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.sampling.jobs import sample_jobs
 from detsd.utils import contact_sheets
 from detsd.utils.formats import open_picture
+from detsd.utils.paths import AUTO
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 
@@ -28,6 +30,7 @@ class RunStatus:
     loss: float | None
     val_loss: float | None  # at the last validation
     phrase_loss: float | None  # of the initializer
+    phrase: str  # the initializer; "" until one that is looked for is in a checkpoint
     samples_per_second: float
     seconds_left: float | None
     problem: str  # why it ended before its time; "" if it did not
@@ -58,6 +61,9 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     training, validation = last.get("training", {}), last.get("validation", {})
     step = max((report["steps_completed"] for report in last.values()), default=0)
     latest = files.latest()
+    phrase = config.concepts.initializer_strs[0]
+    if phrase == AUTO:
+        phrase = read_concepts(latest)[0].initializer if latest else ""
     # Those of a step are written one after the other.
     count = len(config.inference.inference_prompts) * len(config.inference.seeds)
     rate = training.get("samples_per_second", 0.0)
@@ -76,6 +82,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
         loss=training.get("loss"),
         val_loss=validation.get("val_loss"),
         phrase_loss=validation.get("val_loss_initializer"),
+        phrase=phrase,
         samples_per_second=rate,
         seconds_left=samples_left / rate if running and rate else None,
         problem=_problem(folder / LOG) if failed else "",
