@@ -115,16 +115,15 @@ class Grammar:
 def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
     """Return the grammar of a model's captions, else of everyday words that it has a token for."""
     own = ModelVocabulary.of(model.name)
-    grammar = Grammar.of(own.lists if own else {})
-    if not (grammar.media if kind == "style" else grammar.objects):
-        lists = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-        grammar = Grammar.of(lists, model.vocabulary)
-    if not (grammar.media if kind == "style" else grammar.objects):
-        raise UserError(
-            f"{key} is auto, but {model.name} has a token for none of the words that are tried; "
-            "give a phrase that describes the concept"
-        )
-    return grammar
+    everyday = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    for lists, known in ((own.lists if own else {}, None), (everyday, model.vocabulary)):
+        grammar = Grammar.of(lists, known)
+        if grammar.media if kind == "style" else grammar.objects:
+            return grammar
+    raise UserError(
+        f"{key} is auto, but {model.name} has a token for none of the words that are tried; "
+        "give a phrase that describes the concept"
+    )
 
 
 def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
