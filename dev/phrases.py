@@ -41,9 +41,8 @@ STARTS = {  # the phrase, which "" is to be found, and the number of vectors
     "auto": ("auto", "auto"),
 }
 SHAPES = ("circle", "ring", "square", "triangle", "diamond", "cross")
-WHERE = [
-    (radius, dx, dy) for radius in (0.8, 0.9, 1, 1.1) for dx in (-4, 0, 4) for dy in (-4, 0, 4)
-]
+WHERE = [(zoom, dx, dy) for zoom in (0.88, 0.96, 1.04) for dx in (-4, 0, 4) for dy in (-4, 0, 4)]
+INNER = (0.8, 1, 1.25, 1.5)  # sizes of the second part: the judge leaves them open
 
 Part = tuple[
     str, str, float, float, float
@@ -143,8 +142,11 @@ def mistakes(parts: tuple[Part, ...]) -> list[tuple[str, tuple[Part, ...]]]:
 def judge(parts: tuple[Part, ...], ground: str):
     """Return a function that says what is wrong with a picture of a figure; "" if nothing is."""
     kinds, templates = [], []
-    for kind, figure in [("", parts), *mistakes(parts)]:
-        drawn = [soften(draw(figure, ground, 64, *place)) for place in WHERE]
+    for kind, (first, *others) in [("", parts), *mistakes(parts)]:
+        drawn = []
+        for scale in INNER if others else (1,):
+            figure = (first, *((*part[:4], part[4] * scale) for part in others))
+            drawn += [soften(draw(figure, ground, 64, *place)) for place in WHERE]
         kinds.append(kind)
         templates.append(features(np.stack(drawn)))  # (places, n)
 
@@ -206,7 +208,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CONCEPTS), choices=CONCEPTS)
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=STARTS)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--model", type=Path, default=ROOT / "demo_model")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "outputs" / "phrases")
     args = parser.parse_args()
