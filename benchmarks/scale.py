@@ -58,6 +58,7 @@ class StandIn:
         )
         self.concepts: list[str] = []
         self.warnings = SimpleNamespace(log=lambda *_: None)
+        self.sampler = SimpleNamespace(encode_all=lambda *_: None)
         pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         self.image = Image.fromarray(pixels)
 

@@ -37,8 +37,9 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
-from detsd.config import ModelConfig, load_config
+from detsd.config import GenerateConfig, ModelConfig, load_config, parse_config
 from detsd.data.images import frame
+from detsd.generate import grid
 from detsd.models import single_file
 from detsd.models.base import BaseModel
 from detsd.models.loading import load_base_model, load_safety_checker
@@ -113,6 +114,39 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
     pipe.diffusers_pipeline.scheduler = make_scheduler(pipe.model, "euler")
     got = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **options).images[0]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("most", [64, 5])
+def test_a_grid_of_few_prompts_drops_the_text_encoders(
+    family, most, folders, tmp_path, monkeypatch
+):
+    """Once the prompts are encoded: the images are to the bit those of encoders that stay."""
+    monkeypatch.setattr(grid, "MAX_PROMPTS", most)
+    concept, model = blob(family), {"pretrained_model_name_or_path": str(folders[family])}
+    write_concepts([concept], tmp_path)
+    given = {
+        "prompts": [PROMPT, "a (blob-thing:1.3)", "a blob-thing on wood " * 20],
+        "negative_prompts": ["", "(red:0.7)"],
+        "num_inference_steps": 2, "guidance_scales": [1, 4], "prompt_weights": True,
+    }  # fmt: skip
+    sections = {"model": model, "concepts": {"files": str(tmp_path)}, "grid": given}
+    with open_run(tmp_path / "out") as run:
+        made = grid.Grid(parse_config(sections, "test", GenerateConfig), run)
+        assert made.generate()
+    sides = made.pipeline.vocabulary.text_encoders
+    assert all(
+        weight.is_meta == (most == 64 and "token_embedding" not in name)
+        for side in sides
+        for name, weight in side.encoder.named_parameters()
+    )
+    assert torch.equal(sides[0].embedding.rows, concept.embeddings[0])
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))
+    pipe.load_concepts(tmp_path)
+    for batch in made.batches:
+        images = pipe.make([made.jobs[n] for n in batch], pad_batch_to=len(batch))
+        for number, image in zip(batch, images, strict=True):
+            assert np.array_equal(made.store.image(number), image.image)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

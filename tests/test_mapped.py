@@ -1,5 +1,10 @@
-"""Weights of another dtype than their files': the same numbers, and never both in memory."""
+"""Weights of another dtype than their files': the same numbers, and never both in memory.
 
+And weights that are dropped: their memory is given back.
+"""
+
+import ctypes
+import platform
 import re
 from pathlib import Path
 
@@ -13,7 +18,9 @@ from tiny import FAMILIES
 from detsd.config import ModelConfig
 from detsd.models.loading import load_base_model
 from detsd.models.mapped import cast, stored_dtype
+from detsd.utils.memory import give_back_memory
 
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 MEGABYTES = 128  # in float32
 
 
@@ -78,3 +85,28 @@ def test_a_cast_does_not_hold_the_file_as_well(tmp_path):
             assert process.end() == [0], process.said
             said += map(float, process.said)
     assert said[0] < 0.75 * MEGABYTES < 1.3 * MEGABYTES < said[1]
+
+
+def resident() -> float:
+    """The memory that this process has, in megabytes."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep none")
+def test_memory_of_dropped_weights_is_given_back(tmp_path):
+    """Which glibc keeps while weights behind them, here the last layer's, are still there."""
+
+    def run() -> None:
+        # As glibc sets it itself, once tensors of 32 MB have been freed.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        model = torch.nn.Sequential(*layers())
+        before = resident()
+        model[:-1].to("meta")
+        print(before - resident())
+        give_back_memory()
+        print(before - resident())
+
+    with Forked(tmp_path, run) as process:
+        assert process.end() == [0], process.said
+        kept, given = map(float, "".join(process.said).split())
+    assert kept < 0.1 * MEGABYTES < 0.9 * MEGABYTES < given

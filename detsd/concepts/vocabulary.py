@@ -109,6 +109,12 @@ class TextEncoder:
                 table[k, : len(ends)] = torch.tensor(values)
         return tuple(table.to(self.embedding.weight.device) for table in found)
 
+    def drop_layers(self) -> None:
+        """Drop all of the encoder but its table; nothing can be encoded from here on."""
+        self.encoder.set_input_embeddings(nn.Identity())
+        self.encoder.to("meta")
+        self.encoder.set_input_embeddings(self.embedding)
+
     def initializer_vectors(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
         """Return the base table's rows (n, D), float32, of a phrase's tokens."""
         ids = self.tokenize(phrase, add_special_tokens=False)

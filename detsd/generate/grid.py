@@ -44,6 +44,8 @@ from detsd.utils.progress import Bar, Phase, spinner, status
 
 logger = logging.getLogger("detsd")
 
+MAX_PROMPTS = 64  # encoded before the first image: with Stable Diffusion, less than a step of it
+
 
 class Grid:
     """Pipeline, jobs and finished images of one grid."""
@@ -200,6 +202,10 @@ class Grid:
                     f"{len(store.finished)} of {len(self.jobs)} images are there already"
                 )
             store.show_stored()
+        texts = {(job.prompt, job.negative_prompt) for job in self.jobs}
+        if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what is to do
+            with spinner("encoding the prompts", log=False):
+                self.pipeline.sampler.encode_all(self.jobs, self.encodings)
         phases = self._phases([number for numbers, _ in todo for number in numbers])
         # The encoder's thread makes 16 PNG files of 512 pixels a second, or 5 of 1024.
         with Bar(phases, self._count()) as bar, ThreadPoolExecutor(1) as encoder:

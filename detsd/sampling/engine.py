@@ -95,6 +95,16 @@ class Sampler:
             self._halve(batch)
             todo.insert(0, numbers)
 
+    @torch.no_grad()
+    def encode_all(self, jobs: list[Job], encodings: dict[tuple, Conditioning]) -> None:
+        """Encode the prompts of all jobs to come, and drop the text encoders: 1.4 GB of XL."""
+        for job, chunks in zip(jobs, self._chunk_counts(jobs), strict=True):
+            for negative in (False, True)[: 1 + job.guided]:
+                self._encode(job, chunks, encodings, negative)
+        for side in self.model.vocabulary.text_encoders:
+            side.drop_layers()  # its table stays: `detsd evaluate` compares concepts with it
+        give_back_memory()
+
     def _size(self, job: Job) -> tuple[int, int]:
         """Return width and height of a job's image in pixels."""
         return job.width or self.model.image_size, job.height or self.model.image_size
@@ -176,20 +186,23 @@ class Sampler:
         negative: bool = False,
     ) -> Conditioning:
         """Encode prompts one by one: the rest of the batch must not change their bits."""
-        found = []
-        for job in jobs:
-            width, height = self._size(job)
-            frame = (height, width, 0, 0, height, width)  # the whole image
-            prompt = job.negative_prompt if negative else job.prompt
-            key = (prompt, negative, frame, chunks, job.prompt_weights)
-            if key not in encodings:
-                if job.prompt_weights:
-                    encoded = self.model.encode_weighted_prompt(prompt, frame, chunks)
-                else:
-                    encoded = self.model.encode_prompts([prompt], [frame])
-                encodings[key] = self.model.as_negative(encoded, [prompt]) if negative else encoded
-            found.append(encodings[key])
-        return Conditioning.cat(found)
+        return Conditioning.cat([self._encode(job, chunks, encodings, negative) for job in jobs])
+
+    def _encode(
+        self, job: Job, chunks: int, encodings: dict[tuple, Conditioning], negative: bool
+    ) -> Conditioning:
+        """Encode a job's prompt, or its negative prompt, unless it is cached."""
+        width, height = self._size(job)
+        frame = (height, width, 0, 0, height, width)  # the whole image
+        prompt = job.negative_prompt if negative else job.prompt
+        key = (prompt, negative, frame, chunks, job.prompt_weights)
+        if key not in encodings:
+            if job.prompt_weights:
+                encoded = self.model.encode_weighted_prompt(prompt, frame, chunks)
+            else:
+                encoded = self.model.encode_prompts([prompt], [frame])
+            encodings[key] = self.model.as_negative(encoded, [prompt]) if negative else encoded
+        return encodings[key]
 
     def _pictures(self, pixels: torch.Tensor) -> list[GeneratedImage]:
         """Turn pixels (B, 3, H, W) into pictures, black where the safety checker flags them."""

@@ -1,5 +1,8 @@
 """Estimate a batch size that fits a device's memory; recognise errors of a full one."""
 
+import contextlib
+import ctypes
+
 import torch
 
 MAX_BATCH_SIZE = 16
@@ -24,6 +27,12 @@ def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, hei
     """
     per_image = 2300 * width * height * dtype.itemsize
     return int(max(1, min(MAX_BATCH_SIZE, 0.8 * free_memory(device) // per_image)))
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: glibc keeps it, with all tensors below 32 MB."""
+    with contextlib.suppress(AttributeError, TypeError):  # no glibc: macOS, musl; Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: Exception) -> bool:
