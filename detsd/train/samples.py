@@ -26,6 +26,7 @@ from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job, batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
+from detsd.utils.memory import give_back_memory
 from detsd.utils.progress import Bar
 
 MAX_BATCH = 4  # samples made at once
@@ -180,6 +181,7 @@ class Samples:
     def set_vae_aside(self) -> None:
         """Move the VAE off the device until it decodes samples; drop it where there are none."""
         self._model.vae.to("cpu" if self._jobs else "meta")
+        give_back_memory()
 
     def differ_from(self, before: dict[str, Any]) -> bool:
         """Return whether the samples of an earlier `inference` section would be others."""
