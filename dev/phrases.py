@@ -1,6 +1,6 @@
 """Concepts learned from short, vague and missing phrases: who gets colour, place and shape right?
 
-    python -m dev.phrases                            # eight concepts, five starts, one seed: an hour
+    python -m dev.phrases                            # eight concepts, five starts: an hour
     python -m dev.phrases --find                     # what `auto` finds alone, in a minute or two
     python -m dev.phrases --model outputs/new --only house-and-roof --seeds 3
 
