@@ -200,7 +200,9 @@ def test_the_best_are_those_of_the_least_errors():
     assert asked[-1][1] == MOST
 
 
-@pytest.mark.parametrize(("phrase", "count"), [("ball", 8), ("red ball " * 5, 10)])
+@pytest.mark.parametrize(
+    ("phrase", "count"), [("ball", 8), ("red ball " * 2, 8), ("red ball red ball red", 5)]
+)
 def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count):
     brief = {"num_sgd_steps": 1, "learning_rate": 1e-9}
     concepts = {"initializer_strs": [phrase], "num_vectors": "auto"}

@@ -48,8 +48,8 @@ class ConceptsConfig(Section):
     )
     num_vectors: list[int | Literal["auto"] | None] = setting(
         [None],
-        "embedding vectors of each concept; null: one per token of its initializer; auto: at least "
-        "8, so that a phrase of one word is no handicap",
+        "embedding vectors of each concept; null: one per token of its initializer; auto: 8 "
+        "where that has fewer than 5 tokens, so that a short phrase is no handicap",
         low=1,
         high=1000,
     )

@@ -13,7 +13,9 @@ from detsd.config import ConceptsConfig
 from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO
 
-ENOUGH = 8  # vectors, at least, of `num_vectors: auto` (dev/LOG.md)
+# `num_vectors: auto`: phrases of fewer tokens get so many vectors. More than enough of them learn
+# the pictures' background as well (dev/LOG.md).
+SHORT, ENOUGH = 5, 8
 
 
 def add_concepts(
@@ -55,7 +57,9 @@ def add_concepts(
         else:
             initializer = " ".join(start.split())
             rows = functools.partial(vocabulary.initializer_vectors, initializer, key=key)
-            vectors = rows(max(ENOUGH, len(rows(None)[0])) if n == AUTO else n)
+            if n == AUTO:
+                n = ENOUGH if len(rows(None)[0]) < SHORT else None
+            vectors = rows(n)
         vocabulary.add(LearnedConcept(name, initializer, vectors))
         if vocabulary.truncated_concepts(f"a photo of a {name}"):
             raise UserError(
