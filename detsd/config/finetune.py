@@ -26,7 +26,7 @@ from detsd.config.schema import (
     sampling_problems,
     setting,
 )
-from detsd.utils.paths import AUTO, file_name, find_start
+from detsd.utils.paths import AUTO, file_name, find, find_start
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ConceptsConfig(Section):
         path=find_start,
     )
     img_dirs: list[str] = setting(
-        REQUIRED, "folder of training images of each concept; 5 to 50 images", path=True
+        REQUIRED, "folder of training images of each concept; 5 to 50 images", path=find
     )
     learnable_properties: list[Literal["object", "style"]] = setting(
         ["object"], "object or style: selects the templates of the training prompts"
@@ -306,13 +306,13 @@ class EvaluatorConfig(Section):
         None,
         "a CLIP: a folder or the name of a hub model, such as openai/clip-vit-large-patch14; null: "
         "the clip folder of the base model, which the bundled one has",
-        path=True,
+        path=find,
     )
     dino: str | None = setting(
         None,
         "an additional DINO or DINOv2, such as facebook/dinov2-small, which distinguishes shapes "
         "where CLIP distinguishes categories; null: none",
-        path=True,
+        path=find,
     )
 
 
@@ -334,7 +334,7 @@ class MeasureConfig(Section):
         [],
         "folders of look-alike images, one for each look-alike: is a sample closer to the training "
         "images than to all of these?",
-        path=True,
+        path=find,
     )
 
 

@@ -22,7 +22,7 @@ from detsd.config.schema import (
     sampling_problems,
     setting,
 )
-from detsd.utils.paths import uuid_problem
+from detsd.utils.paths import find, uuid_problem
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LearnedConceptsConfig(Section):
         [],
         "concept files of any layout, checkpoint folders, or run folders (their best checkpoint); "
         "{path: word} gives its only concept another word, {path: {old: word}} one of several",
-        path=True,
+        path=find,
     )
     uuids: list[Source] = setting(
         [], "uuids of Determined checkpoints of fine-tunings; {uuid: word} as above"
@@ -163,13 +163,13 @@ class EvaluationConfig(Section):
         None,
         "folder of the concepts' training images; null: the folder that each concept was learned "
         "from",
-        path=True,
+        path=find,
     )
     lineup: list[str] = setting(
         [],
         "folders of look-alike images, one for each look-alike: is a sample closer to the training "
         "images than to all of these?",
-        path=True,
+        path=find,
     )
     all_checkpoints: bool = setting(
         False, "evaluate all checkpoints of a run folder, not only the best"

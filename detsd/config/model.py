@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from detsd.config.schema import REQUIRED, Section, setting
+from detsd.utils.paths import find
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class ModelConfig(Section):
         REQUIRED,
         "Stable Diffusion 1.x, 2.x, XL or a fine-tune of these: a folder in the diffusers format, "
         "one .safetensors file, or the name of a model on the Hugging Face hub",
-        path=True,
+        path=find,
     )
     revision: str | None = setting(None, "branch, tag or commit of the hub model")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -35,7 +36,7 @@ class ModelConfig(Section):
         None,
         "another VAE than the model's own: a folder, a .safetensors file, or a hub model, at one "
         "revision as OWNER/NAME@REVISION; null: its own",
-        path=True,
+        path=find,
     )
     safety_checker: bool = setting(
         True, "run the model's own safety checker on the images of a grid, if the model has one"

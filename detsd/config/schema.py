@@ -20,8 +20,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from detsd.utils.paths import find
-
 
 def setting(
     default: Any,
@@ -30,12 +28,12 @@ def setting(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
-    path: bool | Callable[[str, Path | None], str] = False,
+    path: Callable[[str, Path | None], str] | None = None,
 ) -> Any:
     """Declare a field with its help text and bounds: `low` and `high` are allowed, `above` is not.
 
     `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
-    A `path` is looked for beside the configuration first, by `find` or the function that is given.
+    `path` is given for paths: `find`, which looks beside the configuration first, or alike.
     """
     meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
     if default is dataclasses.MISSING:
@@ -244,7 +242,6 @@ def _section(
             problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
         if (look := spec.metadata["path"]) and (v := values[name]) is not None:
-            look = find if look is True else look
             values[name] = [look(p, beside) for p in v] if isinstance(v, list) else look(v, beside)
         low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
         every = values[name] if isinstance(values[name], list) else [values[name]]

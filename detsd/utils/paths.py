@@ -68,9 +68,11 @@ def is_description(text: str, beside: Path | None = None) -> bool:
     `auto` does, and the bare name of a folder with other things than learned ones: the pictures,
     mostly. An empty folder may be that of a run that was killed early.
     """
+    if text == AUTO:
+        return True
     path = (beside or Path()) / text
-    if text == AUTO or not (text == path.name and os.path.isdir(path)):
-        return text == AUTO
+    if text != path.name or not os.path.isdir(path):
+        return False
     return any(path.iterdir()) and not any(next(path.glob(name), None) for name in LEARNED)
 
 
