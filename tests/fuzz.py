@@ -391,19 +391,20 @@ class State(Reader):
             folder=self.run.path, print=lambda text: None, folder_is_kept=True, is_chief=True,
             begin_anew="name another folder", warm_start="--warm-start",
         )  # fmt: skip
-        learned = {c.name: c for c in latest_concepts(run, ())}
+        begun = latest_concepts(run, self.base.vocabulary.names)
         # A process ends at a state that is damaged: the next one begins with its own.
         ranks = SimpleNamespace(mean=lambda gradient: gradient)
         step = TrainStep(self.base, self.config.training, ranks)
         checkpoints = Checkpoints(self.config, run, step, self.state["images"], {}, None, {})
-        state = checkpoints.restore(1)
+        state = checkpoints.restore(begun, 1)
         moments = [
             v.tolist() if isinstance(v, torch.Tensor) else v
             for entry in step.optimizer.state_dict()["state"].values()
             for v in entry.values()
         ]
         vectors = [v.tolist() for v in step.vectors]
-        return latest.name, sorted(learned), state.__dict__, moments, vectors, step.optimizer
+        learned = sorted(concept.name for concept in begun)
+        return latest.name, learned, state.__dict__, moments, vectors, step.optimizer
 
     def check(self, rng):
         original = None

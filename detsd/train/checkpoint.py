@@ -252,17 +252,18 @@ class Checkpoints:
         )
         return f"step {state.best} of {state.steps_completed} is the best: {metrics}"
 
-    def restore(self, samples_per_step: int) -> TrainState:
+    def restore(self, begun: list[LearnedConcept], samples_per_step: int) -> TrainState:
         """Restore all from a checkpoint of this run; only the vectors from another's.
 
         Args:
+            begun: the checkpoint's `latest_concepts`; none without a checkpoint.
             samples_per_step: of all ranks.
         """
         run, checkpoint = self._run, self._run.latest
         state = TrainState(self._config.best_metric)
         if not checkpoint:
             return state
-        self._restore_vectors()
+        self._restore_vectors(begun)
         if not run.latest_is_own:
             run.print(f"starting from the vectors of {run.latest_name}")
             return state
@@ -278,8 +279,8 @@ class Checkpoints:
         self._warn_of_threads(threads)
         return state
 
-    def _restore_vectors(self) -> None:
-        learned = {c.name: c for c in latest_concepts(self._run, self._vocabulary.names)}
+    def _restore_vectors(self, begun: list[LearnedConcept]) -> None:
+        learned = {c.name: c for c in begun}
         wanted = {
             c.name: [tuple(r.shape) for r in c.embeddings] for c in self._vocabulary.concepts()
         }

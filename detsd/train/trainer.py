@@ -105,7 +105,7 @@ class Trainer:
             source = None if run.latest_is_own else run.latest
             facts["digests"] = began.get("digests") or digests_of_paths(config, source)
         self.checkpoints = Checkpoints(config, run, self.step, digests, encoders, metrics, facts)
-        self.state = self.checkpoints.restore(self.samples_per_step)
+        self.state = self.checkpoints.restore(begun, self.samples_per_step)
         before = began.get("config", {}).get("inference", {})
         self._new_samples = self.samples.differ_from(before)
         self._first_sample = self.state.samples_seen
