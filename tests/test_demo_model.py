@@ -171,4 +171,4 @@ def test_the_demo_concept_beats_words():
     *vague, whole = (errors[text] for text in evaluate.BY_HAND)
     assert errors[evaluate.CONCEPT] < CONCEPT_MARGIN * errors[evaluate.PHRASE]
     assert errors[evaluate.CONCEPT] < min(vague)
-    assert errors[evaluate.CONCEPT] < 1.02 * whole
+    assert errors[evaluate.CONCEPT] < 1.01 * whole

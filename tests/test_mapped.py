@@ -49,9 +49,9 @@ def test_weights_of_several_dtypes_are_left_to_the_libraries(tmp_path):
     assert stored_dtype([one, two]) is None
 
 
-def peak() -> float:
-    """The most memory that this process has had, in megabytes."""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+def memory(field: str) -> float:
+    """This process's memory in megabytes: VmRSS as it is, VmHWM at its most."""
+    return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def layers() -> list[torch.nn.Linear]:
@@ -70,9 +70,9 @@ def test_a_cast_does_not_hold_the_file_as_well(tmp_path):
             model = torch.nn.Sequential(*layers())
         model.load_state_dict(load_file(path), assign=True)
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        before = peak()
+        before = memory("VmHWM")
         cast(model, torch.bfloat16, files)
-        grown = peak() - before
+        grown = memory("VmHWM") - before
         assert torch.equal(model[7].weight, weights[7].weight.bfloat16())
         return grown
 
@@ -87,11 +87,6 @@ def test_a_cast_does_not_hold_the_file_as_well(tmp_path):
     assert said[0] < 0.75 * MEGABYTES < 1.3 * MEGABYTES < said[1]
 
 
-def resident() -> float:
-    """The memory that this process has, in megabytes."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep none")
 def test_memory_of_dropped_weights_is_given_back(tmp_path):
     """Which glibc keeps while weights behind them, here the last layer's, are still there."""
@@ -100,11 +95,11 @@ def test_memory_of_dropped_weights_is_given_back(tmp_path):
         # As glibc sets it itself, once tensors of 32 MB have been freed.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 32 << 20)
         model = torch.nn.Sequential(*layers())
-        before = resident()
+        before = memory("VmRSS")
         model[:-1].to("meta")
-        print(before - resident())
+        print(before - memory("VmRSS"))
         give_back_memory()
-        print(before - resident())
+        print(before - memory("VmRSS"))
 
     with Forked(tmp_path, run) as process:
         assert process.end() == [0], process.said
