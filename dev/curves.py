@@ -16,12 +16,13 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo_model.evaluate import PHRASE
 from demo_model.lineup import CASES, SAMPLES, draw_lookalikes
 from dev.pictures import DOCS, detsd
 
 OUT = Path("outputs/curves")
-STEPS, GUIDANCE = 150, 2.5  # of every fine-tuning and of all samples, where they are not varied
-GUIDANCES = (1.0, 1.5, 2.5, 4.0, 6.0, 9.0)
+STEPS, GUIDANCE = 150, 3.0  # of every fine-tuning and of all samples, where they are not varied
+GUIDANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0)
 SEEDS = (1, 2)  # of the fine-tunings
 
 
@@ -30,36 +31,43 @@ class Thing:
     """A thing to learn, and its training images.
 
     Attributes:
-        case: of `demo_model.lineup`: the phrase to start from, and the look-alikes.
+        case: of `demo_model.lineup`, whose look-alikes it is told from; "" for a style.
         counts: numbers of training pictures.
+        kind: object or style.
     """
 
     folder: str
+    phrase: str
     case: str
     counts: tuple[int, ...]
     named: bool  # whether the files' names say what the pictures show
+    kind: str = "object"
 
 
 THINGS = {
-    "det-logo": Thing("det_logos", "det-logo", (1, 4, 12, 45), True),
-    "ring-and-dot": Thing("examples/ring_and_dot", "my-dot", (1, 2, 4, 8), False),
+    "det-logo": Thing("det_logos", PHRASE, "det-logo", (1, 4, 12, 45), True),
+    "ring-and-dot": Thing(
+        "examples/ring_and_dot", CASES["my-dot"].phrase, "my-dot", (1, 2, 4, 8), False
+    ),
 }
+STYLES = {"glow-style": Thing("examples/glow_style", "bright picture", "", (), True, "style")}
 SETTINGS = {
     "training.num_sgd_steps": (25, 50, 100, 150, 300, 600),
-    "training.learning_rate": (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
+    "training.learning_rate": (1e-3, 2e-3, 3.5e-3, 7e-3, 1.4e-2, 2.8e-2),
     "concepts.num_vectors": (1, 2, 4, 8, 16, 32),
     "training.norm_reg_weight": (0.0, 0.01, 0.1, 1.0, 10.0),
     "training.hidden_reg_weight": (0.0, 0.01, 0.1, 1.0),
 }
 NAMES = {"images": "training pictures", **{key: key.split(".")[1] for key in SETTINGS}}
 NAMES["guidance"] = "guidance of the samples"
-PLAIN = {"training.num_sgd_steps": STEPS, "training.learning_rate": 5e-3,
+PLAIN = {"training.num_sgd_steps": STEPS, "training.learning_rate": 7e-3,
          "training.norm_reg_weight": 0.0, "training.hidden_reg_weight": 0.0}  # fmt: skip
 MEASURES = {
     "lineup": ("line-up", "{:.0%}"), "clip_image_similarity": ("CLIP-I", "{:.3f}"),
     "clip_text_similarity": ("CLIP-T", "{:.3f}"), "denoising_error": ("error", "{:.4f}"),
     "score": ("score", "{:.2f}"),
 }  # fmt: skip
+SAMPLING = {"scheduler_name": "euler-ancestral", "num_inference_steps": 10, "spacing": "trailing"}
 SAMPLERS = "\n## Samplers\n"  # begins what `dev.sampler_curves` writes on the page
 SHOWN = [key for key in MEASURES if key != "denoising_error"]  # by the figures
 
@@ -70,7 +78,7 @@ def options(values: dict) -> list[str]:
 
 def learned(name: str, seed: int, change: dict) -> Path:
     """The folder of a fine-tuning, which is made where it is not there."""
-    thing = THINGS[name]
+    thing = (THINGS | STYLES)[name]
     told = (
         "-".join(f"{key.split('.')[-1]}-{Path(str(value)).name}" for key, value in change.items())
         or "plain"
@@ -78,12 +86,11 @@ def learned(name: str, seed: int, change: dict) -> Path:
     folder = OUT / name / f"{told}-seed-{seed}"
     values = {
         "concepts.concept_strs": name,
-        "concepts.initializer_strs": json.dumps([CASES[thing.case].phrase]),
+        "concepts.initializer_strs": json.dumps([thing.phrase]),
         "concepts.img_dirs": thing.folder,
+        "concepts.learnable_properties": thing.kind,
         "concepts.append_file_name_to_text": str(thing.named).lower(),
         **PLAIN,
-        "training.lr_warmup_steps": 0,  # as all of these were made
-        "training.max_sample_grad_norm": "null",
         "training.train_seed": seed,
         "inference.inference_prompts": "[]",
     } | change
@@ -105,6 +112,8 @@ def subset(name: str, count: int) -> Path:
 
 def lookalikes(case: str) -> list[str]:
     """The folders of a case's look-alikes, which are drawn where they are not there."""
+    if not case:
+        return []
     folder = OUT / "look-alikes" / case
     if not folder.is_dir():
         draw_lookalikes(CASES[case], folder, SAMPLES)
@@ -116,7 +125,7 @@ def evaluate(name: str, folder: Path, runs: list[Path], guidance: float) -> None
     if (folder / "evaluation.json").exists():
         return
     thing = THINGS[name]
-    values = {"guidance_scale": guidance, "num_samples": 24, "num_inference_steps": 20}
+    values = {"guidance_scale": guidance, "num_samples": 24, **SAMPLING}
     detsd(
         "evaluate", *map(str, runs), "--images", thing.folder,
         "--lineup", *lookalikes(thing.case),

@@ -2,7 +2,7 @@
 
 By the measures and for the things of `dev.curves`: every sampler at several numbers of steps, and
 those of interest under other seeds, too. The model and CLIP are loaded once; figures are kept.
-Half an hour on one CPU core (OMP_NUM_THREADS=1). `--draw` writes the tables of
+Forty minutes on one CPU core (OMP_NUM_THREADS=1). `--draw` writes the tables of
 docs/curves.md, below the text under "Samplers".
 """
 
@@ -31,7 +31,8 @@ from detsd.evaluate.metrics import ConceptMetrics
 from detsd.evaluate.samples import edits, find_sample_sets
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
-from dev.curves import GUIDANCE, MEASURES, OUT, SAMPLERS, SEEDS, SHOWN, THINGS, learned, lookalikes
+from dev import curves
+from dev.curves import GUIDANCE, MEASURES, OUT, SAMPLERS, SEEDS, SHOWN, learned, lookalikes
 from dev.pictures import CONCEPT, DOCS
 
 
@@ -51,6 +52,7 @@ class Sampling:
 
 
 FILE = OUT / "samplers.json"
+THINGS = curves.THINGS | curves.STYLES
 FULL = Sampling("euler-ancestral", 25)  # its passes are 100 %
 NAMED = ("euler-ancestral", "dpmsolver++-karras", "unipc", "dpmsolver++", "heun", "ddim")
 COUNTS = (12, 9, 6, 18, 25)  # of steps, the interesting ones first
@@ -146,12 +148,18 @@ def samplings() -> dict[Sampling, dict[str, list[dict]]]:
 def tables(every: dict[Sampling, dict[str, list[dict]]]) -> str:
     """A table of all samplings under the first seeds, and one of those with several sets."""
     full = next(iter(every[FULL].values()))[0]
-    titles = [MEASURES[key][0] for key in SHOWN]
+    columns = [[key for key in SHOWN if thing.case or key != "lineup"] for thing in THINGS.values()]
     head = ["sampler, steps", "passes"]
-    head += [f"{name}: {title}" for name in THINGS for title in titles]
+    head += [
+        f"{n}: {MEASURES[k][0]}" for n, keys in zip(THINGS, columns, strict=True) for k in keys
+    ]
 
     def line(label: str, states: Sequence[dict]) -> str:
-        cells = [MEASURES[key][1].format(state[key]) for state in states for key in SHOWN]
+        cells = [
+            MEASURES[key][1].format(state[key])
+            for state, keys in zip(states, columns, strict=True)
+            for key in keys
+        ]
         return (
             "| " + " | ".join([label, f"{states[0]['passes'] / full['passes']:.0%}", *cells]) + " |"
         )

@@ -24,6 +24,7 @@ from determined.cli import cli as det_cli
 from determined.cli._declarative_argparse import add_args
 from determined.common.api import errors
 from determined.experimental import client
+from determined.tensorboard.base import TensorboardManager
 from forked import free_port
 from PIL import Image
 from standin import Dropped, Master, Refused, experiment_of, matched
@@ -37,6 +38,7 @@ from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import write_concepts
 from detsd.config import FinetuneConfig, GenerateConfig, parse_config
 from detsd.generate import store
+from detsd.runs import determined as determined_run
 from detsd.runs import download, ranks
 from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
@@ -64,7 +66,10 @@ def two_concepts(experiment, photos):
 
 
 @pytest.fixture
-def master(tmp_path):
+def master(tmp_path, monkeypatch):
+    """A master; trials in this process, and forked from it, do not wait between two uploads."""
+    monkeypatch.setattr(determined_run, "UPLOADS_APART", 0)
+    monkeypatch.setattr(TensorboardManager, "sync", TensorboardManager._sync)
     with Master(tmp_path) as master:
         yield master
         assert master.refused == []
@@ -247,6 +252,9 @@ def test_the_whole_log_of_a_healthy_fine_tuning(experiment, master):
     launched = master.launch(given, slots=2)
     said = master.end(launched)
     assert launched.returncode == 0, said
+    (events,) = master.folder.rglob("events.out.tfevents.*")  # of uploads a second apart
+    seen = EventAccumulator(str(events)).Reload()
+    assert [e.step for e in seen.Scalars("validation/val_loss")] == [4, 8]
     steps = [
         rf"{step}/8 steps, loss \d\.\d{{4}}, \d+\.\d samples/s, {CLOCK} left"
         for step in (2, 4, 6, 8)

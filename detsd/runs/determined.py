@@ -35,6 +35,7 @@ STOPS = {
 }  # fmt: skip
 
 JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
+UPLOADS_APART = 1.1  # seconds: the harness drops, without a word, one within a second of the last
 
 
 class DeterminedRun(Run):
@@ -197,8 +198,7 @@ class DeterminedRun(Run):
 
     def flush(self):
         if self.tensorboard:
-            # An upload within a second of the last one is dropped silently.
-            time.sleep(max(0.0, self._uploaded + 1.1 - time.monotonic()))
+            time.sleep(max(0.0, self._uploaded + UPLOADS_APART - time.monotonic()))
             self.context.train.upload_tensorboard_files()
             self._uploaded = time.monotonic()
 
