@@ -160,12 +160,14 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
     fewer = {
         "finetune": [
             "training.num_sgd_steps=1", "training.num_validation_timesteps=1",
+            "training.max_validation_images=1",
             "inference.num_inference_steps=2", "inference.seeds=[0]",
         ],
         "generate": ["grid.num_inference_steps=2"],
         "evaluate": [
             "evaluation.num_inference_steps=2", "evaluation.num_samples=2",
             "evaluation.num_samples_per_prompt=1", "evaluation.num_error_timesteps=5",
+            "evaluation.prompts=['{} on the grass', 'a drawing of {}']",
         ],
     }  # fmt: skip
 

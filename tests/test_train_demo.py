@@ -23,6 +23,8 @@ from demo_model.train.export import export
 def args(tmp_path, monkeypatch):
     for module in (pictures, unet):
         monkeypatch.setattr(module, "CHUNK", 16)  # pictures; enough here, and soon drawn
+    monkeypatch.setattr(pictures, "HELD_OUT", 32)
+    monkeypatch.setattr(unet, "CHECKED", 32)
     return argparse.Namespace(
         work_dir=tmp_path,
         device="cpu",

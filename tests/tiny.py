@@ -36,7 +36,7 @@ from transformers import (
     Dinov2Model,
 )
 
-WORDS = 12_000  # of CLIP's 49,408: to read them all takes longer than all else of such a model
+WORDS = 4_000  # of CLIP's 49,408: to read them all takes longer than all else of such a model
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
