@@ -59,13 +59,16 @@ def picture(index: int, size: int = SIZE) -> tuple[Image.Image, str]:
 
 
 def main() -> None:
-    """Draw det_logos/ again."""
+    """Draw det_logos/ again; interrupted, it leaves the pictures that were there."""
     FOLDER.mkdir(exist_ok=True)
-    for stale in FOLDER.glob("*.jpg"):
-        stale.unlink()
+    stale = set(FOLDER.glob("*.jpg"))
     for index in range(len(SCENES)):
         image, words = picture(index, 512)
-        image.save(FOLDER / f"{words.replace(' ', '_')}.jpg", quality=88)
+        path = FOLDER / f"{words.replace(' ', '_')}.jpg"
+        image.save(path, quality=88)
+        stale.discard(path)
+    for path in stale:
+        path.unlink()
     print(f"{len(SCENES)} pictures in {FOLDER.name}/")
 
 
