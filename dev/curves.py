@@ -52,7 +52,7 @@ THINGS = {
 }
 STYLES = {"glow-style": Thing("examples/glow_style", "bright picture", "", (), True, "style")}
 SETTINGS = {
-    "training.num_sgd_steps": (25, 50, 100, 150, 300, 600),
+    "training.num_sgd_steps": (25, 50, 75, 100, 150, 300),
     "training.learning_rate": (1e-3, 2e-3, 3.5e-3, 7e-3, 1.4e-2, 2.8e-2),
     "concepts.num_vectors": (1, 2, 4, 8, 16, 32),
     "training.norm_reg_weight": (0.0, 0.01, 0.1, 1.0, 10.0),
