@@ -1,4 +1,4 @@
-"""Checkpoints of a fine-tuning: what they hold, and how a run goes on from one."""
+"""Checkpoints of a fine-tuning: what they hold, and how a run resumes or starts from one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SAMPLES = "samples.zip"  # on a cluster: the samples since the start
 
 
 def latest_concepts(run: Run, words: Sequence[str]) -> list[LearnedConcept]:
-    """Read the concepts of the checkpoint that a run goes on or starts from; `words` among them."""
+    """Read the concepts of the checkpoint to resume or start from; `words` must be among them."""
     if run.latest_uuid and not (run.latest / DICT_FILE).is_file():
         raise UserError(
             f"{run.latest_name} holds no concept, as the checkpoints of a grid do not; name one of "
@@ -60,7 +60,7 @@ def latest_concepts(run: Run, words: Sequence[str]) -> list[LearnedConcept]:
 
 
 def _name(run: Run) -> str:
-    """Return the name of the checkpoint that a run goes on from, where that is not its folder."""
+    """Return the name of the checkpoint that a run resumes from, if that is not its folder."""
     return run.latest_name if run.latest_uuid else ""
 
 
@@ -69,11 +69,11 @@ class TrainState:
     """The progress of a run, besides its vectors and its optimizer.
 
     Attributes:
-        best_metric: by which `best` is chosen.
-        window: sums of the parts of the loss since the last report; tensors, which are not read
-            out before that.
+        best_metric: the metric by which `best` is chosen.
+        window: sums of the parts of the loss since the last report; as tensors, since reading them
+            earlier would wait for the device.
         validations: the metrics of each validation, by step.
-        best_vectors: of the best step so far.
+        best_vectors: those of the best step so far.
         best_uuid: the cluster's name for its checkpoint.
     """
 
@@ -104,15 +104,15 @@ class TrainState:
 
 
 def samples_per_step(checkpoint: Path, metadata: dict[str, Any]) -> int | None:
-    """Return the samples that a run takes a step, of all processes.
+    """Return the samples per step of a run, over all processes.
 
-    A run of an earlier version did not note them: by what it has seen, else None.
+    Earlier versions did not record them: they follow from the samples seen, or are None.
     """
     if "samples_per_step" in metadata:
         return metadata["samples_per_step"]
     try:
         seen = int(torch.load(checkpoint / STATE_FILE, weights_only=True)["samples_seen"])
-    except Exception:  # a damaged file, which is refused where all of it is read
+    except Exception:  # a damaged file, which is refused where it is read in full
         return None
     samples, rest = divmod(seen, max(1, metadata["steps_completed"]))
     return None if rest or not samples else samples
@@ -121,7 +121,7 @@ def samples_per_step(checkpoint: Path, metadata: dict[str, Any]) -> int | None:
 def check_state(
     state: TrainState, baselines: list[Baselines], vectors: tuple[torch.Tensor, ...]
 ) -> None:
-    """Raise what Python does of values of other types, or ValueError of other vectors."""
+    """Check a restored state; raise ValueError, or what Python raises for values of wrong types."""
     figures = [state.window, *state.validations.values(), *map(vars, baselines)]
     if not all(is_number(n) for each in figures for n in each.values()):
         raise ValueError("a metric is no number")
@@ -149,10 +149,10 @@ class Checkpoints:
     ):
         """
         Args:
-            config: as it was given.
-            digests: of the training images.
-            encoders: those that measure samples, and `metrics`: on the chief, if anything does.
-            facts: of the run, for the metadata of all its checkpoints.
+            config: the configuration as given.
+            digests: those of the training images.
+            encoders, metrics: what measures samples; on the chief only, if anything does.
+            facts: entries for the metadata of all checkpoints of the run.
         """
         self._facts = facts
         self._config, self._run, self._step, self._digests = config, run, step, digests
@@ -190,20 +190,20 @@ class Checkpoints:
         def write(folder: Path) -> None:
             write_concepts(self._learned(state.steps_completed), folder)
             torch.save(stored, folder / STATE_FILE)
-            if not run.folder_is_kept:  # pictures come along, so that a resumed run has them
+            if not run.folder_is_kept:  # with the pictures, so that a resumed run has them
                 samples = sorted((run.folder / "samples").rglob("*.png"))
                 pack(folder / SAMPLES, samples, run.folder)  # hundreds of small files as one
                 for path in run.folder.glob("*.*"):
                     shutil.copy(path, folder)
 
-        run.flush()  # first: a crash in between repeats these steps, and shows them again
+        run.flush()  # first: after a crash in between, these steps are repeated and shown again
         self.keep_best(state)
         uuid = run.save(state.steps_completed, metadata, write)
         if best == state.steps_completed:
             state.best_uuid = uuid
 
     def _learned(self, steps: int) -> list[LearnedConcept]:
-        """Return the concepts with the vectors that are now looked up."""
+        """Return the concepts with the model's current vectors."""
         model = self._step.model
         facts = {"model": model.name, "model_hash": model.commit or "", "steps": steps}
         facts["clip_skip"] = model.clip_skip
@@ -214,7 +214,7 @@ class Checkpoints:
         if not (self._run.is_chief and self._run.folder_is_kept):
             return
         path = RunFolder(self._run.folder).best_file
-        if not state.best_vectors:  # the file, if any, is of steps that are made again
+        if not state.best_vectors:  # the file, if any, is from steps that will be repeated
             path.unlink(missing_ok=True)
             return
         with self._vocabulary.using(state.best_vectors):
@@ -223,10 +223,10 @@ class Checkpoints:
             staging.write_bytes(encode(learned, "detsd")[DICT_FILE])
 
     def register(self, state: TrainState) -> str:
-        """Make the best checkpoint a version of the model that the configuration may name.
+        """Register the best checkpoint as a version of the configured model, if one is named.
 
         Returns:
-            The version, as "version 1 of NAME"; "" where there is none.
+            The version, as "version 1 of NAME"; "" if there is none.
         """
         name = self._config.training.register_model
         if name and state.best and self._run.is_chief:
@@ -253,11 +253,11 @@ class Checkpoints:
         return f"step {state.best} of {state.steps_completed} is the best: {metrics}"
 
     def restore(self, begun: list[LearnedConcept], samples_per_step: int) -> TrainState:
-        """Restore all from a checkpoint of this run; only the vectors from another's.
+        """Restore everything from this run's checkpoint, or only the vectors from another's.
 
         Args:
             begun: the checkpoint's `latest_concepts`; none without a checkpoint.
-            samples_per_step: of all ranks.
+            samples_per_step: over all ranks.
         """
         run, checkpoint = self._run, self._run.latest
         state = TrainState(self._config.best_metric)
@@ -298,29 +298,28 @@ class Checkpoints:
                 vectors.copy_(torch.cat([learned[name].embeddings[k] for name in wanted]))
 
     def _read(self, path: Path, state: TrainState) -> int:
-        """Read a state, the optimizer and the baselines; refuse one of other images.
+        """Read the state, the optimizer and the baselines; refuse those of other training images.
 
         Returns:
-            The CPU threads that the run began on.
+            The number of CPU threads that the run began on.
         """
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
                 if part := archive.testzip():
                     raise ValueError(f"the checksum of {part} is wrong")
             stored = torch.load(path, map_location="cpu", weights_only=True)
             self._step.load_state_dict(stored)
             state.samples_seen, state.window = int(stored["samples_seen"]), dict(stored["window"])
-            # A run of an earlier version kept none of these: what it goes on to measure counts.
+            # Earlier versions stored none of these: only what is measured from now on counts.
             state.validations = dict(stored.get("validations", {}))
             state.best_vectors = tuple(stored.get("best_rows", ()))
             state.best_uuid = stored.get("best_uuid", "")
             baselines = [Baselines(**ends) for ends in stored.get("anchors", [])]
             threads = int(stored.get("threads", torch.get_num_threads()))
             check_state(state, baselines, self._step.vectors)
-            # Which image sample number i is of, and which are held out, follows from the whole
-            # list.
+            # The image of sample i, and which images are held out, depend on the whole list.
             changed = changed_images(stored.get("images", self._digests), self._digests)
-        except Exception as error:  # a reader of foreign bytes fails in every possible way
+        except Exception as error:  # reading untrusted bytes can fail in every possible way
             why = f"{type(error).__name__}: {one_line(error, 100)}"
             raise damaged(path, why, _name(self._run)) from None
         if changed:
@@ -342,7 +341,7 @@ class Checkpoints:
         return f"{self._run.begin_anew} ({self._run.warm_start} keeps what was learned)"
 
     def _report_longer_schedule(self, step: int, metadata: dict, samples_per_step: int) -> None:
-        """Say what more steps than the run began with mean for the learning rate."""
+        """Say how more steps than the run began with change the learning rate."""
         t = self._config.training
         old = metadata.get("config", {}).get("training", {}).get("num_sgd_steps", t.num_sgd_steps)
         if not isinstance(old, int) or t.num_sgd_steps <= old:

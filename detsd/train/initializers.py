@@ -13,8 +13,8 @@ from detsd.config import ConceptsConfig
 from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO
 
-# `num_vectors: auto`: phrases of fewer tokens get so many vectors. More than enough of them learn
-# the pictures' background as well (dev/LOG.md).
+# With `num_vectors: auto`, phrases of fewer than SHORT tokens get ENOUGH vectors. More than needed
+# would learn the pictures' background as well (dev/LOG.md).
 SHORT, ENOUGH = 5, 8
 
 
@@ -27,8 +27,8 @@ def add_concepts(
     """Add concepts, each from a description or from a file of one concept.
 
     Args:
-        starts: of the concepts to add, by their numbers; None: all that are not looked for.
-        begun: what a run goes on from, whose numbers of vectors `auto` keeps.
+        starts: initializers of the concepts to add, by index; None: all but `auto`.
+        begun: the concepts that a run resumes from; `auto` keeps their numbers of vectors.
     """
     for k, n in enumerate(config.num_vectors):
         if isinstance(n, int) and n > vocabulary.window:

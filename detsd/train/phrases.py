@@ -2,10 +2,10 @@
 
     phrase = find_phrase(DenoisingErrors(model, samples, "det-logo"), grammar_of(model), "object")
 
-Candidates are put together by the grammar of the model's captions (`vocabulary.json` in its folder)
+Candidates are built with the grammar of the model's captions (`vocabulary.json` in its folder)
 or, for other models, of everyday words: colours first, then things in these colours, then what else
 the picture may have. Each is tried on the same noised latents of the training images, at timesteps
-where shape is decided; the best third goes on to twice as many (arXiv 1502.07943).
+where shape is decided; the best third is then tried on twice as many (arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from detsd.utils.paths import AUTO
 from detsd.utils.progress import spinner
 
 FIRST, MOST = 2, 16  # latents that a phrase is tried on at first, and at most
-NOISY = (0.45, 0.9)  # shares of the timesteps: below them texture is decided, above them nothing
-COLORS, TAILS = 2, 3  # of the best, that are gone on with
-TRIED_WITH = 3  # things that each colour is tried with
+NOISY = (0.45, 0.9)  # shares of the timesteps: texture is decided below them, nothing above
+COLORS, TAILS = 2, 3  # how many of the best are kept for the next round
+TRIED_WITH = 3  # things to try each colour with
 
 
 def add_found(
@@ -46,9 +46,9 @@ def add_found(
     run: Run,
     begun: list[LearnedConcept],
 ) -> None:
-    """Add the concepts whose phrase is looked for. Collective.
+    """Add the concepts whose phrase is to be found. Collective.
 
-    A run that goes on, or starts from another's vectors, takes the phrase that these began with.
+    A run that resumes, or starts from another's vectors, keeps the phrase that these began with.
     """
     searched = [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
     if not searched:
@@ -59,7 +59,7 @@ def add_found(
         name, kind = config.concept_strs[k], config.learnable_properties[k]
         if name not in phrases:
             grammar = grammar_of(model, kind, f"concepts.initializer_strs[{k}]")
-            # By the chief alone: on another device a close race may end otherwise.
+            # Only the chief searches: on another device a close race may end differently.
             phrase = _search(grammar, model, data, name, kind, run) if run.is_chief else ""
             phrases[name] = run.ranks.allgather(phrase)[0]
         found[k] = phrases[name]
@@ -69,7 +69,7 @@ def add_found(
 def _search(
     grammar: Grammar, model: BaseModel, data: TrainingData, name: str, kind: str, run: Run
 ) -> str:
-    """Find the phrase of a concept, and say it. Chief only."""
+    """Find and print the phrase of a concept. Chief only."""
     with spinner(f"looking for a phrase that describes {name}"):
         errors = DenoisingErrors(model, data.noisy_samples(name, MOST, *NOISY), name)
         phrase = find_phrase(errors, grammar, kind)
@@ -92,7 +92,7 @@ class Grammar:
 
     @staticmethod
     def of(lists: dict[str, list[str]], known: Vocabulary | None = None) -> Grammar:
-        """Read the lists of a `vocabulary.json`, with those words alone that a vocabulary has."""
+        """Read the lists of a `vocabulary.json`, keeping only the words that a vocabulary has."""
         colors, objects, media, compositions = (
             [w for w in lists.get(key, []) if known is None or all(map(known.is_word, w.split()))]
             for key in ("colors", "objects", "media", "compositions")
@@ -106,7 +106,7 @@ class Grammar:
         tails: dict[tuple[str, ...], None] = {}
         for text in compositions:
             if match := head.match(text):
-                parts = slots.split(text[match.end() - 1 :])  # each second one is a slot
+                parts = slots.split(text[match.end() - 1 :])  # every second one is a slot
                 if parts[1:]:
                     tails[tuple(parts)] = None
         return Grammar(colors, objects, media, [list(parts) for parts in tails])
@@ -136,7 +136,7 @@ def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
     tried = list(dict.fromkeys(pairs[pair] for pair in best(errors, list(pairs))))[:COLORS]
     found = best(errors, [_phrase(c, " ", thing) for c in tried for thing in grammar.objects])
     begun = [[found[0], *tail] for tail in grammar.tails]
-    # Slot after slot, with the words of the composition in those that follow.
+    # Fill slot after slot; later slots build on the words found for earlier ones.
     for slot in range(2, max(map(len, begun), default=0), 2):
         longer = {
             _phrase(*parts[:slot], word, *parts[slot + 1 :]): (parts, word)
@@ -159,7 +159,7 @@ def _phrase(*parts: str) -> str:
 
 
 def best(errors: DenoisingErrors, phrases: Sequence[str]) -> list[str]:
-    """Rank phrases by their errors, the least first: those that are left at the end."""
+    """Return the phrases that remain after all rounds, by their errors, the least first."""
     count, left = FIRST, list(dict.fromkeys(phrases))
     while True:
         ranked = [p for _, p in sorted(zip(errors(left, count), left, strict=True))]
@@ -171,12 +171,12 @@ def best(errors: DenoisingErrors, phrases: Sequence[str]) -> list[str]:
 class DenoisingErrors:
     """The frozen model's denoising errors under phrases, on the same noised latents.
 
-    `errors(phrases, n)` returns the mean over the first n latents of each phrase, in which `None`
-    stands for no caption. What was computed once is kept; the length is how many were tried.
+    `errors(phrases, n)` returns each phrase's mean error over the first n latents; the phrase None
+    stands for no caption. Errors are computed once; `len` counts the phrases tried so far.
 
     Args:
         samples: latents, noise and timesteps, and the prompts that the phrases are put into.
-        word: the concept's, in these prompts.
+        word: the concept's word in these prompts.
     """
 
     def __init__(self, model: BaseModel, samples: list[Sample], word: str):
@@ -200,7 +200,7 @@ class DenoisingErrors:
         return [sum(self._found[phrase][:count]) / count for phrase in phrases]
 
     def _errors(self, pairs: list[tuple[str | None, int]]) -> torch.Tensor:
-        """Return the error (B,) of each phrase on the latent of a number."""
+        """Return the errors (B,) of pairs of a phrase and the number of a latent."""
         model, samples = self._model, []
         for phrase, k in pairs:
             sample = self._samples[k]

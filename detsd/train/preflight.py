@@ -55,6 +55,6 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
 
 
 def word_problems(config: FinetuneConfig, tokens: Container[str]) -> list[str]:
-    """Return what is wrong with the new words beside a model's tokens."""
+    """Return the problems of the new words, given a model's tokens."""
     found = (word_problem(word, tokens) for word in config.concepts.concept_strs)
     return [f"concepts.concept_strs[{k}]: {problem}" for k, problem in enumerate(found) if problem]

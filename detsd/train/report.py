@@ -26,7 +26,7 @@ logger = logging.getLogger("detsd")
 class Report:
     """The reports of a run: means since the last one, throughput, validations.
 
-    The clock runs from the constructor on, but for what happens in a `pause`.
+    The clock runs from the constructor on, except within a `pause`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Report:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave what happens in the block out of the samples per second, and put the note back."""
+        """Leave the block out of the samples per second, and restore the bar's note after it."""
         began, note = time.monotonic(), self.bar.note
         yield
         self.bar.note = note
@@ -80,7 +80,7 @@ class Report:
         metrics["samples_per_second"] = samples / max(seconds, 1e-9)
         run.report(state.steps_completed, metrics)
         run.report_progress(state.steps_completed / total)
-        loss = metrics.get("loss", math.nan)  # nan: every step since the last report was left out
+        loss = metrics.get("loss", math.nan)  # nan: every step since the last report was skipped
         if not self.bar.disable:
             self.bar.draw(note=f"loss {loss:.4f}")
         elif run.is_chief:
@@ -88,10 +88,10 @@ class Report:
             self.bar.line(f"{self.bar.text}, loss {loss:.4f}, {speed}")
 
     def validation(self, metrics: dict[str, float], plateaued: bool) -> None:
-        """Report the metrics of a validation; the run ends on it where it has plateaued."""
+        """Report the metrics of a validation, which is the run's last if it has plateaued."""
         state, total = self._state, self._config.training.num_sgd_steps
         loss, measured = metrics["val_loss"], {k: v for k, v in metrics.items() if k != "val_loss"}
-        # A search counts a run that ends here as one of all its steps, and goes on to another.
+        # To a search, a run that ends here has made all its steps, and another one may start.
         self._report_validation(metrics, total if plateaued else state.steps_completed)
         others = "".join(f"  {name} {value:.3f}" for name, value in measured.items())
         self._run.print(
@@ -105,7 +105,7 @@ class Report:
             )
 
     def skipped_validation(self) -> None:
-        """Warn of a validation loss that fp16 has no number for; end where the run has diverged."""
+        """Warn of a validation loss beyond the range of fp16; end the run if it has diverged."""
         if not self._step.scaler.is_enabled() or self._step.diverged:
             self.diverge()
         logger.warning(
@@ -117,8 +117,8 @@ class Report:
     def diverge(self) -> NoReturn:
         """Report a large finite value to the searcher, and raise `Diverged`.
 
-        As the value of the last step: adaptive ASHA replaces a trial that it has itself judged and
-        stopped, not one that ends of its own accord.
+        It counts as that of the last step: adaptive ASHA replaces a trial that it judged and
+        stopped itself, but not one that ends of its own accord.
         """
         measured = self._config.measured if self._config.measure.num_samples else ()
         worst = {"val_loss": DIVERGED} | dict.fromkeys(measured, -DIVERGED)

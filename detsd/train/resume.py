@@ -1,6 +1,6 @@
-"""Resuming a fine-tuning: settings that may differ from the run that began, and others.
+"""Resuming a fine-tuning: the settings that may differ from those it began with.
 
-Paths may differ: the files' contents count. Imports no library that takes long.
+Paths may differ: the files' contents count. Imports no library that takes long to load.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
 from detsd.utils.errors import UserError
 from detsd.utils.paths import content_digest, resolve
 
-# May be another at any time. The folders of images may, since the images themselves are
-# compared once they are read, and the batch, since the samples of a step stay (`resumed_layout`).
+# Settings that may always differ. Image folders may, since the images themselves are compared
+# once they are read, and the batch, since the samples per step stay the same (`resumed_layout`).
 FREE = {
     "concepts.img_dirs", "training.stop_on_plateau", "training.metric_report_freq",
     "training.train_batch_size", "training.gradient_accumulation_steps",
@@ -26,10 +26,10 @@ FREE = {
 
 
 def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) -> Path | None:
-    """Return the checkpoint from which a fine-tuning in `folder` goes on, or None.
+    """Return the checkpoint from which a fine-tuning in `folder` resumes, or None.
 
-    It goes on with the configuration that it began with, but for `FREE` and more steps, and for
-    paths at which the same lies. Where nothing is measured, all of `inference` is free.
+    Its configuration must be the one it began with, except for `FREE`, more steps, and paths to the
+    same contents. If nothing is measured, all of `inference` is free.
     """
     if warm_start:
         _ = ConceptSource.parse(warm_start).file
@@ -61,7 +61,7 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
         free.add("training.num_sgd_steps")
     if not config.measure.num_samples:
         free |= {f"inference.{field.name}" for field in dataclasses.fields(config.inference)}
-    if differences(old, new, free):  # the digests take a moment
+    if differences(old, new, free):  # only then: the digests take a moment
         now = digests_of_paths(config)
         free |= {key for key in now if digests.get(key) == now[key]}
     changed = differences(old, new, free)
@@ -81,8 +81,8 @@ def digests_of_paths(
 ) -> dict[str, list[str]]:
     """Return digests of what lies at the paths of a configuration, by key.
 
-    A description or a model on the hub stands for itself. The images of the concepts are not among
-    them: what is trained on has digests of its own.
+    A description or a hub model stands for itself. The concepts' images are not included: training
+    images have digests of their own.
     """
 
     def digest(path: str) -> str:
@@ -116,13 +116,13 @@ def resumed_layout(
 ) -> TrainingConfig:
     """Return the configuration with the batch by which a resumed run keeps its samples per step.
 
-    On another number of processes each takes an equal share of them, in micro-batches that are at
-    most as large as the configured one.
+    With another number of processes, each takes an equal share of them, in micro-batches of at most
+    the configured size.
 
     Args:
-        before: the configuration that the run went on with so far.
-        samples: per step, of all processes; None where it is not known.
-        processes: that there are now.
+        before: the configuration that the run had so far.
+        samples: per step, over all processes; None if unknown.
+        processes: their number now.
     """
     batch, accumulated = config.train_batch_size, config.gradient_accumulation_steps
     if samples in (None, batch * accumulated * processes):

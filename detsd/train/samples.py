@@ -1,7 +1,8 @@
 """The sample images of a fine-tuning's checkpoints, and what is measured on some of them.
 
 The metrics, their baselines and their names are those of `detsd evaluate`, on fewer samples: the
-plain prompt under a few seeds, and a few edited prompts once. For several concepts the mean counts.
+plain prompt under a few seeds, and a few edited prompts once. With several concepts, their mean
+counts.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MAX_TAG = 80  # characters of a prompt in TensorBoard
 
 
 def edited_prompts(kind: str, count: int) -> list[str]:
-    """Return `count` of the edited prompts of objects or styles, from all over their list."""
+    """Return `count` edited prompts for objects or styles, spread over their whole list."""
     every = EDITS[kind]
     return [every[k * len(every) // count] for k in range(min(count, len(every)))]
 
@@ -55,10 +56,10 @@ def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
 
 
 class SampleMetrics:
-    """The training images, look-alikes and prompts that the samples of `metric_jobs` compare with.
+    """The training images, look-alikes and prompts that samples of `metric_jobs` are compared with.
 
     Attributes:
-        baselines: of each concept; of a new run there are none before `fit_baselines`.
+        baselines: one for each concept; in a new run, none before `fit_baselines`.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class SampleMetrics:
         return [list(itertools.islice(rest, count)) for count in self._counts]
 
     def fit_baselines(self, images: list[Image.Image]) -> None:
-        """Take the samples of what the concepts started from as the lower ends of the scales."""
+        """Set the lower ends of the scales by the samples of what the concepts started from."""
         each = zip(self._metrics, self._by_concept(images), strict=True)
         self.baselines = [metrics.fit_baselines(own)[0] for metrics, own in each]
 
@@ -110,8 +111,8 @@ class Samples:
     """The sample images of a run: made by all ranks, kept and measured by the chief.
 
     Attributes:
-        measured: how many there are to be measured, on any rank.
-        steps: denoising steps of this rank for the samples of one checkpoint.
+        measured: how many are to be measured, on all ranks together.
+        steps: this rank's denoising steps for the samples of one checkpoint.
     """
 
     def __init__(
@@ -124,13 +125,13 @@ class Samples:
     ):
         """
         Args:
-            size: height and width of the images, in pixels, of concepts without a resolution.
-            metrics: on the chief, where anything is to be measured.
+            size: height and width in pixels of the images of concepts without a resolution.
+            metrics: on the chief, if anything is to be measured.
         """
         self._model, self._run, self._metrics = model, run, metrics
         self._config = config.inference
         # Without a safety checker: the samples of a training in progress are for its owner's eyes,
-        # and a blacked-out one is taken for a failure.
+        # and a blacked-out one would look like a failure.
         self._pipeline = DetSDTextualInversionPipeline(model)
         self._shown, measured = sample_jobs(config.inference, size), metric_jobs(config, size)
         names = [("samples", j.prompt, f"seed {j.seed}-{j.copy}") for j in self._shown]
@@ -141,17 +142,17 @@ class Samples:
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
         if run.is_chief:
             self._pipeline.warnings.log(self._jobs)
-        # Of each rank, in batches that the jobs alone fix.
+        # For each rank, in batches that depend on the jobs alone.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]
         self.steps = sum(len(self._pipeline.guided_calls(job)) for job in own)
         self._files = RunFolder(run.folder)
 
     def make(self, step: int, bar: Bar) -> dict[str, float]:
-        """Make the samples of a step with the vectors that the model now looks up. Collective.
+        """Make the samples of a step with the model's current vectors. Collective.
 
-        Those that are shown are written and logged. Of step 0, which has the initializers' vectors,
-        the others become the baselines of the metrics.
+        Those to be shown are written and logged. At step 0, with the initializers' vectors, the
+        others become the baselines of the metrics.
 
         Returns:
             The metrics; none at step 0.
@@ -179,26 +180,26 @@ class Samples:
         return self._run.ranks.allgather(found)[0]
 
     def set_vae_aside(self) -> None:
-        """Move the VAE off the device until it decodes samples; drop it where there are none."""
+        """Move the VAE off the device until it decodes samples; drop it if there are none."""
         self._model.vae.to("cpu" if self._jobs else "meta")
         give_back_memory()
 
     def differ_from(self, before: dict[str, Any]) -> bool:
-        """Return whether the samples of an earlier `inference` section would be others."""
+        """Return whether an earlier `inference` section gives other samples."""
         now = vars(self._config)
         if any(now.get(key) != value for key, value in before.items()):
             return True
         is_plain = self._model.vocabulary.is_plain
         texts = [*self._config.inference_prompts, self._config.negative_prompt]
-        # A version that had no weights read these prompts as text.
+        # Versions without prompt weights read these prompts as text.
         old = bool(before) and "prompt_weights" not in before
         return old and self._config.prompt_weights and not all(map(is_plain, texts))
 
     def restart(self, step: int, changed: bool) -> None:
-        """Set the samples so far apart where a run goes on from a step with other prompts or seeds.
+        """Move the samples so far aside if a run resumes from a step with other prompts or seeds.
 
-        A run that was changed, and ended before its next checkpoint, leaves samples of steps that
-        are made again; changed back, it gets its old ones back.
+        A run that was changed but ended before its next checkpoint leaves samples of steps that
+        will be repeated; if it is changed back, it gets its old samples back.
         """
         folder = self._run.folder / "samples"
         apart = folder / f"before-step-{step:08d}"

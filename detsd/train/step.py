@@ -24,7 +24,7 @@ from detsd.utils.progress import spinner
 
 logger = logging.getLogger("detsd")
 
-LONG_RUN = 5000  # steps that are worth the minutes of a compiler (dev/LOG.md)
+LONG_RUN = 5000  # steps from which on minutes of compiling pay off (dev/LOG.md)
 
 
 def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> float:
@@ -64,16 +64,16 @@ def clip_samples(grad: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
 
 
 def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
-    """Decide by the configuration and the kind of device alone: resumed, the kernels are the same.
+    """Decide by the configuration and the kind of device alone.
 
-    As a compiled step rounds otherwise.
+    So a resumed run has the same kernels; a compiled step rounds differently.
     """
     pays = device.type == "cuda" and config.num_sgd_steps >= LONG_RUN
     return config.compile == "on" or (config.compile == "auto" and pays)
 
 
 def compiled(part: torch.nn.Module) -> Callable[..., Any]:
-    """Return a model compiled for each shape of bucket that the step gives it, the first time."""
+    """Return a model that is compiled for each bucket shape when the step first gives it one."""
     return torch.compile(part, dynamic=False)
 
 
@@ -82,8 +82,8 @@ class TrainStep:
 
     Attributes:
         vectors: the only tensors that train, (N, D) float32, one for each text encoder.
-        initial_vectors: copies of them as they were first.
-        compiled: true where `compile` has succeeded.
+        initial_vectors: copies of their initial values.
+        compiled: true if `compile` has succeeded.
     """
 
     def __init__(self, model: BaseModel, config: TrainingConfig, ranks: AcceleratedRanks):
@@ -103,8 +103,8 @@ class TrainStep:
         """Make one step on the next batches.
 
         Returns:
-            The parts of the loss, detached, since reading one out would wait for the device; and
-            under "steps" 1, or 0 for a step that the scaler of fp16 left out.
+            The parts of the loss, as detached tensors, since reading one would wait for the device;
+            and as "steps" 1, or 0 for a step that the fp16 scaler skipped.
         """
         accumulated = self.config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
@@ -123,13 +123,13 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        # fp16 overflows now and then. The scaler leaves such a step out, and so do the means.
+        # fp16 overflows now and then. The scaler skips such a step, and so do the means.
         finite = torch.stack(list(sums.values())).isfinite().all()
         counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
         return {"steps": finite.float(), **counted}
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss of a batch, a scalar, and its parts, itself among them as "loss"."""
+        """Return the scalar loss of a batch, and its parts, which include it as "loss"."""
         model, config = self.model, self.config
         cond = model.encode_prompts(batch.prompts, batch.frames, self._text_encoders)
         if config.max_sample_grad_norm and torch.is_grad_enabled():
@@ -149,9 +149,9 @@ class TrainStep:
         return loss, {"loss": loss, **parts}
 
     def _clip_samples(self, cond: Conditioning, count: int) -> None:
-        """Clip what each of `count` samples will send back into the text encoder.
+        """Clip the gradient that each of `count` samples sends back into the text encoder.
 
-        There, since a sample's gradient of the vectors themselves would cost a backward pass each.
+        Its gradient with respect to the vectors themselves would cost a backward pass per sample.
         """
         limit = self.config.max_sample_grad_norm
         for states in (cond.prompt_embeds, *(cond.added_cond_kwargs or {}).values()):
@@ -162,10 +162,10 @@ class TrainStep:
                 states.register_hook(partial(clip_samples, limit=scaled))
 
     def compile(self, batch: Batch) -> None:
-        """Compile the models of the step, and try them on a batch of its own.
+        """Compile the models of the step, and try them on a batch.
 
-        For the step alone: samples and validation have other shapes, each compiled anew. Where the
-        compiler fails, or computes another loss, the step goes on without.
+        Only the step uses them: samples and validation have other shapes, each of which would be
+        compiled anew. If compiling fails or changes the loss, the step goes on without it.
         """
         plain = self._unet, self._text_encoders
         batch = batch.on(self.model.device)
@@ -174,14 +174,14 @@ class TrainStep:
         try:
             with spinner("compiling the step"):
                 self._unet, *self._text_encoders = map(compiled, (plain[0], *plain[1]))
-                for _ in range(3):  # CUDA graphs, where they are wanted, are recorded by the third
-                    # Gradients may lie in a graph's own memory, which its next run writes to.
+                for _ in range(3):  # CUDA graphs, if used, are recorded by the third
+                    # Gradients may lie in a graph's own memory, which its next run overwrites.
                     self.optimizer.zero_grad(set_to_none=True)
                     loss = self.loss(batch)[0]
                     loss.backward()
             found = float(loss.detach())
             problem = "" if abs(found - expected) <= 0.02 * expected else "it gives another loss"
-        except Exception as error:  # compilers raise what they like
+        except Exception as error:  # compilers raise anything
             problem = f"{type(error).__name__}: {one_line(error)}"
         self.optimizer.zero_grad(set_to_none=True)
         self.compiled = not problem
@@ -191,7 +191,7 @@ class TrainStep:
 
     @property
     def diverged(self) -> bool:
-        """True where the vectors are lost, or no scale is left that fp16 gradients fit into."""
+        """True if the vectors are not finite, or no scale is left at which fp16 gradients fit."""
         collapsed = self.scaler.is_enabled() and self.scaler.get_scale() < 1
         return collapsed or not all(torch.isfinite(v.detach().norm()) for v in self.vectors)
 
@@ -200,16 +200,16 @@ class TrainStep:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: of moments that are missing or not those of the vectors.
+            ValueError: the moments have other shapes than the vectors.
         """
         settings = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update((key, value) for key, value in own.items() if key != "params")
-        # Without a step so far, as where fp16 has overflowed in each, there are none.
+        # Without a completed step, as when fp16 overflowed in each, there are no moments.
         skipped = self.scaler.is_enabled() and not self.optimizer.state
         if isinstance(self.optimizer, torch.optim.Adam) and not skipped:  # AdamW is one, too
             for vectors in self.vectors:

@@ -54,7 +54,7 @@ class Trainer:
 
     Attributes:
         phases: this rank's work of each kind, done and left; costs in passes of the UNet.
-        version: what the best checkpoint is in the cluster's registry, after the end; else "".
+        version: the best checkpoint's version in the cluster's registry, after the end; else "".
     """
 
     def __init__(self, config: FinetuneConfig, run: Run):
@@ -125,7 +125,7 @@ class Trainer:
         self.phases, self.version, self._gone = self._phases(), "", ""
         run.begin()
         self.samples.restart(self.state.steps_completed, self._new_samples)
-        self.checkpoints.keep_best(self.state)  # of the checkpoint that this goes on from
+        self.checkpoints.keep_best(self.state)  # that of the checkpoint it resumes from
 
     def _resumed_layout(self, config: FinetuneConfig, began: dict[str, Any]) -> FinetuneConfig:
         """Return the configuration by which a resumed run keeps its samples per step."""
@@ -141,7 +141,7 @@ class Trainer:
     def _set_resolutions(self, own: list[LearnedConcept]) -> None:
         """Give the concepts the shape of their images; those of a resumed run keep their `own`."""
         found, run = self.data.resolutions, self.run
-        found |= {concept.name: concept.resolution for concept in own}  # of an older one: square
+        found |= {concept.name: concept.resolution for concept in own}  # square in older versions
         for name in self.model.vocabulary.names:
             self.model.vocabulary.set_resolution(name, found[name])
         if self.config.concepts.img_aspect == "buckets":
@@ -166,7 +166,7 @@ class Trainer:
         }
 
     def _examine_prompts(self) -> None:
-        """Tokenize the training prompts once for all, and warn of what is odd about any prompt."""
+        """Tokenize the training prompts once, and warn of anything odd in any prompt."""
         vocabulary, training_images = self.model.vocabulary, self.data.images + self.data.validation
         vocabulary.remember(prompt for image in training_images for prompt in image.prompts)
         if not self.run.is_chief:
@@ -198,19 +198,19 @@ class Trainer:
 
     @property
     def plateaued(self) -> bool:
-        """True once val_loss has levelled off, where the run is to end on that."""
+        """True once val_loss has levelled off, if the run is to end then."""
         t = self.config.training
         losses = [self.initial_val_loss, *(v["val_loss"] for v in self.state.validations.values())]
         return on_plateau(losses, t.stop_on_plateau, t.plateau_ratio)
 
     @property
     def complete(self) -> bool:
-        """True where nothing is left to train."""
+        """True if nothing is left to train."""
         return self.state.steps_completed >= self.config.training.num_sgd_steps or self.plateaued
 
     @property
     def best_uuid(self) -> str:
-        """The checkpoint to go on from: of the best step, else the newest one. Chief only."""
+        """The checkpoint to use next: that of the best step, else the newest. Chief only."""
         return ("" if self._gone else self.state.best_uuid) or self.run.stored_uuid
 
     @property
@@ -232,7 +232,7 @@ class Trainer:
             self.version = self.checkpoints.register(self.state)
             if self.run.is_chief and self.state.best_uuid:
                 newer = sum(step > self.state.best for step in self.state.validations)
-                newer = 0 if self.version else newer  # which keeps a checkpoint
+                newer = 0 if self.version else newer  # a version keeps its checkpoint
                 self._gone = self.run.deletes(self.state.best_uuid, newer)
         return self.complete
 
@@ -248,7 +248,7 @@ class Trainer:
             if last or state.steps_completed % t.metric_report_freq == 0:
                 report.flush(lr)
             if initial:
-                # After a step: whether one fits into memory is known before samples take minutes.
+                # After a step: if one does not fit into memory, no minutes of sampling are lost.
                 with report.pause(), self.model.vocabulary.using(self.step.initial_vectors):
                     if state.steps_completed == 1:
                         self.samples.log_training_images(self.data.pictures)
@@ -268,7 +268,7 @@ class Trainer:
                 break
 
     def _evaluate(self, report: Report, bar: Bar) -> None:
-        """Validate, make samples, and take note of the best vectors so far."""
+        """Validate, make samples, and keep the best vectors so far."""
         state, loss = self.state, self._validate(report, bar)
         measured = self.samples.make(state.steps_completed, bar)
         if loss is None:
@@ -279,7 +279,7 @@ class Trainer:
         report.validation(state.validations[state.steps_completed], self.plateaued)
 
     def _validate(self, report: Report, bar: Bar) -> float | None:
-        """Return the validation loss; None where fp16 has no number for it."""
+        """Return the validation loss; None if it is beyond the range of fp16."""
         bar.draw(note="validating")
         loss = self.validation.loss(bar)
         if not math.isfinite(loss):
@@ -288,7 +288,7 @@ class Trainer:
         return loss
 
     def _save(self, report: Report, bar: Bar) -> None:
-        """Store a checkpoint, at the end with the pictures of the progress; no lost vectors."""
+        """Store a checkpoint, at the end with pictures of the progress; not if the run diverged."""
         if self.complete:
             bar.draw(note="drawing")
             self.samples.draw_progress(self.state.steps_completed, self.data.pictures)
@@ -308,11 +308,11 @@ def _load(
     """Load the base model with the concepts added, and the encoders that measure.
 
     Args:
-        began: metadata of the run's last checkpoint, whose commits of the hub it goes on with.
-        begun: the concepts that the run goes on or starts from.
+        began: metadata of the run's last checkpoint, whose hub commits are kept.
+        begun: the concepts that the run resumes or starts from.
 
     Returns:
-        Them, and the seconds that the model took.
+        The model, the encoders, and the seconds it took to load the model.
     """
     revision = began.get("commit") or config.model.revision
     vae = pinned(config.model.vae, began.get("vae"))
@@ -322,8 +322,8 @@ def _load(
     learned = [concept for each in brought for concept in read_concepts(each)]
     with run.ranks.local_main_process_first():
         tokens = fetch_vocabulary(source)
-    refuse(word_problems(config, tokens), "the configuration")  # the command had no hub model's
-    # Before the base model: a mistake in an evaluator's name does not wait for its weights.
+    refuse(word_problems(config, tokens), "the configuration")  # a hub model's tokens are new here
+    # Before the base model, so that a wrong evaluator name is found before its weights load.
     commits = began.get("evaluators")
     encoders = load_encoders(config.evaluator, name, device, commits) if measures else {}
     started = time.monotonic()
@@ -331,13 +331,13 @@ def _load(
     with spinner(f"loading {name}"), run.ranks.local_main_process_first():
         model = load_base_model(source, device, learned + begun, training=True)
     if device.type == "cpu":
-        # Several threads add up the gradients of the vectors in the order in which they come; Adam
-        # makes other pictures of that within a few steps.
+        # Otherwise threads add up the gradients of the vectors in the order of arrival, which Adam
+        # turns into different pictures within a few steps.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
     i = config.inference
     if i.inference_prompts or config.measure.num_samples:
         check_steps(model, i.scheduler_name, i.num_inference_steps)
-    # Those whose phrase is looked for come behind, in a resumed run as well.
+    # Concepts whose phrase is searched for come last, in a resumed run as well.
     add_concepts(model.vocabulary, config.concepts, begun=begun)
     return model, encoders, time.monotonic() - started

@@ -1,7 +1,7 @@
 """The validation loss of a fine-tuning, its best step, and whether it still learns.
 
-The last two are functions of what its validations measured, and of nothing else: a run that was
-interrupted, or goes on with more steps, decides as an undisturbed one does.
+The last two depend on nothing but what its validations measured: a run that was interrupted, or
+continues with more steps, decides like an undisturbed one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SMALLER_IS_BETTER = ("val_loss",)
 
 
 def best_step(validations: Mapping[int, Mapping[str, float]], metric: str) -> int | None:
-    """Return the step (a key of `validations`) that is the best by a metric; of equals the first.
+    """Return the step (a key of `validations`) that is best by a metric; in a tie, the first.
 
-    None where no validation has measured it.
+    None if no validation has measured it.
     """
     sign = -1 if metric in SMALLER_IS_BETTER else 1
     measured = [step for step, figures in validations.items() if metric in figures]
@@ -38,7 +38,7 @@ def on_plateau(losses: Sequence[float], window: int | None, ratio: float) -> boo
     (DVAR, arXiv 2302.04841).
 
     Args:
-        losses: in their order, that of the initializer first, which the window leaves out.
+        losses: in order; the first is the initializer's, which the window leaves out.
         window: None for never.
     """
     if window is None or len(losses) <= window:
@@ -51,7 +51,7 @@ class Validation:
 
     Attributes:
         phase: this rank's share of the work, in passes of the UNet over an image.
-        passes: how many of them a validation takes.
+        passes: how many passes a validation takes.
     """
 
     def __init__(self, model: BaseModel, data: TrainingData, timesteps: int, run: Run):
@@ -62,7 +62,7 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, bar: Bar) -> float:
-        """Return the loss of the vectors that the model now looks up. Collective."""
+        """Return the loss with the model's current vectors. Collective."""
         found = []
         for k in self._own:
             samples = self._data.validation_samples(k, self._timesteps)
@@ -72,6 +72,6 @@ class Validation:
                 self._model, *batch.noising, cond, batch.mask, partial(bar.done, "validation")
             )
             found.append((k, float(errors.mean())))
-        # Summed in the order of the images, so that the number of ranks does not show.
+        # Summed in the order of the images, so that the number of ranks makes no difference.
         values = [value for _, value in sorted(self._run.gather(found))]
         return sum(values) / len(values)
