@@ -28,14 +28,14 @@ from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
 
-# What signals a trial to save and leave, by the state of its experiment.
+# Why a trial was signalled to save and leave, by the state of its experiment.
 STOPS = {
     "PAUSED": "paused", "STOPPING_CANCELED": "canceled", "CANCELED": "canceled",
     "ACTIVE": "preempted", "RUNNING": "preempted", "QUEUED": "preempted",
 }  # fmt: skip
 
 JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
-UPLOADS_APART = 1.1  # seconds: the harness drops, without a word, one within a second of the last
+UPLOADS_APART = 1.1  # seconds: the harness silently drops an upload within a second of the last
 
 
 class DeterminedRun(Run):
@@ -51,7 +51,7 @@ class DeterminedRun(Run):
         self._trial_id = det.get_cluster_info().trial.trial_id
         self._uploaded = 0.0
         self.keeps = cluster_experiment()["checkpoint_storage"].get("save_trial_latest", 1)
-        self._judged = threading.Event()  # set where the searcher has ended this trial
+        self._judged = threading.Event()  # set once the searcher has ended this trial
         if self.is_chief and cluster_experiment()["searcher"]["name"] in JUDGING_SEARCHERS:
             ask = self._ask_the_searcher
             threading.Thread(target=ask, name="searcher", daemon=True).start()
@@ -61,13 +61,13 @@ class DeterminedRun(Run):
 
     def close(self) -> None:
         """Stop what this process left running."""
-        self._judged.set()  # ends the thread that asks
+        self._judged.set()  # ends the asking thread
         progress.watchers.clear()
         if self.tensorboard:
             self.tensorboard.close()
 
     def resume_from(self, checkpoint: Path, uuid: str) -> None:
-        """Resume from a restored checkpoint; its metadata tells whose it is."""
+        """Resume from a restored checkpoint; its metadata tells whether this trial wrote it."""
         self.latest, self.latest_uuid = checkpoint, uuid
         self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
         self.stored_uuid = uuid if self.latest_is_own else ""
@@ -75,8 +75,8 @@ class DeterminedRun(Run):
     def report(self, steps, metrics, group="training"):
         if self.is_chief:
             # The harness posts the dict later, from another thread: hand it its own copy. It does
-            # not say which came through, so a post that fails ends the process, at the next one:
-            # what was stored goes on in a new one.
+            # not say which posts arrived, so after a failed one the next call ends the process, and
+            # a new process resumes from what was stored.
             self.context.train.report_metrics(group, steps, dict(metrics))
             self.tensorboard.scalars(steps, metrics, group)
 
@@ -90,7 +90,7 @@ class DeterminedRun(Run):
 
     @staticmethod
     def _show(call: Callable[[Any], None], value: Any) -> None:
-        with contextlib.suppress(api_errors.BadRequestException):  # nothing hangs on it
+        with contextlib.suppress(api_errors.BadRequestException):  # nothing depends on it
             call(value)
 
     def store(self, steps, metadata, write):
@@ -102,8 +102,8 @@ class DeterminedRun(Run):
                 self.stored_uuid = uuid
                 return uuid
             except (api_errors.MasterNotFoundException, api_errors.BadRequestException) as error:
-                # The harness waits for a master that is away, but not where it went while it
-                # answered. If it had heard us, there is one checkpoint more of the same step.
+                # The harness waits for a master that is away, but not for one that went away while
+                # answering. If that one had received it, the same step has one more checkpoint.
                 if pause is None:
                     raise
                 logger.warning("the master's answer to a checkpoint was cut (%s); again", error)
@@ -118,7 +118,7 @@ class DeterminedRun(Run):
             except api_errors.NotFoundException:
                 entry = client.create_model(model)
             for version in entry.list_versions():
-                if version.checkpoint.uuid == uuid:  # by this very trial, before it was restarted
+                if version.checkpoint.uuid == uuid:  # by this trial, before it was restarted
                     return f"version {version.model_version} of {model}"
             version = entry.register_version(uuid)
             version.set_name(title)
@@ -127,7 +127,7 @@ class DeterminedRun(Run):
             short = shorten(metadata)
             version.checkpoint.add_metadata(short)
             version.checkpoint.remove_metadata([key for key in metadata if key not in short])
-        except Exception as error:  # what was learned is stored
+        except Exception as error:  # what was learned is stored already
             logger.warning(
                 "checkpoint %s (%s) could not be registered as %r (%s); do so with "
                 "det model register-version, after det model create where there is no such model",
@@ -154,7 +154,7 @@ class DeterminedRun(Run):
     def fetch(self, uuid, to, wanted=lambda name: True):
         alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
         with self.context.checkpoint.restore_path(uuid, alone, selector=wanted) as path:
-            # Of storage that is a folder the whole checkpoint is here, whatever is wanted.
+            # If the storage is a folder, this is the whole checkpoint, whatever is wanted.
             shutil.copytree(
                 path, to, dirs_exist_ok=True,
                 ignore=lambda folder, names: [name for name in names if not wanted(name)],
@@ -181,8 +181,8 @@ class DeterminedRun(Run):
 
     def _ask_the_searcher(self) -> None:
         """Ask once a second whether the searcher has ended this trial, which sends no signal."""
-        # Only a pause, a cancel and a kill are signalled: the master waits for a trial that its
-        # searcher has marked. In a thread, since a master that is away lets the caller wait.
+        # The master signals only a pause, a cancel and a kill; it waits for a trial that its
+        # searcher has ended. In a thread, since the call blocks while the master is away.
         from determined.experimental import client  # here, since few trials need it
 
         ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
@@ -205,7 +205,7 @@ class DeterminedRun(Run):
 
 @contextlib.contextmanager
 def determined_run(accelerate: bool) -> Iterator[Run]:
-    for kind in ("shared", "directory"):  # logged at every restore, of a complete one too
+    for kind in ("shared", "directory"):  # logged at every restore, even of a complete one
         logging.getLogger(f"determined.common.storage.{kind}").addFilter(
             lambda record: "Ignoring partial checkpoint" not in record.getMessage()
         )

@@ -31,7 +31,7 @@ def cached_checkpoint(uuid: str) -> Path:
     except OSError:
         if not folder.is_dir():
             raise
-        shutil.rmtree(staging)  # somebody else with the same home was faster
+        shutil.rmtree(staging)  # another process with the same home was faster
     return folder
 
 
@@ -40,7 +40,7 @@ def download(uuid: str, to: Path) -> None:
 
     The master and the login are those of the `det` command line.
     """
-    from determined.experimental import client  # here, since laptops without a cluster need it not
+    from determined.experimental import client  # late: laptops without a cluster do not need it
 
     if problem := uuid_problem(uuid):
         raise UserError(problem)
@@ -58,7 +58,7 @@ def download(uuid: str, to: Path) -> None:
         ) from None
     except CheckpointStateException:
         raise UserError(deleted(uuid)) from None
-    except BaseException as error:  # storage back ends raise what they like; also Ctrl-C
+    except BaseException as error:  # storage back ends raise anything; also Ctrl-C
         shutil.rmtree(to, ignore_errors=True)
         if not isinstance(error, Exception):
             raise
@@ -78,7 +78,7 @@ def deleted(uuid: str) -> str:
         left = client.get_experiment(number).list_checkpoints(
             client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.DESCENDING, MAX_LISTED
         )
-    except Exception:  # the sentence is worth having without what the master knows
+    except Exception:  # the sentence is useful even without the master's part
         return f"checkpoint {uuid} is deleted; name another one (det e list-checkpoints ID)"
     kept = ", ".join(f"{key}: {storage.get(key)}" for key in KEEPS)
     found = ", ".join(f"{c.uuid} (step {c.metadata['steps_completed']})" for c in left)

@@ -1,6 +1,6 @@
 """A run's folder off cluster: the names of its files, its checkpoints and their metadata.
 
-Imports no library that takes long.
+Imports no library that takes long to load.
 """
 
 import json
@@ -32,7 +32,7 @@ KINDS = {  # types of a checkpoint's metadata; older ones lack some keys
 
 
 def read_metadata(checkpoint: Path) -> dict[str, Any]:
-    """Return a checkpoint's metadata; refuse a folder that is no complete checkpoint."""
+    """Return a checkpoint's metadata; refuse a folder that is not a complete checkpoint."""
     facts = _parsed(checkpoint)
     if facts is None:
         raise UserError(
@@ -44,12 +44,12 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether a folder is a checkpoint that a power cut has not torn."""
+    """Return whether a folder is a checkpoint that no power cut has truncated."""
     return _parsed(checkpoint) is not None
 
 
 def _parsed(checkpoint: Path) -> Any:
-    """Return what a checkpoint's metadata file holds; None where it is torn or missing."""
+    """Return what a checkpoint's metadata file holds; None if it is truncated or missing."""
     try:
         return json.loads((checkpoint / METADATA).read_text())
     except (OSError, ValueError, RecursionError):
@@ -82,10 +82,10 @@ def _problem(checkpoint: Path, facts: Any) -> str:
 
 
 def damaged(file: Path, why: str, checkpoint: str = "") -> UserError:
-    """Return the error of a damaged file of a checkpoint; it offers the checkpoint before.
+    """Return the error for a damaged file of a checkpoint; it suggests the one before.
 
     Args:
-        checkpoint: what a person calls it, where that is not its folder.
+        checkpoint: its name for a person, if that is not its folder.
     """
     what, instead = str(file), "use an intact copy"
     if checkpoint:
@@ -101,7 +101,7 @@ def damaged(file: Path, why: str, checkpoint: str = "") -> UserError:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder by the names that a run gives, the newest last."""
+    """Return the checkpoints in a folder, in the order of their steps, the newest last."""
     found = ((STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
     return [path for _, path in sorted((int(step[1]), path) for step, path in found if step)]
 
@@ -109,8 +109,8 @@ def _by_step(folder: Path) -> list[Path]:
 def finetuning_metadata(file: Path) -> dict[str, Any]:
     """Return the metadata of the fine-tuning whose checkpoint or folder holds a concept file.
 
-    For a run's folder, at the best step. {} elsewhere: a grid's checkpoint holds concepts that
-    something else has learned.
+    For a run's folder, that of the best step. {} for other files: a grid's checkpoint holds
+    concepts learned elsewhere.
     """
     newest = RunFolder(file.parent).latest() if file.name == DICT_FILE else None
     try:
@@ -123,7 +123,7 @@ def finetuning_metadata(file: Path) -> dict[str, Any]:
 
 
 def _report(line: str) -> dict[str, Any] | None:
-    """Return the metrics on a line; None where it is torn or odd."""
+    """Return the metrics on a line; None if it is truncated or malformed."""
     try:
         report = json.loads(line)
         numbers = [value for key, value in report.items() if key != "group"]
@@ -160,7 +160,7 @@ class RunFolder:
         return self.path / "models.json"
 
     def checkpoint(self, step: int) -> Path:
-        """Return the folder of a step's checkpoint, which need not be there."""
+        """Return the folder of a step's checkpoint, which need not exist."""
         return self.path / "checkpoints" / f"step-{step:08d}"
 
     def latest(self) -> Path | None:
@@ -177,7 +177,7 @@ class RunFolder:
         return [s / DICT_FILE for s in found if (s / DICT_FILE).is_file()]
 
     def sample(self, step: int, number: int) -> Path:
-        """Return the file of a step's sample image, which need not be there."""
+        """Return the file of a step's sample image, which need not exist."""
         return self.path / "samples" / f"step-{step:08d}-{number:03d}.png"
 
     def samples(self, step: int | None = None) -> list[Path]:
@@ -192,7 +192,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the reports: `group`, `steps_completed` and the metrics, in order.
 
-        A line that was torn by a full disk or a power cut, or is no report, is left out.
+        A line that a full disk or power cut truncated, or that is no report, is left out.
         """
         return list(filter(None, map(_report, self._metrics_lines())))
 
@@ -216,7 +216,7 @@ class RunFolder:
     def remove_unfinished(self) -> None:
         """Remove checkpoints and samples that a killed process was writing.
 
-        Those of steps that no later start stores again would stay forever.
+        If no later start stores their steps again, they would stay forever.
         """
         for folder in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -224,7 +224,7 @@ class RunFolder:
             file.unlink()
 
     def check_writable(self, option: str = "--output-dir") -> None:
-        """Refuse a folder, which an option names, that cannot be made or written to."""
+        """Refuse a folder given by an option if it cannot be made or written to."""
         folder = there = self.path
         while not there.exists() and there != there.parent:
             there = there.parent
@@ -236,7 +236,7 @@ class RunFolder:
             raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
 
     def check_no_finetuning(self) -> None:
-        """Refuse a fine-tuning's folder for the images of a grid."""
+        """Refuse to put a grid's images into a fine-tuning's folder."""
         if self.latest():
             raise UserError(
                 f"--output-dir {self.path} holds a fine-tuning; give the images another folder"

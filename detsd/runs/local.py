@@ -36,7 +36,7 @@ def _sync(folder: Path) -> None:
 class LocalRun(Run):
     """A run off cluster: everything is in one folder.
 
-    `checkpoints/step-00000100/` is renamed into place when it is complete, so that what carries the
+    `checkpoints/step-00000100/` is renamed into place when it is complete, so whatever has such a
     name is whole. SIGTERM and SIGINT ask for a stop, as preemption does on a cluster.
     """
 
@@ -56,7 +56,7 @@ class LocalRun(Run):
         self._hold_folder()
         self.latest = self._files.latest()
         self._source = str(warm_start.resolve()) if warm_start else None
-        if warm_start and not self.latest:  # else it began so: `checks.check_resume`
+        if warm_start and not self.latest:  # else it began with it: `check_resume`
             self.latest, self.latest_is_own = warm_start, False
         ranks.allgather(None)  # no rank writes before all have looked
         self._handlers = {
@@ -73,7 +73,7 @@ class LocalRun(Run):
             self._files.forget_metrics_after(steps)
             self.tensorboard = TensorBoard(self._files.tensorboard, purge_step=steps + 1)
 
-            if self.models:  # a grid has no checkpoint whose metadata would have them
+            if self.models:  # a grid has no checkpoint whose metadata could hold them
                 with atomic_write(self._files.models_file) as staging:
                     staging.write_text(json.dumps(dict(self.models), indent=1) + "\n")
 
@@ -93,7 +93,7 @@ class LocalRun(Run):
                 )
 
     def close(self) -> None:
-        """Close the writer and restore the signals; a folder that stayed empty is removed."""
+        """Close the writer, restore the signal handlers, and remove a folder that stayed empty."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self.tensorboard:
@@ -104,7 +104,7 @@ class LocalRun(Run):
                     if [p.name for p in self.folder.iterdir()] == [".lock"]:
                         (self.folder / ".lock").unlink()
                         self.folder.rmdir()
-            self._lock.close()  # and so is given up
+            self._lock.close()  # which releases it
 
     def _hold_folder(self) -> None:
         """Lock the folder for this process until it ends, however it ends."""
@@ -127,7 +127,7 @@ class LocalRun(Run):
         self._lock.flush()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        # Asked twice, idle, or with nothing to lose yet: now.
+        # At once if asked twice, if idle, or if there is nothing to lose yet.
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
         if self.is_chief:
             gently = "stopping: what is made is being stored; ask again to leave at once"
@@ -159,11 +159,11 @@ class LocalRun(Run):
                     )
                 )
                 _sync(staging)
-                shutil.rmtree(final, ignore_errors=True)  # one that a power cut has torn
+                shutil.rmtree(final, ignore_errors=True)  # truncated by a power cut
                 os.replace(staging, final)
             except BaseException as error:
                 shutil.rmtree(staging, ignore_errors=True)
-                # torch.save reports a full disk as RuntimeError; asked twice to stop, this exits.
+                # torch.save reports a full disk as RuntimeError; a second signal raises SystemExit.
                 if not isinstance(error, OSError | RuntimeError):
                     raise
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Watch for a master that does not answer: one line when it goes, one when it is back."""
+"""Watch for a master that does not answer: a line when it goes away, and one when it is back."""
 
 import contextlib
 import logging
@@ -13,16 +13,16 @@ from determined.common.api import errors as api_errors
 
 from detsd.utils import progress
 
-# Both repeat what the master did not answer, and log every try, with a traceback or an address.
+# Both retry what the master did not answer, and log each retry with a traceback or an address.
 LOGGERS = ("urllib3.connectionpool", "determined.core")
 
-MAX_PAUSE = 5.0  # seconds between two questions to a master that is away
+MAX_PAUSE = 5.0  # seconds between two requests to a master that is away
 
 TIMEOUT = 5  # seconds for its answer
 
 
 class MasterWatch(logging.Filter):
-    """A filter that replaces the harness's many lines on a silent master by two.
+    """A filter that replaces the harness's many lines about a silent master by two.
 
     Attributes:
         away: set while the master does not answer.
@@ -61,7 +61,7 @@ class MasterWatch(logging.Filter):
 
 def _is_about_master(record: logging.LogRecord) -> bool:
     error = record.exc_info and record.exc_info[1]
-    if error:  # of the harness's question whether to pause, which it asks again by itself
+    if error:  # of the harness asking whether to pause, which it retries by itself
         refused = isinstance(error, api_errors.APIException) and error.status_code < 500
         return record.name == "determined.core" and not refused
     return "Retrying (" in record.getMessage() and "/api/v1/" in record.getMessage()

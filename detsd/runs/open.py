@@ -25,7 +25,7 @@ def open_run(
 
     Args:
         accelerate: connect the ranks by Accelerate, for a training, instead of by Core API. Only a
-            training restores what is packed in a checkpoint: pictures.
+            training restores the pictures packed in a checkpoint.
     """
     check_gpus()
     with contextlib.ExitStack() as stack:
@@ -41,7 +41,7 @@ def open_run(
             run = LocalRun(ranks, output_dir, warm_start)
             stack.enter_context(contextlib.closing(run))
         yield run
-        run.ranks.allgather(None)  # nobody leaves a rank that is still at work
-    # Not after an error: what waits for the other ranks could wait forever.
+        run.ranks.allgather(None)  # no rank leaves while another is still at work
+    # Not after an error: waiting for the other ranks could take forever.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The launcher's store, in which the processes of one run leave word of their errors."""
+"""The launcher's store, in which the processes of a run report their errors to each other."""
 
 import hashlib
 import os
@@ -7,11 +7,11 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore
 
-WAIT = 3.0  # seconds for the chief to print an error that it may have as well
+WAIT = 3.0  # seconds for the chief to print an error that it may share
 
 
 def launcher_store(timeout: timedelta) -> TCPStore | None:
-    """Return a connection of its own to the launcher's store; None for a process alone."""
+    """Return a separate connection to the launcher's store; None for a single process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     return TCPStore(
@@ -32,5 +32,5 @@ def is_first_to_print(sentence: str) -> bool:
         while rank != "0" and time.monotonic() < until and not store.check([key]):
             time.sleep(0.05)
         return store.compare_set(key, "", rank).decode() == rank
-    except RuntimeError:  # whoever kept the store is gone
+    except RuntimeError:  # the process that held the store is gone
         return True

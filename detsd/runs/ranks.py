@@ -1,7 +1,7 @@
 """The processes of one run: collectives, and a watch that ends all when one fails.
 
-A rank that raises leaves the others in a collective, where NCCL waits for hours without looking at
-a signal. So it says so in the launcher's store, and a thread of every other rank looks there.
+A rank that raises leaves the others in a collective, where NCCL waits for hours and heeds no
+signal. So it reports this in the launcher's store, which a thread of every other rank watches.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ KEY = "detsd/failed"
 
 POLL_SECONDS = 0.5
 
-GRACE_SECONDS = 4.0  # for a rank to end by itself: gloo raises there, or it has its own error
+GRACE_SECONDS = 4.0  # for a rank to end by itself: gloo raises, or it has an error of its own
 
 
 def check_gpus() -> None:
-    """Refuse more processes than this machine has GPUs, which NCCL calls a duplicate GPU."""
+    """Refuse more processes than GPUs, which NCCL would report as a duplicate GPU."""
     wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < found < wanted:
@@ -48,7 +48,7 @@ def check_gpus() -> None:
 def fail_together() -> Iterator[None]:
     """End this process soon after another rank has failed within the block, and vice versa.
 
-    An error that follows from another rank's end is not shown: that rank shows its own.
+    An error caused by the end of another rank is not shown: that rank shows its own.
     """
     store = launcher_store(timedelta(minutes=5))
     if store is None:
@@ -77,18 +77,18 @@ def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> No
     while not failed and not over.wait(POLL_SECONDS):
         try:
             failed = store.check([KEY])
-        except RuntimeError:  # the store is gone, and with it who kept it
+        except RuntimeError:  # the store is gone, and so is the process that held it
             failed = True
     if failed and not over.wait(GRACE_SECONDS):
         # Not an exception: the main thread may be in a call that never comes back.
         os._exit(1)
 
 
-# For the others to answer a rank that was asked to stop. torchrun, which asks all where one was
-# killed, kills after 30.
+# How long the others may take to answer a rank that was asked to stop. When one rank is killed,
+# torchrun asks all to stop, and kills them after 30.
 ANSWER_SECONDS = 25.0
 
-# One rank downloads while the others wait: longer than the libraries' ten minutes at times.
+# The others wait while one rank downloads, at times for longer than the libraries' ten minutes.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -96,10 +96,10 @@ class Ranks:
     """The processes of a run as Core API connects them, without a process group of torch.
 
     Attributes:
-        rank: of this process; 0 is the chief.
-        size: how many there are.
-        local_rank: of this process on its machine.
-        device: the GPU of the local rank, or what there is.
+        rank: this process's rank; 0 is the chief.
+        size: the number of processes.
+        local_rank: this process's rank on its machine.
+        device: the GPU of the local rank, or the CPU.
         waiting: whether this process waits for the others.
         stop_signal: the signal by which it was asked to stop.
     """
@@ -119,11 +119,11 @@ class Ranks:
     def allgather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of the ranks. Collective.
 
-        A rank that was asked to stop is asked again when the others have not answered in time.
+        A rank that was asked to stop is signalled again if the others do not answer in time.
         """
-        self.waiting = True  # from here on, to be asked once is enough
-        # ZeroMQ waits forever for a process that is gone. Only a signal to the very thread that
-        # waits is seen there.
+        self.waiting = True  # from here on, one signal is enough to stop
+        # ZeroMQ waits forever for a process that is gone. Only a signal to the waiting thread
+        # itself interrupts it.
         again = threading.Timer(
             ANSWER_SECONDS, signal.pthread_kill, (threading.get_ident(), self.stop_signal)
         )
@@ -142,7 +142,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """Run the block on one rank of each machine before its others. Collective."""
+        """Run the block on one rank of each machine before the others. Collective."""
         if self.local_rank == 0:
             try:
                 yield
@@ -161,7 +161,7 @@ class AcceleratedRanks(Ranks):
         options = InitProcessGroupKwargs(timeout=TIMEOUT)
         if cpu:
             options.backend = "gloo"
-            # Else Accelerate chooses a number of threads itself, and warns of it at every start.
+            # Else Accelerate sets the number of threads itself, and warns of it at every start.
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
             if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
                 # gloo takes the address of the host's own name, which is 127.0.0.1 on many.
@@ -176,16 +176,16 @@ class AcceleratedRanks(Ranks):
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         self.local_rank = self.accelerator.local_process_index
         self.device = self.accelerator.device
-        self.waiting = False  # a rank that is gone shows in an error here
+        self.waiting = False  # here, a rank that is gone causes an error
         self._asked: Callable[[], bool] = lambda: False  # the answer to the last call of `any`
 
     def allgather(self, value):
         return gather_object([value]) if self.size > 1 else [value]
 
     def any(self, value):
-        """Return whether it is true here; with several ranks, whether it was at the call before.
+        """Return whether it is true here; with several ranks, whether it was true at the last call.
 
-        A GPU answers when it is done with what it was given. So it is given the next step first.
+        A GPU answers only once it has done its queued work, so the next step is queued first.
         """
         if self.size == 1:
             return value
@@ -212,9 +212,9 @@ class AcceleratedRanks(Ranks):
 
 
 def interface_towards(address: str) -> str:
-    """Name the network interface by which this machine reaches `address`, its own included."""
+    """Name the network interface by which this machine reaches `address`, which may be its own."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.connect((address, 9))  # of a datagram socket: sends nothing
+        s.connect((address, 9))  # on a datagram socket: sends nothing
         own = s.getsockname()[0]
     return next(
         name
@@ -229,8 +229,8 @@ def _distributed() -> core.DistributedContext | None:
         return None
     if on_cluster():
         return core.DistributedContext.from_torch_distributed()
-    # Its fixed ports would let a second grid on this machine fail. The launcher's store, which is
-    # there without a process group, passes those that the chief has found to all ranks.
+    # With Determined's fixed ports, a second grid on this machine would fail. So the chief finds
+    # free ones; the launcher's store, which needs no process group, passes them to all ranks.
     store, rank, _ = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))
     if rank == 0:
         with socket.socket() as one, socket.socket() as other:
@@ -238,7 +238,7 @@ def _distributed() -> core.DistributedContext | None:
                 s.bind(("", 0))
             ports = f"{one.getsockname()[1]} {other.getsockname()[1]}"
         store.set("detsd/ports", ports)
-    # `get` waits in C++, where no Ctrl-C is seen: for hours, if the chief is gone.
+    # `get` waits in C++, where Ctrl-C has no effect: for hours, if the chief is gone.
     until = time.monotonic() + TIMEOUT.total_seconds()
     while not store.check(["detsd/ports"]) and time.monotonic() < until:
         time.sleep(0.02)
@@ -254,12 +254,12 @@ def _distributed() -> core.DistributedContext | None:
         pub_port=pub,
         pull_port=pull,
     )
-    context.store = store  # lives on: where no launcher keeps one, it is the chief's own
+    context.store = store  # kept alive: without a launcher's, it is the chief's own
     return context
 
 
 def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on; None where one is missing."""
+    """Return the versions of the packages that results depend on; None for a missing one."""
     found = {}
     for name in ("torch", "numpy", "diffusers", "transformers", "accelerate"):
         try:

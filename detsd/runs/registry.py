@@ -1,4 +1,4 @@
-"""Models of a Determined cluster's registry by the checkpoints that they stand for."""
+"""Models of a Determined cluster's registry, and the checkpoints that they stand for."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from determined.common.api import errors as api_errors
 
 from detsd.utils.errors import UserError, one_line
 
-# Of a configuration, what tells one version from another in a list.
+# The settings that tell one version from another in a list.
 SETTINGS = {
     "model": ("pretrained_model_name_or_path",),
     "concepts": ("num_vectors",),
@@ -20,7 +20,7 @@ def find_version(name: str) -> tuple[str, int]:
 
     The master and the login are those of the `det` command line.
     """
-    from determined.experimental import client  # here, since laptops without a cluster need it not
+    from determined.experimental import client  # late: laptops without a cluster do not need it
 
     model, number = re.fullmatch(r"(.+?)(?::(\d+))?", name).groups()
     try:

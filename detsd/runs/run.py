@@ -27,16 +27,16 @@ class Run:
 
     Attributes:
         ranks: the processes, and this one's device.
-        folder: where samples and pictures of this run gather.
+        folder: where this run's samples and pictures are collected.
         folder_is_kept: whether `folder` outlives the process; if not, checkpoints carry its files.
-        latest: folder of the checkpoint to go on from, or None.
-        latest_is_own: whether `latest` was written by this very run (resume), or by another
-            (warm start: learned rows only).
-        latest_uuid: what a cluster calls `latest`.
-        latest_name: what a person calls it.
+        latest: folder of the checkpoint to resume or start from, or None.
+        latest_is_own: whether `latest` was written by this run (resume) or by another (warm start:
+            learned vectors only).
+        latest_uuid: the cluster's name for `latest`.
+        latest_name: its name for a person.
         models: the uuid that each model of the registry stands for in this run.
-        begin_anew: how to begin another run, and `warm_start` how to keep what was learned, in
-            messages.
+        begin_anew, warm_start: for messages, how to begin another run, and how to keep what was
+            learned.
     """
 
     ranks: Ranks
@@ -44,7 +44,7 @@ class Run:
     folder_is_kept: bool
     begin_anew: str
     warm_start: str
-    keeps: int = 1  # how many of its latest checkpoints outlive an experiment
+    keeps: int = 1  # how many of the latest checkpoints outlive the experiment
     stop_signal: int | None = None
     latest: Path | None = None
     latest_is_own: bool = True
@@ -56,7 +56,7 @@ class Run:
     def model_uuids(self, names: list[str]) -> list[str]:
         """Return the uuids of models of the registry, with their words: `uuid=word`. Collective.
 
-        A resumed run keeps those that it began with, whatever was registered since.
+        A resumed run keeps the ones it began with, whatever has been registered since.
         """
         found = self.first_models()
         for model in dict.fromkeys(name.partition("=")[0] for name in names):
@@ -107,7 +107,7 @@ class Run:
         """Refuse ranks that differ in what must be equal, before they train on it. Collective.
 
         Args:
-            facts: what must be equal, in words -> its parts.
+            facts: maps what must be equal, in words, to its parts.
         """
         chief, *others = self.ranks.allgather(facts)
         for rank, found in enumerate(others, 1):
@@ -123,10 +123,10 @@ class Run:
                         "start all of them with the same files, packages and kind of device"
                     )
 
-    # The rest differs on and off cluster.
+    # The methods below differ on and off cluster.
 
     def begin(self) -> None:
-        """Begin to write; configuration errors have been found by now."""
+        """Begin to write; by now, configuration errors have been found."""
 
     def report(self, steps: int, metrics: dict[str, float], group: str = "training") -> None:
         """Report metrics of `steps` completed steps. Only the chief does anything.
@@ -142,22 +142,22 @@ class Run:
     def store(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
         """Store what `write(folder)` puts into an empty folder, all or nothing. Chief only.
 
-        `write` may be called again. Returns what a cluster calls the checkpoint.
+        `write` may be called more than once. Returns the cluster's name for the checkpoint.
         """
         raise NotImplementedError
 
     def register(self, model: str, uuid: str, title: str, notes: str) -> str:
         """Register a stored checkpoint as a version of a model, once. Chief only.
 
-        Once, however often it is asked for. The model is made where there is none of that name.
+        Further calls register nothing. A model that does not exist is created.
 
         Returns:
-            The version, as "version 1 of NAME"; "" where there is none.
+            The version, as "version 1 of NAME"; "" if there is none.
         """
         raise NotImplementedError
 
     def deletes(self, uuid: str, newer: int) -> str:
-        """Return why a checkpoint will be gone after the end; "" where it will not. Chief only.
+        """Return why a checkpoint will be gone after the end; "" if it will not. Chief only.
 
         Args:
             newer: how many were stored after it, at least.
@@ -165,7 +165,7 @@ class Run:
         return ""
 
     def fetch(self, uuid: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Copy those files of a stored checkpoint whose names are wanted. On a cluster only."""
+        """Copy the files of a stored checkpoint whose names are wanted. On a cluster only."""
         raise NotImplementedError
 
     def asked_to_stop(self) -> bool:
@@ -181,11 +181,11 @@ class Run:
         return self.ranks.any(self.asked_to_stop())
 
     def flush(self) -> None:
-        """Upload TensorBoard's events; a folder has them at once."""
+        """Upload TensorBoard's events; off cluster they are written at once."""
 
 
 def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
-    """Pack many files into one, under their names below `root`; pictures are compressed already."""
+    """Pack many files into one, under their paths below `root`; pictures are already compressed."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:
         for path in files:
             packed.write(path, path.relative_to(root))

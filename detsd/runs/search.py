@@ -1,4 +1,4 @@
-"""The trials of an experiment on a Determined cluster, and what came of them."""
+"""The trials of an experiment on a Determined cluster, and their results."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class TrialResult:
 
     Attributes:
         settings: all its hyperparameters.
-        values: the searcher's metric by completed steps, of every validation.
-        checkpoints: the uuids of its checkpoints that are left, by completed steps.
+        values: the searcher's metric at every validation, by completed steps.
+        checkpoints: the uuids of its remaining checkpoints, by completed steps.
     """
 
     number: int
@@ -27,7 +27,7 @@ class TrialResult:
         """Return the step of the best value, or of the best with a checkpoint; None without one.
 
         Args:
-            sign: 1 where smaller is better, else -1.
+            sign: 1 if smaller is better, else -1.
         """
         steps = [s for s in self.values if not stored or s in self.checkpoints]
         found = [s for s in steps if math.isfinite(self.values[s])]

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def _cluster_info() -> Any:
-    import determined as det  # late: a third of a second, which looking at a concept need not wait
+    import determined as det  # late: it takes a third of a second
 
     return det.get_cluster_info()
 

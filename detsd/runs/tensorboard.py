@@ -21,7 +21,7 @@ from detsd.utils.formats import open_picture
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Compute the checksum of TensorBoard's records, in C: its own takes 70 ms for 450 KB."""
+    """Compute the checksum of a record in C; TensorBoard's own code takes 70 ms for 450 KB."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -30,10 +30,10 @@ record_writer.masked_crc32c = masked_crc32c
 
 
 def image_tags(names: Sequence[tuple[str, ...]], max_length: int | None = None) -> list[str]:
-    """Return a tag for each image: of one tag and step, the page shows the last image alone.
+    """Return a tag for each image: for each tag and step, the page shows only the last image.
 
-    A part ends after `max_length` characters, and its slashes, which would make groups, become
-    bars. Only parts that are then the same text get a digest, so that a run that goes on finds its
+    A part is cut after `max_length` characters, and its slashes, which would make groups, become
+    bars. Only parts that then have the same text get a digest, so that a resumed run finds its
     tags; equal names are numbered.
     """
 
@@ -60,12 +60,12 @@ def image_tags(names: Sequence[tuple[str, ...]], max_length: int | None = None) 
 class TensorBoard:
     """The writer of a run's event files.
 
-    It writes at once, in the thread that asks. The libraries' own writers hand events to a thread,
-    which prints a traceback of a full disk before anybody else can say it in a sentence, and loses
-    the last two minutes with a process that is killed.
+    It writes at once, in the calling thread. The libraries' own writers hand events to a thread,
+    which prints a traceback when the disk is full, before it can be reported in a sentence, and
+    loses the last two minutes if the process is killed.
 
     Args:
-        purge_step: steps from which on earlier events are hidden: they are made again.
+        purge_step: the step from which on earlier events are hidden: these steps are repeated.
     """
 
     _numbers = itertools.count()  # of the files of this process
@@ -91,7 +91,7 @@ class TensorBoard:
 
     def image(self, tag: str, file: bytes, steps: int = 0) -> None:
         """Write a PNG or JPEG file as it is."""
-        with open_picture(io.BytesIO(file)) as opened:  # which reads its head alone
+        with open_picture(io.BytesIO(file)) as opened:  # which reads only its header
             width, height = opened.size
         image = Summary.Image(
             encoded_image_string=file, width=width, height=height, colorspace=3  # RGB
@@ -99,6 +99,6 @@ class TensorBoard:
         self._write(step=steps, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
     def close(self) -> None:
-        """Close the event file; what a full disk did not take has been reported."""
+        """Close the event file; a full disk has been reported by now."""
         with contextlib.suppress(OSError):
             self._file.close()
