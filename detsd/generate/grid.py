@@ -2,10 +2,10 @@
 
     Grid(config, run).generate()
 
-The jobs are numbered; jobs that agree in steps, scheduler and size form batches, which are fixed by
-the grid and the batch size. Ranks get batches as they come free, the chief keeps the images. What
-is stored says which images are finished: nothing else has to be kept for a run to go on after a
-pause, a crash or on another number of processes.
+The jobs are numbered; jobs that agree in steps, scheduler and size form batches, which depend on
+the grid and the batch size alone. Ranks get batches as they become free; the chief keeps the
+images. The stored images themselves say which jobs are finished: a run needs nothing else to resume
+after a pause or a crash, or on another number of processes.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class Grid:
             vae=pinned(config.model.vae, made_by.get("vae")),
         )
         self._uuids = [*config.concepts.uuids, *run.model_uuids(config.concepts.models)]
-        # Before the weights are downloaded, if the tokenizer can be had alone.
+        # Before the weights are downloaded, if the tokenizer is available on its own.
         spelling_checked = run.is_chief and self._warn_of_spelling(m)
         self.pipeline = self._load(m)
         storage: type[FolderImages] | type[ShardedCheckpoints] = ShardedCheckpoints
@@ -100,8 +100,8 @@ class Grid:
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
         if self.pad_batch_to == 1 and not config.output.batch_size and run.ranks.size == 1:
-            # Two images first: whoever waits sees soon what the grid will look like. A batch of 16
-            # was 6 of the 11 s that the demo took.
+            # Two images first, to show early what the grid will look like: a batch of 16 took 6 of
+            # the demo's 11 s.
             first, *others = self.batches
             self.batches = [part for part in (first[:2], first[2:], *others) if part]
         self.encodings: dict[tuple, Conditioning] = {}
@@ -163,7 +163,7 @@ class Grid:
     def _load_source(self) -> str:
         """Load the concepts of the checkpoint that the experiment forks; return its uuid, or "".
 
-        A restarted trial gets its own checkpoint instead, so that this one carries them along.
+        A restarted trial gets its own checkpoint instead, which therefore includes them.
         """
         latest = self.run.latest
         if not latest or not (latest / DICT_FILE).is_file():
@@ -185,7 +185,7 @@ class Grid:
             first = self.jobs[0]
             size = fitting_batch_size(model.device, model.dtype, first.width, first.height)
             if not self.config.output.fill_batches:
-                # Else the first ranks would make all of a small grid.
+                # Otherwise the first ranks would make all of a small grid.
                 size = min(size, -(-len(self.jobs) // self.run.ranks.size))
         return min(self.run.gather([size]))
 
@@ -194,7 +194,7 @@ class Grid:
         return {"job": self.numbers[number], **self.pipeline.settings(self.jobs[number])}
 
     def generate(self) -> bool:
-        """Make the missing images; False when stopped before the end, with all others stored."""
+        """Make the missing images; False if stopped before the end, with finished ones stored."""
         store, todo = self.store, self._todo()
         if store:
             if store.finished:
@@ -203,7 +203,7 @@ class Grid:
                 )
             store.show_stored()
         texts = {(job.prompt, job.negative_prompt) for job in self.jobs}
-        if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what is to do
+        if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what to do
             with spinner("encoding the prompts", log=False):
                 self.pipeline.sampler.encode_all(self.jobs, self.encodings)
         phases = self._phases([number for numbers, _ in todo for number in numbers])
@@ -228,7 +228,7 @@ class Grid:
             return complete
 
     def _todo(self) -> list[tuple[list[int], int]]:
-        """Return the missing jobs of each batch, in the order of making, and its length."""
+        """Return the missing jobs of each batch, in the order to make them, and its length."""
         todo = []
         if self.store and self.store.grown:  # what is stored was made in other batches
             missing = [n for n in range(len(self.jobs)) if n not in self.store.finished]
@@ -238,7 +238,7 @@ class Grid:
             missing = [number for number in batch if number not in self.store.finished]
             if missing:
                 todo.append((missing, max(len(batch), self.pad_batch_to)))
-        if self.run.ranks.size > 1:  # the long ones first: short ones fill up the ends
+        if self.run.ranks.size > 1:  # longest first: short ones fill the gaps at the end
             todo.sort(key=lambda task: -self.jobs[task[0][0]].num_inference_steps * task[1])
         return todo
 
@@ -251,14 +251,14 @@ class Grid:
         return phases
 
     def _guided_calls(self, number: int) -> list[bool]:
-        """Return for each call of the UNet for a job if it is guided."""
+        """Return whether each call of the UNet for a job is guided."""
         job = self.jobs[number]
         if job.batch_key not in self._calls:
             self._calls[job.batch_key] = self.pipeline.guided_calls(job)
         return self._calls[job.batch_key]
 
     def _count(self) -> str:
-        """Return how many images are there, and how fast they came."""
+        """Return how many images are done, and how fast they are made."""
         store = self.store
         text = f"{store.received if store else 0}/{len(self.jobs)} images"
         return f"{text}, {store.rate:.2f} images/s" if store and store.rate else text
@@ -266,8 +266,8 @@ class Grid:
     def _make(self, numbers: list[int], length: int, bar: Bar) -> dict[int, GeneratedImage]:
         """Make the images of some jobs of a batch.
 
-        If a part of the batch is stored, it is padded with its last job: equal shapes run equal
-        kernels, so the missing images get the pixels that they would have got.
+        If part of the batch is already stored, it is padded with its last job: equal shapes run
+        equal kernels, so the missing images get the pixels they would have had.
         """
         guided = self._guided_calls(numbers[0])
 

@@ -1,4 +1,4 @@
-"""The jobs of stored images, known by their settings, and the numbers in their files' names."""
+"""The jobs of stored images, identified by their settings, and the numbers in their file names."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 class Numbering:
     """The numbers of a grid's images: a job's place in the grid, unless the grid has grown.
 
-    Then images that were there keep their numbers, and new ones get their job's or a free one.
+    In a grown grid, old images keep their numbers, and new ones get their job's or a free one.
 
     Attributes:
         found: the numbers of stored images, by job.
@@ -18,16 +18,16 @@ class Numbering:
     def __init__(self, count: int, settings: Callable[[int], dict[str, Any]]):
         """
         Args:
-            count: of the jobs.
-            settings: returns those of a job.
+            count: the number of jobs.
+            settings: returns the settings of a job.
         """
         self._count, self._settings = count, settings
-        self._by_settings: dict[str, int] = {}  # jobs, once an image is not where it is looked for
+        self._by_settings: dict[str, int] = {}  # filled once an image is not in its place
         self.found: dict[int, int] = {}
         self.problem = ""
 
     def match(self, record: dict[str, Any], name: str) -> int | None:
-        """Return the job with a stored image's settings; None if there is none, or one already."""
+        """Return the job with a stored image's settings; None if none is left that has them."""
         number = record["job"]
         other = self._differences(record, number) if number < self._count else ["job"]
         job = self._job(record) if other else number

@@ -1,6 +1,6 @@
 """Mistakes in a grid's configuration, found before any library is loaded.
 
-Imports no library that takes long.
+Imports no library that takes long to load.
 """
 
 from pathlib import Path

@@ -9,11 +9,11 @@ holds the images made since the one before, and names those that hold the rest:
     metadata.json   "shards": the uuids of the checkpoints that hold the other images;
                     "sheets": the names of its sheets
 
-Together they grow as the images do. But an experiment keeps only as many of its latest checkpoints
-as `checkpoint_storage.save_trial_latest` says: beyond half of these, a new one takes over the
-images of the oldest that is needed, and with only one or two kept each holds all images. No
-checkpoint waits for a contact sheet: one that is still being drawn comes with a later one, and a
-run that resumes draws those that are complete and in no checkpoint.
+Their total size grows in proportion to the images. But an experiment keeps only its latest
+checkpoints, `checkpoint_storage.save_trial_latest` of them: beyond half of these, a new one takes
+over the images of the oldest that is needed; with only one or two kept, each holds all images. No
+checkpoint waits for a contact sheet: one that is still being drawn goes into a later checkpoint,
+and a resumed run draws those that are complete and in no checkpoint.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def image_path(folder: Path, number: int) -> Path:
 
 
 def is_made(record: dict[str, Any]) -> bool:
-    """Return whether an image's settings say which it is, and how it was made."""
+    """Return whether an image's settings identify it and say how it was made."""
     kinds = {"job": int, "flagged": bool, "batch_size": int}
     return all(isinstance(record.get(k), kind) for k, kind in kinds.items()) and record["job"] >= 0
 
@@ -55,7 +55,7 @@ def is_made(record: dict[str, Any]) -> bool:
 def stored_images(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the images of a run's folder with their settings.
 
-    Files that a crash cut short or someone renamed do not count.
+    Files that a crash truncated or someone renamed do not count.
     """
     for path in sorted((folder / "images").glob("job-*.png")):
         record = png.read_record(path)
@@ -90,8 +90,8 @@ class FolderImages:
     """Images as files of a folder that outlives the process.
 
     Attributes:
-        images, sheets: those that are kept: jobs, names of contact sheets.
-        recent_images, recent_sheets: those of them that TensorBoard may lack: all, since a run off
+        images, sheets: the jobs and contact sheets (by name) that are kept.
+        recent_images, recent_sheets: those that TensorBoard may lack: all of them, since a run off
             cluster begins its event files anew.
     """
 
@@ -118,7 +118,7 @@ class FolderImages:
         self.sheets = [path.name for path in (self.folder / SHEETS).glob("sheet-*")]
 
     def has_sheet(self, path: Path, jobs: list[int]) -> bool:
-        """Return True if a contact sheet is kept, and shows these images and not fewer."""
+        """Return True if a contact sheet is kept and shows all of these images."""
         if path.name not in self.sheets:
             return False
         images = [self._path(job) for job in jobs]
@@ -144,11 +144,11 @@ class Shard:
     uuid: str
     images: list[int]
     sheets: list[str] = field(default_factory=list)
-    outgrown: bool = False  # its sheets are of a smaller grid, and count no more
+    outgrown: bool = False  # its sheets are those of a smaller grid, and no longer count
 
 
 class ShardedCheckpoints:
-    """Images in checkpoints of a cluster, each with those made since the one before.
+    """Images in checkpoints of a cluster; each holds those made since the one before.
 
     Attributes:
         shards: the checkpoints that together hold all images, the latest last.
@@ -193,7 +193,7 @@ class ShardedCheckpoints:
                     shard.outgrown = bool(differences(grid, self._grid))
                     shard.sheets = [] if shard.outgrown else metadata.get("sheets", [])
                     records = list(read_manifest(folder / MANIFEST))
-                except Exception as error:  # storage back ends raise what they like
+                except Exception as error:  # storage back ends raise anything
                     logger.warning(
                         "checkpoint %s is gone (%s): its images are made again", uuid, error
                     )
@@ -260,27 +260,27 @@ class ShardedCheckpoints:
 
 
 def worth_saving(new: int, stored: int, keeps: int) -> bool:
-    """Return True if a checkpoint of `new` images may come before its time is full.
+    """Return True if `new` images justify a checkpoint once its time has come.
 
-    Where old images are stored again, because few checkpoints are kept, it must not come too often:
-    this bounds all that is written to a small multiple of the images.
+    If old images are stored again because few checkpoints are kept, it must not come too often:
+    this limits all that is written to a small multiple of the images.
     """
     return new * max(10, keeps // 2) >= stored
 
 
 def still_kept(shards: int, keeps: int) -> int:
-    """Return how many shards, the newest, keep their images when one is added to `shards`.
+    """Return how many of the newest shards keep their images when one is added to `shards`.
 
-    The new one takes over those of the others. With room for as many again: an answer of the master
-    that was cut may leave a checkpoint twice.
+    The new one takes over those of the others. This leaves room for as many again, since an
+    interrupted answer of the master may leave a checkpoint twice.
     """
     return min(shards, max(1, keeps // 2) - 1)
 
 
 def download_grid(uuid: str, folder: Path) -> int:
-    """Download a checkpoint, and of a grid all others that hold its images, into one folder.
+    """Download a checkpoint, and for a grid all others that hold its images, into one folder.
 
-    Archives are unpacked; of a grid the folder becomes what a run off cluster leaves behind.
+    Archives are unpacked; for a grid, the folder becomes what a run off cluster leaves behind.
 
     Returns:
         The number of images that a grid's manifest names; 0 for a fine-tuning.

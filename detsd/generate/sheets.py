@@ -1,4 +1,4 @@
-"""Contact sheets of a grid: their layout, and their drawing while images come."""
+"""Contact sheets of a grid: their layout, and their drawing as images arrive."""
 
 import itertools
 from collections.abc import Callable
@@ -91,11 +91,11 @@ class ContactSheets:
 
     @property
     def complete(self) -> list[int]:
-        """The indices of the sheets whose images are all there."""
+        """The indices of the sheets whose images are all available."""
         return [index for index, missing in enumerate(self._missing) if not missing]
 
     def add(self, number: int) -> int | None:
-        """Note that an image is there; return the index of the sheet that it completes, or None."""
+        """Count an image as available; return the index of the sheet that it completes, or None."""
         index = self._index[number]
         self._missing[index].discard(number)
         return None if self._missing[index] else index
@@ -106,13 +106,13 @@ class ContactSheets:
 
     def _draw(self, index: int) -> None:
         sheet = self.sheets[index]
-        # As tiles at once: of large images no more than one is held.
+        # Scaled to tiles at once, so that at most one large image is held.
         rows = [
             [contact_sheets.as_tile(self._image(n), len(sheet.numbers)) for n in row]
             for row in sheet.cells
         ]
         picture = contact_sheets.sheet(rows, sheet.row_labels, sheet.column_labels, sheet.title)
-        # The one is an option of PNG, the other of JPEG.
+        # The one is an option of PNG, the other one of JPEG.
         png.save(picture, self.paths[index], compress_level=1, quality=90)
         self.log(index)
 
@@ -121,12 +121,12 @@ class ContactSheets:
         self._log(self._tags[index], self.paths[index].read_bytes())
 
     def drawn(self, wait: bool) -> list[str]:
-        """Return the names of the sheets drawn since the last call; with `wait`, of all."""
+        """Return the names of sheets drawn since the last call; with `wait`, of all begun."""
         done = [index for index, future in self._drawing.items() if wait or future.done()]
         for index in done:
             self._drawing.pop(index).result()
         return [self.paths[index].name for index in done]
 
     def close(self) -> None:
-        """Leave the sheets that are not begun to the run that resumes."""
+        """Leave the sheets that were not begun to the resumed run."""
         self._pool.shutdown(cancel_futures=True)

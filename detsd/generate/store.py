@@ -49,10 +49,10 @@ class ImageStore:
     Attributes:
         finished: "flagged" and "batch_size" of each stored image, by job.
         numbers: the number of each job's image in its file's name. It is the job's place in the
-            grid, but for a grid that has grown: images that were there keep theirs.
-        grown: True if there are images of a smaller grid, which were numbered otherwise.
+            grid, except in a grid that has grown: images that were there keep theirs.
+        grown: True if there are images of a smaller grid, which were numbered differently.
         problem: a sentence on why the grid's images cannot be stored here; "" if they can.
-        received: images that are stored or wait to be.
+        received: the number of images that are stored or wait to be.
         resumed_count: images that were stored by earlier runs.
     """
 
@@ -124,7 +124,7 @@ class ImageStore:
         return job
 
     def show_stored(self) -> None:
-        """Put into TensorBoard what is stored and may not be there; draw complete sheets."""
+        """Put what is stored and may be missing into TensorBoard; draw complete sheets."""
         if self.logs_each:
             for number in self._storage.recent_images:
                 self._log(number)
@@ -143,17 +143,17 @@ class ImageStore:
     # ---- new images --------------------------------------------------------------------------
 
     def add(self, files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
-        """Store images: job, "flagged" and "batch_size", PNG file; False while no more may come."""
+        """Store images: job, "flagged" and "batch_size", PNG file; False while it takes no more."""
         self.received += len(files)
         if files:
             self._arrived = time.monotonic()
             self._writing.append(self._writer.submit(self._write, files))
-        # Not between two batches, where nothing has come and the speed would be none.
+        # Not between two batches, when nothing has arrived and the speed would be zero.
         if files and time.monotonic() - self._due >= progress.LINE:
             self._due = time.monotonic()
             self._writing.append(self._writer.submit(self._report))
         while self._writing and self._writing[0].done():
-            self._writing.popleft().result()  # raises what went wrong
+            self._writing.popleft().result()  # raises the writer's error
         return self.received - len(self.finished) < MAX_PENDING
 
     def _write(self, files: list[tuple[int, dict[str, Any], bytes]]) -> None:
@@ -178,7 +178,7 @@ class ImageStore:
             self._save()
 
     def _is_due(self) -> bool:
-        """Return True if enough images, or enough time, have come since the last checkpoint."""
+        """Return True if there are enough images, or enough time, since the last checkpoint."""
         new, count = len(self._new), len(self.finished)
         late = time.monotonic() - self._saved >= self.config.output.checkpoint_seconds
         return new >= self.save_every or (late and worth_saving(new, count, self.run.keeps))
@@ -210,7 +210,7 @@ class ImageStore:
             "source": self.source,
             "images": count,
         }
-        # Drawing takes longer than writing: to wait for it would hold up what comes meanwhile.
+        # Drawing takes longer than writing: waiting for it would hold up new images.
         sheets = self._sheets.drawn(wait=count == len(self.jobs))
         self._storage.save(self._new, sheets, metadata, last)
         self._new, self._saved = [], time.monotonic()
@@ -225,7 +225,7 @@ class ImageStore:
 
     @property
     def rate(self) -> float:
-        """The images per second since the start, up to the last ones that came; 0 before any."""
+        """The images per second from the start to the last arrival; 0 before any."""
         seconds = self._arrived - self._began
         return (self.received - self.resumed_count) / seconds if seconds else 0.0
 
@@ -242,7 +242,7 @@ class ImageStore:
         self.run.report_progress(count / len(self.jobs))
 
     def _log(self, number: int) -> None:
-        """Log an image under a tag of its own, so that TensorBoard's sampling hides none."""
+        """Log an image under its own tag, so that TensorBoard's sampling hides none."""
         if self.finished[number]["flagged"]:
             data = png.encode(self.image(number))
         else:

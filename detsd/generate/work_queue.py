@@ -1,12 +1,12 @@
-"""Batches for ranks as they become free, and the results on their way to the chief.
+"""Batches handed to ranks as they become free, and results sent to the chief.
 
     with WorkQueue(run, todo, add) as queue:
         for batch in queue:
             queue.submit(a future of files)
 
-A thread of each rank talks to those of the others, a few times a second, while batches are made: no
-rank waits for another one's batch. Ranks that run short of batches get new ones, so neither a slow
-card nor a batch of many steps holds the others up.
+While batches are made, a thread of each rank talks to those of the others a few times a second, so
+that no rank waits for another one's batch. Ranks that run short of batches get new ones, so neither
+a slow card nor a batch of many steps holds the others up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detsd.runs.run import Run
 
 POLL_SECONDS = 0.2  # between two rounds, at most
 
-TIMEOUT_SECONDS = 10.0  # without a round, after which the other ranks count as gone
+TIMEOUT_SECONDS = 10.0  # without a round before the other ranks count as gone
 
 
 @dataclass
@@ -43,13 +43,13 @@ class ChiefReply:
     """The chief's message to all ranks in a round."""
 
     orders: list[list[Any]]  # further batches of each rank
-    give_back: bool = False  # a batch that waits behind another: some rank has none left
+    give_back: bool = False  # waiting batches: some rank has none left
     stopping: bool = False
     over: bool = False
 
 
 class WorkQueue:
-    """A rank's end of the queue; iterating gives the batches that this rank is to make.
+    """A rank's end of the queue; iterating yields the batches that this rank is to make.
 
     Attributes:
         stopped: True if the queue ended because a rank was asked to stop.
@@ -59,7 +59,7 @@ class WorkQueue:
         """Collective.
 
         Args:
-            todo: on the chief, all batches that are to be made, in the order of giving them out.
+            todo: on the chief, all batches to be made, in the order to hand them out.
             add: on the chief, called at least once a round with the files that all ranks have
                 submitted since the last one; returns False while no more can be stored.
         """
@@ -70,7 +70,7 @@ class WorkQueue:
         self._returned: list[Any] = []
         self._making = 0
         self._encoding: deque[Future] = deque()
-        self._short = True  # of batches: begin a round at once
+        self._short = True  # running out of batches: begin a round at once
         self._heard = time.monotonic()
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._talk, name="work queue", daemon=True)
@@ -86,7 +86,7 @@ class WorkQueue:
         if self.over or self.run.ranks.size == 1:
             self._thread.join()
         else:
-            # An error ends this rank; the thread may wait for one that is gone already. ZeroMQ
+            # An error ends this rank; its thread may be waiting for a rank that is gone. ZeroMQ
             # aborts a process that closes a socket while another thread is using it.
             self.run.ranks.context.close = lambda: None
 
@@ -115,9 +115,9 @@ class WorkQueue:
             return batch
 
     def submit(self, files: Future) -> None:
-        """Submit the files of the batch that was last begun, as soon as they are ready.
+        """Submit the files of the batch that was begun last, as soon as they are ready.
 
-        Waits while those of the batch before are not, so that images do not pile up.
+        Waits until those of the batch before are ready, so that images do not pile up.
         """
         with self._turn:
             before = list(self._encoding)
@@ -173,10 +173,10 @@ class WorkQueue:
         self.todo.extendleft(batch for report in reports for batch in report.returned)
         if not reply.stopping and takes_more:
             if len(self.todo) > len(reports):
-                # Twice what it made of late, so that it does not run short before the next round.
+                # Twice what it made recently, so that it does not run short before the next round.
                 # With 64 ranks and batches of 20 and 50 steps, 2.5 % of their time is lost.
                 wants = [1 + 2 * report.finished - report.waiting for report in reports]
-            else:  # the last ones to those who have none
+            else:  # the last ones go to those that have none
                 wants = [1 - report.waiting - report.busy for report in reports]
             for already in range(max(wants)):
                 for orders, want in zip(reply.orders, wants, strict=True):
