@@ -20,7 +20,7 @@ from diffusers import (
 
 from detsd.concepts.vocabulary import Vocabulary
 
-# Height and width of the whole image, top and left of the crop from it, height and width shown.
+# Height and width of the whole image, top and left of its crop, height and width of the result.
 TimeIds = tuple[int, int, int, int, int, int]
 
 
@@ -32,14 +32,14 @@ class BaseModel:
     vocabulary: Vocabulary  # its tokenizers and text encoders, and the concepts added to them
     vae: AutoencoderKL
     unet: UNet2DConditionModel
-    scheduler: DDPMScheduler  # of training: adds noise, names the target
+    scheduler: DDPMScheduler  # for training: adds noise, defines the target
     sampling_scheduler_config: dict  # of the model's own sampler
     device: torch.device
     dtype: torch.dtype  # of text encoders and UNet
     force_zeros_for_empty_prompt: bool = False  # as negative prompt
-    commit: str | None = None  # of the hub, that the weights came from; None for a folder
+    commit: str | None = None  # hub commit of the weights; None for a folder
     clip_skip: int = 0  # layers left out at the end of the text encoders, as diffusers counts
-    vae_name: str | None = None  # of another VAE than its own, with the hub's commit
+    vae_name: str | None = None  # of an external VAE, with its hub commit
     vae_file: Path | None = None  # that VAE's weights
 
     @property
@@ -49,21 +49,22 @@ class BaseModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that load it again, besides precision and safety checker."""
+        """The settings that load this model again, besides precision and safety checker."""
         known = {"pretrained_model_name_or_path": self.name, "revision": self.commit}
         own = {"clip_skip": self.clip_skip, "vae": self.vae_name}
         return known | {key: value for key, value in own.items() if value}
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of the images that the UNet was trained on."""
+        """Pixels per side of the images that the UNet was trained on."""
         return self.unet.config.sample_size * self.vae_scale_factor
 
     @property
     def bucket_step(self) -> int:
-        """Pixels of which the sides of aspect buckets are multiples: 64 for Stable Diffusion.
+        """Pixels that the sides of aspect buckets are multiples of: 64 for Stable Diffusion.
 
-        A smaller model's are what its VAE and UNet halve to whole numbers: 16 for the bundled one.
+        For a smaller model, what its VAE and UNet can halve to whole numbers: 16 for the bundled
+        one.
         """
         step = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
         return step if self.image_size < 512 else math.lcm(step, 64)
@@ -77,8 +78,8 @@ class BaseModel:
         """Encode prompts with concepts in them for the UNet.
 
         Args:
-            frames: of each prompt's image, an input of Stable Diffusion XL (arXiv 2307.01952);
-                default: whole images of the model's own size.
+            frames: time ids of each prompt's image, an input of Stable Diffusion XL (arXiv
+                2307.01952); default: whole images of the model's own size.
             encoders: compiled text encoders, in place of the model's own.
         """
         texts = [self.vocabulary.text(prompt) for prompt in prompts]
@@ -95,15 +96,15 @@ class BaseModel:
     ) -> Conditioning:
         """Encode a prompt with weights and of any length, as `concepts.weights` reads it.
 
-        A weight moves the states of a word away from those of the empty prompt at the same place,
-        or towards them: as in ComfyUI, and in compel above 1. (A1111 multiplies the states and
-        restores their mean. Those of small models have a mean near 0, by which they may grow
-        fivefold: dev/LOG.md.) The pooled states are those of the first chunk, without weights, as
-        in both.
+        A weight moves the states of a word away from those of the empty prompt at the same
+        position, or towards them, as in ComfyUI, and in compel above 1. (A1111 multiplies the
+        states and rescales them to their old mean. In small models this mean is near 0, and the
+        states may grow fivefold: dev/LOG.md.) The pooled states are those of the first chunk,
+        without weights, as in A1111 and ComfyUI.
 
         Args:
-            chunks: pad with those of the empty prompt to this many.
-            clip_skip: in place of the model's.
+            chunks: pad to this many with chunks of the empty prompt.
+            clip_skip: replaces the model's.
         """
         frames = frame and [frame]
         if chunks == 1 and clip_skip is None and self.vocabulary.is_plain(prompt):
@@ -144,7 +145,7 @@ class BaseModel:
         if len(ids) == 1:
             norm = getattr(own[0], "text_model", own[0]).final_layer_norm  # moved in transformers 5
             return [norm(found[0].hidden_states[-1 - skip])], None
-        # Of the layer before the last, from which diffusers counts `clip_skip` here.
+        # From the second-to-last layer, from which diffusers counts `clip_skip` here.
         return [f.hidden_states[-2 - skip] for f in found], found[-1].text_embeds
 
     def _conditioning(
@@ -169,7 +170,7 @@ class BaseModel:
         )
 
     def as_negative(self, cond: Conditioning, prompts: list[str]) -> Conditioning:
-        """Return the conditioning of prompts as negative ones: zeros for empty ones, in XL."""
+        """Return the conditioning for use as negative prompts: in XL, zeros for empty ones."""
         if not self.force_zeros_for_empty_prompt:
             return cond
         none = torch.tensor([not p for p in prompts], device=self.device)
@@ -201,8 +202,8 @@ class BaseModel:
                 add_watermarker=False,
             )
         if not hasattr(first.encoder, "text_model"):
-            # diffusers takes the last norm for `clip_skip` from a part that is gone in
-            # transformers 5. The encoder itself in its place would be a circle.
+            # For `clip_skip`, diffusers takes the final norm from a part that is gone in
+            # transformers 5. The encoder itself in its place would be a cycle.
             first.encoder.text_model = SimpleNamespace(
                 final_layer_norm=first.encoder.final_layer_norm
             )
@@ -222,7 +223,7 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Join several batches to one, in their order."""
+        """Join several batches into one, in order."""
         added = None
         if parts[0].added_cond_kwargs is not None:
             added = {

@@ -1,4 +1,4 @@
-"""The files of a model: a folder here, or a hub model's, fetched once and from one commit.
+"""The files of a model: those in a folder, or those of a hub model, fetched once from one commit.
 
     source = resolve_files("CompVis/stable-diffusion-v1-4")
     source.fetch("scheduler", "unet")
@@ -7,8 +7,8 @@
     source = resolve_files("openai/clip-vit-large-patch14", key="evaluator.clip", index=CONFIG)
     source.fetch(WHOLE)
 
-The loaders of the libraries are then given a folder. Left to themselves they ask the hub once for
-every file, hide its answer behind an error of their own, and forget which commit they were given.
+The libraries' loaders are then given a folder. Left to themselves, they ask the hub once for every
+file, hide its answer behind an error of their own, and forget which commit they were given.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from detsd.utils.errors import DISK_ERRORS, UserError, one_line
 from detsd.utils.progress import LINE, every, say, status
 
 logger = logging.getLogger("detsd")
-logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # two lines for each try
+logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # two lines for each retry
 
 KEY = "model.pretrained_model_name_or_path"
 
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
 
-CONFIG = "config.json"  # what makes one a model of a single part, as `INDEX` one of several
+CONFIG = "config.json"  # marks a model of a single part, as `INDEX` marks one of several
 
-WHOLE = "."  # that part, which has no folder of its own
+WHOLE = "."  # the single part, which has no folder of its own
 
 TIMEOUT = 10  # seconds for an answer of the hub
 
 MAX_WAIT = 60  # seconds before a busy hub is asked again
 
-# Seconds between two tries, two minutes in all: a cluster's names may not resolve for a moment.
+# Seconds between tries, two minutes in all: a cluster's DNS may fail for a moment.
 PAUSES = (1, 2, 4, 8, 15, 30, 60)
 
 T = TypeVar("T")
 
 # Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
-# stand in where there are no others.
+# are used if there are no others.
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
 )
@@ -89,13 +89,13 @@ class ModelFiles:
 
     Attributes:
         name: folder, or name on the hub.
-        folder: where its files lie; those of the hub in the cache.
-        files: what there is to be had, here or on the hub: path in the folder -> bytes.
-        commit: the hub's commit that the files are of; None for a folder.
-        offline: why the hub is not asked for files that are missing; empty where it may be.
+        folder: where its files are; for a hub model, in the cache.
+        files: all files that exist, here or on the hub: path in the folder -> bytes.
+        commit: the hub commit of the files; None for a folder.
+        offline: why the hub is not asked for missing files; empty if it may be asked.
         single: the one file that holds all the weights, in the original layout of Stable Diffusion;
             `folder` then has the configuration that such a file lacks.
-        key: what names the model, in messages.
+        key: the setting that names the model, for messages.
     """
 
     name: str
@@ -107,9 +107,9 @@ class ModelFiles:
     key: str = KEY
 
     def weights(self, part: str) -> list[str]:
-        """Return a part's weight files: half precision only where there are no others.
+        """Return a part's weight files: half precision only if there are no others.
 
-        Those that hold a piece each likewise.
+        The same goes for files that hold a shard each.
         """
         found = [n for n in self.files if Path(n).parent.as_posix() == part and _is_weights(n)]
         found = [n for n in found if ".fp16" not in n] or found
@@ -186,13 +186,13 @@ def resolve_files(
     key: str = KEY,
     index: str = INDEX,
 ) -> ModelFiles:
-    """Find a model by folder or hub name; from the hub, its index alone is fetched.
+    """Find a model by folder or hub name; from the hub, only its index is fetched.
 
     Args:
         revision: branch, tag or commit on the hub.
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
-        key: what names the model, in messages.
-        index: `INDEX` of a base model, `CONFIG` of a model of one part.
+        key: the setting that names the model, for messages.
+        index: `INDEX` for a base model, `CONFIG` for a model of one part.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -210,7 +210,7 @@ def resolve_files(
                 what = f"is {without_index(files)}; {SUPPORTED}"
                 what = what if index == INDEX else f"holds no {index}; name another model"
                 raise UserError(f"{key}: {name} {what}")
-            # By branch, so that the cache knows what to give for it without the hub.
+            # By branch, so that the cache can later resolve the branch without the hub.
             path = _repeat(
                 lambda: hf_hub_download(name, index, revision=revision, token=hub_token())
             )
@@ -231,7 +231,7 @@ def resolve_files(
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """List the files of a model's folder and of the folders in it: path -> bytes."""
+    """List the files of a model's folder and its subfolders: path -> bytes."""
     paths = [*folder.glob("*"), *folder.glob("*/*")]
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in paths if p.is_file()}
 
@@ -241,7 +241,7 @@ class _NoAnswer(Exception):
 
 
 def _ask(name: str, revision: str | None, cached: bool):
-    """Ask the hub for a model's files; only a busy hub again where they are in the cache."""
+    """Ask the hub for a model's files; if they are cached, retry only a busy hub."""
     token = hub_token()
 
     def ask():
@@ -265,7 +265,7 @@ def _ask(name: str, revision: str | None, cached: bool):
 
 def _repeat(call: Callable[[], T], pauses: Iterable[float] = PAUSES, connect: bool = True) -> T:
     """Call again, after growing pauses, while the hub is busy or, if `connect`, unreachable."""
-    began = time.monotonic()  # the library may have tried for a while before it gives up
+    began = time.monotonic()  # the library itself may try for a while before it gives up
     for count, pause in enumerate((*pauses, None)):
         try:
             return call()
@@ -288,7 +288,7 @@ def _is_busy(error: Exception) -> bool:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Check that an error is neither the hub's answer nor about this machine's disk."""
+    """Check that an error neither is an answer of the hub nor concerns this machine's disk."""
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
     return not disk and not any(
         isinstance(e, HfHubHTTPError | HFValidationError | OfflineModeIsEnabled | UserError)
@@ -302,7 +302,7 @@ def _unreachable(error: Exception) -> str:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """List an error and those that it came from: the reason may be hidden."""
+    """List an error and its causes, one of which may be the real reason."""
     chain = [error]
     while link := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(link)
@@ -315,7 +315,7 @@ def _answer(error: HfHubHTTPError) -> str:
 
 @contextlib.contextmanager
 def _refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[None]:
-    """Turn what goes wrong between here and the hub into one sentence."""
+    """Turn any error of talking to the hub into one sentence."""
     try:
         yield
     except UserError:
@@ -331,7 +331,7 @@ def _refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[
 def _sentence(name: str, revision: str | None, file: str, error: BaseException) -> str:
     page = f"{constants.ENDPOINT}/{name}"
     has_token = bool(hub_token() or get_token())
-    if isinstance(error, GatedRepoError):  # first: it is a kind of not found
+    if isinstance(error, GatedRepoError):  # first: it is a subclass of not found
         if has_token:
             return (
                 f"{name} is gated, and the account of this token has no access to it; accept its "
@@ -395,6 +395,6 @@ def _download_progress(name: str, total: int, blobs: Path) -> Iterator[None]:
 def _held(blobs: Path) -> int:
     total = 0
     for path in blobs.glob("*"):
-        with contextlib.suppress(OSError):  # renamed when it is whole
+        with contextlib.suppress(OSError):  # renamed once it is complete
             total += path.stat().st_size
     return total

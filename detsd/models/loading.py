@@ -1,9 +1,9 @@
 """Load and freeze a base model: its text encoders, VAE, UNet and noise scheduler.
 
 Constants (scaling factor, betas, prediction type, image size, text widths) are read from the model,
-so that the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ by a path only.
-XL's peculiarity stands in `BaseModel.encode_prompts`: two text encoders; the second one's pooled
-states and the frame of the image are inputs of the UNet as well.
+so that the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ only by a path.
+What is special to XL is in `BaseModel.encode_prompts`: it has two text encoders, and the second
+one's pooled states and the image's time ids are inputs of the UNet as well.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from detsd.models.vae import (
 )
 from detsd.utils.errors import UserError
 
-disable_progress_bar()  # of loading; it comes up even for a model of seconds
+disable_progress_bar()  # of loading; it would appear even for a model that loads in seconds
 
 
 disable_transformers_progress_bar()
 
 
-ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # of the first and the second text side
+ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # the first and the second text encoder
 
 PICKLED = "pytorch_model.bin"
 
@@ -70,7 +70,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_dtype(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
     """Return the dtype of the frozen weights: as configured, or the fastest that is exact enough.
 
-    bf16 has the range of float32, which gradients need, and fp16 the finer steps: images in it come
+    bf16 has the range of float32, which gradients need; fp16 has finer steps, which bring images
     nine times nearer to those in float32 (dev/LOG.md).
     """
     if precision != "auto":
@@ -90,11 +90,11 @@ def load_base_model(
 ) -> BaseModel:
     """Load `config.pretrained_model_name_or_path`, a folder, file or hub model, and freeze it.
 
-    Only safetensors weights are read. The token goes to the hub alone.
+    Only safetensors weights are read. The token is sent only to the hub.
 
     Args:
-        concepts: what is going to be added to it; whether they fit is found out first.
-        training: whether gradients will go through it.
+        concepts: those that will be added; they are checked first for whether they fit.
+        training: whether gradients will flow through the model.
     """
     name = config.pretrained_model_name_or_path
     dtype = pick_dtype(config.precision, device, training)
@@ -152,7 +152,7 @@ def load_base_model(
 def _external_vae(
     name: str, source: ModelFiles, kind: ModelSpec, dtype: torch.dtype
 ) -> tuple[AutoencoderKL, ModelFiles]:
-    """Load another VAE than the base model's, before any of the base model's weights."""
+    """Load a VAE in place of the base model's, before any of the base model's weights."""
     files = resolve_vae(name)
     config = check_vae(files, read_json(source, "vae/config.json"))
     files.fetch(WHOLE)
@@ -165,16 +165,16 @@ def _external_vae(
 def _load_vae(
     files: ModelFiles, source: ModelFiles, part: str, dtype: torch.dtype
 ) -> AutoencoderKL:
-    """Load a VAE, out of a single file by the configuration in `source`."""
+    """Load a VAE; if it is a single file, by the configuration in `source`."""
     if files.single:
         return load_single_vae(files.single, source.folder, dtype)
     return _load(AutoencoderKL, files, part, dtype)
 
 
 def fix_sample_size(unet: UNet2DConditionModel) -> None:
-    """Read the size of old models as diffusers' pipeline does, before anything goes by it.
+    """Correct the sample size of old models as diffusers' pipeline does, before anything uses it.
 
-    Files of the first Stable Diffusion models, written before diffusers 0.9, say 32 for 64.
+    The files of the first Stable Diffusion models, written before diffusers 0.9, say 32 for 64.
     """
     written = Version(unet.config.get("_diffusers_version", __version__)).release
     if written < (0, 9) and unet.config.sample_size < 64:
@@ -182,9 +182,9 @@ def fix_sample_size(unet: UNet2DConditionModel) -> None:
 
 
 def _load(cls: type, source: ModelFiles, part: str, dtype: torch.dtype):
-    """Load one part, or raise ValueError where the libraries would draw missing weights anew."""
+    """Load one part; raise ValueError if the libraries would draw missing weights at random."""
     files = [source.folder / name for name in source.weights(part)]
-    # transformers has another name for the keyword in each version, and needs none.
+    # transformers renames this keyword between versions, and does not need it.
     stored = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
     model, info = cls.from_pretrained(
         source.folder,
@@ -205,7 +205,7 @@ def _load(cls: type, source: ModelFiles, part: str, dtype: torch.dtype):
 def load_safety_checker(
     config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[StableDiffusionSafetyChecker | None, CLIPImageProcessor | None]:
-    """Load the model's own safety checker and its image processor; None twice without one."""
+    """Load the model's own safety checker and its image processor; (None, None) without one."""
     source = resolve_model(config)
     if source.single:
         return None, None
@@ -224,7 +224,7 @@ def load_safety_checker(
         checker = StableDiffusionSafetyChecker.from_pretrained(
             source.folder,
             subfolder="safety_checker",
-            use_safetensors=safe,  # else as tensors alone out of a pickle, where PyTorch can
+            use_safetensors=safe,  # else only tensors from a pickle, if PyTorch can
             variant=source.variant("safety_checker"),
         )
         processor = CLIPImageProcessor.from_pretrained(source.folder, subfolder="feature_extractor")

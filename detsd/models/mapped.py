@@ -1,8 +1,8 @@
 """Weights that are mapped from safetensors files, in another dtype, without holding both at once.
 
-Loaded in the dtype of its file, a weight is a map of the file: it takes no memory until it is read.
-Cast by the libraries' loaders, every page that was read stays until the last weight is cast: 5.2 GB
-for Stable Diffusion's UNet of float32 in bfloat16, which is 1.7 GB.
+Loaded in the dtype of its file, a weight is mapped from the file: it takes no memory until it is
+read. When the libraries' loaders cast weights, every page that was read stays until the last weight
+is cast: 5.2 GB for Stable Diffusion's float32 UNet in bfloat16, which takes 1.7 GB.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from safetensors import safe_open
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-MADV_DONTNEED = 4  # of Linux: pages of a file are read anew when they are needed
+MADV_DONTNEED = 4  # of Linux: pages of a file are read again when they are needed
 
 
 def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
-    """Return the dtype of all weights in safetensors files; None where they differ."""
+    """Return the dtype of all weights in safetensors files; None if they differ."""
     found = set()
     for path in files:
         with safe_open(str(path), "pt") as file:
@@ -31,7 +31,7 @@ def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
 
 @torch.no_grad()
 def cast(model: torch.nn.Module, dtype: torch.dtype, files: Iterable[Path]) -> torch.nn.Module:
-    """Cast a model's weights one by one, and let go of what was mapped from `files` meanwhile."""
+    """Cast a model's weights one by one, and release what was mapped from `files` on the way."""
     maps = _maps(files)
     for weight in (*model.parameters(), *model.buffers()):
         if weight.is_floating_point() and weight.dtype != dtype:
@@ -42,7 +42,7 @@ def cast(model: torch.nn.Module, dtype: torch.dtype, files: Iterable[Path]) -> t
 
 
 def _maps(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Return the address ranges into which this process has mapped files; none but on Linux."""
+    """Return the address ranges into which this process has mapped files; on Linux only."""
     paths = {str(path.resolve()) for path in files}
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()

@@ -18,7 +18,7 @@ def prediction_target(
 ) -> torch.Tensor:
     """Return the UNet's target: the noise (arXiv 2006.11239) or v (arXiv 2202.00512).
 
-    x, noise (B, C, h, w); t (B,). Which one, the scheduler's `prediction_type` names.
+    x, noise (B, C, h, w); t (B,). The scheduler's `prediction_type` says which one.
     """
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(x, noise, t)
@@ -28,8 +28,8 @@ def prediction_target(
 def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | None) -> torch.Tensor:
     """Weigh the loss of each sample (B,): min(SNR, gamma) over the target's own weight.
 
-    Equation 6 of arXiv 2303.09556 for epsilon; for v the target's own weight is SNR + 1. Ones
-    without gamma.
+    Equation 6 of arXiv 2303.09556 for epsilon; for v the target's own weight is SNR + 1. Without
+    gamma, all weights are 1.
     """
     if gamma is None:
         return torch.ones(len(t), device=t.device)
@@ -44,8 +44,8 @@ def squared_error(
 ) -> torch.Tensor:
     """Return the mean squared error of each sample (B,), in float32 whatever the precision.
 
-    prediction, target (B, C, h, w). With a mask (B, 1, h, w) the mean is weighted by it: where it
-    is zero nothing counts, and a small subject weighs as much as a large one.
+    prediction, target (B, C, h, w). A mask (B, 1, h, w) weights the mean: where it is zero nothing
+    counts, and a small subject weighs as much as a large one.
     """
     error = (prediction.float() - target.float()).pow(2)
     if mask is None:
@@ -54,7 +54,7 @@ def squared_error(
 
 
 def norm_penalty(rows: torch.Tensor, target_norm: float) -> torch.Tensor:
-    """Return the mean of (|row| - target norm)^2: keeps rows (N, D) as long as the vocabulary's."""
+    """Return the mean of (|row| - target norm)^2, to keep rows (N, D) as long as the vocabulary's."""
     return (rows.norm(dim=1) - target_norm).pow(2).mean()
 
 
@@ -72,7 +72,7 @@ def denoising_error(
     cond: Conditioning,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the squared error (B,) of a UNet's prediction from noised latents.
+    """Return the squared error (B,) of a UNet's predictions from noised latents.
 
     Args:
         unet: the model's own, or its compiled form.
@@ -103,9 +103,9 @@ def errors_over_timesteps(
         x: its clean latents, scaled, once for each timestep (T, C, h, w).
         noise: as `x`.
         t: timesteps (T,).
-        cond: of its prompt, a batch of one.
+        cond: the conditioning of its prompt, a batch of one.
         mask: weights of the error (T, 1, h, w).
-        on_batch: called with the number of timesteps that have just been done.
+        on_batch: called with the number of timesteps just done.
     """
     errors = []
     for k in range(0, len(t), MAX_TIMESTEPS):

@@ -1,7 +1,7 @@
 """Stable Diffusion in one safetensors file, in the layout of the original code, with no network.
 
-Such a file holds tensors and no configuration. That of the three families lies in configs/, a
-few kilobytes; the vocabulary is the bundled model's, which is CLIP's own.
+Such a file holds tensors and no configuration. The configurations of the three families are in
+configs/, a few kilobytes; the vocabulary is the bundled model's, which is CLIP's own.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def safe_shapes(name: str, path: Path, key: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors in a safetensors file; refuse any other file.
 
     Args:
-        name: of the model, in messages.
-        key: what names it.
+        name: the model's name, for messages.
+        key: the setting that names it.
     """
     if not path.is_file():
         raise UserError(f"{key}: {name} does not exist; name a file, a folder or a hub model")
@@ -72,9 +72,9 @@ def safe_shapes(name: str, path: Path, key: str) -> dict[str, tuple[int, ...]]:
 
 
 def scheduler_overrides(path: Path) -> dict:
-    """Read a file's noise schedule, in the words of diffusers' configurations.
+    """Read a file's noise schedule, in the terms of diffusers' configurations.
 
-    As ModelSpec has it in the metadata, or by the empty tensors that mark variants of Stable
+    From ModelSpec's entries in the metadata, or from the empty tensors that mark variants of Stable
     Diffusion XL.
     """
     with safe_open(str(path), "pt") as f:
@@ -90,10 +90,10 @@ def scheduler_overrides(path: Path) -> dict:
 
 @torch.no_grad()
 def infer_prediction_type(sampler: dict, unet: UNet2DConditionModel) -> dict:
-    """Complete a scheduler's configuration by what the UNet predicts: SD 2.x files do not say.
+    """Add what the UNet predicts to a scheduler's configuration: SD 2.x files do not say.
 
-    Of an input that is all noise, the noise is the input itself, and v is about minus the picture.
-    A1111 tells the two kinds apart with this input and this threshold. The one that predicts
+    For an input of pure noise, the noise is the input itself, and v is about minus the picture.
+    A1111 tells the two kinds apart with this input and this threshold. The kind that predicts
     noise was trained on images of 512 pixels.
     """
     if "prediction_type" not in sampler:
@@ -127,7 +127,7 @@ def read_single_file(
     source: ModelFiles, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae: AutoencoderKL
 ) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], UNet2DConditionModel]:
     """Load text encoders and UNet, on the CPU in their final dtype."""
-    # Late: the tables of tokens are read without them.
+    # Late: token tables are read without them.
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     options = {"config": str(source.folder), "local_files_only": True}

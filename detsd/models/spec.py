@@ -1,6 +1,6 @@
 """Describe a base model by a few kilobytes of its files; load its tokenizers and token tables.
 
-The libraries that hold whole models are not imported here, which takes seconds.
+The libraries that load whole models take seconds to import, and are not imported here.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from detsd.utils.paths import resolve
 
 HINT = "give a complete diffusers folder or a hub model that has safetensors weights"
 
-VOCABULARY_FILES = ("vocab.json", "tokenizer.json")  # older and newer tokenizers write one of them
+VOCABULARY_FILES = ("vocab.json", "tokenizer.json")  # of older and of newer tokenizers
 
-ERRORS = (  # that the libraries raise over files
+ERRORS = (  # that the libraries raise for bad files
     OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, ImportError,
     SafetensorError, pickle.UnpicklingError,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
 
 @contextlib.contextmanager
 def loading(name: str, hint: str = HINT, key: str = KEY) -> Iterator[None]:
-    """Turn what goes wrong in reading a model's files into one sentence."""
+    """Turn any error of reading a model's files into one sentence."""
     try:
         yield
     except ERRORS as error:
@@ -84,7 +84,7 @@ class ModelSpec:
     force_upcast: bool  # in half precision
 
     def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the VAE's dtype, where the other parts have `dtype`."""
+        """Return the VAE's dtype if the other parts have `dtype`."""
         return torch.float32 if self.force_upcast and dtype == torch.float16 else dtype
 
 
@@ -116,7 +116,7 @@ def read_spec(source: ModelFiles) -> ModelSpec:
     return ModelSpec(
         sides,
         tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
-        # XL begins at the layer before the last.
+        # XL begins at the second-to-last layer.
         min(configs[e].get("num_hidden_layers", 12) for e in encoders) + 1 - len(encoders),
         configs["scheduler"],
         two and index.get("force_zeros_for_empty_prompt", True),
@@ -129,7 +129,7 @@ def read_json(source: ModelFiles, name: str) -> dict:
 
 
 def fetch_vocabulary(config: ModelConfig) -> dict[str, int]:
-    """Fetch a model's tokenizer and return its tokens: words are checked before the weights."""
+    """Fetch a model's tokenizer and return its tokens, to check words before the weights."""
     source = resolve_model(config)
     source.fetch(*(tokenizer for tokenizer, _ in read_spec(source).text_encoders), weights=False)
     return vocabulary(config)
@@ -140,7 +140,7 @@ def load_token_tables(
 ) -> list[tuple[CLIPTokenizer, torch.Tensor]]:
     """Load a base model's tokenizers and their embedding tables (V, D), float32.
 
-    One of each for every text encoder, and nothing else of the model.
+    There is one of each for every text encoder; nothing else of the model is loaded.
 
     Args:
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
@@ -161,7 +161,7 @@ def load_token_tables(
 
 
 def tokenizer_for(source: ModelFiles, part: str) -> CLIPTokenizer:
-    """Read a tokenizer; OSError without a vocabulary, which transformers 5 would do without."""
+    """Read a tokenizer; raise OSError without a vocabulary, which transformers 5 would not miss."""
     if source.single:
         return tokenizer_of(source, part)
     if not any(Path(part, name).as_posix() in source.files for name in VOCABULARY_FILES):

@@ -1,7 +1,7 @@
 """Tell supported models from others by small files, before any weights are read.
 
 Pure functions of file names, of the JSON files of the diffusers format, and of the names and shapes
-of the tensors in a single file. What is not supported comes back in words.
+of the tensors in a single file. For what is not supported they return a description.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from detsd.config import ModelConfig
 from detsd.utils.paths import BUNDLED, looked, resolve
 
-INDEX = "model_index.json"  # what makes a folder or repository a model in the diffusers format
+INDEX = "model_index.json"  # marks a folder or repository as a model in the diffusers format
 
 SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and XL, and fine-tunes of these"
 
@@ -27,7 +27,7 @@ PIPELINES = {
     "StableDiffusionXLImg2ImgPipeline",
 }
 
-# What takes other channels than its latents, by their number.
+# Models whose UNet takes more channels than the latents have, by their number.
 CHANNELS = {
     5: "a depth-to-image model",
     7: "an upscaler",
@@ -35,7 +35,7 @@ CHANNELS = {
     9: "an inpainting model",
 }
 
-PARTS = {  # of a supported model, and the classes they may have
+PARTS = {  # the parts of a supported model, and the classes they may have
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
@@ -44,7 +44,7 @@ PARTS = {  # of a supported model, and the classes they may have
 
 
 def without_index(files: Iterable[str]) -> str:
-    """Name what a folder or repository without model_index.json is, by its files' names."""
+    """Describe a folder or repository without model_index.json by the names of its files."""
     names = sorted(files)
     single = [n for n in names if n.endswith(".safetensors") and "/" not in n]
     if "adapter_config.json" in names or any("lora" in n.lower() for n in single):
@@ -60,7 +60,7 @@ def without_index(files: Iterable[str]) -> str:
 
 
 def unsupported_index(index: Mapping[str, Any]) -> str:
-    """Name what a model of this model_index.json is; empty where it may be supported."""
+    """Describe a model by its model_index.json if it is not supported; else return ""."""
     classes = {part: (index.get(part) or [None])[-1] for part in PARTS}
     if classes["text_encoder_2"] and not classes["text_encoder"] and classes["unet"]:
         return "the refiner of Stable Diffusion XL"
@@ -80,10 +80,10 @@ def _spaced(name: str) -> str:
 
 
 def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name what a model whose parts have these configurations is; empty if supported.
+    """Describe a model by the configurations of its parts if it is not supported; else return "".
 
     Args:
-        configs: by the names of the parts, `scheduler` among them.
+        configs: by the names of the parts, including `scheduler`.
     """
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
@@ -114,7 +114,7 @@ def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
 
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 
-TEXT = {  # where a single file has the text encoder that tells its family
+TEXT = {  # where a single file has the text encoder that identifies its family
     "conditioner.embedders.1.model.": "sdxl",
     "cond_stage_model.model.": "sd2",
     "cond_stage_model.transformer.": "sd1",
@@ -122,7 +122,7 @@ TEXT = {  # where a single file has the text encoder that tells its family
 
 
 def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
-    """Return (family, "") of a supported single file, else ("", what it is), by its tensors."""
+    """Return (family, "") for a supported single file, else ("", description), by its tensors."""
     names = list(shapes)
 
     def has(*beginnings: str) -> bool:
@@ -158,18 +158,18 @@ def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
     return "", "of another kind (its text encoder is not CLIP), or has no text encoder"
 
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of files of weights
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of weight files
 
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
-    """Return what is wrong with the names of base model and VAE, without loading or the hub."""
+    """Return the problems of the names of base model and VAE, without loading or asking the hub."""
     return _name_problems(config, beside) + _vae_problems(config.vae, beside)
 
 
 def _vae_problems(name: str | None, beside: Path | None) -> list[str]:
-    """Return why nothing can be at the name of an external VAE."""
+    """Return why the name of an external VAE cannot be right."""
     if name is None or os.path.exists(resolve(name)):
         return []
     if re.fullmatch(rf"{HUB_NAME}(@[\w.-]+)?", name) and not name.endswith(SUFFIXES):
@@ -209,12 +209,12 @@ def _name_problems(config: ModelConfig, beside: Path | None) -> list[str]:
 
 
 def vocabulary(config: ModelConfig) -> dict[str, int]:
-    """Read a base model's tokens and ids from its tokenizer's file; {} where there is none here.
+    """Read a base model's tokens and ids from its tokenizer's file; {} if there is none here.
 
-    Of a hub model, the file is read where it was fetched before.
+    For a hub model, the file is read only if it was fetched before.
     """
     name = resolve(config.pretrained_model_name_or_path)
-    # The older tokenizers write the one file, the newer ones the other.
+    # Older tokenizers write the one file, newer ones the other.
     for file in ("tokenizer/vocab.json", "tokenizer/tokenizer.json"):
         path: Any = Path(name) / file
         try:
@@ -225,5 +225,5 @@ def vocabulary(config: ModelConfig) -> dict[str, int]:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return content["model"]["vocab"] if file.endswith("tokenizer.json") else content
         except (OSError, ValueError, TypeError, KeyError):
-            continue  # whoever loads the model will say so
+            continue  # loading the model will report it
     return {}

@@ -26,11 +26,11 @@ INPUTS = ("encoder.conv_in.weight", "decoder.conv_in.weight")  # in either layou
 
 
 def resolve_vae(name: str) -> ModelFiles:
-    """Find the files of an external VAE; from the hub its configuration alone is fetched.
+    """Find the files of an external VAE; from the hub, only its configuration is fetched.
 
     Args:
-        name: a folder, also that of a whole model, a file, or a hub model, `OWNER/NAME@REVISION`
-            for one revision of it.
+        name: a folder (of a VAE or a whole model), a file, or a hub model (`OWNER/NAME@REVISION`
+            for one revision).
     """
     path = Path(resolve(name))
     if is_single_file(str(path)):
@@ -43,12 +43,12 @@ def resolve_vae(name: str) -> ModelFiles:
 
 
 def full_name(name: str, source: ModelFiles) -> str:
-    """Return an external VAE's name with its commit on the hub, by which it is found again."""
+    """Return an external VAE's name with its hub commit, by which it can be found again."""
     return f"{source.name}@{source.commit}" if source.commit else name
 
 
 def pinned(name: str | None, before: str | None) -> str | None:
-    """Return the configured VAE at the commit with which a run began."""
+    """Return the configured VAE at the commit that a run began with."""
     return before if name and before and before.partition("@")[0] == name else name
 
 
@@ -56,7 +56,7 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of an external VAE; refuse one that does not fit the UNet.
 
     Args:
-        own: configuration of the base model's VAE, which a single file takes over.
+        own: the configuration of the base model's VAE, which a single file adopts.
     """
     with loading(source.name, HINT, KEY):
         if source.single:
@@ -85,14 +85,14 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_single_vae(path: Path, folder: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """Load the VAE in a single file by the configuration of a model's folder, without the hub."""
+    """Load the VAE in a single file by the configuration in a model's folder, without the hub."""
     options = {"config": str(folder), "subfolder": "vae", "local_files_only": True}
     try:
         return AutoencoderKL.from_single_file(str(path), torch_dtype=dtype, **options)
-    except NotImplementedError:  # moving a tensor that nothing was read into
+    except NotImplementedError:  # raised for moving a tensor that was never filled
         raise ValueError("tensors of a VAE are missing in it") from None
 
 
 def weights_file(source: ModelFiles) -> Path:
-    """Return the file that tells an external VAE from others: its weights, or the first of them."""
+    """Return the file that identifies an external VAE: its weights, or the first shard of them."""
     return source.single or source.folder / source.weights(WHOLE)[0]
