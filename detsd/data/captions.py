@@ -1,4 +1,4 @@
-"""Captions of training images, in the layouts in use, and words from file names.
+"""Captions of training images, in all common layouts, and words from file names.
 
 Beside IMAGE.jpg: IMAGE.txt, IMAGE.jpg.txt or the same with .caption, in the folder itself or in
 captions/ inside it (kohya, OneTrainer, ai-toolkit); or one metadata.jsonl or metadata.csv with the
@@ -17,15 +17,15 @@ from detsd.utils.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 MARKS = re.compile(r"\{\}|\[(?:name|trigger)\]")  # where the concept goes
-FILE_WORDS = "[filewords]"  # A1111's, of the file name
+FILE_WORDS = "[filewords]"  # A1111's mark for the words of the file name
 
-# What cameras, phones, messengers and screens name files by.
+# Names that cameras, phones, messengers and screenshots give files.
 CAMERA = re.compile(
     r"(?i)ima?ge?|dsc[nf]?|dji|gopr|gp|pxl|mv|mg|vid|pano|burst|photo|picture|pic|foto|bild|screenshot"
     r"|bildschirmfoto|scan|untitled|file|signal|whatsapp|wa|fb|received|snapchat|instagram|telegram"
     r"|sam|kimg|cimg|mvimg|e|p|um|hdr|mp"
 )
-# These too, but words elsewhere: only where there is a number.
+# These as well, but they may be plain words: only beside a number.
 BESIDE_NUMBERS = re.compile(r"(?i)at|am|pm|copy|edit|edited|portrait|cover|night")
 SHOT = re.compile(
     r"(?i)(?<![^\W_])_?(?:img|imag|dsc[nf]?|dji|gopr|gp|pxl|mvimg|mg|vid|pano|sam|kimg|cimg|p)"
@@ -36,16 +36,16 @@ DATE = re.compile(
     r"(?:[-_.T ]*(?:at[-_. ]*)?\d\d?[-_.:h ]?\d\d(?:[-_.:m ]?\d\d)?(?!\d))?"
 )
 UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Long numbers, and hexadecimal digits that are no word: with a digit among them.
+# Long numbers, and hexadecimal strings that are no words: they include a digit.
 HASH = re.compile(
     r"(?i)(?<![^\W_])(?:\d{5,}|(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,})(?![^\W_])"
 )
 
 
 def find_captions(folder: ImageFolder) -> dict[Path, str]:
-    """Return the captions of the images that have one, as they are written.
+    """Return the captions of the images that have one, as written.
 
-    White space becomes single spaces. A file of its own comes before a line of metadata.
+    White space becomes single spaces. A caption file takes precedence over a line of metadata.
     """
     found = _metadata(folder)
     places: list[dict[tuple[str, str], Path]] = [{}, {}]  # beside the images, in captions/
@@ -63,7 +63,7 @@ def find_captions(folder: ImageFolder) -> dict[Path, str]:
 
 
 def caption_problem(folders: list[ImageFolder]) -> str | None:
-    """Describe folders none of which has a caption; None where one does."""
+    """Describe folders none of which has a caption; None if one does."""
     if any(map(find_captions, folders)):
         return None
     image = folders[0].images[0]
@@ -80,10 +80,10 @@ def fill_in(caption: str, name: str, image: Path) -> str:
 
 
 def file_words(stem: str, split: str) -> str:
-    """Return what a file name says; "" of a camera's, a hash or a date.
+    """Return what a file name says; "" for a camera's name, a hash or a date.
 
     Args:
-        split: the character between words; "" leaves a name that says something as it is.
+        split: the character between words; with "" a descriptive name is left as it is.
     """
     text = stem
     for pattern in (UUID, DATE, SHOT, HASH):
@@ -100,7 +100,7 @@ def file_words(stem: str, split: str) -> str:
 def _read(path: Path) -> str:
     """Read a text file."""
     try:
-        # "-sig": some editors begin a file with a mark that would become three tokens.
+        # "-sig": some editors begin a file with a byte order mark, which would become three tokens.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path} cannot be read as UTF-8 text; save it again") from None
@@ -119,7 +119,7 @@ def _metadata(folder: ImageFolder) -> dict[Path, str]:
                 )
             name, text = row["file_name"], row["text"]
             image = by_name.get(str(name).removeprefix("./"))
-            if image is None or text is None:  # of another folder, or without a caption
+            if image is None or text is None:  # in another folder, or without a caption
                 continue
             if not isinstance(text, str):
                 raise UserError(f"{path}, line {number}: text is {text!r}; write it in quotes")

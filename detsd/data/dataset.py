@@ -2,7 +2,7 @@
 
 Sample i's image, template, flip, posterior draw, timestep and noise are a pure function of
 (seed, i): not of the rank, the batch split, or how often the run was interrupted. In aspect buckets
-the image also goes by the samples per step, which a run keeps to its end.
+the image also depends on the samples per step, which a run keeps to its end.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from detsd.data.prompts import display_name, prompts_for, vary_tags
 from detsd.models.base import BaseModel, TimeIds
 from detsd.utils.progress import Bar, Phase
 
-MAX_SHOWN = 6  # images of each concept kept to be looked at
+MAX_SHOWN = 6  # images of each concept that are kept for display
 
-PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512, which a VAE on a GPU sees one by one
+PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512; a VAE on a GPU takes them one by one
 
 
 class Stream(IntEnum):
     """Streams of random numbers, kept apart so that adding one changes no other."""
 
-    ORDER = 0  # of the images in an epoch, by their bucket
-    CHOICES = 1  # of template and flip
-    DRAW = 2  # from the posterior, and the noise
+    ORDER = 0  # order of the images in an epoch, by bucket
+    CHOICES = 1  # choice of template and flip
+    DRAW = 2  # draw from the posterior, and noise
     VALIDATION = 3
     TAGS = 4
     BUCKETS = 5  # order of the steps
-    PHRASES = 6  # what a search for a phrase denoises
+    PHRASES = 6  # samples for the search for a phrase
 
 
 def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
@@ -56,16 +56,16 @@ def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A training image: its prompts and the VAE posterior of it (and of its mirror image)."""
+    """A training image: its prompts and its VAE posterior (and that of its mirror image)."""
 
     path: Path
-    digest: str  # of the pixels that are trained on, the prompts, and the mask
+    digest: str  # of the pixels trained on, the prompts, and the mask
     prompts: tuple[str, ...]
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
     std: torch.Tensor
     frame: TimeIds
-    mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: what trains
-    pixels: str = ""  # digest of the pixels alone: that of a copy is equal
+    mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: weight in training
+    pixels: str = ""  # digest of the pixels alone, equal for copies
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,7 +75,7 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class Sample:
-    """A training sample: a latent, its prompt, and how much it is noised."""
+    """A training sample: a latent, its prompt, its noise and timestep."""
 
     prompt: str
     x: torch.Tensor  # (4, h, w), a draw from the posterior, scaled
@@ -114,14 +114,14 @@ class Batch:
         )
 
     def on(self, device: torch.device) -> Batch:
-        """Copy to a device; from pinned memory, while others compute."""
+        """Copy to a device; from pinned memory, without waiting for the copy."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self, device: torch.device) -> Batch:
-        """Copy to memory from which a GPU copies by itself; for another device, return as it is."""
+        """Copy to pinned memory for a GPU; for another device, return as it is."""
         if device.type != "cuda":
             return self
-        with torch.cuda.device(device):  # set in every thread: else it would open the first GPU
+        with torch.cuda.device(device):  # set in every thread: otherwise it would use the first GPU
             return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -133,7 +133,7 @@ class Batch:
 def encode_images(
     model: BaseModel, images: list[Image.Image], flip: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode images, those of one shape at once.
+    """Encode images, those of equal shape together.
 
     Returns:
         The posterior mean and std (views, 4, h, w) of each, on the CPU.
@@ -153,7 +153,7 @@ def encode_images(
 
 
 def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
-    """Describe how the images of two starts of one run differ; "" where they do not."""
+    """Describe how the images of two starts of a run differ; "" if they do not."""
     kinds = {
         "new": new.keys() - old.keys(),
         "gone": old.keys() - new.keys(),
@@ -170,10 +170,10 @@ def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
 def read_concept(
     model: BaseModel, config: ConceptsConfig, k: int, crops: list[Image.Image] | None = None
 ) -> tuple[list[TrainingImage], list[Image.Image]]:
-    """Read and encode the images of concept number `k`; return them, and a few to be looked at.
+    """Read and encode the images of concept number `k`; return them, and a few for display.
 
     Args:
-        crops: a list that all images are added to, as they are trained on.
+        crops: a list to which all images are added in the form trained on.
     """
     name, kind = config.concept_strs[k], config.learnable_properties[k]
     size = config.img_size or model.image_size
@@ -210,7 +210,7 @@ def _training_image(
     std: torch.Tensor,
     kind: str,
 ) -> TrainingImage:
-    """Put an image's posterior, prompts and mask of a `kind` together."""
+    """Combine an image's posterior, prompts and mask of a `kind`."""
     seen = hashlib.blake2b(image.image.tobytes(), digest_size=8)
     pixels = seen.hexdigest()
     seen.update("\0".join(prompts).encode())
@@ -227,13 +227,13 @@ class TrainingData:
 
     Attributes:
         images: those that are trained on.
-        validation: those of the validation loss: held out where a concept has ten images or more,
+        validation: those of the validation loss: held out if a concept has ten images or more,
             else taken from the training images.
         held_out: whether every concept has images held out.
-        masked: whether parts of the images count for nothing, in training and validation alike.
+        masked: whether parts of the images are ignored, in training and validation alike.
         digests: "concept/file" -> digest, of all images.
-        pictures: concept -> a few of its images, to be looked at.
-        shapes: concept -> how many of its images are cut to which width and height.
+        pictures: concept -> a few of its images, for display.
+        shapes: concept -> the number of its images by the width and height they are cut to.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class TrainingData:
         """Read and encode all images; with `crops`, add them there, too, by concept.
 
         Args:
-            samples_per_step: of all processes; those of a step are of one shape.
+            samples_per_step: over all processes; the samples of a step have one shape.
         """
         self.seed, self.samples_per_step = seed, samples_per_step
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
@@ -284,9 +284,9 @@ class TrainingData:
         self._steps.cache_clear()
 
     def _split(self, images: list[TrainingImage], k: int, max_validation: int) -> None:
-        """Divide the images of concept number `k` into trained and held-out ones.
+        """Split the images of concept number `k` into training and held-out ones.
 
-        Copies of a picture count as one, and stay on one side.
+        Copies of a picture count as one, and are not split.
         """
         copies: dict[str, list[TrainingImage]] = {}
         for image in images:
@@ -306,7 +306,7 @@ class TrainingData:
         """The width and height of most images of each concept; None: square."""
         found = {}
         for name, shapes in self.shapes.items():
-            # Of equally many the one nearest to a square, then a landscape.
+            # In a tie, the one nearest to a square, then a landscape.
             width, height = max(shapes, key=lambda s: (shapes[s], min(s) / max(s), s))
             found[name] = None if width == height else (width, height)
         return found
@@ -315,7 +315,7 @@ class TrainingData:
         """Draw training sample number i, a pure function of (seed, i).
 
         Timesteps follow a golden-ratio sequence: uniform, and spread evenly over any stretch of
-        samples, so that the loss of a batch says more about the rows than about the timesteps
+        samples, so that the loss of a batch depends more on the vectors than on the timesteps
         drawn.
         """
         image = self._image(i)  # all of this takes 0.09 ms, with 10 images as with 10,000
@@ -329,12 +329,12 @@ class TrainingData:
         return self._noised(image, view, prompt, t, Stream.DRAW, i)
 
     def _image(self, i: int) -> TrainingImage:
-        """Return the image of training sample number i; those of one step are of one shape.
+        """Return the image of training sample number i; those of one step have one shape.
 
-        A step's shape cannot go by the micro-batch: the samples would depend on how they are
-        shared among processes. Of as many steps as there are images, each bucket has as many as it
-        has images, so that all images come up equally often; within its bucket, each comes up once
-        in as many consecutive samples as that has images.
+        A micro-batch cannot determine the shape: the samples would then depend on how they are
+        shared among processes. In as many steps as there are images, each bucket gets as many as
+        it has images, so that all images come up equally often; within a bucket of n images, each
+        comes up once in n consecutive samples.
         """
         step, offset = divmod(i, self.samples_per_step)
         cycle, place = divmod(step, len(self.images))
@@ -345,7 +345,7 @@ class TrainingData:
         return images[self._order(epoch, bucket)[place]]
 
     def _draw_order(self, epoch: int, bucket: int) -> np.ndarray:
-        """Return the order (n,) of the images of a bucket; a batch may end one and begin one."""
+        """Return the order (n,) of a bucket's images in an epoch; a batch may span two epochs."""
         key = (self.seed, Stream.ORDER, epoch)
         rng = np.random.default_rng((*key, bucket) if bucket else key)
         return rng.permutation(len(self._buckets[bucket]))
@@ -376,11 +376,11 @@ class TrainingData:
         Their prompts are captions, or the word and the file's name: a template's medium is a guess.
 
         Args:
-            low, high: shares of the timesteps, between which theirs are spread.
+            low, high: the shares of the timesteps between which theirs are spread.
         """
         images = [i for i in self.images if self.words.words_in(i.prompts[0])[:1] == [name]]
         np.random.default_rng((self.seed, Stream.PHRASES)).shuffle(images)
-        # In golden-ratio steps, so that the first few are spread evenly, too.
+        # In golden-ratio steps, so that even the first few are spread evenly.
         shares = [low + (high - low) * ((i + 0.5) * 0.6180339887498949 % 1) for i in range(count)]
         samples = []
         for i, share in enumerate(shares):

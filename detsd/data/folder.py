@@ -1,6 +1,6 @@
 """The files of a folder of training images.
 
-Imports no library that takes long.
+Imports no library that takes long to load.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ HEIF = (".heic", ".heif", ".hif")  # file names, lower-case
 
 MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneTrainer names it
 
-APPLE = "._"  # how a file begins that a Mac leaves beside another on a foreign disk
+APPLE = "._"  # begins files that macOS leaves beside others on foreign disks
 
 CAPTION_ENDS, CAPTION_FOLDER = (".txt", ".caption"), "captions"
 
-# Beside pictures, and none themselves: captions and what programs leave there.
+# Not pictures, but often beside them: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
 
-LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer of Git LFS begins
+LFS = b"version https://git-lfs.github.com/spec/"  # begins a pointer of Git LFS
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class ImageFolder:
     """The files of a folder of training images, listed once."""
 
     path: Path
-    images: list[Path]  # by name, so that every rank sees one order; masks are none
-    captions: list[Path]  # text files that may be captions, in captions/ inside it, too
-    passed_over: str  # a sentence on the files beside them that are not read; "" for none
+    images: list[Path]  # by name, so that every rank sees one order; without masks
+    captions: list[Path]  # text files that may be captions, also in captions/ inside it
+    passed_over: str  # a sentence on the other files, which are not read; "" for none
 
     @staticmethod
     def scan(path: Path, key: str = "img_dirs") -> ImageFolder:
-        """List a folder, which the configuration names under `key`.
+        """List a folder, which the configuration names as `key`.
 
         Captions, hidden files and what programs leave beside pictures are skipped silently.
         """
@@ -55,13 +55,13 @@ class ImageFolder:
 
 
 def _texts(folder: Path) -> list[Path]:
-    """Return the text files of a folder, which need not be there."""
+    """Return the text files of a folder, which need not exist."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(p for p in entries if p.suffix.lower() in CAPTION_ENDS and p.is_file())
 
 
 def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: list[Path]) -> str:
-    """Return a sentence on what is not read of a folder; "" for nothing."""
+    """Return a sentence on the files of a folder that are not read; "" if there are none."""
     apple = [p for p in entries if p.name.startswith(APPLE)]
     broken = [p for p in entries if p.is_symlink() and not p.exists()]
     rest = [
@@ -87,9 +87,9 @@ def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: l
 
 
 def _is_lfs_pointer(path: Path) -> bool:
-    """Return whether a file is not a picture but the address of one in Git LFS."""
+    """Return whether a file is not a picture but a Git LFS pointer to one."""
     try:
-        if path.stat().st_size > 1024:  # of three lines
+        if path.stat().st_size > 1024:  # a pointer has three lines
             return False
         with path.open("rb") as file:
             return file.read(len(LFS)) == LFS
@@ -98,7 +98,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the pictures in a folder by name; none where there is no folder."""
+    """Return the pictures in a folder by name; none if there is no folder."""
     return _images(sorted(folder.iterdir())) if folder.is_dir() else []
 
 
@@ -116,12 +116,12 @@ def _images(entries: list[Path]) -> list[Path]:
 
 
 def mask_of(path: Path) -> Path:
-    """Return the file that is the mask of picture `path`."""
+    """Return the mask file of picture `path`."""
     return path.with_name(f"{path.stem}{MASK}")
 
 
 def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") -> str | None:
-    """Describe what is wrong with a folder of training images; None where nothing is.
+    """Describe what is wrong with a folder of training images; None if nothing is.
 
     Args:
         mask: `concepts.mask`, which every picture must have.
@@ -147,7 +147,7 @@ def no_images(folder: ImageFolder) -> str:
 
 
 def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
-    """Name the pictures that lack what `concepts.mask` asks for; None where none does."""
+    """Name the pictures that lack what `concepts.mask` asks for; None if none does."""
 
     def lacks(path: Path) -> bool:
         if kind == "files":

@@ -22,25 +22,25 @@ from detsd.utils.pictures import Picture, read_picture
 
 logger = logging.getLogger("detsd")
 
-ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # of the buckets, as OneTrainer has them
+ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # of the buckets, the same as OneTrainer's
 
 
 @dataclass(frozen=True)
 class CroppedImage:
-    """An image of a folder, cut to the shape that is trained on."""
+    """An image of a folder, cut to the shape trained on."""
 
     path: Path
     image: Image.Image  # RGB
     frame: TimeIds
-    mask: Image.Image | None = None  # L, as large as the latents: how much of each trains
-    several: bool = False  # whether its file has further frames or pages
+    mask: Image.Image | None = None  # L, as large as the latents: the weight of each in training
+    several: bool = False  # whether its file has more frames or pages
 
 
 def target_size(size: int, aspect: float, step: int = 8) -> tuple[int, int]:
-    """Return width and height of an aspect, of about as many pixels as a square of `size` a side.
+    """Return width and height of an aspect, with about as many pixels as a square of side `size`.
 
     Args:
-        step: of which both are multiples; of 8 a VAE makes whole latents.
+        step: what both are multiples of; for whole latents, 8.
     """
     width, height = size * math.sqrt(aspect), size / math.sqrt(aspect)
     return tuple(max(step, round(side / step) * step) for side in (width, height))
@@ -50,7 +50,7 @@ def target_sizes(config: ConceptsConfig, size: int, step: int = 8) -> list[tuple
     """Return the widths and heights that images may be cut to: one, or those of the buckets.
 
     Args:
-        step: of which the sides of buckets are multiples.
+        step: what the sides of buckets are multiples of.
     """
     if config.img_aspect != "buckets":
         return [target_size(size, config.img_aspect)]
@@ -61,8 +61,8 @@ def target_sizes(config: ConceptsConfig, size: int, step: int = 8) -> list[tuple
 def bucket_of(size: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the shape to which an image of `size` is cut: the one that keeps most of it.
 
-    By the ratio of both aspects. kohya's and OneTrainer's difference of them can cut a portrait
-    otherwise than the same picture on its side.
+    It compares aspects by their ratio. kohya and OneTrainer compare by the difference, which can
+    cut a portrait differently from the same picture on its side.
     """
     width, height = size
     return min(shapes, key=lambda shape: abs(math.log(width * shape[1] / (height * shape[0]))))
@@ -81,9 +81,9 @@ def crop_or_resize(
 
 
 def squared(image: Image.Image) -> Image.Image:
-    """Return an image padded to a square by the pixels of its edges; a square one as it is.
+    """Return an image padded to a square with the pixels of its edges; a square one as it is.
 
-    For networks that see squares: a centre crop would lose what stands to one side.
+    For networks that take squares: a centre crop would lose a subject that stands to one side.
     """
     (width, height), side = image.size, max(image.size)
     if width == height:
@@ -117,13 +117,13 @@ def read_images(
 ) -> Iterator[CroppedImage]:
     """Read all readable images of a folder, cut to one shape, or each to that of its bucket.
 
-    Unreadable ones are named and skipped. Several are decoded at once, and only a few are held.
+    Unreadable ones are named and skipped. Several are decoded at once, but only a few are held.
 
     Args:
-        folder: a path is listed here.
-        key: what the configuration calls the folder.
-        step: of which the sides of buckets are multiples.
-        scale: pixels per latent along a side, to read their masks, too.
+        folder: the folder; if it is a path, it is listed here.
+        key: the setting that names the folder.
+        step: what the sides of buckets are multiples of.
+        scale: pixels per latent along a side, if masks are to be read.
     """
     if isinstance(folder, Path):
         folder = ImageFolder.scan(folder, key)
@@ -172,7 +172,7 @@ def read_images(
 def read_mask(
     path: Path, size: tuple[int, int], latents: tuple[int, int], center_crop: bool
 ) -> Image.Image:
-    """Read the mask file of a picture of `size` pixels, cut out as the picture is."""
+    """Read the mask file of a picture of `size` pixels, cut like the picture."""
     source = mask_of(path)
 
     def cut(mask: Picture) -> tuple[tuple[int, int], Image.Image]:
@@ -181,7 +181,7 @@ def read_mask(
 
     try:
         found, mask = read_picture(source, "black", latents, cut, convert=False)
-    except Exception as error:  # as of pictures
+    except Exception as error:  # as for pictures
         raise UserError(f"{source} cannot be read as a mask ({error}); save it again") from None
     if found != size:
         raise UserError(
@@ -192,9 +192,9 @@ def read_mask(
 
 
 def mask_tensor(image: CroppedImage, kind: str) -> torch.Tensor | None:
-    """Return how much of each latent trains: (1, h, w) in [0, 1]; None without a mask.
+    """Return the weight of each latent in training: (1, h, w) in [0, 1]; None without a mask.
 
-    A latent counts by the share of its pixels that do.
+    It is the share of the latent's pixels that count.
     """
     if image.mask is None:
         return None

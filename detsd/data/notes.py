@@ -1,4 +1,4 @@
-"""Notes on a folder of training images before training: one line for each kind of oddity."""
+"""Notes on a folder of training images, made before training: one line per kind of oddity."""
 
 import logging
 from pathlib import Path
@@ -60,7 +60,7 @@ class Notes:
         one = "{} x {}".format(*min(self.shapes)) if len(self.shapes) == 1 else "bucket"
         self._say(self.small, f"are smaller than the {one} trained on, and are enlarged")
         remedy = "set concepts.img_aspect to buckets or to their shape, or "
-        if self.config.img_aspect == "buckets":  # they are longer than the longest of them
+        if self.config.img_aspect == "buckets":  # they are longer than the longest bucket
             remedy = "cut them to what they are to teach, or set "
         self._say(
             self.cut, f"lose more than half to the crop; {remedy}concepts.center_crop to false"
@@ -72,7 +72,7 @@ class Notes:
         )
 
     def _say(self, names: list[str], what: str) -> None:
-        """Log of how many pictures something is true, and the first of them."""
+        """Log how many pictures something is true of, and the first of them."""
         if names:
             logger.warning(
                 "%s: %d of %d pictures %s (%s)",
@@ -80,7 +80,7 @@ class Notes:
             )  # fmt: skip
 
     def _copies(self, pixels: dict[Path, str]) -> None:
-        """Log which pictures are equal."""
+        """Log which pictures are identical."""
         first: dict[str, str] = {}
         copies = []
         for path, digest in pixels.items():

@@ -1,4 +1,4 @@
-"""Work done by threads ahead of its use."""
+"""Work done by threads before its result is needed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ A, B = TypeVar("A"), TypeVar("B")
 
 
 def prefetch(call: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
-    """Yield `call(item)` of every item, in their order, from threads that run a little ahead."""
+    """Yield `call(item)` for every item, in order, from threads that run a little ahead."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[B]] = deque()
         for item in items:

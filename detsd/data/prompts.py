@@ -23,7 +23,7 @@ def prompts_for(
     """Return the prompts that image `path` of concept `name` may be shown with."""
     if caption is not None:
         text = fill_in(caption, name, path)
-        # A caption that does not say where the concept is begins with it.
+        # A caption that does not name the concept gets it at the beginning.
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
     words = ""
     if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
@@ -44,7 +44,7 @@ def vary_tags(
 ) -> str:
     """Shuffle the comma-separated parts of a prompt, or leave some of them out.
 
-    Those that have one of the `words` stay; where the others are shuffled, they come first.
+    Parts that contain one of the `words` stay; if the others are shuffled, they come first.
     """
     tags = [tag.strip() for tag in prompt.split(",")]
     tags = [tag for tag in tags if words.words_in(tag) or rng.random() >= drop_out]

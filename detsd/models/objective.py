@@ -54,7 +54,7 @@ def squared_error(
 
 
 def norm_penalty(rows: torch.Tensor, target_norm: float) -> torch.Tensor:
-    """Return the mean of (|row| - target norm)^2, to keep rows (N, D) as long as the vocabulary's."""
+    """Return the mean of (|row| - target norm)^2: keeps rows (N, D) as long as the vocabulary's."""
     return (rows.norm(dim=1) - target_norm).pow(2).mean()
 
 
