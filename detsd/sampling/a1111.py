@@ -1,6 +1,6 @@
-"""The fields of A1111's text with which it makes an image of ours again.
+"""The fields in A1111's text with which it makes an image of ours again.
 
-docs/generating.md has the table of samplers for which it makes the same one.
+docs/generating.md has a table of the samplers for which the result is the same.
 """
 
 import functools
@@ -15,7 +15,7 @@ from detsd.utils.png import noise_fields
 
 
 def a1111_fields(model: BaseModel, record: dict[str, Any]) -> dict[str, Any]:
-    """Return noise levels and hashes of files as A1111 writes them, of an image's settings."""
+    """Return noise settings and file hashes for an image's settings, as A1111 writes them."""
     name = record["scheduler_name"]
     config = make_scheduler(model, name, record["spacing"]).config
     fields = noise_fields(name, config.get("timestep_spacing", "leading"))
@@ -31,7 +31,7 @@ def a1111_fields(model: BaseModel, record: dict[str, Any]) -> dict[str, Any]:
     hashes = []
     for name, concept in record["concepts"].items():
         source = Path(concept["source"])
-        if source.is_dir():  # a checkpoint, which has a file for other tools
+        if source.is_dir():  # a checkpoint, which also has a file for other tools
             source /= f"{file_name(name)}.safetensors"
         if digest := file_digest(source):
             hashes.append(f"{name.replace(':', '').replace(',', '')}: {digest[:12]}")
@@ -39,16 +39,16 @@ def a1111_fields(model: BaseModel, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file; "" where there is none."""
+    """Return the SHA-256 of a file; "" if there is none."""
     try:
         return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
-    except OSError:  # too long a name, or one that may not be read
+    except OSError:  # a name too long, or a file that may not be read
         return ""
 
 
 @functools.lru_cache(maxsize=1024)
 def _digest(path: Path, _: int) -> str:
-    """Read a file once: one of 4 GB takes seconds."""
+    """Digest a file, only once: one of 4 GB takes seconds."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

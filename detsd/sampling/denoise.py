@@ -1,7 +1,7 @@
 """From noise to images: pure functions of the model's parts, a sampler and each image's own noise.
 
 Latents are kept in float32 whatever the models compute in, and all noise is drawn in float32 on the
-CPU: an image starts from the same noise, and gets the same on its way, on every device.
+CPU, so that an image gets the same noise, at the start and on the way, on every device.
 """
 
 import inspect
@@ -17,18 +17,18 @@ from detsd.models.base import Conditioning
 def starting_noise(
     generators: Sequence[torch.Generator], shape: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Draw normal numbers (B, C, h, w), float32 on the CPU, each image's from its generator."""
+    """Draw normal numbers (B, C, h, w), float32 on the CPU, for each image from its generator."""
     return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
 
 
 def guided_calls(
     scheduler: Any, steps: int, interval: tuple[float, float] | None = None
 ) -> list[bool]:
-    """Return for each call of the UNet if its step lies in a guidance interval.
+    """Return whether each call of the UNet is in a step within a guidance interval.
 
-    Of N steps those from int(start * N) on are guided, up to and without int(stop * N), as by the
-    guiders of diffusers; but these count calls of the UNet, of which Heun's sampler makes two a
-    step, and lose a step where start * N or stop * N is rounded down to just below an integer.
+    Of N steps, those from int(start * N) up to but not including int(stop * N) are guided, as by
+    diffusers' guiders; but those count calls of the UNet, of which Heun's sampler makes two per
+    step, and lose a step if start * N or stop * N is rounded to just below an integer.
 
     Args:
         scheduler: a sampler whose timesteps are set.
@@ -37,7 +37,7 @@ def guided_calls(
     if interval is None:
         return [True] * calls
     start, stop = (int(fraction * steps + 1e-6) for fraction in interval)
-    extra = calls - steps  # of samplers of one call a step: PNDM begins with the same step twice
+    extra = calls - steps  # with one call per step: PNDM makes its first step twice
     of_call = [k // 2 if scheduler.order == 2 else max(0, k - extra) for k in range(calls)]
     return [start <= step < stop for step in of_call]
 
@@ -59,12 +59,12 @@ def denoise(
     """Denoise latents (B, C, h, w), float32, from noise of the same shape.
 
     Args:
-        scheduler: one of diffusers' samplers, used by nobody else at the same time.
+        scheduler: one of diffusers' samplers, not in use elsewhere at the same time.
         negative: the negative prompts; None for no guidance (arXiv 2207.12598).
         guidance: the scale of each image (B,).
         generators: each image's own, for samplers that add noise on the way.
-        guidance_interval: fractions of the steps between which there is guidance; the others take
-            one pass of the UNet instead of two (arXiv 2404.07724); None: everywhere.
+        guidance_interval: fractions of the steps between which to guide; the others take one pass
+            of the UNet instead of two (arXiv 2404.07724); None: guide everywhere.
         on_step: called after each step with its number (from 0), its timestep and the latents.
         should_stop: asked before each step; True ends the loop, and None is returned.
     """
@@ -77,14 +77,14 @@ def denoise(
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = list(generators)
     latents = noise.to(device) * scheduler.init_noise_sigma
-    # All timesteps go to the device at once: each transfer is a synchronization.
+    # All timesteps go to the device at once, since each transfer is a synchronization.
     on_device = scheduler.timesteps.to(device)
     for k, t in enumerate(scheduler.timesteps):
         if should_stop is not None and should_stop():
             return None
         scaled = scheduler.scale_model_input(latents, t).to(positive.prompt_embeds.dtype)
-        # One pass of half the batch costs more than half of two: 25 steps guided in [0.2, 0.8] are
-        # 1.2 times as fast, where the count of the passes says 1.25.
+        # One pass of half the batch costs more than half of both: 25 steps guided in [0.2, 0.8] are
+        # 1.2 times as fast, while the number of passes suggests 1.25.
         twice = negative is not None and guided[k]
         text = both if twice else positive
         prediction = unet(

@@ -21,7 +21,7 @@ class Sampler:
     """A model that makes images of jobs.
 
     Attributes:
-        max_pixels: of images made at once; lowered when memory runs out.
+        max_pixels: in all images made at once; lowered when memory runs out.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Sampler:
     ):
         self.model = model
         self.max_pixels = sys.maxsize
-        self._pipeline = diffusers_pipeline  # checks images, and turns pixels into pictures
+        self._pipeline = diffusers_pipeline  # checks images, and turns pixels into PIL images
 
     @property
     def checks_safety(self) -> bool:
@@ -55,8 +55,8 @@ class Sampler:
 
         Args:
             max_batch_size: default: what the free memory should hold.
-            pad_batch_to: pad smaller batches with their last job, as far as that fits: equal shapes
-                run equal kernels, so the pixels are those of the larger batch.
+            pad_batch_to: pad smaller batches with their last job, as far as memory allows: equal
+                shapes run equal kernels, so the pixels are those of the larger batch.
             encodings: a cache of encoded prompts, for callers whose vectors stay the same.
             on_step: called after each denoising step.
             should_stop: asked before each denoising step; True drops the batch and ends.
@@ -85,7 +85,7 @@ class Sampler:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                # Handled below: inside the handler the error would hold on to the memory.
+                # Handled below: inside the handler, the error would keep the memory in use.
             else:
                 if images is None:
                     return
@@ -97,7 +97,7 @@ class Sampler:
 
     @torch.no_grad()
     def encode_all(self, jobs: list[Job], encodings: dict[tuple, Conditioning]) -> None:
-        """Encode the prompts of all jobs to come, and drop the text encoders: 1.4 GB of XL."""
+        """Encode the prompts of all jobs to come, and drop the text encoders (1.4 GB for XL)."""
         for job, chunks in zip(jobs, self._chunk_counts(jobs), strict=True):
             for negative in (False, True)[: 1 + job.guided]:
                 self._encode(job, chunks, encodings, negative)
@@ -110,7 +110,7 @@ class Sampler:
         return job.width or self.model.image_size, job.height or self.model.image_size
 
     def _limit(self, job: Job, max_batch_size: int | None) -> int:
-        """Return how many images of a job's size are made at once."""
+        """Return how many images of a job's size can be made at once."""
         width, height = self._size(job)
         fits = max_batch_size or fitting_batch_size(
             self.model.device, self.model.dtype, width, height
@@ -143,7 +143,7 @@ class Sampler:
         should_stop: Callable[[], bool] | None,
         chunks: int,
     ) -> list[GeneratedImage] | None:
-        """Make the images of jobs of one `batch_key` and length; None when stopped."""
+        """Make the images of jobs with one `batch_key` and prompt length; None if stopped."""
         first, model = jobs[0], self.model
         generators = [job.generator for job in jobs]
         scheduler = make_scheduler(model, first.scheduler_name, first.spacing)
@@ -163,13 +163,13 @@ class Sampler:
         if latents is None:
             return None
         if model.device.type == "cpu" and latents[0, 0].numel() >= 64 * 64:
-            # Decoding takes more than the UNet, whose memory is in pieces too small for it. Not for
-            # small images: the demo's would take 1 to 3 % longer.
+            # Decoding takes more memory than the UNet, whose freed pieces are too small for it. Not
+            # for small images: the demo's would take 1 to 3 % longer.
             give_back_memory()
         return self._pictures(decode(model.vae, latents))
 
     def _chunk_counts(self, jobs: list[Job]) -> list[int]:
-        """Return the chunks of tokens of each job: as many as its longer prompt has."""
+        """Return the number of token chunks of each job: that of its longer prompt."""
         counts = {"": 1}
 
         def count(prompt: str) -> int:
@@ -211,7 +211,7 @@ class Sampler:
         return encodings[key]
 
     def _pictures(self, pixels: torch.Tensor) -> list[GeneratedImage]:
-        """Turn pixels (B, 3, H, W) into pictures, black where the safety checker flags them."""
+        """Turn pixels (B, 3, H, W) into pictures, blacked out if the safety checker flags them."""
         count, flags = len(pixels), None
         lost = count - int(pixels.isfinite().flatten(1).all(1).sum())
         if lost:

@@ -28,15 +28,15 @@ class Job:
     scheduler_name: str = "ddim"
     width: int | None = None  # None: the model's own size
     height: int | None = None
-    copy: int = 0  # of several images that agree in all else
-    guidance_interval: tuple[float, float] | None = None  # of all steps; None: everywhere
+    copy: int = 0  # number among images equal in all other fields
+    guidance_interval: tuple[float, float] | None = None  # fractions of the steps; None: everywhere
     spacing: str | None = None  # of the timesteps; None: the model's own
     # (word:1.3), BREAK and long prompts, as `concepts.weights` reads them; False: text, cut off.
     prompt_weights: bool = True
 
     @property
     def noise_seed(self) -> int:
-        """The seed with which any tool makes this image; that of copy 0 is `seed`.
+        """The seed with which any tool makes this image; for copy 0 it is `seed`.
 
         PyTorch uses only 32 bits of a seed, so those of the other copies are hashed.
         """
@@ -76,12 +76,12 @@ def product(job: Job, **values: Iterable[Any]) -> list[Job]:
 
 
 def interval(fractions: list[float] | None) -> tuple[float, float] | None:
-    """Return a configured guidance interval as a job holds it."""
+    """Return a configured guidance interval in the form a job holds."""
     return None if fractions is None else (fractions[0], fractions[1])
 
 
 def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
-    """Return the product of the grid's lists; `size` in pixels where it names none."""
+    """Return the product of the grid's lists; `size` in pixels applies if it names none."""
     return product(
         Job(
             "",
@@ -128,7 +128,7 @@ def batches(jobs: list[Job], size: int, chunks: list[int] | None = None) -> list
     """Return the numbers of jobs to be made at once, at most `size`; every job in one batch.
 
     Args:
-        chunks: of each job's prompts; those of other lengths are not made at once.
+        chunks: those of each job's prompts; different numbers are not made at once.
     """
     groups: dict[tuple, list[int]] = {}
     for number, job in enumerate(jobs):
@@ -144,15 +144,15 @@ def settings(
 
     Args:
         concepts: fingerprints of the concepts in the job's prompts.
-        safety_checker: True if one sees the images.
+        safety_checker: True if one checks the images.
     """
     fields = dataclasses.asdict(job)
     del fields["copy"]
-    # Null where it makes no difference; files of versions that had no weights have no such key.
+    # Null if it makes no difference; files by versions without weights have no such key.
     if all(map(model.vocabulary.is_plain, (job.prompt, job.negative_prompt))):
         fields["prompt_weights"] = None
     if job.guidance_interval:
-        fields["guidance_interval"] = list(job.guidance_interval)  # as JSON gives it back
+        fields["guidance_interval"] = list(job.guidance_interval)  # as JSON would return it
     return {
         **fields,
         "seed": job.noise_seed,
@@ -174,16 +174,16 @@ class GeneratedImage:
 
     image: Image.Image
     flagged: bool  # the model's safety checker blacked it out
-    batch_size: int  # images made at once: other batches may round otherwise
+    batch_size: int  # images made at once: other batches may round differently
 
 
 @dataclass(frozen=True)
 class StepInfo:
     """The progress of some jobs after a denoising step."""
 
-    numbers: list[int]  # of the jobs that are being made at once
-    step: int  # denoising steps of these that are done
+    numbers: list[int]  # of the jobs being made at once
+    step: int  # denoising steps done for these
     steps: int
     timestep: int
     latents: torch.Tensor  # (B, 4, h, w), a row for each of `numbers`
-    share: float  # of all jobs' work that is done
+    share: float  # of all jobs' work done so far

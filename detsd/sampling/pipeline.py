@@ -45,12 +45,12 @@ class DetSDTextualInversionPipeline:
     Attributes:
         model: the frozen base model.
         vocabulary: its concepts.
-        diffusers_pipeline: the pipeline of the same parts behind `__call__`; its methods that save
-            memory (`enable_vae_slicing`, `enable_attention_slicing`) work on all images.
+        diffusers_pipeline: the pipeline behind `__call__`, of the same parts; its methods that save
+            memory (`enable_vae_slicing`, `enable_attention_slicing`) apply to all images.
         sampler: makes images of jobs.
-        warnings: called with jobs, returns what is odd about them.
+        warnings: called with jobs, returns warnings about them.
         sources: the file or checkpoint of each loaded concept, by name.
-        reload_from: what was named to load it, by name: a run's folder, for example.
+        reload_from: what each concept was loaded from, by name, as given: a run's folder, say.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class DetSDTextualInversionPipeline:
         self.diffusers_pipeline.set_progress_bar_config(disable=True)
         self.sampler = Sampler(model, self.diffusers_pipeline)
         if model.device.type == "cuda":
-            # Decoding needs more memory than denoising; one image at a time it is bounded.
+            # Decoding needs more memory than denoising; one image at a time limits it.
             model.vae.enable_slicing()
-        # diffusers' pipeline hands the VAE the UNet's precision, also where the VAE has another
-        # one, as Stable Diffusion XL's has beside fp16.
+        # diffusers' pipeline gives the VAE latents in the UNet's precision, even if the VAE has
+        # another, as Stable Diffusion XL's has with fp16.
         (model.vae.post_quant_conv or model.vae.decoder).register_forward_pre_hook(
             lambda part, inputs: (inputs[0].to(next(part.parameters()).dtype), *inputs[1:])
         )
@@ -95,15 +95,15 @@ class DetSDTextualInversionPipeline:
         concepts: Iterable[str | Path] = (),
         uuids: Iterable[str] = (),
     ) -> DetSDTextualInversionPipeline:
-        """Load a base model, with its safety checker where it has one.
+        """Load a base model, with its safety checker if it has one.
 
         Args:
             pretrained_model_name_or_path: a diffusers folder, a single file, or a hub model.
             precision: fp32, bf16, fp16, or auto (what suits the device).
-            device: default: the GPU where there is one, else the CPU.
+            device: default: the GPU if there is one, else the CPU.
             clip_skip, vae: as in `ModelConfig`.
-            concepts, uuids: loaded too, as by `load_concepts` and `load_from_uuids`; those that do
-                not fit the model are refused before its weights are downloaded.
+            concepts, uuids: to be loaded, too, as by `load_concepts` and `load_from_uuids`; those
+                that do not fit the model are refused before its weights are downloaded.
         """
         learned = [find_concepts(source) for source in concepts]
         learned += [find_concepts(f"uuid:{uuid}") for uuid in uuids]
@@ -153,7 +153,7 @@ class DetSDTextualInversionPipeline:
             source: what the settings of an image name as their origin.
             reload_from: what `reload` reads.
         """
-        for concept in concepts:  # first: of a file that holds a bad one, none is loaded
+        for concept in concepts:  # first: from a file with a bad one, none is loaded
             self.vocabulary.check(concept)
         for concept in concepts:
             if concept.clip_skip not in (0, self.model.clip_skip):
@@ -170,10 +170,10 @@ class DetSDTextualInversionPipeline:
         self.sources.pop(name, None)
 
     def reload(self, name: str) -> None:
-        """Read a concept again from its origin; the old one stays where that fails."""
+        """Read a concept again from its origin; if that fails, the old one stays."""
         old = [c for c in self.vocabulary.concepts() if c.name == name]
         if not old:
-            self.vocabulary.remove(name)  # raises, and names those that are loaded
+            self.vocabulary.remove(name)  # raises an error that names those loaded
         source, reload_from = self.sources[name], self.reload_from[name]
         found, newest, _ = find_concepts(reload_from)
         new = [c for c in found if c.name == name]
@@ -187,7 +187,7 @@ class DetSDTextualInversionPipeline:
             raise
 
     def concept_fingerprints(self, text: str) -> dict[str, dict[str, str]]:
-        """Return source and digest of each concept that occurs in a text."""
+        """Return the source and digest of each concept that occurs in a text."""
         used = set(self.vocabulary.rewrite.words_in(text))
         return {
             c.name: {"source": self.sources.get(c.name, ""), "sha256": c.digest}
@@ -208,7 +208,7 @@ class DetSDTextualInversionPipeline:
             check_steps(self.model, job.scheduler_name, job.num_inference_steps)
 
     def guided_calls(self, job: Job) -> list[bool]:
-        """Return for each call of the UNet for a job if it is guided: two passes, not one."""
+        """Return whether each call of the UNet for a job is guided: two passes, not one."""
         scheduler = make_scheduler(self.model, job.scheduler_name, job.spacing)
         scheduler.set_timesteps(job.num_inference_steps)
         guided = guided_calls(scheduler, job.num_inference_steps, job.guidance_interval)
@@ -240,7 +240,7 @@ class DetSDTextualInversionPipeline:
         return self.diffusers_pipeline(**options)
 
     def make(self, jobs: list[Job], **options: Any) -> list[GeneratedImage]:
-        """Make the images of any jobs, in their order, and log what is odd about them.
+        """Make the images of any jobs, in order, and log warnings about them.
 
         Args:
             options: as for `make_batches`.
@@ -261,7 +261,7 @@ class DetSDTextualInversionPipeline:
     def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
         """Write what `make(jobs)` returned as PNG files with their settings inside.
 
-        Equal settings get the same file name, others another one; `folder` is made.
+        Equal settings get the same file name, different ones another; `folder` is created.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

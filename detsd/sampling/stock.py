@@ -37,7 +37,7 @@ SCHEDULERS = {
 
 KARRAS, SDE = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
 
-# In place of what the model's configuration says.
+# These replace what the model's configuration says.
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpmsolver++-karras": KARRAS,
     "dpmsolver++-sde": SDE,
@@ -49,11 +49,11 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
     """Return a sampler by its short name, configured like the model's own.
 
     Args:
-        spacing: of the timesteps: leading, trailing, linspace; None: as the model has it.
+        spacing: of the timesteps: leading, trailing or linspace; None: the model's.
     """
     if name not in SCHEDULERS:
         raise UserError(f"scheduler {name!r} is unknown; use one of {', '.join(SCHEDULERS)}")
-    # Latents have no bounds to be clipped to. diffusers sets both where it loads a pipeline.
+    # Latents have no bounds to clip to. diffusers sets both when it loads a pipeline.
     options = {**model.sampling_scheduler_config, "clip_sample": False, "steps_offset": 1}
     if name == "pndm":
         options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
@@ -65,8 +65,8 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
 def check_steps(model: BaseModel, name: str, steps: int) -> None:
     """Refuse more steps than a sampler can make.
 
-    With as many as the model has timesteps, diffusers' samplers, one timestep ahead, find no noise
-    level any more.
+    With as many steps as the model has timesteps, diffusers' samplers, which look one timestep
+    ahead, run out of noise levels.
     """
     most = model.scheduler.config.num_train_timesteps
     if steps >= most:
@@ -82,14 +82,14 @@ def check_steps(model: BaseModel, name: str, steps: int) -> None:
 
 
 def steps_warning(model: BaseModel, name: str, steps: int, spacing: str | None = None) -> str:
-    """Return why so few steps of a sampler give noise, or a flat color; "" where they do not.
+    """Return why so few steps of a sampler give noise, or a flat color; "" if they do not.
 
     Measured on all samplers and spacings: dev/LOG.md.
     """
     scheduler = make_scheduler(model, name, spacing)
     scheduler.set_timesteps(steps)
     most, times = model.scheduler.config.num_train_timesteps, scheduler.timesteps.tolist()
-    # Heun's second step of two leads from nearly no noise to none, with that of the first in it.
+    # Of two steps, Heun's second goes from nearly no noise to none, and keeps the first's noise.
     if times[0] > most / 100 and not (steps == 2 and scheduler.order == 2 and times[-1] < 2):
         return ""
     return (
@@ -107,8 +107,8 @@ def own_scheduler(model: BaseModel) -> str:
 def in_float32(scheduler: Any) -> Any:
     """Make a sampler of diffusers' pipeline compute, and draw its noise, in float32.
 
-    PyTorch 2.3 draws normal numbers of half precision from 8 or 11 random bits: none is beyond
-    3.3, and far too many are zero.
+    PyTorch 2.3 draws half-precision normal numbers from 8 or 11 random bits: none exceeds 3.3, and
+    far too many are zero.
     """
     step = scheduler.step
 
@@ -139,7 +139,7 @@ def initial_latents(
     """Draw the noise (B, C, h, w) that diffusers' pipeline would draw, but in float32.
 
     Args:
-        count: images to be made; a list of generators has one for each of them.
+        count: number of images; a list of generators has one for each.
     """
     shape = latent_shape(model, width, height)
     many = isinstance(generator, list)

@@ -1,4 +1,4 @@
-"""Sentences on jobs that will not show what their settings say."""
+"""Warnings about jobs whose images will not show what their settings say."""
 
 import logging
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ logger = logging.getLogger("detsd")
 
 
 class JobWarnings:
-    """The warnings of a model's jobs, of each kind the first."""
+    """The warnings about a model's jobs, the first of each kind."""
 
     def __init__(self, model: BaseModel):
         self._model = model
-        self._seen: set[tuple] = set()  # prompts and steps that were looked at
+        self._seen: set[tuple] = set()  # prompts and steps already checked
         self._told: set[str] = set()
 
     def __call__(self, jobs: Iterable[Job], spelling: bool = True) -> list[str]:
-        """Return what is odd about jobs and was not reported before.
+        """Return the warnings about jobs that were not reported before.
 
         Args:
-            spelling: False where the spelling of concepts was checked before.
+            spelling: False if the spelling of concepts was checked before.
         """
         found = []
         for job in jobs:
@@ -39,6 +39,6 @@ class JobWarnings:
         return found
 
     def log(self, jobs: Iterable[Job], spelling: bool = True) -> None:
-        """Log what is odd about jobs and was not reported before; `spelling` as for a call."""
+        """Log the warnings about jobs that were not reported before; `spelling` as for a call."""
         for warning in self(jobs, spelling):
             logger.warning("%s", warning)
