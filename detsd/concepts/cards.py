@@ -1,7 +1,7 @@
 """A1111's embedding cards: pictures that hold a concept in the low bits of their pixels.
 
-Behind a black column on either side of the picture stands a block: on the left the lower halves of
-the bytes, on the right the upper ones, both mixed with the numbers of a generator
+Next to a black column on either side of the picture is a block: on the left the lower halves of the
+bytes, on the right the upper ones, both mixed with the numbers of a generator
 (https://github.com/AUTOMATIC1111/stable-diffusion-webui, modules/textual_inversion/
 image_embedding.py). The bytes are JSON, compressed by zlib.
 """
@@ -17,13 +17,13 @@ import torch
 
 from detsd.utils.formats import open_picture
 
-MAX_PIXELS = 2**22  # a card has little more than a million
+MAX_PIXELS = 2**22  # a card has just over a million
 
 MAX_JSON = 2**23  # bytes; 75 vectors of 1280 numbers have 2 MB
 
 
 def read_card(file: BinaryIO) -> Any:
-    """Read the table hidden in a picture's pixels; None where there is none."""
+    """Read the table hidden in a picture's pixels; None if there is none."""
     try:
         file.seek(0)
         with open_picture(file) as image:
@@ -32,20 +32,20 @@ def read_card(file: BinaryIO) -> Any:
             data = _hidden_bytes(np.asarray(image.convert("RGB")))
         if data is None:
             return None
-        # The block is filled up by what it begins with, which no decoder needs.
+        # The block is padded with copies of its beginning, which no decoder needs.
         text = zlib.decompressobj().decompress(data, MAX_JSON)
         return json.loads(text, object_hook=tensors)
-    except Exception:  # a decoder of foreign bytes fails in every possible way: a picture
+    except Exception:  # decoding untrusted bytes can fail in any way: it is a plain picture
         return None
 
 
 def tensors(entry: dict[str, Any]) -> Any:
-    """Return A1111's JSON of a tensor as a tensor, other JSON as it is."""
+    """Return A1111's JSON of a tensor as a tensor, other JSON unchanged."""
     return torch.tensor(entry["TORCHTENSOR"]) if "TORCHTENSOR" in entry else entry
 
 
 def _hidden_bytes(pixels: np.ndarray) -> bytes | None:
-    """Return the bytes in the two blocks of a picture (h, w, 3); None without blocks."""
+    """Return the bytes in the two blocks of a picture (h, w, 3); None if it has none."""
     lit = (pixels > 0).all(2)
     rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
     if not len(rows):

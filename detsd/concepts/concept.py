@@ -1,4 +1,4 @@
-"""A learned concept: a word, where it began, and its embedding vectors."""
+"""A learned concept: a word, its initializer, and its embedding vectors."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class LearnedConcept:
 
     Attributes:
         embeddings: the vectors for each text encoder of the base model, as rows (n, D).
-        model: the base model it was learned on; "" where that is not known.
-        model_hash: which weights of that name: the hub's commit, or what another tool noted.
-        steps: of training; None where that is not known.
-        clip_skip: `model.clip_skip` of the training; 0 also where that is not known.
+        model: the base model it was learned on; "" if unknown.
+        model_hash: which weights of that name: the hub commit, or what another tool recorded.
+        steps: of training; None if unknown.
+        clip_skip: `model.clip_skip` of the training; also 0 if unknown.
         resolution: width and height of its samples in pixels; None: the model's own square.
     """
 
@@ -39,7 +39,7 @@ class LearnedConcept:
 
     @property
     def num_vectors(self) -> int:
-        """The number of vectors for each text encoder, hence of tokens of the word in a prompt."""
+        """The number of vectors per text encoder, and so of the word's tokens in a prompt."""
         return len(self.embeddings[0])
 
     @property
@@ -60,5 +60,5 @@ def family(widths: tuple[int, ...]) -> str:
 
 
 def joined(widths: tuple[int, ...]) -> str:
-    """Return widths as they stand in a sentence: "768 and 1280"."""
+    """Return widths in words for a sentence: "768 and 1280"."""
     return " and ".join(map(str, widths))

@@ -7,8 +7,8 @@ import torch.nn as nn
 class ConceptEmbedding(nn.Module):
     """The frozen token table with learned rows appended.
 
-    Ids from `first_id` on are looked up in `rows` (N, D), float32; all others in `base`. The result
-    has the base table's dtype.
+    Ids from `first_id` on are looked up in `rows` (N, D), float32; all others in `base`. Results
+    have the base table's dtype.
     """
 
     def __init__(self, base: nn.Embedding, first_id: int):

@@ -1,9 +1,9 @@
 """Read what `torch.save` writes without running any code of the file or of PyTorch's unpickler.
 
-`torch.load(weights_only=True)` knows the pickle operations of protocol 2 alone, and no NumPy
-number: files of other programs that are whole are damaged to it. Here every name in a pickle stands
-for something of this file: a tensor of the file's bytes, a dictionary, a number. Other names are
-refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
+`torch.load(weights_only=True)` knows only the pickle operations of protocol 2, and no NumPy
+numbers: it takes intact files of other programs for damaged. Here every name in a pickle stands for
+something defined in this module: a tensor of the file's bytes, a dictionary, a number. Other names
+are refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
 """
 
 import io
@@ -19,17 +19,17 @@ import torch
 
 MAX_PICKLE = 2 * 2**20  # bytes; a thousand concepts have a third of it
 
-# 50 for each tensor; each may make an object of some hundred bytes: without a limit, 33 kB of lists
-# took 1.2 GB.
+# 50 for each tensor. Each may create an object of some hundred bytes: without a limit, 33 kB of
+# lists took 1.2 GB.
 MAX_OPERATIONS = 300_000
 
 MAX_TUPLES = 20_000  # 4 for each tensor; C hashes nested ones by recursion, on a stack of 8 MB
 
-MAX_COPIED = 2**20  # entries and characters that a pickle may have copied from what it holds
+MAX_COPIED = 2**20  # entries and characters that a pickle may cause to be copied
 
 MAX_NAME = 200  # characters of a module and a class
 
-MAGIC = 0x1950A86A20F9469CFC6C  # begins a file of PyTorch before 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # begins a file by PyTorch before 1.6
 
 STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -45,11 +45,11 @@ NUMBERS = {  # NumPy's codes -> those of struct
 
 
 class ForeignCode(Exception):
-    """A class or function that is no part of tensors; the message is its name."""
+    """A class or function that tensors do not need; the message is its name."""
 
 
 class Unreadable:
-    """A part of a file that is no tensor, such as a NumPy array."""
+    """A part of a file that is not a tensor, such as a NumPy array."""
 
     def __init__(self, *_: Any): ...
 
@@ -57,7 +57,7 @@ class Unreadable:
 
 
 def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
-    """Read the pickle of that name in an archive, with the tensors beside it."""
+    """Read the pickle named `pickled` in an archive, with the tensors beside it."""
     folder = pickled.removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
         raise ValueError("big endian")
@@ -73,12 +73,12 @@ def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
 
     if archive.getinfo(pickled).file_size > MAX_PICKLE:
         raise ValueError(f"a pickle of more than {MAX_PICKLE} bytes")
-    # As a whole, since the checksum is compared at the end.
+    # As a whole, since the checksum is compared only at the end.
     return _load(io.BytesIO(archive.read(pickled)), storage)
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
-    """Read a file of PyTorch before 1.6: five pickles, then the tensors' bytes."""
+    """Read a file by PyTorch before 1.6: five pickles, then the tensors' bytes."""
     storages: dict[str, tuple[torch.dtype, bytearray]] = {}
     left = size
 
@@ -105,7 +105,7 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
 
 
 def _load(pickles: io.BytesIO, storage: Callable[[torch.dtype, str, int], Any]) -> Any:
-    """Read the next pickle, once its operations are counted: each may make an object."""
+    """Read the next pickle after counting its operations, each of which may create an object."""
     start, tuples = pickles.tell(), 0
     for number, (operation, argument, _) in enumerate(pickletools.genops(pickles)):
         tuples += operation.name.startswith("TUPLE")
@@ -118,7 +118,7 @@ def _load(pickles: io.BytesIO, storage: Callable[[torch.dtype, str, int], Any]) 
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler whose every name stands for something harmless."""
+    """An unpickler to which every name stands for something harmless."""
 
     def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Any]):
         super().__init__(file, encoding="utf-8")
@@ -137,12 +137,12 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         if re.fullmatch(r"torch\._utils\._rebuild_\w+|torch\.serialization\._get_layout", full):
-            return lambda *_: torch.empty(0)  # of a sparse or quantized tensor: no matrix
+            return lambda *_: torch.empty(0)  # a sparse or quantized tensor: not a matrix
         raise ForeignCode(full)
 
     def persistent_load(self, saved: Any) -> Any:
         """Return the storage of a tensor, or a class."""
-        if saved[0] == "module":  # of older PyTorch: a class, with its source code
+        if saved[0] == "module":  # from older PyTorch: a class, with its source code
             return saved[1]
         kind, dtype, key, _, count, *view = saved
         if kind != "storage" or not isinstance(dtype, torch.dtype) or any(view):

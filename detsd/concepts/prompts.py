@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class PromptRewriter:
     """A function that replaces concept words by their tokens: one pass, longest word first.
 
-    A word counts only where no letter, digit, underscore or hyphen touches it, so `det-logo` is
-    left alone inside `det-logo-demo`. What was put in is not looked at again.
+    A word counts only if no letter, digit, underscore or hyphen touches it, so `det-logo` is left
+    alone inside `det-logo-demo`. Replacements are not searched again.
     """
 
     def __init__(self, replacements: dict[str, str]):
@@ -36,7 +36,7 @@ class PromptRewriter:
         return weights.grammar(self._words)
 
     def masked(self, prompt: str) -> str:
-        """Return the prompt with concepts and escaped brackets as letters x of the same number."""
+        """Return the prompt with concepts and escaped brackets replaced by as many letters x."""
         hidden = ("word", "a", "b", "c", "escaped")
         return self.grammar.sub(
             lambda found: "x" * len(found[0]) if found.lastgroup in hidden else found[0], prompt
@@ -59,9 +59,9 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
         is_word: whether the base model's vocabulary has a word.
     """
     rest = PromptRewriter(dict.fromkeys(names, "")).without(prompt)
-    rest = re.sub(UNSUPPORTED[0][0], " ", rest)  # the names of LoRAs are no words
+    rest = re.sub(UNSUPPORTED[0][0], " ", rest)  # the names of LoRAs are not words
     likenesses = []
-    for name in names:  # but for case, hyphens and spaces
+    for name in names:  # equal except for case, hyphens and spaces
         pattern = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", name)))
         spelt = rf"(?<![\w-]){pattern}(?![\w-])"
         likenesses += re.findall(spelt, rest, re.IGNORECASE)
@@ -77,12 +77,12 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
     ]
 
 
-@functools.lru_cache(4096)  # the prompts of a training have most of their words in common
+@functools.lru_cache(4096)  # the prompts of a training share most of their words
 def _is_near(word: str, names: tuple[str, ...]) -> bool:
     return bool(difflib.get_close_matches(word, names, n=1, cutoff=0.6))
 
 
-# Of training prompts: `(word:1.3)` as A1111 has it, and compel's `(word)1.3`; no ratio like (16:9).
+# In training prompts: A1111's `(word:1.3)` and compel's `(word)1.3`, but no ratio like (16:9).
 WEIGHTED = re.compile(
     r"\((?=[^()\[\]]*[^\W\d])([^()\[\]:]*)(?::\s*(?:\d?\.\d+|\d)\s*\)|\)\d?\.\d+)"
 )
@@ -95,7 +95,7 @@ def unweighted(prompt: str) -> str:
     return prompt
 
 
-# Syntax of other programs: a pattern, what it does there, and what becomes of it here.
+# Syntax of other programs: a pattern, what it does there, and what happens to it here.
 WORDS, TEXT = "read as words", "read as text"
 UNSUPPORTED = (
     (r"<(?!embed:)\w+:[^<>]+>", "a LoRA, another network or a wildcard elsewhere", "left out"),
@@ -123,12 +123,12 @@ UNSUPPORTED = (
 def unsupported_syntax(
     prompt: str, names: list[str], weighted: bool = True, name: str = "prompt"
 ) -> dict[str, str]:
-    """Return a sentence for each kind of syntax of other programs that a prompt has, by the kind.
+    """Return a sentence for each kind of other programs' syntax in a prompt, by the kind.
 
     Args:
-        names: of the concepts that are loaded, in which nothing is looked for.
+        names: those of the loaded concepts, which are not searched.
         weighted: False for prompts that are read without weights, such as captions.
-        name: of the prompt, for the sentences.
+        name: what the sentences call the prompt.
     """
     masked = PromptRewriter(dict.fromkeys(names, "")).masked(prompt)
     found = {}
@@ -149,9 +149,9 @@ def _short(prompt: str) -> str:
 
 
 def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list[str]:
-    """Return a sentence where a prompt is longer than the 77 tokens that the model reads at once.
+    """Return a sentence if a prompt exceeds the 77 tokens that the model reads at once.
 
-    So are those of a training, and those that are read without weights.
+    This matters for training prompts, and for those that are read without weights.
     """
     if vocabulary.fits_without_tokenizing(prompt):
         return []
@@ -177,9 +177,9 @@ def prompt_warnings(
     """Return a sentence for each misspelled concept, unsupported syntax, and what is not read.
 
     Args:
-        spelling: False where the spelling of concepts does not matter, or was checked before.
-        weighted: False where the prompt is read without weights, and cut off.
-        name: of the prompt, for the sentences.
+        spelling: False if the spelling of concepts does not matter, or was checked before.
+        weighted: False if the prompt is read without weights, and cut off.
+        name: what the sentences call the prompt.
         told: warnings reported before, which are left out; new ones are added.
     """
     names, told = vocabulary.names, set() if told is None else told

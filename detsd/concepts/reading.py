@@ -11,9 +11,9 @@
 | a word in a LoRA | `{"bundle_emb.WORD.KEY": [n, D]}`, KEY as in the layouts above |
 | peft | `{"...trainable_tokens_delta": [n, D]}`, without a word |
 
-A concept for a model of two text encoders has `"learned_embeddings_2": [n, D2]` besides in the
-first layout, two files `word` and `word_2` in the second; kohya and OneTrainer then write the
-fifth. Where the file holds no word, its name is the word. Rows are float32.
+For a model of two text encoders, a concept also has `"learned_embeddings_2": [n, D2]` in the first
+layout, and two files `word` and `word_2` in the second; kohya and OneTrainer then write the fifth.
+If the file holds no word, its name is the word. Rows are float32.
 
 Sources: huggingface/diffusers `loaders/textual_inversion.py`, AUTOMATIC1111 `textual_inversion.py`
 and `image_embedding.py`, ComfyUI `sd1_clip.py`, kohya-ss/sd-scripts `train_textual_inversion.py`,
@@ -142,7 +142,7 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
 
 
 def _plain(notes: dict[str, str]) -> dict[str, Any]:
-    """Return the metadata of a safetensors file; ai-toolkit's values, which are JSON, decoded."""
+    """Return the metadata of a safetensors file, with ai-toolkit's JSON values decoded."""
     if not notes.get("name", "").startswith('"'):
         return notes
     found: dict[str, Any] = {}
@@ -153,7 +153,7 @@ def _plain(notes: dict[str, str]) -> dict[str, Any]:
 
 
 def _names(table: Mapping[str, Any]) -> list[str]:
-    """Return a dictionary's keys and those one level deeper, where a network's may be."""
+    """Return a dictionary's keys and those one level deeper, where a network's keys may be."""
     inside = [k for entry in table.values() if isinstance(entry, dict) for k in entry]
     return [key for key in (*table, *inside) if isinstance(key, str)]
 
@@ -167,7 +167,7 @@ def _tensors(table: Mapping[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return a word's rows, with those of diffusers' second file (`_2`) for the other encoder."""
+    """Return a word's rows, and those for the other encoder from diffusers' second file (`_2`)."""
     ((word, rows),) = table.items()
     plain = re.sub(r"(learned_embeds)_2|_2$", r"\1", file.stem)
     second = re.sub(r"(learned_embeds)|$", r"\1_2", plain, count=1)
@@ -176,7 +176,7 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
         return [rows]
     try:
         beside = safe_load.read(other)[0]
-    except UserError:  # it only has a like name
+    except UserError:  # it only has a similar name
         return [rows]
     found = beside.get(word) if isinstance(beside, dict) and len(beside) == 1 else None
     if not isinstance(found, torch.Tensor) or not found.ndim == rows.ndim > 0:
@@ -185,7 +185,7 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
         return [rows]
     pair = [rows, found] if file.stem == plain else [found, rows]
     widths = tuple(matrix.shape[-1] for matrix in pair)
-    # Of two models with one encoder each.
+    # They are for two models with one encoder each.
     alone = widths not in FAMILIES and all((width,) in FAMILIES for width in widths)
     return [rows] if alone or widths[0] == widths[1] else pair
 
@@ -193,8 +193,8 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
 def _concept(
     file: Path, word: Any, matrices: list[Any], notes: Mapping[str, Any]
 ) -> LearnedConcept:
-    """Return a concept of checked rows; without a `word` it has the file's name."""
-    for key in ("name", "spelling"):  # a word in lower case for diffusers has another one here
+    """Return a concept with checked rows; without a `word` it takes the file's name."""
+    for key in ("name", "spelling"):  # a word in lower case for diffusers has its own spelling here
         spelling = notes.get(key)
         if isinstance(word, str) and isinstance(spelling, str) and spelling.lower() == word:
             word = spelling
@@ -213,7 +213,7 @@ def _concept(
 
     def text(*keys: str) -> str:
         found = next((notes[k] for k in keys if isinstance(notes.get(k), str)), "")
-        return found.encode(errors="replace").decode()  # half an emoji would be no text
+        return found.encode(errors="replace").decode()  # half an emoji would not be valid text
 
     def number(*keys: str) -> int | None:
         for noted in map(notes.get, keys):
@@ -235,23 +235,23 @@ def _concept(
 
 
 def _resolution(text: Any) -> tuple[int, int] | None:
-    """Return width and height of a note as `512x768`; None of anything that is no image's."""
+    """Return width and height from a note such as `512x768`; None if they are no image's."""
     found = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text) if isinstance(text, str) else None
     sides = tuple(map(int, found.groups())) if found else ()
     return sides if sides and all(8 <= s <= MAX_SIDE and s % 8 == 0 for s in sides) else None
 
 
 def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
-    """Return a matrix (n, D), or one row (D,), as finite float32 rows of their own memory."""
+    """Return a matrix (n, D), or one row (D,), as finite float32 rows in their own memory."""
     if isinstance(matrix, torch.Tensor) and matrix.ndim == 3 and matrix.shape[:2] == (1, 1):
-        matrix = matrix[0]  # of diffusers' script for several tokens
+        matrix = matrix[0]  # from diffusers' script for several tokens
     plain = (
         type(matrix) in (torch.Tensor, torch.nn.Parameter)
         and matrix.layout == torch.strided
         and matrix.device.type == "cpu"
         and matrix.is_floating_point()
         and matrix.ndim in (1, 2)
-        and 0 < matrix.numel() <= MAX_NUMBERS  # few bytes can stand for any number of them
+        and 0 < matrix.numel() <= MAX_NUMBERS  # few bytes can stand for any number of elements
     )
     if not plain:
         shape = f" of shape {tuple(matrix.shape)}" if isinstance(matrix, torch.Tensor) else ""
@@ -269,9 +269,9 @@ def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
 
 
 def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
-    """Return the concepts of a source, where they are, and what was named.
+    """Return the concepts of a source, their location, and what was named.
 
-    An image notes where they are: the same file even when the run has been continued since.
+    An image records the location, which stays the same file even if the run is continued later.
     """
     source = ConceptSource.parse(named).resolved
     source = source if source.uuid else source.located

@@ -1,7 +1,7 @@
 """Load tensors and metadata from an untrusted file without running code.
 
 A file is recognised by its content, never by its suffix. Sizes are bounded before anything is read,
-and a pickle may name tensors and containers only.
+and a pickle may name only tensors and containers.
 """
 
 import base64
@@ -32,10 +32,10 @@ logger = logging.getLogger("detsd")
 
 MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
 
-# Of a safetensors file or a pickle; 0.1 kB per concept. As JSON of empty objects it takes 0.4 GB.
+# Bytes of a header, a pickle or a PNG chunk; 0.1 kB per concept. Empty JSON objects take 0.4 GB.
 MAX_HEADER = 10 * 2**20
 
-MAX_DIRECTORY = 2 * 2**20  # of an archive; 0.1 kB for each tensor
+MAX_DIRECTORY = 2 * 2**20  # bytes of an archive's directory; 0.1 kB per tensor
 
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -54,7 +54,7 @@ PNG_KEYWORD = b"sd-ti-embedding"
 # OneTrainer and A1111 bundle a word with a LoRA; peft saves trained tokens beside one.
 WORD_IN_LORA = re.compile(r"^bundle_emb\.|\.trainable_tokens_delta$")
 
-# By the names of the tensors, the telling ones first.
+# By the names of the tensors, the most telling first.
 _NETWORKS = {
     "a LoRA": r"lora_(unet|te|down|up|[AB])|\.lora[_.]|\.hada_w|\.lokr_|\.oft_",
     "a whole model": r"model\.diffusion_model\.|cond_stage_model\.|conditioner\.embedders",
@@ -75,13 +75,13 @@ def damaged(path: Path, how: str = "") -> NoReturn:
 
 
 def network(names: Iterable[str]) -> str | None:
-    """Name the kind of network that has tensors of these names; None for a concept's."""
+    """Name the kind of network that has tensors with these names; None for a concept's."""
     text = "\n".join(names)
     return next((k for k, signs in _NETWORKS.items() if re.search(signs, text, re.M)), None)
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """Read a file's tensors, and the notes in its header.
+    """Read a file's tensors, and the metadata in its header.
 
     Returns:
         The tensors, in the containers they were stored in; the metadata of a safetensors file.
@@ -163,7 +163,7 @@ def _read_safetensors(
         refuse(path, f"a file of {size / 1e9:.1f} GB")
     try:
         with safe_open(str(path), "pt") as f:
-            # Copied: the tensors are mapped from the file, which somebody may write to.
+            # Copied, since the tensors are mapped from the file, which another process may change.
             return {name: f.get_tensor(name).clone() for name in names}, metadata
     except (SafetensorError, RuntimeError, ValueError, MemoryError) as error:
         damaged(path, one_line(error, 100))
@@ -175,7 +175,7 @@ def _read_safetensors(
 def _read_zip(path: Path, file: BinaryIO) -> Any:
     """Read what `torch.save` writes: a zip archive of a pickle and the tensors' bytes."""
     with _refusing(path):
-        directory = zipfile._EndRecData(file)  # whose entries ZipFile reads at once
+        directory = zipfile._EndRecData(file)  # ZipFile reads all its entries at once
         if directory and directory[zipfile._ECD_SIZE] > MAX_DIRECTORY:
             refuse(path, "an archive (zip) of too many files", "name the file inside")
     with _refusing(path), zipfile.ZipFile(file) as archive:
@@ -202,7 +202,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int) -> Any:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a pickle into one sentence."""
+    """Turn any error of reading a pickle into one sentence."""
     try:
         yield
     except UserError:
@@ -212,15 +212,15 @@ def _refusing(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} holds code ({name}), which is not run; use a safetensors file of the concept"
         ) from None
-    except Exception as error:  # a reader of foreign bytes fails in every possible way
+    except Exception as error:  # reading untrusted bytes can fail in every possible way
         damaged(path, one_line(error, 100) or type(error).__name__)
 
 
 def _texts(data: bytes) -> list[str]:
-    """Return the texts of the first five pickles in `data`; nothing is run."""
+    """Return the strings in the first five pickles in `data`; nothing is run."""
     texts: list[str] = []
     stream = io.BytesIO(data)
-    with contextlib.suppress(Exception):  # cut short, or no pickle: what was seen will do
+    with contextlib.suppress(Exception):  # truncated, or no pickle: what was seen is enough
         for _ in range(5):
             texts += [a for _, a, _ in pickletools.genops(stream) if isinstance(a, str)]
     return texts

@@ -1,6 +1,6 @@
 """Parse where a concept is: a file, a folder of a checkpoint or run, or a cluster's checkpoint.
 
-Imports no library that takes long, so that a mistake is reported before any is loaded.
+Imports no library that takes long to load, so that a mistake is reported before any is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ConceptSource:
 
     Attributes:
         path: concept file, checkpoint's folder, or run's folder.
-        word: for the only concept, or for `old` of several; "" for the words that the file has.
+        word: the new word, for the only concept or for `old`; "" for the words in the file.
         uuid: the checkpoint, in place of a path; else "".
         old: the word in the file that `word` replaces; "" for the only one.
         model: a model of the cluster's registry, `name` or `name:version`, in place of a path.
@@ -59,7 +59,7 @@ class ConceptSource:
         uuid, _, words = text.removeprefix("uuid:").partition("=")
         if text.startswith("uuid:") or (UUID.fullmatch(uuid) and not os.path.exists(text)):
             old, _, word = words.rpartition("=")
-            # In one case, by which a checkpoint is kept here.
+            # In lower case, as checkpoints are cached here.
             return cls(Path(), word.strip(), uuid.lower(), old.strip())
         if not os.path.exists(text):
             rest, _, word = text.rpartition("=")
@@ -72,7 +72,7 @@ class ConceptSource:
 
     @classmethod
     def looks_like(cls, text: str) -> bool:
-        """Return whether a text names a file or folder, there or missing, and is no phrase."""
+        """Return whether a text names a file or folder, existing or missing, and is no phrase."""
         return not is_description(text) and (
             _is_path(text) or bool((source := cls.parse(text)).word and source.path.name)
         )
@@ -84,7 +84,7 @@ class ConceptSource:
 
     @property
     def file(self) -> Path:
-        """The concept file; for a run's folder that of the best checkpoint, else of the newest.
+        """The concept file; for a run's folder, that of the best checkpoint, or else of the newest.
 
         A checkpoint of a cluster is downloaded once.
         """
@@ -138,19 +138,19 @@ class ConceptSource:
 
 
 def _is_path(text: str) -> bool:
-    """Return whether a text names a file or folder, there or missing."""
+    """Return whether a text names a file or folder, existing or missing."""
     return os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES
 
 
 def _is_unseen(character: str) -> bool:
-    """Return whether a character is invisible, and not one that words or emoji need."""
+    """Return whether a character is invisible and none that words or emoji need."""
     if character in " \u200c\u200d":  # joiners: Persian, Hindi, emoji
         return False
     return unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 def _visible(name: str) -> str:
-    """Return a word without its invisible characters; those between parts become hyphens."""
+    """Return a word without its invisible characters; between parts, they become hyphens."""
     text = "".join(" " if c.isspace() else c for c in name if c.isspace() or not _is_unseen(c))
     return "-".join(text.split()) or "my-word"
 
@@ -161,9 +161,9 @@ def is_word(name: str, tokens: Container[str]) -> bool:
 
 
 def word_problem(name: str, tokens: Container[str] = ()) -> str | None:
-    """Return why `name` cannot be a concept beside the vocabulary `tokens`, None if it can.
+    """Return why `name` cannot be a concept beside the vocabulary `tokens`; None if it can.
 
-    One rule for words to be learned, words in files and words given to files.
+    The same rule holds for words to be learned, words in files and words given to files.
     """
     if not name.strip() or name != name.strip():
         return f"concept {name[:MAX_WORD]!r} is empty or has spaces around it; give it a word"

@@ -1,6 +1,6 @@
 """The word to write in prompts of other tools, by the layout of a concept's file.
 
-Most tools go by the file's name, and some want a mark around it: the bare word does nothing there.
+Most tools go by the file's name. Some need marks around it, without which it does nothing.
 """
 
 import itertools
@@ -22,7 +22,7 @@ PROMPTS = {  # {stem} is the file's name, {token} the word inside the file
 
 BY_NAME = ("A1111, Forge, SD.Next", "ComfyUI", "SwarmUI")
 
-ONE_ENCODER = {  # the tools that read a concept for one text encoder, by the layout
+ONE_ENCODER = {  # the tools that read a concept for one text encoder, by layout
     "diffusers": ("diffusers", "OpenVINO (optimum-intel)", *BY_NAME, "stable-diffusion.cpp"),
     "a1111": (*BY_NAME, "InvokeAI", "stable-diffusion.cpp", "diffusers"),
     "kohya": (*BY_NAME, "InvokeAI"),
@@ -30,7 +30,7 @@ ONE_ENCODER = {  # the tools that read a concept for one text encoder, by the la
     "detsd": ("detsd", "stable-diffusion.cpp"),
 }
 
-TWO_ENCODERS = {  # and for two; kohya and OneTrainer write the layout sdxl then
+TWO_ENCODERS = {  # and for two, for which kohya and OneTrainer write the layout sdxl
     "diffusers": ("diffusers",),
     "kohya": (*BY_NAME, "InvokeAI"),
     "sdxl": (*BY_NAME, "InvokeAI"),
@@ -42,9 +42,9 @@ READERS = {1: ONE_ENCODER, 2: TWO_ENCODERS}
 
 
 def token(concept: LearnedConcept) -> str:
-    """Return the word that diffusers is given: in lower case where it has several vectors.
+    """Return the word to give diffusers: in lower case if it has several vectors.
 
-    The tokenizer of transformers 5 returns an added word in lower case, and diffusers 0.42 looks
+    The tokenizer of transformers 5 returns an added word in lower case, but diffusers 0.42 looks
     for the further vectors under the spelling it was given: all but the first would be lost.
     """
     several = concept.num_vectors > 1
@@ -52,7 +52,7 @@ def token(concept: LearnedConcept) -> str:
 
 
 def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
-    """Return what to write in a prompt, by the tools that read a layout."""
+    """Return what to write in a prompt for each tool that reads a layout."""
     stem = file_name(concept.name)
     names = {
         "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name
@@ -63,7 +63,7 @@ def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
 
 
 def layout_for(concept: LearnedConcept, tool: str) -> str:
-    """Return the layout of a file of a concept for a tool."""
+    """Return the layout in which a tool reads a concept."""
     found = next(
         (layout for layout, tools in READERS[len(concept.embeddings)].items() if tool in tools),
         None,
@@ -76,6 +76,6 @@ def layout_for(concept: LearnedConcept, tool: str) -> str:
 
 
 def begins_another(concepts: list[LearnedConcept]) -> tuple[str, str] | None:
-    """Return two of the words of which the first begins the second, which diffusers confuses."""
+    """Return two words of which the first begins the second: diffusers confuses them."""
     words = sorted(map(token, concepts))
     return next(((a, b) for a, b in itertools.pairwise(words) if b.startswith(a)), None)

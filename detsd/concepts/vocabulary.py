@@ -1,9 +1,9 @@
 """The vocabulary of a model: concepts whose vectors live beside a frozen text encoder.
 
-A `Vocabulary` is the one way to put concepts into a model. It holds one text encoder or, in Stable
-Diffusion XL, two: each with its tokenizer and the rows. A concept's word in a prompt is
+A `Vocabulary` is the only way to put concepts into a model. It holds one text encoder or, in Stable
+Diffusion XL, two, each with its tokenizer and its rows of vectors. A concept's word in a prompt is
 replaced by as many placeholder tokens as it has rows. The base table is never written to: the rows
-are a separate float32 parameter, and a thin layer looks up the one or the other.
+are a separate float32 parameter, and a thin layer looks up an id in the one or the other.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ class TextEncoder:
         self._tokenizing = threading.Lock()
         self.embedding = ConceptEmbedding(base, first_id=len(tokenizer))
         encoder.set_input_embeddings(self.embedding)
-        # Texts that are remembered, and their ids (n, 77) in half the space.
+        # Remembered texts, and their ids (n, 77) in half the space.
         self._places: dict[str, int] = {}
         window, device = tokenizer.model_max_length, base.weight.device
         self._table = torch.empty(0, window, dtype=torch.int32, device=device)
-        # An encoder whose configuration says 2, as those of Stable Diffusion XL do, takes the
-        # largest id for the end of a prompt, where it pools; those of concepts are larger.
+        # An encoder whose configuration says 2, as in Stable Diffusion XL, pools at the largest id
+        # as the end of a prompt; but the ids of concepts are larger.
         getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 
     @property
@@ -61,7 +61,7 @@ class TextEncoder:
         return torch.stack([self._table[k] for k in places]).long()
 
     def remember(self, texts: Iterable[str]) -> None:
-        """Tokenize texts now, so that nothing is left to do or wait for when `ids` needs them."""
+        """Tokenize texts now, so that `ids` need not do it or wait for it later."""
         new = [text for text in dict.fromkeys(texts) if text not in self._places]
         self._places |= {text: len(self._places) + k for k, text in enumerate(new)}
         parts = [self._tokenized(new[k : k + 1024]).int() for k in range(0, len(new), 1024)]
@@ -77,10 +77,10 @@ class TextEncoder:
         )
 
     def tokenize(self, texts: str | list[str], **options: Any) -> Any:
-        """Return the ids of texts, as the tokenizer's `options` have them; safe in any thread.
+        """Return the ids of texts by the tokenizer's `options`; safe in any thread.
 
-        Padding and truncation are a state of the tokenizer (`set_truncation_and_padding`): of two
-        threads that call it at once, one would get those of the other.
+        Padding and truncation are a state of the tokenizer (`set_truncation_and_padding`): if two
+        threads called it at once, one could get those of the other.
         """
         with self._tokenizing:
             return self.tokenizer(texts, **options).input_ids
@@ -91,7 +91,7 @@ class TextEncoder:
         """Tokenize the pieces of a prompt: ids (n, 77) of its chunks, and their weights.
 
         Args:
-            lengths: numbers of vectors of concepts, by the rows of their first ones.
+            lengths: the concepts' numbers of vectors, by the index of their first row.
         """
         t, first = self.tokenizer, self.embedding.first_id
         texts = [text for section in sections for text, _ in section]
@@ -110,13 +110,13 @@ class TextEncoder:
         return tuple(table.to(self.embedding.weight.device) for table in found)
 
     def drop_layers(self) -> None:
-        """Drop all of the encoder but its table; nothing can be encoded from here on."""
+        """Drop all of the encoder but its table; it can no longer encode anything."""
         self.encoder.set_input_embeddings(nn.Identity())
         self.encoder.to("meta")
         self.encoder.set_input_embeddings(self.embedding)
 
     def initializer_vectors(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
-        """Return the base table's rows (n, D), float32, of a phrase's tokens."""
+        """Return the base table's rows (n, D), float32, for a phrase's tokens."""
         ids = self.tokenize(phrase, add_special_tokens=False)
         ids = [ids[k % len(ids)] for k in range(num_vectors or len(ids))]
         return self.embedding.weight[ids].detach().float().clone()
@@ -140,8 +140,8 @@ class Vocabulary:
     `names` lists the concepts in the order of their rows.
 
     Args:
-        tokenizer_2, text_encoder_2: those of the second text encoder, where the model has two.
-        model: its name, for messages.
+        tokenizer_2, text_encoder_2: the second ones, if the model has two.
+        model: the model's name, for messages.
     """
 
     def __init__(
@@ -177,9 +177,9 @@ class Vocabulary:
 
     @contextlib.contextmanager
     def using(self, rows: tuple[torch.Tensor, ...]) -> Iterator[None]:
-        """Look up other rows (N, D) within the block, one matrix for every text encoder.
+        """Use other rows (N, D) within the block, one matrix for every text encoder.
 
-        The vocabulary's own are not touched, and take no gradient from what is computed meanwhile.
+        The vocabulary's own rows do not change, and get no gradient from the block.
         """
         embeddings, own = [encoder.embedding for encoder in self.text_encoders], self.rows
         for embedding, matrix in zip(embeddings, rows, strict=True):
@@ -192,20 +192,20 @@ class Vocabulary:
 
     @property
     def window(self) -> int:
-        """Tokens of a prompt that the model reads, start and end among them: 77."""
+        """The number of tokens of a prompt that the model reads, including start and end: 77."""
         return self.text_encoders[0].tokenizer.model_max_length
 
     def length(self, prompt: str) -> int:
-        """Count a prompt's tokens, start and end among them, concepts by their vectors."""
+        """Count a prompt's tokens, including start and end; a concept counts by its vectors."""
         return len(self.text_encoders[0].tokenize(self.text(prompt)))
 
     def initializer_vectors(
         self, phrase: str, num_vectors: int | None, key: str
     ) -> tuple[torch.Tensor, ...]:
-        """Return the base table's rows (n, D), float32, of a phrase's tokens, per text encoder.
+        """Return the base table's rows (n, D), float32, for a phrase's tokens, per text encoder.
 
-        Fewer or more rows than tokens when `num_vectors` says so: the first ones, or over again
-        from the start.
+        If `num_vectors` asks for fewer or more rows than tokens, the first ones are taken, or the
+        rows are repeated from the start.
         """
         if not self.text_encoders[0].tokenize(phrase, add_special_tokens=False):
             raise UserError(f"{key} is empty; give a phrase that describes the concept")
@@ -231,7 +231,7 @@ class Vocabulary:
         name, count = concept.name, concept.num_vectors
         start = len(self.rows[0])
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        # Lower case without spaces: the older tokenizers fold added tokens as they fold text.
+        # Lower case without spaces: older tokenizers normalize added tokens like text.
         tokens = [f"<{slug}|{start + k}>" for k in range(count)]
         for encoder, rows in zip(self.text_encoders, concept.embeddings, strict=True):
             if encoder.tokenizer.add_tokens(tokens) != count:
@@ -244,8 +244,8 @@ class Vocabulary:
     def remove(self, name: str) -> None:
         """Forget a concept: its word regains its ordinary meaning.
 
-        Its rows stay behind the table, a few kilobytes that no prompt reaches; the ids of the other
-        concepts' tokens go by their places.
+        Its rows stay after the table, a few kilobytes that no prompt reaches, since the ids of the
+        other concepts' tokens depend on their positions.
         """
         if name not in self._slices:
             loaded = ", ".join(self.names) or "none"
@@ -255,7 +255,7 @@ class Vocabulary:
         self.rewrite = PromptRewriter(left)
 
     def text(self, prompt: str) -> str:
-        """Return a prompt as it is trained on: without weights, the concepts as their tokens."""
+        """Return a prompt in the form trained on: without weights, concepts as their tokens."""
         return unweighted(self.rewrite(prompt))  # words first: brackets may touch or be part of one
 
     def chunks(self, prompt: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -269,12 +269,12 @@ class Vocabulary:
         return 1 if self.is_plain(prompt) else len(self.chunks(prompt)[0][0])
 
     def has_extreme_weights(self, prompt: str) -> bool:
-        """Return whether a weight of a prompt reaches the largest that is allowed."""
+        """Return whether a weight of a prompt reaches the largest allowed."""
         pieces = [piece for section in weights.parse(prompt, self.rewrite) for piece in section]
         return any(abs(weight) >= weights.MAX_WEIGHT for _, weight in pieces)
 
     def is_plain(self, prompt: str) -> bool:
-        """Return whether a prompt has no weights, and fits the window: it is read as trained on."""
+        """Return whether a prompt has no weights and fits the window: it is read as in training."""
         sections = weights.parse(prompt, self.rewrite)
         plain = sections == [[(self.rewrite(prompt), 1.0)]] or not prompt
         if not plain or self.text(prompt) != self.rewrite(prompt):
@@ -282,13 +282,13 @@ class Vocabulary:
         return self.fits_without_tokenizing(prompt) or self.length(prompt) <= self.window
 
     def remember(self, prompts: Iterable[str]) -> None:
-        """Tokenize prompts once for all, after all concepts are added."""
+        """Tokenize prompts once, after all concepts are added."""
         texts = [self.text(prompt) for prompt in prompts]
         for encoder in self.text_encoders:
             encoder.remember(texts)
 
     def fits_without_tokenizing(self, prompt: str) -> bool:
-        """Return whether a prompt surely fits the window: a token has a byte or more."""
+        """Return whether a prompt certainly fits the window, as a token has at least one byte."""
         placed = sum(
             len(self.rewrite.replacements[w].split()) for w in self.rewrite.words_in(prompt)
         )
@@ -303,11 +303,11 @@ class Vocabulary:
         return PromptRewriter(phrases)(prompt)
 
     def set_resolution(self, name: str, resolution: tuple[int, int] | None) -> None:
-        """Note the width and height of a concept's samples."""
+        """Set the width and height of a concept's samples."""
         self._loaded[name] = dataclasses.replace(self._loaded[name], resolution=resolution)
 
     def resolution(self, prompt: str) -> tuple[int, int] | None:
-        """Return width and height of the first concept in a prompt; None: the model's own."""
+        """Return the width and height for the first concept in a prompt; None: the model's own."""
         first = next(iter(self.rewrite.words_in(prompt)), None)
         return self._loaded[first].resolution if first else None
 
@@ -330,7 +330,7 @@ class Vocabulary:
         return self.text_encoders[0].ids([self.text(p) for p in prompts])
 
     def truncated_concepts(self, prompt: str) -> list[str]:
-        """Return the concepts of a prompt that the window of 77 tokens cuts, wholly or in part."""
+        """Return the concepts of a prompt that the 77-token window cuts off, wholly or in part."""
         ids = self.token_ids([prompt])[0].tolist()
         first = self.text_encoders[0].embedding.first_id
         named = self.rewrite.words_in(prompt)

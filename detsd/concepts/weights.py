@@ -1,9 +1,9 @@
-"""Prompts with weights, as they are written for A1111, to pieces of text and chunks of tokens.
+"""From prompts with weights, as written for A1111, to pieces of text and chunks of tokens.
 
-    (word)        1.1 times, and so on for each pair of brackets; [word] 1.1 times less
-    (word:1.3)    1.3 times; also (word)1.3, as compel has it
-    \\( \\) \\[ \\]  brackets that are text, as are those that nothing closes
-    BREAK         what follows goes into another chunk
+    (word)        weight 1.1, multiplied for each pair of brackets; [word] divides by 1.1
+    (word:1.3)    weight 1.3; also (word)1.3, as in compel
+    \\( \\) \\[ \\]  brackets that are text, as are unclosed ones
+    BREAK         what follows goes into a new chunk
 
 A chunk has the 75 tokens that a text encoder reads at once, without start and end.
 """
@@ -22,7 +22,7 @@ Piece = tuple[str, float]  # a text, and its weight
 Token = tuple[int, float]
 
 BRACKETS = {"(": 1.1, "[": 1 / 1.1}
-MAX_WEIGHT = 10.0  # nested brackets soon go beyond what half precision holds
+MAX_WEIGHT = 10.0  # nested brackets soon exceed the range of half precision
 BACKTRACK = 20  # tokens of a phrase after a comma that move into the next chunk, as in A1111
 
 # As SwarmUI, InvokeAI and ComfyUI mark the name of an embedding.
@@ -38,7 +38,7 @@ GRAMMAR = (
 
 
 def grammar(words: str) -> re.Pattern:
-    """Return the pattern of all but text; concepts come first, whatever their words look like.
+    """Return the pattern of all but text; concepts take precedence, whatever they look like.
 
     Args:
         words: an alternation of the concepts' words.
@@ -49,10 +49,11 @@ def grammar(words: str) -> re.Pattern:
 def parse(prompt: str, rewrite: PromptRewriter) -> list[list[Piece]]:
     """Return the pieces of a prompt between one BREAK and the next, concepts as their tokens.
 
-    Weights of nested brackets multiply. A whole number behind a digit is no weight: a time of
-    day, (at 10:30), and a ratio, (16:9), are text. Tags such as <lora:name:0.8> are left out.
+    Weights of nested brackets multiply. A whole number after a digit and a colon is no weight: a
+    time of day, (at 10:30), and a ratio, (16:9), are text. Tags such as <lora:name:0.8> are left
+    out.
     """
-    items: list[str | tuple[str, float | None] | None] = []  # texts, brackets, None: BREAK
+    items: list[str | tuple[str, float | None] | None] = []  # texts, brackets, None for BREAK
     opened: dict[str, list[int]] = {"(": [], "[": []}  # places of brackets
     end = 0
 
@@ -92,7 +93,7 @@ def parse(prompt: str, rewrite: PromptRewriter) -> list[list[Piece]]:
 
 
 def _weighted(items: list[str | tuple[str, float | None] | None]) -> list[list[Piece]]:
-    """Multiply the weights from the outside inwards, and join texts of equal weight."""
+    """Multiply the weights from the outside in, and join texts of equal weight."""
     sections: list[list[tuple[list[str], float]]] = [[]]
     weights = {"(": [1.0], "[": [1.0]}
     for item in items:
@@ -126,7 +127,7 @@ def split(
 
     Args:
         sections: each begins a chunk.
-        lengths: numbers of vectors of concepts, by the ids of their first ones.
+        lengths: the concepts' numbers of vectors, by the id of their first one.
         comma: the id of a comma.
     """
     chunks: list[list[Token]] = []
@@ -150,5 +151,5 @@ def split(
                 last_comma = len(now)
             now += group
     if len(chunks) > 1 and not chunks[-1]:
-        chunks.pop()  # behind a BREAK at the end
+        chunks.pop()  # after a BREAK at the end
     return chunks

@@ -34,7 +34,7 @@ def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
 
 
 def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
-    """Encode concepts as files, float32, with as much as the layout can hold besides.
+    """Encode concepts as files, in float32, with as much else as the layout can hold.
 
     Args:
         layout: one of `LAYOUTS`.
@@ -58,9 +58,9 @@ def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
 def folder_for(
     files: dict[str, bytes], folder: Path, concepts: list[LearnedConcept], layout: str
 ) -> Path:
-    """Return `folder`, or one in it named for the layout if another layout of them is there.
+    """Return `folder`, or one in it named after the layout if it holds them in another layout.
 
-    Several tools go by a file's name, so that it must not name the layout.
+    Several tools go by a file's name, so the name must not contain the layout.
     """
     digests = {c.digest for c in concepts}
     for name, data in files.items():
@@ -93,7 +93,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
             )
         return {f"{stem}.pt": _pickled(
             {
-                "string_to_token": {"*": 265},  # as A1111 has it
+                "string_to_token": {"*": 265},  # as in A1111
                 "string_to_param": {"*": rows[0]},
                 "name": token(c),  # diffusers' word for it; A1111 goes by the file's name
                 "spelling": c.name,
@@ -122,7 +122,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
 
 
 def _entry(c: LearnedConcept) -> dict[str, Any]:
-    """Return a concept in detsd's own layout; what is not known is left out."""
+    """Return a concept in detsd's own layout; what is unknown is left out."""
     keys = ("learned_embeddings", "learned_embeddings_2")
     known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
     known["clip_skip"] = c.clip_skip or None
@@ -138,7 +138,7 @@ def _entry(c: LearnedConcept) -> dict[str, Any]:
 
 
 def _resolution(c: LearnedConcept) -> str:
-    """Return width and height as `512x768`, which is how ModelSpec notes them; "" for none."""
+    """Return width and height as `512x768`, as ModelSpec has them; "" for none."""
     return "{}x{}".format(*c.resolution) if c.resolution else ""
 
 
@@ -149,7 +149,7 @@ def _pickled(table: dict[str, Any]) -> bytes:
 
 
 def _hint(c: LearnedConcept, layout: str) -> str:
-    """Return what to write in a prompt of each tool, as one text."""
+    """Return what to write in a prompt for each tool, as one text."""
     by_text: dict[str, list[str]] = {}
     for tool, text in prompts(c, layout).items():
         by_text.setdefault(text, []).append(tool)
@@ -170,7 +170,7 @@ def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor
         "resolution": _resolution(c),
     }
     plain = safetensors.torch.save(tensors)
-    start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, behind the header
+    start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, after the header
     if c.widths in ARCHITECTURES:
         metadata |= {
             "modelspec.sai_model_spec": "1.0.0",
@@ -183,7 +183,7 @@ def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor
             "modelspec.hash_sha256": f"0x{hashlib.sha256(plain[start:]).hexdigest()}",
         }
     notes = {"__metadata__": {key: value for key, value in metadata.items() if value}}
-    # The library would shuffle the notes; so equal concepts make equal files.
+    # The library would shuffle the metadata; in this order, equal concepts make equal files.
     header = json.dumps(notes | json.loads(plain[8:start])).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + plain[start:]
