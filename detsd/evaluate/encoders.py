@@ -22,7 +22,7 @@ BATCH_SIZE = 32  # images
 
 HINT = "name a folder, or a model on the hub, with its weights in safetensors"
 
-KINDS = {  # of evaluators: a name for messages, and the model types of their configurations
+KINDS = {  # of encoders: a name for messages, and the model types of their configurations
     "clip": ("a CLIP", ("clip",)),
     "dino": ("a DINO", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")),
 }
@@ -34,7 +34,7 @@ class ImageEncoder:
 
     name: str  # as configured
     model: Any
-    processor: Any  # from images to pixels; None: [-1, 1] at the model's own size
+    processor: Any  # turns images into pixels; None: [-1, 1] at the model's own size
     tokenizer: CLIPTokenizer | None  # None for DINO
     commit: str | None  # on the hub; None for a folder
 
@@ -49,7 +49,7 @@ class ImageEncoder:
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         if self.processor:
-            squares = [squared(image) for image in images]  # else it cuts them to their centres
+            squares = [squared(image) for image in images]  # else it crops them to the centre
             pixels = self.processor(images=squares, return_tensors="pt").pixel_values
         else:
             size = self.model.config.vision_config.image_size
@@ -82,12 +82,12 @@ def load_encoders(
     Without a named CLIP, the one in the base model's folder is loaded.
 
     Args:
-        commits: name -> commit on the hub of the encoders that something was measured with before.
+        commits: name -> hub commit of the encoders that earlier measurements used.
     """
     for problem in evaluator_problems(config, base_model):
         raise UserError(problem)
     names = {"clip": config.clip or own_clip(base_model), "dino": config.dino}
-    # Both are looked up before the weights of either are downloaded.
+    # Both are resolved before the weights of either are downloaded.
     pinned = commits or {}
     sources = {w: _resolve_encoder(w, name, pinned.get(w)) for w, name in names.items() if name}
     return {
@@ -101,7 +101,7 @@ def _resolve_encoder(which: str, name: str, commit: str | None) -> ModelFiles:
     source = resolve_files(resolve(name), commit, key=key, index=CONFIG)
     with loading(name, HINT, key):
         kind = read_json(source, CONFIG).get("model_type")
-    if kind not in kinds:  # the libraries would load it with random weights
+    if kind not in kinds:  # which the libraries would load with random weights
         raise UserError(f"{key}: {name} is a model of the kind {kind!r}; name {title}")
     return source
 
@@ -109,7 +109,7 @@ def _resolve_encoder(which: str, name: str, commit: str | None) -> ModelFiles:
 def _load_encoder(which: str, name: str, source: ModelFiles, device: torch.device) -> ImageEncoder:
     source.fetch(WHOLE)
     folder, processor, tokenizer = source.folder, None, None
-    own = {"trust_remote_code": False}  # else the terminal asks whether to run a repository's code
+    own = {"trust_remote_code": False}  # else the user is asked whether to run a repository's code
     with loading(name, HINT, source.key):
         model = AutoModel.from_pretrained(
             folder, use_safetensors=True, variant=source.variant(WHOLE), **own

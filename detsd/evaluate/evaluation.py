@@ -2,10 +2,10 @@
 
     Evaluation(config, run).evaluate()
 
-The samples are a grid of images, hence shared over any number of processes and made once, however
-often the evaluation is interrupted. Besides the samples of each concept there are those of the
-initializer that it started from, with the same seeds: the lower end of the scales. The run's
-folder, and the last checkpoint on a cluster, then hold besides the images
+The samples are a grid of images, so they are shared over any number of processes and made once,
+however often the evaluation is interrupted. Besides the samples of each concept there are those of
+the initializer that it started from, with the same seeds: the lower end of the scales. In addition
+to the images, the run's folder, and on a cluster the last checkpoint, then holds
 
     evaluation.json  all figures
     evaluation.png   CLIP-I against CLIP-T, a point for each concept or checkpoint
@@ -43,11 +43,11 @@ from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.progress import spinner
 
-NOISE_LEVELS = 5  # equal parts of the timesteps, for each of which the denoising error is reported
+NOISE_LEVELS = 5  # equal parts of the timesteps, each with a denoising error of its own
 
 
 class Evaluation:
-    """The samples of several concepts and their figures.
+    """The samples of several concepts, and the figures computed from them.
 
     Attributes:
         result: the content of `evaluation.json`; on the chief, at the end.
@@ -64,14 +64,14 @@ class Evaluation:
             if sample_set.concept:
                 check_fit(sample_set.concept, widths, config.model.pretrained_model_name_or_path)
         self.encoders: dict[str, ImageEncoder] = {}
-        if run.is_chief:  # it alone measures
+        if run.is_chief:  # only the chief measures
             self.encoders = load_encoders(
                 config.evaluator, config.model.pretrained_model_name_or_path, run.ranks.device
             )
         grid = GenerateConfig(
             config.model,
             GridConfig([job.prompt for s in self.sample_sets for job in s.jobs]),
-            # The rest of a batch may change an image's last bits; the number of ranks must not.
+            # The rest of a batch may change an image's last bits, but the number of ranks must not.
             output=dataclasses.replace(config.output, fill_batches=True),
         )
         self.result: dict[str, Any] = {}
@@ -153,7 +153,7 @@ class Evaluation:
         rewrite = PromptRewriter({reference.name: word})
         n, total, count = self.config.evaluation.num_error_timesteps, torch.zeros(()), 0
         for k, image in enumerate(data.validation):
-            if image.path.parent != Path(reference.folder):  # of the run's other concepts
+            if image.path.parent != Path(reference.folder):  # an image of the run's other concepts
                 continue
             examples = data.validation_samples(k, n)
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
@@ -163,7 +163,7 @@ class Evaluation:
         return total / count
 
     def _error_by_noise(self, sample_set: SampleSet) -> dict[str, float]:
-        """Return a sample set's denoising error, as a whole and by noise level."""
+        """Return a sample set's denoising error, overall and by noise level."""
         errors = torch.tensor(self.errors[self.sample_sets.index(sample_set)])
         top = self.model.scheduler.config.num_train_timesteps
         ends = [top * k // NOISE_LEVELS for k in range(NOISE_LEVELS + 1)]
@@ -196,7 +196,7 @@ class Evaluation:
         samples = [[self._samples(s, shown) for s in self._of(r)] for r in self.references]
         png.save(overview(self.result["concepts"], images, samples), folder / "samples.png")
         if not run.folder_is_kept and self.grid.store.resumed_count == len(self.grid.jobs):
-            return  # restarted after its end: the last checkpoint has reported it all
+            return  # restarted after its end: everything has been reported
         for name in ("evaluation", "samples"):
             run.log_image(name, (folder / f"{name}.png").read_bytes())
         states = [state for concept in self.result["concepts"] for state in concept["states"]]
@@ -215,7 +215,7 @@ class Evaluation:
         return [s for s in self.sample_sets if s.reference == reference]
 
     def _figures(self, reference: ConceptReference, images: list[Image.Image]) -> dict[str, Any]:
-        """Return all figures of a reference's concepts, as JSON takes them."""
+        """Return all figures of a reference's concepts, ready for JSON."""
         e, prompts = self.config.evaluation, edits(self.config, reference)
         lookalikes = [self._images(folder, reference, "evaluation.lineup") for folder in e.lineup]
         metrics = ConceptMetrics(self.encoders, images, prompts, lookalikes, e.num_samples)

@@ -10,25 +10,25 @@ from detsd.data.images import crop_or_resize, squared, to_tensor
 
 SAME = 1 - 1e-5  # a larger cosine means that two images are the same one
 
-FLAT = 1e-3  # length below which a scale has no ends
+FLAT = 1e-3  # length below which the ends of a scale count as equal
 
-ANGLES = 8  # of edges
+ANGLES = 8  # of edges, in bins
 
 FOLDS = 5
 
-SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity: images are few
+SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity, since images are few
 
 
 def outlines(images: list[Image.Image]) -> torch.Tensor:
     """Return histograms of oriented gradients, unit vectors (N, 2048).
 
-    Dalal and Triggs, CVPR 2005, on 64 x 64 pixels in cells of 4. They separate seven circles from
-    eight, which a network trained on captions hardly does.
+    As in Dalal and Triggs, CVPR 2005, on 64 x 64 pixels in cells of 4. They tell seven circles from
+    eight, which a network trained on captions hardly can.
     """
     x = to_squares(images, 64) / 2
     across = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
     down = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
-    steepest = (across**2 + down**2).argmax(1, keepdim=True)  # of the three colours
+    steepest = (across**2 + down**2).argmax(1, keepdim=True)  # among the three colours
     across, down = across.gather(1, steepest)[:, 0], down.gather(1, steepest)[:, 0]  # (N, 64, 64)
     angle = torch.atan2(down, across) % torch.pi / torch.pi * ANGLES
     near, far = angle.floor() % ANGLES, (angle.floor() + 1) % ANGLES
@@ -50,8 +50,8 @@ def to_squares(images: list[Image.Image], size: int) -> torch.Tensor:
 
 def _fit_classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     """Fit linear discriminant analysis: features (N, D) to the number of the nearest set."""
-    # By outlines, the nearest mean alone names 71 % of the det-logo's pictures right among nine
-    # look-alikes, and this all of them (dev/LOG.md).
+    # By outlines, the nearest mean alone recognises 71 % of the det-logo's pictures among nine
+    # look-alikes; this recognises all of them (dev/LOG.md).
     means = torch.stack([pictures.mean(0) for pictures in sets])
     rest = torch.cat([pictures - pictures.mean(0) for pictures in sets])
     spread = rest.T @ rest / max(1, len(rest) - len(sets))
@@ -74,7 +74,7 @@ class LookalikeClassifier:
     Attributes:
         feature: the name of that feature.
         cv_accuracy: share of the concept's own images that were classified as the concept; None
-            where a set has only one image.
+            if a set has only one image.
         chance: one over the number of sets.
     """
 
@@ -83,12 +83,12 @@ class LookalikeClassifier:
 
         Args:
             features: name -> features (M, D) of the concept's images, then of each look-alike's.
-                Where nothing can be cross-validated, the first is used.
+                If nothing can be cross-validated, the first is used.
         """
         self.feature, self.cv_accuracy, best = "", None, -1.0
         self.chance = 1 / len(next(iter(features.values())))
         for name, sets in features.items():
-            # Along the directions in which the images differ, of which there may be fewer.
+            # Only along the directions in which the images differ, which may be fewer.
             everything = torch.cat(sets)
             axes = torch.linalg.svd(everything - everything.mean(0), full_matrices=False).Vh.T
             projected = [images @ axes for images in sets]
@@ -102,7 +102,7 @@ class LookalikeClassifier:
     def share(self, samples: torch.Tensor) -> float:
         """Return the share of samples, by their features (N, D), classified as the concept.
 
-        The shares add up to 1 over the choices of the set that is called the concept's.
+        Taken for each set in turn as the concept's, the shares add up to 1.
         """
         return float((self._classify(samples @ self._axes) == 0).float().mean())
 

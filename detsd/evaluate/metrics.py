@@ -6,9 +6,9 @@
     metrics.figures(samples, baselines)
 
 The figures and both ends of each scale are those of textual inversion (arXiv 2208.01618, section
-5): images of "a photo of a S*" compared with the training images, images of edited prompts compared
+5): images of "a photo of a S*" are compared with the training images, and images of edited prompts
 with these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) calls the two CLIP-I
-and CLIP-T, and adds DINO for the first. Features are unit vectors (N, D), float32.
+and CLIP-T, and adds DINO to the first. Features are unit vectors (N, D), float32.
 """
 
 import re
@@ -24,7 +24,7 @@ from detsd.evaluate.lookalikes import FLAT, SAME, LookalikeClassifier, outlines
 
 
 def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the mean cosine of all pairs of features (N, D) and (M, D): CLIP-I, or DINO's.
+    """Return the mean cosine of all pairs of features (N, D) and (M, D): CLIP-I or DINO.
 
     An image is not compared with itself. A set compared with itself gives the mean similarity of
     its images, and 1 if it has only one.
@@ -35,14 +35,14 @@ def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def text_similarity(images: torch.Tensor, texts: torch.Tensor) -> float:
-    """Return the mean cosine of images (P * n, D), n a prompt, and their texts (P, D): CLIP-T."""
+    """Return the mean cosine of images (P * n, D), n per prompt, and texts (P, D): CLIP-T."""
     own = texts.repeat_interleave(len(images) // len(texts), dim=0)
     return float((images * own).sum(1).mean())
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Both ends of both scales, by which figures of different concepts become comparable.
+    """Both ends of both scales, which make the figures of different concepts comparable.
 
     The initializer's samples follow any prompt but do not show the concept; the training images
     show the concept but follow no prompt (the two baselines of arXiv 2208.01618, section 5). So
@@ -60,18 +60,18 @@ def fit_baselines(
 ) -> Baselines:
     """Return the baselines of a concept.
 
-    The mean similarity of the training images to each other would be no upper end: taken in many
-    scenes they differ from each other as much as any pictures, while samples of a plain prompt come
-    near the middle of them. The training image that is nearest to the others is an upper end.
+    The mean similarity of the training images to each other cannot be the upper end: taken in many
+    scenes, they differ from each other as much as any pictures, while samples of a plain prompt are
+    near their middle. The upper end is the training image that is nearest to the others.
 
     Args:
         images: features (M, D) of the training images.
         texts: features (P, D) of the edited prompts without the concept's word.
         plain: features (N, D) of the initializer's samples of the plain prompt.
-        edited: features (P * n, D) of its samples of the edited prompts, n of each.
+        edited: features (P * n, D) of its samples of the edited prompts, n for each.
     """
-    # Of the bundled logo the pictures have 0.708 among themselves, samples of the phrase 0.711 with
-    # them, and the most typical picture 0.756.
+    # For the bundled logo, the pictures have 0.708 among themselves, samples of the phrase 0.711
+    # with them, and the most typical picture 0.756.
     cosines = images @ images.T
     others = cosines < SAME
     each = (cosines * others).sum(1) / others.sum(1).clamp(min=1)
@@ -86,8 +86,8 @@ def fit_baselines(
 def normalised(value: float, low: float, high: float) -> float:
     """Return the place of a figure between its baselines: 0 at the lower, 1 from the upper one on.
 
-    Where the two are equal, 0 takes the lower one's place: a concept's images may differ from each
-    other as much as the initializer's samples differ from them.
+    If the two are equal, 0 replaces the lower one: a concept's images may differ from each other as
+    much as the initializer's samples differ from them.
     """
     low = low if high - low >= FLAT else 0.0
     return min(1.0, max(0.0, (value - low) / max(high - low, FLAT)))
@@ -105,7 +105,7 @@ def score(image: float, text: float, baselines: Baselines) -> float:
 
 
 def without_word(template: str) -> str:
-    """Return a template without its concept, as the paper compares it: "a photo of on the moon"."""
+    """Return a template without its concept, as used in the paper: "a photo of on the moon"."""
     return " ".join(re.sub(r"(?:\b(?:an?|the) )?\{\}", " ", template).split())
 
 
@@ -133,8 +133,8 @@ class ConceptMetrics:
             images: the concept's training images.
             prompts: the edited prompts, with {} for the concept.
             lookalikes: images of each look-alike.
-            num_samples: how many of the samples are of the plain prompt, which come first. The
-                others are of the edited prompts, equally many of each.
+            num_samples: the number of samples of the plain prompt, which come first. The others
+                are of the edited prompts, equally many for each.
         """
         self._num_samples, self._encoders = num_samples, encoders
         # The classifier takes the first of several features that separate the images equally well.
@@ -148,7 +148,7 @@ class ConceptMetrics:
         self.lineup = LookalikeClassifier(features) if lookalikes else None
 
     def fit_baselines(self, samples: list[Image.Image]) -> tuple[Baselines, dict[str, float]]:
-        """Return the baselines by samples of the initializer, and the figures of these samples."""
+        """Return the baselines from samples of the initializer, and these samples' figures."""
         found, *features = self._measure(samples)
         return fit_baselines(self._images["clip"], self._texts, *features), found
 

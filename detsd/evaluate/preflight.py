@@ -1,6 +1,6 @@
 """Mistakes in an evaluation's configuration, found before any library is loaded.
 
-Imports no library that takes long.
+Imports no library that takes long to load.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
 
 
 def learned_from(file: Path) -> list[str]:
-    """Return the folders of training images of a file's concepts, as far as they are known."""
+    """Return the folders of training images of a file's concepts, as far as known."""
     given = finetuning_metadata(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
     if file.name == DEMO_CONCEPT and file.resolve() == Path(resolve(DEMO_CONCEPT)).resolve():
         given = [DEMO_IMAGES]

@@ -23,7 +23,7 @@ COLUMNS = {  # of the table: title and format
 
 
 def _formatted(figures: dict[str, Any]) -> dict[str, str]:
-    """Return a row of the table by the titles of its columns."""
+    """Return a row of the table, keyed by the titles of its columns."""
     errors = [key for key in figures if key.startswith("denoising_error_")]
     figures = figures | ({"high_noise": figures[errors[-1]]} if errors else {})
     return {
@@ -46,12 +46,12 @@ def overview(
     images: list[list[Image.Image]],
     samples: list[list[list[Image.Image]]],
 ) -> Image.Image:
-    """Draw training images, then samples of the initializer and of each state, a row each.
+    """Draw training images, then samples of the initializer and of each state, one row each.
 
     Args:
         concepts: the figures of each concept, as in `evaluation.json`.
         images: the training images of each concept.
-        samples: of each concept, the samples of the initializer and of each state.
+        samples: for each concept, those of the initializer and of each state.
     """
     rows, labels = [], []
     for concept, own, sets in zip(concepts, images, samples, strict=True):
@@ -90,8 +90,9 @@ def table(result: dict[str, Any]) -> str:
 def plot(result: dict[str, Any], file: Path) -> None:
     """Plot CLIP-I against CLIP-T, a panel for each concept and a point for each of its states.
 
-    Up is more of the concept, right is more of the prompt, as in figure 10 of arXiv 2208.01618. The
-    states of one run are joined; of many states, the first, last and best are named.
+    Higher shows more of the concept, further right more of the prompt, as in figure 10 of arXiv
+    2208.01618. The states of a run are joined; if there are many, the first, last and best are
+    named.
     """
     from matplotlib.figure import Figure  # late: half a second
 

@@ -1,6 +1,6 @@
 """The embedding vectors of a concept file, checkpoint or run folder: python -m detsd show SOURCE
 
-Of the base model only the token tables are loaded, to compare the vectors with.
+Only the base model's token tables are loaded, to compare the vectors with.
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ from detsd.runs.folder import finetuning_metadata
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import BUNDLED
 
-NEAREST = 5  # words of the vocabulary that are named for each vector
+NEAREST = 5  # words of the vocabulary to name for each vector
 
 
 def describe(path: str | Path, model: str | None = None) -> dict[str, Any]:
-    """Return a description of a source, as JSON takes it.
+    """Return a description of a source, ready for JSON.
 
     Args:
-        model: the base model to compare with; default: the one that the checkpoint names, else the
+        model: the base model to compare with; default: the one that the checkpoint names, or the
             bundled one if it has the same width.
     """
     source = ConceptSource.parse(path).located
@@ -60,7 +60,7 @@ def describe(path: str | Path, model: str | None = None) -> dict[str, Any]:
 def _tables(
     config: ModelConfig, kinds: list[tuple[int, ...]], path: Path, asked: bool
 ) -> tuple[list[tuple[CLIPTokenizer, torch.Tensor]], list[str]]:
-    """Load a base model's token tables; without having been asked to, a failure is a note."""
+    """Load a base model's token tables; if nobody asked for this model, a failure is only noted."""
     name, tables, notes = config.pretrained_model_name_or_path, [], []
     try:
         tables = load_token_tables(config, fetch=asked)
@@ -83,7 +83,7 @@ def _tables(
 
 
 def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
-    """Return the mean norm of a vocabulary's rows (V, D), and the range that 9 in 10 lie in."""
+    """Return the mean norm of a vocabulary's rows (V, D), and the range of 9 in 10 of them."""
     norms = table.norm(dim=1)
     low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
     return {"rows": len(table), "norm": float(norms.mean()), "norm_low": low, "norm_high": high}
@@ -130,7 +130,7 @@ def _compare(
         return {"word": _word(tokenizer, token), "cosine": float(likeness[row, token])}
 
     for j, row in enumerate(described):
-        # As Vocabulary.initializer_vectors repeats the initializer's tokens.
+        # Repeats the initializer's tokens like Vocabulary.initializer_vectors.
         row["began_as"] = word(j, start[j % len(start)]) if start else None
         row["nearest"] = [word(j, token) for token in ids[j].tolist()]
 
@@ -172,7 +172,7 @@ def report(facts: dict[str, Any]) -> str:
             + joined(tuple(e["width"] for e in encoders)),
             f"  initializer: {concept['initializer'] or 'unknown'}",
         ]
-        if concept["model"] and facts["steps"] is None:  # else the first line says it
+        if concept["model"] and facts["steps"] is None:  # otherwise the first line says it
             at = f" at {concept['model_hash']}" * bool(concept["model_hash"])
             steps = f", {concept['steps']} steps" * (concept["steps"] is not None)
             lines.append(f"  learned on: {concept['model']}{at}{steps}")

@@ -1,4 +1,4 @@
-"""The samples of an evaluation: of each concept, and of what it is compared with."""
+"""The samples of an evaluation: those of each concept, and of what it is compared with."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ class ConceptReference:
     Attributes:
         name: the concept's word in its training prompts.
         initializer: the phrase that it started from.
-        folder: of its training images.
-        concepts, seed, most_held_out: of its fine-tuning, so that the same images are held out.
+        folder: the folder of its training images.
+        concepts, seed, most_held_out: settings of its fine-tuning, so that the same images are held
+            out.
         resolution: width and height of the samples; None: by `concepts.img_aspect`, and square
             for buckets.
     """
@@ -50,7 +51,7 @@ class SampleSet:
     label: str
     reference: ConceptReference
     jobs: list[Job]
-    concept: LearnedConcept | None = None  # under the word of its prompts; None: the initializer
+    concept: LearnedConcept | None = None  # named as in its prompts; None: the initializer
     source: str = ""
 
 
@@ -68,18 +69,18 @@ def _files(config: EvaluateConfig, uuids: Sequence[str]) -> list[tuple[ConceptSo
 
 
 def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> ConceptReference:
-    """Return the reference of a concept of a file."""
+    """Return the reference for a concept in a file."""
     config = finetuning_metadata(file).get("config", {})
     known = {f.name for f in dataclasses.fields(ConceptsConfig)}
     given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
-    if concept.resolution:  # of a file that was taken out of its run
+    if concept.resolution:  # the file may be outside its run
         given = {"img_aspect": "buckets"} | given
     names = given.get("concept_strs", [concept.name])
-    place = names.index(concept.name) if concept.name in names else 0  # else under another word
+    place = names.index(concept.name) if concept.name in names else 0  # otherwise it was renamed
     folders = [images_dir] * len(names) if images_dir else learned_from(file)
     if problem := images_problem(concept.name, folders[place : place + 1]):
         raise UserError(f"{file}: {problem}")
-    initializer = concept.initializer or "thing"  # as Vocabulary.with_initializers has it
+    initializer = concept.initializer or "thing"  # as in Vocabulary.with_initializers
     lists = {
         "concept_strs": names,
         "initializer_strs": [initializer] * len(names),
@@ -87,7 +88,7 @@ def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> C
         "learnable_properties": given.get("learnable_properties", ["object"]),
         "num_vectors": [None],  # runs that differ in it are compared
     }
-    if images_dir:  # of this concept alone
+    if images_dir:  # those of this concept alone
         lists = {key: values[place : place + 1] for key, values in lists.items()}
     training = config.get("training", {})
     return ConceptReference(
@@ -102,10 +103,10 @@ def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> C
 
 
 def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[SampleSet]:
-    """Return the samples to make: of each reference's initializer, then of each of its concepts.
+    """Return the samples to make: for each reference, its initializer's, then its concepts'.
 
     Args:
-        uuids: checkpoints besides those of the configuration.
+        uuids: checkpoints in addition to those of the configuration.
     """
     found = []
     for named, source in _files(config, uuids):
@@ -118,7 +119,7 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
     groups: list[list[SampleSet]] = []
     for number, (concept, (source, given, old), title, reference) in enumerate(found):
         alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
-        # Several states may share a name: each gets a word of its own.
+        # Several states may share a name, so each gets its own word.
         steps = concept.steps if [k for k, _ in alike].count(concept.steps) == 1 else None
         word = f"{concept.name}-{f'no-{number + 1}' if steps is None else steps}"
         word = word if len(alike) > 1 else concept.name
