@@ -8,7 +8,7 @@ import warnings
 __version__ = "0.1.0"
 
 # Set before the libraries are imported, since they read it then. Their notes on optional packages
-# do not concern somebody who trains a concept.
+# do not matter for training a concept.
 for name, value in {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -25,4 +25,4 @@ try:
     getpass.getuser()
 except (KeyError, OSError):
     os.environ["USER"] = f"uid-{os.getuid()}"
-warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, in a notebook without widgets
+warnings.filterwarnings("ignore", "IProgress not found")  # from tqdm, in a notebook without widgets

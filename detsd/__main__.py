@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command line: python -m detsd finetune | generate | evaluate ...
 
-On a cluster the configuration and the latest checkpoint come from the trial; off cluster from the
+On a cluster the configuration and the latest checkpoint come from the trial; off cluster, from the
 experiment file named on the command line. Mistakes end with one sentence and exit code 2.
 """
 
@@ -17,10 +17,10 @@ from detsd.utils.errors import DISK_ERRORS, PATH_ERRORS, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command; return its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # somebody's own stream
-            stream.reconfigure(errors="replace")  # as in a terminal that knows only ASCII
+        with contextlib.suppress(AttributeError):  # a caller's own stream
+            stream.reconfigure(errors="replace")  # for terminals that know only ASCII
     command_line = parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete a line
         import argcomplete

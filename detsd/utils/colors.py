@@ -1,4 +1,4 @@
-"""Convert the colours of a picture to sRGB, by its profile or what stands in a profile's place.
+"""Convert the colours of a picture to sRGB, by its profile or what replaces one.
 
 Profiles are applied by LittleCMS (Pillow's ImageCms), relative colorimetric with black point
 compensation, as image editors do. Without one, numbers are taken as sRGB.
@@ -22,13 +22,13 @@ SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE_RGB = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_RGB_GAMMA = 563 / 256
 
-SRGB_GAMMA = 0.45455  # what a PNG file of sRGB has as gAMA
+SRGB_GAMMA = 0.45455  # the gAMA of an sRGB PNG file
 
 EXIF_IFD, INTEROP_IFD = 0x8769, 0xA005
 COLOR_SPACE, INTEROP_INDEX = 0xA001, 1  # tags of the two
 
-# Levels of 255 by which a profile may differ from sRGB and count as it: LittleCMS moves some by one
-# even from sRGB to sRGB, and pictures would lose their digests.
+# Levels of 255 by which a profile may differ from sRGB and count as sRGB: LittleCMS moves some by
+# one even from sRGB to sRGB, which would change the digests of pictures.
 SAME = 3
 
 BRADFORD = np.array(
@@ -40,9 +40,9 @@ D50 = np.array([0.9642, 1.0, 0.8249])  # the white of every profile
 def profile_of(image: Image.Image) -> bytes | None:
     """Return the ICC profile that says what a picture's numbers mean; None for sRGB.
 
-    Where there is none, one is made of a PNG file's gAMA and cHRM chunks (PNG specification,
-    11.3.2), of a HEIF file's nclx primaries (ISO 23091-2), or of the mark that cameras put into the
-    EXIF data of Adobe RGB (DCF 2.0, 6.2.1).
+    If there is none, one is made from a PNG file's gAMA and cHRM chunks (PNG specification,
+    11.3.2), from a HEIF file's nclx primaries (ISO 23091-2), or from the mark of Adobe RGB that
+    cameras put into EXIF data (DCF 2.0, 6.2.1).
     """
     if profile := image.info.get("icc_profile"):
         return profile
@@ -58,8 +58,8 @@ def profile_of(image: Image.Image) -> bytes | None:
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert an L, RGB, CMYK or LAB image to RGB, in sRGB.
 
-    A profile that is broken, or of other colours than the picture's, is ignored with a warning: it
-    never costs the picture.
+    A profile that is broken, or for another colour space than the picture's, is ignored with a
+    warning; the picture is never lost.
     """
     if profile is None and image.mode != "LAB":
         return image.convert("RGB")
@@ -75,7 +75,7 @@ def matrix_profile(gamma: float | None, chromaticities: tuple[float, ...]) -> by
     """Make an ICC profile (version 2.4) of RGB by its exponent and chromaticities.
 
     Args:
-        gamma: of the numbers, light = number ** gamma; None for sRGB's curve.
+        gamma: light = number ** gamma; None for sRGB's curve.
         chromaticities: x, y of white, red, green, blue.
     """
     xy = np.array(chromaticities).reshape(4, 2)
@@ -115,7 +115,7 @@ def _xyz(values: np.ndarray) -> bytes:
 
 
 def _png_profile(gamma: float, where: tuple[float, ...] | None) -> bytes | None:
-    """Make a profile of a PNG file's chunks; None where their values are impossible."""
+    """Make a profile from a PNG file's chunks; None if their values are impossible."""
     try:
         curve = None if abs(gamma - SRGB_GAMMA) <= 0.01 else 1 / gamma
         return matrix_profile(curve, tuple(where or SRGB))
@@ -124,7 +124,7 @@ def _png_profile(gamma: float, where: tuple[float, ...] | None) -> bytes | None:
 
 
 def _nclx_profile(nclx: dict[str, Any]) -> bytes | None:
-    """Make a profile of HEIF's primaries; None for those of sRGB and for transfers of HDR."""
+    """Make a profile from HEIF's primaries; None for those of sRGB and for HDR transfers."""
     if nclx.get("color_primaries") in (1, 2) or nclx.get("transfer_characteristics") in (16, 18):
         return None
     try:
@@ -136,20 +136,20 @@ def _nclx_profile(nclx: dict[str, Any]) -> bytes | None:
 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
-    """Return whether a camera's JPEG file without a profile says that it is of Adobe RGB."""
+    """Return whether a camera's JPEG file without a profile says that it is Adobe RGB."""
     if image.format not in ("JPEG", "MPO"):
         return False
     try:
         exif = image.getexif()
         index = exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")
         return exif.get_ifd(EXIF_IFD).get(COLOR_SPACE) == 2 or str(index).startswith("R03")
-    except Exception:  # damaged EXIF data raise whatever they meet
+    except Exception:  # damaged EXIF data can raise anything
         return False
 
 
 @functools.lru_cache(16)
 def _space(profile: bytes | None) -> str:
-    """Return the colour space of a profile: RGB, GRAY, CMYK; "" of a broken one."""
+    """Return the colour space of a profile: RGB, GRAY, CMYK; "" for a broken one."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
         return opened.profile.xcolor_space.strip()
@@ -159,7 +159,7 @@ def _space(profile: bytes | None) -> str:
 
 @functools.lru_cache(16)
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the conversion of an image mode to sRGB; None where it would change nothing."""
+    """Return the conversion of an image mode to sRGB; None if it would change nothing."""
     try:
         source = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile or b"")
         transform = ImageCms.buildTransform(
@@ -181,7 +181,7 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
 
 
 def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Return whether a conversion leaves greys, or colours all over the cube, as they are."""
+    """Return whether a conversion leaves greys, or colours all over the cube, unchanged."""
     values = np.arange(256, dtype=np.uint8)[None]
     if mode == "RGB":
         levels = np.arange(0, 256, 15, dtype=np.uint8)

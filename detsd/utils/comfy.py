@@ -1,7 +1,7 @@
 """The graph that ComfyUI puts into its images: nodes by their ids, with a class and inputs.
 
-Inputs are values, or links `[id, output]` to other nodes. Nothing in it is trusted: what has
-another type, a missing node and a cycle of links count as unknown.
+Inputs are values, or links `[id, output]` to other nodes. Nothing in it is trusted: values of wrong
+types, missing nodes and cycles of links count as unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOTED = re.compile(
     "Lora|ControlNet|VAELoader|Upscale|ImageScale|IPAdapter|LoadImage|VAEEncode|SetLastLayer|^Primitive"
     "|^Empty.*Latent|^Conditioning"
 )
-VALUES = ("value", "text", "string", "seed", "int", "float")  # of nodes that hold one
+VALUES = ("value", "text", "string", "seed", "int", "float")  # inputs of nodes that hold a value
 SAMPLERS = re.compile("KSampler(Advanced)?$|SamplerCustom")
 MAX_NODES = 2000
 MAX_SAMPLERS = 20
@@ -68,7 +68,7 @@ class Graph:
 
         Args:
             starts: the nodes' ids.
-            role: positive or negative: nodes with such an input pass only that on.
+            role: positive or negative: nodes with such an input pass on only that one.
         """
         todo, seen = [*starts], set()
         for key in todo:
@@ -81,7 +81,7 @@ class Graph:
             todo += [link[0] for link in links if isinstance(link, list) and link]
 
     def value(self, start: Any, *keys: str) -> Any:
-        """Return the nearest value under one of these keys, or of the node that is linked there."""
+        """Return the nearest value under one of these keys, or that of the node linked there."""
         for _, inputs in self.upstream(start):
             for value in (inputs[key] for key in keys if key in inputs):
                 if isinstance(value, str | int | float):
@@ -133,7 +133,7 @@ class Graph:
         ][:MAX_SAMPLERS]
         if not samplers:
             raise UserError(f"{self.path} holds a graph of ComfyUI without a sampler that is known")
-        # The first of several passes depends on no other.
+        # The first of several passes depends on none of the others.
         first = min(
             samplers, key=lambda key: sum(bool(SAMPLERS.match(k)) for k, _ in self.upstream(key))
         )
@@ -171,7 +171,7 @@ class Graph:
             note("a sampler that begins on the way is not supported; it makes all steps")
         if given["batch"] not in (None, 1):
             note(f"of its batch of {str(given['batch'])[:20]} the first image is made")
-        if isinstance(given["skip"], int):  # -1 is the last layer, in XL the last but one is
+        if isinstance(given["skip"], int):  # -1 is the last layer; XL counts from the last but one
             self.found.clip_skip = max(0, -given["skip"] - 1 - ("CLIPTextEncodeSDXL" in kinds))
         if given["vae"]:
             note(f"its VAE was {str(given['vae'])[:100]}; name the file in model.vae")

@@ -16,15 +16,15 @@ INK, PALE, PAPER = (34, 36, 42), (104, 108, 118), (255, 255, 255)
 
 GAP, MARGIN = 8, 16  # between images, around a sheet
 
-SHOWN = 160  # smaller images are enlarged to at least this side, by a whole factor
+SHOWN = 160  # smaller images are enlarged to at least this side, by an integer factor
 
-LARGEST = 256  # larger ones are made smaller on a sheet
+LARGEST = 256  # larger ones are scaled down on a sheet
 
-MANY = 64  # tiles on a sheet; the more above that, the smaller: together they have as many pixels
+MANY = 64  # tiles at full size; more share the same number of pixels, so each is smaller
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, or another font that has more of a text's characters."""
+    """Load DejaVu Sans, or another font that covers more of a text's characters."""
     needed = frozenset(c for c in text if c.isprintable() and not c.isspace())
     return ImageFont.truetype(_font_file(needed), size)
 
@@ -35,7 +35,7 @@ _told: set[str] = set()  # characters that no font has, already warned of
 @functools.cache
 def _font_file(needed: frozenset[str]) -> str:
     """Return the font file that has the characters, or most of them."""
-    import matplotlib  # late: most of what imports this module draws no label
+    import matplotlib  # late: most importers of this module draw no labels
 
     usual = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
     missing = _missing(usual, needed)
@@ -63,7 +63,7 @@ def _missing(file: str, needed: frozenset[str]) -> set[str]:
     from matplotlib.ft2font import FT2Font
 
     try:
-        ImageFont.truetype(file, 14)  # of bitmaps, as for emoji, are of no use
+        ImageFont.truetype(file, 14)  # bitmap fonts, as for emoji, cannot be used
         font = FT2Font(file)
     except (OSError, RuntimeError):
         return set(needed)
@@ -79,7 +79,7 @@ def enlarge(image: Image.Image) -> Image.Image:
 def notice(text: str, size: tuple[int, int]) -> Image.Image:
     """Draw a dark tile with a few words, in place of an image of `size` that cannot be shown.
 
-    As large as that image would stand on a sheet, where it therefore stays as it is.
+    It has the size that the image would have on a sheet, so it is not scaled there.
     """
     tile = as_tile(Image.new("RGB", size, INK))
     pen = ImageDraw.Draw(tile)
@@ -105,7 +105,7 @@ def sheet(
     column_labels: list[str] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Draw rows of images, each under its label; the columns' labels over the first."""
+    """Draw rows of images, each under its label, with the columns' labels above the first."""
     count = sum(map(len, rows))
     rows = [[as_tile(image, count) for image in row] for row in rows]
     w = max(image.width for row in rows for image in row)
@@ -143,7 +143,7 @@ def sheet(
 def padded(
     rows: list[list[Image.Image]], size: tuple[int, int] | None = None
 ) -> list[list[Image.Image]]:
-    """Scale and pad images of several shapes to one: `size`, else one that has room for each."""
+    """Scale and pad images of several shapes to one: `size`, or one with room for each."""
     size = size or tuple(map(max, zip(*(i.size for row in rows for i in row), strict=True)))
     return [[ImageOps.pad(i, size, Image.Resampling.LANCZOS, PAPER) for i in r] for r in rows]
 
@@ -156,7 +156,7 @@ def _wrapped(text: str, width: int, size: int) -> list[str]:
         if lines[-1] and font.getlength(lines[-1] + part) > width:
             lines.append("")
         part = part if lines[-1] else part.lstrip()
-        start = 0  # of a line, in a part that is longer than one, as a path may be
+        start = 0  # of a line within a part that is longer than one, such as a path
         for k in range(2, len(part) + 1) if font.getlength(part) > width else ():
             if font.getlength(part[start:k]) > width and k - start > 1:
                 lines[-1:] = [part[start : k - 1], ""]
@@ -172,10 +172,10 @@ def before_after(
     plain: list[str],
     taught: dict[str, list[Image.Image]],
 ) -> Image.Image:
-    """Draw training images, and per prompt the images before and after, under equal seeds.
+    """Draw training images and, per prompt, the images before and after, with equal seeds.
 
     Args:
-        plain: each prompt with the concepts' phrases in place of their words: what `before` is of.
+        plain: the prompts of `before`: each with initializers in place of the concepts' words.
         taught: training images by concept.
     """
     groups: dict[tuple[str, str], tuple[list, list]] = {}
@@ -198,8 +198,8 @@ def time_lapse(
     """Draw `time_lapse.gif` and `time_lapse.png` (a strip) of every prompt's samples, by step.
 
     Args:
-        prompts: of each sample. Those of one prompt, at most `limit`, stand in a row of the moving
-            picture; the strip shows the first of them.
+        prompts: the prompt of each sample. Samples of one prompt, at most `limit`, are a row of the
+            animation; the strip shows the first of them.
     """
     rows: dict[str, list[int]] = {}
     for k, prompt in enumerate(prompts):
@@ -220,7 +220,7 @@ def time_lapse(
         duration=[1600 if k in (0, last) else 600 for k in range(len(pictures))],
         loop=0,
     )
-    # A strip shows at most eight moments, evenly chosen, first and last among them.
+    # A strip shows at most eight moments, evenly chosen, including first and last.
     wanted = min(8, len(frames))
     chosen = [frames[round(k * last / max(1, wanted - 1))] for k in range(wanted)]
     strip = [[images[row[0]] for _, images in chosen] for row in rows.values()]

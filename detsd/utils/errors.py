@@ -2,15 +2,15 @@
 
 import errno
 
-# A full or read-only disk, a folder of somebody else: the sentence is the system's own.
+# A full or read-only disk, another user's folder: the system's own sentence is enough.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
-# Of a path that no file can have, or no folder, since a file has it.
+# Of a path that no file can have, or of a folder whose place a file has.
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST)
 
 
 def printable(text: str, also: str = "") -> str:
-    """Return foreign text without the characters that a terminal would act on, except `also`."""
+    """Return untrusted text without characters that a terminal would act on, except `also`."""
     return "".join(c if c.isprintable() or c in also else "?" for c in text)
 
 
@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss is not finite any more; trying again would end the same way."""
+    """The loss is no longer finite; trying again would end the same way."""
 
 
 def one_line(error: BaseException, limit: int | None = 200) -> str:

@@ -1,4 +1,4 @@
-"""Settings that A1111 and ComfyUI put into their images, as far as they can be honoured here.
+"""Settings that A1111 and ComfyUI put into their images, as far as they can be used here.
 
 A1111 writes a text: the prompt, the negative prompt, and a line of fields. For ComfyUI's graph see
 `detsd.utils.comfy`. Neither is trusted.
@@ -26,7 +26,7 @@ SCHEDULES = (*SPACINGS, "karras", "exponential", "polyexponential", "beta", "kl 
 # A concept in ComfyUI's prompts, with or without its file's extension.
 EMBEDDING = re.compile(r"embedding:([^\s,:()]+?)(?:\.(?:pt|bin|safetensors))?(?=[\s,:()]|$)")
 
-# Samplers that draw other noise on the way, or are not made alike; ancestral in ComfyUI alone.
+# Samplers that draw other noise on the way, or differ otherwise; ancestral only in ComfyUI.
 UNLIKE = ("pndm", "dpmsolver++-sde", "dpmsolver++-sde-karras", "unipc", "lcm")
 
 MAX_PROMPT = 10_000  # characters
@@ -37,7 +37,7 @@ HONOURED = {
     "Batch pos", "User", "Timestep spacing", "Guidance interval", "Lora hashes", "Emphasis",
     "Noise Schedule", "Clip skip", "VAE", "VAE hash",
 }  # fmt: skip
-TOPICS = {  # beginnings of A1111's fields, and what stands behind them
+TOPICS = {  # prefixes of A1111's fields, and what they stand for
     "Hires": "hires fix", "First pass": "hires fix", "Denoising": "an image to begin with",
     "Init image": "an image to begin with", "Mask": "inpainting", "Inpaint": "inpainting",
     "Variation": "a variation seed",
@@ -54,10 +54,10 @@ class ForeignSettings:
 
     Attributes:
         tool: its name.
-        grid: what a configuration's section `grid` says of them.
+        grid: these settings as a configuration's section `grid`.
         model: the checkpoint's name; "" if unknown.
         clip_skip: layers that the text encoder left out, as diffusers counts.
-        notes: what cannot be honoured, half a sentence each.
+        notes: what cannot be reproduced, half a sentence each.
     """
 
     tool: str
@@ -82,7 +82,7 @@ class ForeignSettings:
             self.note(f"it names no {name}; the default is taken")
 
     def prompts(self, prompt: str, negative: str) -> None:
-        """Keep the prompts; `detsd.concepts.prompts` tells what is not read in them."""
+        """Keep the prompts; `detsd.concepts.prompts` warns of what is not read in them."""
         if max(len(prompt), len(negative)) > MAX_PROMPT:
             self.note(f"its prompt is cut after {MAX_PROMPT:,} characters; the model reads fewer")
             prompt, negative = prompt[:MAX_PROMPT], negative[:MAX_PROMPT]
@@ -103,7 +103,7 @@ class ForeignSettings:
             self.grid["seeds"] %= 2**32
 
     def sampler(self, sampler: Any, schedule: Any, known: dict[str, str]) -> str:
-        """Keep a sampler with a schedule; return its name here, "" for an unknown one."""
+        """Keep a sampler with a schedule; return our name for it, "" if it is unknown."""
         words = str(sampler or "").strip().lower()
         kind = str(schedule or "").strip().lower().replace("_", " ")
         for suffix in SCHEDULES[1:]:
@@ -129,7 +129,7 @@ class ForeignSettings:
         return name
 
     def check_levels(self, name: str) -> None:
-        """Note where a sampler's noise levels are those of the other tool for other steps only."""
+        """Note if a sampler has the other tool's noise levels only for other numbers of steps."""
         steps, spacing = self.grid.get("num_inference_steps", 0), self.grid.get("spacing")
         count = steps + (self.tool == "A1111" and name == "dpmsolver++")
         if self.tool == "ComfyUI" and name in ("euler", "heun", "lms-discrete"):
@@ -146,10 +146,10 @@ def read_foreign(path: Path) -> ForeignSettings | None:
     try:
         with open_picture(path) as image:
             texts = _texts(image)
-            if not texts:  # where an editor wrote them behind the pixels
+            if not texts:  # an editor may write them after the pixels
                 image.load()
                 texts = _texts(image)
-    except Exception:  # whatever a damaged file leads Pillow to
+    except Exception:  # whatever Pillow raises for a damaged file
         return None
     if CHUNK in texts:
         raise UserError(f"{path} holds settings of detsd, but is damaged; use an intact copy")
@@ -177,7 +177,7 @@ def _texts(image: Image.Image) -> dict[str, str]:
     comment = exif.get_ifd(0x8769).get(0x9286, b"")
     if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
         comment = comment[8:]
-        big = comment[::2].count(0) >= comment[1::2].count(0)  # the text is Latin for the most part
+        big = comment[::2].count(0) >= comment[1::2].count(0)  # the text is mostly Latin
         found.setdefault(
             "parameters", comment.decode("utf-16-be" if big else "utf-16-le", "replace")
         )
@@ -197,7 +197,7 @@ def fields(line: str) -> dict[str, str]:
         end = line.find(",", position)
         end = len(line) if end < 0 else end
         colon = line.find(":", position, end)
-        if colon < 0:  # a word alone
+        if colon < 0:  # a single word
             position = end + 1
             continue
         key, start = line[position:colon].strip(), colon + 1
@@ -208,7 +208,7 @@ def fields(line: str) -> dict[str, str]:
                 value, after = decoder.raw_decode(line, start)
                 end = line.find(",", after)
                 end = len(line) if end < 0 else end
-            except ValueError:  # no text in quotation marks
+            except ValueError:  # not a quoted text
                 pass
         found[key], position = str(value), end + 1
     return found
@@ -232,12 +232,12 @@ def _a1111(path: Path, text: str) -> ForeignSettings:
     width, _, height = given.get("Size", "").partition("x")
     found.number("width", width, int, "width")
     found.number("height", height, int, "height")
-    if name in ("ddim", "pndm"):  # have one schedule there
+    if name in ("ddim", "pndm"):  # have only one schedule there
         found.grid["spacing"] = "leading"
-    if given.get("Timestep spacing") in SPACINGS.values():  # of ours
+    if given.get("Timestep spacing") in SPACINGS.values():  # our own field
         found.grid["spacing"] = given["Timestep spacing"]
     interval = given.get("Guidance interval", "")
-    if re.fullmatch(r"\d(\.\d+)? to \d(\.\d+)?", interval):  # of ours, too
+    if re.fullmatch(r"\d(\.\d+)? to \d(\.\d+)?", interval):  # our own field, too
         found.grid["guidance_interval"] = [float(part) for part in interval.split(" to ")]
     if given.get("Emphasis") == "None":
         found.grid["prompt_weights"] = False

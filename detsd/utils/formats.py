@@ -1,4 +1,4 @@
-"""The formats of pictures that are opened. Imports no library that takes long."""
+"""The formats of pictures that are opened. Imports no library that takes long to load."""
 
 import warnings
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import BinaryIO
 
 from PIL import Image
 
-try:  # HEIC and HEIF, what telephones write, where somebody has installed what reads them
+try:  # HEIC and HEIF, which phones write, if a reader for them is installed
     from pillow_heif import register_heif_opener
 except ImportError:
     register_heif_opener = None
 
-# Read by decoders alone: EPS would start another program, and others load further files.
+# Only formats with pure decoders: EPS would start another program, others load more files.
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PSD", "AVIF", "HEIF",
     "ICO", "ICNS", "TGA", "PPM", "PCX", "SGI", "QOI", "DDS",
 )  # fmt: skip
 
-# What Pillow only warns of is read.
+# What Pillow only warns about is read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 

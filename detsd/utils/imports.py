@@ -1,8 +1,8 @@
-"""The large libraries' imports, without what nothing here uses: half of their time.
+"""Imports of the large libraries without the parts that nothing here uses, in half the time.
 
-No name is changed or missing: a deferred package is run when it is first asked for a name that it
-would have defined. It is `importlib.util.LazyLoader` for packages whose modules are imported by
-their full names, which alone would make that one run them.
+No name is changed or missing: a deferred package runs when it is first asked for a name that it
+would have defined. It is like `importlib.util.LazyLoader`, but for packages whose modules are
+imported by their full names, which alone would make LazyLoader run them.
 """
 
 import contextlib
@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-# By library: the version that this was tried with, and packages that import or list everything in
-# them, for the one module of each that is used, or that only some samplers compute with. Another
-# version is imported as it is: an order of imports that its authors did not foresee may fail.
-# All that makes images is imported in 2.9 s of the processor, without this in 4.9 (dev/LOG.md).
+# By library: the version that this was tried with, and packages that import or list all their
+# modules though only one of them is used, or that only some samplers need. Other versions are
+# imported as usual: an order of imports that their authors did not foresee may fail. Importing
+# all that makes images takes 2.9 s of the processor, without this 4.9 (dev/LOG.md).
 DEFERRED = {
     "accelerate": ("1.15", ("accelerate.commands.config",)),
     "boto3": ("1.44", ("boto3",)),
@@ -38,8 +38,8 @@ DEFERRED = {
 def only_what_is_used() -> Iterator[None]:
     """Defer the packages that the block imports without needing them, and collect no garbage.
 
-    Imports make a million objects that stay. The collector looks through all of them a dozen
-    times, which is a quarter of their time, and once more when the process ends.
+    Imports create a million objects that stay. The collector walks through all of them a dozen
+    times, a quarter of the import time, and once more when the process ends.
     """
     first, collects, finder = "torch" not in sys.modules, gc.isenabled(), _Finder()
     sys.meta_path.insert(0, finder)
@@ -55,18 +55,18 @@ def only_what_is_used() -> Iterator[None]:
 
 
 class _Deferred(ModuleType):
-    """A package whose code runs when it is asked for a name that it does not have yet."""
+    """A package whose code runs once it is asked for a name that it does not have yet."""
 
     def __getattr__(self, name: str) -> Any:
         with self.__dict__["_lock"]:
             if loader := self.__dict__.pop("_loader", None):
                 loader.exec_module(self)
-        module = sys.modules[self.__name__]  # some put another in their place
+        module = sys.modules[self.__name__]  # some replace themselves by another
         return super().__getattribute__(name) if module is self else getattr(module, name)
 
 
 class _Loader:
-    """The loader of a package that is only prepared to be run."""
+    """The loader of a package that is prepared but not yet run."""
 
     def __init__(self, loader: Any):
         self._loader = loader

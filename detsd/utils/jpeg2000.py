@@ -1,8 +1,8 @@
-"""JPEG 2000 files of several channels and more than 8 bits, as Pillow cannot read them.
+"""JPEG 2000 files of several channels and more than 8 bits, which Pillow misreads.
 
-Pillow 12.3 rounds such values to 8 bits without a limit: the brightest become 256, which is written
-as 0, so that white is black. Where a channel is 0, a second decoding at half the contrast tells the
-two apart.
+Pillow 12.3 rounds such values to 8 bits without clipping: the brightest become 256, which is stored
+as 0, so that white turns black. Where a channel is 0, a second decoding at half the contrast tells
+the two apart.
 """
 
 import io
@@ -28,7 +28,7 @@ def depth(data: bytes) -> int:
 
 
 def levels(data: bytes) -> int:
-    """Return how often a file can be halved in size while it is decoded."""
+    """Return how many times a file can be halved in size while it is decoded."""
     return min((data[at + 7] for marker, at in markers(data) if marker == COD), default=0)
 
 
@@ -48,7 +48,7 @@ def mend_white(image: Image.Image, data: bytes, reduce: int) -> Image.Image:
         pairs = zip(image.split(), other.split(), strict=True)
         channels = []
         for channel, half in pairs:
-            # Half the contrast, around the middle: black is 64, white 192. Right to 1.5 levels in
+            # At half the contrast around the middle, black is 64, white 192. Right to 1.5 levels in
             # 120 combinations of depth, channels, loss and size.
             white = half.point(lambda v: 255 * (v > 127))
             zero = channel.point(lambda v: 255 * (v == 0))
@@ -59,7 +59,7 @@ def mend_white(image: Image.Image, data: bytes, reduce: int) -> Image.Image:
 
 
 def _depths(data: bytes) -> range:
-    """Return where the depths of the channels stand."""
+    """Return the positions of the channels' depths."""
     at = next(at for marker, at in markers(data) if marker == SIZ)
     channels = int.from_bytes(data[at + 36 : at + 38], "big")
     return range(at + 38, at + 38 + 3 * channels, 3)
@@ -68,13 +68,13 @@ def _depths(data: bytes) -> range:
 def _at_half_contrast(data: bytes) -> bytes:
     """Declare one bit more than the file has.
 
-    The step of lossy files is counted from the depth, so that it would double: one guard bit less
+    In lossy files the quantization step depends on the depth and would double: one guard bit less
     halves it again.
     """
     changed = bytearray(data)
     for k in _depths(data):
         changed[k] += 1
-    several = len(_depths(data)) > 256  # then the number of a channel takes two bytes
+    several = len(_depths(data)) > 256  # then a channel's number takes two bytes
     for marker, at in markers(data):
         style = at + 2 if marker == QCD else at + 3 + several
         if marker in (QCD, QCC) and changed[style] & 0x1F:

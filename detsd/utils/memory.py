@@ -1,4 +1,4 @@
-"""Estimate a batch size that fits a device's memory; recognise errors of a full one."""
+"""Estimate a batch size that fits a device's memory; recognise out-of-memory errors."""
 
 import contextlib
 import ctypes
@@ -9,10 +9,10 @@ MAX_BATCH_SIZE = 16
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the bytes free on a GPU, PyTorch's own idle blocks among them; 4 GB on a CPU."""
+    """Return the bytes free on a GPU, including PyTorch's own idle blocks; 4 GB on a CPU."""
     if device.type != "cuda":
         return 4e9
-    # By its number: PyTorch 2.3 takes no device without one here.
+    # By number: PyTorch 2.3 does not accept a device without one here.
     index = torch.cuda.current_device() if device.index is None else device.index
     free, _ = torch.cuda.mem_get_info(index)
     return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
@@ -21,26 +21,26 @@ def free_memory(device: torch.device) -> float:
 def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, height: int) -> int:
     """Return a batch size that the free memory should hold; to be halved if it does not.
 
-    Counted from the shapes, per pixel and byte of the dtype: a guided image holds 260 bytes in
-    Stable Diffusion's UNet at once, and 2300 where attention keeps all pairs, as without a fused
-    kernel; one that is decoded holds 770. The second is taken: large batches gain little.
+    Counted from the shapes, per pixel and byte of the dtype: a guided image takes 260 bytes in
+    Stable Diffusion's UNet, or 2300 if attention keeps all pairs, as without a fused kernel; one
+    being decoded takes 770. The second figure is used, since large batches gain little.
     """
     per_image = 2300 * width * height * dtype.itemsize
     return int(max(1, min(MAX_BATCH_SIZE, 0.8 * free_memory(device) // per_image)))
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps it, with all tensors below 32 MB."""
-    with contextlib.suppress(AttributeError, TypeError):  # no glibc: macOS, musl; Windows
+    """Return freed memory to the system: glibc keeps that of all tensors below 32 MB."""
+    with contextlib.suppress(AttributeError, TypeError):  # not glibc: macOS, musl, Windows
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether this was raised because a device's memory, or the CPU's, is full.
 
-    Only PyTorch's allocator has a class for it. cuBLAS and cuDNN report CUBLAS_STATUS_ALLOC_FAILED,
-    CUDNN_STATUS_ALLOC_FAILED and, since version 9, ..._ALLOCATION_FAILED; cuDNN may also find none
-    of its engines able to run in what memory is left.
+    Only PyTorch's allocator has its own class for it. cuBLAS and cuDNN report
+    CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED and, since version 9,
+    ..._ALLOCATION_FAILED; cuDNN may also find that none of its engines can run in the memory left.
     """
     text = str(error).lower()
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(

@@ -1,6 +1,6 @@
 """Names of files, folders and models, as configurations give them.
 
-Imports the standard library only, so that mistakes are reported before anything large is loaded.
+Imports only the standard library, so that mistakes are reported before anything large is loaded.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ BUNDLED = "demo_model"
 
 DEMO_CONCEPT, DEMO_WORD = "learned_embeddings_dict_demo.pt", "det-logo-demo"
 
-# Chunks of a large file that a digest reads, and the bytes of each: 0.05 s for 2 GB, of which all
+# Chunks of a large file that a digest reads, and the bytes of each: 0.05 s for 2 GB, which in full
 # would take 2 s.
 CHUNKS, CHUNK = 4096, 4096
 
-DEMO_IMAGES = "det_logos"  # that it was learned from
+DEMO_IMAGES = "det_logos"  # the images it was learned from
 
-AUTO = "auto"  # in place of an initializer: one is looked for
+AUTO = "auto"  # in place of an initializer: one is found
 
-# In the folders of runs, checkpoints, models and LoRAs, but not in those of pictures.
+# Found in folders of runs, checkpoints, models and LoRAs, but not in those of pictures.
 LEARNED = (
     "learned_embed*", "checkpoints", "step-*", "metrics.jsonl", "tensorboard", "model_index.json",
     "adapter_config.json", "pytorch_lora_weights.*",
@@ -35,7 +35,7 @@ def file_name(concept: str) -> str:
 
 
 def uuid_problem(uuid: str) -> str | None:
-    """Return why a text is no uuid of a checkpoint, under which it is kept here; else None."""
+    """Return why a text is not a checkpoint's uuid, by which it is cached; else None."""
     if re.fullmatch(r"[\w-]{1,100}", uuid):
         return None
     return f"{uuid[:100]!r} is no uuid of a checkpoint (det e list-checkpoints ID shows them)"
@@ -45,15 +45,15 @@ def find(name: str, beside: Path | None = None) -> str:
     """Find a path of a configuration, `~` expanded: beside the configuration if it is there.
 
     Args:
-        beside: the configuration's folder. What is not found in it stays as it is, relative to the
-            working directory; a model's name on the hub does, too.
+        beside: the configuration's folder. What is not found there stays as it is, relative to the
+            working directory; so does a model's name on the hub.
     """
     name = os.path.expanduser(name) if name.startswith("~") else name
     if beside in (None, Path()) or not name or os.path.isabs(name):
         return name
     if os.path.exists(beside / name):  # not Path.exists: a phrase may be too long for a file
         return str(beside / name)
-    path, words = name, ""  # of a concept under another word: path=word or path=old=word
+    path, words = name, ""  # a concept under another word: path=word or path=old=word
     while "=" in path:
         path, _, word = path.rpartition("=")
         words = f"={word}{words}"
@@ -63,10 +63,10 @@ def find(name: str, beside: Path | None = None) -> str:
 
 
 def is_description(text: str, beside: Path | None = None) -> bool:
-    """Return whether a text describes a concept even where a folder has its name.
+    """Return whether a text describes a concept even if a folder has its name.
 
-    `auto` does, and the bare name of a folder with other things than learned ones: the pictures,
-    mostly. An empty folder may be that of a run that was killed early.
+    `auto` does, and so does the bare name of a folder that holds nothing learned, mostly pictures.
+    An empty folder may be that of a run that was killed early.
     """
     if text == AUTO:
         return True
@@ -77,7 +77,7 @@ def is_description(text: str, beside: Path | None = None) -> bool:
 
 
 def find_start(text: str, beside: Path | None = None) -> str:
-    """Find what a concept starts from as `find` does; a description stays as it is."""
+    """Find what a concept starts from, as `find` does; a description stays as it is."""
     return text if is_description(text, beside) else find(text, beside)
 
 
@@ -90,16 +90,16 @@ def looked(name: str, beside: Path | None = None) -> str:
 
 
 def resolve(name: str) -> str:
-    """Return a local path as it is, or beside the package (`demo_model`); else a hub name."""
+    """Return a local path as it is, or beside the package (`demo_model`); or else a hub name."""
     beside = Path(__file__).parents[2] / name
     return str(beside) if name and not os.path.exists(name) and os.path.exists(beside) else name
 
 
 def content_digest(path: Path) -> str | None:
-    """Return a digest of a file, or of the names and files of a folder; None where neither is.
+    """Return a digest of a file, or of the names and files of a folder; None if there is neither.
 
-    Of a file above 16 MiB the size and evenly spaced chunks count, so that a model takes a fraction
-    of a second; whatever is longer than 1/4096 of the file cannot differ unseen. Hidden files do
+    For a file above 16 MiB, its size and evenly spaced chunks count, so that a model takes a
+    fraction of a second; no change longer than 1/4096 of the file goes unnoticed. Hidden files do
     not count.
     """
     if not os.path.exists(path):
@@ -124,9 +124,9 @@ def content_digest(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a staging path, renamed to `path` after the block: a file is whole or not there.
+    """Yield a staging path, renamed to `path` after the block: a file is whole or absent.
 
-    It has the suffix of `path`, by which Pillow knows the format.
+    It has the suffix of `path`, from which Pillow infers the format.
     """
     staging = path.with_name(f".{path.name}")
     try:

@@ -1,6 +1,6 @@
 """The one function that reads pictures: of every kind, upright, in sRGB, with a bound on memory.
 
-What becomes of which kind of file: docs/pictures.md.
+docs/pictures.md says how each kind of file is read.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from detsd.utils.formats import has_alpha, open_picture
 
 T = TypeVar("T")
 
-# Memory for decoding, of all threads together: whatever a folder holds, it takes less than 1 GB.
+# Memory for decoding, in all threads together: whatever a folder holds, it takes less than 1 GB.
 MEMORY = 800e6
-# Bytes a pixel while a picture is decoded and converted; some decoders keep several copies.
+# Bytes per pixel while a picture is decoded and converted; some decoders keep several copies.
 # Measured, for decoding alone: WebP 16, JPEG 2000 19, AVIF 9, HEIC 7, progressive JPEG 6 always.
 BYTES, COSTLY = 12, {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 28}
-MOST = 950e6  # that one of the costly may take by itself
-WHOLE = 2**26  # pixels up to which a picture is decoded in full, whatever it is scaled to; of the
-WHOLE_COSTLY = 2**25  # costly
+MOST = 950e6  # bytes that a single picture of a costly format may take
+WHOLE = 2**26  # pixels up to which a picture is decoded in full, whatever it is scaled to
+WHOLE_COSTLY = 2**25  # the same for costly formats
 LARGE = 200e6  # bytes of a picture after which freed memory is given back at once
-STRIP = 2**22  # pixels that are converted at once
+STRIP = 2**22  # pixels converted at once
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,16 +51,16 @@ TRNS_SCALE = {"L;2": 85, "L;4": 17}  # Pillow widens the greys of these PNG file
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it is trained on and shown: its first frame, upright."""
+    """A picture as trained on and shown: its first frame, upright."""
 
-    rgb: Image.Image  # sRGB, on a ground; smaller than `size` where that was allowed
-    alpha: Image.Image | None  # L, of the same size; None where nothing is transparent
+    rgb: Image.Image  # sRGB, on a background; smaller than `size` if that was allowed
+    alpha: Image.Image | None  # L, of the same size; None if nothing is transparent
     size: tuple[int, int]  # width and height of the file's picture
-    several: bool = False  # whether the file has further frames or pages
+    several: bool = False  # whether the file has more frames or pages
 
 
 class Budget:
-    """A bound on the memory that threads take together; a single one may take more."""
+    """A bound on the memory that threads take together; one alone may exceed it."""
 
     def __init__(self, limit: float):
         self.limit = limit
@@ -96,11 +96,11 @@ def read_picture(
     Args:
         needed: width and height that it will be scaled down to: a large one may be decoded at a
             smaller size, at least twice this one.
-        use: what is made of the picture and returned, while its memory is accounted for.
-        convert: False leaves the numbers as they are, whatever colour profile there is.
+        use: turns the picture into the result, while its memory is accounted for.
+        convert: False leaves the numbers as they are, whatever the colour profile.
 
     Raises:
-        Exception: whatever decoders raise of a broken file.
+        Exception: whatever decoders raise for a broken file.
     """
     with open_picture(path) as image:
         factor = 1
@@ -110,7 +110,7 @@ def read_picture(
         if image.format == "JPEG2000":
             halvings = min(jpeg2000.levels(path.read_bytes()), factor.bit_length() - 1)
         cost = _cost(image, halvings)
-    with BUDGET.hold(cost):  # from here on, nothing large may outlive it
+    with BUDGET.hold(cost):  # nothing large may outlive this block
         try:
             return use(_read(path, ground, factor, halvings, convert))
         finally:
@@ -119,7 +119,7 @@ def read_picture(
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps it for each thread, and so has it twice."""
+    """Return freed memory to the system: glibc keeps it per thread, and so holds it twice."""
     # Eight pictures of 12,000 x 12,000 took 1.3 GB without this, and 0.9 with it.
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -132,10 +132,10 @@ def _read(path: Path, ground: str, factor: int, halvings: int, convert: bool) ->
         several = image.format not in ("PSD", "MPO") and getattr(image, "is_animated", False)
         image = _decode(image, path, factor, halvings)
         turn = TURNS.get(_orientation(image, path))
-        if math.prod(image.size) < math.prod(size):  # the decoder has scaled it
+        if math.prod(image.size) < math.prod(size):  # the decoder scaled it
             factor = 1
         else:
-            size = image.size  # Pillow turns TIFF files by itself
+            size = image.size  # Pillow rotates TIFF files by itself
         profile = profile_of(image) if convert else None
         rgb, alpha = _flatten(image, profile, ground, factor)
     if turn is not None:
@@ -148,7 +148,7 @@ def _cost(image: Image.Image, halvings: int) -> float:
     """Estimate the bytes that reading a picture takes, at most the whole budget."""
     each = COSTLY.get(image.format, BYTES)
     cost = math.prod(image.size) * each / 4**halvings
-    # Pillow turns a TIFF file as it loads it, which takes a second copy.
+    # Pillow rotates a TIFF file while loading it, which takes a second copy.
     turned = image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) > 1
     if (image.format in COSTLY or turned) and cost > MOST:
         most = int(MOST / each)
@@ -160,7 +160,7 @@ def _cost(image: Image.Image, halvings: int) -> float:
 
 
 def _decode(image: Image.Image, path: Path, factor: int, halvings: int) -> Image.Image:
-    """Load a picture, at a smaller size where its decoder can and `factor` allows it."""
+    """Load a picture, at a smaller size if its decoder can and `factor` allows it."""
     if image.format == "JPEG2000":
         data = path.read_bytes()
         image.reduce = halvings
@@ -183,28 +183,28 @@ def _decode(image: Image.Image, path: Path, factor: int, halvings: int) -> Image
 
 
 def _orientation(image: Image.Image, path: Path) -> int:
-    """Return EXIF's orientation of a loaded picture; 1 where it stands upright."""
+    """Return EXIF's orientation of a loaded picture; 1 if it is upright."""
     try:
-        # What reads HEIC clears the tag, also where only EXIF has it and nothing was turned.
+        # The HEIC reader clears the tag, even if only EXIF had it and nothing was rotated.
         original = image.info.get("original_orientation")
         if original and image.format == "HEIF" and not _heif_turns_itself(path):
             return original
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF data raise whatever they meet, and cost no picture
+    except Exception:  # damaged EXIF data can raise anything, but must not cost the picture
         return 1
 
 
 def _heif_turns_itself(path: Path) -> bool:
-    """Return whether a HEIF file has a property of its own that turns or mirrors a picture."""
+    """Return whether a HEIF file has a property that rotates or mirrors its picture."""
     with path.open("rb") as file:
         data = file.read(2**22)
-    at = data.find(b"ipco")  # the box of properties; its length stands before it
+    at = data.find(b"ipco")  # the box of properties, preceded by its length
     properties = data[at : at + int.from_bytes(data[max(0, at - 4) : max(0, at)], "big")]
     return b"irot" in properties or b"imir" in properties
 
 
 def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Yield a loaded picture in strips of so many pixels that copies of one cost little."""
+    """Yield a loaded picture in strips small enough that copies of one cost little."""
     width, height = image.size
     rows = max(1, STRIP // (width * factor)) * factor
     for top in range(0, height, rows):
@@ -214,7 +214,7 @@ def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Im
 def _flatten(
     image: Image.Image, profile: bytes | None, ground: str, factor: int
 ) -> tuple[Image.Image, Image.Image | None]:
-    """Convert a loaded picture to sRGB on a ground, and to its alpha channel.
+    """Convert a loaded picture to sRGB on a background, and to its alpha channel.
 
     In strips: copies of a whole picture would take several times its memory.
     """
@@ -232,7 +232,7 @@ def _flatten(
         else:
             colors, opaque = _split_alpha(strip, profile, transparent)
         if opaque:
-            # Pillow blends with the ground, in numbers of sRGB.
+            # Pillow blends with the background, in sRGB numbers.
             colors.putalpha(opaque)
             behind = Image.new("RGBA", colors.size, ImageColor.getrgb(ground))
             colors = Image.alpha_composite(behind, colors).convert("RGB")
@@ -247,7 +247,7 @@ def _flatten(
 def _split_alpha(
     strip: Image.Image, profile: bytes | None, transparent: bool
 ) -> tuple[Image.Image, Image.Image | None]:
-    """Convert 8-bit colours to sRGB; return their alpha channel beside them."""
+    """Convert 8-bit colours to sRGB; return them and their alpha channel."""
     if not transparent:
         return to_srgb(strip, profile), None
     full = strip.convert("RGBA")
@@ -264,14 +264,14 @@ def _values(strip: Image.Image, image: Image.Image) -> np.ndarray:
 
 
 def _is_unsigned(image: Image.Image) -> bool:
-    """Return whether a TIFF file's integers have no sign: Pillow reads them as if they had."""
+    """Return whether a TIFF file's integers are unsigned: Pillow reads them as signed."""
     return image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == 1
 
 
 def _top_value(image: Image.Image) -> float:
     """Return the value of white in a grey picture of 16 or 32 bits.
 
-    The least of the usual ones that no value exceeds: a picture of 16 bits may be stored in 32.
+    It is the smallest usual one that no value exceeds: 16-bit pictures may be stored in 32 bits.
     """
     if image.mode.startswith("I;16"):
         return 2**16 - 1
@@ -287,7 +287,7 @@ def _top_value(image: Image.Image) -> float:
 def _narrow(
     strip: Image.Image, image: Image.Image, top_value: float, profile: bytes | None
 ) -> tuple[Image.Image, Image.Image | None]:
-    """Scale grey values of 16 or 32 bits to 8, where Pillow clips; convert them to sRGB."""
+    """Scale grey values of 16 or 32 bits to 8, which Pillow would clip; convert them to sRGB."""
     values = _values(strip, image)
     key = image.info.get("transparency")
     opaque = None if key is None else Image.fromarray(np.uint8(255) * (values != key))
@@ -299,7 +299,7 @@ def _narrow(
             values = np.interp(values, np.arange(256), np.asarray(ramp)[0, :, 1])
         return values.round().clip(0, 255).astype(np.uint8)
 
-    # Of 16 bits every value is looked up, which took 11 s where float arithmetic took 39.
+    # 16-bit values are looked up in a table: it took 11 s, float arithmetic 39.
     small = values.dtype.itemsize == 2
     grey = scaled(np.arange(2**16))[values] if small else scaled(values)
     return Image.fromarray(grey).convert("RGB"), opaque

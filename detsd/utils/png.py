@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from detsd.utils.formats import open_picture
 from detsd.utils.paths import atomic_write
 
-# The samplers under the names that A1111 and its readers know.
+# The samplers by the names that A1111 and its readers use.
 SAMPLERS = {
     "ddim": "DDIM",
     "pndm": "PLMS",
@@ -38,7 +38,7 @@ END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 
 MAX_RECORD = 2**20  # characters; the settings of an image have a thousand
 
-# What `parameters` and all readers rely on; older files lack further keys.
+# What `parameters` and all readers rely on; older files lack other keys.
 KINDS = {
     "prompt": str, "negative_prompt": str, "seed": int, "guidance_scale": int | float,
     "num_inference_steps": int, "scheduler_name": str, "width": int, "height": int,
@@ -53,9 +53,9 @@ def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
     `set_timesteps` and `init_noise_sigma` of diffusers' samplers.
 
     Args:
-        spacing: of the sampler's timesteps.
+        spacing: that of the sampler's timesteps.
     """
-    if scheduler_name in ("ddim", "pndm", "unipc", "lcm"):  # these have timesteps of their own
+    if scheduler_name in ("ddim", "pndm", "unipc", "lcm"):  # these have their own timesteps
         return {}
     solver = scheduler_name.startswith("dpmsolver++")
     if scheduler_name.endswith("-karras"):
@@ -64,7 +64,7 @@ def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
         fields = {"Schedule type": "SGM Uniform"}
     else:
         fields = {"Schedule type": SCHEDULES[spacing]}
-    if solver or spacing == "leading":  # begins with noise of the variance of a noisy image
+    if solver or spacing == "leading":  # begins with noise that has the variance of a noisy image
         fields["SGM noise multiplier"] = True
     if solver and fields["Schedule type"] == "DDIM":  # which leaves the smallest level out
         fields["Discard penultimate sigma"] = True
@@ -72,7 +72,7 @@ def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
 
 
 def quote(value: Any) -> str:
-    """Return a value as A1111 writes it: what would end or split a field, in quotation marks."""
+    """Return a value as A1111 writes it: in quotation marks if it would end or split a field."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
 
@@ -81,7 +81,7 @@ def parameters(record: dict[str, Any], a1111: dict[str, Any] | None = None) -> s
     """Format an image's settings as A1111 writes them into its `parameters` chunk.
 
     Args:
-        a1111: further fields, as `detsd.sampling.a1111.a1111_fields` returns them.
+        a1111: additional fields, as `detsd.sampling.a1111.a1111_fields` returns them.
     """
     a1111 = a1111 or {}
     lines = [record["prompt"]]
@@ -117,7 +117,7 @@ def encode(
     Args:
         record: `prompt`, `negative_prompt`, `seed`, `guidance_scale`, `num_inference_steps`,
             `scheduler_name`, `width`, `height`, `model`, `concepts`, and whatever else is JSON.
-        a1111: further fields of `parameters`.
+        a1111: additional fields of `parameters`.
     """
     texts = {}
     if record:
@@ -127,7 +127,7 @@ def encode(
 
 
 def encode_texts(image: Image.Image, texts: dict[str, str]) -> bytes:
-    """Encode a PNG file with texts in chunks of their own."""
+    """Encode a PNG file with each text in its own chunk."""
     info = PngInfo()
     for key, text in texts.items():
         info.add_text(key, text)
@@ -143,7 +143,7 @@ def save(image: Image.Image, path: Path, **options: Any) -> None:
 
 
 def read(path: Path) -> Image.Image | None:
-    """Read the picture in a file; None where there is no whole one."""
+    """Read the picture in a file; None if there is no complete one."""
     try:
         with open_picture(path) as image:
             return image.convert("RGB")
@@ -152,7 +152,7 @@ def read(path: Path) -> Image.Image | None:
 
 
 def read_record(path: Path, checked: bool = True) -> Any:
-    """Read the settings inside a PNG file of ours; None where it is not whole or has none.
+    """Read the settings inside a PNG file of ours; None if it is truncated or has none.
 
     The checksums of all its parts are compared, which takes a millisecond.
 
@@ -165,7 +165,7 @@ def read_record(path: Path, checked: bool = True) -> Any:
             if file.read() != END:  # cut short
                 return None
         with open_picture(path) as image:
-            if CHUNK not in image.info:  # where an editor wrote the texts behind the pixels
+            if CHUNK not in image.info:  # an editor may write the texts after the pixels
                 image.load()
             text = image.info[CHUNK]
         with open_picture(path) as image:

@@ -31,7 +31,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def print_from_signal(text: str) -> None:
-    """Call `say` from a signal's handler, in a thread: it may have interrupted half a line."""
+    """Call `say` from a signal handler, in a thread, since it may have interrupted half a line."""
     threading.Thread(target=say, args=(text,)).start()
 
 
@@ -54,19 +54,19 @@ class Phase:
     """One kind of work: how much of it there is, and how long a unit has taken so far.
 
     Attributes:
-        cost: of a unit, beside those of other kinds, as a guess: the UNet's passes over an image;
-            0 of what takes its own time on any device.
+        cost: a guess at a unit's cost relative to other kinds, in UNet passes over an image; 0 for
+            what takes the same time on any device.
     """
 
     cost: float
     total: int = 0
     done: int = 0
-    seconds: float = 0.0  # of the units seen, the later ones weighing more
+    seconds: float = 0.0  # of the units seen, with more weight on later ones
     seen: float = 0.0
 
     def record(self, seconds: float, units: int) -> None:
-        """Note that `units` more are done, in `seconds`."""
-        fade = 0.97**units  # some 30 units count: the first are slower, and machines change
+        """Record that `units` more are done, in `seconds`."""
+        fade = 0.97**units  # about 30 units count: the first are slower, and machines change
         self.seconds, self.seen = self.seconds * fade + seconds, self.seen * fade + units
         self.done += units
 
@@ -78,7 +78,7 @@ class Phase:
 def seconds_left(kinds: dict[str, Phase]) -> float | None:
     """Estimate the time that all remaining work takes, each kind at its own speed.
 
-    A kind not seen yet is estimated from its cost; None where nothing was seen at all.
+    A kind not seen yet is estimated from its cost; None if nothing was seen at all.
     """
     cost = sum(w.seen * w.cost for w in kinds.values())
     if not cost:
@@ -88,14 +88,14 @@ def seconds_left(kinds: dict[str, Phase]) -> float | None:
 
 
 class LockedTqdm(tqdm):
-    """A bar or clock; no line is printed into its first drawing or its last."""
+    """A bar or clock whose first and last drawing no printed line can interrupt."""
 
     def __init__(self, **options: Any):
         with self.get_lock():
             super().__init__(**options)
 
     def close(self) -> None:
-        """End it, as tqdm does."""
+        """Close it, as tqdm does."""
         with self.get_lock():
             super().close()
 
@@ -103,11 +103,11 @@ class LockedTqdm(tqdm):
 class Bar(LockedTqdm):
     """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
 
-    Off a terminal there is a line every ten seconds instead. Ranks but the first are silent.
+    Off a terminal there is a line every ten seconds instead. Only the first rank shows anything.
 
     Attributes:
-        text: what stands behind the bar, such as "50/300 steps".
-        note: what stands at its end.
+        text: what follows the bar, such as "50/300 steps".
+        note: what comes last.
     """
 
     def __init__(self, kinds: dict[str, Phase], text: str, *, leave: bool = True):
@@ -124,7 +124,7 @@ class Bar(LockedTqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """tqdm's values for the bar's format, and ours."""
+        """tqdm's values for the bar's format, and our own."""
         return {
             **super().format_dict,
             "text": self.text,
@@ -133,7 +133,7 @@ class Bar(LockedTqdm):
         }
 
     def _left(self) -> str | None:
-        """Return the time left, of which some has passed since the last unit was counted."""
+        """Return the time left, less what has passed since the last unit was counted."""
         left = seconds_left(self.kinds)
         passed = time.monotonic() - self._clock
         return None if left is None else self.format_interval(max(0, left - passed))
@@ -142,7 +142,7 @@ class Bar(LockedTqdm):
         """Count units of a kind, which took the time since the last call.
 
         Args:
-            show: also show it; False where a line on it follows.
+            show: whether to draw the bar; False if a line about it follows.
         """
         now = time.monotonic()
         self.kinds[kind].record(now - self._clock, units)
@@ -159,7 +159,7 @@ class Bar(LockedTqdm):
             self._drawn = time.monotonic()
             self.refresh()
         elif is_first():
-            with self.get_lock():  # threads may come at once
+            with self.get_lock():  # several threads may draw at once
                 due = time.monotonic() - self._drawn > LINE
                 self._drawn = time.monotonic() if due else self._drawn
             if due:
@@ -192,7 +192,7 @@ def every(call: Callable[[], None], every: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def spinner(text: str, log: bool = True) -> Iterator[None]:
-    """Show what takes time, on a terminal with a clock that runs until the block is over.
+    """Say what takes time; on a terminal, a clock runs until the block is over.
 
     Args:
         log: whether to say it off a terminal, too.
@@ -213,8 +213,8 @@ def spinner(text: str, log: bool = True) -> Iterator[None]:
 def importing_libraries() -> Iterator[None]:
     """Let Ctrl-C end the process at once during the imports, which take seconds.
 
-    Nothing has been made yet, and an exception would come up in the libraries' C++ code, which
-    aborts or forgets it.
+    Nothing has been made yet, and an exception would be raised inside the libraries' C++ code,
+    which aborts or drops it.
     """
 
     def stop(*_: object) -> None:
@@ -222,7 +222,7 @@ def importing_libraries() -> Iterator[None]:
             print("\nstopped" if sys.stderr.isatty() else "stopped", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGINT)
 
-    # Whoever has set it otherwise, or ignores it (a job in the background), has a reason.
+    # If it is set otherwise, or ignored (as for background jobs), there is a reason.
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ours = usual and threading.current_thread() is threading.main_thread()
     if ours:
