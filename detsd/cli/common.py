@@ -14,7 +14,7 @@ from detsd.runs.task import cluster_experiment, cluster_hyperparameters
 from detsd.utils import progress
 from detsd.utils.errors import printable
 
-# As it was called: the command that installing brings, or the module.
+# As it was called: the installed command, or the module.
 PROG = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 
 
@@ -24,7 +24,7 @@ def configuration(
     """Return a command's checked configuration, and its folder off cluster.
 
     Args:
-        named: off cluster, of `args`: the configuration, what it comes from, what it is called.
+        named: off cluster, returns for `args` the configuration, its source and its name.
     """
     if task.on_cluster():
         source = "the experiment's configuration"
@@ -34,7 +34,7 @@ def configuration(
         return config, Path()
     config, source, name = named(args)
     folder = args.output_dir or Path("outputs") / name
-    beside = None if getattr(args, "source", None) else Path(source).parent  # an image names none
+    beside = None if getattr(args, "source", None) else Path(source).parent  # not beside an image
     check(config, source, beside)
     RunFolder(folder).check_writable()
     if kind is not FinetuneConfig:
@@ -43,7 +43,7 @@ def configuration(
 
 
 def stopped(run, after: str) -> int:
-    """Print that a run was stopped after so much; return its exit code, off cluster a shell's."""
+    """Print that a run was stopped after so much; return its exit code, a shell's off cluster."""
     if task.on_cluster():
         if run.is_chief:
             run.print(f"{run.why_stopped()} after {after}, saved as checkpoint {run.stored_uuid}")
@@ -53,12 +53,12 @@ def stopped(run, after: str) -> int:
 
 
 def images_done(grid) -> str:
-    """Say how many images of a grid are stored; known to the chief, who prints it."""
+    """Say how many images of a grid are stored: only the chief knows, and only it prints."""
     return f"{len(grid.store.finished) if grid.store else 0} of {len(grid.jobs)} images"
 
 
 def print_commands(commands: dict[str, list]) -> None:
-    """Print commands under what they are for."""
+    """Print each command below what it is for."""
     progress.say("next:")
     for what, words in commands.items():
         program, *rest = map(str, words)
@@ -66,14 +66,14 @@ def print_commands(commands: dict[str, list]) -> None:
 
 
 def print_stored(run, what: str) -> None:
-    """Print the checkpoint that holds what a finished trial has made, and the next commands."""
+    """Print the checkpoint that holds a finished trial's results, and the next commands."""
     if run.is_chief:
         progress.say(f"{what}: checkpoint {run.stored_uuid}")
         print_commands(cluster_commands(run.stored_uuid))
 
 
 def cluster_commands(uuid: str) -> dict[str, list]:
-    """Return the commands that one wants after any trial, by what they are for."""
+    """Return the commands that are useful after any trial, by what they are for."""
     return {
         "fetch it to a computer of your own": ["python", "-m", "detsd", "download", uuid],
         "see how it went": ["det", "tensorboard", "start", task.experiment_id()],
@@ -83,23 +83,23 @@ def cluster_commands(uuid: str) -> dict[str, list]:
 def tensorboard(folder: Path) -> list[str]:
     """Return the command that shows a run's metrics and images beside its neighbours'.
 
-    Without the last option TensorBoard shows ten images under a name and drops the others.
+    Without its last option, TensorBoard shows only ten images per tag.
     """
     beside = folder.parent if folder.parent.name == "outputs" else folder
     return ["tensorboard", "--logdir", str(beside), "--samples_per_plugin", "images=100"]
 
 
 def print_error(sentence: str) -> int:
-    """Print an error, once for all ranks that have the same; the exit code."""
-    # A file's own texts, in a sentence about it, may hold what a terminal obeys.
+    """Print an error, once for all ranks that have the same; return the exit code."""
+    # Texts quoted from a file may contain control sequences for the terminal.
     sentence = printable(sentence, also="\n")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from detsd.runs.peers import is_first_to_print  # late: torch, for several processes only
+        from detsd.runs.peers import is_first_to_print  # late: torch, for several processes
 
         if not is_first_to_print(sentence):
             return 2
     if "DET_ALLOCATION_ID" in os.environ:
-        # In one line, which `log_policies` of the experiment files match and the master repeats.
+        # On one line, which the experiment files' `log_policies` match and the master repeats.
         first, *rest = sentence.split("\n  ")
         sentence = f"{first} {'; '.join(rest)}".strip()
     print(f"detsd: {sentence}", file=sys.stderr, flush=True)

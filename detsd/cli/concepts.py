@@ -1,4 +1,4 @@
-"""python -m detsd show, export, download: concepts and what was made with them."""
+"""python -m detsd show, export, download: concepts, and what was made with them."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from detsd.utils.paths import uuid_problem
 
 
 def download(args: argparse.Namespace) -> int:
-    """Fetch all that a checkpoint of the cluster stands for; exit code."""
+    """Fetch all that a checkpoint of the cluster stands for; return the exit code."""
     source = ConceptSource.parse(args.uuid)
     uuid = source.uuid or args.uuid
     if not source.model and (problem := uuid_problem(uuid)):
@@ -28,7 +28,7 @@ def download(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Describe a concept file or checkpoint; exit code."""
+    """Describe a concept file or checkpoint; return the exit code."""
     if args.plot and (args.plot.is_dir() or not args.plot.suffix):
         raise UserError(f"--plot {args.plot} is no name of a picture; write e.g. vectors.png")
     source = ConceptSource.parse(args.path).located
@@ -47,7 +47,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write concepts in the layout of another tool; exit code."""
+    """Write concepts in the layout of another tool; return the exit code."""
     sources = [ConceptSource.parse(source).located for source in args.sources]
     folder = args.output or Path("outputs") / "exported" / args.format
     RunFolder(folder).check_writable("--output")

@@ -17,7 +17,7 @@ from detsd.utils.paths import BUNDLED, DEMO_CONCEPT
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Measure concepts; exit code."""
+    """Measure concepts; return the exit code."""
     config, folder = configuration(args, EvaluateConfig, check_evaluate, evaluation_config)
     with progress.importing_libraries():
         from detsd.evaluate.evaluation import Evaluation
@@ -39,7 +39,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
-    """Return an evaluation off cluster, as `configuration` takes it."""
+    """Return an evaluation's configuration off cluster, in the form `configuration` takes."""
     words = list(args.sources)
     files = [word for word in words if word.endswith((".yaml", ".yml"))]
     if files and words[1:]:
@@ -82,7 +82,7 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
 
 
 def learned_on(sources: list[str]) -> dict[str, Any]:
-    """Return the base model of the first fine-tuning among sources, else the bundled one."""
+    """Return the base model of the first fine-tuning among sources, or else the bundled one."""
     for source in sources:
         facts = finetuning_metadata(ConceptSource.parse(source).file)
         if facts:

@@ -24,11 +24,11 @@ from detsd.utils import progress
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.paths import BUNDLED
 
-Resolution = Callable[[str], tuple[int, int] | None]  # of a prompt's images
+Resolution = Callable[[str], tuple[int, int] | None]  # of the images of a prompt
 
 
 def finetune(args: argparse.Namespace) -> int:
-    """Fine-tune concepts; exit code."""
+    """Fine-tune concepts; return the exit code."""
     on_cluster = task.on_cluster()
     config, folder = configuration(args, FinetuneConfig, check_finetune, finetune_config)
     start = args.warm_start
@@ -58,7 +58,7 @@ def finetune(args: argparse.Namespace) -> int:
         except Diverged as end:
             if not on_cluster:
                 raise
-            run.print(f"ending here: {end}")  # and success: a restarted trial would diverge again
+            run.print(f"ending here: {end}")  # a success: a restarted trial would diverge again
             return 0
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -82,7 +82,7 @@ def finetune(args: argparse.Namespace) -> int:
 
 
 def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]:
-    """Return a fine-tuning off cluster, as `configuration` takes it."""
+    """Return a fine-tuning's configuration off cluster, in the form `configuration` takes."""
     if args.config is None:
         raise UserError(
             f"no experiment file given and no cluster found; write e.g. {PROG} finetune "
@@ -92,7 +92,7 @@ def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]
 
 
 def source_checkpoint(path: Path) -> Path | None:
-    """Return the checkpoint that an experiment file begins with, as `--warm-start` takes it."""
+    """Return the checkpoint that an experiment file starts from, as `--warm-start` takes it."""
     searcher = read_experiment(path).get("searcher") or {}
     if searcher.get("source_trial_id") is not None:
         raise UserError(
@@ -104,10 +104,10 @@ def source_checkpoint(path: Path) -> Path | None:
 
 
 def best_checkpoint_line(folder: Path) -> str:
-    """Say where the best vectors of a fine-tuning are, and by which metrics they are the best."""
+    """Say where the best vectors of a fine-tuning are, with their metrics."""
     best = read_metadata(RunFolder(folder).latest()).get("best")
     where = f"the concept is in {ConceptSource(folder).file}"
-    if not best:  # of an earlier version, or without a validation
+    if not best:  # from an earlier version, or without a validation
         return where
     step = best.pop("steps_completed")
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
@@ -115,7 +115,7 @@ def best_checkpoint_line(folder: Path) -> str:
 
 
 def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolution) -> None:
-    """Print where a finished fine-tuning is, and the next commands, to be pasted."""
+    """Print where a finished fine-tuning is, and the next commands, ready to paste."""
     progress.say(best_checkpoint_line(folder))
     if (folder / "before_after.png").is_file():
         progress.say(f"before and after: {folder / 'before_after.png'}")
@@ -141,9 +141,9 @@ def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolutio
 
 
 def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str, resolution: Resolution) -> None:
-    """Print the commands that one wants after a trial, with its best checkpoint, to be pasted."""
+    """Print the next commands after a trial, with its best checkpoint, ready to paste."""
     concepts = {"concepts.files": "[]", "concepts.uuids": json.dumps([uuid])}
-    # The file has a spacing for its own steps, which must not stay where the samples had none.
+    # The file's spacing suits its own steps, and must not stay if the samples had none.
     settings = {"grid.spacing": "null"} | grid_settings(config, concepts, resolution)
     grid = [
         word
@@ -159,7 +159,7 @@ def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str, resolution: R
 def grid_settings(
     config: FinetuneConfig, concepts: dict[str, Any], resolution: Resolution
 ) -> dict[str, Any]:
-    """Return the settings of a grid that shows what was learned, as YAML by their keys.
+    """Return the settings of a grid that shows what was learned, as YAML, by key.
 
     All its images have the shape of the first prompt's concept.
     """

@@ -26,7 +26,7 @@ from detsd.utils.png import read_record
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Make a grid of images, or one image again; exit code."""
+    """Make a grid of images, or one image again; return the exit code."""
     config, folder = configuration(args, GenerateConfig, check_generate, grid_config)
     with progress.importing_libraries():
         from detsd.generate.grid import Grid, compare
@@ -51,7 +51,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
-    """Return a grid off cluster, or one image again, as `configuration` takes it."""
+    """Return a grid's configuration off cluster, or one image's, as `configuration` takes it."""
     if args.config:
         return (
             load_config(args.config, args.set, GenerateConfig),
@@ -72,10 +72,10 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
 
 
 def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
-    """Return the `hyperparameters` for an image of A1111 or ComfyUI; say what is not honoured.
+    """Return the `hyperparameters` for an image of A1111 or ComfyUI; say what is not reproduced.
 
     Args:
-        given: `--set`'s, which name the model and the concepts; the image only has their names.
+        given: those of `--set`, with the files of model and concepts: an image has only names.
     """
     foreign = read_foreign(path)
     if foreign is None:
@@ -122,6 +122,6 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
             "width": record["width"],
             "height": record["height"],
         },
-        # As many at once as then: other batch sizes may run other kernels and round otherwise.
+        # The batch size of then: others may run other kernels and round differently.
         "output": {"batch_size": record.get("batch_size"), "fill_batches": True},
     }

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     return command_line
 
 
-_home = os.path.expanduser  # of names: shells leave a `~` alone in `--model=~/anime`
+_home = os.path.expanduser  # for names: shells do not expand the `~` in `--model=~/anime`
 
 
 def _path(text: str) -> Path:

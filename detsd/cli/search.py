@@ -1,4 +1,4 @@
-"""python -m detsd search: the table of a search on a cluster, or what a search's file will do."""
+"""python -m detsd search: the table of a search on a cluster, or a preview of a search's file."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ logger = logging.getLogger("detsd")
 
 
 def search(args: argparse.Namespace) -> int:
-    """Print the trials of a search with their metric at each rung, the best first; exit code."""
+    """Print a search's trials with their metric at each rung, best first; return the exit code."""
     if not args.search.isdigit():
         return _explain(Path(args.search))
     config, trials = read_trials(int(args.search))

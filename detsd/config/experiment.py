@@ -20,7 +20,7 @@ MAX_SHOWN = 100  # characters of an override, and problems, in a message
 
 Config = TypeVar("Config", FinetuneConfig, GenerateConfig, EvaluateConfig)
 
-KINDS = {  # the section by which each is known, what it is, the command
+KINDS = {  # the section that identifies each kind, its name, its command
     FinetuneConfig: ("training", "a fine-tuning", "finetune"),
     GenerateConfig: ("grid", "a grid of images", "generate"),
     EvaluateConfig: ("evaluation", "an evaluation", "evaluate"),
@@ -36,7 +36,7 @@ def parse_config(
     """Check a `hyperparameters` mapping; `source` names it in messages.
 
     Args:
-        beside: the folder in which relative paths are looked for first.
+        beside: the folder in which relative paths are looked up first.
     """
     problems: list[str] = []
     config = _section(kind, hyperparameters, "", problems, beside)
@@ -54,12 +54,12 @@ def refuse(problems: list[str], source: str) -> None:
 
 
 def check_experiment(experiment: Any, source: str, kind: type) -> None:
-    """Refuse an experiment that a cluster could not serve.
+    """Refuse an experiment that a cluster could not run.
 
-    Sections that are missing besides hyperparameters are left to Determined's defaults.
+    Other missing sections than hyperparameters are left to Determined's defaults.
 
     Args:
-        source: names the experiment in messages.
+        source: the experiment's name in messages.
         kind: the class of its hyperparameters.
     """
     hyperparameters = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
@@ -89,7 +89,7 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
 
 
 def _hyperparameter(hyperparameters: dict[str, Any], name: str) -> Any:
-    """Return a value; the master writes every one out, as {type: const, val: 270}."""
+    """Return a value, which the master may write as {type: const, val: 270}."""
     section, _, key = name.partition(".")
     given = hyperparameters.get(section)
     value = given.get(key) if isinstance(given, dict) else None
@@ -97,7 +97,7 @@ def _hyperparameter(hyperparameters: dict[str, Any], name: str) -> Any:
 
 
 def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: type) -> None:
-    """Refuse a searcher that goes by a metric that is not reported, or the wrong way round."""
+    """Refuse a searcher whose metric is not reported, or is optimized in the wrong direction."""
     metrics = kind.metrics
     if _hyperparameter(hyperparameters, "measure.num_samples"):
         every = FinetuneConfig.measured.items()
@@ -130,7 +130,7 @@ def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: typ
 
 
 def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) -> None:
-    """Refuse a search by ASHA whose length is missing, or beyond that of its trials."""
+    """Refuse an ASHA search whose length is missing, or exceeds that of its trials."""
     longest = searcher.get("max_time")
     if longest is None:
         raise UserError(
@@ -191,7 +191,7 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
                 raise UserError(f"--set {said}: {section} is a value, not a section of {source}")
         try:
             target[last] = parse_yaml(value)
-            # Nobody writes a comment there, and what follows a # would be lost without a word.
+            # Nobody writes a comment there, and what follows a # would be lost silently.
             kept = parse_yaml(value.replace("#", "¤")) if "#" in value else target[last]
         except Exception as error:
             reason = f" ({error})" if isinstance(error, ValueError) else ""

@@ -344,8 +344,8 @@ class FinetuneConfig(Section):
 
     Attributes:
         metrics: what every validation reports, and a searcher can therefore go by.
-        measured: what those report besides that measure samples, the larger, the better -> the key
-            that has to be given for it, if any.
+        measured: metrics of samples that validations may also report (the larger, the better) ->
+            the key that must be set for each, if any.
     """
 
     metrics = ("val_loss", "val_gap", "val_loss_initializer", "sgd_steps")
@@ -368,13 +368,13 @@ class FinetuneConfig(Section):
 
     @property
     def best_metric(self) -> str:
-        """By which the best checkpoint is named."""
+        """The metric by which the best checkpoint is chosen."""
         if self.training.best_metric == "auto":
             return "score" if self.measure.num_samples else "val_loss"
         return self.training.best_metric
 
     def problems(self) -> list[str]:
-        """Return why the best checkpoint cannot be named by `best_metric`."""
+        """Return why the best checkpoint cannot be chosen by `best_metric`."""
         problems = []
         best = self.best_metric
         key = self.measured.get(best)

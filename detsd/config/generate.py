@@ -45,7 +45,7 @@ class LearnedConceptsConfig(Section):
     )
 
     def problems(self) -> list[str]:
-        """Return which uuids are none: they become names of folders."""
+        """Return which uuids are invalid, since they become names of folders."""
         uuids = [text.removeprefix("uuid:").partition("=")[0] for text in self.uuids]
         found = ((k, uuid_problem(uuid)) for k, uuid in enumerate(uuids))
         return [f"concepts.uuids[{k}]: {problem}" for k, problem in found if problem]

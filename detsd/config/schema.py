@@ -2,8 +2,8 @@
 
     load_config("finetune_demo.yaml", ["training.num_sgd_steps=200"]) -> FinetuneConfig
 
-Every field carries its help text. A scalar is taken for a list of one, so that Determined's
-searchers can vary any field. All problems are reported together.
+Every field carries its help text. A scalar counts as a list of one, so that Determined's searchers
+can vary any field. All problems are reported together.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def setting(
 ) -> Any:
     """Declare a field with its help text and bounds: `low` and `high` are allowed, `above` is not.
 
-    `high` is where a value can only be a mistake, which would fill the memory before it is noticed.
-    `path` is given for paths: `find`, which looks beside the configuration first, or alike.
+    Values above `high` can only be mistakes, which would fill the memory before they are noticed.
+    `path` is set for paths: `find`, which looks beside the configuration first, or a like function.
     """
     meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
     if default is dataclasses.MISSING:
@@ -45,24 +45,24 @@ def setting(
 
 REQUIRED = dataclasses.MISSING
 
-MAX_SEED = 2**32 - 1  # PyTorch heeds 32 bits
+MAX_SEED = 2**32 - 1  # PyTorch uses only 32 bits
 
 MAX_SIDE = 8192  # pixels of an image
 
-MAX_FILE_NAME = 255  # bytes, of every file system in use
+MAX_FILE_NAME = 255  # bytes, in every file system in use
 
-MAX_UNKNOWN = 20  # keys of a section that are named; to find a like key takes a millisecond each
+MAX_UNKNOWN = 20  # unknown keys of a section to name; a suggestion takes a millisecond each
 
 
 class Section:
     """A part of a configuration: a frozen dataclass whose fields are `setting`s."""
 
     def completed(self) -> Any:
-        """Return the section with what its fields leave to be derived."""
+        """Return the section with values derived where its fields leave them open."""
         return self
 
     def problems(self) -> list[str]:
-        """Return what is wrong beyond the types and bounds of the single fields."""
+        """Return what is wrong beyond the types and bounds of single fields."""
         return []
 
 
@@ -87,7 +87,7 @@ SchedulerName = Literal[
 
 SpacingName = Literal["leading", "trailing", "linspace"]
 
-LCM_STEPS = 50  # at most: the steps that a latent consistency model was distilled with
+LCM_STEPS = 50  # at most: what latent consistency models are distilled with
 
 GUIDANCE_INTERVAL_HELP = (
     "[start, stop], fractions of the steps between which there is guidance; the others take half "
@@ -130,7 +130,7 @@ def closest_key(key: str, kind: type) -> str:
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if key not in close:  # in a section, though given outside of all?
+    if key not in close:  # perhaps the key of a section, given outside it
         below = {
             f.name: f"{name}.{f.name}"
             for name in known
@@ -157,7 +157,7 @@ def type_name(kind: Any) -> str:
 
 
 def _whole(text: str) -> str:
-    """Join the halves of an emoji that JSON writes as two escapes; refuse one half alone."""
+    """Join the halves of an emoji that JSON writes as two escapes; refuse a single half."""
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
@@ -201,7 +201,7 @@ def _value(kind: Any, value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int and is_number and not abs(value) < 2**63:
         raise ValueError("a whole number of at most 18 digits")
-    # Whole floats arrive from Determined as int, and the other way round.
+    # Determined delivers whole floats as ints, and the other way round.
     if kind is int and is_number and float(value).is_integer():
         return int(value)
     if kind is float and is_number and abs(value) < sys.float_info.max:
@@ -212,7 +212,7 @@ def _value(kind: Any, value: Any) -> Any:
 def _section(
     kind: type, given: Any, path: str, problems: list[str], beside: Path | None = None
 ) -> Any:
-    """Return `given` as the dataclass `kind`; what is wrong with it goes into `problems`."""
+    """Return `given` as the dataclass `kind`; problems are added to `problems`."""
     before = len(problems)
     if not isinstance(given, dict):
         problems.append(
@@ -260,7 +260,7 @@ def _section(
 
 
 def parse_section(kind: type, given: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return `given` as the dataclass `kind`, and what is wrong with it; None if anything is."""
+    """Return `given` as the dataclass `kind` (None if anything is wrong), and the problems."""
     problems: list[str] = []
     return _section(kind, given, "", problems), problems
 
@@ -278,7 +278,7 @@ def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] = ()) -> list[str]:
     """Return the keys that differ between two `asdict`s, as "section.key was 1, is 2".
 
-    Keys that there were not yet when the old one was written do not count, nor those in `free`.
+    Keys that did not exist when the old one was written do not count, nor do those in `free`.
     """
     was, now = flat(old), flat(new)
     changed = (key for key in sorted(was) if was[key] != now.get(key) and key not in free)

@@ -1,4 +1,4 @@
-"""The rungs of a search with adaptive ASHA, as Determined 0.38.1 takes them from its settings."""
+"""The rungs of a search with adaptive ASHA, as Determined 0.38.1 derives them from its settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_RUNGS, DIVISOR = 5, 4
 
 
 def _rung_count(searcher: dict[str, Any], trials: int) -> int:
-    """Return how many rungs Determined leaves of `max_rungs` with so many trials."""
+    """Return how many of `max_rungs` rungs Determined keeps for so many trials."""
     divisor = searcher.get("divisor", DIVISOR)
     return min(searcher.get("max_rungs", MAX_RUNGS), int(math.log(trials) / math.log(divisor)) + 1)
 
@@ -27,7 +27,7 @@ def rungs(searcher: dict[str, Any]) -> list[int]:
 
 
 def rung_warning(searcher: dict[str, Any]) -> str | None:
-    """Return a sentence on rungs that too few trials take away, or None."""
+    """Return a sentence on rungs that are dropped for lack of trials, or None."""
     wanted, trials = searcher.get("max_rungs"), searcher.get("max_trials")
     numbers = (wanted, trials, searcher.get("max_time"), searcher.get("divisor", DIVISOR))
     if searcher.get("name") != "adaptive_asha" or not all(isinstance(n, int) for n in numbers):

@@ -1,7 +1,7 @@
 """YAML as Determined's own commands parse it, within bounds of size, depth and aliases.
 
-A few hundred bytes of nested aliases stand for more values than fit the memory, and a list may hold
-itself: both are refused while the text is parsed, before anything walks through its values.
+A few hundred bytes of nested aliases can stand for more values than fit into memory, and a list may
+contain itself: both are refused during parsing, before anything walks through the values.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import stat
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 16 * 2**20  # of a file; the parser takes 3 s for each MB
+MAX_BYTES = 16 * 2**20  # of a file; the parser takes 3 s per MB
 
-MAX_DEPTH = 64  # lists and sections in each other; an experiment has 5
+MAX_DEPTH = 64  # of nested lists and sections; an experiment has 5
 
-MAX_VALUES = 2**18  # aliases written out; a list of 20,000 seeds has 20,001
+MAX_VALUES = 2**18  # with aliases expanded; a list of 20,000 seeds has 20,001
 
 
 def read_text(path: Path) -> str:
     """Read a file of bounded size.
 
     Raises:
-        OSError, UnicodeDecodeError: of a file that is none of text.
+        OSError, UnicodeDecodeError: for a file that is not text.
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -36,13 +36,13 @@ def parse_yaml(text: str) -> Any:
     """Parse a text; `5e-4` is a number.
 
     Raises:
-        ValueError and others: of text that is no YAML, or beyond the bounds.
+        ValueError and others: for text that is not YAML, or exceeds the bounds.
     """
     return bounded_parser().load(text)
 
 
 def bounded_parser() -> Any:
-    """Return a parser as that of Determined's `yaml_safe_load`, with the bounds."""
+    """Return a parser like that of Determined's `yaml_safe_load`, but with the bounds."""
     from ruamel.yaml import YAML  # late: with determined it takes a fifth of a second
 
     parser = YAML(typ="safe", pure=True)
@@ -52,7 +52,7 @@ def bounded_parser() -> Any:
 
 @functools.cache
 def _composer() -> type:
-    """Return a composer that refuses what is too deep, too large or without an end."""
+    """Return a composer that refuses what is too deep, too large or endless."""
     from ruamel.yaml import composer, events  # late
 
     class Composer(composer.Composer):

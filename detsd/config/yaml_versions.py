@@ -1,6 +1,6 @@
-"""Find what an experiment file says to a cluster and not here, or the other way round.
+"""Find what an experiment file means to a cluster but not here, or the other way round.
 
-Determined's master reads YAML 1.1 by go-yaml 2.4.0, `det` and detsd 1.2 by ruamel.yaml.
+Determined's master reads YAML 1.1 with go-yaml 2.4.0; `det` and detsd read 1.2 with ruamel.yaml.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from detsd.config.yaml_text import bounded_parser
 
-PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?")  # which all read alike
+PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?")  # which all read the same way
 
 BOOLEANS = {
     form: value
@@ -28,7 +28,7 @@ NULLS = ("", "~", "null", "Null", "NULL")
 
 NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
-BASES = (16, 8, 2, 8, 10)  # of the groups
+BASES = (16, 8, 2, 8, 10)  # of the groups of INTEGER
 
 INTEGER = re.compile(
     "([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[oO]([0-7]+)|0[bB]([01]+)|0([0-7]*)|([1-9][0-9]*))"
@@ -42,7 +42,7 @@ AFTER_A_DOT = re.compile(r"\.[0-9](_?[0-9])*([eE][-+]?[0-9](_?[0-9])*)?")
 def cluster_value(text: str) -> Any:
     """Return a plain scalar as the master reads it, by `resolve` of go-yaml 2.4.0; dates are texts.
 
-    Infinity and NaN are then refused, since the master goes on with JSON.
+    Infinity and NaN are then refused, since the master continues with JSON.
     """
     if text in BOOLEANS:
         return BOOLEANS[text]
@@ -68,13 +68,13 @@ def cluster_value(text: str) -> Any:
 
 
 def disagreements(text: str) -> list[str]:
-    """Return a sentence for each place of a YAML text that a cluster reads otherwise than detsd."""
+    """Return a sentence for each place of a YAML text that a cluster and detsd read differently."""
     yaml = bounded_parser()
     return [*_compared(yaml.compose(text), "", yaml.constructor, text, set())]
 
 
 def _compared(node: Any, key: str, constructor: Any, text: str, seen: set[int]) -> Iterator[str]:
-    """Compare a node of ruamel's and those below it; `seen` are those with an anchor."""
+    """Compare a ruamel node and those below it; `seen` are those with an anchor."""
     if node is None or id(node) in seen:
         return
     seen.add(id(node))
@@ -83,7 +83,7 @@ def _compared(node: Any, key: str, constructor: Any, text: str, seen: set[int]) 
         if not (node.style or tag or PLAIN_NUMBER.fullmatch(node.value)):
             try:
                 here = constructor.construct_object(node)
-            except Exception:  # of several libraries: a date without a day, a single "="
+            except Exception:  # from several libraries: a date without a day, a single "="
                 here = math.nan
             there = cluster_value(node.value)
             if here != there or isinstance(here, bool) != isinstance(there, bool):
@@ -111,7 +111,7 @@ def _compared(node: Any, key: str, constructor: Any, text: str, seen: set[int]) 
 
 
 def _sentence(key: str, text: str, here: Any, there: Any) -> str:
-    """Say what a scalar is to either reader, and how to write each."""
+    """Say what a scalar means to either reader, and how to write each meaning."""
     ways = [_said(v) for v in (here, there) if isinstance(v, bool | int | float)]
     ways = [way for way in ways if way != NO_VALUE]
     return (
