@@ -61,8 +61,8 @@ class Endpoints:
     ) -> Iterator[dict]:
         """Make images of a prompt with the seeds `seed`, `seed + 1`, ...
 
-        Returns `images`, with `plain` also `plain_images` of the initializers in place of the
-        concepts, and `notes` on the prompt; images as they are made, and all at the end.
+        Returns `images`, with `plain` also `plain_images` with initializers in place of concepts,
+        and `notes` on the prompt. Images come as they are made, and all of them at the end.
         """
         backend = self.backend
         first = make_job(backend.pipe, parse(ImageSettings, {"prompt": prompt} | settings))
@@ -96,12 +96,12 @@ class Endpoints:
         jobs, columns, rows = grid_jobs(backend.pipe, given, (x_axis, x_values), (y_axis, y_values))
         for now in _when_made(backend.generate(jobs)):
             images, sheet = now.images, None
-            if images and now.done:  # drawing it takes long
+            if images and now.done:  # drawing it takes a while
                 sheet = as_file(pictures.sheet(images, columns, rows, "", backend.folder))
             yield {"sheet": sheet, "images": [as_values(one) for _, one in sorted(images.items())]}
 
     def model(self) -> dict:
-        """Return the model, and what its folder says that it can draw."""
+        """Return the model, and what it can draw according to its folder."""
         loaded, hints = self.backend.pipe.model, self.backend.hints
         return {
             "name": loaded.name,
@@ -110,7 +110,7 @@ class Endpoints:
         }
 
     def load(self, source: Any) -> list:
-        """Load concepts of an uploaded file, or of the page's machine if that alone can ask."""
+        """Load concepts from an uploaded file, or from this machine if no other can ask."""
         if isinstance(source, str):
             return self.backend.load(source)
         return self.backend.load("", uploaded(source))
@@ -129,9 +129,9 @@ class Endpoints:
     ) -> str:
         """Start to train a word from pictures, each a file of `gradio_client.handle_file`.
 
-        0 for steps or learning rate is the default; an empty phrase is looked for; captions are in
-        the order of the pictures, "" for one without; buckets keep the pictures' shapes. Returns
-        the folder of the run.
+        0 for steps or learning rate means the default; if the phrase is empty, one is found;
+        captions are in the order of the pictures, "" for one without; buckets keep the pictures'
+        shapes. Returns the folder of the run.
         """
         if not isinstance(pictures, list):
             raise UserError(f"pictures is {str(pictures)[:100]!r} but must be a list of files")
@@ -147,7 +147,7 @@ class Endpoints:
         return str(self.runs.resume(run))
 
     def learning_status(self, run: str = "") -> dict:
-        """Return the status of the active run, or of the one of that name; {} without any."""
+        """Return the status of the active run, or of the run of that name; {} if there is none."""
         status = self.runs.status(run)
         if status is None:
             return {}
@@ -164,7 +164,7 @@ class Endpoints:
 
 
 def _when_made(generation: Iterator[Generation]) -> Iterator[Generation]:
-    """Yield at each image, at the end, and every two seconds: gradio then sees who has left."""
+    """Yield at each image, at the end, and every two seconds, when gradio notices who left."""
     count, last = -1, 0.0
     for now in generation:
         if now.done or len(now.images) > count or time.monotonic() - last > 2:
@@ -182,9 +182,9 @@ def endpoints(backend: Backend, runs: TrainingRuns) -> None:
 
 
 def declare(call: Callable, **options: Any) -> None:
-    """Declare an endpoint of a function whose parameters' types are checked, unlike gradio's.
+    """Declare an endpoint for a function and check its parameters' types, which gradio does not.
 
-    `**settings` of the function stands for all of `ImageSettings` that it does not name itself, and
+    The function's `**settings` stands for all of `ImageSettings` that it does not name itself, and
     `Any` for a type that it checks itself.
     """
     hints, signature = typing.get_type_hints(call), inspect.signature(call)

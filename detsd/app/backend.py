@@ -3,7 +3,7 @@
     for generation in Backend(pipe, folder).generate(jobs):
         print(generation.text, len(generation.images))
 
-Everybody who has the page open shares it.
+All visitors of the page share it.
 """
 
 import threading
@@ -33,19 +33,19 @@ from detsd.utils.paths import resolve
 
 @dataclass
 class Generation:
-    """The progress of some images; a thread updates it while it makes them."""
+    """The progress of some images, updated by the thread that makes them."""
 
     total: int
     images: dict[int, pictures.PageImage] = field(default_factory=dict)  # by the job's number
     preview: Image.Image | None = None
-    share: float = 0.0  # of all denoising
+    share: float = 0.0  # of all denoising work
     step: tuple[int, int] = (0, 0)  # of the batch, and its last one
     began: float = 0.0
     done: bool = False
 
     @property
     def text(self) -> str:
-        """The step, the images made, and the time left as far as it is known."""
+        """The step, the images made, and the time left if it is known."""
         if not self.share:
             return "waiting for the model"
         text = "denoising step {} of {}".format(*self.step)
@@ -61,9 +61,9 @@ class Backend:
     Args:
         pipe: the model with its concepts.
         folder: where images are kept.
-        image_dirs: folders of training images of concepts whose files do not name them.
+        image_dirs: folders of training images, for concepts whose files do not name them.
         busy: returns why nothing can be made now, or "".
-        reads_paths: whether visitors may name files of this machine, not only upload some.
+        reads_paths: whether visitors may name files on this machine instead of uploading them.
 
     Attributes:
         hints: the words that the model knows, if its folder lists them.
@@ -82,7 +82,7 @@ class Backend:
         self.image_dirs = image_dirs or {}
         self.hints = ModelVocabulary.of(pipe.model.name)
         self._lock = threading.Lock()  # held by whatever uses or changes the model
-        self._stop: threading.Event | None = None  # of the images that are being made
+        self._stop: threading.Event | None = None  # of the images being made
 
     # ---- concepts ----------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Backend:
         if not isinstance(given, str):
             return []
         folder = Path(resolve(given))
-        # A stranger's checkpoint may name any folder; visitors see at most those of this project.
+        # An untrusted checkpoint may name any folder; visitors see only those in this project.
         trusted = self.reads_paths or given == self.image_dirs.get(name)
         if not trusted and not folder.resolve().is_relative_to(Path.cwd()):
             return []
@@ -125,7 +125,7 @@ class Backend:
         ]
 
     def load(self, text: str | None, file: Path | None = None) -> list[str]:
-        """Load concepts of a path, a checkpoint's uuid or an uploaded file; return their words."""
+        """Load concepts by path, by a checkpoint's uuid or from an upload; return their words."""
         text = (text or "").strip()
         if not text and not file:
             raise UserError("nothing is named; give a path or a uuid, or upload a file")
@@ -137,7 +137,7 @@ class Backend:
             return self.pipe.load_concepts(text or file)
 
     def unload(self, name: str) -> None:
-        """Remove a concept: prompts that name it show what they show without it."""
+        """Remove a concept: its word regains its ordinary meaning."""
         with self._lock:
             self.pipe.unload(name)
 
@@ -173,12 +173,12 @@ class Backend:
         return prompts
 
     def _drawable(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the prompts whose words the model knows; all if it knows none of them."""
+        """Return the prompts whose words the model knows; all if there are none."""
         unknown = self.hints.unknown if self.hints else lambda text: []
         return tuple(t for t in texts if not unknown(t.format(""))) or texts
 
     def warnings(self, jobs: list[Job]) -> list[str]:
-        """Return a sentence for each thing that is odd about the settings of images."""
+        """Return the warnings about the settings of images, a sentence each."""
         found = JobWarnings(self.pipe.model)(jobs)  # a new instance: each reports a warning once
         for prompt in dict.fromkeys(job.prompt for job in jobs) if self.hints else ():
             if unknown := self.hints.unknown(self.pipe.vocabulary.rewrite.without(prompt)):
@@ -196,7 +196,7 @@ class Backend:
         return f"nothing stands beside it, since the prompt names no concept ({loaded})"
 
     def baselines(self, jobs: list[Job]) -> list[Job]:
-        """Return the same jobs with initializers in place of the concepts."""
+        """Return the same jobs with initializers in place of concepts."""
         plain = self.pipe.vocabulary.with_initializers
         return [replace(job, prompt=plain(job.prompt)) for job in jobs]
 
@@ -224,7 +224,7 @@ class Backend:
     def _generate(
         self, jobs: list[Job], generation: Generation, stop: threading.Event, previews: bool
     ) -> None:
-        if not self._lock.acquire(timeout=60):  # longer than a step of stopped images
+        if not self._lock.acquire(timeout=60):  # longer than a denoising step of stopped images
             raise UserError("something else is being made; try again in a moment")
         try:
             if reason := self.busy():
@@ -235,7 +235,7 @@ class Backend:
             def on_step(info: StepInfo) -> None:
                 generation.share, generation.step = info.share, (info.step, info.steps)
                 began = time.monotonic()
-                # Decoding may take a tenth of the time.
+                # Decoding previews may take a tenth of the time.
                 if previews and began - last[0] > max(0.5, 10 * last[1]):
                     generation.preview = pictures.preview(self.pipe, info.latents)
                     last[:] = began, time.monotonic() - began
@@ -249,7 +249,7 @@ class Backend:
             self._lock.release()
 
     def stop(self) -> bool:
-        """Stop the images that are being made; return whether there were any."""
+        """Stop the images being made; return whether there were any."""
         if stop := self._stop:
             stop.set()
         return stop is not None

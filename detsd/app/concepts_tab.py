@@ -14,7 +14,7 @@ from detsd.utils.errors import UserError
 
 
 def export_for(backend: Backend, name: str, tool: str) -> tuple[list[Path], str]:
-    """Write a concept for a tool; return its files, and what to write in a prompt there."""
+    """Write a concept for a tool; return the files, and what to write in prompts there."""
     concept = next((c for c in backend.pipe.vocabulary.concepts() if c.name == name), None)
     if concept is None:
         raise UserError("no concept is chosen; choose one of those that are loaded")

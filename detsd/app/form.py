@@ -18,11 +18,11 @@ from detsd.sampling.stock import SCHEDULERS
 from detsd.utils import png
 from detsd.utils.errors import UserError
 
-MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # the last in characters of a prompt
+MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # the last one in characters of a prompt
 
 WORDS = "words of the prompt"
 
-# What a grid's axis can be: the setting that it changes, and values to begin with.
+# The axes of a grid: the setting that each changes, and values to begin with.
 AXES = {
     "nothing": ("", ""),
     "guidance scale": ("guidance_scale", "1.5, 3, 4, 6"),
@@ -30,7 +30,7 @@ AXES = {
     "seed": ("seed", "0-2"),
     "scheduler": ("scheduler", "ddim, euler, euler-ancestral"),
     "prompt": ("prompt", "a red star\na blue moon"),
-    WORDS: ("prompt", "photo, oil painting, drawing"),  # the first is looked for
+    WORDS: ("prompt", "photo, oil painting, drawing"),  # the first one is replaced
 }
 
 RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]
@@ -48,7 +48,7 @@ SPACINGS = get_args(SpacingName)
 class ImageSettings(Section):
     """The settings of one image.
 
-    0 stands for the shape of the prompt's concept, else the model's own, "" for its own sampler.
+    0 stands for the shape of the prompt's concept, or the model's own; "" for its own sampler.
     """
 
     prompt: str = setting(REQUIRED, "what the image shows")
@@ -89,14 +89,14 @@ class ImageSettings(Section):
 
 
 def scheduler_name(text: str) -> str | None:
-    """Return the name of a sampler that is given by ours or by that of other programs."""
+    """Return our name for a sampler given by that name or by one of other programs."""
     known = {name: name for name in SCHEDULERS}
     known |= {other.lower(): name for name, other in png.SAMPLERS.items()}
     return known.get(text.strip().lower())
 
 
 def parse(kind: type, given: dict[str, Any]) -> Any:
-    """Return values as a section; refuse those of a wrong type or beyond their bounds."""
+    """Return values as a section; refuse those of a wrong type or out of bounds."""
     section, problems = parse_section(kind, given)
     if problems:
         raise UserError("; ".join(problems))
@@ -104,7 +104,7 @@ def parse(kind: type, given: dict[str, Any]) -> Any:
 
 
 def parse_form(values: Sequence[Any]) -> ImageSettings:
-    """Parse values that are given in the order of the settings."""
+    """Parse values given in the order of the settings."""
     names = [field.name for field in dataclasses.fields(ImageSettings)]
     return parse(ImageSettings, dict(zip(names, values, strict=True)))
 
@@ -113,7 +113,7 @@ def make_job(pipe: DetSDTextualInversionPipeline, settings: ImageSettings) -> Jo
     """Return the job of an image; refuse what the loaded model cannot make."""
     s, size = settings, pipe.model.image_size
     own = pipe.vocabulary.resolution(s.prompt) or (size, size)
-    if not all(size // 2 <= side <= 2 * size for side in own):  # of another model's size
+    if not all(size // 2 <= side <= 2 * size for side in own):  # meant for another model
         own = (size, size)
     sides = (s.width or own[0], s.height or own[1])
     prompt, negative = (" ".join(text.split()) for text in (s.prompt, s.negative_prompt))
@@ -145,7 +145,7 @@ def copies(job: Job, count: int) -> list[Job]:
 def axis_values(axis: str, text: str) -> list[Any]:
     """Return the values of an axis, written as in A1111: `1, 3`, `1-5`, `1-9 (+2)`, `1-9 [5]`.
 
-    A value with a comma stands in double quotes. Prompts stand one on each line.
+    A value with a comma goes in double quotes. Prompts go on a line each.
     """
     if axis not in AXES:
         raise UserError(f"the axis {axis!r} is unknown; use one of {', '.join(AXES)}")
@@ -175,7 +175,7 @@ def _numbers(axis: str, text: str, kind: type) -> list[float]:
         if not (found := RANGE.fullmatch(text)):
             return [kind(text)]
         first, last = kind(found[1]), kind(found[2])
-        if found[4]:  # as many as that, evenly; whole numbers cut off their fractions, as A1111
+        if found[4]:  # that many, evenly spaced; whole numbers lose their fractions, as in A1111
             if (count := min(int(found[4]), MAX_CELLS + 1)) < 1:
                 raise ValueError
             return [kind(x) for x in np.linspace(first, last, count).tolist()]
@@ -200,8 +200,8 @@ def grid_jobs(
     """Return the jobs of a grid, row by row, and the labels of its columns and rows.
 
     Args:
-        settings: what the axes leave as it is.
-        x, y: an axis, of `AXES`, and its values as they are typed.
+        settings: those that the axes do not change.
+        x, y: an axis from `AXES`, and its values as typed.
     """
     if x[0] == y[0] not in ("nothing", WORDS):
         raise UserError(f"both axes are {x[0]!r}; give one of them another meaning")
@@ -262,8 +262,8 @@ def _labels(axis: str, values: list[Any]) -> list[str]:
 def read_settings(
     pipe: DetSDTextualInversionPipeline, path: Path
 ) -> tuple[ImageSettings, list[str]]:
-    """Return the settings inside a PNG file, and what makes the image come out differently here."""
-    record = png.read_record(path, checked=False)  # a sentence names the key
+    """Return the settings inside a PNG file, and what would make the image differ here."""
+    record = png.read_record(path, checked=False)  # errors below name the key
     if record is None:
         raise UserError(
             f"{path.name} holds no settings of detsd, or is damaged; drop a PNG file that it wrote "

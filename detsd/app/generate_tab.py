@@ -102,7 +102,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
 
 
 def _advanced(backend: Backend) -> tuple[list[Any], Any]:
-    """Build the settings that are folded; return them and the number of images."""
+    """Build the folded settings; return them and the number of images."""
     size = backend.pipe.model.image_size
     with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
         guidance = gr.Slider(
@@ -151,7 +151,7 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
 def _results(backend: Backend) -> tuple[list[Any], Callable[[list[Job], int, Generation], dict]]:
     """Build the images' column; return its components, and what updates them."""
     gr.HTML("<h3>Images</h3>Their settings are inside the PNG files you download.")
-    with gr.Row():  # side by side where there is room, else one below the other
+    with gr.Row():  # side by side if there is room, else one below the other
         with gr.Column(min_width=240):
             gallery = gr.Gallery(elem_id="gallery", columns=2, **GALLERY)
             prompt = gr.HTML(elem_id="words", visible=False)
@@ -169,7 +169,7 @@ def _results(backend: Backend) -> tuple[list[Any], Callable[[list[Job], int, Gen
         pictures = [p for name in named for p in backend.training_images(name)[:MAX_SHOWN]]
         title = f"{', '.join(named)} was learned from"
         return {
-            # Side by side: seed beside seed.
+            # With baselines, in one column, so that equal seeds are side by side.
             gallery: gr.Gallery([(one.path, one.caption) for one in mine], columns=2 - both),
             prompt: gr.HTML(lines(jobs[0].prompt), visible=both),
             baselines: [(one.path, one.caption) for number, one in images if number >= count],

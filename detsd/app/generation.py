@@ -12,11 +12,11 @@ from detsd.sampling.jobs import Job
 
 
 class GenerationButtons:
-    """A button that makes images, another that stops it, and the progress under them.
+    """A button that makes images, another that stops them, and the progress below.
 
     Args:
-        prefix: begins the ids of the elements.
-        label: of the first button.
+        prefix: the prefix of the elements' ids.
+        label: that of the first button.
     """
 
     def __init__(self, prefix: str, label: str):
@@ -27,7 +27,7 @@ class GenerationButtons:
             visible=False, show_label=False, interactive=False, elem_id=f"{prefix}preview",
             buttons=[], format="jpeg",
         )  # fmt: skip
-        self.counts = gr.State((0, 0))  # images made, and asked for
+        self.counts = gr.State((0, 0))  # images made, and images asked for
 
     def connect(
         self,
@@ -42,7 +42,7 @@ class GenerationButtons:
         Args:
             triggers: other events that press it.
             plan: gets the values of `inputs`; returns the jobs, and a function that is called
-                each time that images were made and returns updates of `outputs`.
+                whenever images were made and returns updates of `outputs`.
         """
         buttons = [self.go, self.stop, self.status, self.preview]
 
@@ -61,7 +61,7 @@ class GenerationButtons:
                 self.counts: (0, 0),
             }
 
-        # A generator: gradio ends one when the browser's tab is closed; other handlers run on.
+        # A generator, which gradio ends when the browser's tab is closed; other handlers run on.
         def make(*values: Any) -> Iterator[dict]:
             progress = gr.Progress()
             try:
@@ -69,12 +69,12 @@ class GenerationButtons:
                     todo, update = plan(*values)
                     count, preview, last, cost = 0, None, 0.0, 0.0
                     for now in backend.generate(todo, previews=True):
-                        # Only between two updates can gradio stop the handler.
+                        # gradio can stop the handler only between two updates.
                         changed = {self.counts: (len(now.images), len(todo))}
                         if now.preview is not preview:
                             preview = now.preview
                             changed[self.preview] = gr.Image(preview, visible=True)
-                        # Drawing a sheet again and again may take a tenth of the time.
+                        # Redrawing the sheet may take a tenth of the time.
                         due = now.done or time.monotonic() - last > 10 * cost
                         if len(now.images) > count and due:
                             count, last = len(now.images), time.monotonic()

@@ -14,7 +14,7 @@ from detsd.sampling.jobs import Job
 
 
 def grid_tab(backend: Backend, form: list[Any]) -> None:
-    """Build the tab; the settings that are on no axis come from the form of another one."""
+    """Build the tab; settings on no axis come from another tab's form."""
     with gr.Row():
         with gr.Column(scale=5):
             gr.Markdown(

@@ -1,4 +1,4 @@
-"""The address of the page, and who may use it: trusted hosts, own pages, a password."""
+"""The address of the page, and who may use it: trusted hosts, its own pages, a password."""
 
 import contextlib
 import errno
@@ -23,10 +23,10 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class SameOriginOnly:
-    """ASGI middleware that refuses what pages of other sites send, uploads among them.
+    """ASGI middleware that refuses what pages of other sites send, including uploads.
 
     Args:
-        trusted: further hosts whose pages may send, such as a proxy's name.
+        trusted: other hosts whose pages may send, such as a proxy's name.
     """
 
     def __init__(self, app: Any, trusted: tuple[str, ...]):
@@ -51,9 +51,9 @@ class Address:
     """The address that the page listens on, and who may use it.
 
     Attributes:
-        allow_hosts: further names under which it may be asked for, such as a proxy's.
-        auth: `user:password` that it asks for.
-        no_auth: whether it asks for none, though others can reach it.
+        allow_hosts: other names by which it may be requested, such as a proxy's.
+        auth: the `user:password` that it asks for.
+        no_auth: whether it asks for none although others can reach it.
     """
 
     host: str = "127.0.0.1"
@@ -76,10 +76,10 @@ class Address:
             return self.host == "localhost"
 
     def trusted_hosts(self) -> list[str]:
-        """Return the names under which the page may be asked for.
+        """Return the names by which the page may be requested.
 
-        Without such a list a foreign name that points at this machine would make its pages the
-        same site as ours to a browser (DNS rebinding).
+        Without this list, a browser would treat pages under a foreign name that points at this
+        machine as the same site as ours (DNS rebinding).
         """
         names = {*LOCAL, self.bare_host, *self.allow_hosts}
         if self.bare_host in ("0.0.0.0", "::"):
@@ -99,7 +99,7 @@ class Address:
         ]
 
     def credentials(self) -> tuple[str, str] | None:
-        """Return the user and password that the page asks for, made here if others can reach it."""
+        """Return the user and password that the page asks for; made up if others can reach it."""
         if self.auth and self.no_auth:
             raise UserError("--auth and --no-auth are both given; remove one of them")
         if self.auth:
@@ -136,8 +136,8 @@ class Address:
 
 @contextlib.contextmanager
 def no_proxy() -> Iterator[None]:
-    """Ignore proxies: gradio sends requests to its own page, and prepares some while imported."""
-    # With `all_proxy=socks5://...` its import fails; with `http_proxy` it asks for its page there.
+    """Ignore proxies: gradio sends requests to its own page, some set up during its import."""
+    # With `all_proxy=socks5://...` its import fails; with `http_proxy` it looks for its page there.
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
     try:

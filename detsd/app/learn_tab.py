@@ -1,4 +1,4 @@
-"""The Learn tab: pictures, a word, a phrase, press.
+"""The Learn tab: from pictures, a word and a phrase to a concept.
 
 Progress, samples and the time-lapse appear as they are made; closing the page stops nothing.
 """
@@ -92,7 +92,7 @@ class LearnTab:
     @show_errors()
     def show(self, name: str | None = None, seen: Any = None) -> dict:
         """Return updates that show the active run, else the one of that name."""
-        # Asked once, and before the status: a run that ends in between is then seen by a last tick.
+        # Asked only once, before the status: a last tick then sees a run that ends in between.
         runs, running = self.runs, self.runs.running
         status = runs.status(None if running or not name else name)
         update = {
@@ -120,7 +120,7 @@ class LearnTab:
         }
 
     def tick(self, name: str | None, seen: Any) -> dict:
-        """Return updates of the active run, and load what it has learned at its end."""
+        """Return updates for the active run, and load what it has learned once it ends."""
         try:
             update = self.show(name, seen)
             with show_errors():
@@ -129,7 +129,7 @@ class LearnTab:
                 if not self.runs.running:
                     update |= self.head.now(self.backend) | {self.said: ""}
             return update
-        except gr.Error as error:  # once, not every two seconds
+        except gr.Error as error:  # shown once, not every two seconds
             return {self.timer: gr.Timer(active=False), self.said: error.message}
 
     @show_errors()
@@ -168,7 +168,7 @@ class LearnTab:
 
 
 def _inputs(usual: TrainingConfig) -> list[Any]:
-    """Build the components of what is to be learned, in the order of `LearnTab.start`."""
+    """Build the components for what to learn, in the order of `LearnTab.start`'s parameters."""
     pictures = gr.Gallery(
         label="Pictures: drop 5 to 50 of them", type="filepath", file_types=["image"],
         columns=5, height=220, interactive=True, elem_id="learn-pictures", buttons=[],

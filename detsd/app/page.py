@@ -1,8 +1,8 @@
 """The interactive demo: python -m detsd app
 
 A web page in front of one `DetSDTextualInversionPipeline`. It needs gradio (requirements-app.txt),
-talks to nobody but the browser, and does one thing at a time: everybody who has the page open
-shares the model, its concepts and one queue.
+talks only to the browser, and does one thing at a time: all visitors share the model, its concepts
+and one queue.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from detsd.config import ModelConfig
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 
-# gradio would report home, look for a newer version of itself, and keep every run's prompts.
+# gradio would otherwise send telemetry, check for updates, and keep every run's prompts.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
 
 MAX_WAITING = 20  # requests
@@ -38,7 +38,7 @@ def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
     with gr.Blocks(
         title="detsd", analytics_enabled=False, delete_cache=(3600, 24 * 3600)
     ) as blocks:
-        endpoints(backend, runs)  # first: the handlers below would take their names
+        endpoints(backend, runs)  # first, or the handlers below would take their names
         gr.Markdown("# detsd\nA new word for Stable Diffusion, learned from a few pictures.")
         top = gr.HTML(about(backend), elem_id="about")
         with gr.Tab("Generate"):
@@ -58,13 +58,13 @@ def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
 
 
 def launch(blocks: gr.Blocks, address: Address, folder: Path) -> str:
-    """Serve the page in a thread of its own; return its URL, with the password if it made one.
+    """Serve the page in its own thread; return its URL, with the password if it made one.
 
     Args:
-        folder: whose files are served, too.
+        folder: the folder whose files are served, too.
     """
     host, port, auth = address.bare_host, address.port, address.credentials()
-    fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own from the network
+    fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own online
     theme = gr.themes.Default(
         primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]
     ).set(block_info_text_color="*neutral_500")
@@ -95,7 +95,7 @@ def serve(
     """Load the model and its concepts, open the page, and stay until interrupted.
 
     Args:
-        image_dirs: folders of training images of concepts whose files do not name them.
+        image_dirs: folders of training images, for concepts whose files do not name them.
     """
     pipe = DetSDTextualInversionPipeline.from_pretrained(
         **dataclasses.asdict(model), concepts=concepts, uuids=uuids

@@ -22,15 +22,15 @@ GALLERY = {
     "buttons": ["download", "fullscreen"], "elem_classes": "gallery",
 }  # fmt: skip
 
-# One at a time, whoever asks: the model and its concepts are shared.
+# One at a time for all visitors: the model and its concepts are shared.
 ALONE = {"concurrency_limit": 1, "concurrency_id": "model"}
 
-# The page's own events: not offered to programs, which have endpoints of their own.
+# The page's own events: not offered to programs, which have their own endpoints.
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 MAX_SHOWN = 8  # training images beside a result
 
-MAX_UPLOAD = 64 * 2**20  # bytes of a file
+MAX_UPLOAD = 64 * 2**20  # bytes per file
 
 TITLES = {"objects": "objects", "media": "media", "grounds": "backgrounds"}
 
@@ -48,7 +48,7 @@ def sentence(error: Exception) -> str:
 
 @contextlib.contextmanager
 def raise_errors(as_text: Callable[[str], str] = str) -> Iterator[None]:
-    """Raise errors as gradio's, with their sentence."""
+    """Raise errors as gradio's, with their message."""
     try:
         yield
     except Exception as error:
@@ -61,12 +61,12 @@ def show_errors() -> contextlib.AbstractContextManager[None]:
 
 
 def uploaded(file: Any) -> Path:
-    """Return the path of a file that a visitor uploaded; refuse any other one.
+    """Return the path of a file that a visitor uploaded; refuse any other path.
 
     Args:
         file: a path that gradio handed out, or its FileData as a dict.
     """
-    # `gr.api` passes on any path that a program sends, unchecked.
+    # `gr.api` passes on any path that a program sends without checking it.
     path = file.get("path") if isinstance(file, dict) else file
     try:
         path = Path(path).resolve()
@@ -172,8 +172,8 @@ class Head:
 
     about: Any
     examples: Any
-    chosen: Any  # of the concepts' tab
-    facts: Any  # of the chosen one
+    chosen: Any  # in the Concepts tab
+    facts: Any  # about the chosen concept
     pictures: Any
 
     @property
@@ -182,7 +182,7 @@ class Head:
         return list(vars(self).values())
 
     def now(self, backend: Backend, chosen: str | None = None) -> dict:
-        """Return updates of them all."""
+        """Return updates of all components."""
         names = backend.pipe.concepts
         chosen = chosen if chosen in names else (names[-1] if names else None)
         examples = gr.Dataset(samples=[[text] for text in backend.examples()])

@@ -19,7 +19,7 @@ from detsd.utils.pictures import read_picture
 
 logger = logging.getLogger("detsd")
 
-LARGER = 512  # small images can also be had at a whole multiple of their size, up to this side
+LARGER = 512  # small images are also offered at an integer multiple of their size, up to this side
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def save(
 
 
 def _larger(path: Path, image: Image.Image) -> Path | None:
-    """Write a copy of a small image at a whole multiple of its size, with the same settings."""
+    """Write a copy of a small image at an integer multiple of its size, with the same settings."""
     width, height = image.size
     factor = LARGER // max(width, height)
     if factor < 2:
@@ -64,9 +64,9 @@ def _larger(path: Path, image: Image.Image) -> Path | None:
 
 
 def preview(pipe: DetSDTextualInversionPipeline, latents: torch.Tensor) -> Image.Image:
-    """Return what the latents (B, C, h, w) of up to four images show so far, side by side."""
+    """Return what the latents (B, C, h, w) show so far of up to four images, side by side."""
     latents = latents[:4]
-    # Some samplers keep latents as large as their noise level; images have a spread of 1.
+    # Some samplers scale latents with the noise level; those of images have a spread of 1.
     latents = latents / latents.std().clamp(min=1)
     pixels = decode(pipe.model.vae, latents)
     images = pipe.diffusers_pipeline.image_processor.postprocess(pixels)
@@ -79,7 +79,7 @@ def preview(pipe: DetSDTextualInversionPipeline, latents: torch.Tensor) -> Image
 
 
 def thumbnails(pictures: Iterable[Path], folder: Path) -> list[Path]:
-    """Return small copies of pictures, kept in `folder`; what cannot be read is left out."""
+    """Return small copies of pictures, kept in `folder`; unreadable ones are left out."""
     found = []
     for path in pictures:
         try:
@@ -99,7 +99,7 @@ def thumbnails(pictures: Iterable[Path], folder: Path) -> list[Path]:
 def sheet(
     images: dict[int, PageImage], columns: list[str], rows: list[str], title: str, folder: Path
 ) -> Path:
-    """Write the contact sheet of a grid, of which some images may be missing."""
+    """Write the contact sheet of a grid, some images of which may be missing."""
     with open_picture(next(iter(images.values())).path) as first:
         size = first.size
     cells = []

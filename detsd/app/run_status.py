@@ -14,7 +14,7 @@ from detsd.utils.paths import AUTO
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 
-MAX_FRAMES = 24  # of a time-lapse that is drawn again and again
+MAX_FRAMES = 24  # of a time-lapse, which is redrawn often
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class RunStatus:
     loss: float | None
     val_loss: float | None  # at the last validation
     phrase_loss: float | None  # of the initializer
-    phrase: str  # the initializer; "" until one that is looked for is in a checkpoint
+    phrase: str  # the initializer; with `auto`, "" until a checkpoint has it
     samples_per_second: float
     seconds_left: float | None
-    problem: str  # why it ended before its time; "" if it did not
-    sampled: tuple[int, ...]  # steps at which there are samples, rising
+    problem: str  # why it ended early; "" if it did not
+    sampled: tuple[int, ...]  # steps that have samples, ascending
     checkpoint: Path | None
 
     def samples(self, step: int) -> list[tuple[Path, str]]:
@@ -54,7 +54,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     """Return the status of a run.
 
     Args:
-        failed: whether its process ended by itself before its time; its log then says why.
+        failed: whether its process ended early by itself; its log then says why.
     """
     config, files = _config(folder), RunFolder(folder)
     t, last = config.training, {report["group"]: report for report in files.metrics()}
@@ -64,7 +64,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     phrase = config.concepts.initializer_strs[0]
     if phrase == AUTO:
         phrase = read_concepts(latest)[0].initializer if latest else ""
-    # Those of a step are written one after the other.
+    # A step's samples are written one after the other.
     count = len(config.inference.inference_prompts) * len(config.inference.seeds)
     rate = training.get("samples_per_second", 0.0)
     samples_left = (t.num_sgd_steps - step) * t.train_batch_size * t.gradient_accumulation_steps
@@ -92,7 +92,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
 
 
 def _problem(log: Path) -> str:
-    """Return why a process ended, by its log."""
+    """Return why a process ended, according to its log."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -110,7 +110,7 @@ def time_lapse(status: RunStatus, folder: Path) -> Path | None:
         return finished
     frames = []
     every = -(-len(status.sampled) // MAX_FRAMES) or 1
-    for step in status.sampled[::-every][::-1]:  # the last one among them
+    for step in status.sampled[::-every][::-1]:  # including the last one
         try:
             paths = RunFolder(status.folder).samples(step)
             frames.append((step, [open_picture(path).convert("RGB") for path in paths]))

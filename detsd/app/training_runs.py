@@ -1,9 +1,9 @@
-"""Fine-tunings that the page starts: `python -m detsd finetune` in a process of its own.
+"""Fine-tunings that the page starts: `python -m detsd finetune` in a separate process.
 
     runs.start("my-cat", "grey cat", pictures)
 
 Each has a folder under `outputs/`, named after its word: `finetune.yaml`, copies of the pictures,
-and what every fine-tuning leaves there. The command line goes on with it as the page does.
+and what every fine-tuning leaves there. The command line can resume it, as the page can.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from detsd.train.preflight import check_finetune
 from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO, BUNDLED, file_name, resolve
 
-MAX_PICTURES = 200  # of a run
+MAX_PICTURES = 200  # per run
 
 # The prompts of the samples, by the kind of concept.
 SAMPLES = {
@@ -35,16 +35,16 @@ SAMPLES = {
 
 
 class TrainingRuns:
-    """The fine-tunings of a page, of which one runs at a time.
+    """The fine-tunings of a page, one of which can run at a time.
 
     Args:
-        pipe: whose model they use.
-        root: the folder that their folders are in.
+        pipe: the pipeline whose model they use.
+        root: the parent of their folders.
     """
 
     def __init__(self, pipe: DetSDTextualInversionPipeline, root: Path):
         self.pipe, self.root = pipe, root
-        self.folder: Path | None = None  # of the last one that was started here
+        self.folder: Path | None = None  # of the one started last
         self._process: subprocess.Popen | None = None
         self._stopping = self._taken = False
 
@@ -58,7 +58,7 @@ class TrainingRuns:
         return f"{self.folder} is being learned; wait for it, or stop it" if self.running else ""
 
     def default_training(self) -> TrainingConfig:
-        """Return what is set if the form says nothing: the training of the experiment files."""
+        """Return the defaults of the form: the training section of the experiment files."""
         name = "finetune_demo.yaml" if self.pipe.model.name == BUNDLED else "finetune_const.yaml"
         path = Path(resolve(name))
         return load_config(path).training if path.is_file() else TrainingConfig()
@@ -70,7 +70,7 @@ class TrainingRuns:
         return [path.parent.name for path in found]
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a run; refuse what is no run's name, such as a path."""
+        """Return the folder of a run; refuse anything but a run's name, such as a path."""
         if name not in (names := self.names()):
             raise UserError(
                 f"{self.root} has no run {name!r} that a page began; those are: "
@@ -95,18 +95,18 @@ class TrainingRuns:
         """Start to train a word; return the run's folder.
 
         Args:
-            phrase: the initializer; "": one is looked for.
-            prompts: of the samples; default: two that fit the kind.
+            phrase: the initializer; "": find one.
+            prompts: those of the samples; default: two that fit the kind.
             name_files: whether the pictures' file names say what else is in them.
-            captions: of the pictures, in their order; "" for one without.
-            buckets: whether pictures keep their shapes, as far as there is a bucket for each.
-            training: keys of the configuration's section; the rest has its defaults.
+            captions: one for each picture, in order; "" for none.
+            buckets: whether pictures keep their shapes, as nearly as the buckets allow.
+            training: keys of the configuration's section; the others have their defaults.
         """
         word, phrase = word.strip(), " ".join(phrase.split()) or AUTO
         self._check(word, pictures, kind)
         captions = [" ".join(caption.split()) for caption in captions]
         while len(captions) > len(pictures) and not captions[-1]:
-            captions.pop()  # of an empty last line
+            captions.pop()  # from an empty last line
         if any(captions) and len(captions) != len(pictures):
             raise UserError(
                 f"there are {len(captions)} captions for {len(pictures)} pictures; write one a "
@@ -180,13 +180,13 @@ class TrainingRuns:
             "concepts": concepts, "training": training, "inference": inference,
         }  # fmt: skip
         experiment = {"name": f"detsd-{folder.name}", "hyperparameters": hyperparameters}
-        # JSON is YAML too, with all texts in quotes: 1e5 is a number to some YAML readers.
+        # JSON is also YAML, with all texts in quotes: some YAML readers take 1e5 for a number.
         text = json.dumps(experiment, ensure_ascii=False, indent=1) + "\n"
         command = f"# python -m detsd finetune {folder / CONFIG} --output-dir {folder}\n"
         (folder / CONFIG).write_text(command + text, encoding="utf-8")
 
     def resume(self, name: str) -> Path:
-        """Go on with a run that was stopped; return its folder."""
+        """Resume a run that was stopped; return its folder."""
         if reason := self.busy():
             raise UserError(reason)
         self._launch(folder := self._folder(name))
@@ -194,9 +194,9 @@ class TrainingRuns:
 
     def _launch(self, folder: Path) -> None:
         command = [sys.executable, "-m", "detsd", "finetune", folder / CONFIG]
-        torch.cuda.empty_cache()  # the process needs what PyTorch keeps of images made here
+        torch.cuda.empty_cache()  # the process needs the memory that PyTorch keeps
         with (folder / LOG).open("w") as log:
-            # A session of its own: Ctrl-C at the page's terminal would reach it twice.
+            # In its own session, or Ctrl-C at the page's terminal would reach it twice.
             self._process = subprocess.Popen(
                 [*command, "--output-dir", folder], stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
@@ -204,26 +204,26 @@ class TrainingRuns:
         self.folder, self._stopping, self._taken = folder, False, False
 
     def stop(self) -> None:
-        """Ask the running one to save a checkpoint and end."""
+        """Ask the active run to save a checkpoint and end."""
         if self.running:
-            if not self._stopping:  # asked twice, it ends without one
+            if not self._stopping:  # asked twice, it would end without one
                 self._process.send_signal(signal.SIGTERM)
             self._stopping = True
 
     def wait(self) -> None:
-        """Wait for the running one to end."""
+        """Wait for the active run to end."""
         if self._process:
             self._process.wait()
 
     def take_finished(self) -> Path | None:
-        """Return the folder of the one that has just ended with its last step, once."""
+        """Return the folder of the run that has just completed, once."""
         if self.running or self._taken or self._process is None or self._process.returncode:
             return None
         self._taken = True
         return self.folder
 
     def status(self, name: str | None = None) -> RunStatus | None:
-        """Return the status of the last one, or of that of a name; None without any."""
+        """Return the status of the latest run, or of the one named; None if there is none."""
         folder = self._folder(name) if name else self.folder
         if folder is None or not (folder / CONFIG).is_file():
             return None
@@ -235,7 +235,7 @@ class TrainingRuns:
 
 
 def _copy(picture: Path, folder: Path) -> Path:
-    """Copy a picture into a folder, under another name if its own is taken; return its file."""
+    """Copy a picture into a folder, renamed if its name is taken; return the copy."""
     target, k = folder / picture.name, 2
     while target.exists():
         target, k = folder / f"{picture.stem}-{k}{picture.suffix}", k + 1
