@@ -48,8 +48,8 @@ class ConceptsConfig(Section):
     )
     num_vectors: list[int | Literal["auto"] | None] = setting(
         [None],
-        "embedding vectors of each concept; null: one per token of its initializer; auto: 8 "
-        "where that has fewer than 5 tokens, so that a short phrase is no handicap",
+        "embedding vectors of each concept; null: one per token of its initializer; auto: the "
+        "same, but 8 if it has fewer than 5 tokens, since few vectors hold little",
         low=1,
         high=1000,
     )
@@ -82,13 +82,13 @@ class ConceptsConfig(Section):
     )
     append_file_name_to_text: bool = setting(
         False,
-        "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'; those of "
-        "cameras, dates and hashes are left out",
+        "append the file name's words to the prompt: on_a_beach.jpg -> '... on a beach'; camera "
+        "names, dates and hashes are left out",
     )
     file_name_split_char: str = setting("_", "the character between the words of a file name")
     use_caption_files: bool = setting(
         False,
-        "use captions as the prompts where there are any: IMAGE.txt or IMAGE.caption beside "
+        "use captions as the prompts if there are any: IMAGE.txt or IMAGE.caption beside "
         "IMAGE.jpg, captions/IMAGE.txt, or metadata.jsonl or .csv; {} or [name] is the concept",
     )
     shuffle_tags: bool = setting(
@@ -180,7 +180,9 @@ class TrainingConfig(Section):
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
         "constant", "after the warm-up: constant, or falling to zero linearly or as a cosine"
     )
-    lr_warmup_steps: float = setting(0, "steps of linear warm-up; below 1: a share of all", low=0)
+    lr_warmup_steps: float = setting(
+        0, "steps of linear warm-up; below 1: a share of all steps", low=0
+    )
     adam_beta1: float = setting(0.9, "decay of Adam's first moment", low=0)
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", low=0)
     adam_epsilon: float = setting(1e-8, "Adam's epsilon", above=0)
@@ -223,7 +225,7 @@ class TrainingConfig(Section):
     )
     stop_on_plateau: int | None = setting(
         None,
-        "end the run early, once val_loss has levelled off over so many validations (DVAR, arXiv "
+        "end the run early once val_loss has levelled off over this many validations (DVAR, arXiv "
         "2302.04841); null: never; 3 to 10",
         low=2,
     )

@@ -117,7 +117,7 @@ class GridConfig(Section):
 
 @dataclass(frozen=True)
 class OutputConfig(Section):
-    """Batching and storage. They change pixels by rounding only."""
+    """Batching and storage. These settings change pixels only by rounding."""
 
     batch_size: int | None = setting(
         None,
@@ -134,7 +134,7 @@ class OutputConfig(Section):
         10, "batches per process between checkpoints, on a cluster", low=1
     )
     checkpoint_seconds: float = setting(
-        60, "seconds between checkpoints, on a cluster, if they come first", low=1
+        60, "seconds between checkpoints, on a cluster, if that comes first", low=1
     )
     tensorboard: Literal["auto", "images", "sheets"] = setting(
         "auto",

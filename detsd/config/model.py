@@ -27,15 +27,15 @@ class ModelConfig(Section):
     )
     clip_skip: int = setting(
         0,
-        "layers of the text encoder to leave out at its end, counted as diffusers does; 1 for "
-        "models that were trained so, as many anime models, where A1111 says 2",
+        "layers of the text encoder to leave out at its end, as diffusers counts them; 1 for "
+        "models trained that way, such as many anime models (2 in A1111)",
         low=0,
         high=31,
     )
     vae: str | None = setting(
         None,
-        "another VAE than the model's own: a folder, a .safetensors file, or a hub model, at one "
-        "revision as OWNER/NAME@REVISION; null: its own",
+        "a VAE in place of the model's own: a folder, a .safetensors file, or a hub model "
+        "(OWNER/NAME@REVISION for one revision); null: the model's own",
         path=find,
     )
     safety_checker: bool = setting(

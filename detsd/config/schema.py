@@ -90,8 +90,8 @@ SpacingName = Literal["leading", "trailing", "linspace"]
 LCM_STEPS = 50  # at most: what latent consistency models are distilled with
 
 GUIDANCE_INTERVAL_HELP = (
-    "[start, stop], fractions of the steps between which there is guidance; the others take half "
-    "the time; null: everywhere; [0.2, 0.8]"
+    "[start, stop], the fractions of the steps between which to guide; other steps take half the "
+    "time; null: guide every step; [0.2, 0.8]"
 )
 
 SPACING_HELP = "spacing of the timesteps (lcm has its own); null: the model's own"
