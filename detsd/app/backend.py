@@ -173,7 +173,7 @@ class Backend:
         return prompts
 
     def _drawable(self, texts: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the prompts whose words the model knows; all if there are none."""
+        """Return the prompts whose words the model knows; all prompts if it knows none."""
         unknown = self.hints.unknown if self.hints else lambda text: []
         return tuple(t for t in texts if not unknown(t.format(""))) or texts
 

@@ -30,7 +30,7 @@ AXES = {
     "seed": ("seed", "0-2"),
     "scheduler": ("scheduler", "ddim, euler, euler-ancestral"),
     "prompt": ("prompt", "a red star\na blue moon"),
-    WORDS: ("prompt", "photo, oil painting, drawing"),  # the first one is replaced
+    WORDS: ("prompt", "photo, oil painting, drawing"),  # the first one is looked for and replaced
 }
 
 RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]

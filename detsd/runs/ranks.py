@@ -99,7 +99,7 @@ class Ranks:
         rank: this process's rank; 0 is the chief.
         size: the number of processes.
         local_rank: this process's rank on its machine.
-        device: the GPU of the local rank, or the CPU.
+        device: the GPU of the local rank, or what else there is.
         waiting: whether this process waits for the others.
         stop_signal: the signal by which it was asked to stop.
     """
