@@ -241,7 +241,7 @@ class Samples:
         frames = []
         for at in self._files.sampled_steps():
             images = [png.read(self._files.sample(at, k)) for k in range(len(self._shown))]
-            if all(images):  # a torn file is none
+            if all(images):  # a truncated file gives None
                 frames.append((at, images))
         if len(frames) < 2:
             return
