@@ -98,6 +98,40 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     assert "whole=cube does not hold concept 'blob-thing' but cube" in capsys.readouterr().err
 
 
+def test_pictures_of_several_shapes_are_searched_as_well(searching, tmp_path):
+    (tmp_path / "shapes").mkdir()
+    for k, size in enumerate([(96, 48), (48, 96), (64, 64), (96, 48)]):
+        Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "shapes" / f"{k}.png")
+    path = searching(img_dirs=[str(tmp_path / "shapes")], img_aspect="buckets")
+    assert finetune(path, tmp_path / "out") == 0
+    assert concept_of(tmp_path / "out").initializer.split()[0] in WORDS["colors"]
+
+
+def test_a_search_looks_at_the_pictures_of_its_own_concept(model_with_words, tmp_path):
+    """Whichever concept their captions name first; and a word may lie inside another one."""
+    for folder, color in (("one", "red"), ("two", "blue")):
+        (tmp_path / folder).mkdir()
+        for k in range(2):
+            Image.new("RGB", (32 + k, 32), color).save(tmp_path / folder / f"{k}.png")
+    for k in range(2):
+        (tmp_path / "two" / f"{k}.txt").write_text("a oto beside a thing-b on grass")
+    folders = [str(tmp_path / "one"), str(tmp_path / "two")]
+    base = load_base_model(ModelConfig(str(model_with_words)), torch.device("cpu"))
+    config = ConceptsConfig(
+        ["oto", "thing-b"], ["auto"] * 2, folders, learnable_properties=["object"] * 2,
+        use_caption_files=True,
+    )  # fmt: skip
+    data = TrainingData(config, base, 1, 4)
+    found = {sample.prompt for sample in data.noisy_samples("thing-b", 4, *NOISY)}
+    assert found == {"a oto beside a thing-b on grass"}
+    assert {sample.prompt for sample in data.noisy_samples("oto", 4, *NOISY)} == {"oto"}
+
+
+def test_a_model_that_names_no_colours_is_searched_without():
+    grammar = Grammar([], ["ball", "box"], [], [])
+    assert find_phrase(lambda tried, count: [p != "box" for p in tried], grammar, "object") == "box"
+
+
 @pytest.mark.slow
 def test_ranks_share_one_phrase(searching, tmp_path, monkeypatch):
     one, two = searching("one.yaml"), searching("two.yaml", {"train_batch_size": 2})
@@ -217,7 +251,10 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ("concepts.num_vectors=78", "concepts.num_vectors[0] is 78, but a prompt has room for 77"),
+        (
+            "concepts.num_vectors=72",
+            "[0] is 72, but beside 'a photo of a' a prompt has room for 71",
+        ),
         ("inference={inference_prompts: x, num_inference_steps: 1000}", "must be less than the"),
     ],
 )

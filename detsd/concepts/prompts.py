@@ -46,6 +46,11 @@ class PromptRewriter:
         """Return the prompt with every concept word taken out."""
         return self._pattern.sub(" ", prompt)
 
+    def cut_before(self, prompt: str) -> str:
+        """Return a prompt from its first concept word on; all of it without one."""
+        found = self._pattern.search(prompt)
+        return prompt[found.start() :] if found else prompt
+
     def words_in(self, prompt: str) -> list[str]:
         """Return the concept words that occur in a prompt, in order."""
         return self._pattern.findall(prompt)

@@ -59,6 +59,7 @@ class TrainingImage:
     """A training image: its prompts and its VAE posterior (and that of its mirror image)."""
 
     path: Path
+    concept: str
     digest: str  # of the pixels trained on, the prompts, and the mask
     prompts: tuple[str, ...]
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
@@ -186,18 +187,18 @@ def read_concept(
     shown: list[Image.Image] = []
     notes = Notes(folder, config, captions)
     at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
-    phase = Phase(1, total=total)
-    with Bar({"images": phase}, f"encoding the images of {name}", leave=False) as bar:
+    phases = {"images": Phase(1, total=total)}
+    with Bar(phases, f"encoding the images of {name}", leave=False) as bar:
         while batch := list(itertools.islice(read, at_once)):
             encoded = encode_images(model, [i.image for i in batch], config.horizontal_flip)
-            for image, (mean, std) in zip(batch, encoded, strict=True):
+            for image, posterior in zip(batch, encoded, strict=True):
                 if len(images) % -(-total // MAX_SHOWN) == 0:
                     shown.append(image.image)
                 if crops is not None:
                     crops.append(image.image)
                 notes.add(image)
-                prompts = prompts_for(image.path, name, kind, config, captions.get(image.path))
-                images.append(_training_image(image, tuple(prompts), mean, std, config.mask))
+                texts = prompts_for(image.path, name, kind, config, captions.get(image.path))
+                images.append(_training_image(image, name, tuple(texts), posterior, config.mask))
             bar.done("images", len(batch))
     notes.log({image.path: image.pixels for image in images})
     return images, shown
@@ -205,9 +206,9 @@ def read_concept(
 
 def _training_image(
     image: CroppedImage,
+    name: str,
     prompts: tuple[str, ...],
-    mean: torch.Tensor,
-    std: torch.Tensor,
+    posterior: tuple[torch.Tensor, torch.Tensor],
     kind: str,
 ) -> TrainingImage:
     """Combine an image's posterior, prompts and mask of a `kind`."""
@@ -217,9 +218,9 @@ def _training_image(
     mask = mask_tensor(image, kind)
     if mask is not None:
         seen.update(mask.numpy().tobytes())
-        mask = torch.stack([mask, mask.flip(-1)][: len(mean)])
-    digest = seen.hexdigest()
-    return TrainingImage(image.path, digest, prompts, mean, std, image.frame, mask, pixels)
+        mask = torch.stack([mask, mask.flip(-1)][: len(posterior[0])])
+    own = image.path, name, seen.hexdigest(), prompts
+    return TrainingImage(*own, *posterior, image.frame, mask, pixels)
 
 
 class TrainingData:
@@ -252,9 +253,8 @@ class TrainingData:
         """
         self.seed, self.samples_per_step = seed, samples_per_step
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
-        self._order, self._steps = map(
-            functools.lru_cache(64), (self._draw_order, self._draw_steps)
-        )
+        kept = functools.lru_cache(64)
+        self._order, self._steps = kept(self._draw_order), kept(self._draw_steps)
         self.scaling = float(model.vae.config.scaling_factor)
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         self.masked = config.mask != "none"
@@ -378,7 +378,7 @@ class TrainingData:
         Args:
             low, high: the shares of the timesteps between which theirs are spread.
         """
-        images = [i for i in self.images if self.words.words_in(i.prompts[0])[:1] == [name]]
+        images = [image for image in self.images if image.concept == name]
         np.random.default_rng((self.seed, Stream.PHRASES)).shuffle(images)
         # In golden-ratio steps, so that even the first few are spread evenly.
         shares = [low + (high - low) * ((i + 0.5) * 0.6180339887498949 % 1) for i in range(count)]
@@ -386,7 +386,7 @@ class TrainingData:
         for i, share in enumerate(shares):
             image, t = images[i % len(images)], int(share * self.num_timesteps)
             prompt, *templates = image.prompts
-            prompt = prompt[prompt.index(name) :] if templates else prompt
+            prompt = PromptRewriter({name: ""}).cut_before(prompt) if templates else prompt
             samples.append(self._noised(image, 0, prompt, t, Stream.PHRASES, i))
         return samples
 

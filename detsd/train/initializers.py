@@ -31,10 +31,11 @@ def add_concepts(
         begun: the concepts that a run resumes from; `auto` keeps their numbers of vectors.
     """
     for k, n in enumerate(config.num_vectors):
-        if isinstance(n, int) and n > vocabulary.window:
+        room = vocabulary.window - vocabulary.length("a photo of a")
+        if isinstance(n, int) and n > room:
             raise UserError(
-                f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {vocabulary.window} "
-                "tokens; 1 to 16 are usual"
+                f"concepts.num_vectors[{k}] is {n}, but beside 'a photo of a' a prompt has room "
+                f"for {room} tokens; 1 to 16 are usual"
             )
     if starts is None:
         starts = {k: start for k, start in enumerate(config.initializer_strs) if start != AUTO}

@@ -128,7 +128,7 @@ def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
 
 def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
     """Return the phrase with the least error, put together part by part."""
-    colors = grammar.colors
+    colors = grammar.colors or [""]
     if kind == "style":
         (medium, *_) = best(errors, grammar.media)
         return best(errors, [medium, *(_phrase(color, " ", medium) for color in colors)])[0]
@@ -181,7 +181,7 @@ class DenoisingErrors:
 
     def __init__(self, model: BaseModel, samples: list[Sample], word: str):
         self._model, self._samples, self._word = model, samples, word
-        self._found: dict[str | None, list[float]] = {}
+        self._found: dict[str | None, dict[int, float]] = {}  # by the latents' numbers
 
     def __len__(self) -> int:
         return len(self._found)
@@ -191,13 +191,17 @@ class DenoisingErrors:
         left = [
             (phrase, k)
             for phrase in dict.fromkeys(phrases)
-            for k in range(len(self._found.setdefault(phrase, [])), count)
+            for k in range(len(self._found.setdefault(phrase, {})), count)
         ]
-        for at in range(0, len(left), MAX_TIMESTEPS):
-            part = left[at : at + MAX_TIMESTEPS]
-            for (phrase, _), error in zip(part, self._errors(part).tolist(), strict=True):
-                self._found[phrase].append(error)
-        return [sum(self._found[phrase][:count]) / count for phrase in phrases]
+        shapes: dict[torch.Size, list[tuple[str | None, int]]] = {}  # of buckets
+        for pair in left:
+            shapes.setdefault(self._samples[pair[1]].x.shape, []).append(pair)
+        for pairs in shapes.values():
+            for at in range(0, len(pairs), MAX_TIMESTEPS):
+                part = pairs[at : at + MAX_TIMESTEPS]
+                for (phrase, k), error in zip(part, self._errors(part).tolist(), strict=True):
+                    self._found[phrase][k] = error
+        return [sum(self._found[phrase][k] for k in range(count)) / count for phrase in phrases]
 
     def _errors(self, pairs: list[tuple[str | None, int]]) -> torch.Tensor:
         """Return the errors (B,) of pairs of a phrase and the number of a latent."""
