@@ -139,7 +139,11 @@ class ConceptSource:
 
 def _is_path(text: str) -> bool:
     """Return whether a text names a file or folder, existing or missing."""
-    return os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES
+    if os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES:
+        return True
+    # `black/white` describes, `outputs/typo` in a folder that exists does not.
+    parent = "/" in text and not re.search(r"\s", text) and os.path.isdir(os.path.dirname(text))
+    return parent or text.startswith(("/", "./", "../", "~"))
 
 
 def _is_unseen(character: str) -> bool:

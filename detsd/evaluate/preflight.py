@@ -31,10 +31,10 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
         problems += [f"evaluation.{key}: {problem}" for problem in found if problem]
     for k, name in enumerate(config.concepts.files):
         key = f"concepts.files[{k}]"
-        source = ConceptSource.parse(name)
-        wrong = source.problems(key, beside)
-        if not wrong and not e.images and not source.uuid:
-            wrong = images_problem(name, learned_from(source.file))
+        concept = ConceptSource.parse(name)
+        wrong = concept.problems(key, beside)
+        if not wrong and not e.images and not concept.uuid:
+            wrong = images_problem(name, learned_from(concept.file))
             wrong = [f"{key}: {wrong}"] if wrong else []
         problems += wrong
     refuse(problems, source)

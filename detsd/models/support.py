@@ -160,7 +160,7 @@ def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of weight files
 
-HUB_NAME = r"[\w.-]+/[\w.-]+"
+HUB_NAME = r"\w[\w.-]*/[\w.-]+"
 
 
 def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
