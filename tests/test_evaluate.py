@@ -334,6 +334,17 @@ def test_a_mistake_is_told_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_look_alikes_that_cannot_be_read_are_told_before_the_samples(
+    run, clip, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluation.Grid, "generate", lambda self: pytest.fail("samples are made"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.jpg").write_bytes(b"no picture")
+    given = ["evaluate", str(run), "--clip", str(clip), "--lineup", str(tmp_path / "broken")]
+    assert main([*given, "--output-dir", str(tmp_path / "out")]) == 2
+    assert "evaluation.lineup: folder " in capsys.readouterr().err
+
+
 def test_flagged_samples_are_not_measured(run, clip, tmp_path, monkeypatch, capsys):
     generate = evaluation.Grid.generate
 

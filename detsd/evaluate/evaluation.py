@@ -77,6 +77,15 @@ class Evaluation:
         self.result: dict[str, Any] = {}
         self.grid = Grid(grid, run, self._prepare, self._sheets, self._measure)
         self.model = self.grid.pipeline.model
+        self.lookalikes = []
+        if run.is_chief:  # before the samples, since a folder may hold no readable image
+            self.lookalikes = [
+                [
+                    self._images(folder, reference, "evaluation.lineup")
+                    for folder in config.evaluation.lineup
+                ]
+                for reference in self.references
+            ]
         with spinner("measuring the denoising error"):
             self.errors = self._errors()
 
@@ -187,7 +196,7 @@ class Evaluation:
                 **{key: encoder.name for key, encoder in self.encoders.items()},
                 **{f"{key}_commit": encoder.commit for key, encoder in self.encoders.items()},
                 "evaluation": dataclasses.asdict(self.config.evaluation),
-                "concepts": list(map(self._figures, self.references, images)),
+                "concepts": list(map(self._figures, self.references, images, self.lookalikes)),
             }
         text = json.dumps(self.result, ensure_ascii=False, indent=1)
         (folder / FIGURES).write_text(f"{text}\n", encoding="utf-8")
@@ -214,10 +223,14 @@ class Evaluation:
         """Return a reference's sample sets, the initializer's first."""
         return [s for s in self.sample_sets if s.reference == reference]
 
-    def _figures(self, reference: ConceptReference, images: list[Image.Image]) -> dict[str, Any]:
+    def _figures(
+        self,
+        reference: ConceptReference,
+        images: list[Image.Image],
+        lookalikes: list[list[Image.Image]],
+    ) -> dict[str, Any]:
         """Return all figures of a reference's concepts, ready for JSON."""
         e, prompts = self.config.evaluation, edits(self.config, reference)
-        lookalikes = [self._images(folder, reference, "evaluation.lineup") for folder in e.lineup]
         metrics = ConceptMetrics(self.encoders, images, prompts, lookalikes, e.num_samples)
         initializer, *states = self._of(reference)
         baselines, of_initializer = metrics.fit_baselines(self._samples(initializer))
