@@ -18,6 +18,7 @@ from detsd.concepts.weights import parse, split
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS, steps_warning
+from detsd.sampling.warnings import JobWarnings
 from detsd.utils import png
 
 WORDS = PromptRewriter(
@@ -383,3 +384,13 @@ def test_so_few_steps_that_noise_is_left_are_told(name, tiny_model):
     assert bool(steps_warning(model, name, 2)) == (name == "heun")
     assert not steps_warning(model, name, 3)
     assert not steps_warning(model, name, 1, "trailing")
+
+
+def test_guidance_that_covers_no_step_is_told(model):
+    """Once, and of guided jobs alone."""
+    warn, job = JobWarnings(model), Job("a ball", 0, guidance_scale=7, num_inference_steps=2)
+    assert warn([job, dataclasses.replace(job, guidance_interval=(0.2, 0.8))]) == []
+    none = dataclasses.replace(job, guidance_interval=(0.2, 0.4))
+    (said,) = warn([none, dataclasses.replace(none, seed=1)])
+    assert said.startswith("guidance_interval: [0.2, 0.4] contains none of 2 steps")
+    assert JobWarnings(model)([dataclasses.replace(none, guidance_scale=1)]) == []
