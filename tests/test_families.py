@@ -419,7 +419,11 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
     assert tuned(family, "parts") == 128
     monkeypatch.undo()
     assert tuned(family, "parts") == 0
-    assert "resuming after step 6" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming after step 6" in said
+    export = re.findall(r"-m detsd (export .*)$", said, re.M)[-1].split()
+    assert main([*export, "--output", str(tmp_path / "exported")]) == 0  # as printed
+    capsys.readouterr()
     last = "checkpoints/step-00000008"
     (whole,), (parts,) = (read_concepts(tmp_path / name / last) for name in ("whole", "parts"))
     assert whole.widths == WIDTHS[family]

@@ -24,6 +24,7 @@ from detsd.utils import progress
 from detsd.utils.errors import Diverged, UserError, one_line
 from detsd.utils.paths import BUNDLED
 
+LAYOUT_OF_A1111 = {1: "a1111", 2: "sdxl"}  # by the number of text encoders
 Resolution = Callable[[str], tuple[int, int] | None]  # of the images of a prompt
 
 
@@ -77,7 +78,9 @@ def finetune(args: argparse.Namespace) -> int:
             uuid = trainer.best_uuid
             print_next_steps_on_cluster(config, uuid, trainer.model.vocabulary.resolution)
         elif run.is_chief:
-            print_next_steps(config, folder, trainer.model.vocabulary.resolution)
+            vocabulary = trainer.model.vocabulary
+            layout = LAYOUT_OF_A1111[len(vocabulary.text_encoders)]
+            print_next_steps(config, folder, layout, vocabulary.resolution)
     return 0
 
 
@@ -114,7 +117,9 @@ def best_checkpoint_line(folder: Path) -> str:
     return f"{where}: step {step}, the best ({figures})"
 
 
-def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolution) -> None:
+def print_next_steps(
+    config: FinetuneConfig, folder: Path, layout: str, resolution: Resolution
+) -> None:
     """Print where a finished fine-tuning is, and the next commands, ready to paste."""
     progress.say(best_checkpoint_line(folder))
     if (folder / "before_after.png").is_file():
@@ -134,7 +139,7 @@ def print_next_steps(config: FinetuneConfig, folder: Path, resolution: Resolutio
             "make a grid of images": [
                 PROG, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
             ],
-            "take it to another program": [PROG, "export", folder, "--format", "a1111"],
+            "take it to another program": [PROG, "export", folder, "--format", layout],
             "see how it went": tensorboard(folder),
         }
     )  # fmt: skip
@@ -177,5 +182,6 @@ def grid_settings(
         **({"grid.guidance_interval": i.guidance_interval} if i.guidance_interval else {}),
         **({"grid.spacing": i.spacing} if i.spacing else {}),
         **sides,
+        **({"grid.negative_prompts": json.dumps([i.negative_prompt])} if i.negative_prompt else {}),
         **({} if i.prompt_weights else {"grid.prompt_weights": "false"}),
     }

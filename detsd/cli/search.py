@@ -110,7 +110,7 @@ def _print_winner(winner: TrialResult, varied: list[str], metric: str, sign: int
             ],
             "measure it": [PROG, "evaluate", uuid],
             "play with it in a browser": [PROG, "app", "--uuid", uuid],
-            "take it to another program": [PROG, "export", uuid, "--format", "a1111"],
+            "take it to another program": [PROG, "export", uuid, "--format", "diffusers"],
             "fetch it to a computer of your own": [PROG, "download", uuid],
         }
     )  # fmt: skip

@@ -239,5 +239,5 @@ def plot(facts: dict[str, Any], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(file, dpi=110)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # of .pgf: matplotlib needs LaTeX for it
         raise UserError(f"--plot {file}: {one_line(error, None)}") from None
