@@ -293,6 +293,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
 def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
     """Bars on a terminal, lines in a log."""
     monkeypatch.setattr(model_hub, "LINE", 0.05)
+    monkeypatch.setattr(model_hub, "SMALL", 0)
     hub.delay = 0.4
     load_base_model(ModelConfig(NAME), CPU)
     said = capsys.readouterr().err

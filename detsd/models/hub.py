@@ -50,8 +50,8 @@ KEY = "model.pretrained_model_name_or_path"
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
 
 CONFIG = "config.json"  # marks a model of a single part, as `INDEX` marks one of several
-
 WHOLE = "."  # the single part, which has no folder of its own
+SMALL = 1e6  # bytes of a download that shows no progress: configuration only
 
 TIMEOUT = 10  # seconds for an answer of the hub
 
@@ -376,7 +376,7 @@ def _size(count: float) -> str:
 @contextlib.contextmanager
 def _download_progress(name: str, total: int, blobs: Path) -> Iterator[None]:
     """Show the progress of a download: bars on a terminal, lines in a log."""
-    if total < 1e6:  # configuration only
+    if total < SMALL:
         yield
         return
     if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
