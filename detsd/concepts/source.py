@@ -74,7 +74,9 @@ class ConceptSource:
     def looks_like(cls, text: str) -> bool:
         """Return whether a text names a file or folder, existing or missing, and is no phrase."""
         return not is_description(text) and (
-            _is_path(text) or bool((source := cls.parse(text)).word and source.path.name)
+            _is_path(text)
+            or _reads_as_path(text)
+            or bool((source := cls.parse(text)).word and source.path.name)
         )
 
     def __str__(self) -> str:
@@ -139,11 +141,15 @@ class ConceptSource:
 
 def _is_path(text: str) -> bool:
     """Return whether a text names a file or folder, existing or missing."""
-    if os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES:
+    return os.path.exists(text) or Path(text).suffix.lower() in SUFFIXES
+
+
+def _reads_as_path(text: str) -> bool:
+    """Return whether a text can hardly be anything but the name of a missing folder."""
+    if text.startswith(("/", "./", "../", "~")):
         return True
-    # `black/white` describes, `outputs/typo` in a folder that exists does not.
-    parent = "/" in text and not re.search(r"\s", text) and os.path.isdir(os.path.dirname(text))
-    return parent or text.startswith(("/", "./", "../", "~"))
+    # `black/white` describes; `outputs/typo`, in a folder that exists, does not.
+    return "/" in text and not re.search(r"\s", text) and os.path.isdir(os.path.dirname(text))
 
 
 def _is_unseen(character: str) -> bool:
