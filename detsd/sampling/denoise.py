@@ -21,14 +21,20 @@ def starting_noise(
     return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
 
 
-def guided_calls(
-    scheduler: Any, steps: int, interval: tuple[float, float] | None = None
-) -> list[bool]:
-    """Return whether each call of the UNet is in a step within a guidance interval.
+def guided_steps(steps: int, interval: tuple[float, float]) -> range:
+    """Return the steps within a guidance interval.
 
     Of N steps, those from int(start * N) up to but not including int(stop * N) are guided, as by
     diffusers' guiders; but those count calls of the UNet, of which Heun's sampler makes two per
     step, and lose a step if start * N or stop * N is rounded to just below an integer.
+    """
+    return range(*(int(fraction * steps + 1e-6) for fraction in interval))
+
+
+def guided_calls(
+    scheduler: Any, steps: int, interval: tuple[float, float] | None = None
+) -> list[bool]:
+    """Return whether each call of the UNet is in a step within a guidance interval.
 
     Args:
         scheduler: a sampler whose timesteps are set.
@@ -36,10 +42,10 @@ def guided_calls(
     calls = len(scheduler.timesteps)
     if interval is None:
         return [True] * calls
-    start, stop = (int(fraction * steps + 1e-6) for fraction in interval)
     extra = calls - steps  # with one call per step: PNDM makes its first step twice
     of_call = [k // 2 if scheduler.order == 2 else max(0, k - extra) for k in range(calls)]
-    return [start <= step < stop for step in of_call]
+    guided = guided_steps(steps, interval)
+    return [step in guided for step in of_call]
 
 
 @torch.no_grad()

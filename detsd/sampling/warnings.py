@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from detsd.concepts.prompts import prompt_warnings
 from detsd.models.base import BaseModel
-from detsd.sampling.denoise import guided_calls
+from detsd.sampling.denoise import guided_steps
 from detsd.sampling.jobs import Job
-from detsd.sampling.stock import make_scheduler, steps_warning
+from detsd.sampling.stock import steps_warning
 
 logger = logging.getLogger("detsd")
 
@@ -37,27 +37,21 @@ class JobWarnings:
             if steps not in self._seen:
                 self._seen.add(steps)
                 found += filter(None, [steps_warning(self._model, *steps)])
-            guidance = (*steps, job.guidance_interval, job.guided)
-            if guidance not in self._seen:
+            guidance = (job.num_inference_steps, job.guidance_interval)
+            if job.guided and job.guidance_interval and guidance not in self._seen:
                 self._seen.add(guidance)
-                found += filter(None, [self._unguided(job)])
+                found += [] if guided_steps(*guidance) else [_unguided(*guidance)]
         return found
-
-    def _unguided(self, job: Job) -> str:
-        """Return why a job's guidance has no effect; "" if it has one."""
-        if not job.guided or job.guidance_interval is None:
-            return ""
-        scheduler = make_scheduler(self._model, job.scheduler_name, job.spacing)
-        scheduler.set_timesteps(job.num_inference_steps)
-        if any(guided_calls(scheduler, job.num_inference_steps, job.guidance_interval)):
-            return ""
-        return (
-            f"guidance_interval: {list(job.guidance_interval)} contains none of "
-            f"{job.num_inference_steps} steps, so that guidance_scale and negative prompts have no "
-            "effect; widen it, or take more steps"
-        )
 
     def log(self, jobs: Iterable[Job], spelling: bool = True) -> None:
         """Log the warnings about jobs that were not reported before; `spelling` as for a call."""
         for warning in self(jobs, spelling):
             logger.warning("%s", warning)
+
+
+def _unguided(steps: int, interval: tuple[float, float]) -> str:
+    """Say that guidance has no effect."""
+    return (
+        f"guidance_interval: {list(interval)} contains none of {steps} steps, so that "
+        "guidance_scale and negative prompts have no effect; widen it, or take more steps"
+    )
