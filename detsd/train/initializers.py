@@ -30,8 +30,8 @@ def add_concepts(
         starts: initializers of the concepts to add, by index; None: all but `auto`.
         begun: the concepts that a run resumes from; `auto` keeps their numbers of vectors.
     """
+    room = vocabulary.window - vocabulary.length("a photo of a")
     for k, n in enumerate(config.num_vectors):
-        room = vocabulary.window - vocabulary.length("a photo of a")
         if isinstance(n, int) and n > room:
             raise UserError(
                 f"concepts.num_vectors[{k}] is {n}, but beside 'a photo of a' a prompt has room "
