@@ -148,18 +148,17 @@ def samplings() -> dict[Sampling, dict[str, list[dict]]]:
 def tables(every: dict[Sampling, dict[str, list[dict]]]) -> str:
     """A table of all samplings under the first seeds, and one of those with several sets."""
     full = next(iter(every[FULL].values()))[0]
-    columns = [[key for key in SHOWN if thing.case or key != "lineup"] for thing in THINGS.values()]
-    head = ["sampler, steps", "passes"]
-    head += [
-        f"{n}: {MEASURES[k][0]}" for n, keys in zip(THINGS, columns, strict=True) for k in keys
+    columns = [
+        (k, name, key)
+        for k, (name, thing) in enumerate(THINGS.items())
+        for key in SHOWN
+        if thing.case or key != "lineup"
     ]
+    head = ["sampler, steps", "passes"]
+    head += [f"{name}: {MEASURES[key][0]}" for _, name, key in columns]
 
     def line(label: str, states: Sequence[dict]) -> str:
-        cells = [
-            MEASURES[key][1].format(state[key])
-            for state, keys in zip(states, columns, strict=True)
-            for key in keys
-        ]
+        cells = [MEASURES[key][1].format(states[k][key]) for k, _, key in columns]
         return (
             "| " + " | ".join([label, f"{states[0]['passes'] / full['passes']:.0%}", *cells]) + " |"
         )
