@@ -23,10 +23,12 @@ class GenerationButtons:
         self.go = gr.Button(label, variant="primary", elem_id=f"{prefix}go")
         self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{prefix}stop")
         self.status = gr.HTML(elem_id=f"{prefix}status", elem_classes="status progress")
-        self.preview = gr.Image(
-            visible=False, show_label=False, interactive=False, elem_id=f"{prefix}preview",
-            buttons=[], format="jpeg",
-        )  # fmt: skip
+        # Hidden by its column: an update of `make` may still come after Stop, and would show it.
+        with gr.Column(visible=False) as self.place:
+            self.preview = gr.Image(
+                visible=False, show_label=False, interactive=False, elem_id=f"{prefix}preview",
+                buttons=[], format="jpeg",
+            )  # fmt: skip
         self.counts = gr.State((0, 0))  # images made, and images asked for
 
     def connect(
@@ -44,13 +46,13 @@ class GenerationButtons:
             plan: gets the values of `inputs`; returns the jobs, and a function that is called
                 whenever images were made and returns updates of `outputs`.
         """
-        buttons = [self.go, self.stop, self.status, self.preview]
+        buttons = [self.go, self.stop, self.status, self.place]
 
         def idle() -> dict:
             return {
                 self.go: gr.Button(visible=True),
                 self.stop: gr.Button(visible=False),
-                self.preview: gr.Image(None, visible=False),
+                self.place: gr.Column(visible=False),
             }
 
         def begin() -> dict:
@@ -58,6 +60,8 @@ class GenerationButtons:
                 self.go: gr.Button(visible=False),
                 self.stop: gr.Button(visible=True),
                 self.status: "",
+                self.place: gr.Column(visible=True),
+                self.preview: gr.Image(None, visible=False),
                 self.counts: (0, 0),
             }
 
@@ -91,11 +95,11 @@ class GenerationButtons:
             return idle() | {self.status: _stopped(*counts)}
 
         pressed = gr.on(
-            [self.go.click, *triggers], begin, None, [*buttons, self.counts], queue=False,
-            trigger_mode="once", **PRIVATE,
+            [self.go.click, *triggers], begin, None, [*buttons, self.preview, self.counts],
+            queue=False, trigger_mode="once", **PRIVATE,
         )  # fmt: skip
         making = pressed.then(
-            make, inputs, [*buttons, self.counts, *outputs], **ALONE,
+            make, inputs, [*buttons, self.preview, self.counts, *outputs], **ALONE,
             **PRIVATE | {"show_progress": "full", "show_progress_on": self.status},
         )  # fmt: skip
         self.stop.click(stopped, self.counts, buttons, cancels=making, queue=False, **PRIVATE)
