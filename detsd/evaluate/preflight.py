@@ -12,7 +12,7 @@ from detsd.concepts.source import ConceptSource
 from detsd.config import EvaluateConfig, EvaluatorConfig, refuse
 from detsd.data.folder import folder_problem
 from detsd.models.support import HUB_NAME, model_problems
-from detsd.runs.folder import finetuning_metadata
+from detsd.runs.folder import RunFolder, finetuning_metadata
 from detsd.utils.paths import DEMO_CONCEPT, DEMO_IMAGES, resolve
 
 
@@ -37,6 +37,12 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
             wrong = images_problem(name, learned_from(concept.file))
             wrong = [f"{key}: {wrong}"] if wrong else []
         problems += wrong
+    runs = (RunFolder(ConceptSource.parse(name).path) for name in config.concepts.files)
+    if e.all_checkpoints and not any(run.concept_files() for run in runs):
+        problems.append(
+            "evaluation.all_checkpoints is set, but concepts.files names no folder of a run with "
+            "checkpoints; name one, or leave --all-checkpoints out"
+        )
     refuse(problems, source)
 
 
