@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detsd.utils import contact_sheets
+from detsd.utils import contact_sheets, fonts
 
 
 def tile(value, size=64):
@@ -100,9 +100,9 @@ def test_every_prompt_of_a_time_lapse_has_a_row_and_a_label(tmp_path, monkeypatc
     assert [len(row) for row in drawn[-1][0]] == [2, 2, 2]  # a column for each moment
 
 
-def ink(text, **fonts) -> set[bytes]:
+def ink(text) -> set[bytes]:
     """The shapes of a text's characters, as they are drawn in the font of the whole."""
-    font = contact_sheets._font(20, text)
+    font = fonts.font(20, text)
     return {bytes(font.getmask(c)) for c in text if not c.isspace()}
 
 
@@ -115,10 +115,10 @@ def test_a_character_that_no_font_has_is_told_once(caplog, monkeypatch):
     from matplotlib import font_manager
 
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf"])
-    monkeypatch.setattr(contact_sheets, "_told", set())
-    contact_sheets._font_file.cache_clear()
+    monkeypatch.setattr(fonts, "_told", set())
+    fonts._file.cache_clear()
     contact_sheets.sheet([[tile(1)]], ["漢字"], title="漢")
-    contact_sheets._font_file.cache_clear()
+    fonts._file.cache_clear()
     (said,) = [r.getMessage() for r in caplog.records]
     assert "no font here has 字 漢" in said or "no font here has 漢 字" in said
     assert "Noto Sans CJK" in said
@@ -130,15 +130,15 @@ def test_a_font_of_the_system_is_taken_where_the_usual_one_lacks_something(monke
 
     other = f"{matplotlib.get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf", other])
-    contact_sheets._font_file.cache_clear()
-    assert contact_sheets._font(14, "漢").path == other
-    assert contact_sheets._font(14, "é").path.endswith("DejaVuSans.ttf")
-    contact_sheets._font_file.cache_clear()
+    fonts._file.cache_clear()
+    assert fonts.font(14, "漢").path == other
+    assert fonts.font(14, "é").path.endswith("DejaVuSans.ttf")
+    fonts._file.cache_clear()
     assert not caplog.records
 
 
 def test_text_without_spaces_is_wrapped():
     path = "/a/very/long/path" * 9
     lines = contact_sheets._wrapped(f"see {path}", 200, 14)
-    assert all(contact_sheets._font(14).getlength(line) <= 200 for line in lines)
+    assert all(fonts.font(14).getlength(line) <= 200 for line in lines)
     assert "".join(lines).replace(" ", "") == f"see{path}"

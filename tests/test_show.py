@@ -17,6 +17,7 @@ from detsd.config import ModelConfig
 from detsd.evaluate.rows import describe, plot, report
 from detsd.models import spec
 from detsd.models.spec import load_token_tables
+from detsd.utils import fonts
 from detsd.utils.errors import UserError
 
 
@@ -182,6 +183,28 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(checkpoint, tmp_path):
     known = describe(checkpoint)
     del known["source"]
     assert facts == known
+
+
+def test_a_picture_shows_words_of_any_letters(tmp_path, monkeypatch, caplog, recwarn):
+    """Vocabularies of the hub's models have words such as `$$` and 日本."""
+    from matplotlib import font_manager, get_data_path
+
+    other = f"{get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [other])
+    fonts._file.cache_clear()
+    near = [{"word": word, "cosine": 0.5} for word in ("$$", "日本", "a$b$")]
+    row = {"norm": 1.0, "began_as": {"word": "$$", "cosine": 1.0}, "nearest": near}
+    encoder = {"rows": [row, row], "width": 64}
+    facts = {
+        "concepts": [{"name": "$x^{$ 日", "text_encoders": [encoder]}],
+        "vocabularies": [{"norm_low": 0.5, "norm_high": 1.5}],
+    }
+    plot(facts, tmp_path / "words.png")
+    fonts._file.cache_clear()
+    with Image.open(tmp_path / "words.png") as picture:
+        assert min(picture.size) > 100
+    assert not caplog.records
+    assert not [w for w in recwarn if "lyph" in str(w.message)]
 
 
 def test_a_picture_of_rows_and_words(checkpoint, tmp_path, capsys):

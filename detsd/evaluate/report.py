@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from detsd.utils import contact_sheets
+from detsd.utils.fonts import as_written
 
 FIGURES = "evaluation.json"
 
@@ -94,9 +95,14 @@ def plot(result: dict[str, Any], file: Path) -> None:
     2208.01618. The states of a run are joined; if there are many, the first, last and best are
     named.
     """
+    with as_written(str(result["concepts"])):
+        _figure(result["concepts"]).savefig(file, dpi=110)
+
+
+def _figure(concepts: list[dict[str, Any]]) -> Any:
+    """Return the matplotlib figure of the concepts' figures."""
     from matplotlib.figure import Figure  # late: half a second
 
-    concepts = result["concepts"]
     figure = Figure(figsize=(7 * len(concepts), 5.5), layout="constrained")
     panels = figure.subplots(1, len(concepts), squeeze=False)[0]
     for axis, concept in zip(panels, concepts, strict=True):
@@ -128,4 +134,4 @@ def plot(result: dict[str, Any], file: Path) -> None:
         axis.set_ylabel("CLIP-I: similarity of samples to the training images")
         axis.margins(0.2)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=110)
+    return figure

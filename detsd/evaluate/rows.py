@@ -17,6 +17,7 @@ from detsd.config import ModelConfig
 from detsd.models.spec import load_token_tables
 from detsd.runs.folder import finetuning_metadata
 from detsd.utils.errors import UserError, one_line
+from detsd.utils.fonts import as_written
 from detsd.utils.paths import BUNDLED
 
 NEAREST = 5  # words of the vocabulary to name for each vector
@@ -197,6 +198,17 @@ def _row_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def plot(facts: dict[str, Any], file: Path) -> None:
     """Plot a description: a bar for the norm of each vector, and its nearest words."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with as_written(str(facts)):
+        figure = _figure(facts)
+        try:
+            figure.savefig(file, dpi=110)
+        except (ValueError, RuntimeError) as error:  # of .pgf: matplotlib needs LaTeX for it
+            raise UserError(f"--plot {file}: {one_line(error, None)}") from None
+
+
+def _figure(facts: dict[str, Any]) -> Any:
+    """Return the matplotlib figure of a description."""
     from matplotlib.figure import Figure  # late: half a second
 
     panels = [
@@ -236,8 +248,4 @@ def plot(facts: dict[str, Any], file: Path) -> None:
         axis.set_xlim(0, max(norms) * (1.9 if compared else 1.1) or 1)
         axis.set_xlabel("norm of the vector, its nearest words and their cosines")
         axis.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(file, dpi=110)
-    except (ValueError, RuntimeError) as error:  # of .pgf: matplotlib needs LaTeX for it
-        raise UserError(f"--plot {file}: {one_line(error, None)}") from None
+    return figure

@@ -1,16 +1,13 @@
 """Contact sheets, before/after pictures and time-lapses, all in one style."""
 
-import functools
-import logging
 import math
 import re
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
+from detsd.utils.fonts import font
 from detsd.utils.png import save
-
-logger = logging.getLogger("detsd")
 
 INK, PALE, PAPER = (34, 36, 42), (104, 108, 118), (255, 255, 255)
 
@@ -21,53 +18,6 @@ SHOWN = 160  # smaller images are enlarged to at least this side, by an integer 
 LARGEST = 256  # larger ones are scaled down on a sheet
 
 MANY = 64  # tiles at full size; more share the same number of pixels, so each is smaller
-
-
-def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, or another font that covers more of a text's characters."""
-    needed = frozenset(c for c in text if c.isprintable() and not c.isspace())
-    return ImageFont.truetype(_font_file(needed), size)
-
-
-_told: set[str] = set()  # characters that no font has, already warned of
-
-
-@functools.cache
-def _font_file(needed: frozenset[str]) -> str:
-    """Return the font file that has the characters, or most of them."""
-    import matplotlib  # late: most importers of this module draw no labels
-
-    usual = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-    missing = _missing(usual, needed)
-    if not missing:
-        return usual
-    from matplotlib.font_manager import findSystemFonts  # later still: it lists all fonts
-
-    upright = ("sans", "regular")  # rather than serifs, bold or slanted faces
-    files = sorted(findSystemFonts(), key=lambda f: [w not in f.lower() for w in upright] + [f])
-    for file in files:
-        if not _missing(file, needed):
-            return file
-    if missing - _told:
-        _told.update(missing)
-        logger.warning(
-            "no font here has %s: labels show boxes in their place; install one that has, such as "
-            "Noto Sans CJK",
-            " ".join(sorted(missing)[:10]),
-        )
-    return usual
-
-
-def _missing(file: str, needed: frozenset[str]) -> set[str]:
-    """Return the characters that a font file lacks."""
-    from matplotlib.ft2font import FT2Font
-
-    try:
-        ImageFont.truetype(file, 14)  # bitmap fonts, as for emoji, cannot be used
-        font = FT2Font(file)
-    except (OSError, RuntimeError):
-        return set(needed)
-    return {c for c in needed if not font.get_char_index(ord(c))}
 
 
 def enlarge(image: Image.Image) -> Image.Image:
@@ -86,7 +36,7 @@ def notice(text: str, size: tuple[int, int]) -> Image.Image:
     lines = _wrapped(text, tile.width - 8, 14)
     for k, line in enumerate(lines):
         middle = tile.height // 2 + 20 * k - 10 * (len(lines) - 1)
-        pen.text((tile.width // 2, middle), line, PAPER, _font(14, line), anchor="mm")
+        pen.text((tile.width // 2, middle), line, PAPER, font(14, line), anchor="mm")
     return tile
 
 
@@ -122,17 +72,17 @@ def sheet(
     canvas = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(canvas)
     for k, text in enumerate(heading):
-        pen.text((MARGIN, MARGIN + 24 * k), text, INK, _font(18, text))
+        pen.text((MARGIN, MARGIN + 24 * k), text, INK, font(18, text))
     y = top
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         for text in label:
-            pen.text((MARGIN, y), text, INK, _font(14, text))
+            pen.text((MARGIN, y), text, INK, font(14, text))
             y += 20
         if number == 0:
             for k, label in enumerate(over):
                 middle = MARGIN + k * (w + GAP) + w // 2
                 for line, text in enumerate(label):
-                    pen.text((middle, y + 20 * line), text, PALE, _font(14, text), anchor="ma")
+                    pen.text((middle, y + 20 * line), text, PALE, font(14, text), anchor="ma")
             y += above
         for k, image in enumerate(row):
             canvas.paste(image, (MARGIN + k * (w + GAP), y))
@@ -150,15 +100,15 @@ def padded(
 
 def _wrapped(text: str, width: int, size: int) -> list[str]:
     """Wrap a text of font size `size` to lines of at most `width` pixels."""
-    font, lines = _font(size, text), [""]
+    face, lines = font(size, text), [""]
     # Words, with the space before them; those of scripts without spaces may break anywhere.
     for part in re.findall(r"\s*[\u2e80-\uffef]|\s*[^\s\u2e80-\uffef]+", text.rstrip()):
-        if lines[-1] and font.getlength(lines[-1] + part) > width:
+        if lines[-1] and face.getlength(lines[-1] + part) > width:
             lines.append("")
         part = part if lines[-1] else part.lstrip()
         start = 0  # of a line within a part that is longer than one, such as a path
-        for k in range(2, len(part) + 1) if font.getlength(part) > width else ():
-            if font.getlength(part[start:k]) > width and k - start > 1:
+        for k in range(2, len(part) + 1) if face.getlength(part) > width else ():
+            if face.getlength(part[start:k]) > width and k - start > 1:
                 lines[-1:] = [part[start : k - 1], ""]
                 start = k - 1
         lines[-1] += part[start:]

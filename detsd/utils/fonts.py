@@ -1,0 +1,99 @@
+"""Fonts that have the letters of users' words, for contact sheets and plots."""
+
+import contextlib
+import functools
+import logging
+import warnings
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+from PIL import ImageFont
+
+logger = logging.getLogger("detsd")
+
+_told: set[str] = set()  # characters that no font has, already warned of
+
+
+def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Load DejaVu Sans, or another font that has all of a text's characters."""
+    file = _usual()
+    if missing := _missing(text):
+        file = _file(_needed(text)) or _tell(missing)
+    return ImageFont.truetype(file, size)
+
+
+@contextlib.contextmanager
+def as_written(words: str) -> Iterator[None]:
+    """Make matplotlib draw words as they are written, in the figures built and saved meanwhile.
+
+    A `$` begins no formula, and letters that DejaVu Sans lacks come from other installed fonts.
+
+    Args:
+        words: all that may appear in the figures.
+    """
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
+
+    files = {letter: _file(frozenset(letter)) for letter in sorted(_missing(words))}
+    _tell({letter for letter, file in files.items() if not file})
+    families = ["DejaVu Sans"]
+    for file in dict.fromkeys(filter(None, files.values())):
+        fontManager.addfont(file)
+        families.append(FT2Font(file).family_name)
+    settings = {"text.parse_math": False, "font.family": families}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # told above, once
+        yield
+
+
+def _needed(text: str) -> frozenset[str]:
+    """Return the characters of a text that a font must have."""
+    return frozenset(c for c in text if c.isprintable() and not c.isspace())
+
+
+@functools.cache
+def _usual() -> str:
+    """Return the file of DejaVu Sans, which comes with matplotlib."""
+    import matplotlib  # late: most importers of this module draw no labels
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+def _missing(text: str) -> frozenset[str]:
+    """Return the characters of a text that DejaVu Sans lacks."""
+    return _needed(text) - _characters(_usual())
+
+
+@functools.cache
+def _file(needed: frozenset[str]) -> str | None:
+    """Return an installed font that has the characters; None if no font has them all."""
+    from matplotlib.font_manager import findSystemFonts  # late: it lists all fonts
+
+    upright = ("sans", "regular")  # rather than serifs, bold or slanted faces
+    files = sorted(findSystemFonts(), key=lambda f: [w not in f.lower() for w in upright] + [f])
+    return next((file for file in files if needed <= _characters(file)), None)
+
+
+def _tell(missing: Set[str]) -> str:
+    """Warn, once, of characters that no font has; return the font to use nevertheless."""
+    if missing - _told:
+        _told.update(missing)
+        logger.warning(
+            "no font here has %s: labels show boxes in their place; install one that has, such as "
+            "Noto Sans CJK",
+            " ".join(sorted(missing)[:10]),
+        )
+    return _usual()
+
+
+@functools.cache
+def _characters(file: str) -> frozenset[str]:
+    """Return the characters that a font file has."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        ImageFont.truetype(file, 14)  # bitmap fonts, as for emoji, cannot be used
+        return frozenset(map(chr, FT2Font(file).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
