@@ -57,18 +57,18 @@ def finetune(path, folder, *extra):
 
 
 def test_what_a_run_leaves_behind(experiment, tmp_path, tiny_model, capsys, monkeypatch):
-    out = tmp_path / "out"
+    out = tmp_path / "blobs: no. 1, #2"  # YAML would make a mapping and a comment of it
     assert finetune(experiment(inference=SAMPLES), out) == 0
     said = capsys.readouterr().out
     assert "before_after.png" in said
-    assert f"tensorboard --logdir {out} --samples_per_plugin images=100" in said
+    assert f"tensorboard --logdir {shlex.quote(str(out))} --samples_per_plugin images=100" in said
     next_ones = re.findall(r"^    python -m detsd (.*)$", said, re.M)
     assert [shlex.split(line)[0] for line in next_ones] == ["show", "app", "generate", "export"]
     assert parser().parse_args(shlex.split(next_ones[1])).model == str(tiny_model)
     monkeypatch.chdir(tmp_path)
     for line in (next_ones[0], *next_ones[2:]):
         assert main(shlex.split(line)) == 0
-    assert len(list(tmp_path.glob("out-grid/images/*.png"))) == 9
+    assert len(list(tmp_path.glob(f"{out.name}-grid/images/*.png"))) == 9
     for step in (4, 8):
         folder = out / "checkpoints" / f"step-{step:08d}"
         assert {p.name for p in folder.iterdir()} == {

@@ -16,6 +16,7 @@ from detsd.cli.common import (
 )
 from detsd.concepts.source import ConceptSource
 from detsd.config import FinetuneConfig, load_config, read_experiment
+from detsd.config.yaml_text import as_yaml
 from detsd.runs import task
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.train.preflight import check_finetune
@@ -129,7 +130,7 @@ def print_next_steps(
     other = [] if model == BUNDLED else ["--model", model]
     other += ["--clip-skip", config.model.clip_skip] if config.model.clip_skip else []
     other += ["--vae", config.model.vae] if config.model.vae else []
-    settings = grid_settings(config, {"concepts.files": folder}, resolution)
+    settings = grid_settings(config, {"concepts.files": as_yaml(str(folder))}, resolution)
     settings["grid.num_seeds"] = 3
     grid = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     print_commands(
@@ -171,9 +172,10 @@ def grid_settings(
     i, words = config.inference, config.concepts.concept_strs
     prompts = i.inference_prompts or [f"a photo of a {word}" for word in words]
     own = ("pretrained_model_name_or_path", "revision", "clip_skip", "vae")
+    model = {key: value for key in own if (value := getattr(config.model, key))}
     sides = dict(zip(("grid.width", "grid.height"), resolution(prompts[0]) or (), strict=False))
     return {
-        **{f"model.{key}": value for key in own if (value := getattr(config.model, key))},
+        **{f"model.{k}": as_yaml(v) if isinstance(v, str) else v for k, v in model.items()},
         **concepts,
         "grid.prompts": json.dumps(prompts, ensure_ascii=False),
         "grid.scheduler_names": i.scheduler_name,

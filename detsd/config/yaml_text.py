@@ -7,6 +7,7 @@ contain itself: both are refused during parsing, before anything walks through t
 from __future__ import annotations
 
 import functools
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ def parse_yaml(text: str) -> Any:
         ValueError and others: for text that is not YAML, or exceeds the bounds.
     """
     return bounded_parser().load(text)
+
+
+def as_yaml(text: str) -> str:
+    """Return a text as YAML: in quotes only if it would be read as something else without them."""
+    try:
+        plain = parse_yaml(text) == text
+    except Exception:  # as `parse_yaml` says
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def bounded_parser() -> Any:
