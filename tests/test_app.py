@@ -128,6 +128,24 @@ def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str)
     return folder
 
 
+def test_a_renamed_concept_has_the_pictures_of_its_own(backend, photos, tmp_path, monkeypatch):
+    folder = tmp_path / "step-00000008"
+    rows = torch.ones(1, 16)
+    checkpoint(folder, LearnedConcept("one-thing", "", (rows,)), tmp_path / "none", "object")
+    facts = json.loads((folder / "metadata.json").read_text())
+    facts["config"]["concepts"] |= {
+        "concept_strs": ["one-thing", "two-thing"],
+        "img_dirs": [str(tmp_path / "none"), str(photos)],
+        "learnable_properties": ["object", "style"],
+    }
+    (folder / "metadata.json").write_text(json.dumps(facts))
+    write_concepts([LearnedConcept(n, "", (rows,)) for n in ("one-thing", "two-thing")], folder)
+    whole = folder / "learned_embeddings_dict.pt"
+    for source in (f"{whole}=two-thing=foo", f"{folder}/two-thing.safetensors=foo"):
+        monkeypatch.setitem(backend.pipe.sources, "foo", source)
+        assert backend.facts("foo") == {"img_dirs": str(photos), "learnable_properties": "style"}
+
+
 # ---- the form ------------------------------------------------------------------------------------
 
 

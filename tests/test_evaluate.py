@@ -32,6 +32,7 @@ from detsd.evaluate.samples import find_sample_sets
 from detsd.models import loading
 from detsd.models.spec import load_token_tables
 from detsd.runs import download
+from detsd.utils.errors import UserError
 from detsd.utils.png import read
 
 SMALL = {
@@ -257,6 +258,15 @@ def test_each_concept_of_a_run_has_its_own_ground(run, photos, tmp_path):
     assert [b.reference.kind for b in (first, second)] == ["object", "style"]
     assert second.reference.concepts.img_dirs == [str(photos), str(other)]
     assert second.jobs[0].prompt == "a painting in the style of red ball"
+    # Under another word, too, out of the run's file or its own.
+    for source in (f"{path}=zyx-two=foo", f"{path}/zyx-two.safetensors=foo"):
+        renamed = EvaluateConfig(ModelConfig("tiny"), LearnedConceptsConfig([source]))
+        *_, last = find_sample_sets(renamed)
+        assert (last.concept.name, last.reference) == ("foo", second.reference)
+    c["concept_strs"] = ["blob-thing", "another"]
+    (path / "metadata.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="learned blob-thing, another, none of them called zyx-two"):
+        find_sample_sets(config)
 
 
 def test_the_bundled_concept_as_it_stands(tmp_path, capsys):

@@ -20,7 +20,7 @@ from PIL import Image
 from detsd.app import pictures
 from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES
 from detsd.concepts.model_words import ModelVocabulary
-from detsd.concepts.reading import read_concepts
+from detsd.concepts.reading import read_concepts, word_in_file
 from detsd.concepts.source import ConceptSource
 from detsd.data.folder import list_images
 from detsd.runs.folder import finetuning_metadata
@@ -91,9 +91,8 @@ class Backend:
         source = ConceptSource.parse(self.pipe.sources.get(name, ""))
         try:
             concepts = finetuning_metadata(source.path)["config"]["concepts"]
-            name = source.old if source.old and name == source.word else name
-            renamed = source.word and not source.old  # the only concept of its file
-            k = 0 if renamed else concepts["concept_strs"].index(name)
+            names = concepts["concept_strs"]
+            k = names.index(word_in_file(source, name)) if len(names) > 1 else 0
             return {key: concepts[key][k] for key in ("img_dirs", "learnable_properties")}
         except (KeyError, ValueError, IndexError, TypeError):
             return {}

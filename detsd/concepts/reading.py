@@ -86,6 +86,18 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     return concepts
 
 
+def word_in_file(source: ConceptSource, name: str) -> str:
+    """Return the word that a concept of a source, read under `name`, has in its file."""
+    if name != source.word:
+        return name
+    if source.old:
+        return source.old
+    try:
+        return read_concepts(dataclasses.replace(source, word=""))[0].name
+    except UserError:  # a layout that keeps no word
+        return name
+
+
 def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedConcept]:
     """Return the concepts in what `safe_load.read` found in `file`."""
     if isinstance(table, torch.Tensor):

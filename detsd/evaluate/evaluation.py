@@ -162,7 +162,7 @@ class Evaluation:
         rewrite = PromptRewriter({reference.name: word})
         n, total, count = self.config.evaluation.num_error_timesteps, torch.zeros(()), 0
         for k, image in enumerate(data.validation):
-            if image.path.parent != Path(reference.folder):  # an image of the run's other concepts
+            if image.concept != reference.name:  # another concept of the run
                 continue
             examples = data.validation_samples(k, n)
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])

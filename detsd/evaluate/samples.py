@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detsd.concepts.concept import LearnedConcept
-from detsd.concepts.reading import read_concepts
+from detsd.concepts.reading import read_concepts, word_in_file
 from detsd.concepts.source import ConceptSource
 from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
@@ -68,15 +68,22 @@ def _files(config: EvaluateConfig, uuids: Sequence[str]) -> list[tuple[ConceptSo
     return found
 
 
-def _reference(concept: LearnedConcept, file: Path, images_dir: str | None) -> ConceptReference:
-    """Return the reference for a concept in a file."""
+def _reference(
+    concept: LearnedConcept, word: str, file: Path, images_dir: str | None
+) -> ConceptReference:
+    """Return the reference for a concept that has a word in a file."""
     config = finetuning_metadata(file).get("config", {})
     known = {f.name for f in dataclasses.fields(ConceptsConfig)}
     given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
     if concept.resolution:  # the file may be outside its run
         given = {"img_aspect": "buckets"} | given
-    names = given.get("concept_strs", [concept.name])
-    place = names.index(concept.name) if concept.name in names else 0  # otherwise it was renamed
+    names = given.get("concept_strs", [word])
+    if word not in names and len(names) > 1 and not images_dir:
+        raise UserError(
+            f"{file}: its run learned {', '.join(names)}, none of them called {word}; name the "
+            "folder of its training images with --images (evaluation.images)"
+        )
+    place = names.index(word) if word in names else 0
     folders = [images_dir] * len(names) if images_dir else learned_from(file)
     if problem := images_problem(concept.name, folders[place : place + 1]):
         raise UserError(f"{file}: {problem}")
@@ -112,8 +119,8 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
     for named, source in _files(config, uuids):
         concepts = read_concepts(named)
         for concept in concepts:
-            reference = _reference(concept, named.path, config.evaluation.images)
-            in_file = named.old if named.old and concept.name == named.word else concept.name
+            in_file = word_in_file(named, concept.name)
+            reference = _reference(concept, in_file, named.path, config.evaluation.images)
             old = in_file if len(concepts) > 1 else ""
             found.append((concept, (source, named.word, old), _title(named.path), reference))
     groups: list[list[SampleSet]] = []
