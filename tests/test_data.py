@@ -12,12 +12,13 @@ import torch
 from picture_files import grey_profile
 from PIL import Image
 
+from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
 from detsd.data.folder import ImageFolder, folder_problem
 from detsd.data.images import crop_or_resize, read_images, target_size
 from detsd.data.prefetch import prefetch
-from detsd.data.prompts import display_name, prompts_for
+from detsd.data.prompts import display_name, prompts_for, vary_tags
 from detsd.utils import formats
 from detsd.utils.errors import UserError
 from detsd.utils.pictures import read_picture
@@ -428,6 +429,18 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
     for e in drawn(tag_drop_out=0.5)[1]:  # not shuffled: in their order
         said = e.prompt.split(", ")
         assert said == [tag for tag in tags if tag in said]
+
+
+@pytest.mark.parametrize("word", ["red, dot", "a,b-thing"])
+def test_a_word_with_a_comma_is_no_two_tags(word):
+    prompt, rng = f"on grass, a photo of a {word} at noon, big", np.random.default_rng(1)
+    words = PromptRewriter({word: "x"})
+    assert vary_tags(prompt, words, rng, True, 1.0) == f"a photo of a {word} at noon"
+    for _ in range(9):
+        first, second = f"a photo of a {word} at noon, ", {"big, on grass", "on grass, big"}
+        said = vary_tags(prompt, words, rng, True, 0.0)
+        assert said.startswith(first)
+        assert said.removeprefix(first) in second
 
 
 @pytest.mark.parametrize(("aspect", "shape"), [(1.5, (40, 24)), (0.5, (24, 48)), (1, (32, 32))])

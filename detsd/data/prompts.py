@@ -1,5 +1,6 @@
 """Training prompts: templates, captions, file names and tags."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def vary_tags(
 
     Parts that contain one of the `words` stay; if the others are shuffled, they come first.
     """
-    tags = [tag.strip() for tag in prompt.split(",")]
+    commas = [k for k, c in enumerate(words.masked(prompt)) if c == ","]  # none of a word itself
+    ends = itertools.pairwise([-1, *commas, len(prompt)])
+    tags = [prompt[start + 1 : end].strip() for start, end in ends]
     tags = [tag for tag in tags if words.words_in(tag) or rng.random() >= drop_out]
     if shuffle:
         rest = [tag for tag in tags if not words.words_in(tag)]
