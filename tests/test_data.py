@@ -15,7 +15,7 @@ from PIL import Image
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
 from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
-from detsd.data.folder import ImageFolder, folder_problem
+from detsd.data.folder import ImageFolder, folder_problem, lookalikes_of
 from detsd.data.images import crop_or_resize, read_images, target_size
 from detsd.data.prefetch import prefetch
 from detsd.data.prompts import display_name, prompts_for, vary_tags
@@ -429,6 +429,13 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
     for e in drawn(tag_drop_out=0.5)[1]:  # not shuffled: in their order
         said = e.prompt.split(", ")
         assert said == [tag for tag in tags if tag in said]
+
+
+def test_concepts_stand_in_each_others_line_up(tmp_path):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert lookalikes_of(a, "a-thing", [f"{tmp_path}/./a", b], "measure.lineup") == [b]
+    assert lookalikes_of(b, "b-thing", [a, b], "measure.lineup") == [a]
+    assert lookalikes_of(a, "a-thing", [], "measure.lineup") == []
 
 
 @pytest.mark.parametrize("word", ["red, dot", "a,b-thing"])

@@ -313,6 +313,7 @@ UUID = "0b9a5b3c-52b0-4b3a-9d0e-0a1b2c3d4e5f"
         (["{lost}", "--clip", "{clip}"], "{lost} was learned from other images: folder /gone"),
         (["{run}", "--clip", "{clip}", "--images", "/gone"], "evaluation.images: folder /gone"),
         (["{run}", "--clip", "{clip}", "--lineup", "{run}"], "evaluation.lineup: folder {run}"),
+        (["{run}", "--clip", "{clip}", "--lineup", "{photos}"], "lineup names only {photos}, the"),
         (["{clip}", "--clip", "{clip}"], "{clip} is a folder without a concept; name"),
         (["{wide}", "--clip", "{clip}", "--images", "{photos}"], "it has rows of width 24, but"),
         (["{run}", "--set", "evaluation.prompts=a cat"], "has 'a cat', which names no concept"),

@@ -430,7 +430,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
     assert (out / best.name).read_bytes() == best.read_bytes()
 
 
-def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
+def test_what_is_measured_at_checkpoints(measuring, photos, tmp_path, capsys):
     """By every validation, and the best is named by it; gone on with, all of it is the same."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert finetune(measuring, whole) == 0
@@ -461,6 +461,7 @@ def test_what_is_measured_at_checkpoints(measuring, tmp_path, capsys):
             "evaluator.dino is empty",
         ),
         (f"measure.lineup=[{tmp_path / 'gone'}]", r"measure.lineup[0]: folder"),
+        (f"measure.lineup=[{photos}/]", f"measure.lineup names only {photos}, the training"),
         ("evaluator.clip=null", "evaluator.clip"),
     ):
         options = [word for text in given.split() for word in ("--set", text)]

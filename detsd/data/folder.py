@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") 
     if not found.images:
         return no_images(found)
     return _mask_problem(found, mask) if mask != "none" else None
+
+
+def lookalikes_of(own: str, name: str, folders: Sequence[str], key: str) -> list[str]:
+    """Return the folders of a concept's look-alikes: all of a line-up that are not its own.
+
+    Concepts that are learned together may stand in each other's line-up.
+
+    Args:
+        own: the folder of the concept's training images.
+        key: the setting that lists the folders.
+    """
+    others = [f for f in folders if os.path.realpath(f) != os.path.realpath(own)]
+    if folders and not others:
+        raise UserError(
+            f"{key} names only {own}, the training images of {name} itself; name folders of "
+            "look-alikes"
+        )
+    return others
 
 
 def no_images(folder: ImageFolder) -> str:

@@ -26,6 +26,7 @@ from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import check_fit
 from detsd.config import EvaluateConfig, GenerateConfig, GridConfig, flat
 from detsd.data.dataset import Batch, TrainingData
+from detsd.data.folder import lookalikes_of
 from detsd.data.images import read_images, target_sizes
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
 from detsd.evaluate.metrics import ConceptMetrics
@@ -58,6 +59,10 @@ class Evaluation:
         run.assert_equal_across_ranks(evaluation=flat(dataclasses.asdict(config)))
         self.sample_sets = find_sample_sets(config, run.model_uuids(config.concepts.models))
         self.references = [s.reference for s in self.sample_sets if not s.concept]
+        lineup = config.evaluation.lineup
+        lineups = [
+            lookalikes_of(r.folder, r.name, lineup, "evaluation.lineup") for r in self.references
+        ]
         with run.ranks.local_main_process_first():
             widths = read_spec(resolve_model(config.model)).widths
         for sample_set in self.sample_sets:
@@ -80,11 +85,8 @@ class Evaluation:
         self.lookalikes = []
         if run.is_chief:  # before the samples, since a folder may hold no readable image
             self.lookalikes = [
-                [
-                    self._images(folder, reference, "evaluation.lineup")
-                    for folder in config.evaluation.lineup
-                ]
-                for reference in self.references
+                [self._images(folder, reference, "evaluation.lineup") for folder in folders]
+                for reference, folders in zip(self.references, lineups, strict=True)
             ]
         with spinner("measuring the denoising error"):
             self.errors = self._errors()

@@ -11,7 +11,7 @@ from pathlib import Path
 from detsd.concepts.source import ConceptSource, word_problem
 from detsd.config import FinetuneConfig, refuse
 from detsd.data.captions import caption_problem
-from detsd.data.folder import ImageFolder, folder_problem
+from detsd.data.folder import ImageFolder, folder_problem, lookalikes_of
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
 from detsd.utils.errors import UserError
@@ -51,6 +51,11 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         for k, folder in enumerate(config.measure.lineup):
             if problem := folder_problem(folder, beside):
                 problems.append(f"measure.lineup[{k}]: {problem}")
+        try:
+            for name, own in zip(c.concept_strs, c.img_dirs, strict=False):
+                lookalikes_of(own, name, config.measure.lineup, "measure.lineup")
+        except UserError as error:
+            problems.append(str(error))
     refuse(problems, source)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from detsd.config import FinetuneConfig
+from detsd.data.folder import lookalikes_of
 from detsd.data.images import read_images
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.encoders import ImageEncoder
@@ -81,14 +82,17 @@ class SampleMetrics:
         def pictures(folder: str, key: str) -> list[Image.Image]:
             return [found.image for found in read_images(Path(folder), c, size, key, step)]
 
-        others = [pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)]
+        others = {f: pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)}
         # The lists of objects and styles may be of different lengths.
         prompts = [edited_prompts(kind, m.num_prompts) for kind in c.learnable_properties]
         self._counts = [m.num_samples + len(edited) for edited in prompts]
-        self._metrics = [
-            ConceptMetrics(encoders, images[name], edited, others, m.num_samples)
-            for name, edited in zip(c.concept_strs, prompts, strict=True)
-        ]
+        self._metrics = []
+        for name, own, edited in zip(c.concept_strs, c.img_dirs, prompts, strict=True):
+            named = lookalikes_of(own, name, m.lineup, "measure.lineup")
+            sets = [others[folder] for folder in named]
+            self._metrics.append(
+                ConceptMetrics(encoders, images[name], edited, sets, m.num_samples)
+            )
 
     def _by_concept(self, images: list[Image.Image]) -> list[list[Image.Image]]:
         """Split the samples by their concepts."""
