@@ -8,6 +8,7 @@ experiment file named on the command line. Mistakes end with one sentence and ex
 import contextlib
 import logging
 import os
+import signal
 import sys
 
 from detsd.cli.common import print_error
@@ -34,7 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where a pipe without a reader is no traceback
+        return code
+    except BrokenPipeError:  # as in `... | head`
+        progress.discard_output()
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

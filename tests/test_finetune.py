@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -629,13 +630,16 @@ def test_resume_after_sigkill_is_bit_exact(experiment, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_between_checkpoints_and_resumes(experiment, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_between_checkpoints_and_resumes(experiment, tmp_path, number):
     path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4000})
     out = tmp_path / "out"
     with Forked(tmp_path, lambda: finetune(path, out)) as run:
         run.wait_until(lambda: "6/4000 steps" in run.said[0])
-        run.processes[0].terminate()
-        assert run.end() == [128 + signal.SIGTERM], run.said
+        os.kill(run.processes[0].pid, number)
+        if number == signal.SIGHUP:
+            os.kill(run.processes[0].pid, number)  # a shell repeats it
+        assert run.end() == [128 + number], run.said
     assert "the same command goes on" in run.said[0]
     (folder,) = (out / "checkpoints").iterdir()
     step = read_metadata(folder)["steps_completed"]
@@ -645,6 +649,40 @@ def test_sigterm_saves_between_checkpoints_and_resumes(experiment, tmp_path):
     assert torch.equal(
         rows_of(out, step)["blob-thing"], rows_of(tmp_path / "whole", step)["blob-thing"]
     )
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_stops_a_run_and_loses_nothing(experiment, tmp_path):
+    """As in `detsd finetune ... | head`."""
+    path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4000})
+    out = tmp_path / "out"
+
+    def read(pipe):
+        with open(pipe) as lines:
+            while "steps" not in lines.readline():
+                pass
+
+    def into_a_pipe(*words):
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.close(writer)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        thread = threading.Thread(
+            target=read if words[0] == "finetune" else os.close, args=[reader]
+        )
+        thread.start()
+        if words[0] == "show":
+            thread.join()
+        return main([*map(str, words)])
+
+    with Forked(tmp_path, lambda: into_a_pipe("finetune", path, "--output-dir", out)) as run:
+        assert run.end() == [128 + signal.SIGTERM], run.said
+        assert "Traceback" not in run.said[0]
+    (folder,) = (out / "checkpoints").iterdir()
+    assert read_metadata(folder)["steps_completed"] > 0
+    with Forked(tmp_path, lambda: into_a_pipe("show", out)) as run:
+        assert run.end() == [128 + signal.SIGPIPE], run.said
+        assert run.said == [""]
 
 
 def test_a_stop_between_reports_changes_nothing(experiment, tmp_path, monkeypatch):

@@ -37,7 +37,8 @@ class LocalRun(Run):
     """A run off cluster: everything is in one folder.
 
     `checkpoints/step-00000100/` is renamed into place when it is complete, so whatever has such a
-    name is whole. SIGTERM and SIGINT ask for a stop, as preemption does on a cluster.
+    name is whole. SIGTERM, SIGINT and SIGHUP, of a closed terminal, ask for a stop, as preemption
+    does on a cluster.
     """
 
     folder_is_kept = True
@@ -61,7 +62,8 @@ class LocalRun(Run):
         ranks.allgather(None)  # no rank writes before all have looked
         self._handlers = {
             number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)  # of nohup
         }
 
     def begin(self):
@@ -127,6 +129,9 @@ class LocalRun(Run):
         self._lock.flush()
 
     def _on_signal(self, number: int, frame: object) -> None:
+        if number == signal.SIGHUP:  # a shell may repeat it, and nobody sees what is written
+            signal.signal(number, signal.SIG_IGN)
+            progress.discard_output(only_terminals=True)
         # At once if asked twice, if idle, or if there is nothing to lose yet.
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
         if self.is_chief:

@@ -4,6 +4,7 @@ Off a terminal the bars are silent and the lines stand alone.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -24,10 +25,27 @@ watchers: list[Callable[[str], None]] = []  # called with every line of progress
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line above the bar, if there is one; to the standard output by default."""
+    """Print a line above the bar, if there is one; to the standard output by default.
+
+    If whoever read the lines is gone, the process is asked to stop, and what it made is stored.
+    """
     stream = stream or sys.stdout
-    tqdm.write(text, file=stream)
-    stream.flush()
+    try:
+        tqdm.write(text, file=stream)
+        stream.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        discard_output()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def discard_output(only_terminals: bool = False) -> None:
+    """Send the output of this process nowhere from now on: its terminal or reader is gone."""
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            if os.isatty(number) or not only_terminals:
+                os.dup2(nowhere.fileno(), number)
 
 
 def print_from_signal(text: str) -> None:
