@@ -385,5 +385,7 @@ def test_the_command_line_and_the_file_say_the_same(tmp_path, run):
     assert plain[2] == "evaluate-learned_embeddings_dict_demo"
     config, _, name = evaluation_config(parser().parse_args(["evaluate", f"{run}=my-word"]))
     assert name == "evaluate-my-run"
+    for source in (run / "checkpoints" / "step-00000008", f"{run}/checkpoints/../"):
+        assert evaluation_config(parser().parse_args(["evaluate", str(source)]))[2] == name
     assert config.model.pretrained_model_name_or_path != "demo_model"  # the run's own
     assert np.isclose(config.evaluation.guidance_scale, 4)

@@ -17,6 +17,8 @@ from tiny import ROOT
 from transformers import CLIPTextModel
 
 from detsd.__main__ import main
+from detsd.cli.generate import grid_config
+from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, GridConfig, load_config, parse_config
@@ -220,6 +222,10 @@ def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
     assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
     assert f"the same pixels as {source}" in capsys.readouterr().out
     assert pixels(tmp_path / "again")["job-00000.png"] == pixels(tmp_path / "out")[source.name]
+    # into a folder that another grid's image of the same number does not get
+    for path, name in ((source, "from-out-job-00017"), (tmp_path / "bare.png", "from-bare")):
+        shutil.copyfile(source, tmp_path / "bare.png")
+        assert grid_config(parser().parse_args(["generate", "--from", str(path)]))[2] == name
     # and its neighbours
     near = tmp_path / "near"
     assert (

@@ -10,7 +10,7 @@ from detsd.concepts.source import ConceptSource
 from detsd.config import EvaluateConfig, load_config, override, parse_config
 from detsd.evaluate.preflight import check_evaluate
 from detsd.runs import task
-from detsd.runs.folder import finetuning_metadata
+from detsd.runs.folder import finetuning_metadata, title_of
 from detsd.utils import progress
 from detsd.utils.errors import UserError
 from detsd.utils.paths import BUNDLED, DEMO_CONCEPT
@@ -76,8 +76,7 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
     source, hyperparameters = "the command line", {}
     override(hyperparameters, overrides, source)
     config = parse_config(hyperparameters, source, EvaluateConfig)
-    first = sources[0].path
-    title = sources[0].uuid or sources[0].model or (first.stem if first.is_file() else first.name)
+    title = sources[0].uuid or sources[0].model or title_of(sources[0].path)
     return config, source, f"evaluate-{title}"
 
 

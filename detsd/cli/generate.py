@@ -65,7 +65,9 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
         )
     source, name, hyperparameters = "the command line", "grid", {}
     if args.source:
-        source, name = str(args.source), f"from-{args.source.stem}"
+        source, folder = str(args.source), args.source.absolute().parent
+        grid = f"{folder.parent.name}-" if folder.name == "images" else ""
+        name = f"from-{grid}{args.source.stem}"
         hyperparameters = remake_hyperparameters(args.source, args.set or [])
     override(hyperparameters, args.set or [], source)
     return parse_config(hyperparameters, source, GenerateConfig), source, name

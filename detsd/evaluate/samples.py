@@ -11,7 +11,7 @@ from detsd.concepts.source import ConceptSource
 from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.preflight import images_problem, learned_from
-from detsd.runs.folder import DICT_FILE, RunFolder, finetuning_metadata
+from detsd.runs.folder import RunFolder, finetuning_metadata, title_of
 from detsd.sampling.jobs import Job, interval, product
 from detsd.utils.errors import UserError
 
@@ -122,7 +122,7 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
             in_file = word_in_file(named, concept.name)
             reference = _reference(concept, in_file, named.path, config.evaluation.images)
             old = in_file if len(concepts) > 1 else ""
-            found.append((concept, (source, named.word, old), _title(named.path), reference))
+            found.append((concept, (source, named.word, old), title_of(named.path), reference))
     groups: list[list[SampleSet]] = []
     for number, (concept, (source, given, old), title, reference) in enumerate(found):
         alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
@@ -150,13 +150,6 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
             groups.append(group)
         group.append(sample_set)
     return [sample_set for group in groups for sample_set in group]
-
-
-def _title(file: Path) -> str:
-    """Return a name for a concept file: its run's, or its own."""
-    inside = file.parent.parent.name == "checkpoints"
-    run = file.parent.parent.parent if inside else file.parent
-    return run.name if file.name == DICT_FILE else file.stem
 
 
 def edits(config: EvaluateConfig, reference: ConceptReference) -> list[str]:

@@ -106,6 +106,15 @@ def _by_step(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(step[1]), path) for step, path in found if step)]
 
 
+def title_of(path: Path) -> str:
+    """Return a name for a concept file, checkpoint or run's folder: its run's, or its own."""
+    path = Path(os.path.abspath(path))  # which keeps links, and has no `..`
+    if path.is_file() and path.name != DICT_FILE:
+        return path.stem
+    folder = path.parent if path.name == DICT_FILE else path
+    return (folder.parent.parent if folder.parent.name == "checkpoints" else folder).name
+
+
 def finetuning_metadata(file: Path) -> dict[str, Any]:
     """Return the metadata of the fine-tuning whose checkpoint or folder holds a concept file.
 
