@@ -148,7 +148,7 @@ def files(kept: ImageStore, numbers) -> list:
 
 def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
     kept = opened()
-    kept.show_stored()
+    kept.begin()
     made = files(kept, range(12))
     assert kept.add(made[:5])
     assert kept.add(made[5:])
@@ -201,7 +201,7 @@ def test_equal_titles_are_numbered():
 def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "MAX_TAGS", 11)
     kept = opened()
-    kept.show_stored()
+    kept.begin()
     assert "TensorBoard gets contact sheets, not 12 single images" in capsys.readouterr().out
     kept.add(files(kept, range(12)))
     assert kept.finish()
@@ -237,14 +237,14 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
     may_draw.set()
     if crashes:
         kept = opened("another", latest=stored[-1])
-        kept.show_stored()
+        kept.begin()
     kept.add(files(kept, [10, 11]))
     assert kept.finish()
     sheets = sorted(path.name for path in FolderRun.storage.rglob("*.png"))
     assert sheets == ["sheet-000.png", "sheet-001.png"]
     again = opened("again", latest=FolderRun.storage / "00000012")
     assert len(again.finished) == 12
-    again.show_stored()
+    again.begin()
     assert not again._sheets._drawing  # a finished grid restarted: nothing more
     assert again.finish()
 
@@ -262,7 +262,7 @@ def test_a_grid_in_checkpoints_grows(opened, tmp_path, monkeypatch):
     grown = opened("grown", FolderRun.storage / "00000012", num_seeds=4)
     assert (len(grown.jobs), len(grown.finished), grown.grown) == (16, 12, True)
     assert grown.problem == ""
-    grown.show_stored()
+    grown.begin()
     # Job 3 is the first new one; its number belongs to another image, the last four are free.
     missing = [job for job in range(16) if job not in grown.finished]
     assert missing == [3, 7, 11, 15]
@@ -272,7 +272,7 @@ def test_a_grid_in_checkpoints_grows(opened, tmp_path, monkeypatch):
     latest = FolderRun.storage / "00000014"
     again = opened("again", latest, num_seeds=4)
     assert sorted(again.finished) == [job for job in range(16) if job not in missing[2:]]
-    again.show_stored()
+    again.begin()
     again.add(files(again, missing[2:]))
     assert again.finish()
     assert {p: p.read_bytes() for p in before} == before

@@ -16,6 +16,7 @@ to the images, the run's folder, and on a cluster the last checkpoint, then hold
 import dataclasses
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from PIL import Image
 from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import check_fit
 from detsd.config import EvaluateConfig, GenerateConfig, GridConfig, flat
-from detsd.data.dataset import Batch, TrainingData
+from detsd.data.dataset import Batch, Sample, TrainingData
 from detsd.data.folder import lookalikes_of
 from detsd.data.images import read_images, target_sizes
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
@@ -42,7 +43,7 @@ from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
 from detsd.utils.errors import UserError
-from detsd.utils.progress import spinner
+from detsd.utils.progress import Bar, Phase, spinner
 
 NOISE_LEVELS = 5  # equal parts of the timesteps, each with a denoising error of its own
 
@@ -88,8 +89,7 @@ class Evaluation:
                 [self._images(folder, reference, "evaluation.lineup") for folder in folders]
                 for reference, folders in zip(self.references, lineups, strict=True)
             ]
-        with spinner("measuring the denoising error"):
-            self.errors = self._errors()
+        self.errors = self._errors()
 
     def evaluate(self) -> bool:
         """Make the missing samples and measure; return False if stopped before the end."""
@@ -147,31 +147,42 @@ class Evaluation:
 
         Each set is computed by one rank.
         """
-        ranks, data, found = self.run.ranks, {}, []
+        ranks, n = self.run.ranks, self.config.evaluation.num_error_timesteps
+        read: list[tuple[tuple[Any, ...], TrainingData]] = []  # concepts of one run share theirs
+        todo = {}
         for k in range(ranks.rank, len(self.sample_sets), ranks.size):
-            sample_set = self.sample_sets[k]
-            place = self.references.index(sample_set.reference)
-            if place not in data:
-                r = sample_set.reference
-                data[place] = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
-            found.append((k, self._error(sample_set, data[place]).tolist()))
+            r = self.sample_sets[k].reference
+            settings = (r.concepts, r.seed, r.most_held_out)
+            data = next((data for key, data in read if key == settings), None)
+            if data is None:
+                data = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
+                read.append((settings, data))
+            own = [j for j, image in enumerate(data.validation) if image.concept == r.name]
+            todo[k] = [data.validation_samples(j, n) for j in own]
+        phase = Phase(1, total=n * sum(map(len, todo.values())))
+        with Bar({"errors": phase}, "measuring the denoising error", leave=False) as bar:
+            found = [
+                (k, self._error(self.sample_sets[k], images, bar)) for k, images in todo.items()
+            ]
         return [errors for _, errors in sorted(self.run.gather(found))]
 
-    def _error(self, sample_set: SampleSet, data: TrainingData) -> torch.Tensor:
-        """Return the denoising error at each timestep (T,), a mean over the held-out images."""
+    def _error(self, sample_set: SampleSet, images: list[list[Sample]], bar: Bar) -> list[float]:
+        """Return the denoising error at each timestep, a mean over the held-out images.
+
+        Args:
+            images: the validation samples of each.
+        """
         reference = sample_set.reference
         word = sample_set.concept.name if sample_set.concept else reference.initializer
-        rewrite = PromptRewriter({reference.name: word})
-        n, total, count = self.config.evaluation.num_error_timesteps, torch.zeros(()), 0
-        for k, image in enumerate(data.validation):
-            if image.concept != reference.name:  # another concept of the run
-                continue
-            examples = data.validation_samples(k, n)
+        rewrite, total = PromptRewriter({reference.name: word}), torch.zeros(())
+        for examples in images:
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
             batch = Batch.of(examples).on(self.model.device)
-            errors = errors_over_timesteps(self.model, *batch.noising, cond, batch.mask)
-            total, count = total + errors.cpu(), count + 1
-        return total / count
+            errors = errors_over_timesteps(
+                self.model, *batch.noising, cond, batch.mask, partial(bar.done, "errors")
+            )
+            total = total + errors.cpu()
+        return (total / len(images)).tolist()
 
     def _error_by_noise(self, sample_set: SampleSet) -> dict[str, float]:
         """Return a sample set's denoising error, overall and by noise level."""

@@ -90,7 +90,7 @@ def _reference(
     initializer = concept.initializer or "thing"  # as in Vocabulary.with_initializers
     lists = {
         "concept_strs": names,
-        "initializer_strs": [initializer] * len(names),
+        "initializer_strs": ["thing"] * len(names),  # the data are the same for all
         "img_dirs": folders,
         "learnable_properties": given.get("learnable_properties", ["object"]),
         "num_vectors": [None],  # runs that differ in it are compared

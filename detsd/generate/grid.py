@@ -201,7 +201,7 @@ class Grid:
                 self.run.print(
                     f"{len(store.finished)} of {len(self.jobs)} images are there already"
                 )
-            store.show_stored()
+            store.begin()
         texts = {(job.prompt, job.negative_prompt) for job in self.jobs}
         if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what to do
             with spinner("encoding the prompts", log=False):

@@ -109,6 +109,9 @@ class ImageStore:
         self._writer = ThreadPoolExecutor(1)
         self._writing: deque[Future] = deque()
         self._on_complete = on_complete
+        self._start_clock()
+
+    def _start_clock(self) -> None:
         self._began = self._arrived = self._due = self._saved = time.monotonic()
         self._reported = self._began, self.received  # when a rate was reported, and of how many
 
@@ -123,8 +126,9 @@ class ImageStore:
             self.finished[job] = {key: record[key] for key in ("flagged", "batch_size")}
         return job
 
-    def show_stored(self) -> None:
-        """Put what is stored and may be missing into TensorBoard; draw complete sheets."""
+    def begin(self) -> None:
+        """Start the clock; put what is stored and may be missing into TensorBoard and on sheets."""
+        self._start_clock()
         if self.logs_each:
             for number in self._storage.recent_images:
                 self._log(number)
