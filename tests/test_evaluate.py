@@ -317,6 +317,8 @@ UUID = "0b9a5b3c-52b0-4b3a-9d0e-0a1b2c3d4e5f"
         (["{clip}", "--clip", "{clip}"], "{clip} is a folder without a concept; name"),
         (["{wide}", "--clip", "{clip}", "--images", "{photos}"], "it has rows of width 24, but"),
         (["{run}", "--set", "evaluation.prompts=a cat"], "has 'a cat', which names no concept"),
+        (["{run}", "--set", "evaluation.prompts=two {{}}s"], "underscore touches {{}}, so that"),
+        (["{run}", "--set", "evaluation.prompts=a_{{}}_on_red"], "has 'a_{{}}_on_red', where"),
         (["{file}", "--all-checkpoints", "--clip", "{clip}"], "names no folder of a run with"),
         (["{root}/generate_demo.yaml"], "describes a grid of images; run it with generate"),
         ([], "nothing to evaluate is named and no cluster found; write e.g."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -214,6 +215,11 @@ class EvaluationConfig(Section):
                 problems.append(
                     f"evaluation.prompts has {prompt!r}, which names no concept; put {{}} where "
                     "it goes"
+                )
+            elif re.search(r"[\w-]\{\}|\{\}[\w-]", prompt):
+                problems.append(
+                    f"evaluation.prompts has {prompt!r}, where a letter, digit, hyphen or "
+                    "underscore touches {}, so that the concept is not found; put a space between"
                 )
         for folder in repeated(self.lineup):
             problems.append(f"evaluation.lineup names {folder} twice; name every look-alike once")
