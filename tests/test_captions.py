@@ -1,5 +1,6 @@
 """Captions in every layout in use, file names as words, and what is said of a folder."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -129,6 +130,9 @@ def test_marks_in_captions(tmp_path, caption, prompt):
     path = tmp_path / "on_a_dark_beach.jpg"
     on = concepts(tmp_path, use_caption_files=True, append_file_name_to_text=True)
     assert prompts_for(path, "x", "object", on, caption) == [prompt]
+    with_hyphens = tmp_path / "on-a-dark-beach.jpg"
+    on = dataclasses.replace(on, file_name_split_char="-")
+    assert prompts_for(with_hyphens, "x", "object", on, caption) == [prompt]
 
 
 def test_a_picture_without_a_caption_is_shown_under_templates(tmp_path):

@@ -74,9 +74,9 @@ def caption_problem(folders: list[ImageFolder]) -> str | None:
     )
 
 
-def fill_in(caption: str, name: str, image: Path) -> str:
+def fill_in(caption: str, name: str, image: Path, split: str) -> str:
     """Put the concept's word and the words of the file name where a caption has marks for them."""
-    return MARKS.sub(lambda _: name, caption).replace(FILE_WORDS, file_words(image.stem, "_"))
+    return MARKS.sub(lambda _: name, caption).replace(FILE_WORDS, file_words(image.stem, split))
 
 
 def file_words(stem: str, split: str) -> str:

@@ -23,7 +23,7 @@ def prompts_for(
 ) -> list[str]:
     """Return the prompts that image `path` of concept `name` may be shown with."""
     if caption is not None:
-        text = fill_in(caption, name, path)
+        text = fill_in(caption, name, path, config.file_name_split_char)
         # A caption that does not name the concept gets it at the beginning.
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
     words = ""
