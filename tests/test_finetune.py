@@ -27,6 +27,7 @@ from tiny import ROOT, save_tiny_model
 
 from detsd.__main__ import main
 from detsd.cli.evaluate import evaluation_config
+from detsd.cli.finetune import grid_settings
 from detsd.cli.generate import remake_hyperparameters
 from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
@@ -953,6 +954,18 @@ def test_validation_is_made_in_bounded_batches(experiment, tmp_path, monkeypatch
         losses.append(metrics_of(tmp_path / str(at_once), "validation")[1]["val_loss"])
     assert sizes == {4, 8, 20}
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_the_printed_grid_asks_for_a_style_as_one(experiment):
+    concepts = {
+        "concept_strs": ["blob-thing", "my-style"],
+        "initializer_strs": ["red ball", "bright picture"],
+        "img_dirs": ["a", "b"],
+        "learnable_properties": ["object", "style"],
+    }
+    config = load_config(experiment(concepts=concepts))
+    prompts = json.loads(grid_settings(config, {}, lambda prompt: None)["grid.prompts"])
+    assert prompts == ["a photo of a blob-thing", "a painting in the style of my-style"]
 
 
 @pytest.mark.parametrize("num_vectors", [74, 80])

@@ -17,6 +17,7 @@ from detsd.cli.common import (
 from detsd.concepts.source import ConceptSource
 from detsd.config import FinetuneConfig, load_config, read_experiment
 from detsd.config.yaml_text import as_yaml
+from detsd.data.templates import PLAIN
 from detsd.runs import task
 from detsd.runs.folder import RunFolder, read_metadata
 from detsd.train.preflight import check_finetune
@@ -169,8 +170,9 @@ def grid_settings(
 
     All its images have the shape of the first prompt's concept.
     """
-    i, words = config.inference, config.concepts.concept_strs
-    prompts = i.inference_prompts or [f"a photo of a {word}" for word in words]
+    i, c = config.inference, config.concepts
+    named = zip(c.concept_strs, c.learnable_properties, strict=True)
+    prompts = i.inference_prompts or [PLAIN[kind].format(word) for word, kind in named]
     own = ("pretrained_model_name_or_path", "revision", "clip_skip", "vae")
     model = {key: value for key in own if (value := getattr(config.model, key))}
     sides = dict(zip(("grid.width", "grid.height"), resolution(prompts[0]) or (), strict=False))
