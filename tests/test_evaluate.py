@@ -207,6 +207,11 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors
     assert (
         labels.count("the initializer") == 3
     )  # one for each initializer and word that it stands for
+    # Runs of one name are numbered in the order in which they are named.
+    shutil.copytree(run, tmp_path / "other" / run.name)
+    files = LearnedConceptsConfig([str(run), str(tmp_path / "other" / run.name)])
+    same = [s.label for s in find_sample_sets(dataclasses.replace(config, concepts=files))]
+    assert same[1:] == ["blob-thing, 8 steps (no. 1)", "blob-thing, 8 steps (no. 2)"]
     seeds = {(job.seed, job.prompt.replace(words[0], "red ball")) for job in sample_sets[1].jobs}
     assert seeds == {(job.seed, job.prompt) for job in sample_sets[0].jobs}
 

@@ -133,6 +133,8 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
         renamed = word != old if old else given or word != concept.name
         label = title if len({t for _, t in alike}) > 1 else concept.name
         label += "" if concept.steps is None else f", {concept.steps} steps"
+        if alike.count((concept.steps, title)) > 1:  # runs of one name, or one named twice
+            label += f" (no. {number + 1})"
         sample_set = SampleSet(
             label,
             reference,
