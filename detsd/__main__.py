@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     handler = progress.LogHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if not progress.is_first():  # every process reads the same pictures
+        logging.getLogger("detsd.data").setLevel(logging.ERROR)
     try:
         code = args.run(args)
         sys.stdout.flush()  # here, where a pipe without a reader is no traceback

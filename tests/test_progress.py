@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import logging
 import re
 import signal
 import sys
@@ -181,6 +182,19 @@ def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
         assert handler() == (signal.SIG_IGN, signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_of_several_processes_tells_what_is_odd_about_pictures(tmp_path, monkeypatch):
+    """Since all of them read the same ones."""
+    notes = logging.getLogger("detsd.data")
+    try:
+        for rank, told in ((0, True), (1, False)):
+            monkeypatch.setenv("RANK", str(rank))
+            assert main(["show", str(tmp_path / "none.pt")]) == 2
+            assert notes.isEnabledFor(logging.WARNING) is told
+            assert notes.isEnabledFor(logging.ERROR)
+    finally:
+        notes.setLevel(logging.NOTSET)
 
 
 def set_terminal() -> None:

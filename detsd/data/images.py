@@ -20,7 +20,7 @@ from detsd.models.base import TimeIds
 from detsd.utils.errors import UserError
 from detsd.utils.pictures import Picture, read_picture
 
-logger = logging.getLogger("detsd")
+logger = logging.getLogger("detsd.data")
 
 ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # of the buckets, the same as OneTrainer's
 

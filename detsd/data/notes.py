@@ -8,7 +8,7 @@ from detsd.data.captions import file_words
 from detsd.data.folder import ImageFolder
 from detsd.data.images import CroppedImage
 
-logger = logging.getLogger("detsd")
+logger = logging.getLogger("detsd.data")
 
 
 class Notes:

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from detsd.utils.errors import one_line
 
-logger = logging.getLogger("detsd")
+logger = logging.getLogger("detsd.data")
 
 # Chromaticities x, y of white, red, green, blue.
 SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
