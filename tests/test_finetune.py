@@ -430,6 +430,12 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
         assert finetune(path, folder, *more) == 0
         assert read_concepts(folder)[0].steps == steps
     assert (out / best.name).read_bytes() == best.read_bytes()
+    # The best one is gone for good: what is left is not called the best.
+    (out / best.name).unlink()
+    shutil.rmtree(out / "checkpoints" / "step-00000010")
+    capsys.readouterr()
+    assert finetune(path, out, *more) == 0
+    assert capsys.readouterr().out.endswith("step-00000012/learned_embeddings_dict.pt\n")
 
 
 def test_what_is_measured_at_checkpoints(measuring, photos, tmp_path, capsys):

@@ -478,6 +478,16 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
     assert main(two) == 0
     said = capsys.readouterr().out
     assert "det-logo begins det-logo-demo: where diffusers loads both" in said
+    capital = dataclasses.replace(short, name="Det-Logo")
+    (tmp_path / "same").mkdir()
+    write_concepts([short, capital], tmp_path / "same")
+    assert (
+        main(
+            ["export", str(tmp_path / "same"), "--format", "a1111", "--output", str(tmp_path / "x")]
+        )
+        == 0
+    )
+    assert "two of the words are det-logo to diffusers" in capsys.readouterr().out
     files = [(f"{tmp_path}/two/{c.name}.safetensors", {}) for c in (short, long)]
     assert 'token="<det-logo>"' in said
     files[0] = (files[0][0], {"token": "<det-logo>"})

@@ -72,8 +72,12 @@ def export(args: argparse.Namespace) -> int:
         if "diffusers" in texts and token(c) != c.name:
             print("  (diffusers loses all but the first vector of a word with capital letters)")
     if args.format in ("diffusers", "a1111") and (pair := begins_another(concepts)):
+        first, second = pair
+        problem = f"{first} begins {second}"
+        if first == second:
+            problem = f"two of the words are {first} to diffusers, which has small letters only"
         print(
-            "{0} begins {1}: where diffusers loads both, give the first another word, as in "
-            'load_textual_inversion(file, token="<{0}>")'.format(*pair)
+            f"{problem}: where diffusers loads both, give the first another word, as in "
+            f'load_textual_inversion(file, token="<{first}>")'
         )
     return 0

@@ -52,6 +52,7 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
         raise UserError(
             f"nothing to evaluate is named and no cluster found; write e.g. {PROG} evaluate "
             f"{DEMO_CONCEPT}"
+            + (", before --lineup, which takes all that follows" if args.lineup else "")
         )
     sources = [ConceptSource.parse(word) for word in words]
     settings = {

@@ -111,9 +111,12 @@ def source_checkpoint(path: Path) -> Path | None:
 def best_checkpoint_line(folder: Path) -> str:
     """Say where the best vectors of a fine-tuning are, with their metrics."""
     best = read_metadata(RunFolder(folder).latest()).get("best")
-    where = f"the concept is in {ConceptSource(folder).file}"
+    file = ConceptSource(folder).file
+    where = f"the concept is in {file}"
     if not best:  # from an earlier version, or without a validation
         return where
+    if file.parent not in (folder, RunFolder(folder).checkpoint(best["steps_completed"])):
+        return where  # the best was deleted
     step = best.pop("steps_completed")
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
     return f"{where}: step {step}, the best ({figures})"

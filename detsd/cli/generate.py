@@ -83,7 +83,8 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
     if foreign is None:
         raise UserError(
             f"{path} holds no settings of detsd, A1111 or ComfyUI; give an image as one of these "
-            "wrote it (image editors and chat programs strip them)"
+            "wrote it (image editors and chat programs strip them, and detsd writes none into "
+            "training samples and sheets)"
         )
     progress.say(f"{path} is an image of {foreign.tool}")
     key = "model.pretrained_model_name_or_path"

@@ -287,7 +287,7 @@ def download_grid(uuid: str, folder: Path) -> int:
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder with --output-dir")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
 
     def fetch(uuid: str) -> dict[str, Any]:
@@ -297,6 +297,7 @@ def download_grid(uuid: str, folder: Path) -> int:
             metadata = read_metadata(checkpoint)
             if metadata.get("kind") == "generate":
                 records.extend(read_manifest(checkpoint / MANIFEST))
+            folder.mkdir(exist_ok=True)  # not before: a mistake leaves none
             for packed in checkpoint.glob("*.zip"):
                 unpack(packed, folder)
                 packed.unlink()
