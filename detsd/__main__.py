@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS + PATH_ERRORS:
             raise
         return print_error(
-            f"{error.filename or 'the output folder'} cannot be used ({error.strerror}); fix that "
-            "and run the same command again, what is stored is untouched"
+            f"{error.filename or 'the output folder'} cannot be used ({error.strerror}); fix this "
+            "and run the same command again (what is stored is untouched)"
         )
 
 

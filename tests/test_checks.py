@@ -20,7 +20,7 @@ from detsd.utils.paths import find
 
 # Command line (@ is the folder of the test), what is said.
 MISTAKES = [
-    ("finetune", "no experiment file given"),
+    ("finetune", "no experiment file was given"),
     ("finetune @/gone.yaml", "gone.yaml does not exist"),
     ("finetune generate_demo.yaml", "describes a grid of images; run it with generate"),
     ("generate finetune_demo.yaml", "describes a fine-tuning; run it with finetune"),
@@ -45,9 +45,9 @@ MISTAKES = [
     ("show @/gone.pt", "gone.pt does not exist"),
     ("export @/gone.pt --format a1111", "gone.pt does not exist"),
     ("finetune @", "it is a folder"),
-    ("evaluate evaluate.yaml learned_embeddings_dict_demo.pt", "give it alone"),
-    ("show learned_embeddings_dict_demo.pt --plot @", "write e.g. vectors.png"),
-    ("show learned_embeddings_dict_demo.pt --plot @/vectors", "write e.g. vectors.png"),
+    ("evaluate evaluate.yaml learned_embeddings_dict_demo.pt", "not both"),
+    ("show learned_embeddings_dict_demo.pt --plot @", "give e.g. vectors.png"),
+    ("show learned_embeddings_dict_demo.pt --plot @/vectors", "give e.g. vectors.png"),
     ("export learned_embeddings_dict_demo.pt --format a1111 --output LICENSE", "--output LICENSE"),
     ("download . --output-dir @", "'.' is no uuid of a checkpoint"),
     ("download 0123 --output-dir LICENSE", "LICENSE is no folder"),

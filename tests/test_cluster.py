@@ -271,9 +271,9 @@ def test_the_whole_log_of_a_healthy_fine_tuning(experiment, master):
         "next:",
         "  make a grid of images:",
         rf'    det e create generate_demo\.yaml \. .*uuids=\["{UUID}"\].*',
-        "  fetch it to a computer of your own:",
+        "  download it to your own computer:",
         rf"    python -m detsd download {UUID}",
-        "  see how it went:",
+        "  view its metrics and images:",
         "    det tensorboard start 1",
     )  # fmt: skip
 
@@ -298,9 +298,9 @@ def test_the_whole_log_of_a_healthy_grid(tiny_model, master):
         r"12/12 images, \d+\.\d\d images/s",
         rf"all 12 images: checkpoint {UUID}",
         "next:",
-        "  fetch it to a computer of your own:",
+        "  download it to your own computer:",
         rf"    python -m detsd download {UUID}",
-        "  see how it went:",
+        "  view its metrics and images:",
         "    det tensorboard start 1",
     )
 
@@ -426,7 +426,7 @@ def test_a_best_checkpoint_that_is_deleted_is_not_offered(experiment, master, mo
 
     def end(**storage):
         said = master.run(given | {"checkpoint_storage": storage})
-        assert commands_of(said)["fetch it to a computer of your own"][-1] in said.split("; ")[-1]
+        assert commands_of(said)["download it to your own computer"][-1] in said.split("; ")[-1]
         return next(line for line in said.splitlines() if " is the best: " in line)
 
     line = end()
@@ -567,7 +567,7 @@ def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(
     searcher = searcher | {"source_checkpoint_uuid": None, "source_trial_id": 1}
     keyed.write_text(yaml.safe_dump(given | {"searcher": searcher}))
     assert main(["finetune", str(keyed), "--output-dir", str(tmp_path / "no")]) == 2
-    assert "searcher.source_trial_id, which only a cluster knows" in capsys.readouterr().err
+    assert "searcher.source_trial_id, which works only on a cluster" in capsys.readouterr().err
 
 
 def test_models_of_the_registry_stand_for_their_checkpoints(
@@ -712,8 +712,8 @@ def test_the_end_of_a_fine_tuning_says_what_to_do_with_it(
         str(best), *(f"{m[name]:.4f}" for name in names), uuid,
     )  # fmt: skip
     commands = commands_of(said)
-    assert commands["fetch it to a computer of your own"][-2:] == ["download", uuid]
-    assert commands["see how it went"] == ["det", "tensorboard", "start", "1"]
+    assert commands["download it to your own computer"][-2:] == ["download", uuid]
+    assert commands["view its metrics and images"] == ["det", "tensorboard", "start", "1"]
     create = commands["make a grid of images"]
     assert create[:5] == ["det", "e", "create", "generate_demo.yaml", "."]
     assert set(create[5::2]) == {"--config"}
@@ -1042,8 +1042,8 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
     master.preempt.clear()
     said = master.run(given, command="evaluate")
     assert "of 8 images are there already" in said
-    assert f"\nfigures, samples and picture: checkpoint {master.checkpoints()[8]}\nnext:" in said
-    assert commands_of(said)["see how it went"][-1] == "1"
+    assert f"\nmetrics, samples and plot: checkpoint {master.checkpoints()[8]}\nnext:" in said
+    assert commands_of(said)["view its metrics and images"][-1] == "1"
     last = master.stored()[8]
     found = json.loads((last / "evaluation.json").read_text())
     assert {"evaluation.png", "samples.png", "images.zip"} <= {p.name for p in last.iterdir()}

@@ -272,7 +272,7 @@ def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplo
     text = (ROOT / "finetune_search.yaml").read_text()
     assert main(["search", str(ROOT / "finetune_search.yaml")]) == 0
     assert capsys.readouterr().out == (
-        "18 trials of at most 270 sgd_steps; those of the best val_loss, one in 3, go on after 30 "
+        "18 trials of at most 270 sgd_steps; the best one in 3 by val_loss continues after 30 "
         "and 90\n"
     )
     assert caplog.text == ""

@@ -326,7 +326,7 @@ UUID = "0b9a5b3c-52b0-4b3a-9d0e-0a1b2c3d4e5f"
         (["{run}", "--set", "evaluation.prompts=a_{{}}_on_red"], "has 'a_{{}}_on_red', where"),
         (["{file}", "--all-checkpoints", "--clip", "{clip}"], "names no folder of a run with"),
         (["{root}/generate_demo.yaml"], "describes a grid of images; run it with generate"),
-        ([], "nothing to evaluate is named and no cluster found; write e.g."),
+        ([], "nothing to evaluate was given and no cluster was found; run e.g."),
         (["--lineup", "{photos}", "{run}"], "before --lineup, which takes all that follows"),
         ([UUID, "--clip", "{clip}"], "no Determined master was found"),
     ],

@@ -554,7 +554,7 @@ def test_a_run_ends_where_its_loss_has_levelled_off(experiment, tmp_path, monkey
     assert facts["complete"] is True
     assert facts["best"]["steps_completed"] == 9
     assert finetune(path, whole) == 0
-    assert "val_loss had levelled off at step 12" in capsys.readouterr().out
+    assert "it ended at step 12 because val_loss had levelled off" in capsys.readouterr().out
     for stop in (10, 1):
         with monkeypatch.context() as stopped:
             stop_after(stopped, stop)
@@ -647,7 +647,7 @@ def test_a_signal_saves_between_checkpoints_and_resumes(experiment, tmp_path, nu
         if number == signal.SIGHUP:
             os.kill(run.processes[0].pid, number)  # a shell repeats it
         assert run.end() == [128 + number], run.said
-    assert "the same command goes on" in run.said[0]
+    assert "the same command continues" in run.said[0]
     (folder,) = (out / "checkpoints").iterdir()
     step = read_metadata(folder)["steps_completed"]
     assert step >= 6

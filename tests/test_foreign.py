@@ -366,8 +366,9 @@ def test_an_image_is_made_of_each(tmp_path, tiny_model, capsys):
         assert (record["num_inference_steps"], record["width"]) == (2, 32)
     said = capsys.readouterr().out
     assert (
-        f"a.png is an image of A1111\n  it was made on other, this will be on {tiny_model}" in said
+        f"a.png was made with A1111\n  its model was other, this image will use {tiny_model}"
+        in said
     )
     assert f"  {GPU}\n" in said
-    assert "c.png is an image of ComfyUI\n  it was made on v1-5-pruned.safetensors, this" in said
+    assert "c.png was made with ComfyUI\n  its model was v1-5-pruned.safetensors, this" in said
     assert f"  {CONCEPT}\n" in said

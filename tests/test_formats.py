@@ -467,7 +467,7 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
             assert main(["export", source, "--format", layout, "--output", str(exported)]) == 0
             said = capsys.readouterr().out
             word = re.search(r"^  diffusers: (.*)$", said, re.M)[1]
-            assert ("loses all but the first" in said) == (word != c.name)
+            assert ("keeps only the first" in said) == (word != c.name)
             for file in (Path(said.splitlines()[0]), Path(source)):
                 plan.append(([(str(file), {})], f"a photo of a {word} on grass"))
                 wanted.append(states([c], f"a photo of a {c.name} on grass"))
@@ -477,17 +477,13 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
     two = ["export", str(tmp_path), "--format", "diffusers", "--output", str(tmp_path / "two")]
     assert main(two) == 0
     said = capsys.readouterr().out
-    assert "det-logo begins det-logo-demo: where diffusers loads both" in said
+    assert "det-logo-demo begins with det-logo: if diffusers loads both" in said
     capital = dataclasses.replace(short, name="Det-Logo")
     (tmp_path / "same").mkdir()
     write_concepts([short, capital], tmp_path / "same")
-    assert (
-        main(
-            ["export", str(tmp_path / "same"), "--format", "a1111", "--output", str(tmp_path / "x")]
-        )
-        == 0
-    )
-    assert "two of the words are det-logo to diffusers" in capsys.readouterr().out
+    same = ["export", str(tmp_path / "same"), "--format", "a1111", "--output", str(tmp_path / "x")]
+    assert main(same) == 0
+    assert "diffusers reads two of the words as det-logo" in capsys.readouterr().out
     files = [(f"{tmp_path}/two/{c.name}.safetensors", {}) for c in (short, long)]
     assert 'token="<det-logo>"' in said
     files[0] = (files[0][0], {"token": "<det-logo>"})

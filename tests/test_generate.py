@@ -209,7 +209,7 @@ def test_sigterm_stores_what_is_made(slow_grid, tmp_path):
         grid.wait_until(lambda: list(tmp_path.glob("out/images/job-*.png")))
         grid.processes[0].terminate()
         assert grid.end() == [128 + signal.SIGTERM], grid.said
-    assert "the same command goes on from here" in grid.said[0]
+    assert "the same command continues from here" in grid.said[0]
     stored = len(list(tmp_path.glob("out/images/job-*.png")))
     assert 0 < stored < 24
     assert len((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()) == stored
@@ -461,7 +461,7 @@ def test_grids_that_make_no_sense(grid, sentence, given):
 
 def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
     for arguments, sentence in (
-        (["generate"], "no experiment file given and no cluster found"),
+        (["generate"], "no experiment file was given and no cluster was found"),
         (["generate", tmp_path / "no.yaml"], "no.yaml does not exist"),
         (["generate", slow_grid, "--set", f"concepts.files={tmp_path}/no.pt"], "no.pt does not"),
         (["generate", slow_grid, "--set", "grid.prompts=[]"], "grid.prompts is empty"),

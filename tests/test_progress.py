@@ -229,7 +229,7 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
     session.expect("step 40  val_loss")
     session.sendintr()
     session.expect("stopping: what is made is being stored")
-    session.expect("the same command goes on from here")
+    session.expect("the same command continues from here")
     session.expect(pexpect.EOF)
     session.close()
     assert session.exitstatus == 130

@@ -48,7 +48,7 @@ def stopped(run, after: str) -> int:
         if run.is_chief:
             run.print(f"{run.why_stopped()} after {after}, saved as checkpoint {run.stored_uuid}")
         return 0
-    run.print("stopped; the same command goes on from here")
+    run.print("stopped; the same command continues from here")
     return 128 + (run.stop_signal or 0)
 
 
@@ -75,8 +75,8 @@ def print_stored(run, what: str) -> None:
 def cluster_commands(uuid: str) -> dict[str, list]:
     """Return the commands that are useful after any trial, by what they are for."""
     return {
-        "fetch it to a computer of your own": ["python", "-m", "detsd", "download", uuid],
-        "see how it went": ["det", "tensorboard", "start", task.experiment_id()],
+        "download it to your own computer": ["python", "-m", "detsd", "download", uuid],
+        "view its metrics and images": ["det", "tensorboard", "start", task.experiment_id()],
     }
 
 

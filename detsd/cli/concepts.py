@@ -30,7 +30,7 @@ def download(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     """Describe a concept file or checkpoint; return the exit code."""
     if args.plot and (args.plot.is_dir() or not args.plot.suffix):
-        raise UserError(f"--plot {args.plot} is no name of a picture; write e.g. vectors.png")
+        raise UserError(f"--plot {args.plot} is not an image file name; give e.g. vectors.png")
     source = ConceptSource.parse(args.path).located
     with progress.importing_libraries():
         from detsd.evaluate.rows import describe, plot, report
@@ -70,14 +70,14 @@ def export(args: argparse.Namespace) -> int:
         for tool, text in texts.items():
             print(f"  {tool}: {text}")
         if "diffusers" in texts and token(c) != c.name:
-            print("  (diffusers loses all but the first vector of a word with capital letters)")
+            print("  (diffusers keeps only the first vector of a word with capital letters)")
     if args.format in ("diffusers", "a1111") and (pair := begins_another(concepts)):
         first, second = pair
-        problem = f"{first} begins {second}"
+        problem = f"{second} begins with {first}"
         if first == second:
-            problem = f"two of the words are {first} to diffusers, which has small letters only"
+            problem = f"diffusers reads two of the words as {first}, in lower case"
         print(
-            f"{problem}: where diffusers loads both, give the first another word, as in "
+            f"{problem}: if diffusers loads both, give the first another word, as in "
             f'load_textual_inversion(file, token="<{first}>")'
         )
     return 0

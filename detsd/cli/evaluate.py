@@ -31,10 +31,10 @@ def evaluate(args: argparse.Namespace) -> int:
         if not done:
             return stopped(run, images_done(evaluation.grid))
         if task.on_cluster():
-            print_stored(run, "figures, samples and picture")
+            print_stored(run, "metrics, samples and plot")
             return 0
-        run.print(f"all figures: {folder / FIGURES}, drawn: {folder / 'evaluation.png'}")
-        run.print(f"samples: {folder / 'samples.png'}, all of them: {folder / 'sheets'}")
+        run.print(f"metrics: {folder / FIGURES}, plotted in {folder / 'evaluation.png'}")
+        run.print(f"samples: {folder / 'samples.png'}, all of them in {folder / 'sheets'}")
     return 0
 
 
@@ -44,13 +44,13 @@ def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, st
     files = [word for word in words if word.endswith((".yaml", ".yml"))]
     if files and words[1:]:
         raise UserError(
-            f"{files[0]} is an experiment file and names what is evaluated; give it alone, or "
-            "concepts without it"
+            f"{files[0]} is an experiment file, which names what to evaluate itself; give either "
+            "that file or concepts, not both"
         )
     file = Path(words.pop()) if files else None
     if not words and not file:
         raise UserError(
-            f"nothing to evaluate is named and no cluster found; write e.g. {PROG} evaluate "
+            f"nothing to evaluate was given and no cluster was found; run e.g. {PROG} evaluate "
             f"{DEMO_CONCEPT}"
             + (", before --lineup, which takes all that follows" if args.lineup else "")
         )

@@ -44,8 +44,8 @@ def finetune(args: argparse.Namespace) -> int:
         settled = settled and settled == config.training.stop_on_plateau
         if settled or facts["steps_completed"] >= config.training.num_sgd_steps:
             why = (
-                f"; val_loss had levelled off at step {facts['steps_completed']}, and --set "
-                "training.stop_on_plateau=null goes on"
+                f"; it ended at step {facts['steps_completed']} because val_loss had levelled off; "
+                "--set training.stop_on_plateau=null continues it"
             )
             if progress.is_first():
                 progress.say(f"complete: {best_checkpoint_line(folder)}{why if settled else ''}")
@@ -70,7 +70,7 @@ def finetune(args: argparse.Namespace) -> int:
             raise UserError(
                 f"this training does not fit into the memory of {run.ranks.device} ({reason}); "
                 "lower training.train_batch_size and raise training.gradient_accumulation_steps by "
-                "as much, or set training.gradient_checkpointing to true"
+                "the same factor, or set training.gradient_checkpointing to true"
             ) from None
         if not done:
             steps = f"step {trainer.state.steps_completed} of {config.training.num_sgd_steps}"
@@ -90,7 +90,7 @@ def finetune_config(args: argparse.Namespace) -> tuple[FinetuneConfig, str, str]
     """Return a fine-tuning's configuration off cluster, in the form `configuration` takes."""
     if args.config is None:
         raise UserError(
-            f"no experiment file given and no cluster found; write e.g. {PROG} finetune "
+            f"no experiment file was given and no cluster was found; run e.g. {PROG} finetune "
             "finetune_demo.yaml"
         )
     return load_config(args.config, args.set), str(args.config), args.config.stem
@@ -101,8 +101,8 @@ def source_checkpoint(path: Path) -> Path | None:
     searcher = read_experiment(path).get("searcher") or {}
     if searcher.get("source_trial_id") is not None:
         raise UserError(
-            f"{path} has searcher.source_trial_id, which only a cluster knows; name a checkpoint "
-            "of that trial in searcher.source_checkpoint_uuid, or in --warm-start"
+            f"{path} has searcher.source_trial_id, which works only on a cluster; name a "
+            "checkpoint of that trial in searcher.source_checkpoint_uuid or with --warm-start"
         )
     uuid = searcher.get("source_checkpoint_uuid")
     return Path(f"uuid:{uuid}") if uuid else None
@@ -139,13 +139,13 @@ def print_next_steps(
     grid = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     print_commands(
         {
-            "look at what was learned": [PROG, "show", folder],
-            "play with it in a browser": [PROG, "app", *other, "--concepts", folder],
+            "inspect what was learned": [PROG, "show", folder],
+            "try it in a browser": [PROG, "app", *other, "--concepts", folder],
             "make a grid of images": [
                 PROG, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
             ],
-            "take it to another program": [PROG, "export", folder, "--format", layout],
-            "see how it went": tensorboard(folder),
+            "export it to another program": [PROG, "export", folder, "--format", layout],
+            "view its metrics and images": tensorboard(folder),
         }
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ def generate(args: argparse.Namespace) -> int:
         elif grid.store:
             run.print(f"images: {grid.store.folder}, contact sheets: {run.folder / 'sheets'}")
             again = [PROG, "generate", "--from", grid.store.path(0)]
-            print_commands({"make one of them again": again, "see them all": tensorboard(folder)})
+            print_commands({"make one of them again": again, "view them all": tensorboard(folder)})
     return 0
 
 
@@ -60,7 +60,7 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
         )
     if not args.source and not args.set:
         raise UserError(
-            f"no experiment file given and no cluster found; write e.g. {PROG} generate "
+            f"no experiment file was given and no cluster was found; run e.g. {PROG} generate "
             "generate_demo.yaml"
         )
     source, name, hyperparameters = "the command line", "grid", {}
@@ -82,18 +82,18 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
     foreign = read_foreign(path)
     if foreign is None:
         raise UserError(
-            f"{path} holds no settings of detsd, A1111 or ComfyUI; give an image as one of these "
-            "wrote it (image editors and chat programs strip them, and detsd writes none into "
-            "training samples and sheets)"
+            f"{path} holds no settings of detsd, A1111 or ComfyUI; give the original file that "
+            "one of them wrote (image editors and chat programs strip the settings, and detsd "
+            "writes none into training samples and contact sheets)"
         )
-    progress.say(f"{path} is an image of {foreign.tool}")
+    progress.say(f"{path} was made with {foreign.tool}")
     key = "model.pretrained_model_name_or_path"
     model = next((x.partition("=")[2] for x in given if x.startswith(f"{key}=")), BUNDLED)
     there = printable(foreign.model.replace("\\", "/").rpartition("/")[2][:200])
     there = there or "an unknown checkpoint"
     if there.lower() not in (Path(model).stem.lower(), Path(model).name.lower()):
-        name = "" if model != BUNDLED else f"; name yours with --set {key}=FILE"
-        progress.say(f"  it was made on {there}, this will be on {model}{name}")
+        name = "" if model != BUNDLED else f"; choose another with --set {key}=FILE"
+        progress.say(f"  its model was {there}, this image will use {model}{name}")
     for note in foreign.notes:
         progress.say(f"  {note}")
     own = {"pretrained_model_name_or_path": BUNDLED, "clip_skip": foreign.clip_skip}
@@ -103,7 +103,7 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
 def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     """Return the `hyperparameters` that make an image again from the settings inside it."""
     if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist; name an image that detsd, A1111 or ComfyUI wrote")
+        raise UserError(f"{path} does not exist; name an image made with detsd, A1111 or ComfyUI")
     record = read_record(path)
     if record is None:
         return foreign_hyperparameters(path, given)

@@ -15,7 +15,7 @@ from detsd.cli.search import search
 from detsd.concepts.source import LAYOUTS
 from detsd.utils.paths import BUNDLED
 
-SOURCE = "concept file, checkpoint, run folder, uuid or model:NAME of the registry"
+SOURCE = "concept file, checkpoint, run folder, checkpoint uuid or model:NAME in the registry"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +41,9 @@ def _path(text: str) -> Path:
 
 def _add_run_options(command: argparse.ArgumentParser, name: str) -> None:
     """Add the options of commands that read an experiment file and fill a folder."""
-    command.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, repeatable")
+    command.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="override a setting; repeatable"
+    )
     command.add_argument("--output-dir", type=_path, help=f"default: outputs/{name}")
 
 
@@ -50,7 +52,7 @@ def _finetune(commands: argparse._SubParsersAction) -> None:
     command.add_argument("config", nargs="?", type=_path, help="experiment file (off cluster)")
     _add_run_options(command, "<config's name>")
     command.add_argument(
-        "--warm-start", type=_path, metavar="SOURCE", help="begin with the vectors of that concept"
+        "--warm-start", type=_path, metavar="SOURCE", help="start from the vectors of this concept"
     )
     command.set_defaults(run=finetune)
 
@@ -64,7 +66,7 @@ def _generate(commands: argparse._SubParsersAction) -> None:
         type=_path,
         dest="source",
         metavar="IMAGE",
-        help="make this image again from the settings inside it: detsd's, A1111's or ComfyUI's",
+        help="make this image again from the settings that detsd, A1111 or ComfyUI stored in it",
     )
     _add_run_options(command, "<config's name>")
     command.set_defaults(run=generate)
@@ -82,35 +84,39 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
         "--images", type=_path, metavar="DIR", help="training images; default: those of the run"
     )
     command.add_argument(
-        "--lineup", nargs="+", type=_path, metavar="DIR", help="a folder of images per look-alike"
+        "--lineup", nargs="+", type=_path, metavar="DIR", help="one folder of images per look-alike"
     )
     command.add_argument(
-        "--all-checkpoints", action="store_true", help="all checkpoints of a run, not the best only"
+        "--all-checkpoints", action="store_true", help="all checkpoints of a run, not only the best"
     )
     command.add_argument(
         "--model", type=_home, help="base model; default: that of the first source"
     )
     command.add_argument(
         "--clip", type=_home, metavar="MODEL",
-        help="CLIP that measures; default: the base model's own",
+        help="CLIP to measure with; default: the base model's own",
     )  # fmt: skip
-    command.add_argument("--dino", type=_home, metavar="MODEL", help="DINO that measures as well")
+    command.add_argument("--dino", type=_home, metavar="MODEL", help="DINO to measure with as well")
     _add_run_options(command, "evaluate-<source's name>")
     command.set_defaults(run=evaluate)
 
 
 def _search(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("search", help="the table of a search on the cluster")
+    command = commands.add_parser("search", help="compare the trials of a search on the cluster")
     command.add_argument(
-        "search", metavar="ID", help="the experiment's number; or a file: what its settings do"
+        "search",
+        metavar="ID",
+        help="experiment number; or an experiment file, to explain its search settings",
     )
     command.set_defaults(run=search)
 
 
 def _download(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("download", help="fetch all images of a grid from the cluster")
+    command = commands.add_parser("download", help="download all images of a grid from the cluster")
     command.add_argument(
-        "uuid", help="its newest checkpoint (det e list-checkpoints), or model:NAME of the registry"
+        "uuid",
+        help="uuid of the grid's newest checkpoint (det e list-checkpoints), or model:NAME in the "
+        "registry",
     )
     command.add_argument("--output-dir", type=_path, help="default: outputs/UUID")
     command.set_defaults(run=download)
@@ -120,7 +126,7 @@ def _show(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("show", help="describe a concept file, checkpoint or run folder")
     command.add_argument("path", metavar="SOURCE", help=SOURCE)
     command.add_argument(
-        "--model", type=_home, help="base model to compare with; default: the one it fits"
+        "--model", type=_home, help="base model to compare with; default: the one that fits"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument(
@@ -140,31 +146,35 @@ def _export(commands: argparse._SubParsersAction) -> None:
 
 
 def _app(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("app", help="the interactive demo, a page for the browser")
+    command = commands.add_parser("app", help="open the interactive demo as a page in a browser")
     command.add_argument(
         "--model", type=_home, default=BUNDLED, help="diffusers folder or hub model"
     )
     command.add_argument(
-        "--vae", type=_home, metavar="MODEL", help="as model.vae: another VAE than its own"
+        "--vae", type=_home, metavar="MODEL", help="VAE in place of the model's own (model.vae)"
     )
     command.add_argument(
-        "--clip-skip", type=int, default=0, metavar="N", help="as model.clip_skip; A1111 says N + 1"
+        "--clip-skip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="final text-encoder layers to skip (model.clip_skip); N + 1 in A1111",
     )
     command.add_argument(
         "--concepts", nargs="*", type=_home, metavar="SOURCE",
-        help="concept files, checkpoint or run folders",
+        help="concept files, checkpoints or run folders",
     )  # fmt: skip
-    command.add_argument("--uuid", action="append", help="a Determined checkpoint, repeatable")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reachable from elsewhere")
-    command.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    command.add_argument("--uuid", action="append", help="Determined checkpoint; repeatable")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to other machines")
+    command.add_argument("--port", type=int, help="default: the first free port from 7860")
     command.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME",
-        help="another name by which the page is reached, such as a proxy's; repeatable",
+        help="additional host name of the page, such as a proxy's; repeatable",
     )  # fmt: skip
     command.add_argument(
         "--auth", metavar="USER:PASSWORD",
-        help="what the page asks for; default: a password made at the start, if others can reach "
-        "the page",
+        help="login for the page; default: a generated password, if other machines can reach the "
+        "page",
     )  # fmt: skip
-    command.add_argument("--no-auth", action="store_true", help="ask for no password")
+    command.add_argument("--no-auth", action="store_true", help="do not ask for a password")
     command.set_defaults(run=app)

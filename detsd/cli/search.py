@@ -23,7 +23,7 @@ def search(args: argparse.Namespace) -> int:
         return _explain(Path(args.search))
     config, trials = read_trials(int(args.search))
     if not trials:
-        raise UserError(f"experiment {args.search} has no trial yet")
+        raise UserError(f"experiment {args.search} has no trials yet; wait for the first one")
     trials = [dataclasses.replace(t, settings=flat(t.settings)) for t in trials]
     searcher = config["searcher"]
     sign = 1 if searcher.get("smaller_is_better", True) else -1
@@ -32,7 +32,7 @@ def search(args: argparse.Namespace) -> int:
     winner = next((t for t in trials if t.best_step(sign, stored=True) is not None), None)
     if winner:
         if winner is not trials[0]:
-            print(f"trial {trials[0].number} was better, but none of its checkpoints is left")
+            print(f"trial {trials[0].number} was better, but its checkpoints have been deleted")
         _print_winner(winner, _varied(trials), searcher["metric"], sign)
     return 0
 
@@ -44,13 +44,13 @@ def _explain(path: Path) -> int:
     searcher = experiment.get("searcher") or {}
     steps = rungs(searcher)
     if not steps:
-        raise UserError(f"{path} is no search with adaptive_asha, whose trials are compared")
+        raise UserError(f"{path} is not an adaptive_asha search; name a file that has one")
     if warning := rung_warning(searcher):
         logger.warning("%s", warning)
     *judged, last = map(str, steps)
     print(
-        f"{searcher['max_trials']} trials of at most {last} {searcher['time_metric']}; those of "
-        f"the best {searcher['metric']}, one in {searcher.get('divisor', DIVISOR)}, go on after "
+        f"{searcher['max_trials']} trials of at most {last} {searcher['time_metric']}; the best "
+        f"one in {searcher.get('divisor', DIVISOR)} by {searcher['metric']} continues after "
         + (" and ".join(judged) or last)
     )
     return 0
@@ -102,16 +102,16 @@ def _print_winner(winner: TrialResult, varied: list[str], metric: str, sign: int
     settings = [f"hyperparameters.{key}={_exact(winner.settings[key])}" for key in varied]
     print_commands(
         {
-            "train once more with its settings, whatever your file is called": [
+            "train again with its settings (put the name of your own file)": [
                 *create, *(word for pair in settings for word in ("--config", pair)),
             ],
-            "train on from its vectors": [
+            "continue training from its vectors": [
                 *create, "--config", f"searcher.source_checkpoint_uuid={uuid}",
             ],
             "measure it": [PROG, "evaluate", uuid],
-            "play with it in a browser": [PROG, "app", "--uuid", uuid],
-            "take it to another program": [PROG, "export", uuid, "--format", "diffusers"],
-            "fetch it to a computer of your own": [PROG, "download", uuid],
+            "try it in a browser": [PROG, "app", "--uuid", uuid],
+            "export it to another program": [PROG, "export", uuid, "--format", "diffusers"],
+            "download it to your own computer": [PROG, "download", uuid],
         }
     )  # fmt: skip
 
