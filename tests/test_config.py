@@ -115,8 +115,8 @@ def test_all_problems_are_reported_together():
         ({"training": {"num_sgd_steps": 10**400}}, "1000.* a whole number of at most 18 digits"),
         ({"training": {"learning_rate": 10**400}}, "0000 but must be a number"),
         ({"concepts": {"num_vectors": 10**17}}, "num_vectors is 10*0 but must be at most 1000"),
-        ({"concepts": {"concept_strs": "x" * 300}}, "a word of 300 characters, which no file"),
-        ({"training": {"register_model": "my/blob"}}, "'my/blob', by which a registry finds no"),
+        ({"concepts": {"concept_strs": "x" * 300}}, "a word of 300 characters, which is too long"),
+        ({"training": {"register_model": "my/blob"}}, "'my/blob', which is not a valid model name"),
     ],
 )  # fmt: skip
 def test_what_is_refused(sections, words):
@@ -130,7 +130,7 @@ def test_what_follows_a_hash_on_the_command_line_is_not_lost(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL}))
     key = "inference.inference_prompts="
-    with pytest.raises(UserError, match="YAML takes what follows # for a comment"):
+    with pytest.raises(UserError, match="YAML reads what follows # as a comment"):
         load_config(path, [f"{key}a photo of #1 logo"])
     with pytest.raises(UserError, match="comment"):
         load_config(path, ["concepts.transparency_color=#ffffff"])
@@ -169,26 +169,26 @@ MEASURED = with_values(measure={"num_samples": {"type": "const", "val": 4}})
     [
         ({"resources": {"slots_per_trial": 0}}, "resources.slots_per_trial: 0.* 1 or more"),
         ({"searcher": {"name": "single"}}, "no searcher.metric; add metric: val_loss"),
-        ({"searcher": {"name": "single", "metric": "loss"}}, "metric: loss, which not every"),
+        ({"searcher": {"name": "single", "metric": "loss"}}, "metric: loss, which is not reported"),
         ({"searcher": ASHA | {"time_metric": None}}, "add time_metric: sgd_steps"),
-        ({"searcher": ASHA | {"time_metric": "batches"}}, "time_metric: batches, which not"),
+        ({"searcher": ASHA | {"time_metric": "batches"}}, "time_metric: batches, which is not"),
         ({"searcher": ASHA | {"max_time": None}}, "no searcher.max_time"),
         ({"searcher": ASHA | {"max_time": "270"}}, "max_time: '270'; give a whole number"),
-        ({"searcher": "single"}, "searcher: single, but that is a section"),
+        ({"searcher": "single"}, "searcher: single, but searcher is a section"),
         (
             {"searcher": {"metric": "val_loss"}, "hyperparameters": MEASURED},
-            "by score .training.best_metric., but the cluster would by searcher.metric: val_loss",
+            "by score .training.best_metric., but the cluster selects it by searcher.metric",
         ),
         (
             {"searcher": {"metric": "score"}, "hyperparameters": MEASURED},
-            "searcher.metric: score, of which the larger is the better; add smaller_is_better",
+            "searcher.metric: score, where larger values are better; add smaller_is_better",
         ),
         (
             {"searcher": {"metric": "lineup"}, "hyperparameters": MEASURED},
-            "metric: lineup, which not every",
+            "metric: lineup, which is not reported",
         ),
-        ({"searcher": {"metric": "score"}}, "metric: score, which not every validation reports"),
-        ({"resources": 2}, "resources: 2, but that is a section"),
+        ({"searcher": {"metric": "score"}}, "metric: score, which is not reported at every"),
+        ({"resources": 2}, "resources: 2, but resources is a section"),
         (
             {"searcher": ASHA, "hyperparameters": with_values(training={"num_sgd_steps": 500})},
             "max_time: 3000, but its trials end at training.num_sgd_steps: 500",
@@ -251,7 +251,7 @@ def test_an_emoji_as_json_writes_it_is_one_character(tmp_path):
     path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL}))
     config = load_config(path, ['concepts.concept_strs=["\\ud83d\\udc31"]'])
     assert config.concepts.concept_strs == ["\U0001f431"]
-    with pytest.raises(UserError, match="half an emoji's escape is in it"):
+    with pytest.raises(UserError, match="without half an escaped emoji"):
         load_config(path, ['concepts.concept_strs=["\\ud83d"]'])
     text = json.dumps({"hyperparameters": with_values(concepts={"concept_strs": ["\U0001f431"]})})
     assert "\\ud83d" in text
@@ -284,7 +284,7 @@ def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplo
         assert search.rungs(read_experiment(path)["searcher"]) == rungs
         assert ("set max_trials to 9 or more" in caplog.text) == (len(rungs) < 3)
     assert (
-        "searcher.max_rungs: 3 becomes 1 with max_trials: 2 (Determined takes int(log(max_trials) "
+        "searcher.max_rungs: 3 becomes 1 with max_trials: 2 (Determined uses int(log(max_trials) "
         "/ log(divisor)) + 1 at most), so no trial is judged before sgd_steps 270;"
     ) in caplog.text
     assert main(["search", str(ROOT / "finetune_demo.yaml")]) == 2
@@ -313,7 +313,7 @@ def test_guidance_intervals_and_steps_that_cannot_be_made(section, tmp_path):
         parsed(spacing="even")
     lcm = {f"scheduler_name{plural}": "lcm"}
     assert parsed(**lcm, num_inference_steps=50)
-    with pytest.raises(UserError, match=rf"{section}.num_inference_steps is 51, and the lcm samp"):
+    with pytest.raises(UserError, match=rf"{section}.num_inference_steps is 51, but the lcm samp"):
         parsed(**lcm, num_inference_steps=51)
 
 
@@ -344,23 +344,23 @@ def test_scalars_are_a_clusters_as_its_library_reads_them():
 REFUSED = {
     "training: {num_sgd_steps: 0640}": (
         "hyperparameters.training.num_sgd_steps: 0640 is 640 to detsd and 416 to a cluster; write "
-        '640, or 416, or "0640" for the text'
+        '640, or 416, or "0640" for the string'
     ),
     "grid: {seeds: [007, 012]}": "grid.seeds[1]: 012 is 12 to detsd and 10 to a cluster",
     "concepts: {concept_strs: [N]}": (
-        'concept_strs[0]: N is a text to detsd and false to a cluster; write false, or "N" for'
+        'concept_strs[0]: N is a string to detsd and false to a cluster; write false, or "N" for'
     ),
-    "grid: {prompts: [a cat, &off off, *off]}": "grid.prompts[1]: off is a text to detsd and false",
-    "concepts: {files: [{a.pt: on}]}": "files[0].a.pt: on is a text to detsd and true",
+    "grid: {prompts: [a cat, &off off, *off]}": "prompts[1]: off is a string to detsd and false",
+    "concepts: {files: [{a.pt: on}]}": "files[0].a.pt: on is a string to detsd and true",
     "grid: {prompts: [1999-12-31]}": (
-        'prompts[0]: 1999-12-31 is a date to detsd and a text to a cluster; write "1999-12-31" for'
+        'prompts[0]: 1999-12-31 is a date to detsd and a string to a cluster; write "1999-12-31"'
     ),
-    "grid: {prompts: [2026-02-30]}": "prompts[0]: 2026-02-30 is no value to detsd and a text",
-    "grid: {prompts: [=]}": 'prompts[0]: = is no value to detsd and a text to a cluster; write "="',
-    "training: {learning_rate: .5e0}": "learning_rate: .5e0 is a text to detsd and 0.5 to",
-    "concepts: {y: 1}": "the key hyperparameters.concepts.y: y is a text to detsd and true to",
+    "grid: {prompts: [2026-02-30]}": "prompts[0]: 2026-02-30 is no value to detsd and a string",
+    "grid: {prompts: [=]}": "prompts[0]: = is no value to detsd and a string to a cluster; write",
+    "training: {learning_rate: .5e0}": "learning_rate: .5e0 is a string to detsd and 0.5 to",
+    "concepts: {y: 1}": "the key hyperparameters.concepts.y: y is a string to detsd and true to",
     "grid: {num_seeds: 3, <<: {num_seeds: 5}}": (
-        "hyperparameters.grid.num_seeds is replaced by what << brings on a cluster, but not by "
+        "hyperparameters.grid.num_seeds is replaced by the value from << on a cluster, but not by "
         "detsd; write << above it"
     ),
 }
@@ -384,7 +384,7 @@ def test_all_that_a_cluster_reads_otherwise_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         read_experiment(path)
     first, *others = str(error.value).splitlines()
-    assert first.startswith(f"{path}: name: yes is a text")
+    assert first.startswith(f"{path}: name: yes is a string")
     assert [line.partition(":")[0].strip() for line in others] == [
         "hyperparameters.grid.prompts[0]", "hyperparameters.grid.seeds[0]",
     ]  # fmt: skip
@@ -409,5 +409,5 @@ def test_what_both_read_alike_is_taken():
 
 def test_a_text_that_a_cluster_made_true_says_how():
     given = {"grid": {"prompts": [False]}, "model": {"pretrained_model_name_or_path": "x"}}
-    with pytest.raises(UserError, match="yes, no, on, off, y and n are none without quotes"):
+    with pytest.raises(UserError, match="yes, no, on, off, y and n are true or false"):
         parse_config(given, "the experiment", GenerateConfig)

@@ -889,7 +889,7 @@ def test_weights_of_words_are_left_out_of_training_prompts_and_told(folders):
                    "((a blob-thing:1.1) on wood:2)"):  # fmt: skip
         assert torch.equal(ids([prompt]), plain)
         (doubt,) = prompt_warnings(prompt, pipe.vocabulary, weighted=False)
-        assert "weights words, which is left out here" in doubt
+        assert "has weights, which are ignored here" in doubt
     for prompt in ("a photo (16:9)", "at noon (at 10:30)", "a (red) ball", "f(x) = 2"):
         assert pipe.vocabulary.text(prompt) == prompt
         assert prompt_warnings(prompt, pipe.vocabulary) == []

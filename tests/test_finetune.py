@@ -463,10 +463,10 @@ def test_what_is_measured_at_checkpoints(measuring, photos, tmp_path, capsys):
     assert "another configuration" in capsys.readouterr().err
     for given, words in (
         ("measure.num_samples=0 training.best_metric=score", "but nothing is measured"),
-        ("measure.lineup=[] training.best_metric=lineup", "measure.lineup is empty"),
+        ("measure.lineup=[] training.best_metric=lineup", "which needs measure.lineup"),
         (
             "evaluator.dino=null training.best_metric=dino_image_similarity",
-            "evaluator.dino is empty",
+            "which needs evaluator.dino",
         ),
         (f"measure.lineup=[{tmp_path / 'gone'}]", r"measure.lineup[0]: folder"),
         (f"measure.lineup=[{photos}/]", f"measure.lineup names only {photos}, the training"),
@@ -1074,7 +1074,7 @@ def test_what_prompts_of_other_programs_have_is_told_once(experiment, tmp_path, 
     assert finetune(path, tmp_path / "out") == 0
     said = [record.getMessage() for record in caplog.records]
     for part in (
-        "has <lora:x0:0.8> (a LoRA", "has {b|c0} (a choice", "weights words, which is left out",
+        "has <lora:x0:0.8> (a LoRA", "has {b|c0} (a choice", "has weights, which are ignored",
         "has AND (two prompts", "the prompt '__bad__' has __bad__ (a wildcard",
         "num_inference_steps: 1 gives noise with the ddim sampler",
     ):  # fmt: skip

@@ -130,13 +130,13 @@ def test_words_in_a_lora_are_read_and_the_lora_is_left_out(tmp_path, caplog, mon
     found = read_concepts(path)
     assert [c.name for c in found] == ["my.word", "x"]
     assert all(map(torch.equal, found[0].embeddings, TWO))
-    assert f"{path} is a LoRA with a word in it: only the word is read" in caplog.text
+    assert f"{path} is a LoRA that includes a concept; only the concept is read" in caplog.text
     monkeypatch.setattr(safe_load, "MAX_BYTES", 2**10)
     with pytest.raises(UserError, match=r"a file of 0\.0 GB"):
         read_concepts(path)
     monkeypatch.undo()
     table = {"bundle_emb.x.t5": torch.ones(1, 4096), "bundle_emb.x.clip_l": ONE[0]}
-    with pytest.raises(UserError, match="other text encoders .'t5' is in it"):
+    with pytest.raises(UserError, match="other text encoders .it contains 't5'"):
         read_concepts(tensors(tmp_path / "flux", table))
 
 
@@ -145,7 +145,9 @@ def test_trained_tokens_of_peft_ask_for_a_word(tmp_path):
     lora = {"base_model.model.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.ones(2, 2)}
     for others in ({}, lora):
         path = tensors(tmp_path / "adapter_model", {key: ONE[0]} | others)
-        with pytest.raises(UserError, match="but not their word; give it: .*safetensors=my-word"):
+        with pytest.raises(
+            UserError, match="without their word; add it, as in .*safetensors=my-word"
+        ):
             read_concepts(path)
         (concept,) = read_concepts(f"{path}=cat-toy")
         assert same(concept, LearnedConcept("cat-toy", "", (ONE[0],)))
@@ -181,7 +183,7 @@ def test_half_precision_and_many_concepts(tmp_path):
     assert (a.name, b.name) == ("a", "b")
     assert torch.equal(a.embeddings[0], rows.float())
     assert torch.equal(b.embeddings[0], rows.half().float())
-    with pytest.raises(UserError, match="holds 2 concepts, so 'c' cannot be the word of all"):
+    with pytest.raises(UserError, match="holds 2 concepts, which cannot all have the word 'c'"):
         read_concepts(f"{path}=c")
 
 
@@ -233,11 +235,11 @@ def test_a_word_that_cannot_be_read_again_is_refused_at_both_ends(tmp_path, name
     assert name not in problem
     assert word_problem(UNSEEN[name]) is None
     path = tensors(tmp_path / "x", {name: ONE[0]})
-    with pytest.raises(UserError, match="character that cannot be seen") as caught:
+    with pytest.raises(UserError, match="an invisible character") as caught:
         read_concepts(path)
     assert str(caught.value).endswith(f"{path}=my-word")
     path = tensors(tmp_path / "y", {"cat-toy": ONE[0]})
-    with pytest.raises(UserError, match="character that cannot be seen"):
+    with pytest.raises(UserError, match="an invisible character"):
         read_concepts(f"{path}={name.strip()}x\u200b")
     assert word_problem("x" * 101).startswith("concept 'xxxxxxxxxxxxxxxxxxxx' ... has 101 char")
 
@@ -270,7 +272,9 @@ def test_one_of_two_concepts_in_a_file_can_be_renamed(tmp_path, monkeypatch):
             assert ConceptSource.looks_like(source)
     with pytest.raises(UserError, match="holds no concept 'cat'; it holds blob-thing, other/thing"):
         read_concepts(f"{DICT_FILE}=cat=new")
-    with pytest.raises(UserError, match=f"say of which: .*{DICT_FILE}=blob-thing=new"):
+    with pytest.raises(
+        UserError, match=f"say which one gets it, as in .*{DICT_FILE}=blob-thing=new"
+    ):
         read_concepts(f"{DICT_FILE}=new")
     uuid = "0123abcd-0000-0000-0000-00000000000f"
     assert ConceptSource.parse(f"{uuid}=a=b") == ConceptSource(Path(), "b", uuid, "a")
@@ -307,7 +311,7 @@ def test_export_loses_nothing(tmp_path, layout):
         assert same(read_concepts(path)[0], concept)
         store(encode([concept], layout), folder)  # the same again is no clash
         assert not [p for p in folder.iterdir() if p.name.startswith(".")]
-        with pytest.raises(UserError, match="exists already and holds something else"):
+        with pytest.raises(UserError, match="already exists and holds something else"):
             store({path.name: b"other"}, folder)
         assert same(read_concepts(path)[0], concept)
     clash = [one, dataclasses.replace(one, name="other thing" if layout != "detsd" else one.name)]
@@ -527,7 +531,7 @@ def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch
         [dataclasses.replace(concept, embeddings=(concept.embeddings[0] + 1,))], tmp_path
     )
     assert main(["export", DICT_FILE, "--format", "diffusers", "--output", "all"]) == 2
-    assert "exists already and holds something else" in capsys.readouterr().err
+    assert "already exists and holds something else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", WRITTEN)
@@ -561,9 +565,9 @@ def picture(kind: str) -> bytes:
 
 FILES = {
     "empty.pt": (b"", "is empty"),
-    "noise.pt": (bytes(range(256)), "unknown kind, or damaged"),
-    "text.pt": (b"a text\n" * 500, "is a text, not a concept"),
-    "umlaut.txt": ("ä".encode() * 2000, "is a text, not a concept"),
+    "noise.pt": (bytes(range(256)), "a damaged file, or one of an unknown kind"),
+    "text.pt": (b"a text\n" * 500, "is a text file, not a concept"),
+    "umlaut.txt": ("ä".encode() * 2000, "is a text file, not a concept"),
     "experiment.yaml": (b"name: x\n", "is a YAML file, not a concept"),
     "photo.PT": (picture("JPEG"), r"is a picture \(JPEG\)"),
     "photo.bin": (picture("WEBP"), r"is a picture \(WebP\)"),
@@ -575,7 +579,7 @@ FILES = {
     "packed.pt": (b"\x1f\x8b\x08", r"is an archive \(gzip\).*unpack it"),
     "model.pt": (b"GGUF\3\0\0\0", r"is a whole model \(GGUF\)"),
     "huge-header.safetensors": (struct.pack("<Q", 10**11) + b"{" * 9, "is damaged .cut short: its"),
-    "no-json.safetensors": (struct.pack("<Q", 9) + b"{" * 9, "its header is no JSON"),
+    "no-json.safetensors": (struct.pack("<Q", 9) + b"{" * 9, "its header is not JSON"),
     "list.pt": (pickle.dumps([1]), "is damaged"),
     "trap.pt": (pickle.dumps(Trap(), 2), r"trap\.pt holds code \(.*open\), which is not run"),
     "trap4.bin": (pickle.dumps(Trap(), 4), r"holds code \(.*open\), which is not run"),
@@ -604,7 +608,7 @@ TABLES = {
     "model": ({"state_dict": {"model.diffusion_model.x": torch.ones(2)}}, "is a whole model"),
     "layer": ({"encoder.0.weight": torch.ones(2, 2)}, "is part of a model"),
     "table": ({"string_to_param": {"*": 1}, "name": "x"}, "are a int, not a matrix"),
-    "params": ({"string_to_param": [1]}, "string_to_param is no dictionary"),
+    "params": ({"string_to_param": [1]}, "string_to_param is not a dictionary"),
     "nan": ({"x": torch.full((1, 4), float("nan"))}, "not finite"),
     "infinite": ({"x": torch.full((1, 4), 1e300, dtype=torch.float64)}, "not finite"),
     "integers": ({"x": torch.ones(1, 4, dtype=torch.long)}, "not a matrix of floating point"),
@@ -614,9 +618,9 @@ TABLES = {
     "meta": ({"x": torch.ones(2, 2, device="meta")}, "not a matrix"),
     # A few bytes that stand for 4 TB.
     "stretched": ({"x": torch.ones(1, 1).expand(10**9, 1000)}, r"1000000000, 1000\), not a matrix"),
-    "uneven": ({"clip_l": TWO[0], "clip_g": TWO[1][:2]}, "another number of rows"),
+    "uneven": ({"clip_l": TWO[0], "clip_g": TWO[1][:2]}, "a different number of rows"),
     "output": ({"emp_params": ONE[0] * 0, "emp_params_out": ONE[0]}, "behind the text encoder"),
-    "flux": ({"clip_l": ONE[0], "t5": torch.ones(3, 4096)}, r"other text encoders \('t5' is in it"),
+    "flux": ({"clip_l": ONE[0], "t5": torch.ones(3, 4096)}, r"encoders \(it contains 't5'"),
     "newline": ({"a\nb": torch.ones(1, 4)}, r"give it a word such as 'a-b': .*=my-word"),
     "long": ({"x" * 10**6: torch.ones(1, 4)}, "has 1000000 characters, more than 100"),
 }
@@ -669,7 +673,7 @@ def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"GB, not a concept"):
             read_concepts(writer(tmp_path / "x", "", ONE))
     monkeypatch.setattr(safe_load, "MAX_HEADER", 10)
-    with pytest.raises(UserError, match="whose header alone has"):
+    with pytest.raises(UserError, match="with a header of"):
         read_concepts(kohya(tmp_path / "x", "", ONE))
 
 

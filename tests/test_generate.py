@@ -443,9 +443,9 @@ def test_searchers_may_vary_any_field(given, tmp_path):
     [
         ({"prompts": []}, "grid.prompts is empty, so there is nothing to make"),
         ({"seeds": []}, "grid.seeds is empty"),
-        ({"seeds": [1, 2, 1]}, "grid.seeds has 1 twice; the same images would be made twice"),
+        ({"seeds": [1, 2, 1]}, "grid.seeds has 1 twice, which would make the same images twice"),
         ({"prompts": ["a", "a"]}, "grid.prompts has 'a' twice"),
-        ({"seeds": [1], "num_seeds": 3}, "are both given; keep one way"),
+        ({"seeds": [1], "num_seeds": 3}, "is given together with grid.first_seed or num_seeds"),
         ({"seeds": [2**32]}, "must be at most 4294967295"),
         ({"width": 100}, "grid.width is 100 but must be a multiple of 8"),
         ({"scheduler_names": "ddpm"}, "grid.scheduler_names is 'ddpm' but must be one of ddim"),
@@ -474,7 +474,7 @@ def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
 def test_a_misspelt_concept_is_pointed_out(given, tmp_path, caplog, monkeypatch):
     """Before the model is loaded, which may take minutes, and once."""
     given["grid"] = {"prompts": "a blob-thin", "num_inference_steps": 1}
-    sentence = "'blob-thin', which is no loaded concept (loaded: blob-thing, zyx-two)"
+    sentence = "'blob-thin', which is not a loaded concept (loaded: blob-thing, zyx-two)"
     generate(given, tmp_path / "out")
     assert caplog.text.count(sentence) == 1
     caplog.clear()

@@ -62,7 +62,7 @@ def test_what_is_no_configuration_is_a_sentence(tmp_path, lines):
     "start", ["a0: &a0 [x, x]\n" + ALIASES, "a0: &a0 {x: 1}\n" + MERGES], ids=["lists", "merges"]
 )
 def test_aliases_that_stand_for_more_than_the_memory_holds_are_refused(tmp_path, start):
-    with pytest.raises(UserError, match=f"more than {MAX_VALUES:,} values, aliases written out"):
+    with pytest.raises(UserError, match=f"more than {MAX_VALUES:,} values with aliases expanded"):
         read(tmp_path, start + GRID + "  grid: {prompts: *a39}")
 
 

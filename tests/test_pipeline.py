@@ -78,7 +78,7 @@ def test_concepts_come_and_go_without_a_trace(pipe, tmp_path):
     assert pipe.concepts == ["blob-thing"]
     assert image() == plain
     for call in (pipe.unload, pipe.reload):
-        with pytest.raises(UserError, match="'cube-thing' is not loaded; those that are: blob-t"):
+        with pytest.raises(UserError, match="'cube-thing' is not loaded; name one that is: blob-t"):
             call("cube-thing")
 
 
@@ -341,17 +341,18 @@ def test_doubts_about_prompts(pipe):
     )
     (doubt,) = prompt_warnings("a photo of a det-logo", pipe.vocabulary)
     assert (
-        "says 'det-logo', which is no loaded concept (loaded: blob-thing, det-logo-demo)" in doubt
+        "says 'det-logo', which is not a loaded concept (loaded: blob-thing, det-logo-demo)"
+        in doubt
     )
     for spelt in ("DET-LOGO-DEMO", "det logo demo", "Det_Logo demo", "Blob Thing", "blobthing"):
         (doubt,) = prompt_warnings(f"a photo of a {spelt}, close-up", pipe.vocabulary)
-        assert f"says {spelt!r}, which is no loaded concept" in doubt
+        assert f"says {spelt!r}, which is not a loaded concept" in doubt
     assert prompt_warnings("a photo of a blob, and of another thing", pipe.vocabulary) == []
     long = "very " * 80 + "blob-thing"
     assert prompt_warnings(long, pipe.vocabulary) == []
     assert pipe.vocabulary.chunk_count(long) == 2
     (doubt,) = prompt_warnings(long, pipe.vocabulary, weighted=False)  # as captions are read
-    assert "84 tokens and the model reads 77" in doubt
+    assert "84 tokens but the model reads 77" in doubt
     assert "concept blob-thing among them" in doubt
 
 

@@ -103,9 +103,9 @@ def test_a_base_model_that_is_gone_is_no_reason_to_say_nothing(checkpoint):
     ("name", "content", "message"),
     [
         ("missing.pt", None, "does not exist; name a concept file, a checkpoint or a run folder"),
-        ("noise.pt", b"\0noise", "is a file of unknown kind, or damaged"),
-        ("noise.safetensors", b"noise", "is a text, not a concept"),
-        ("metadata.json", b"{", "is a text, not a concept"),
+        ("noise.pt", b"\0noise", "is a damaged file, or one of an unknown kind"),
+        ("noise.safetensors", b"noise", "is a text file, not a concept"),
+        ("metadata.json", b"{", "is a text file, not a concept"),
     ],
 )
 def test_what_is_no_concept_file(tmp_path, capsys, name, content, message):

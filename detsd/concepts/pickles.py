@@ -60,7 +60,7 @@ def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
     """Read the pickle named `pickled` in an archive, with the tensors beside it."""
     folder = pickled.removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
-        raise ValueError("big endian")
+        raise ValueError("its byte order is big-endian")
 
     storages: dict[str, tuple[torch.dtype, bytearray]] = {}
 
@@ -68,11 +68,11 @@ def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
         if key not in storages:  # a pickle may name one storage a million times
             storages[key] = dtype, bytearray(archive.read(f"{folder}data/{key}"))
         if len(storages[key][1]) != count * dtype.itemsize:
-            raise ValueError("a storage of another size")
+            raise ValueError("a storage has the wrong size")
         return storages[key]
 
     if archive.getinfo(pickled).file_size > MAX_PICKLE:
-        raise ValueError(f"a pickle of more than {MAX_PICKLE} bytes")
+        raise ValueError(f"its pickle has more than {MAX_PICKLE} bytes")
     # As a whole, since the checksum is compared only at the end.
     return _load(io.BytesIO(archive.read(pickled)), storage)
 
@@ -94,7 +94,7 @@ def read_legacy(file: BinaryIO, size: int) -> Any:
     pickles = io.BytesIO(file.read(MAX_PICKLE))
     magic, _, _, table, keys = (_load(pickles, storage) for _ in range(5))
     if magic != MAGIC:
-        raise ValueError("no file of PyTorch")
+        raise ValueError("not a PyTorch file")
     file.seek(pickles.tell())
     for key in keys:
         dtype, data = storages[key]

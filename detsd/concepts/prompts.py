@@ -76,7 +76,7 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
         if _is_near(word.casefold(), folded) and not is_word(word):
             likenesses.append(word)
     return [
-        f"the prompt {prompt!r} says {word!r}, which is no loaded concept "
+        f"the prompt {prompt!r} says {word!r}, which is not a loaded concept "
         f"(loaded: {', '.join(names)})"
         for word in dict.fromkeys(likenesses)
     ]
@@ -103,16 +103,16 @@ def unweighted(prompt: str) -> str:
 # Syntax of other programs: a pattern, what it does there, and what happens to it here.
 WORDS, TEXT = "read as words", "read as text"
 UNSUPPORTED = (
-    (r"<(?!embed:)\w+:[^<>]+>", "a LoRA, another network or a wildcard elsewhere", "left out"),
+    (r"<(?!embed:)\w+:[^<>]+>", "a LoRA, another network or a wildcard in other tools", "left out"),
     (r"<embed:[^<>]+>", "an embedding that is not loaded", "left out"),
     (r"(?<![\w-])embedding:[^\s,:()]+", "an embedding of ComfyUI that is not loaded", WORDS),
     (r"\bAND\b", "two prompts at once in A1111", WORDS),
     (r"\bADD(?:COMM|BASE|ROW|COL)\b", "prompts for regions in A1111", WORDS),
-    (r"\{[^{}|]*\|[^{}]*\}", "a choice of words elsewhere", WORDS),
+    (r"\{[^{}|]*\|[^{}]*\}", "a choice of words in other tools", WORDS),
     (r"\{[^{}|]+\}", "a weight in NovelAI", TEXT),
-    (r"__[\w*/-]+?__", "a wildcard elsewhere", WORDS),
+    (r"__[\w*/-]+?__", "a wildcard in other tools", WORDS),
     (r"\[[^\[\]]*:\s*[0-9.]+\s*\]", "a change of the prompt between steps in A1111", WORDS),
-    (r"\[[^\[\]|]*\|[^\[\]]*\]", "words in turn, step by step, in A1111", WORDS),
+    (r"\[[^\[\]|]*\|[^\[\]]*\]", "words that alternate between steps in A1111", WORDS),
     (
         r"(?<!\w)(?:\w+(?:\+\++|--+)|[^\W\d_]{3,}\+)(?![\w+-])|\)(?:\++|-+)(?![\w+-])",
         "a weight in compel and InvokeAI",
@@ -166,8 +166,8 @@ def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list
     lost = vocabulary.truncated_concepts(prompt)
     also = f", concept {', '.join(lost)} among them" if lost else ""
     return [
-        f"the {name} {_short(prompt)} has {length} tokens and the model reads {window}: its last "
-        f"words are cut off{also}; shorten it"
+        f"the {name} {_short(prompt)} has {length} tokens but the model reads {window}, so its "
+        f"last words are cut off{also}; shorten it"
     ]
 
 
@@ -193,12 +193,12 @@ def prompt_warnings(
     found |= unsupported_syntax(prompt, names, weighted, name)
     if not weighted:
         if unweighted(prompt) != prompt:
-            found["weights"] = f"the {name} {_short(prompt)} weights words, which is left out here"
+            found["weights"] = f"the {name} {_short(prompt)} has weights, which are ignored here"
         found |= {sentence: sentence for sentence in truncated(prompt, vocabulary, name)}
     elif vocabulary.has_extreme_weights(prompt):
         found["extreme"] = (
-            f"the {name} {_short(prompt)} has weights beyond {weights.MAX_WEIGHT:g}, which count "
-            "as that; images fall apart above about 2"
+            f"the {name} {_short(prompt)} has weights beyond {weights.MAX_WEIGHT:g}, which are "
+            "limited to it; images fall apart above about 2"
         )
     new = [sentence for kind, sentence in found.items() if kind not in told]
     told.update(found)

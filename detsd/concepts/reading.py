@@ -63,7 +63,7 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     names = (key for key in table if isinstance(key, str)) if isinstance(table, dict) else ()
     if not word and any(map(DELTA.fullmatch, names)):
         raise UserError(
-            f"{file} holds trained tokens of peft, but not their word; give it: {file}=my-word"
+            f"{file} holds trained tokens of peft without their word; add it, as in {file}=my-word"
         )
     concepts = _recognised(file, table, _plain(notes))
     if not concepts:
@@ -73,8 +73,8 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
         raise UserError(f"{file} holds no concept {old!r}; it holds {', '.join(names)[:MAX_WORD]}")
     if word and not old and len(concepts) > 1:
         raise UserError(
-            f"{file} holds {len(concepts)} concepts, so {word!r} cannot be the word of all; say of "
-            f"which: {file}={names[0][:MAX_WORD]}={word}"
+            f"{file} holds {len(concepts)} concepts, which cannot all have the word {word!r}; say "
+            f"which one gets it, as in {file}={names[0][:MAX_WORD]}={word}"
         )
     if word:
         concepts = [
@@ -110,7 +110,7 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
     if "string_to_param" in table:
         rows = table["string_to_param"]
         if not isinstance(rows, dict):
-            safe_load.damaged(file, "string_to_param is no dictionary")
+            safe_load.damaged(file, "string_to_param is not a dictionary")
         named = {"*": ""} | ({key: table.get("name") for key in rows} if len(rows) == 1 else {})
         return [
             _concept(file, named.get(key, key), [matrix], table) for key, matrix in rows.items()
@@ -136,16 +136,16 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
         refuse(file, "a PyTorch file of another kind")
     if table.keys() & set(OUTPUTS):
         raise UserError(
-            f"{file} holds rows for behind the text encoder (OneTrainer's output embedding), which "
-            "no word of a prompt stands for; train it without that option"
+            f"{file} holds rows that belong behind the text encoder (OneTrainer's output "
+            "embedding), which a prompt cannot use; train the concept without that option"
         )
     for keys in (("emb_params",), ("emp_params",), ENCODERS):
         if table.keys() & set(keys):
             others = ", ".join(sorted(table.keys() - set(keys)))[:MAX_WORD]
             if others:
                 raise UserError(
-                    f"{file} is for a model of other text encoders ({others!r} is in it); detsd "
-                    "supports Stable Diffusion 1.x, 2.x and XL"
+                    f"{file} is for a model with other text encoders (it contains {others!r}); "
+                    "detsd supports Stable Diffusion 1.x, 2.x and XL"
                 )
             return [_concept(file, "", [table[key] for key in keys if key in table], notes)]
     if len(table) == 1:
@@ -219,8 +219,8 @@ def _concept(
     rows = [_rows(file, word, matrix) for matrix in matrices]
     if len({len(r) for r in rows}) > 1:
         raise UserError(
-            f"{file}: {word[:MAX_WORD]!r} has another number of rows for each text encoder; "
-            "export it again"
+            f"{file}: {word[:MAX_WORD]!r} has a different number of rows for each text encoder; "
+            "export the concept again"
         )
 
     def text(*keys: str) -> str:

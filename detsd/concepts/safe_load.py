@@ -115,7 +115,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, str]]:
     if picture and (picture != "WebP" or head[8:12] == b"WEBP"):
         refuse(path, f"a picture ({picture})")
     if head.startswith(b"version https://git-lfs.github.com/"):
-        refuse(path, "a Git LFS pointer, which stands for a file", "fetch that with git lfs pull")
+        refuse(path, "a Git LFS pointer", "fetch the file itself with git lfs pull")
     if re.match(rb"\W*(!doctype\s+)?html\b", head, re.I):
         refuse(path, "a web page (HTML)", "download the file itself")
     archive = next((kind for start, kind in ARCHIVES.items() if head.startswith(start)), None)
@@ -127,8 +127,8 @@ def _read(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, str]]:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a last character may be cut
         if "\0" not in text:
             yaml = path.suffix.lower() in (".yaml", ".yml")
-            refuse(path, "a YAML file" if yaml else "a text")
-    refuse(path, "a file of unknown kind, or damaged")
+            refuse(path, "a YAML file" if yaml else "a text file")
+    refuse(path, "a damaged file, or one of an unknown kind")
 
 
 # ---- safetensors ---------------------------------------------------------------------------------
@@ -139,26 +139,26 @@ def _read_safetensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
-        damaged(path, f"cut short: its header has {length} bytes, the file {size}")
+        damaged(path, f"cut short: its header needs {length} bytes, the file has {size}")
     if length > MAX_HEADER:
-        refuse(path, f"a file whose header alone has {length / 1e6:.0f} MB")
+        refuse(path, f"a file with a header of {length / 1e6:.0f} MB")
     try:
         header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
     except (ValueError, RecursionError, AttributeError):
-        damaged(path, "its header is no JSON")
+        damaged(path, "its header is not JSON")
     kind, words = network(header), [name for name in header if WORD_IN_LORA.search(name)]
     if kind and not words:
         refuse(path, kind)
     if kind:
-        logger.warning("%s is %s with a word in it: only the word is read", path, kind)
+        logger.warning("%s is %s that includes a concept; only the concept is read", path, kind)
     names = words or list(header)
     try:
         if words:  # the LoRA beside them may have any size
             spans = (header[name]["data_offsets"] for name in words)
             size = sum(end - start for start, end in spans)
     except (TypeError, ValueError, KeyError):
-        damaged(path, "its header is not that of tensors")
+        damaged(path, "its header does not describe tensors")
     if size > MAX_BYTES:
         refuse(path, f"a file of {size / 1e9:.1f} GB")
     try:
@@ -177,7 +177,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
     with _refusing(path):
         directory = zipfile._EndRecData(file)  # ZipFile reads all its entries at once
         if directory and directory[zipfile._ECD_SIZE] > MAX_DIRECTORY:
-            refuse(path, "an archive (zip) of too many files", "name the file inside")
+            refuse(path, "an archive (zip) of too many files", "unpack it and name the file inside")
     with _refusing(path), zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         pickles = [m.filename for m in members if m.filename.endswith("/data.pkl")]
@@ -210,7 +210,7 @@ def _refusing(path: Path) -> Iterator[None]:
     except ForeignCode as error:
         name = "".join(filter(str.isprintable, str(error)))[:100]
         raise UserError(
-            f"{path} holds code ({name}), which is not run; use a safetensors file of the concept"
+            f"{path} holds code ({name}), which is not run; use the concept as a safetensors file"
         ) from None
     except Exception as error:  # reading untrusted bytes can fail in every possible way
         damaged(path, one_line(error, 100) or type(error).__name__)

@@ -184,8 +184,8 @@ def word_problem(name: str, tokens: Container[str] = ()) -> str | None:
         )
     if unseen := next(filter(_is_unseen, name), None):
         return (
-            f"concept {name!r} has a character that cannot be seen, {unseen!a}, which nobody "
-            f"can write in a prompt; give it a word such as {_visible(name)!r}"
+            f"concept {name!r} has an invisible character, {unseen!a}, which nobody can type in a "
+            f"prompt; give it a word such as {_visible(name)!r}"
         )
     if is_word(name, tokens):
         return (

@@ -70,7 +70,7 @@ def layout_for(concept: LearnedConcept, tool: str) -> str:
     )
     if found is None:
         raise UserError(
-            f"{tool} takes no concept for {family(concept.widths)}; choose another tool"
+            f"{tool} does not support concepts for {family(concept.widths)}; choose another tool"
         )
     return found
 

@@ -249,7 +249,7 @@ class Vocabulary:
         """
         if name not in self._slices:
             loaded = ", ".join(self.names) or "none"
-            raise UserError(f"concept {name!r} is not loaded; those that are: {loaded}")
+            raise UserError(f"concept {name!r} is not loaded; name one that is: {loaded}")
         del self._slices[name], self._loaded[name]
         left = {n: tokens for n, tokens in self.rewrite.replacements.items() if n != name}
         self.rewrite = PromptRewriter(left)

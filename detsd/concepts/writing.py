@@ -78,7 +78,7 @@ def store(files: dict[str, bytes], folder: Path) -> None:
     for name, data in files.items():
         path = folder / name
         if path.exists() and (not path.is_file() or path.read_bytes() != data):
-            raise UserError(f"{path} exists already and holds something else; name another folder")
+            raise UserError(f"{path} already exists and holds something else; name another folder")
     for name, data in files.items():
         with atomic_write(folder / name) as staging:
             staging.write_bytes(data)
@@ -89,7 +89,8 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
     if layout == "a1111":
         if len(rows) > 1:
             raise UserError(
-                f"{c.name} has rows of two text encoders, for which A1111 reads --format sdxl"
+                f"{c.name} has rows for two text encoders, which A1111 reads in another layout; "
+                "use --format sdxl"
             )
         return {f"{stem}.pt": _pickled(
             {
@@ -113,8 +114,8 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
         keys = ENCODERS
     elif layout == "sdxl":
         raise UserError(
-            f"{c.name} fits {family(c.widths)}, which has one text encoder; the layout sdxl holds "
-            "rows of two: use another --format"
+            f"{c.name} fits {family(c.widths)}, which has one text encoder, but the layout sdxl "
+            "holds rows for two; use another --format"
         )
     else:
         keys = ("emb_params",) if layout == "kohya" else ("emp_params",)

@@ -71,14 +71,14 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
     for name in ("resources", "searcher"):
         if not isinstance(experiment.get(name) or {}, dict):
             raise UserError(
-                f"{source} has {name}: {experiment[name]}, but that is a section with keys of its "
-                "own; see finetune_demo.yaml"
+                f"{source} has {name}: {experiment[name]}, but {name} is a section with keys of "
+                "its own; see finetune_demo.yaml"
             )
     slots = (experiment.get("resources") or {}).get("slots_per_trial")
     if slots is not None and (not isinstance(slots, int) or slots < 1):
         raise UserError(
             f"{source} has resources.slots_per_trial: {slots}, but the launcher starts one process "
-            "per slot; give it 1 or more (an agent without a GPU has one slot, too)"
+            "per slot; set it to 1 or more (an agent without a GPU has one slot as well)"
         )
     searcher = experiment.get("searcher")
     if not searcher:
@@ -111,20 +111,20 @@ def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: typ
             raise UserError(f"{source} has no searcher.{key}; add {key}: {default}")
         if given is not None and given not in metrics:
             raise UserError(
-                f"{source} has searcher.{key}: {given}, which not every validation reports; use "
-                f"one of {', '.join(metrics)}"
+                f"{source} has searcher.{key}: {given}, which is not reported at every validation; "
+                f"use one of {', '.join(metrics)}"
             )
     best, metric = _hyperparameter(hyperparameters, "training.best_metric"), searcher["metric"]
     if best in (None, "auto"):
         best = "score" if metrics != kind.metrics else metric
     if best != metric:
         raise UserError(
-            f"{source} names the best checkpoint by {best} (training.best_metric), but the cluster "
-            f"would by searcher.metric: {metric}; give both the same"
+            f"{source} selects the best checkpoint by {best} (training.best_metric), but the "
+            f"cluster selects it by searcher.metric: {metric}; set both to the same metric"
         )
     if metric in FinetuneConfig.measured and searcher.get("smaller_is_better", True):
         raise UserError(
-            f"{source} has searcher.metric: {metric}, of which the larger is the better; add "
+            f"{source} has searcher.metric: {metric}, where larger values are better; add "
             "smaller_is_better: false"
         )
 
@@ -134,7 +134,7 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
     longest = searcher.get("max_time")
     if longest is None:
         raise UserError(
-            f"{source} has no searcher.max_time; add the {kind.metrics[-1]} of a whole trial"
+            f"{source} has no searcher.max_time; set it to the {kind.metrics[-1]} of a whole trial"
         )
     if not isinstance(longest, int):
         raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
@@ -143,7 +143,7 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
     if isinstance(steps, int) and longest > steps:
         raise UserError(
             f"{source} has searcher.max_time: {longest}, but its trials end at "
-            f"training.num_sgd_steps: {steps} and the search would stop early; lower max_time"
+            f"training.num_sgd_steps: {steps}, so the search would stop early; lower max_time"
         )
 
 
@@ -188,18 +188,20 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
-                raise UserError(f"--set {said}: {section} is a value, not a section of {source}")
+                raise UserError(
+                    f"--set {said}: {section} is not a section of {source}; check the key"
+                )
         try:
             target[last] = parse_yaml(value)
             # Nobody writes a comment there, and what follows a # would be lost silently.
             kept = parse_yaml(value.replace("#", "¤")) if "#" in value else target[last]
         except Exception as error:
             reason = f" ({error})" if isinstance(error, ValueError) else ""
-            raise UserError(f"--set {said}: no valid YAML{reason}; quote it") from None
+            raise UserError(f"--set {said}: not valid YAML{reason}; quote the value") from None
         if repr(target[last]).replace("#", "¤") != repr(kept).replace("#", "¤"):
             raise UserError(
-                f"--set {said}: YAML takes what follows # for a comment; put quotes of YAML's own "
-                f"around the text, as in '{key}=\"{value[:MAX_SHOWN]}\"'"
+                f"--set {said}: YAML reads what follows # as a comment; put the text in YAML's own "
+                f"quotes, as in '{key}=\"{value[:MAX_SHOWN]}\"'"
             )
 
 

@@ -37,7 +37,7 @@ class ConceptsConfig(Section):
     initializer_strs: list[str] = setting(
         REQUIRED,
         "what each concept starts from: a description, or a concept file, checkpoint or run folder "
-        "that holds one concept; auto: the phrase under which the model denoises the images best",
+        "that holds one concept; auto: the phrase with which the model denoises the images best",
         path=find_start,
     )
     img_dirs: list[str] = setting(
@@ -49,7 +49,7 @@ class ConceptsConfig(Section):
     num_vectors: list[int | Literal["auto"] | None] = setting(
         [None],
         "embedding vectors of each concept; null: one per token of its initializer; auto: the "
-        "same, but 8 if it has fewer than 5 tokens, since few vectors hold little",
+        "same, but 8 if it has fewer than 5 tokens, since a few vectors cannot hold much",
         low=1,
         high=1000,
     )
@@ -62,8 +62,7 @@ class ConceptsConfig(Section):
     img_aspect: float | Literal["buckets"] = setting(
         1.0,
         "width / height of the crop, which has as many pixels as the square one: 1.5 for landscape "
-        "photos, 0.67 for portrait ones; buckets: each image is cut to the nearest of several "
-        "shapes",
+        "photos, 0.67 for portrait ones; buckets: crop each image to the nearest of several shapes",
         low=0.25,
         high=4,
     )
@@ -74,8 +73,8 @@ class ConceptsConfig(Section):
     mask: Literal["none", "alpha", "files"] = setting(
         "none",
         "the parts of an image that count in the loss; alpha: those that are not transparent; "
-        "files: those that are white in IMAGE-masklabel.png beside IMAGE.jpg; grey and half "
-        "transparent pixels count in part",
+        "files: those that are white in IMAGE-masklabel.png beside IMAGE.jpg; grey and "
+        "half-transparent pixels count partly",
     )
     horizontal_flip: bool = setting(
         False, "also train on mirror images; bad for letters, logos and other asymmetric subjects"
@@ -93,12 +92,12 @@ class ConceptsConfig(Section):
     )
     shuffle_tags: bool = setting(
         False,
-        "shuffle the comma-separated parts of a training prompt for every sample; parts that name "
-        "a concept come first",
+        "shuffle the comma-separated parts of the training prompt anew for every sample; parts "
+        "that name a concept come first",
     )
     tag_drop_out: float = setting(
         0.0,
-        "share of these parts to leave out, at random for every sample; 0.1 to 0.3",
+        "share of the comma-separated parts to leave out, at random for every sample; 0.1 to 0.3",
         low=0,
         high=1,
     )
@@ -144,12 +143,12 @@ class ConceptsConfig(Section):
         for name in files:
             if len(f"{name}.safetensors".encode()) > MAX_FILE_NAME:
                 problems.append(
-                    f"concepts.concept_strs has a word of {len(name)} characters, which no file "
-                    "can be named after; shorten it"
+                    f"concepts.concept_strs has a word of {len(name)} characters, which is too "
+                    "long for a file name; shorten it"
                 )
         for name in repeated(files):
             problems.append(
-                f"concepts.concept_strs has two words that give the file name {name!r}; rename one"
+                f"concepts.concept_strs has two words with the same file name {name!r}; rename one"
             )
         if self.img_size and self.img_size % 8:
             problems.append(f"concepts.img_size is {self.img_size} but must be a multiple of 8")
@@ -157,7 +156,7 @@ class ConceptsConfig(Section):
             ImageColor.getrgb(self.transparency_color)
         except ValueError:
             problems.append(
-                f"concepts.transparency_color {self.transparency_color!r} is no colour; use a "
+                f"concepts.transparency_color {self.transparency_color!r} is not a colour; use a "
                 "name or #rrggbb"
             )
         return problems
@@ -268,7 +267,7 @@ class TrainingConfig(Section):
         name = self.register_model
         if name is not None and ("/" in name or name.isdigit() or not name.strip()):
             problems.append(
-                f"training.register_model is {name!r}, by which a registry finds no model; use "
+                f"training.register_model is {name!r}, which is not a valid model name; use "
                 "words without a slash"
             )
         return problems
@@ -334,8 +333,8 @@ class MeasureConfig(Section):
     )
     lineup: list[str] = setting(
         [],
-        "folders of look-alike images, one for each look-alike: is a sample closer to the training "
-        "images than to all of these?",
+        "folders of look-alike images, one for each look-alike, to measure how often a sample is "
+        "closer to the training images than to any of these",
         path=find,
     )
 
@@ -382,12 +381,12 @@ class FinetuneConfig(Section):
         key = self.measured.get(best)
         if best != "val_loss" and not self.measure.num_samples:
             problems.append(
-                f"training.best_metric is {best}, but nothing is measured; give "
-                "measure.num_samples 4 or more"
+                f"training.best_metric is {best}, but nothing is measured; set "
+                "measure.num_samples to 4 or more"
             )
         elif key and not flat(dataclasses.asdict(self))[key]:
             problems.append(
-                f"training.best_metric is {best}, but {key} is empty; name what it is measured "
-                "against"
+                f"training.best_metric is {best}, which needs {key}; set that key, or choose "
+                "another metric"
             )
         return problems

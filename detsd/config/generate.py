@@ -41,7 +41,7 @@ class LearnedConceptsConfig(Section):
     )
     models: list[Source] = setting(
         [],
-        "models of Determined's registry: name (its latest version) or name:version; {name: word} "
+        "models in Determined's registry: name (its latest version) or name:version; {name: word} "
         "as above",
     )
 
@@ -75,10 +75,10 @@ class GridConfig(Section):
     first_seed: int = setting(0, "the first seed, if seeds is null", low=0)
     num_seeds: int = setting(1, "number of seeds, if seeds is null", low=1, high=10_000_000)
     width: int | None = setting(
-        None, "of the images in pixels; null: the model's own size", low=8, high=MAX_SIDE
+        None, "width of the images in pixels; null: the model's own size", low=8, high=MAX_SIDE
     )
     height: int | None = setting(
-        None, "of the images in pixels; null: the model's own size", low=8, high=MAX_SIDE
+        None, "height of the images in pixels; null: the model's own size", low=8, high=MAX_SIDE
     )
 
     @property
@@ -95,7 +95,7 @@ class GridConfig(Section):
         )
         if self.seeds is not None and (self.first_seed, self.num_seeds) != (0, 1):
             problems.append(
-                "grid.seeds and grid.first_seed or num_seeds are both given; keep one way"
+                "grid.seeds is given together with grid.first_seed or num_seeds; remove one of them"
             )
         for name in ("prompts", "negative_prompts", "scheduler_names", "num_inference_steps",
                      "guidance_scales", "seeds"):  # fmt: skip
@@ -106,10 +106,13 @@ class GridConfig(Section):
                 )
             for value in repeated(values or []):
                 problems.append(
-                    f"grid.{name} has {value!r} twice; the same images would be made twice"
+                    f"grid.{name} has {value!r} twice, which would make the same images twice; "
+                    "remove one"
                 )
         if self.first_seed + self.num_seeds - 1 > MAX_SEED:
-            problems.append(f"grid.first_seed + num_seeds go beyond the largest seed, {MAX_SEED}")
+            problems.append(
+                f"grid.first_seed + num_seeds exceeds the largest seed, {MAX_SEED}; lower one"
+            )
         for name in ("width", "height"):
             if (getattr(self, name) or 0) % 8:
                 problems.append(f"grid.{name} is {getattr(self, name)} but must be a multiple of 8")
@@ -122,14 +125,14 @@ class OutputConfig(Section):
 
     batch_size: int | None = setting(
         None,
-        "images made at once per process; null: as many as fit the device, at most the process's "
-        "share of the grid",
+        "images made at once per process; null: as many as fit on the device, at most the "
+        "process's share of the grid",
         low=1,
     )
     fill_batches: bool = setting(
         False,
-        "fill every batch up to batch_size: costs time in small grids, and makes pixels bit-equal "
-        "to those of a larger grid",
+        "fill every batch up to batch_size, which takes longer in small grids and makes the pixels "
+        "bit-identical to those of a larger grid",
     )
     checkpoint_freq: int = setting(
         10, "batches per process between checkpoints, on a cluster", low=1
@@ -168,8 +171,8 @@ class EvaluationConfig(Section):
     )
     lineup: list[str] = setting(
         [],
-        "folders of look-alike images, one for each look-alike: is a sample closer to the training "
-        "images than to all of these?",
+        "folders of look-alike images, one for each look-alike, to measure how often a sample is "
+        "closer to the training images than to any of these",
         path=find,
     )
     all_checkpoints: bool = setting(
@@ -178,18 +181,18 @@ class EvaluationConfig(Section):
     prompt_list: Literal["auto", "object", "style", "dreambooth"] = setting(
         "auto",
         "the edited prompts; auto: object or style, as the concept was learned; dreambooth: the "
-        "25 of that paper, which the bundled model does not know",
+        "25 of that paper, whose words the bundled model does not know",
     )
     prompts: list[str] = setting([], "your own edited prompts instead; {} is the concept")
     num_samples: int = setting(
-        16, "samples of 'a photo of a ...' for each concept; the paper took 64", low=1, high=10_000
+        16, "samples of 'a photo of a ...' for each concept; the paper used 64", low=1, high=10_000
     )
     num_samples_per_prompt: int = setting(
         2, "samples of each edited prompt for each concept", low=1, high=1000
     )
     first_seed: int = setting(
         0,
-        "seed of the first sample; the others count up from it",
+        "seed of the first sample; the following ones count up from it",
         low=0,
         high=MAX_SEED - 10_000,
     )
@@ -214,7 +217,7 @@ class EvaluationConfig(Section):
             if "{}" not in prompt:
                 problems.append(
                     f"evaluation.prompts has {prompt!r}, which names no concept; put {{}} where "
-                    "it goes"
+                    "the concept goes"
                 )
             elif re.search(r"[\w-]\{\}|\{\}[\w-]", prompt):
                 problems.append(

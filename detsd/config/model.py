@@ -27,8 +27,8 @@ class ModelConfig(Section):
     )
     clip_skip: int = setting(
         0,
-        "layers of the text encoder to leave out at its end, as diffusers counts them; 1 for "
-        "models trained that way, such as many anime models (2 in A1111)",
+        "number of final text-encoder layers to skip, as diffusers counts them; 1 for models "
+        "trained that way, such as many anime models (2 in A1111)",
         low=0,
         high=31,
     )

@@ -90,15 +90,15 @@ SpacingName = Literal["leading", "trailing", "linspace"]
 LCM_STEPS = 50  # at most: what latent consistency models are distilled with
 
 GUIDANCE_INTERVAL_HELP = (
-    "[start, stop], the fractions of the steps between which to guide; other steps take half the "
-    "time; null: guide every step; [0.2, 0.8]"
+    "[start, stop]: the fractions of the steps between which guidance is applied; the other steps "
+    "take half the time; null: guide every step; [0.2, 0.8]"
 )
 
 SPACING_HELP = "spacing of the timesteps (lcm has its own); null: the model's own"
 
 PROMPT_WEIGHTS_HELP = (
     "read (word:1.3), [word], BREAK and prompts of any length as A1111 does; false: brackets are "
-    "text, and what is beyond 77 tokens is cut off"
+    "text, and everything beyond 77 tokens is cut off"
 )
 
 
@@ -114,8 +114,8 @@ def sampling_problems(
         )
     if "lcm" in schedulers and max(steps, default=0) > LCM_STEPS:
         problems.append(
-            f"{section}.num_inference_steps is {max(steps)}, and the lcm sampler takes at most "
-            f"{LCM_STEPS}; 4 to 8 will do"
+            f"{section}.num_inference_steps is {max(steps)}, but the lcm sampler takes at most "
+            f"{LCM_STEPS}; use 4 to 8"
         )
     return problems
 
@@ -144,7 +144,7 @@ def closest_key(key: str, kind: type) -> str:
 
 def type_name(kind: Any) -> str:
     """Describe a field's type in words."""
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     names[Source] = "a path, or {path: word}"
     if typing.get_origin(kind) is Literal:
         choices = ", ".join(map(str, typing.get_args(kind)))
@@ -152,7 +152,7 @@ def type_name(kind: Any) -> str:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join(map(type_name, typing.get_args(kind)))
     if typing.get_origin(kind) is list:
-        return f"a list, each {type_name(typing.get_args(kind)[0])}"
+        return f"a list, each item {type_name(typing.get_args(kind)[0])}"
     return names.get(kind, "null" if kind is types.NoneType else str(kind))
 
 
@@ -161,7 +161,7 @@ def _whole(text: str) -> str:
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise ValueError("a text of whole characters: half an emoji's escape is in it") from None
+        raise ValueError("a string without half an escaped emoji; write both halves") from None
 
 
 def _value(kind: Any, value: Any) -> Any:
@@ -195,8 +195,8 @@ def _value(kind: Any, value: Any) -> Any:
         return _whole(value)
     if kind is str and isinstance(value, bool):
         raise ValueError(
-            "a text; to a cluster, yes, no, on, off, y and n are none without quotes, nor with "
-            "them if --config was given"
+            "a string; to a cluster, yes, no, on, off, y and n are true or false without quotes, "
+            "and also with quotes if --config was given"
         )
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int and is_number and not abs(value) < 2**63:

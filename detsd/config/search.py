@@ -43,7 +43,7 @@ def rung_warning(searcher: dict[str, Any]) -> str | None:
     first = rungs(searcher)[0]
     return (
         f"searcher.max_rungs: {wanted} becomes {len(rungs(searcher))} with max_trials: {trials} "
-        f"(Determined takes int(log(max_trials) / log(divisor)) + 1 at most), so no trial is "
+        f"(Determined uses int(log(max_trials) / log(divisor)) + 1 at most), so no trial is "
         f"judged before {searcher.get('time_metric')} {first}; "
         + (f"set max_trials to {enough} or more" if enough else "lower max_rungs")
     )

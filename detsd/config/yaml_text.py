@@ -29,7 +29,7 @@ def read_text(path: Path) -> str:
     if stat.S_ISDIR(status.st_mode):
         raise OSError("it is a folder")
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a device has no end
-        raise OSError(f"no file of at most {MAX_BYTES // 2**20} MB")
+        raise OSError(f"it is not a file of at most {MAX_BYTES // 2**20} MB")
     return path.read_text()
 
 
@@ -76,13 +76,13 @@ def _composer() -> type:
             alias = self.parser.check_event(events.AliasEvent)
             before, self._level, self._count = self._count, self._level + 1, self._count + 1
             if self._level > MAX_DEPTH:
-                raise ValueError(f"lists and sections are more than {MAX_DEPTH} deep")
+                raise ValueError(f"lists and sections are nested more than {MAX_DEPTH} deep")
             node = super().compose_node(parent, index)
             if alias and id(node) not in self._sizes:
-                raise ValueError("an alias stands for a list or section that holds it")
+                raise ValueError("an alias refers to a list or section that contains it")
             self._count += self._sizes.get(id(node), 0)
             if self._count > MAX_VALUES:
-                raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
+                raise ValueError(f"it has more than {MAX_VALUES:,} values with aliases expanded")
             self._level -= 1
             self._sizes[id(node)] = self._sizes.get(id(node), self._count - before)
             return node

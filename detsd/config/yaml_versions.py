@@ -101,8 +101,8 @@ def _compared(node: Any, key: str, constructor: Any, text: str, seen: set[int]) 
             merged = {n.value for base in bases if base.id == "mapping" for n, _ in base.value}
             for twice in sorted(below & merged):
                 yield (
-                    f"{key}.{twice} is replaced by what << brings on a cluster, but not by detsd; "
-                    "write << above it"
+                    f"{key}.{twice} is replaced by the value from << on a cluster, but not by "
+                    "detsd; write << above it"
                 )
         else:
             below.add(str(name.value))
@@ -117,13 +117,13 @@ def _sentence(key: str, text: str, here: Any, there: Any) -> str:
     return (
         f"{key}: {text} is {_said(here)} to detsd and {_said(there)} to a cluster; write "
         + "".join(f"{way}, or " for way in ways)
-        + f'"{text}" for the text'
+        + f'"{text}" for the string'
     )
 
 
 def _said(value: Any) -> str:
     if isinstance(value, str):
-        return "a text"
+        return "a string"
     if isinstance(value, float) and not math.isfinite(value):
         return NO_VALUE
     simple = value is None or isinstance(value, bool | int | float)
