@@ -87,18 +87,18 @@ def test_captions_are_found_in_every_layout(folder, files, found):
     [
         ({"p0.txt": " "}, "p0.txt is empty; write a caption, or delete it"),
         ({"metadata.jsonl": "{"}, "metadata.jsonl cannot be read"),
-        ({"metadata.jsonl": "[1]"}, "metadata.jsonl cannot be read .no object in braces"),
+        ({"metadata.jsonl": "[1]"}, "metadata.jsonl cannot be read .not an object in braces"),
         ({"metadata.jsonl": "[" * 100_000}, "metadata.jsonl cannot be read"),
         (
             {"metadata.jsonl": metadata({"file_name": "p0.png", "caption": "x"})},
-            "metadata.jsonl, line 1 has file_name, caption; a caption is a `text`",
+            "metadata.jsonl, line 1 has file_name, caption; give each caption",
         ),
         (
             {"metadata.jsonl": metadata({"file_name": "p0.png", "text": 7})},
             "line 1: text is 7; write it in quotes",
         ),
         ({"metadata.csv": "file_name,text\np0.png,\n"}, "line 2: text is empty"),
-        ({"metadata.csv": "name\np0.png\n"}, "line 2 has name; a caption"),
+        ({"metadata.csv": "name\np0.png\n"}, "line 2 has name; give each caption"),
     ],
 )
 def test_captions_that_cannot_be_read_are_told(folder, files, words):
@@ -145,7 +145,7 @@ def test_no_caption_at_all_is_refused(folder, tmp_path_factory):
     Image.new("RGB", (8, 8), RED).save(other / "q.png")
     folders = [ImageFolder.scan(folder), ImageFolder.scan(other)]
     problem = caption_problem(folders)
-    assert f"no picture of {folder} has a caption: write p0.txt for p0.png" in problem
+    assert f"no picture in {folder} has a caption; write p0.txt for p0.png" in problem
     write(other, {"q.txt": "at noon"})
     assert caption_problem([ImageFolder.scan(folder), ImageFolder.scan(other)]) is None
 
@@ -207,17 +207,17 @@ def test_what_is_odd_about_a_folder_is_said_in_a_line_each(model, folder, caplog
         concepts(folder, use_caption_files=True, append_file_name_to_text=True), model, 1, 2
     )
     assert messages(caplog) == [
-        f"{folder}: 8 pictures, 7 of them different (p1.png is copy_of_p1.png): copies stay on one "
-        "side of training and validation",
+        f"{folder}: only 7 of 8 pictures are different (p1.png is a copy of copy_of_p1.png); "
+        "copies are used for training or for validation, but not for both",
         f"{folder}: captions for 2 of 8 pictures",
-        f"{folder}: 1 of 8 pictures have several frames or pages, of which the first is taken "
+        f"{folder}: 1 of 8 pictures have several frames or pages, of which only the first is used "
         "(a.gif)",
-        f"{folder}: 1 of 8 pictures are smaller than the 32 x 32 trained on, and are enlarged "
+        f"{folder}: 1 of 8 pictures are smaller than the 32 x 32 to train on and are enlarged "
         "(IMG_0001.png is 20 x 30)",
-        f"{folder}: 2 of 8 pictures lose more than half to the crop; set concepts.img_aspect to "
+        f"{folder}: 2 of 8 pictures lose more than half in the crop; set concepts.img_aspect to "
         "buckets or to their shape, or concepts.center_crop to false (wide.png keeps 40%)",
-        f"{folder}: 2 of 8 pictures have file names of a camera, a date or a hash, which are not "
-        "appended to the text; rename them, or set concepts.append_file_name_to_text to false "
+        f"{folder}: 2 of 8 pictures are named after a camera, a date or a hash, which is not "
+        "appended to the prompt; rename them, or set concepts.append_file_name_to_text to false "
         "(IMG_0001.png)",
     ]
     caplog.clear()
@@ -262,9 +262,8 @@ def test_files_that_are_no_pictures_are_passed_over_in_a_line(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     assert messages(caplog) == [
-        f"{tmp_path}: passing over 2 that a Mac leaves beside pictures (._a.jpg), 1 that are "
-        "broken links (f.jpg), 3 that are pointers of Git LFS (c.png); git lfs pull brings the "
-        "pictures"
+        f"{tmp_path}: skipping 2 that macOS left beside the pictures (._a.jpg), 1 that are broken "
+        "links (f.jpg), 3 that are Git LFS pointers (c.png); run git lfs pull to get the pictures"
     ]
     (tmp_path / "a.jpg").unlink()
     assert "no readable image" in folder_problem(str(tmp_path))
@@ -280,4 +279,4 @@ def test_a_linked_folder_is_told_before_it_is_submitted(model, folder, tmp_path_
     link = tmp_path_factory.mktemp("link") / "pictures"
     os.symlink(folder, link)
     TrainingData(concepts(link), model, 1, 2)
-    assert f"{link} is a link: a task on a cluster finds it empty" in caplog.text
+    assert f"{link} is a link, which is an empty folder to a task" in caplog.text

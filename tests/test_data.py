@@ -129,13 +129,13 @@ def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     (said,) = [r.getMessage() for r in caplog.records]
     assert said == (
-        f"{tmp_path}: passing over 3 .heic, 1 .mp4, the images in the folder more inside it; "
-        "pip install pillow-heif to read HEIC"
+        f"{tmp_path}: skipping 3 .heic, 1 .mp4, the images in the folder more inside it; "
+        "run pip install pillow-heif to read HEIC"
     )
     only = tmp_path / "only"
     only.mkdir()
     (only / "x.heic").write_bytes(b"?")
-    with pytest.raises(UserError, match="no readable image.*1 .heic; pip install pillow-heif"):
+    with pytest.raises(UserError, match="no readable image.*1 .heic; run pip install"):
         list(read_images(only, concepts(only), 32, "key"))
 
 
@@ -157,7 +157,7 @@ def test_a_file_name_that_is_no_utf8(tmp_path):
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
     assert display_name(path) == r"caf\xe9.png"
     prompts_for(path, "x", "object", concepts(tmp_path))
-    with pytest.raises(UserError, match=r"caf\\xe9.png: the file name is no UTF-8"):
+    with pytest.raises(UserError, match=r"caf\\xe9.png: the file name is not UTF-8"):
         prompts_for(path, "x", "object", concepts(tmp_path, append_file_name_to_text=True))
 
 
@@ -362,8 +362,8 @@ def test_a_mask_with_a_profile_keeps_its_numbers(model, tmp_path):
 
 def test_masks_that_are_missing_are_told_at_once(tmp_path):
     for kind, words in (
-        ("files", r"b.png has no mask: put b-masklabel.png beside b.png, .*\(2 in all\)"),
-        ("alpha", r"b.png has no mask: make the background of b.png transparent"),
+        ("files", r"b.png has no mask; put b-masklabel.png beside b.png, .*\(2 in all\)"),
+        ("alpha", r"b.png has no mask; make the background of b.png transparent"),
     ):
         folder = tmp_path / kind
         picture_with_mask(folder, f"a_{kind}", (10, 6, 31, 33))
@@ -380,7 +380,7 @@ def test_masks_that_are_missing_are_told_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda p: Image.new("L", (48, 40)).save(p), "black all over"),
+        (lambda p: Image.new("L", (48, 40)).save(p), "black in the whole area"),
         (lambda p: Image.new("L", (20, 40), 255).save(p), "20 x 40 .* a.png is 48 x 40; make"),
         (lambda p: p.write_text("?"), "cannot be read as a mask"),
     ],
@@ -394,7 +394,7 @@ def test_masks_that_are_no_use_are_refused(model, tmp_path, spoil, words):
 
 def test_a_wholly_transparent_picture_is_refused(model, tmp_path):
     picture_with_mask(tmp_path, "alpha", (0, 0, 0, 0))
-    with pytest.raises(UserError, match=r"alpha.png is transparent all over"):
+    with pytest.raises(UserError, match=r"alpha.png is transparent in the whole area"):
         TrainingData(concepts(tmp_path, mask="alpha"), model, 1, 2)
 
 

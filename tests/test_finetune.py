@@ -234,8 +234,8 @@ def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_pat
 def test_more_steps_go_on_in_the_same_folder(experiment, tmp_path, capsys):
     """With a constant rate they end where a run that began with them does, bit for bit."""
     for shape, samples, words in (
-        ("constant", {}, "12 steps instead of 8: the same as a run that began with them"),
-        ("cosine", SAMPLES, "of a cosine of 12 steps, 0.0025 where it was 0"),
+        ("constant", {}, "12 steps instead of 8: the result equals that of a run"),
+        ("cosine", SAMPLES, "a cosine schedule over 12 steps, starting at 0.0025 instead of 0"),
     ):
         out, whole = tmp_path / shape, tmp_path / "whole"
         path = experiment(training={"lr_scheduler": shape}, inference=samples)
@@ -503,7 +503,7 @@ def test_measuring_begins_with_the_run(measuring, tmp_path, monkeypatch, capsys)
     given["hyperparameters"] |= sections
     measuring.write_text(yaml.safe_dump(given))
     assert finetune(measuring, out) == 2
-    assert "this run began without measuring" in capsys.readouterr().err
+    assert "this run began without it" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, capsys):
@@ -575,8 +575,8 @@ def test_a_warm_up_that_is_a_share_of_the_steps_grows_with_them(experiment, tmp_
     assert metrics_of(out)[4]["learning_rate"] == 0.01
     assert finetune(path, out, "--set", "training.num_sgd_steps=12") == 0
     said = capsys.readouterr().out
-    assert "is that of a constant of 12 steps, 0.01 where it was 0" in said
-    assert "the same as a run that began with them" not in said
+    assert "follows a constant schedule over 12 steps, starting at 0.01 instead of 0" in said
+    assert "the result equals" not in said
 
 
 def test_learning_rate_shapes(experiment):
@@ -1056,8 +1056,8 @@ def test_a_run_goes_on_with_the_images_it_began_with(
     (folder / "b.png").rename(folder / "on_a_table_7.png")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert finetune(path, out) == 0
-    assert "this run began on 1 CPU threads and goes on on 3" in caplog.text
-    assert "OMP_NUM_THREADS=1 makes them so" in caplog.text
+    assert "this run began with 1 CPU threads and continues with 3" in caplog.text
+    assert "set OMP_NUM_THREADS=1 to avoid this" in caplog.text
 
 
 def test_what_prompts_of_other_programs_have_is_told_once(experiment, tmp_path, photos, caplog):
@@ -1165,10 +1165,10 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
     compile_by("aot_eager")  # and those of the gradients
     halves = train("halves", "on", train_batch_size=2, gradient_accumulation_steps=2)
     torch.testing.assert_close(halves, compiled, rtol=1e-3, atol=1e-4)
-    assert "going on without" not in caplog.text
+    assert "continuing uncompiled" not in caplog.text
     compile_by(lambda *_: 1 / 0)
     assert torch.equal(train("failing", "on"), plain)
-    assert "training.compile: going on without, since" in caplog.text
+    assert "training.compile: continuing uncompiled (" in caplog.text
 
 
 def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, capsys):

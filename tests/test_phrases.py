@@ -253,7 +253,7 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
     [
         (
             "concepts.num_vectors=72",
-            "[0] is 72, but beside 'a photo of a' a prompt has room for 71",
+            "[0] is 72, but a prompt has room for 71 tokens beside 'a photo of a'",
         ),
         ("inference={inference_prompts: x, num_inference_steps: 1000}", "must be less than the"),
     ],
@@ -274,4 +274,4 @@ def test_a_start_holds_one_concept(experiment, tmp_path, photos, capsys):
     assert finetune(path, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "concepts.initializer_strs[0]: " in said
-    assert "holds 2 concepts (a1, b1); name a file of one" in said
+    assert "holds 2 concepts (a1, b1); name a file with one" in said

@@ -40,7 +40,9 @@ def test_the_samples_of_a_step_are_shared_anew(batch, accumulated, samples, proc
 
 def test_what_cannot_be_shared_is_refused():
     config = TrainingConfig(train_batch_size=4)
-    with pytest.raises(UserError, match="4 samples a step, which 3 processes .* start 1, 2 or 4$"):
+    with pytest.raises(
+        UserError, match="4 samples per step, which 3 processes .* start 1, 2 or 4 processes$"
+    ):
         resumed_layout(config, vars(config), 4, 3)
     other = vars(TrainingConfig(train_batch_size=2))
     with pytest.raises(UserError, match="train_batch_size 4 x .* x 1 process would be 4; change"):
@@ -59,7 +61,7 @@ def test_another_number_of_processes_makes_the_same_training(experiment, tmp_pat
     with Forked(tmp_path, lambda: finetune(path, out), ranks=2) as ranks:
         assert ranks.end() == [0, 0], ranks.said
         said = ranks.said[0]
-    line = "4 samples a step, as this run began: 2 processes x train_batch_size 2 x gradient_accumu"
+    line = "4 samples per step, as before: 2 processes x train_batch_size 2 x gradient_accumu"
     assert said.count(line) == 1
     rows = [rows_of(folder, 8)["blob-thing"] for folder in (out, whole)]
     torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-6)

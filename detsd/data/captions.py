@@ -68,9 +68,9 @@ def caption_problem(folders: list[ImageFolder]) -> str | None:
         return None
     image = folders[0].images[0]
     return (
-        f"concepts.use_caption_files is true, but no picture of {folders[0].path} has a caption: "
-        f"write {image.stem}.txt for {image.name}, or a metadata.jsonl with file_name and text; or "
-        "set it to false"
+        f"concepts.use_caption_files is true, but no picture in {folders[0].path} has a caption; "
+        f"write {image.stem}.txt for {image.name}, add a metadata.jsonl with file_name and text, "
+        "or set it to false"
     )
 
 
@@ -114,8 +114,8 @@ def _metadata(folder: ImageFolder) -> dict[Path, str]:
         for number, row in _rows(path):
             if "file_name" not in row or "text" not in row:
                 raise UserError(
-                    f"{path}, line {number} has {', '.join(map(str, row)) or 'nothing'}; a caption "
-                    "is a `text` for a `file_name`"
+                    f"{path}, line {number} has {', '.join(map(str, row)) or 'nothing'}; give each "
+                    "caption a `file_name` and a `text`"
                 )
             name, text = row["file_name"], row["text"]
             image = by_name.get(str(name).removeprefix("./"))
@@ -142,7 +142,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
             if line.strip():
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise ValueError("no object in braces")
+                    raise ValueError("not an object in braces")
                 yield number, row
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); correct the line") from None

@@ -75,16 +75,16 @@ def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: l
     folders = [p.name for p in rest if p.is_dir() and list_images(p)]
     said += [f"the images in the folder {name} inside it" for name in folders]
     for found, what in (
-        (apple, "that a Mac leaves beside pictures"),
+        (apple, "that macOS left beside the pictures"),
         (broken, "that are broken links"),
-        (pointers, "that are pointers of Git LFS"),
+        (pointers, "that are Git LFS pointers"),
     ):
         if found:
             said.append(f"{len(found)} {what} ({found[0].name})")
-    hints = ["; git lfs pull brings the pictures"] if pointers else []
+    hints = ["; run git lfs pull to get the pictures"] if pointers else []
     if kinds.keys() & set(HEIF) and not formats.register_heif_opener:
-        hints.append("; pip install pillow-heif to read HEIC")
-    return f"{path}: passing over {', '.join(said)}{''.join(hints)}" if said else ""
+        hints.append("; run pip install pillow-heif to read HEIC")
+    return f"{path}: skipping {', '.join(said)}{''.join(hints)}" if said else ""
 
 
 def _is_lfs_pointer(path: Path) -> bool:
@@ -130,7 +130,9 @@ def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") 
     path = Path(folder)
     if not os.path.isdir(folder):
         what = (
-            "is no folder" if os.path.exists(folder) else f"does not exist{looked(folder, beside)}"
+            "is not a folder"
+            if os.path.exists(folder)
+            else f"does not exist{looked(folder, beside)}"
         )
         return f"folder {folder} {what}; name a folder of images"
     found = ImageFolder.scan(path)
@@ -161,7 +163,7 @@ def no_images(folder: ImageFolder) -> str:
     """Describe a folder without a readable image."""
     rest = f" ({folder.passed_over})" if folder.passed_over else ""
     if not any(folder.path.iterdir()):
-        rest = " (it is empty, as a linked folder is on a cluster: copy the pictures into it)"
+        rest = " (it is empty, as a linked folder is on a cluster; copy the pictures into it)"
     return f"folder {folder.path} holds no readable image; put JPEG, PNG or WebP files there{rest}"
 
 
@@ -187,5 +189,5 @@ def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
         if kind == "files"
         else f"make the background of {name} transparent"
     )
-    more = f", and the others' likewise ({len(without)} in all)" if without[1:] else ""
-    return f"concepts.mask is {kind}, but {folder.path}/{name} has no mask: {wanted}{more}"
+    more = f", and do the same for the others ({len(without)} in all)" if without[1:] else ""
+    return f"concepts.mask is {kind}, but {folder.path}/{name} has no mask; {wanted}{more}"

@@ -201,8 +201,8 @@ def mask_tensor(image: CroppedImage, kind: str) -> torch.Tensor | None:
     if not image.mask.getbbox():
         source = mask_of(image.path) if kind == "files" else image.path
         raise UserError(
-            f"{source} is {'black' if kind == 'files' else 'transparent'} all over what is trained "
-            "on, so that nothing of the picture would train; correct it, or leave the picture out"
+            f"{source} is {'black' if kind == 'files' else 'transparent'} in the whole area that "
+            "is trained on, so the picture would teach nothing; correct it, or remove the picture"
         )
     return torch.from_numpy(np.asarray(image.mask).copy())[None].float() / 255
 

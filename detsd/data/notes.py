@@ -52,22 +52,22 @@ class Notes:
             )
         if self.folder.path.is_symlink():
             logger.warning(
-                "%s is a link: a task on a cluster finds it empty; copy the pictures into a folder "
-                "beside the configuration before you submit",
+                "%s is a link, which is an empty folder to a task on a cluster; copy the pictures "
+                "into a folder beside the configuration before you submit it",
                 self.folder.path,
             )
-        self._say(self.several, "have several frames or pages, of which the first is taken")
+        self._say(self.several, "have several frames or pages, of which only the first is used")
         one = "{} x {}".format(*min(self.shapes)) if len(self.shapes) == 1 else "bucket"
-        self._say(self.small, f"are smaller than the {one} trained on, and are enlarged")
+        self._say(self.small, f"are smaller than the {one} to train on and are enlarged")
         remedy = "set concepts.img_aspect to buckets or to their shape, or "
         if self.config.img_aspect == "buckets":  # they are longer than the longest bucket
-            remedy = "cut them to what they are to teach, or set "
+            remedy = "crop them to what they should teach, or set "
         self._say(
-            self.cut, f"lose more than half to the crop; {remedy}concepts.center_crop to false"
+            self.cut, f"lose more than half in the crop; {remedy}concepts.center_crop to false"
         )
         self._say(
             self.unnamed,
-            "have file names of a camera, a date or a hash, which are not appended to the text; "
+            "are named after a camera, a date or a hash, which is not appended to the prompt; "
             "rename them, or set concepts.append_file_name_to_text to false",
         )
 
@@ -85,11 +85,11 @@ class Notes:
         copies = []
         for path, digest in pixels.items():
             if digest in first:
-                copies.append(f"{path.name} is {first[digest]}")
+                copies.append(f"{path.name} is a copy of {first[digest]}")
             first.setdefault(digest, path.name)
         if copies:
             logger.warning(
-                "%s: %d pictures, %d of them different (%s): copies stay on one side of training "
-                "and validation",
-                self.folder.path, len(pixels), len(first), copies[0],
+                "%s: only %d of %d pictures are different (%s); copies are used for training or "
+                "for validation, but not for both",
+                self.folder.path, len(first), len(pixels), copies[0],
             )  # fmt: skip

@@ -30,8 +30,8 @@ def prompts_for(
     if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
         if display_name(path) != path.name:
             raise UserError(
-                f"{path.parent / display_name(path)}: the file name is no UTF-8, and "
-                "concepts.append_file_name_to_text reads it; rename the file"
+                f"{path.parent / display_name(path)}: the file name is not UTF-8, but "
+                "concepts.append_file_name_to_text needs it; rename the file"
             )
         said = file_words(path.stem, config.file_name_split_char)
         words = f" {said}" if said else ""

@@ -39,8 +39,8 @@ def latest_concepts(run: Run, words: Sequence[str]) -> list[LearnedConcept]:
     """Read the concepts of the checkpoint to resume or start from; `words` must be among them."""
     if run.latest_uuid and not (run.latest / DICT_FILE).is_file():
         raise UserError(
-            f"{run.latest_name} holds no concept, as the checkpoints of a grid do not; name one of "
-            "a fine-tuning in searcher.source_checkpoint_uuid"
+            f"{run.latest_name} holds no concept, like all checkpoints of a grid; name one of a "
+            "fine-tuning in searcher.source_checkpoint_uuid"
         )
     try:
         found = read_concepts(run.latest)
@@ -124,14 +124,14 @@ def check_state(
     """Check a restored state; raise ValueError, or what Python raises for values of wrong types."""
     figures = [state.window, *state.validations.values(), *map(vars, baselines)]
     if not all(is_number(n) for each in figures for n in each.values()):
-        raise ValueError("a metric is no number")
+        raise ValueError("a metric is not a number")
     if not all(isinstance(k, int) and "val_loss" in v for k, v in state.validations.items()):
-        raise ValueError("a validation has no step, or no val_loss")
+        raise ValueError("a validation has no step or no val_loss")
     shapes = [rows.shape for rows in state.best_vectors]
     if shapes not in ([], [v.shape for v in vectors]):
         raise ValueError("the best vectors have another shape")
     if not isinstance(state.best_uuid, str) or state.samples_seen < 1:
-        raise ValueError("no uuid, or no samples")
+        raise ValueError("it has no uuid or no samples")
 
 
 class Checkpoints:
@@ -289,7 +289,7 @@ class Checkpoints:
             if found != shapes:
                 raise UserError(
                     f"{self._run.latest_name}: concept {name!r} has vectors of shape "
-                    f"{' and '.join(map(str, found))}, this run needs "
+                    f"{' and '.join(map(str, found))}, but this run needs "
                     f"{' and '.join(map(str, shapes))}; "
                     "use the same base model, initializer and num_vectors"
                 )
@@ -324,13 +324,13 @@ class Checkpoints:
             raise damaged(path, why, _name(self._run)) from None
         if changed:
             raise UserError(
-                f"the training images are not those that this run began with ({changed}); put them "
-                f"back as they were, or {self._anew}"
+                f"the training images have changed since this run began ({changed}); put them back "
+                f"as they were, or {self._anew}"
             )
         if self._config.measure.num_samples and not baselines:
             raise UserError(
-                "measure.num_samples: this run began without measuring, so that there is nothing "
-                f"to compare its samples with; set it to 0, or {self._anew}"
+                "measure.num_samples: this run began without it, so there is nothing to compare "
+                f"its samples with; set it to 0, or {self._anew}"
             )
         if self._metrics:
             self._metrics.baselines = baselines
@@ -348,23 +348,24 @@ class Checkpoints:
             return
         said = f"{t.num_sgd_steps} steps instead of {old}: "
         if t.lr_scheduler == "constant" and not 0 < t.lr_warmup_steps < 1:
-            self._run.print(f"{said}the same as a run that began with them")
+            self._run.print(f"{said}the result equals that of a run with {t.num_sgd_steps} steps")
             return
         before = dataclasses.replace(t, num_sgd_steps=old)
         was = learning_rate(step, before, samples_per_step) if step < old else 0
         self._run.print(
-            f"{said}from here on the learning rate is that of a {t.lr_scheduler} of "
-            f"{t.num_sgd_steps} steps, {learning_rate(step, t, samples_per_step):.3g} where it was "
-            f"{was:.3g}; a run that began with them would end elsewhere"
+            f"{said}from now on the learning rate follows a {t.lr_scheduler} schedule over "
+            f"{t.num_sgd_steps} steps, starting at {learning_rate(step, t, samples_per_step):.3g} "
+            f"instead of {was:.3g}; the result differs from that of a run with {t.num_sgd_steps} "
+            "steps"
         )
 
     def _warn_of_threads(self, before: int) -> None:
         now = torch.get_num_threads()
         if self._step.model.device.type == "cpu" and before != now:
             logger.warning(
-                "this run began on %d CPU threads and goes on on %d: sums are rounded otherwise, "
-                "so that its vectors will not be those of an undisturbed run; OMP_NUM_THREADS=%d "
-                "makes them so",
+                "this run began with %d CPU threads and continues with %d, which round sums "
+                "differently, so its vectors will differ from those of an uninterrupted run; set "
+                "OMP_NUM_THREADS=%d to avoid this",
                 before,
                 now,
                 before,

@@ -34,8 +34,8 @@ def add_concepts(
     for k, n in enumerate(config.num_vectors):
         if isinstance(n, int) and n > room:
             raise UserError(
-                f"concepts.num_vectors[{k}] is {n}, but beside 'a photo of a' a prompt has room "
-                f"for {room} tokens; 1 to 16 are usual"
+                f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {room} tokens beside "
+                "'a photo of a'; 1 to 16 are usual"
             )
     if starts is None:
         starts = {k: start for k, start in enumerate(config.initializer_strs) if start != AUTO}
@@ -49,7 +49,7 @@ def add_concepts(
             if len(found) != 1:
                 names = ", ".join(concept.name for concept in found)
                 raise UserError(
-                    f"{key}: {start} holds {len(found)} concepts ({names}); name a file of one, "
+                    f"{key}: {start} holds {len(found)} concepts ({names}); name a file with one, "
                     "such as a checkpoint's NAME.safetensors"
                 )
             vectors, initializer = found[0].embeddings, found[0].initializer

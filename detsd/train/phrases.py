@@ -121,8 +121,8 @@ def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
         if grammar.media if kind == "style" else grammar.objects:
             return grammar
     raise UserError(
-        f"{key} is auto, but {model.name} has a token for none of the words that are tried; "
-        "give a phrase that describes the concept"
+        f"{key} is auto, but {model.name} has no tokens for any of the words to try; give a phrase "
+        "that describes the concept"
     )
 
 

@@ -109,8 +109,8 @@ class Report:
         if not self._step.scaler.is_enabled() or self._step.diverged:
             self.diverge()
         logger.warning(
-            "val_loss at step %d is beyond the range of fp16 and is not reported; "
-            "model.precision: bf16 or fp32 has more",
+            "val_loss at step %d is beyond the range of fp16 and is not reported; set "
+            "model.precision to bf16 or fp32",
             self._state.steps_completed,
         )
 

@@ -39,8 +39,8 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
     ours = "best" in facts if latest else run.tensorboard.is_dir()
     if run.best_file.exists() and not ours:
         raise UserError(
-            f"--output-dir {folder} holds {DICT_FILE}, which no run has made there and a run would "
-            "overwrite; move it, or name another folder"
+            f"--output-dir {folder} holds {DICT_FILE}, which is not from a run and would be "
+            "overwritten; move it, or name another folder"
         )
     if not latest:
         return None
@@ -130,17 +130,17 @@ def resumed_layout(
     keys = ("train_batch_size", "gradient_accumulation_steps")
     if any(before.get(key) != getattr(config, key) for key in keys):
         raise UserError(
-            f"this run takes {samples} samples a step, and training.train_batch_size {batch} x "
+            f"this run uses {samples} samples per step, but training.train_batch_size {batch} x "
             f"gradient_accumulation_steps {accumulated} x {_processes(processes)} would be "
-            f"{batch * accumulated * processes}; change them to {samples} in all, or begin another "
+            f"{batch * accumulated * processes}; change them to {samples} in all, or start another "
             "run from what was learned"
         )
     share, rest = divmod(samples, processes)
     if rest:
         fitting = [k for k in range(1, samples + 1) if samples % k == 0]
         raise UserError(
-            f"this run takes {samples} samples a step, which {processes} processes cannot share "
-            f"equally; start {', '.join(map(str, fitting[:-1]))} or {fitting[-1]}"
+            f"this run uses {samples} samples per step, which {processes} processes cannot share "
+            f"equally; start {', '.join(map(str, fitting[:-1]))} or {fitting[-1]} processes"
         )
     batch = max(k for k in range(1, min(batch, share) + 1) if share % k == 0)
     return dataclasses.replace(
@@ -151,7 +151,7 @@ def resumed_layout(
 def layout_line(config: TrainingConfig, samples: int, processes: int) -> str:
     """Return a sentence on how the samples of a step are shared."""
     return (
-        f"{samples} samples a step, as this run began: {_processes(processes)} x train_batch_size "
+        f"{samples} samples per step, as before: {_processes(processes)} x train_batch_size "
         f"{config.train_batch_size} x gradient_accumulation_steps "
         f"{config.gradient_accumulation_steps}"
     )

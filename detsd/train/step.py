@@ -172,7 +172,7 @@ class TrainStep:
         with torch.no_grad():
             expected = float(self.loss(batch)[0])
         try:
-            with spinner("compiling the step"):
+            with spinner("compiling the training step"):
                 self._unet, *self._text_encoders = map(compiled, (plain[0], *plain[1]))
                 for _ in range(3):  # CUDA graphs, if used, are recorded by the third
                     # Gradients may lie in a graph's own memory, which its next run overwrites.
@@ -180,13 +180,13 @@ class TrainStep:
                     loss = self.loss(batch)[0]
                     loss.backward()
             found = float(loss.detach())
-            problem = "" if abs(found - expected) <= 0.02 * expected else "it gives another loss"
+            problem = "" if abs(found - expected) <= 0.02 * expected else "it changes the loss"
         except Exception as error:  # compilers raise anything
             problem = f"{type(error).__name__}: {one_line(error)}"
         self.optimizer.zero_grad(set_to_none=True)
         self.compiled = not problem
         if problem:
-            logger.warning("training.compile: going on without, since %s", problem)
+            logger.warning("training.compile: continuing uncompiled (%s)", problem)
             self._unet, self._text_encoders = plain
 
     @property

@@ -187,7 +187,7 @@ class Trainer:
         for problem in misread[:5]:
             logger.warning("%s", problem)
         if len(misread) > 5:
-            logger.warning("and %d more training prompts are misread so", len(misread) - 5)
+            logger.warning("and %d more training prompts have such problems", len(misread) - 5)
 
     def next_batch(self, micro: int) -> Batch:
         """Return this rank's samples of a micro-batch, counted from the start of this process."""
