@@ -343,7 +343,7 @@ def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
     master.when(lambda *request: asked and metrics(*request), lambda: master.judged.add(7))
     said = master.run(given | {"searcher": ASHA})
     about = [line for line in said.splitlines() if line.startswith("the master")]
-    assert about[0] == "the master does not answer; what it is to be told waits for it"
+    assert about[0] == "the master does not answer; reports to it wait until it does"
     assert re.fullmatch(r"the master answers again, after \d+ s", about[1])
     assert len(about) == 2
     assert caplog.text == ""  # of urllib3 and the harness
@@ -531,7 +531,7 @@ def test_the_table_of_a_search(experiment, master, monkeypatch, capsys):
     assert f"detsd evaluate {uuid}" in said
     assert main(["search", "2"]) == 2
     assert capsys.readouterr().err == (
-        "detsd: the master knows no experiment 2; det e list shows them\n"
+        "detsd: the master has no experiment 2; det e list shows all experiments\n"
     )
 
 
@@ -602,7 +602,7 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
     second = master.models["my-blob"][1]["checkpoint"]["uuid"]
     said = master.run(experiment_, trial=8, command="generate")
     assert "model my-blob" not in said
-    assert re.search("[1-7] of 8 images are there already", said)
+    assert re.search("[1-7] of 8 images already exist", said)
     newest = master.stored(8)[8]
     assert read_metadata(newest)["models"] == {"my-blob": first}
     (line,) = {line.split('"source": ')[1][:50] for line in manifest(newest)}
@@ -625,8 +625,11 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
     assert main(["download", "model:my-blob", "--output-dir", str(tmp_path / "got")]) == 0
     assert (tmp_path / "got" / "learned_embeddings_dict.pt").is_file()
     for name, sentence in (
-        ("my-blob:3", "model 'my-blob' has no version 3; det model list-versions shows them"),
-        ("our-blob", "the registry has no model 'our-blob'; det model list shows them"),
+        (
+            "my-blob:3",
+            "model 'my-blob' has no version 3; det model list-versions shows all versions",
+        ),
+        ("our-blob", "the registry has no model 'our-blob'; det model list shows all models"),
     ):
         assert main(["show", f"model:{name}"]) == 2
         assert capsys.readouterr().err == f"detsd: {sentence}\n"
@@ -641,8 +644,8 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
     assert main(["generate", str(path), "--output-dir", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"model my-blob: checkpoint {second}, with which this run began" in said
-    assert f"version 3 is newer, {third}: to use it, give --output-dir a new folder" in said
-    assert "8 of 9 images are there already" in said
+    assert f"the newer version 3, checkpoint {third}, give --output-dir a new folder" in said
+    assert "8 of 9 images already exist" in said
     found = set(re.findall('"source": "uuid:([^"]*)"', (out / "manifest.jsonl").read_text()))
     assert found == {second}
 
@@ -817,7 +820,7 @@ def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypat
     assert master.collect_garbage(2) == 2
     left = ", ".join(f"{before[step]} (step {step})" for step in (8, 6))
     sentence = (
-        f"checkpoint {before[2]} is deleted: checkpoint_storage of its experiment 1 keeps "
+        f"checkpoint {before[2]} was deleted: checkpoint_storage of its experiment 1 keeps "
         f"save_experiment_best: 0, save_trial_best: 1, save_trial_latest: 1; name one that "
         f"is left: {left}"
     )
@@ -966,7 +969,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
 
     monkeypatch.setattr(store, "MAX_PENDING", 1)  # no image is made while one waits to be stored
     pause(master, told("/checkpoints", before + 2))
-    assert f"{before} of 12 images are there already" in master.run(given, **options)
+    assert f"{before} of 12 images already exist" in master.run(given, **options)
     assert before + 2 <= max(master.stored()) < 12
     assert len(master.acknowledged) == 1
     master.preempt.clear()
@@ -1041,7 +1044,7 @@ def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_pat
     assert 2 <= max(master.stored()) < 8
     master.preempt.clear()
     said = master.run(given, command="evaluate")
-    assert "of 8 images are there already" in said
+    assert "of 8 images already exist" in said
     assert f"\nmetrics, samples and plot: checkpoint {master.checkpoints()[8]}\nnext:" in said
     assert commands_of(said)["view its metrics and images"][-1] == "1"
     last = master.stored()[8]

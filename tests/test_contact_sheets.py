@@ -120,7 +120,7 @@ def test_a_character_that_no_font_has_is_told_once(caplog, monkeypatch):
     contact_sheets.sheet([[tile(1)]], ["漢字"], title="漢")
     fonts._file.cache_clear()
     (said,) = [r.getMessage() for r in caplog.records]
-    assert "no font here has 字 漢" in said or "no font here has 漢 字" in said
+    assert "no installed font has 字 漢" in said or "no installed font has 漢 字" in said
     assert "Noto Sans CJK" in said
 
 

@@ -266,7 +266,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
     made = pipe.make([JOB] * 5)
     assert asked == [5, 2, 2, 1]
     assert all(abs(a.astype(int) - b).max() <= 1 for a, b in zip(whole, pixels(made), strict=True))
-    assert "a batch of 5 images does not fit into memory; going on with 2" in caplog.text
+    assert "a batch of 5 images does not fit into memory; continuing with 2" in caplog.text
     asked.clear()
     pipe.make([JOB] * 3)  # it knows by now
     pipe.make([dataclasses.replace(JOB, width=16)] * 4)  # and counts in pixels
@@ -291,7 +291,7 @@ def test_images_beyond_the_range_of_a_precision_are_told(pipe, monkeypatch, capl
 
     monkeypatch.setattr(engine, "decode", overflowing)
     pipe.make([dataclasses.replace(JOB, seed=k) for k in range(3)])
-    assert "1 of 3 images went beyond the range of torch.float32" in caplog.text
+    assert "1 of 3 images exceeded the range of torch.float32" in caplog.text
     assert "set model.precision to bf16 or fp32" in caplog.text
 
 

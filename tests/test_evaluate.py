@@ -314,8 +314,8 @@ UUID = "0b9a5b3c-52b0-4b3a-9d0e-0a1b2c3d4e5f"
     [
         (["{run}"], "evaluator.clip: {model} includes no CLIP to measure images"),
         (["{run}", "--clip", "{run}"], "evaluator.clip: {run} holds no config.json"),
-        (["{file}", "--clip", "{clip}"], "from which images {file} was learned is not known; name"),
-        (["{lost}", "--clip", "{clip}"], "{lost} was learned from other images: folder /gone"),
+        (["{file}", "--clip", "{clip}"], "{file}'s training images are not known; name"),
+        (["{lost}", "--clip", "{clip}"], "{lost}'s training images are missing (folder /gone"),
         (["{run}", "--clip", "{clip}", "--images", "/gone"], "evaluation.images: folder /gone"),
         (["{run}", "--clip", "{clip}", "--lineup", "{run}"], "evaluation.lineup: folder {run}"),
         (["{run}", "--clip", "{clip}", "--lineup", "{photos}"], "lineup names only {photos}, the"),

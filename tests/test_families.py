@@ -192,7 +192,9 @@ def test_more_layers_than_there_are_cannot_be_left_out(folders):
     for family in FAMILIES:
         most = read_spec(resolve_model(ModelConfig(str(folders[family])))).max_clip_skip
         assert most == 1
-        with pytest.raises(UserError, match=r"model.clip_skip is 2, but .* has layers for 0 to 1"):
+        with pytest.raises(
+            UserError, match=r"model.clip_skip is 2, but .* has only enough layers for 0 to 1"
+        ):
             load_base_model(ModelConfig(str(folders[family]), clip_skip=2), CPU)
 
 
@@ -271,10 +273,10 @@ def test_a_single_file_of_a_model_takes_another_vae(folders, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"latent_channels": 8}, "has latents of 8 channels, and the UNet was trained on latents"),
-        ({"scaling_factor": 0.13025}, "the scaling factor 0.13025, and the UNet was trained on"),
+        ({"latent_channels": 8}, "has latents of 8 channels, but the UNet was trained on latents"),
+        ({"scaling_factor": 0.13025}, "the scaling factor 0.13025, but the UNet was trained on"),
         ({"_class_name": "AutoencoderTiny"}, "is of the class AutoencoderTiny; name the folder"),
-        ({"block_out_channels": [8, 8]}, "has 2 sizes of layers, and the UNet was trained on 3"),
+        ({"block_out_channels": [8, 8]}, "has 2 sizes of layers, but the UNet was trained on 3"),
     ],
 )
 def test_a_vae_that_does_not_fit_is_refused(changes, words, folders, tmp_path):
@@ -296,9 +298,9 @@ def test_files_that_are_no_vae_are_refused(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     for name, words in (
         ("wide.safetensors", "has latents of 8 channels"),
-        ("concept.safetensors", "it has no encoder and decoder of a VAE"),
+        ("concept.safetensors", "it lacks the encoder and decoder of a VAE"),
         ("anime.vae.pt", "is a pickle, which can run code"),
-        ("torn.safetensors", "tensors of a VAE are missing in it"),
+        ("torn.safetensors", "it lacks some tensors of a VAE"),
         ("empty", "config.json"),
     ):
         with pytest.raises(UserError, match="model.vae: ") as error:
@@ -537,7 +539,7 @@ def test_the_supported_families_are_told_by_their_small_files(folders):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"_class_name": "FluxPipeline"}, "of another kind (Flux)"),
+        ({"_class_name": "FluxPipeline"}, "of an unsupported kind (Flux)"),
         ({"_class_name": "StableDiffusion3Pipeline"}, "(Stable Diffusion 3)"),
         ({"_class_name": "StableDiffusionXLInpaintPipeline"}, "(Stable Diffusion XL Inpaint)"),
         ({"_class_name": "PixArtAlphaPipeline"}, "(Pix Art Alpha)"),
@@ -579,18 +581,18 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tm
     shutil.copytree(folders["sd1"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = read(folder, "unet/config.json")
     (folder / "unet/config.json").write_text(json.dumps(config | {"in_channels": 9}))
-    with pytest.raises(UserError, match="is an inpainting model .* supported are Stable Diff"):
+    with pytest.raises(UserError, match="is an inpainting model .* detsd supports Stable Diff"):
         load_base_model(ModelConfig(str(folder)), CPU)
     shutil.copy(folders["sd1"] / "unet/config.json", folder / "unet/config.json")
     with pytest.raises(UserError, match="concept 'blob-thing' does not fit"):
         load_base_model(ModelConfig(str(folder)), CPU, [blob("sdxl")])
     (folder / "model_index.json").unlink()
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="is a LoRA, which changes a base model"):
+    with pytest.raises(UserError, match="is a LoRA, not a base model"):
         load_base_model(ModelConfig(str(folder)), CPU)
     assert "name that file" in without_index(["model.safetensors", "README.md"])
     assert "one part of a model" in without_index(["config.json", "x.safetensors"])
-    assert "no model in the diffusers format" in without_index(["README.md"])
+    assert "not a model in the diffusers format" in without_index(["README.md"])
 
 
 def test_an_installed_package_puts_no_watermark_into_images(folders, monkeypatch):
@@ -754,9 +756,9 @@ def test_the_configurations_that_come_along_are_the_real_models():
         (["lora_unet_down.alpha"], "a LoRA"),
         (["double_blocks.0.x"], "Flux"),
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
-        (["emb_params"], "a concept, perhaps"),
-        (["first_stage_model.x"], "a VAE alone"),
-        ([f"x{k}" for k in range(9)], "no whole Stable Diffusion model"),
+        (["emb_params"], "perhaps a concept"),
+        (["first_stage_model.x"], "only a VAE"),
+        ([f"x{k}" for k in range(9)], "not a complete Stable Diffusion model"),
     ],
 )
 def test_single_files_of_other_kinds(names, words, tmp_path):
@@ -781,8 +783,8 @@ def test_pickles_and_missing_files_are_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "model.ckpt")
     (tmp_path / "text.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     for name, words in (
-        ("model.ckpt", "is a pickle, which can run code when it is read; convert it"),
-        ("text.safetensors", "is no safetensors file"),
+        ("model.ckpt", "is a pickle, which can run code when read; convert it"),
+        ("text.safetensors", "is not a safetensors file"),
         ("gone.safetensors", "does not exist; name a file"),
     ):
         with pytest.raises(UserError, match=words):

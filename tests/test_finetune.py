@@ -159,7 +159,7 @@ def test_a_concept_knows_the_clip_skip_that_it_was_learned_with(
         run = ["generate", *given, "--set", f"model.clip_skip={skip}"]
         run += ["--output-dir", f"{grid}{k}"]
         assert main(run) == 0
-        warned = "blob-thing was learned with model.clip_skip 1, and is used with 0" in caplog.text
+        warned = "blob-thing was learned with model.clip_skip 1, but is used with 0" in caplog.text
         assert warned == (skip == 0)
         (image,) = tmp_path.glob(f"grid{k}/images/*.png")
         assert remake_hyperparameters(image)["model"].get("clip_skip", 0) == skip
@@ -1187,7 +1187,7 @@ def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, 
     monkeypatch.setattr(loading, "_load", fails)
     assert finetune(experiment(), tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot be loaded; free the device's memory, or take half precision" in line
+    assert "cannot be loaded; free the device's memory, or use half precision" in line
 
 
 @pytest.mark.parametrize(

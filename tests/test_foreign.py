@@ -71,7 +71,7 @@ def test_comments_of_other_formats_are_read(tmp_path, name, comment):
 
 
 START = "Steps: 20, CFG scale: 7, Seed: 1, Size: 64x64, RNG: CPU, Sampler: "
-GPU = "its noise was drawn on the GPU (it does not say RNG: CPU): another image"
+GPU = "its noise was drawn on a GPU (it does not say RNG: CPU); expect another image"
 
 
 @pytest.mark.parametrize(
@@ -86,17 +86,17 @@ GPU = "its noise was drawn on the GPU (it does not say RNG: CPU): another image"
          "linspace", []),
         ("DPM++ 2M Karras, SGM noise multiplier: True", "dpmsolver++-karras", None, []),
         ("DPM++ 2M Karras", "dpmsolver++-karras", None,
-         ["its noise levels differ a little from those here (SGM noise multiplier)"]),
+         ["its noise levels differ slightly from those here (SGM noise multiplier)"]),
         ("DPM2 a Karras", None, None,
-         ["its sampler 'DPM2 a Karras' is not supported; ddim is taken"]),
+         ["its sampler 'DPM2 a Karras' is not supported; ddim is used"]),
         ("Euler, Schedule type: Beta", "euler", "linspace",
          ["its schedule 'Beta' is not supported with euler"]),
         ("UniPC", "unipc", None,
-         ["unipc here and UniPC there are not made alike: another image, of the kind"]),
+         ["unipc here differs from UniPC there; expect a similar but different image"]),
         ("Euler, Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent", "euler",
          "linspace", ["hires fix is not supported; it is left out"]),
         ("Euler, Denoising strength: 0.5", "euler", "linspace",
-         ["an image to begin with is not supported; it is left out"]),
+         ["an initial image is not supported; it is left out"]),
         ("Euler, VAE hash: 1234567890, VAE: other.pt", "euler", "linspace",
          ["its VAE was other.pt; name the file in model.vae"]),
         ('Euler, TI hashes: "easy: 0123456789ab, bad-hands-5: 123456789abc"', "euler", "linspace",
@@ -146,7 +146,7 @@ def test_our_own_text_is_read_back(tmp_path):
             "guidance_interval": [0.2, 0.8], "scheduler_names": name, "prompt_weights": False,
         }  # fmt: skip
         assert found.grid == expected
-        assert all("not made alike" in note for note in found.notes)
+        assert all("here differs from" in note for note in found.notes)
 
 
 # ---- ComfyUI -----------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_values_in_nodes_of_their_own_and_custom_samplers(tmp_path):
         "spacing": "trailing",
     }  # fmt: skip
     assert found.notes == [
-        "its first noise is up to 0.5 % larger or smaller: nearly the same image"
+        "its first noise is up to 0.5 % larger or smaller; expect nearly the same image"
     ]
 
 
@@ -236,9 +236,9 @@ def test_prompts_that_are_no_texts(tmp_path):
     found = comfy(tmp_path, nodes)
     assert (found.grid["prompts"], found.grid["negative_prompts"]) == ("", "")
     assert found.notes == [
-        "nodes that are not known are left out: StringFunction",
-        "the negative prompt is no text but zeros; an empty one is taken",
-        "the positive prompt is put together by nodes that are not known",
+        "the negative prompt is zeros, not text; an empty one is used",
+        "the positive prompt is put together by unknown nodes; it is left empty",
+        "unknown nodes are left out: StringFunction",
     ]
 
 
@@ -257,7 +257,7 @@ def test_the_first_pass_of_a_hires_graph_is_made(tmp_path):
     assert found.notes == [
         "ControlNet is not supported; it is left out",
         "LoRA is not supported; it is left out",
-        "further passes (hires fix) are not supported; the first one is made",
+        "further passes (hires fix) are not supported; only the first one is made",
         "hires fix and enlarging is not supported; it is left out",
         CONCEPT,
         "the node ControlNetApply on the positive prompt is left out",
@@ -278,15 +278,15 @@ def test_what_a_graph_does_besides_is_named(tmp_path):
     found = comfy(tmp_path, nodes)
     assert found.clip_skip == 1
     assert found.notes == [
-        "an image to begin with is not supported; it begins with noise",
-        "euler-ancestral here and euler_ancestral there are not made alike: another image, of the "
-        "kind",
-        "it names no height; the default is taken",
-        "it names no width; the default is taken",
+        "an initial image is not supported; the image starts from noise",
+        "euler-ancestral here differs from euler_ancestral there; expect a similar but different "
+        "image",
+        "it names no height; the default is used",
+        "it names no width; the default is used",
         "its VAE was other.safetensors; name the file in model.vae",
         CONCEPT,
         "its schedule 'karras' is not supported with euler-ancestral",
-        "nodes that are not known are left out: FreeU?[2J",
+        "unknown nodes are left out: FreeU?[2J",
     ]
 
 
@@ -305,21 +305,21 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_graphs_end_in_a_sentence(tmp_path, name):
     path = with_texts(tmp_path / "c.png", prompt=HOSTILE[name])
-    with pytest.raises(UserError, match="of ComfyUI"):
+    with pytest.raises(UserError, match="ComfyUI graph"):
         read_foreign(path)
 
 
 def test_circles_and_wrong_types_are_no_more_than_unknown(tmp_path):
     found = comfy(tmp_path, CIRCLE)
     assert (found.grid["prompts"], found.grid["seeds"]) == ("", 9)
-    assert "the negative prompt is put together by nodes that are not known" in found.notes
+    assert "the negative prompt is put together by unknown nodes; it is left empty" in found.notes
     inputs = {
         "seed": {"a": 1}, "steps": "many", "cfg": None, "sampler_name": ["9"], "scheduler": 5,
         "positive": [], "negative": [["x"], 0], "latent_image": "5", "denoise": [[], []],
     }  # fmt: skip
     found = comfy(tmp_path, graph(**{"3": node("KSampler", **inputs)}))
     assert found.grid == {"prompts": "", "negative_prompts": ""}
-    assert "it names no seed; the default is taken" in found.notes
+    assert "it names no seed; the default is used" in found.notes
 
 
 @pytest.mark.parametrize(

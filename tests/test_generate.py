@@ -248,7 +248,7 @@ def test_an_image_whose_concept_was_learned_anew(given, concepts, tmp_path, caps
     write_concepts([LearnedConcept("zyx-two", "", (torch.ones(2, 16),))], concepts)
     assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
     file = concepts / "learned_embeddings_dict.pt"
-    assert f"zyx-two in {file} has other rows now than then" in capsys.readouterr().out
+    assert f"the rows of zyx-two in {file} have changed since then" in capsys.readouterr().out
     assert call("generate", "--from", tmp_path / "gone.png") == 2
     assert "gone.png does not exist" in capsys.readouterr().err
 
@@ -304,12 +304,12 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
     generate(given, tmp_path / "out")
     before = pixels(tmp_path / "out")
     given["grid"]["seeds"] = [3, 1, 7]
-    with pytest.raises(UserError, match=r"job-00002\.png is an image of another grid.*seed"):
+    with pytest.raises(UserError, match=r"job-00002\.png is from a different grid.*seed"):
         generate(given, tmp_path / "out")
     given["grid"]["seeds"] = [3, 1, 2]
     write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 16),))], concepts)  # retrained
     given["grid"]["prompts"] = "a photo of a blob-thing"
-    with pytest.raises(UserError, match=r"another grid than this one \(its concepts differ\)"):
+    with pytest.raises(UserError, match=r"a different grid than this one \(its concepts differ\)"):
         generate(given, tmp_path / "out")
     assert pixels(tmp_path / "out") == before
 
@@ -350,7 +350,7 @@ def test_a_finished_grid_can_grow(given, tmp_path):
     assert generate(given, folder).store.resumed_count == 72
     assert {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")} == before
     given["grid"] = smaller  # a grid does not shrink
-    with pytest.raises(UserError, match="is an image of another grid than this one"):
+    with pytest.raises(UserError, match="is from a different grid than this one"):
         generate(given, folder)
 
 
@@ -390,7 +390,7 @@ def test_a_batch_that_does_not_fit_is_halved(given, tmp_path, monkeypatch, caplo
     monkeypatch.setattr(Sampler, "_make_at_once", cramped)
     generate(given, tmp_path / "halved")
     assert asked == [4] + [2] * 12
-    assert "a batch of 4 images does not fit into memory; going on with 2" in caplog.text
+    assert "a batch of 4 images does not fit into memory; continuing with 2" in caplog.text
     for n in range(24):
         a, b = (
             np.asarray(Image.open(tmp_path / name / "images" / whole.store.path(n).name), int)

@@ -144,9 +144,9 @@ def test_a_uuid_becomes_no_path_outside_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CACHE", tmp_path / "cache" / "checkpoints")
     (tmp_path / "cache" / "checkpoints").mkdir(parents=True)
     for uuid in ("", ".", "..", "../..", "a/b", "/etc", "a\0b", "x" * 300):
-        with pytest.raises(UserError, match="no uuid of a checkpoint"):
+        with pytest.raises(UserError, match="not a checkpoint uuid"):
             download.cached_checkpoint(uuid)
-        with pytest.raises(UserError, match="no uuid of a checkpoint"):
+        with pytest.raises(UserError, match="not a checkpoint uuid"):
             download.download(uuid, tmp_path / "to")
     assert not (tmp_path / "to").exists()
 

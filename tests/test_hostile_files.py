@@ -174,7 +174,7 @@ def test_a_state_without_a_part_is_named_with_the_checkpoint_before(state, lacki
     with pytest.raises(UserError) as told:
         state.restored()
     assert str(told.value).startswith(f"{path} is damaged (")
-    assert str(told.value).endswith(f"; delete {state.newest} to go on from step-00000002")
+    assert str(told.value).endswith(f"; delete {state.newest} to continue from step-00000002")
     shutil.rmtree(state.newest)
     assert state.restored()[0] == "step-00000002"
 
@@ -182,7 +182,7 @@ def test_a_state_without_a_part_is_named_with_the_checkpoint_before(state, lacki
 def test_a_damaged_concept_of_a_state_is_named_with_the_checkpoint_before(state):
     path = state.newest / "learned_embeddings_dict.pt"
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(UserError, match="is damaged .* to go on from step-00000002"):
+    with pytest.raises(UserError, match="is damaged .* to continue from step-00000002"):
         state.restored()
 
 
@@ -199,7 +199,7 @@ def test_metadata_of_another_shape_or_step_are_named(state, metadata):
     with pytest.raises(UserError) as told:
         read_metadata(state.newest)
     assert str(told.value).startswith(f"{state.newest / 'metadata.json'} is damaged (")
-    assert str(told.value).endswith("to go on from step-00000002")
+    assert str(told.value).endswith("to continue from step-00000002")
 
 
 def test_a_number_of_steps_that_is_none_is_no_longer_schedule(state):
@@ -217,7 +217,7 @@ def test_metrics_with_odd_fields_are_left_out(tmp_path, caplog):
     run.metrics_file.write_text("\n".join(map(json.dumps, [whole, *odd])))
     assert run.metrics() == [whole]
     run.forget_metrics_after(1)
-    assert "metrics.jsonl: 5 lines are no reports" in caplog.text
+    assert "metrics.jsonl: removing 5 damaged lines" in caplog.text
     assert run.metrics_file.read_text() == json.dumps(whole) + "\n"
 
 

@@ -123,7 +123,7 @@ def test_a_gated_model_says_so_with_and_without_a_token(hub, monkeypatch):
     assert f"{NAME} is gated; accept its licence on {hub.endpoint}/{NAME}" in said
     assert "set HF_AUTH_TOKEN" in said
     monkeypatch.setenv("HF_AUTH_TOKEN", "hf_other")
-    assert "the account of this token has no access to it" in refusal()
+    assert "this token's account has no access to it" in refusal()
     monkeypatch.setenv("HF_AUTH_TOKEN", "hf_reader")
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
     assert hub.seen_tokens == {"", "hf_other", "hf_reader"}
@@ -176,7 +176,9 @@ def test_what_is_no_complete_model_is_told_before_its_weights_are_fetched(
     assert "predicts 'sample'" in refusal()
     (other / "model_index.json").unlink()
     hub.add(NAME, shutil.copytree(other, tmp_path / "bare"))
-    assert f"{NAME} is no model in the diffusers format (it has no model_index.json)" in refusal()
+    assert (
+        f"{NAME} is not a model in the diffusers format (it has no model_index.json)" in refusal()
+    )
     assert not [path for path in hub.downloads() if path.endswith(".safetensors")]
 
 
@@ -206,10 +208,10 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
             said.append(refusal())
     assert "the hub (http://127.0.0.1:9) cannot be reached (" in said[0]
     assert no_waiting == [1, 2, 4, 8, 15, 30, 60]  # and none offline
-    assert caplog.text.count("asking again for up to 120 s") == 1
+    assert caplog.text.count("retrying for up to 120 s") == 1
     assert "HF_HUB_OFFLINE forbids asking the hub" in said[1]
     for sentence in said:
-        assert f"nothing of it is in the cache {constants.HF_HUB_CACHE}" in sentence
+        assert f"the cache {constants.HF_HUB_CACHE}" in sentence
         assert f"hf download {NAME}" in sentence
         assert "scheduler_config" not in sentence
     resolve_model(ModelConfig(NAME)).fetch("scheduler", "tokenizer", "text_encoder", "vae")
@@ -220,7 +222,7 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     caplog.clear()
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
-    assert f"as it was fetched before, at {hub.models[NAME].main}" in caplog.text
+    assert f"as fetched before, at {hub.models[NAME].main}" in caplog.text
     assert len(no_waiting) == 7  # what is in the cache is taken at once
 
 
@@ -257,7 +259,7 @@ def test_a_hub_whose_name_does_not_resolve_for_a_moment_is_asked_again(
     source.fetch("scheduler")
     assert waits == [1, 2]
     assert caplog.text.count("cannot be reached (") == 1
-    assert caplog.text.count("asking again for up to 120 s") == 1
+    assert caplog.text.count("retrying for up to 120 s") == 1
     hub.models[NAME].private = True
     assert "neither a folder here nor a hub model" in refusal()
     assert waits == [1, 2]
@@ -271,7 +273,7 @@ def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main  # the cache's
     shutil.rmtree(constants.HF_HUB_CACHE)
     hub.busy = 8
-    assert "answers 429 Too Many Requests, and nothing of it is in the cache" in refusal()
+    assert "answers 429 Too Many Requests, and the cache" in refusal()
 
 
 def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
@@ -409,7 +411,7 @@ def test_of_an_evaluator_what_is_needed_is_fetched_and_only_once(hub, clip, monk
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     again = load_encoders(EvaluatorConfig(CLIP), "demo_model", CPU)["clip"]
     assert again.commit == commit
-    assert f"taking {CLIP} as it was fetched before, at {commit}" in caplog.text
+    assert f"using {CLIP} as fetched before, at {commit}" in caplog.text
     assert torch.equal(seen, again.image_features(pictures))
 
 
@@ -429,7 +431,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
     hub.add(CLIP, clip, gated=True)
     assert f"is gated; accept its licence on {hub.endpoint}/{CLIP}" in evaluator_refusal()
     monkeypatch.setenv("HF_AUTH_TOKEN", "hf_other")
-    assert "the account of this token has no access to it" in evaluator_refusal()
+    assert "this token's account has no access to it" in evaluator_refusal()
     misspelt = evaluator_refusal("tiny/clib")
     assert "neither a folder here nor a hub model that this token can see" in misspelt
     monkeypatch.setenv("HF_AUTH_TOKEN", "hf_expired")
@@ -437,7 +439,7 @@ def test_an_evaluator_that_cannot_be_had_is_told_like_a_model(hub, clip, monkeyp
         load_encoders(EvaluatorConfig(dino=CLIP), "demo_model", CPU)
     monkeypatch.delenv("HF_AUTH_TOKEN")
     hub.busy = 16
-    assert "answers 429 Too Many Requests, and nothing of it is in the cache" in evaluator_refusal()
+    assert "answers 429 Too Many Requests, and the cache" in evaluator_refusal()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = evaluator_refusal()
     assert "cannot be reached (" in said

@@ -243,10 +243,10 @@ def test_evaluators_in_folders_of_their_own(tmp_path, monkeypatch):
     assert list(load_encoders(EvaluatorConfig(), "demo_model", CPU)) == ["clip"]
     # The libraries would take one for the other, with weights of chance.
     with pytest.raises(
-        UserError, match=r"evaluator\.clip: .*dino is .* kind 'dinov2'; name a CLIP"
+        UserError, match=r"evaluator\.clip: .*dino is .* type 'dinov2'; name a CLIP"
     ):
         load_encoders(EvaluatorConfig(str(dino)), "demo_model", CPU)
-    with pytest.raises(UserError, match=r"evaluator\.dino: .*clip is .* kind 'clip'; name a DINO"):
+    with pytest.raises(UserError, match=r"evaluator\.dino: .*clip is .* type 'clip'; name a DINO"):
         load_encoders(EvaluatorConfig(dino=str(clip)), "demo_model", CPU)
     with monkeypatch.context() as asked:  # whether to run somebody's code
         asked.setattr("builtins.input", lambda *_: pytest.fail("asked"))
@@ -274,7 +274,10 @@ def test_an_evaluator_without_its_vocabulary_is_refused(tmp_path):
         (EvaluatorConfig(), r"evaluator\.clip: owner/model includes no CLIP .* name one"),
         (EvaluatorConfig("gone/for/ever"), r"evaluator\.clip: gone/for/ever does not exist"),
         (EvaluatorConfig("det_logos"), r"evaluator\.clip: det_logos holds no config\.json"),
-        (EvaluatorConfig("owner/clip"), r"evaluator\.clip: owner/clip is no folder here, HF_HUB"),
+        (
+            EvaluatorConfig("owner/clip"),
+            r"evaluator\.clip: owner/clip is not a folder here, HF_HUB",
+        ),
     ],
 )
 def test_a_missing_evaluator_is_told_in_a_sentence(config, message):

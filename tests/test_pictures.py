@@ -209,7 +209,7 @@ def test_a_large_transparent_picture_is_scaled_in_strips(tmp_path, monkeypatch):
 def test_what_decodes_as_a_whole_has_a_limit_of_its_own(tmp_path, monkeypatch):
     halves(RED, BLUE).save(tmp_path / "a.webp")
     monkeypatch.setattr(pictures, "MOST", 1000)
-    with pytest.raises(ValueError, match="64 pixels, and of such a WEBP file at most 62 fit"):
+    with pytest.raises(ValueError, match="64 pixels, but at most 62 of such a WEBP file fit"):
         read_picture(tmp_path / "a.webp")
     halves(RED, BLUE).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png").size == (8, 8)

@@ -228,7 +228,7 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
     session.expect(r"loading \S+ \.\.\.")
     session.expect("step 40  val_loss")
     session.sendintr()
-    session.expect("stopping: what is made is being stored")
+    session.expect("stopping: storing what has been made")
     session.expect("the same command continues from here")
     session.expect(pexpect.EOF)
     session.close()

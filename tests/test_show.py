@@ -148,9 +148,9 @@ def test_a_model_is_fetched_only_when_named(checkpoint, monkeypatch):
     facts = json.loads((checkpoint / "metadata.json").read_text())
     facts["config"]["model"]["pretrained_model_name_or_path"] = "nobody/never-fetched"
     (checkpoint / "metadata.json").write_text(json.dumps(facts))
-    assert "--model nobody/never-fetched asks the hub" in shown(checkpoint)
+    assert "--model nobody/never-fetched fetches it from the hub" in shown(checkpoint)
     assert asked.pop()[-1] is False
-    with pytest.raises(UserError, match="nobody/never-fetched is no folder here"):
+    with pytest.raises(UserError, match="nobody/never-fetched is not a folder here"):
         shown(checkpoint, "nobody/never-fetched")
     assert asked.pop()[-1] is True
 

@@ -202,7 +202,7 @@ def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, ca
     monkeypatch.setattr(store, "MAX_TAGS", 11)
     kept = opened()
     kept.begin()
-    assert "TensorBoard gets contact sheets, not 12 single images" in capsys.readouterr().out
+    assert "TensorBoard gets contact sheets instead of 12 single images" in capsys.readouterr().out
     kept.add(files(kept, range(12)))
     assert kept.finish()
     kept.run.flush()

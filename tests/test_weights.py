@@ -392,5 +392,5 @@ def test_guidance_that_covers_no_step_is_told(model):
     assert warn([job, dataclasses.replace(job, guidance_interval=(0.2, 0.8))]) == []
     none = dataclasses.replace(job, guidance_interval=(0.2, 0.4))
     (said,) = warn([none, dataclasses.replace(none, seed=1)])
-    assert said.startswith("guidance_interval: [0.2, 0.4] contains none of 2 steps")
+    assert said.startswith("guidance_interval: [0.2, 0.4] contains none of the 2 steps")
     assert JobWarnings(model)([dataclasses.replace(none, guidance_scale=1)]) == []

@@ -23,8 +23,8 @@ BATCH_SIZE = 32  # images
 HINT = "name a folder, or a model on the hub, with its weights in safetensors"
 
 KINDS = {  # of encoders: a name for messages, and the model types of their configurations
-    "clip": ("a CLIP", ("clip",)),
-    "dino": ("a DINO", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")),
+    "clip": ("a CLIP model", ("clip",)),
+    "dino": ("a DINO model", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")),
 }
 
 
@@ -102,7 +102,7 @@ def _resolve_encoder(which: str, name: str, commit: str | None) -> ModelFiles:
     with loading(name, HINT, key):
         kind = read_json(source, CONFIG).get("model_type")
     if kind not in kinds:  # which the libraries would load with random weights
-        raise UserError(f"{key}: {name} is a model of the kind {kind!r}; name {title}")
+        raise UserError(f"{key}: {name} is a model of type {kind!r}; name {title}")
     return source
 
 

@@ -56,11 +56,11 @@ def learned_from(file: Path) -> list[str]:
 
 def images_problem(name: str, folders: list[str]) -> str | None:
     """Return why a concept's training images are missing; None if they are here."""
-    ask = "name the folder of its training images with --images (evaluation.images)"
+    ask = "name their folder with --images (evaluation.images)"
     if not folders:
-        return f"from which images {name} was learned is not known; {ask}"
+        return f"{name}'s training images are not known; {ask}"
     problem = next(filter(None, map(folder_problem, folders)), None)
-    return problem and f"{name} was learned from other images: {problem.partition(';')[0]}; {ask}"
+    return problem and f"{name}'s training images are missing ({problem.partition(';')[0]}); {ask}"
 
 
 def own_clip(base_model: str) -> str | None:

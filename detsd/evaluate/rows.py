@@ -46,7 +46,7 @@ def describe(path: str | Path, model: str | None = None) -> dict[str, Any]:
         revision = None if model else facts.get("commit") or trained_on.get("revision")
         tables, notes = _tables(ModelConfig(name, revision), kinds, path, bool(model))
     else:
-        notes = ["no comparison with the vocabulary: name the base model with --model for one"]
+        notes = ["no comparison with the vocabulary: name the base model with --model to get one"]
     return {
         "source": str(path),
         "steps": facts.get("steps_completed"),
@@ -70,15 +70,15 @@ def _tables(
             raise
         notes.append(f"no comparison with the vocabulary: {error}")
         if not Path(name).is_absolute():
-            notes.append(f"--model {name} asks the hub for it")
+            notes.append(f"--model {name} fetches it from the hub")
     own = tuple(table.shape[1] for _, table in tables)
     if tables and own not in kinds:
-        problem = f"{name} has vectors of width {joined(own)}, {path} of width " + " or ".join(
+        problem = f"{name} has vectors of width {joined(own)}, but {path} of width " + " or ".join(
             map(joined, kinds)
         )
         if asked:
             fits = " or ".join(map(family, kinds))
-            raise UserError(f"{problem}: it fits {fits}; name that with --model")
+            raise UserError(f"{problem}; the file fits {fits}, so name that with --model")
         notes.append(f"no comparison with the vocabulary: {problem}")
     return tables, notes
 

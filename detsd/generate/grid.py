@@ -198,9 +198,7 @@ class Grid:
         store, todo = self.store, self._todo()
         if store:
             if store.finished:
-                self.run.print(
-                    f"{len(store.finished)} of {len(self.jobs)} images are there already"
-                )
+                self.run.print(f"{len(store.finished)} of {len(self.jobs)} images already exist")
             store.begin()
         texts = {(job.prompt, job.negative_prompt) for job in self.jobs}
         if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what to do
@@ -304,18 +302,18 @@ def compare(again: Path, original: Path) -> str:
     except Exception as error:  # broken files raise a dozen classes
         return f"the pixels of {original} cannot be read ({one_line(error)})"
     if a.size != b.size:
-        return f"another size than {original}: {a.size} instead of {b.size}"
+        return f"a different size than {original}: {a.size} instead of {b.size}"
     difference = abs(np.asarray(a.rgb, int) - np.asarray(b.rgb, int))
     if not difference.any():
         return f"the same pixels as {original}"
     share = (difference.max(2) > 0).mean()
     was, now = ((png.read_record(path) or {}).get("concepts", {}) for path in (original, again))
     other = [
-        f"; {name} in {c['source']} has other rows now than then"
+        f"; the rows of {name} in {c['source']} have changed since then"
         for name, c in was.items()
         if now.get(name, {}).get("sha256") != c["sha256"]
     ]
     return (
-        f"{share:.1%} of the pixels of {original} differ, by {difference.max()} of 255 at most"
+        f"{share:.1%} of the pixels of {original} differ, by at most {difference.max()} of 255"
         + "".join(other)
     )

@@ -69,7 +69,7 @@ def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as lines:
             for record in map(json.loads, lines):
                 if not (png.is_record(record) and is_made(record)):
-                    raise ValueError("a line describes no image")
+                    raise ValueError("a line does not describe an image")
                 yield record
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); use an intact copy") from None
@@ -195,7 +195,7 @@ class ShardedCheckpoints:
                     records = list(read_manifest(folder / MANIFEST))
                 except Exception as error:  # storage back ends raise anything
                     logger.warning(
-                        "checkpoint %s is gone (%s): its images are made again", uuid, error
+                        "checkpoint %s is gone (%s); making its images again", uuid, error
                     )
                     continue
             for record in records:

@@ -134,8 +134,9 @@ class ImageStore:
                 self._log(number)
         else:
             self.run.print(
-                f"TensorBoard gets contact sheets, not {len(self.jobs)} single images "
-                f"(output.tensorboard: {self.config.output.tensorboard}; auto: above {MAX_TAGS})"
+                f"TensorBoard gets contact sheets instead of {len(self.jobs)} single images "
+                f"(output.tensorboard: {self.config.output.tensorboard}; auto does so above "
+                f"{MAX_TAGS})"
             )
         for index in self._sheets.complete:
             path = self._sheets.paths[index]

@@ -76,7 +76,7 @@ def hub_token() -> str | None:
         if token and token != PLACEHOLDER_TOKEN:
             if not re.fullmatch(r"[\w.~+/=-]+", token, re.ASCII):
                 raise UserError(
-                    f"{name} holds a character that no token has, a quote or a space perhaps; copy "
+                    f"{name} holds a character that no token has, such as a quote or a space; copy "
                     "the token again"
                 )
             return token
@@ -163,7 +163,7 @@ class ModelFiles:
         if total > room:
             raise UserError(
                 f"{self.key}: {self.name} needs {_size(total)} more in {constants.HF_HUB_CACHE}, "
-                f"which has room for {_size(room)}; make room, or set HF_HOME to a folder with more"
+                f"which has room for {_size(room)}; make room, or set HF_HOME to a larger disk"
             )
         with _download_progress(self.name, total, self.folder.parent.parent / "blobs"):
             for name in missing:
@@ -220,13 +220,13 @@ def resolve_files(
     if not isinstance(path, str):
         at = f" at revision {revision}" if revision else ""
         raise UserError(
-            f"{key}: {name} is no folder here, {offline}, and nothing of it{at} is in the cache "
-            f"{constants.HF_HUB_CACHE}; run this once with the hub in reach (or hf download {name} "
-            "elsewhere, and bring the cache along), or name a folder"
+            f"{key}: {name} is not a folder here, {offline}, and the cache {constants.HF_HUB_CACHE}"
+            f" does not hold it{at}; run this once with access to the hub (or run hf download "
+            f"{name} elsewhere and copy the cache), or name a folder"
         )
     folder = Path(path).parent
     if fetch:
-        logger.warning("%s; taking %s as it was fetched before, at %s", offline, name, folder.name)
+        logger.warning("%s; using %s as fetched before, at %s", offline, name, folder.name)
     return ModelFiles(name, folder, files_of(folder), folder.name, offline, key=key)
 
 
@@ -277,7 +277,7 @@ def _repeat(call: Callable[[], T], pauses: Iterable[float] = PAUSES, connect: bo
             if not count:
                 what = f"answers {_answer(error)}" if busy else ""
                 what = f"the hub ({constants.ENDPOINT}) {what}" if what else _unreachable(error)
-                logger.warning("%s; asking again for up to %d s", what, sum(pauses))
+                logger.warning("%s; retrying for up to %d s", what, sum(pauses))
             asked = error.response.headers.get("Retry-After", "") if busy else ""
             time.sleep(min(MAX_WAIT, int(asked) if asked.isdigit() else pause))
 
@@ -334,7 +334,7 @@ def _sentence(name: str, revision: str | None, file: str, error: BaseException) 
     if isinstance(error, GatedRepoError):  # first: it is a subclass of not found
         if has_token:
             return (
-                f"{name} is gated, and the account of this token has no access to it; accept its "
+                f"{name} is gated, and this token's account has no access to it; accept its "
                 f"licence on {page} with that account (a fine-grained token must also be allowed "
                 "to read gated models)"
             )
@@ -359,13 +359,13 @@ def _sentence(name: str, revision: str | None, file: str, error: BaseException) 
             "hub settings"
         )
     if code == 403:
-        return f"the hub refuses {name} to this token (403); give the token leave to read it"
+        return f"the hub refuses {name} to this token (403); give the token permission to read it"
     if code:
         return f"{name} cannot be fetched: the hub answers {_answer(error)}; try again later"
     reason = one_line(error) or type(error).__name__
     return (
         f"{name} cannot be fetched: the connection to the hub broke off ({reason}); run the same "
-        "command again, what has come down whole is kept"
+        "command again (complete files are kept)"
     )
 
 

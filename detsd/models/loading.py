@@ -102,7 +102,7 @@ def load_base_model(
     kind = read_spec(source)
     if not 0 <= config.clip_skip <= kind.max_clip_skip:
         raise UserError(
-            f"model.clip_skip is {config.clip_skip}, but {name} has layers for 0 to "
+            f"model.clip_skip is {config.clip_skip}, but {name} has only enough layers for 0 to "
             f"{kind.max_clip_skip}; A1111's 'Clip skip: 2' is 1 here"
         )
     for concept in concepts:
@@ -197,7 +197,7 @@ def _load(cls: type, source: ModelFiles, part: str, dtype: torch.dtype):
     if missing := sorted(info["missing_keys"]):
         reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
         if info["unexpected_keys"]:
-            reason += "; another version of transformers seems to have saved them: use that one"
+            reason += "; another version of transformers seems to have saved them, so use that one"
         raise ValueError(reason)
     return cast(model, dtype, files)
 

@@ -40,8 +40,8 @@ def find_single_file(name: str) -> ModelFiles:
     path = Path(name)
     if path.is_file() and not VOCABULARY.is_dir():
         raise UserError(
-            f"{KEY}: a single file needs the vocabulary in demo_model/tokenizer, which is not in "
-            f"{VOCABULARY.parent.parent}; run detsd from its repository, or name a folder"
+            f"{KEY}: a single file needs the vocabulary in demo_model/tokenizer, which is missing "
+            f"in {VOCABULARY.parent.parent}; run detsd from its repository, or name a folder"
         )
     family, what = single_family(safe_shapes(name, path, KEY))
     if what:
@@ -62,10 +62,10 @@ def safe_shapes(name: str, path: Path, key: str) -> dict[str, tuple[int, ...]]:
         start = f.read(9)
     if start[8:] != b"{":
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
-        what = "a pickle, which can run code when it is read" if pickled else "no safetensors file"
+        what = "a pickle, which can run code when read" if pickled else "not a safetensors file"
         raise UserError(
-            f"{key}: {name} is {what}; convert it to safetensors on a machine that may be lost, as "
-            "docs/models.md says"
+            f"{key}: {name} is {what}; convert it to safetensors on a machine that you can afford "
+            "to lose, as docs/models.md describes"
         )
     with safe_open(str(path), "pt") as f:
         return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118

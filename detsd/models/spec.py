@@ -68,7 +68,7 @@ def loading(name: str, hint: str = HINT, key: str = KEY) -> Iterator[None]:
     except ERRORS as error:
         reason = one_line(error, 300)
         if is_out_of_memory(error):
-            hint = "free the device's memory, or take half precision (model.precision)"
+            hint = "free the device's memory, or use half precision (model.precision)"
         raise UserError(f"{key}: {name} cannot be loaded; {hint} (reason: {reason})") from None
 
 

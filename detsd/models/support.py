@@ -18,7 +18,7 @@ from detsd.utils.paths import BUNDLED, looked, resolve
 
 INDEX = "model_index.json"  # marks a folder or repository as a model in the diffusers format
 
-SUPPORTED = "supported are Stable Diffusion 1.x, 2.x and XL, and fine-tunes of these"
+SUPPORTED = "detsd supports Stable Diffusion 1.x, 2.x and XL, and fine-tunes of these"
 
 PIPELINES = {
     "StableDiffusionPipeline",
@@ -48,15 +48,15 @@ def without_index(files: Iterable[str]) -> str:
     names = sorted(files)
     single = [n for n in names if n.endswith(".safetensors") and "/" not in n]
     if "adapter_config.json" in names or any("lora" in n.lower() for n in single):
-        return "a LoRA, which changes a base model and is none"
+        return "a LoRA, not a base model"
     if "config.json" in names:
-        return "one part of a model, or a model of another kind (it has no model_index.json)"
+        return "one part of a model, or a model of an unsupported kind (it has no model_index.json)"
     if single:
         return (
             f"not in the diffusers format (it has no model_index.json); if {single[0]} in it is a "
-            "whole model, name that file, on this machine"
+            "whole model, name that file on this machine"
         )
-    return "no model in the diffusers format (it has no model_index.json)"
+    return "not a model in the diffusers format (it has no model_index.json)"
 
 
 def unsupported_index(index: Mapping[str, Any]) -> str:
@@ -66,10 +66,10 @@ def unsupported_index(index: Mapping[str, Any]) -> str:
         return "the refiner of Stable Diffusion XL"
     name = str(index.get("_class_name", ""))
     if name not in PIPELINES:
-        return f"of another kind ({_spaced(name) or 'its model_index.json names none'})"
+        return f"of an unsupported kind ({_spaced(name) or 'its model_index.json names no kind'})"
     for part, known in PARTS.items():
         if classes[part] not in known and (classes[part] or part != "text_encoder_2"):
-            return f"of another kind (its {part} is {classes[part] or 'missing'})"
+            return f"of an unsupported kind (its {part} is {classes[part] or 'missing'})"
     return ""
 
 
@@ -88,25 +88,25 @@ def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != latents:
-        what = CHANNELS.get(channels, "of another kind")
-        return f"{what} (its UNet takes {channels} channels for latents of {latents})"
+        what = CHANNELS.get(channels, "of an unsupported kind")
+        return f"{what} (its UNet takes {channels} channels, but the latents have {latents})"
     if unet.get("time_cond_proj_dim"):
         return "a consistency model (its UNet takes the guidance scale)"
     if unet.get("class_embed_type") or unet.get("num_class_embeds"):
-        return "of another kind (its UNet takes a class)"
+        return "of an unsupported kind (its UNet takes a class)"
     if str(scheduler.get("_class_name", "")).startswith("EDM"):
-        return "a model of the EDM formulation"
+        return "a model in the EDM formulation"
     added, second = unet.get("addition_embed_type"), configs.get("text_encoder_2")
     if added != ("text_time" if second else None):
-        return f"of another kind (its UNet takes {added or 'no size and no pooled text'})"
+        return f"of an unsupported kind (its UNet takes {added or 'no size and no pooled text'})"
     if second:
         width = unet.get("projection_class_embeddings_input_dim")
         sizes = 6 * (unet.get("addition_time_embed_dim") or 0)
         if width != second.get("projection_dim", 512) + sizes:
-            return "of another kind (its UNet does not take the pooled text and six sizes)"
+            return "of an unsupported kind (its UNet does not take the pooled text and six sizes)"
     predicted = scheduler.get("prediction_type", "epsilon")
     if predicted not in ("epsilon", "v_prediction"):
-        return f"a model that predicts {predicted!r} and neither noise nor v"
+        return f"a model that predicts {predicted!r} instead of noise or v"
     return ""
 
 
@@ -130,24 +130,24 @@ def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
 
     if FIRST_CONVOLUTION not in shapes:
         if any("lora" in name or name.endswith(".alpha") for name in names):
-            return "", "a LoRA, which changes a base model and is none"
+            return "", "a LoRA, not a base model"
         if has("double_blocks.", "model.diffusion_model.double_blocks."):
-            return "", "of another kind (Flux)"
+            return "", "of an unsupported kind (Flux)"
         if has("joint_blocks.", "model.diffusion_model.joint_blocks."):
-            return "", "of another kind (Stable Diffusion 3)"
+            return "", "of an unsupported kind (Stable Diffusion 3)"
         if has("control_model.", "controlnet_"):
             return "", "a ControlNet"
         if has("first_stage_model.", "encoder.down."):
-            return "", "a VAE alone"
+            return "", "only a VAE"
         if len(names) <= 4:
-            return "", "no base model; a concept, perhaps, which belongs under concepts"
-        return "", "no whole Stable Diffusion model in the original layout"
+            return "", "not a base model but perhaps a concept, which belongs under concepts"
+        return "", "not a complete Stable Diffusion model in the original layout"
     channels = shapes[FIRST_CONVOLUTION][1]
     if channels != 4:
-        what = CHANNELS.get(channels, "of another kind")
+        what = CHANNELS.get(channels, "of an unsupported kind")
         return "", f"{what} (its UNet takes {channels} channels)"
     if has("embedder.model."):
-        return "", "of another kind (unCLIP)"
+        return "", "of an unsupported kind (unCLIP)"
     for beginning, family in TEXT.items():
         if has(beginning):
             if has("first_stage_model."):
@@ -155,7 +155,7 @@ def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
             return "", "incomplete (it has no VAE)"
     if has("conditioner.embedders.0.model."):
         return "", "the refiner of Stable Diffusion XL"
-    return "", "of another kind (its text encoder is not CLIP), or has no text encoder"
+    return "", "of an unsupported kind (its text encoder is not CLIP), or has no text encoder"
 
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of weight files
@@ -192,7 +192,7 @@ def _name_problems(config: ModelConfig, beside: Path | None) -> list[str]:
             return [f"{key}: {name} is {found}; {SUPPORTED}"]
         except (OSError, ValueError):
             return [f"{key}: {path / INDEX} is damaged; use an intact copy"]
-        found = unsupported_index(index) if isinstance(index, dict) else "no model"
+        found = unsupported_index(index) if isinstance(index, dict) else "not a model"
         return [f"{key}: {name} is {found}; {SUPPORTED}"] if found else []
     hub = re.fullmatch(HUB_NAME, name) and path.suffix != ".safetensors"
     if os.path.exists(path) or hub:

@@ -63,7 +63,7 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
             shapes = safe_shapes(source.name, source.single, KEY)
             found = [shape for name, shape in shapes.items() if name.endswith(INPUTS)]
             if len(found) != 2:
-                raise ValueError("it has no encoder and decoder of a VAE")
+                raise ValueError("it lacks the encoder and decoder of a VAE")
             config = own | {"latent_channels": min(shape[1] for shape in found if shape[1] != 3)}
         else:
             config = read_json(source, CONFIG)
@@ -78,7 +78,7 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
         its, ours = (len(v) if isinstance(v, list | tuple) else v for v in (its, ours))
         if not math.isclose(its, ours, rel_tol=1e-4):
             raise UserError(
-                f"{KEY}: {source.name} has {what.format(its)}, and the UNet was trained on "
+                f"{KEY}: {source.name} has {what.format(its)}, but the UNet was trained on "
                 f"{what.format(ours)}; name a VAE of the base model's family"
             )
     return config
@@ -90,7 +90,7 @@ def load_single_vae(path: Path, folder: Path, dtype: torch.dtype) -> Autoencoder
     try:
         return AutoencoderKL.from_single_file(str(path), torch_dtype=dtype, **options)
     except NotImplementedError:  # raised for moving a tensor that was never filled
-        raise ValueError("tensors of a VAE are missing in it") from None
+        raise ValueError("it lacks some tensors of a VAE") from None
 
 
 def weights_file(source: ModelFiles) -> Path:

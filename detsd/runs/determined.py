@@ -106,7 +106,9 @@ class DeterminedRun(Run):
                 # answering. If that one had received it, the same step has one more checkpoint.
                 if pause is None:
                     raise
-                logger.warning("the master's answer to a checkpoint was cut (%s); again", error)
+                logger.warning(
+                    "the master's answer to a checkpoint broke off (%s); retrying", error
+                )
                 time.sleep(pause)
 
     def register(self, model, uuid, title, notes):
@@ -129,8 +131,8 @@ class DeterminedRun(Run):
             version.checkpoint.remove_metadata([key for key in metadata if key not in short])
         except Exception as error:  # what was learned is stored already
             logger.warning(
-                "checkpoint %s (%s) could not be registered as %r (%s); do so with "
-                "det model register-version, after det model create where there is no such model",
+                "checkpoint %s (%s) could not be registered as %r (%s); register it with "
+                "det model register-version, after det model create if there is no such model",
                 *(uuid, title, model, one_line(error)),
             )
             return ""

@@ -50,11 +50,12 @@ def download(uuid: str, to: Path) -> None:
         raise UserError(f"checkpoint {uuid} is unknown to the master; check the uuid") from None
     except api_errors.MasterNotFoundException:
         raise UserError(
-            f"checkpoint {uuid} cannot be asked for: no Determined master was found; set DET_MASTER"
+            f"checkpoint {uuid} cannot be looked up: no Determined master was found; set DET_MASTER"
         ) from None
     except api_errors.UnauthenticatedException:
         raise UserError(
-            f"checkpoint {uuid} cannot be asked for: the master wants a login; run det user login"
+            f"checkpoint {uuid} cannot be looked up: the master asks for a login; run "
+            "det user login"
         ) from None
     except CheckpointStateException:
         raise UserError(deleted(uuid)) from None
@@ -64,7 +65,7 @@ def download(uuid: str, to: Path) -> None:
             raise
         raise UserError(
             f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {one_line(error)}); "
-            "neither its storage nor the master gives it to this machine"
+            "make its storage or the master accessible from this machine"
         ) from None
 
 
@@ -79,10 +80,10 @@ def deleted(uuid: str) -> str:
             client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.DESCENDING, MAX_LISTED
         )
     except Exception:  # the sentence is useful even without the master's part
-        return f"checkpoint {uuid} is deleted; name another one (det e list-checkpoints ID)"
+        return f"checkpoint {uuid} was deleted; name another one (det e list-checkpoints ID)"
     kept = ", ".join(f"{key}: {storage.get(key)}" for key in KEEPS)
     found = ", ".join(f"{c.uuid} (step {c.metadata['steps_completed']})" for c in left)
     return (
-        f"checkpoint {uuid} is deleted: checkpoint_storage of its experiment {number} keeps {kept}"
+        f"checkpoint {uuid} was deleted: checkpoint_storage of its experiment {number} keeps {kept}"
         + (f"; name one that is left: {found}" if found else "; none of that experiment is left")
     )

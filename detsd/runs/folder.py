@@ -70,11 +70,11 @@ def _problem(checkpoint: Path, facts: Any) -> str:
             return f"{key} is {reprlib.repr(facts[key])}"
     config, best = facts.get("config", {}), facts.get("best") or {"steps_completed": 0}
     if not all(isinstance(section, dict) for section in config.values()):
-        return "a section of config is no mapping"
+        return "a section of config is not a mapping"
     if not all(map(is_number, best.values())):
         return f"best is {reprlib.repr(best)}"
     if not isinstance(best.get("steps_completed"), int) or facts.get("samples_per_step", 1) < 1:
-        return "best has no step, or a step no samples"
+        return "best has no step, or a step has no samples"
     step = STEP.fullmatch(checkpoint.name)
     if step and facts.get("steps_completed") != int(step[1]):
         return f"steps_completed is {facts.get('steps_completed')}"
@@ -90,13 +90,13 @@ def damaged(file: Path, why: str, checkpoint: str = "") -> UserError:
     what, instead = str(file), "use an intact copy"
     if checkpoint:
         what = f"{file.name} of {checkpoint}"
-        instead = "delete that checkpoint to go on from the one before"
+        instead = "delete that checkpoint to continue from the one before"
     elif STEP.fullmatch(file.parent.name):
         steps = _by_step(file.parent.parent)
         earlier = steps[: steps.index(file.parent)] if file.parent in steps else []
         before = next(filter(is_complete, reversed(earlier)), None)
         instead = f"delete {file.parent} to "
-        instead += f"go on from {before.name}" if before else "begin anew"
+        instead += f"continue from {before.name}" if before else "start over"
     return UserError(f"{what} is damaged ({why}); {instead}")
 
 
@@ -217,7 +217,7 @@ class RunFolder:
             lines = self._metrics_lines()
             reports = list(filter(None, map(_report, lines)))
             if left := len(lines) - len(reports):
-                logger.warning("%s: %d lines are no reports, and go", self.metrics_file, left)
+                logger.warning("%s: removing %d damaged lines", self.metrics_file, left)
             kept = [report for report in reports if report["steps_completed"] <= steps]
             with atomic_write(self.metrics_file) as staging:
                 staging.write_text("".join(f"{json.dumps(report)}\n" for report in kept))
@@ -239,10 +239,10 @@ class RunFolder:
             there = there.parent
         if not there.is_dir():
             raise UserError(
-                f"{option} {folder} cannot be made: {there} is no folder; name another one"
+                f"{option} {folder} cannot be created: {there} is not a folder; name another one"
             )
         if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
+            raise UserError(f"{option} {folder}: {there} is not writable; name another folder")
 
     def check_no_finetuning(self) -> None:
         """Refuse to put a grid's images into a fine-tuning's folder."""

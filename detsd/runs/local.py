@@ -52,7 +52,7 @@ class LocalRun(Run):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"--output-dir {folder} cannot be made ({error.strerror}); name another folder"
+                f"--output-dir {folder} cannot be created ({error.strerror}); name another folder"
             ) from None
         self._hold_folder()
         self.latest = self._files.latest()
@@ -90,8 +90,8 @@ class LocalRun(Run):
             newest, version = find_version(model)
             if newest != uuid:
                 self.print(
-                    f"model {model}: checkpoint {uuid}, with which this run began; version "
-                    f"{version} is newer, {newest}: to use it, {self.begin_anew}"
+                    f"model {model}: checkpoint {uuid}, with which this run began; to use "
+                    f"the newer version {version}, checkpoint {newest}, {self.begin_anew}"
                 )
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class LocalRun(Run):
         # At once if asked twice, if idle, or if there is nothing to lose yet.
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
         if self.is_chief:
-            gently = "stopping: what is made is being stored; ask again to leave at once"
+            gently = "stopping: storing what has been made; interrupt again to quit at once"
             progress.print_from_signal("stopped" if now else gently)
         if now:
             raise SystemExit(128 + number)
@@ -173,7 +173,7 @@ class LocalRun(Run):
                     raise
                 raise UserError(
                     f"{final} cannot be written ({error}); make room and run the same command "
-                    "again, earlier checkpoints are untouched"
+                    "again (earlier checkpoints are untouched)"
                 ) from None
         return ""
 

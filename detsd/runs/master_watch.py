@@ -49,7 +49,7 @@ class MasterWatch(logging.Filter):
             while not _answers():
                 if not self.away.is_set():
                     self.away.set()
-                    progress.say("the master does not answer; what it is to be told waits for it")
+                    progress.say("the master does not answer; reports to it wait until it does")
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE)
             if self.away.is_set():

@@ -26,20 +26,22 @@ def find_version(name: str) -> tuple[str, int]:
     try:
         entry = client.get_model(model)
     except api_errors.NotFoundException:
-        raise UserError(f"the registry has no model {model!r}; det model list shows them") from None
+        raise UserError(
+            f"the registry has no model {model!r}; det model list shows all models"
+        ) from None
     except api_errors.MasterNotFoundException:
         raise UserError(
-            f"model {model!r} cannot be asked for: no Determined master was found; set DET_MASTER"
+            f"model {model!r} cannot be looked up: no Determined master was found; set DET_MASTER"
         ) from None
     except Exception as error:
-        raise UserError(f"model {model!r} cannot be asked for ({one_line(error)})") from None
+        raise UserError(f"model {model!r} cannot be looked up ({one_line(error)})") from None
     try:
         version = entry.get_version(int(number) if number else -1)
     except api_errors.NotFoundException:
         version = None
     if version is None:
         what = f"no version {number}" if number else "no version yet"
-        raise UserError(f"model {model!r} has {what}; det model list-versions shows them")
+        raise UserError(f"model {model!r} has {what}; det model list-versions shows all versions")
     return version.checkpoint.uuid, version.model_version
 
 

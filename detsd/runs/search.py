@@ -63,9 +63,11 @@ def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
             for trial in experiment.list_trials()
         ]  # fmt: skip
     except api_errors.NotFoundException:
-        raise UserError(f"the master knows no experiment {number}; det e list shows them") from None
+        raise UserError(
+            f"the master has no experiment {number}; det e list shows all experiments"
+        ) from None
     except api_errors.MasterNotFoundException:
         raise UserError(
-            f"experiment {number} cannot be asked for: no Determined master was found; set "
+            f"experiment {number} cannot be looked up: no Determined master was found; set "
             "DET_MASTER"
         ) from None

@@ -123,14 +123,14 @@ class Sampler:
         if len(batch) == 1:
             raise UserError(
                 f"not even one image of {width} x {height} fits into the memory of "
-                f"{self.model.device}; make it smaller (grid.width and grid.height), or take "
+                f"{self.model.device}; make it smaller (grid.width and grid.height), or use "
                 "half precision (model.precision)"
             )
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
         logger.warning(
-            "a batch of %d images does not fit into memory; going on with %d", len(batch), half
+            "a batch of %d images does not fit into memory; continuing with %d", len(batch), half
         )
         self.max_pixels = half * width * height
 
@@ -216,7 +216,7 @@ class Sampler:
         lost = count - int(pixels.isfinite().flatten(1).all(1).sum())
         if lost:
             logger.warning(
-                "%d of %d images went beyond the range of %s and are black; set model.precision to "
+                "%d of %d images exceeded the range of %s and are black; set model.precision to "
                 "bf16 or fp32",
                 *(lost, count, self.model.dtype),
             )

@@ -34,7 +34,7 @@ from detsd.sampling.warnings import JobWarnings
 from detsd.utils import png
 from detsd.utils.errors import UserError
 
-OTHER_CLIP_SKIP = "%s was learned with model.clip_skip %d, and is used with %d here"
+OTHER_CLIP_SKIP = "%s was learned with model.clip_skip %d, but is used with %d here"
 
 logger = logging.getLogger("detsd")
 
@@ -178,7 +178,7 @@ class DetSDTextualInversionPipeline:
         found, newest, _ = find_concepts(reload_from)
         new = [c for c in found if c.name == name]
         if not new:
-            raise UserError(f"{newest} holds no concept {name!r} any more; load it again")
+            raise UserError(f"{newest} no longer holds concept {name!r}; load it again")
         self.unload(name)
         try:
             self.add(new, newest, reload_from)

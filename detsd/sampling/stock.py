@@ -72,12 +72,12 @@ def check_steps(model: BaseModel, name: str, steps: int) -> None:
     if steps >= most:
         raise UserError(
             f"num_inference_steps: {steps} must be less than the {most} timesteps of "
-            f"{model.name}; 25 to 50 will do"
+            f"{model.name}; use 25 to 50"
         )
     if name == "lcm" and steps > LCM_STEPS:
         raise UserError(
-            f"num_inference_steps: {steps} is more than the {LCM_STEPS} of the lcm sampler; 4 to 8 "
-            "will do"
+            f"num_inference_steps: {steps} is more than the {LCM_STEPS} of the lcm sampler; use 4 "
+            "to 8"
         )
 
 
@@ -93,8 +93,8 @@ def steps_warning(model: BaseModel, name: str, steps: int, spacing: str | None =
     if times[0] > most / 100 and not (steps == 2 and scheduler.order == 2 and times[-1] < 2):
         return ""
     return (
-        f"num_inference_steps: {steps} gives noise with the {name} sampler, which makes its last "
-        f"step at timestep {times[-1]:.0f} of {most}; take 20 or more, or spacing: trailing"
+        f"num_inference_steps: {steps} gives noise with the {name} sampler, whose last step is at "
+        f"timestep {times[-1]:.0f} of {most}; use 20 or more, or spacing: trailing"
     )
 
 

@@ -52,6 +52,6 @@ class JobWarnings:
 def _unguided(steps: int, interval: tuple[float, float]) -> str:
     """Say that guidance has no effect."""
     return (
-        f"guidance_interval: {list(interval)} contains none of {steps} steps, so that "
-        "guidance_scale and negative prompts have no effect; widen it, or take more steps"
+        f"guidance_interval: {list(interval)} contains none of the {steps} steps, so "
+        "guidance_scale and negative prompts have no effect; widen it, or use more steps"
     )

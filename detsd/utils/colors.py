@@ -172,7 +172,7 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
         )
     except (OSError, ValueError, ImageCms.PyCMSError) as error:
         logger.warning(
-            "a colour profile cannot be used (%s): its pictures are taken as sRGB", one_line(error)
+            "a colour profile cannot be used (%s); its pictures are read as sRGB", one_line(error)
         )
         return None
     if mode in ("L", "RGB") and _is_srgb(transform, mode):

@@ -105,7 +105,7 @@ class Graph:
             if "TextEncode" in kind:
                 break
             if kind == "ConditioningZeroOut":
-                self.found.note(f"the {role} prompt is no text but zeros; an empty one is taken")
+                self.found.note(f"the {role} prompt is zeros, not text; an empty one is used")
                 return ""
             if kind != "Reroute":
                 self.found.note(f"the node {kind[:100]} on the {role} prompt is left out")
@@ -117,7 +117,7 @@ class Graph:
                     value = self.value(value[0], *VALUES, "prompt")
                 if isinstance(value, str):
                     return value
-        self.found.note(f"the {role} prompt is put together by nodes that are not known")
+        self.found.note(f"the {role} prompt is put together by unknown nodes; it is left empty")
         return ""
 
     def settings(self) -> ForeignSettings:
@@ -132,13 +132,13 @@ class Graph:
             if id(inputs) in used and SAMPLERS.match(kind) and kind != "KSamplerSelect"
         ][:MAX_SAMPLERS]
         if not samplers:
-            raise UserError(f"{self.path} holds a graph of ComfyUI without a sampler that is known")
+            raise UserError(f"{self.path} holds a ComfyUI graph without a known sampler node")
         # The first of several passes depends on none of the others.
         first = min(
             samplers, key=lambda key: sum(bool(SAMPLERS.match(k)) for k, _ in self.upstream(key))
         )
         if len(samplers) > 1:
-            found.note("further passes (hires fix) are not supported; the first one is made")
+            found.note("further passes (hires fix) are not supported; only the first one is made")
         found.model = str(self.value(first, "ckpt_name", "unet_name") or "")
         found.prompts(self.text(first, "positive"), self.text(first, "negative"))
         given = {key: self.value(first, *keys) for key, keys in {
@@ -166,11 +166,11 @@ class Graph:
         note = self.found.note
         images = any(re.search("LoadImage|VAEEncode", kind) for kind in kinds)
         if images or given["denoise"] not in (None, 1, 1.0):
-            note("an image to begin with is not supported; it begins with noise")
+            note("an initial image is not supported; the image starts from noise")
         if given["start"] not in (None, 0) or given["noise"] in ("disable", False):
-            note("a sampler that begins on the way is not supported; it makes all steps")
+            note("a sampler that starts partway is not supported; all steps are made")
         if given["batch"] not in (None, 1):
-            note(f"of its batch of {str(given['batch'])[:20]} the first image is made")
+            note(f"only the first image of its batch of {str(given['batch'])[:20]} is made")
         if isinstance(given["skip"], int):  # -1 is the last layer; XL counts from the last but one
             self.found.clip_skip = max(0, -given["skip"] - 1 - ("CLIPTextEncodeSDXL" in kinds))
         if given["vae"]:
@@ -183,4 +183,4 @@ class Graph:
                 note(f"{what} is not supported; it is left out")
         others = sorted({k for k in kinds if k not in KNOWN_NODES and not NOTED.search(k)})
         if others:
-            note(f"nodes that are not known are left out: {', '.join(others)[:200]}")
+            note(f"unknown nodes are left out: {', '.join(others)[:200]}")

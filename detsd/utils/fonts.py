@@ -80,8 +80,8 @@ def _tell(missing: Set[str]) -> str:
     if missing - _told:
         _told.update(missing)
         logger.warning(
-            "no font here has %s: labels show boxes in their place; install one that has, such as "
-            "Noto Sans CJK",
+            "no installed font has %s, so labels show boxes instead; install one that has, such "
+            "as Noto Sans CJK",
             " ".join(sorted(missing)[:10]),
         )
     return _usual()

@@ -38,11 +38,12 @@ HONOURED = {
     "Noise Schedule", "Clip skip", "VAE", "VAE hash",
 }  # fmt: skip
 TOPICS = {  # prefixes of A1111's fields, and what they stand for
-    "Hires": "hires fix", "First pass": "hires fix", "Denoising": "an image to begin with",
-    "Init image": "an image to begin with", "Mask": "inpainting", "Inpaint": "inpainting",
+    "Hires": "hires fix", "First pass": "hires fix", "Denoising": "an initial image",
+    "Init image": "an initial image", "Mask": "inpainting", "Inpaint": "inpainting",
     "Variation": "a variation seed",
-    "Seed resize": "a seed of another size", "ENSD": "another seed for the noise on the way",
-    "Eta": "another amount of noise on the way", "Refiner": "a refiner", "ControlNet": "ControlNet",
+    "Seed resize": "a seed for another size", "ENSD": "another seed for the noise between steps",
+    "Eta": "another amount of noise between steps", "Refiner": "a refiner",
+    "ControlNet": "ControlNet",
     "ADetailer": "ADetailer", "Face restoration": "face restoration", "Hypernet": "a hypernetwork",
     "Tiling": "tiling",
 }  # fmt: skip
@@ -79,12 +80,14 @@ class ForeignSettings:
                 raise ValueError
             self.grid[key] = kind(value)
         except (ValueError, TypeError, OverflowError):
-            self.note(f"it names no {name}; the default is taken")
+            self.note(f"it names no {name}; the default is used")
 
     def prompts(self, prompt: str, negative: str) -> None:
         """Keep the prompts; `detsd.concepts.prompts` warns of what is not read in them."""
         if max(len(prompt), len(negative)) > MAX_PROMPT:
-            self.note(f"its prompt is cut after {MAX_PROMPT:,} characters; the model reads fewer")
+            self.note(
+                f"its prompt is cut after {MAX_PROMPT:,} characters; the model reads even less"
+            )
             prompt, negative = prompt[:MAX_PROMPT], negative[:MAX_PROMPT]
         self.concepts([m[1] for m in EMBEDDING.finditer(f"{prompt} {negative}")])
         for key, value in (("prompts", prompt), ("negative_prompts", negative)):
@@ -111,7 +114,7 @@ class ForeignSettings:
                 words, kind = words.removesuffix(f" {suffix}"), suffix
         name = known.get(words, "")
         if not name:
-            self.note(f"its sampler {str(sampler)[:100]!r} is not supported; ddim is taken")
+            self.note(f"its sampler {str(sampler)[:100]!r} is not supported; ddim is used")
             return ""
         if kind == "karras" and name.startswith("dpmsolver++"):
             name += "-karras"
@@ -123,7 +126,7 @@ class ForeignSettings:
                 self.grid["spacing"] = "linspace"
         if name in UNLIKE or (self.tool == "ComfyUI" and name == "euler-ancestral"):
             self.note(
-                f"{name} here and {sampler} there are not made alike: another image, of the kind"
+                f"{name} here differs from {sampler} there; expect a similar but different image"
             )
         self.grid["scheduler_names"] = name
         return name
@@ -133,7 +136,9 @@ class ForeignSettings:
         steps, spacing = self.grid.get("num_inference_steps", 0), self.grid.get("spacing")
         count = steps + (self.tool == "A1111" and name == "dpmsolver++")
         if self.tool == "ComfyUI" and name in ("euler", "heun", "lms-discrete"):
-            self.note("its first noise is up to 0.5 % larger or smaller: nearly the same image")
+            self.note(
+                "its first noise is up to 0.5 % larger or smaller; expect nearly the same image"
+            )
         if spacing == "leading" and count and 1000 % count:
             self.note(f"with {steps} steps the noise levels differ somewhat from {self.tool}'s")
 
@@ -162,7 +167,7 @@ def read_foreign(path: Path) -> ForeignSettings | None:
     if "parameters" in texts:
         return _a1111(path, texts["parameters"])
     if "prompt" in texts:
-        raise UserError(f"{path} holds a text under 'prompt' that is no graph of ComfyUI")
+        raise UserError(f"{path} holds a text under 'prompt' that is not a ComfyUI graph")
     return None
 
 
@@ -242,12 +247,12 @@ def _a1111(path: Path, text: str) -> ForeignSettings:
     if given.get("Emphasis") == "None":
         found.grid["prompt_weights"] = False
     if given.get("RNG") != "CPU":
-        found.note("its noise was drawn on the GPU (it does not say RNG: CPU): another image")
+        found.note("its noise was drawn on a GPU (it does not say RNG: CPU); expect another image")
     found.check_levels(name)
     wanted = noise_fields(name, found.grid.get("spacing", "leading")) if name else {}
     for key in ("SGM noise multiplier", "Discard penultimate sigma"):
         if name and name not in UNLIKE and (given.get(key) == "True") != (key in wanted):
-            found.note(f"its noise levels differ a little from those here ({key})")
+            found.note(f"its noise levels differ slightly from those here ({key})")
     if "Lora hashes" in given:
         found.note("LoRA is not supported; it is left out")
     found.concepts([word.strip() for word in fields(given.get("TI hashes", ""))])
@@ -255,7 +260,7 @@ def _a1111(path: Path, text: str) -> ForeignSettings:
         found.clip_skip = max(0, int(given["Clip skip"]) - 1)
     if found.clip_skip:
         found.note(
-            "with Stable Diffusion XL say --set model.clip_skip=0: A1111 skips nothing there"
+            "with Stable Diffusion XL add --set model.clip_skip=0, since A1111 skips nothing there"
         )
     if vae := given.get("VAE", given.get("VAE hash")):
         found.note(f"its VAE was {vae[:100]}; name the file in model.vae")

@@ -38,7 +38,7 @@ def uuid_problem(uuid: str) -> str | None:
     """Return why a text is not a checkpoint's uuid, by which it is cached; else None."""
     if re.fullmatch(r"[\w-]{1,100}", uuid):
         return None
-    return f"{uuid[:100]!r} is no uuid of a checkpoint (det e list-checkpoints ID shows them)"
+    return f"{uuid[:100]!r} is not a checkpoint uuid; det e list-checkpoints ID shows them"
 
 
 def find(name: str, beside: Path | None = None) -> str:

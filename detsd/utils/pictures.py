@@ -153,8 +153,8 @@ def _cost(image: Image.Image, halvings: int) -> float:
     if (image.format in COSTLY or turned) and cost > MOST:
         most = int(MOST / each)
         raise ValueError(
-            f"it has {math.prod(image.size):,} pixels, and of such a {image.format} file at most "
-            f"{most:,} fit into memory; scale it down, or save it as JPEG or PNG, upright"
+            f"it has {math.prod(image.size):,} pixels, but at most {most:,} of such a "
+            f"{image.format} file fit into memory; scale it down, or save it upright as JPEG or PNG"
         )
     return min(cost, MEMORY)
 
