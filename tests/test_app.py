@@ -220,22 +220,30 @@ def test_values_of_an_axis_as_a1111_writes_them(axis, text, values):
     [
         (("colour", "1"), ("nothing", ""), "the axis 'colour' is unknown; use one of nothing, "),
         (("seed", " , "), ("nothing", ""), "the axis 'seed' has no values; write e.g. 0-2"),
-        (("seed", "one"), ("nothing", ""), "'seed' says 'one', which is no number and no range"),
-        (("steps", "1-9 (+0)"), ("nothing", ""), "no number and no range"),
-        (("steps", "1-9 (-1)"), ("nothing", ""), "no number and no range"),
+        (
+            ("seed", "one"),
+            ("nothing", ""),
+            "'seed' has 'one', which is neither a number nor a range",
+        ),
+        (("steps", "1-9 (+0)"), ("nothing", ""), "neither a number nor a range"),
+        (("steps", "1-9 (-1)"), ("nothing", ""), "neither a number nor a range"),
         (("seed", "1, 1-3"), ("nothing", ""), "the axis 'seed' has 1 twice"),
         (("seed", "1"), ("seed", "2"), "both axes are 'seed'"),
         (
             ("seed", "1-999999999"),
             ("nothing", ""),
-            f"65 x 1 images and the page makes {MAX_CELLS}",
+            f"65 x 1 images, but the page makes at most {MAX_CELLS}",
         ),
         (("seed", "1-999999999 [999999]"), ("nothing", ""), "65 x 1 images"),
-        (("seed", "1-9 [0]"), ("nothing", ""), "no number and no range"),
+        (("seed", "1-9 [0]"), ("nothing", ""), "neither a number nor a range"),
         (("guidance scale", "90"), ("nothing", ""), "guidance_scale is 90.0 but must be at most 5"),
         (("scheduler", "Euler b"), ("nothing", ""), "scheduler is 'Euler b', which is unknown"),
         (("words of the prompt", '"blob'), ("words of the prompt", "blob, a"), "both axes look"),
-        (("words of the prompt", "cat, dog"), ("nothing", ""), "looks for 'cat', which the prompt"),
+        (
+            ("words of the prompt", "cat, dog"),
+            ("nothing", ""),
+            "looks for 'cat', which is not in the prompt",
+        ),
     ],
 )
 def test_grids_that_are_refused(backend, x, y, message):
@@ -383,8 +391,8 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
     )
     assert other[0] == given
     assert other[1] == [
-        f"it was made on another, this is {backend.pipe.model.name}",
-        "its concept blob-thing had other vectors than the one loaded here",
+        f"it was made with the model another; this page uses {backend.pipe.model.name}",
+        "its concept blob-thing had different vectors from the one loaded here",
         "its concept cube-thing is not loaded",
     ]
     part, _ = dropped(guidance_interval=[0.2, 0.8], spacing="trailing")
@@ -434,7 +442,7 @@ def test_a_concept_is_taken_to_every_tool_that_reads_it(backend):
         assert path.is_relative_to(backend.folder)
         (found,) = read_concepts(path)
         assert (found.name, found.digest) == (concept.name, concept.digest)
-        assert said.startswith(f"In {tool} write in a prompt: {template.partition('{')[0]}blob-th")
+        assert said.startswith(f"In {tool}, write in a prompt: {template.partition('{')[0]}blob-th")
     with pytest.raises(UserError, match="no concept is chosen"):
         export_for(backend, "", "ComfyUI")
 
@@ -473,7 +481,7 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
     for text, file, message in (
         (" ", None, "nothing is named"),
         (None, str(folder / "ink-look.safetensors"), "loaded twice"),
-        (str(folder), str(folder), "is named and a file uploaded; remove one of them"),
+        (str(folder), str(folder), "is named and a file is uploaded; remove one of them"),
     ):
         with pytest.raises(UserError, match=message):
             backend.load(text, file)
@@ -504,11 +512,14 @@ def learning(backend, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"word": " "}, "the word is empty"),
-        ({"word": "cat"}, "the model knows 'cat' already; write a new word: my-cat"),
+        ({"word": "cat"}, "the model already knows 'cat'; write a new word such as my-cat"),
         ({"pictures": []}, "there are no pictures"),
-        ({"pictures": ["a.png"] * 201}, f"201 pictures and the page takes {MAX_PICTURES} at most"),
-        ({"kind": "face"}, "an object or a style, not 'face'"),
-        ({"captions": ["a", "b"]}, "there are 2 captions for 1 pictures; write one a line"),
+        (
+            {"pictures": ["a.png"] * 201},
+            f"201 pictures, but the page takes at most {MAX_PICTURES}",
+        ),
+        ({"kind": "face"}, "kind is 'face' but must be object or style"),
+        ({"captions": ["a", "b"]}, "there are 2 captions for 1 pictures; write one per line"),
         ({"num_sgd_steps": 0}, "training.num_sgd_steps is 0 but must be at least 1"),
         ({"learning_rate": None}, "training.learning_rate is None"),
         ({"pictures": ["/nowhere/a.png"]}, "/nowhere/a.png cannot be read"),
@@ -529,7 +540,7 @@ def test_odd_words_stay_what_they_are_and_none_takes_the_pictures_of_another(lea
         folder = learning.start(word, **given)
         assert load_config(folder / "finetune.yaml").concepts.concept_strs == [word]
         learning.process.returncode = 0
-    with pytest.raises(UserError, match="my_cat holds the pictures of 'my: cat'; take another"):
+    with pytest.raises(UserError, match="my_cat holds the pictures of 'my: cat'; choose another"):
         learning.start("my #cat", **given)
     assert len(list((folder / "training_pictures").iterdir())) == 1
     assert load_config(folder / "finetune.yaml").concepts.concept_strs == ["my: cat"]
@@ -580,9 +591,9 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     assert learning.running
     assert backend.busy() == ""
     busy = Backend(backend.pipe, tmp_path / "made", busy=learning.busy)
-    with pytest.raises(UserError, match="is being learned; wait for it, or stop it"):
+    with pytest.raises(UserError, match="is being trained; wait for it, or stop it"):
         finished(busy.generate([good_job(backend)]))
-    with pytest.raises(UserError, match="is being learned"):
+    with pytest.raises(UserError, match="is being trained"):
         learning.resume("my-cat")
     now = learning.status()
     assert (now.word, now.step, now.steps, now.sampled, now.problem) == ("my-cat", 0, 8, (), "")
@@ -614,10 +625,12 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     cat = LearnedConcept("my-cat", "grey cat", (torch.ones(2, 16),))
     checkpoint(folder / "checkpoints" / "step-00000004", cat, photos, "style")
     assert not learning.status().complete
-    with pytest.raises(UserError, match="holds what was learned for 'my-cat' before"):
+    with pytest.raises(UserError, match="holds an earlier training of 'my-cat'"):
         learning.start("my-cat", "cat", pictures)
     for call in (learning.resume, learning.status):
-        with pytest.raises(UserError, match="no run '../x' that a page began; those are: my-cat"):
+        with pytest.raises(
+            UserError, match="no run '../x' that a page started; choose one of these: my-cat"
+        ):
             call("../x")
     assert TrainingRuns(backend.pipe, learning.root).names() == ["my-cat"]  # another page's life
     assert learning.resume("my-cat") == folder
@@ -730,7 +743,7 @@ def test_values_of_a_wrong_type_are_told_by_the_name_of_their_parameter(backend,
                 about = "uploaded file" if parameter.annotation is Any else parameter.name
                 told = refused.value.message
                 assert f"{parameter.name} is " in told or about in told, (parameter, odd, told)
-                assert "something went wrong" not in told
+                assert "something unexpected went wrong" not in told
                 tried += 1
     assert tried > 150
     assert backend.pipe.concepts == ["blob-thing"]
@@ -769,7 +782,7 @@ def test_only_files_that_were_uploaded(file, message, tmp_path, monkeypatch):
 
 def test_a_page_for_others_takes_no_paths(backend, concept_file):
     remote = Backend(backend.pipe, backend.folder, reads_paths=False)
-    with pytest.raises(UserError, match="this page loads uploaded files alone"):
+    with pytest.raises(UserError, match="this page loads only uploaded files"):
         remote.load(str(concept_file))
 
 
@@ -816,11 +829,11 @@ def test_words_of_strangers_are_shown_as_they_are(backend, tmp_path, photos):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        (Address(port=99999), "--port 99999 is no port; give one from 1 to 65535"),
-        (Address(port=0), "--port 0 is no port"),
-        (Address("no.such.host.invalid"), "--host no.such.host.invalid is no address of this"),
-        (Address("192.0.2.1"), "--host 192.0.2.1 is no address of this machine"),
-        (Address("a" * 300), "is no address of this machine"),
+        (Address(port=99999), "--port 99999 is not a port; give one from 1 to 65535"),
+        (Address(port=0), "--port 0 is not a port"),
+        (Address("no.such.host.invalid"), "--host no.such.host.invalid is not an address of this"),
+        (Address("192.0.2.1"), "--host 192.0.2.1 is not an address of this machine"),
+        (Address("a" * 300), "is not an address of this machine"),
     ],
 )
 def test_addresses_that_are_refused(address, message):
@@ -1266,7 +1279,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         write("x-values", "1, 3")
         write("y-values", "one")
         at("grid-go").click()
-        told("which is no number")
+        told("which is neither a number")
         write("y-values", "0-1")
         at("grid-go").click()
         expect(page.locator("#sheet img")).not_to_have_js_property("naturalWidth", 0)
@@ -1292,7 +1305,9 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         page.locator("#tool input").fill("ComfyUI")
         page.locator("#tool input").press("Enter")
         at("export").click()
-        expect(at("exported")).to_contain_text("In ComfyUI write in a prompt: embedding:cube-thing")
+        expect(at("exported")).to_contain_text(
+            "In ComfyUI, write in a prompt: embedding:cube-thing"
+        )
         expect(at("exported_files")).to_contain_text("cube-thing")
         at("unload").click()
         expect(at("about")).not_to_contain_text("cube-thing")
@@ -1328,7 +1343,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         )
         page.get_by_role("tab", name="Generate").click()
         at("go").click()
-        told("is being learned; wait for it")
+        told("is being trained; wait for it")
         page.get_by_role("tab", name="Learn").click()
         at("learn-stop").click()
         expect(at("learn-status")).to_contain_text("stopped at step")
@@ -1353,6 +1368,6 @@ def test_the_page_has_the_clip_skip_and_the_vae_of_its_model(tiny_model, tmp_pat
     job = Job("a dog", 0, num_inference_steps=1)
     (path,) = plain.save([job], plain.make([job]), tmp_path)
     _, notes = read_settings(pipe, path)
-    assert "it was made with model.clip_skip none, here it is 1" in notes
-    assert f"it was made with model.vae none, here it is {tiny_model / 'vae'}" in notes
+    assert "it was made with model.clip_skip none; here it is 1" in notes
+    assert f"it was made with model.vae none; here it is {tiny_model / 'vae'}" in notes
     assert read_settings(plain, path)[1] == []

@@ -129,9 +129,9 @@ class Backend:
         if not text and not file:
             raise UserError("nothing is named; give a path or a uuid, or upload a file")
         if text and file:
-            raise UserError(f"{text!r} is named and a file uploaded; remove one of them")
+            raise UserError(f"{text!r} is named and a file is uploaded; remove one of them")
         if text and not self.reads_paths:
-            raise UserError("this page loads uploaded files alone; upload the concept's file")
+            raise UserError("this page loads only uploaded files; upload the concept's file")
         with self._lock:
             return self.pipe.load_concepts(text or file)
 
@@ -192,7 +192,7 @@ class Backend:
         if self.pipe.vocabulary.with_initializers(prompt) != prompt:
             return ""
         loaded = ", ".join(self.pipe.concepts) or "none is loaded"
-        return f"nothing stands beside it, since the prompt names no concept ({loaded})"
+        return f"there is nothing to compare with, since the prompt names no concept ({loaded})"
 
     def baselines(self, jobs: list[Job]) -> list[Job]:
         """Return the same jobs with initializers in place of concepts."""

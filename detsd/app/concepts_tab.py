@@ -17,14 +17,14 @@ def export_for(backend: Backend, name: str, tool: str) -> tuple[list[Path], str]
     """Write a concept for a tool; return the files, and what to write in prompts there."""
     concept = next((c for c in backend.pipe.vocabulary.concepts() if c.name == name), None)
     if concept is None:
-        raise UserError("no concept is chosen; choose one of those that are loaded")
+        raise UserError("no concept is chosen; choose one of the loaded concepts")
     layout = layout_for(concept, tool)
     backend.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=backend.folder))
     encoded = encode([concept], layout)
     store(encoded, folder)
     text = prompts(concept, layout)[tool]
-    return [folder / file for file in encoded], f"In {tool} write in a prompt: {text}"
+    return [folder / file for file in encoded], f"In {tool}, write in a prompt: {text}"
 
 
 def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
@@ -56,11 +56,11 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
         with gr.Column():
             gr.Markdown(
                 "Load a concept that was learned on this base model, by `python -m detsd finetune` "
-                "or by another tool. What is named by its path can be found again by "
-                "`python -m detsd generate --from IMAGE`; an uploaded file cannot."
+                "or by another tool. `python -m detsd generate --from IMAGE` can find a concept "
+                "again that was loaded by its path, but not an uploaded file."
             )
             source = gr.Textbox(
-                label="Concept file, checkpoint or run folder, or checkpoint uuid",
+                label="Concept file, checkpoint, run folder, or checkpoint uuid",
                 elem_id="source", placeholder="outputs/my_concept", visible=backend.reads_paths,
             )  # fmt: skip
             gr.HTML("or upload a concept file", visible=backend.reads_paths)

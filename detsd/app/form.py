@@ -57,10 +57,10 @@ class ImageSettings(Section):
     steps: int = setting(30, "denoising steps; 25 to 50", low=1, high=200)
     seed: int = setting(0, "the first seed", low=0, high=MAX_SEED - MAX_IMAGES)
     scheduler: str = setting("", "the sampler")
-    width: int = setting(0, "in pixels", low=0)
-    height: int = setting(0, "in pixels", low=0)
-    guidance_start: float = setting(0.0, "share of the steps before guidance", low=0, high=1)
-    guidance_stop: float = setting(1.0, "share of the steps at which it ends", low=0, high=1)
+    width: int = setting(0, "width in pixels", low=0)
+    height: int = setting(0, "height in pixels", low=0)
+    guidance_start: float = setting(0.0, "share of the steps before guidance starts", low=0, high=1)
+    guidance_stop: float = setting(1.0, "share of the steps at which guidance ends", low=0, high=1)
     spacing: str = setting("", "spacing of the timesteps: leading, trailing or linspace")
 
     def problems(self) -> list[str]:
@@ -71,7 +71,7 @@ class ImageSettings(Section):
         for name in ("prompt", "negative_prompt"):
             if (length := len(getattr(self, name))) > MAX_LENGTH:
                 found.append(
-                    f"{name} has {length} characters and at most {MAX_LENGTH} are allowed; "
+                    f"{name} has {length} characters, but at most {MAX_LENGTH} are allowed; "
                     "shorten it to a sentence or two"
                 )
         if self.guidance_start >= self.guidance_stop:
@@ -185,8 +185,8 @@ def _numbers(axis: str, text: str, kind: type) -> list[float]:
             raise ValueError
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(
-            f"the axis {axis!r} says {text!r}, which is no number and no range; write e.g. 1, 3 "
-            "or 1-5 or 1-9 (+2) or 1-9 [5]"
+            f"the axis {axis!r} has {text!r}, which is neither a number nor a range; write e.g. "
+            "1, 3 or 1-5 or 1-9 (+2) or 1-9 [5]"
         ) from None
     return [first + step * k for k in range(min(count, MAX_CELLS + 1))]
 
@@ -204,12 +204,12 @@ def grid_jobs(
         x, y: an axis from `AXES`, and its values as typed.
     """
     if x[0] == y[0] not in ("nothing", WORDS):
-        raise UserError(f"both axes are {x[0]!r}; give one of them another meaning")
+        raise UserError(f"both axes are {x[0]!r}; choose another setting for one of them")
     columns, rows = axis_values(*x), axis_values(*y)
     if len(columns) * len(rows) > MAX_CELLS:
         raise UserError(
-            f"this grid has {len(columns)} x {len(rows)} images and the page makes {MAX_CELLS} at "
-            "most; python -m detsd generate makes as many as you like"
+            f"this grid has {len(columns)} x {len(rows)} images, but the page makes at most "
+            f"{MAX_CELLS}; python -m detsd generate makes as many as you like"
         )
     jobs = []
     for row in rows:
@@ -221,7 +221,7 @@ def grid_jobs(
             words = {values[0]: value for axis, values, value in sides if axis == WORDS}
             if len(words) < [x[0], y[0]].count(WORDS):
                 raise UserError(
-                    f"both axes look for {columns[0]!r} in the prompt; begin one of them with "
+                    f"both axes look for {columns[0]!r} in the prompt; start one of them with "
                     "another word"
                 )
             cell["prompt"] = _replaced(cell["prompt"], words)
@@ -244,7 +244,8 @@ def _replaced(prompt: str, words: dict[str, str]) -> str:
     for word in words:
         if word not in found:
             raise UserError(
-                f"the axis {WORDS!r} looks for {word!r}, which the prompt {prompt!r} does not say"
+                f"the axis {WORDS!r} looks for {word!r}, which is not in the prompt {prompt!r}; "
+                "start it with a word of the prompt"
             )
     return changed
 
@@ -266,8 +267,8 @@ def read_settings(
     record = png.read_record(path, checked=False)  # errors below name the key
     if record is None:
         raise UserError(
-            f"{path.name} holds no settings of detsd, or is damaged; drop a PNG file that it wrote "
-            "(image editors and chat programs strip them)"
+            f"{path.name} holds no settings of detsd, or is damaged; drop a PNG file that detsd "
+            "wrote (image editors and chat programs strip the settings)"
         )
     try:
         interval = record.get("guidance_interval") or (0, 1)  # null: everywhere
@@ -286,17 +287,17 @@ def read_settings(
     notes = []
     plain = all(map(pipe.vocabulary.is_plain, (settings.prompt, settings.negative_prompt)))
     if not record.get("prompt_weights") and not plain:
-        notes.append("it was made with its brackets as text, and here they weight words")
+        notes.append("it was made with brackets read as text, but here they weight words")
     if model != pipe.model.name:
-        notes.append(f"it was made on {model}, this is {pipe.model.name}")
+        notes.append(f"it was made with the model {model}; this page uses {pipe.model.name}")
     for key, value in others.items():
         here = pipe.model.settings.get(key) or "none"
         if (value or "none") != here:
-            notes.append(f"it was made with model.{key} {value or 'none'}, here it is {here}")
+            notes.append(f"it was made with model.{key} {value or 'none'}; here it is {here}")
     here = pipe.concept_fingerprints(f"{settings.prompt} {settings.negative_prompt}")
     for name, digest in digests.items():
         if name not in here:
             notes.append(f"its concept {name} is not loaded")
         elif here[name]["sha256"] != digest:
-            notes.append(f"its concept {name} had other vectors than the one loaded here")
+            notes.append(f"its concept {name} had different vectors from the one loaded here")
     return settings, notes

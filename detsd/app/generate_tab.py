@@ -91,7 +91,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
     @show_errors()
     def fill(path: str):
         read, notes = read_settings(backend.pipe, uploaded(path))
-        said = lines("The form holds its settings.", *notes)
+        said = lines("The form now has its settings.", *notes)
         values = dict(zip(form, dataclasses.astuple(read), strict=True))
         return values | {count: 1, buttons.status: said}
 
@@ -107,7 +107,7 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
     with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
         guidance = gr.Slider(
             0, 20, 4, step=0.5, label="Guidance scale", elem_id="guidance",
-            info="how closely to follow the prompt; 3 to 5 with a concept, 1: no guidance",
+            info="how closely to follow the prompt; 3 to 5 with a concept; 1: no guidance",
         )  # fmt: skip
         steps = gr.Slider(
             1, 100, 30, step=1, label="Steps", elem_id="steps",
@@ -136,7 +136,7 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
             interval = [
                 gr.Slider(
                     0, 1, value, step=0.05, label=f"Guidance {end}", elem_id=f"guidance-{end}",
-                    min_width=120, info="share of the steps; fewer guided ones are faster",
+                    min_width=120, info="share of the steps; fewer guided steps are faster",
                 )
                 for end, value in (("start", 0), ("stop", 1))
             ]  # fmt: skip
@@ -150,7 +150,7 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
 
 def _results(backend: Backend) -> tuple[list[Any], Callable[[list[Job], int, Generation], dict]]:
     """Build the images' column; return its components, and what updates them."""
-    gr.HTML("<h3>Images</h3>Their settings are inside the PNG files you download.")
+    gr.HTML("<h3>Images</h3>The PNG files that you download include their settings.")
     with gr.Row():  # side by side if there is room, else one below the other
         with gr.Column(min_width=240):
             gallery = gr.Gallery(elem_id="gallery", columns=2, **GALLERY)

@@ -18,10 +18,10 @@ def grid_tab(backend: Backend, form: list[Any]) -> None:
     with gr.Row():
         with gr.Column(scale=5):
             gr.Markdown(
-                "Two settings against each other; all others are as they stand on the tab "
-                "Generate. Numbers are written as `1, 3, 5`, `1-5`, `1-9 (+2)` or `1-9 [5]`, "
-                'prompts one a line, and what has a comma in double quotes: `"red, shiny", blue`. '
-                "Of words, the first is looked for in the prompt, and each takes its place in turn."
+                "Vary two settings; all others come from the Generate tab. Write numbers as "
+                "`1, 3, 5`, `1-5`, `1-9 (+2)` or `1-9 [5]`, prompts one per line, and values with "
+                'commas in double quotes: `"red, shiny", blue`. For words of the prompt, the first '
+                "one is looked for in the prompt, and each one takes its place in turn."
             )
             axes = []
             usual = (("Along", "x", "guidance scale", "1.5, 3, 4, 6"), ("Down", "y", "seed", "0-2"))

@@ -42,7 +42,7 @@ class SameOriginOnly:
             site = re.fullmatch(r"https?://(([^/@]+?)(:\d+)?)", headers.get("origin", ""))
             own = site and (site[1] == headers.get("host") or site[2] in self.trusted)
             if "origin" in headers and not own:
-                app = PlainTextResponse("this page takes nothing from other sites", 403)
+                app = PlainTextResponse("this page takes no requests from other sites", 403)
         await app(scope, receive, send)
 
 
@@ -105,7 +105,7 @@ class Address:
         if self.auth:
             user, _, password = self.auth.partition(":")
             if not user or not password:
-                raise UserError("--auth must be USER:PASSWORD, neither of them empty")
+                raise UserError("--auth must be USER:PASSWORD; give both")
             return user, password
         return None if self.no_auth or self.is_local else ("detsd", secrets.token_urlsafe(12))
 
@@ -114,8 +114,8 @@ class Address:
         self.credentials()
         host, port = self.host, self.port
         if port is not None and not 1 <= port <= 65535:
-            raise UserError(f"--port {port} is no port; give one from 1 to 65535")
-        no_address = f"--host {host} is no address of this machine; give another one"
+            raise UserError(f"--port {port} is not a port; give one from 1 to 65535")
+        no_address = f"--host {host} is not an address of this machine; give another one"
         try:
             family = socket.getaddrinfo(self.bare_host, port, type=socket.SOCK_STREAM)[0][0]
         except (OSError, UnicodeError):
@@ -126,7 +126,7 @@ class Address:
                 probe.bind((self.bare_host, port or 0))
             except PermissionError:
                 raise UserError(
-                    f"--port {port} needs more rights than yours; choose a higher one"
+                    f"--port {port} needs more rights than you have; give a higher one"
                 ) from None
             except OSError as error:
                 taken = f"--port {port} is taken on {host}; give another one"

@@ -66,7 +66,7 @@ class LearnTab:
                 self.said = gr.HTML(elem_id="learn-said", elem_classes="status")
                 self.names = gr.Dropdown(label="Earlier trainings", elem_id="runs")
                 with gr.Row():
-                    self.again = gr.Button("Go on with it", elem_id="resume", min_width=120)
+                    self.again = gr.Button("Continue it", elem_id="resume", min_width=120)
                     use = gr.Button("Load it", elem_id="use", min_width=100)
             with gr.Column(scale=6):
                 self.status = gr.HTML(elem_id="learn-status", elem_classes="status")
@@ -154,14 +154,14 @@ class LearnTab:
     def stop(self) -> str:
         """Stop the run."""
         self.runs.stop()
-        return lines("Stopping: it leaves a checkpoint first.")
+        return lines("Stopping: saving a checkpoint first.")
 
     @show_errors()
     def load(self, name: str | None) -> dict:
         """Load what a run has learned so far."""
         status = self.runs.status(name)
         if status is None or status.checkpoint is None:
-            raise UserError("it has no checkpoint yet; wait for the first one")
+            raise UserError("this training has no checkpoint yet; wait for the first one")
         words = ", ".join(self.backend.replace(status.folder))
         text = f"Loaded {words} as of {status.checkpoint.name}. Write the word in a prompt."
         return {self.said: lines(text)} | self.head.now(self.backend)
@@ -179,7 +179,7 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
         info="a new word, to use in prompts",
     )  # fmt: skip
     phrase = gr.Textbox(
-        label="Initializer", elem_id="phrase", placeholder="empty: found by itself",
+        label="Initializer", elem_id="phrase", placeholder="empty: found automatically",
         info="what the pictures show, in words that the model knows (grey cat with green eyes); "
         "training starts from it",
     )  # fmt: skip
@@ -193,7 +193,7 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
                 elem_id="every",
             ),
             gr.Checkbox(
-                label="The file names say what else is in the pictures (on_a_beach.jpg)",
+                label="File names say what else is in the pictures (on_a_beach.jpg)",
                 elem_id="names",
             ),
             gr.Checkbox(
@@ -201,13 +201,13 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
                 elem_id="buckets",
             ),
             gr.Textbox(
-                label="Captions of the pictures, one a line in their order", lines=2,
+                label="Captions of the pictures, one per line in their order", lines=2,
                 elem_id="captions",
-                info="what else is in each; an empty line for one without; {} is the word",
+                info="what else is in each picture; empty line: no caption; {} is the word",
             ),
             gr.Textbox(
-                label="Prompts of the samples, one a line", lines=2, elem_id="sample-prompts",
-                info="with the word in them; empty: two that fit",
+                label="Prompts of the samples, one per line", lines=2, elem_id="sample-prompts",
+                info="each with the word in it; empty: two suitable ones",
             ),
         ]  # fmt: skip
     return [pictures, word, phrase, kind, *settings]

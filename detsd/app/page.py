@@ -105,7 +105,7 @@ def serve(
         backend = Backend(pipe, Path(folder), image_dirs, runs.busy, address.is_local)
         blocks = page(backend, runs)
         url = launch(blocks, address, Path(folder))
-        print(f"the demo is at {url} (Ctrl-C ends it)", flush=True)
+        print(f"the demo is at {url} (Ctrl-C stops it)", flush=True)
         try:
             blocks.block_thread()
         finally:

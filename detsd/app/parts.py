@@ -42,8 +42,8 @@ def sentence(error: Exception) -> str:
     """Return the message of an error; the details of an unforeseen one go to the terminal."""
     if isinstance(error, UserError):
         return str(error)
-    logger.error("the demo could not do what it was asked to", exc_info=error)
-    return "something went wrong that should not have; the terminal shows the details"
+    logger.error("the demo could not do what it was asked to do", exc_info=error)
+    return "something unexpected went wrong; the terminal shows the details"
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def uploaded(file: Any) -> Path:
         pass
     raise UserError(
         f"{str(file)[:100]} is not an uploaded file of at most {MAX_UPLOAD // 2**20} MB; upload "
-        "it (programs: gradio_client.handle_file)"
+        "it (in a program, with gradio_client.handle_file)"
     )
 
 

@@ -55,7 +55,7 @@ class TrainingRuns:
 
     def busy(self) -> str:
         """Return why nothing else can be made now; "" if it can."""
-        return f"{self.folder} is being learned; wait for it, or stop it" if self.running else ""
+        return f"{self.folder} is being trained; wait for it, or stop it" if self.running else ""
 
     def default_training(self) -> TrainingConfig:
         """Return the defaults of the form: the training section of the experiment files."""
@@ -73,7 +73,7 @@ class TrainingRuns:
         """Return the folder of a run; refuse anything but a run's name, such as a path."""
         if name not in (names := self.names()):
             raise UserError(
-                f"{self.root} has no run {name!r} that a page began; those are: "
+                f"{self.root} has no run {name!r} that a page started; choose one of these: "
                 f"{', '.join(names) or 'none'}"
             )
         return self.root / name
@@ -109,19 +109,19 @@ class TrainingRuns:
             captions.pop()  # from an empty last line
         if any(captions) and len(captions) != len(pictures):
             raise UserError(
-                f"there are {len(captions)} captions for {len(pictures)} pictures; write one a "
-                "line in the order of the pictures, and an empty line for a picture without"
+                f"there are {len(captions)} captions for {len(pictures)} pictures; write one per "
+                "line in the order of the pictures, and an empty line for a picture without one"
             )
         folder = self.root / file_name(word)
         if (folder / "checkpoints").is_dir():
             raise UserError(
-                f"{folder} holds what was learned for {word!r} before; go on with that, or take "
+                f"{folder} holds an earlier training of {word!r}; continue that one, or choose "
                 "another word"
             )
         if (folder / CONFIG).is_file():
             (other,) = load_config(folder / CONFIG).concepts.concept_strs
             if other != word:
-                raise UserError(f"{folder} holds the pictures of {other!r}; take another word")
+                raise UserError(f"{folder} holds the pictures of {other!r}; choose another word")
         concepts = {
             "concept_strs": [word],
             "initializer_strs": [phrase],
@@ -156,18 +156,18 @@ class TrainingRuns:
         if reason := self.busy():
             raise UserError(reason)
         if not word:
-            raise UserError("the word is empty; write a new one, as prompts will say it")
+            raise UserError("the word is empty; write a new one, as you will use it in prompts")
         if self.pipe.vocabulary.is_word(word):
-            raise UserError(f"the model knows {word!r} already; write a new word: my-{word}")
+            raise UserError(f"the model already knows {word!r}; write a new word such as my-{word}")
         if not pictures:
             raise UserError("there are no pictures; drop 5 to 50 of them")
         if len(pictures) > MAX_PICTURES:
             raise UserError(
-                f"there are {len(pictures)} pictures and the page takes {MAX_PICTURES} at most; "
+                f"there are {len(pictures)} pictures, but the page takes at most {MAX_PICTURES}; "
                 "python -m detsd finetune takes as many as you like"
             )
         if kind not in SAMPLES:
-            raise UserError(f"what is learned is an object or a style, not {kind!r}")
+            raise UserError(f"kind is {kind!r} but must be object or style")
 
     def _write_config(
         self, folder: Path, concepts: dict[str, Any], training: dict[str, Any], prompts: list[str]
