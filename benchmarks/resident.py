@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkouts", nargs="*", type=Path, default=[ROOT])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["sd1"])
     parser.add_argument("--precision", choices=list(DTYPES), default="bf16")
-    parser.add_argument("--stored", choices=list(DTYPES), default="fp32", help="in the files")
+    parser.add_argument("--stored", choices=list(DTYPES), default="fp32", help="dtype in the files")
     args = parser.parse_args(argv)
     for row in rows(args.models, args.precision, args.stored, args.checkouts, small=False):
         print(*row, flush=True)

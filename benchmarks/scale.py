@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--ranks", type=int, default=64)
     parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60, help="of the mixed grid, about")
+    parser.add_argument("--seconds", type=float, default=60, help="rough length of the mixed grid")
     args = parser.parse_args()
     stand_in = StandIn(args.side)
     grids.DetSDTextualInversionPipeline = stand_in

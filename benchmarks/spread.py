@@ -55,7 +55,9 @@ HEAD = ["concept", "seed", "layouts", "val_loss", "deviation", "score", "its dev
 def layout(text: str) -> str:
     """Return a layout as it was given; for argparse, which turns the error into a sentence."""
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*x[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no THREADS:BATCHxACCUMULATION; 1:8x1 is one")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not THREADS:BATCHxACCUMULATION; write e.g. 1:8x1"
+        )
     return text
 
 

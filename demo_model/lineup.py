@@ -290,7 +290,7 @@ def main() -> None:
     names = args.names or list(CASES)
     for name in names:
         if name not in CASES:
-            parser.error(f"{name} is no concept of the line-up; use {', '.join(CASES)}")
+            parser.error(f"{name} is not a concept of the line-up; use {', '.join(CASES)}")
     if args.draw:
         for name in names:
             draw_lookalikes(CASES[name], args.draw / name, args.samples)

@@ -204,7 +204,7 @@ def learn(name: str, start: str, seed: int, model: Path, folder: Path, steps: in
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--find", action="store_true", help="look for phrases alone")
+    parser.add_argument("--find", action="store_true", help="only look for phrases")
     parser.add_argument("--only", nargs="*", default=list(CONCEPTS), choices=CONCEPTS)
     parser.add_argument("--starts", nargs="*", default=list(STARTS), choices=STARTS)
     parser.add_argument("--seeds", type=int, default=1)

@@ -208,7 +208,7 @@ def main() -> None:
     names = parser.parse_args().names or list(PICTURES)
     for name in names:
         if name not in PICTURES:
-            parser.error(f"{name} is no picture; use {', '.join(PICTURES)}")
+            parser.error(f"{name} is not a picture; use {', '.join(PICTURES)}")
     for name in names:
         PICTURES[name]()
 

@@ -133,7 +133,7 @@ def test_the_spread_is_that_of_real_runs_and_measured_once(experiment, tmp_path,
 def test_a_layout_that_is_none_is_told(layout, capsys):
     with pytest.raises(SystemExit):
         benchmarks.main(["--only", "spread", "--layouts", layout])
-    assert f"{layout!r} is no THREADS:BATCHxACCUMULATION" in capsys.readouterr().err
+    assert f"{layout!r} is not THREADS:BATCHxACCUMULATION" in capsys.readouterr().err
 
 
 def test_the_spread_within_a_seed_is_not_that_of_the_seeds():

@@ -285,7 +285,7 @@ def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
     args.work_dir.mkdir()
     for file in (tmp_path / "first").glob("held.*"):  # drawn anew they would be the same
         file.rename(args.work_dir / file.name)
-    with pytest.raises(loop.Stop, match="has had 2 steps; ask for more by --steps"):
+    with pytest.raises(loop.Stop, match="has been trained for 2 steps; ask for more with --steps"):
         unet.train_unet(args)
     args.steps = 3
     unet.train_unet(args)

@@ -55,20 +55,24 @@ def parse() -> argparse.Namespace:
     add("--stage", choices=(*STAGES, "all"), default="all")
     add("--work-dir", type=Path, default=MODEL / "work")
     add("--steps", type=int, default=0, help="total steps of the chosen stage")
-    add("--seed", type=int, default=0, help="of the UNet's pictures, batches and noise")
-    add("--batch", type=int, default=32, help="of the UNet; its window of pictures moves with it")
+    add("--seed", type=int, default=0, help="seed of the UNet's pictures, batches and noise")
+    add("--batch", type=int, default=32, help="batch size of the UNet, by which its window moves")
     add("--rate", type=float, help="peak learning rate of the UNet")
-    add("--every", type=int, default=500, help="steps between two looks at the UNet, which save it")
-    add("--pictures", type=int, default=32_000, help="for the VAE and CLIP")
+    add("--every", type=int, default=500, help="steps after which the UNet is tested and saved")
+    add("--pictures", type=int, default=32_000, help="number of pictures for the VAE and CLIP")
     add("--window", type=int, default=4096, help="new pictures that a step of the UNet draws from")
     add("--workers", type=int, default=os.cpu_count(), help="processes that draw pictures")
     add("--start-from", type=Path, help="an exported model to start from")
     add("--export-to", type=Path, default=MODEL)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--bf16", action="store_true", help="as on a GPU: a sixth faster on a CPU that has it")
+    add(
+        "--bf16", action="store_true", help="bfloat16, as on a GPU; a sixth faster on a CPU with it"
+    )
     args = parser.parse_args()
     if args.seed in (1, 2):
-        parser.error("--seed 1 draws the held-out pictures, 2 those of demo_model.evaluate")
+        parser.error(
+            "--seed 1 draws the held-out pictures and 2 those of demo_model.evaluate; use another"
+        )
     return args
 
 

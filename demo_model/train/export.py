@@ -40,7 +40,7 @@ def export(args: argparse.Namespace) -> None:
     unet.load_state_dict(load_part(args, "unet", "unet"))
     scale = load_scale(args)
     if scale is None:
-        raise Stop(f"{args.work_dir} has a VAE and no scaling factor: run the stage unet")
+        raise Stop(f"{args.work_dir} has a VAE but no scaling factor; run the stage unet")
     vae.register_to_config(scaling_factor=round(scale, 5))
     tokenizer_files = {p.name: p.read_bytes() for p in (MODEL / "tokenizer").iterdir()}
     StableDiffusionPipeline(

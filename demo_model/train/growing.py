@@ -29,7 +29,7 @@ def begin(start_from: Path | None, part: str, model: torch.nn.Module) -> None:
         Stop: The export's model of this name is of another kind.
     """
     if start_from is not None:
-        grow(model, exported(start_from, part), f"{start_from}: no {part} of this kind")
+        grow(model, exported(start_from, part), f"{start_from} has no {part} of this kind")
 
 
 def exported(folder: Path, part: str) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ def load_part(args: argparse.Namespace, part: str, *names: str) -> dict[str, tor
         if file.exists():
             return load_file(file)
     if args.start_from is None:
-        raise Stop(f"{files[-1]} is missing; run its stage, or give --start-from an export")
+        raise Stop(f"{files[-1]} is missing; run its stage, or name an export with --start-from")
     return exported(args.start_from, part)
 
 

@@ -102,7 +102,7 @@ class Window:
             ids = token_ids(self.tokenizer, [text for texts in captions for text in texts])
             ids = self.place[ids.long()]
             if (ids < 0).any():
-                raise ValueError("a caption has a word that no caption of the vocabulary has")
+                raise ValueError("a caption has a word that is not in the vocabulary's captions")
             self.ids[rows] = ids.view(CHUNK, CAPTIONS_PER_PICTURE, -1).int()
             self.share[rows] = torch.where(torch.tensor(logos), LOGO_SHARE, 1.0)
             self.held[slot] = chunk
@@ -183,7 +183,7 @@ def train_unet(args: argparse.Namespace) -> None:
     used, place = compact(text, torch.cat([words(tokenizer), held_ids.flatten()]))
     unet = new_unet()
     if args.start_from or (args.work_dir / "unet.safetensors").exists():
-        grow(unet, load_part(args, "unet", "unet"), f"{args.start_from}: no UNet of this kind")
+        grow(unet, load_part(args, "unet", "unet"), f"{args.start_from} has no UNet of this kind")
     model = TextToNoise(unet, text).to(args.device)
     model.unet.to(memory_format=torch.channels_last)
     progress = read_progress(args)
@@ -191,7 +191,7 @@ def train_unet(args: argparse.Namespace) -> None:
     rate = args.rate or progress.get("rate", RATE)
     steps, first = args.steps or SAMPLES // args.batch, progress.get("samples", 0) // args.batch
     if first >= steps:
-        raise Stop(f"the UNet has had {first} steps; ask for more by --steps")
+        raise Stop(f"the UNet has been trained for {first} steps; ask for more with --steps")
     window = Window(args, vae, place)
     scale = load_scale(args)
     if scale is None:
