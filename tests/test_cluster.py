@@ -438,7 +438,7 @@ def test_a_best_checkpoint_that_is_deleted_is_not_offered(experiment, master, mo
     assert line.endswith(f"; checkpoint_storage has deleted it; the newest is checkpoint {newest}")
     line = end(save_trial_best=0, save_experiment_best=0, save_trial_latest=2)
     assert line.endswith(
-        "; checkpoint_storage deletes it, save_trial_best: 0, save_experiment_best: 0; the newest "
+        "; checkpoint_storage deletes it (save_trial_best: 0, save_experiment_best: 0); the newest "
         f"is checkpoint {newest}"
     )
 
@@ -893,7 +893,7 @@ def test_a_fork_that_does_not_fit_says_what_to_do_on_a_cluster(experiment, maste
         ),
         (
             10, given, stored,
-            f"checkpoint {stored} holds no concept, as the checkpoints of a grid do not; name one "
+            f"checkpoint {stored} holds no concept, like all checkpoints of a grid; name one "
             "of a fine-tuning in searcher.source_checkpoint_uuid",
         ),
     ):  # fmt: skip

@@ -559,7 +559,7 @@ def test_what_another_index_says(changes, words, folders):
         ("unet", {"in_channels": 9}, "an inpainting model (its UNet takes 9 channels"),
         ("unet", {"in_channels": 8}, "a model for editing images"),
         ("unet", {"time_cond_proj_dim": 256}, "a consistency model"),
-        ("unet", {"class_embed_type": "projection"}, "takes a class"),
+        ("unet", {"class_embed_type": "projection"}, "takes class labels"),
         ("unet", {"addition_embed_type": None}, "no size and no pooled text"),
         ("unet", {"projection_class_embeddings_input_dim": 60}, "does not take the pooled text"),
         ("scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDM"),

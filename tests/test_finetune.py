@@ -522,7 +522,7 @@ def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, 
         del told["best"], told["settled"], told["config"]["training"]["stop_on_plateau"]
         facts.write_text(json.dumps(told))
     assert finetune(path, out) == 2
-    assert f"holds {best.name}, which no run has made there" in capsys.readouterr().err
+    assert f"holds {best.name}, which is not from a run" in capsys.readouterr().err
     best.unlink()
     assert read_concepts(out)[0].steps == 4  # the newest
     assert finetune(path, out) == 0

@@ -102,7 +102,7 @@ def _print_winner(winner: TrialResult, varied: list[str], metric: str, sign: int
     settings = [f"hyperparameters.{key}={_exact(winner.settings[key])}" for key in varied]
     print_commands(
         {
-            "train again with its settings (put the name of your own file)": [
+            "train again with its settings (replace finetune_const.yaml by your file)": [
                 *create, *(word for pair in settings for word in ("--config", pair)),
             ],
             "continue training from its vectors": [

@@ -70,7 +70,7 @@ def caption_problem(folders: list[ImageFolder]) -> str | None:
     return (
         f"concepts.use_caption_files is true, but no picture in {folders[0].path} has a caption; "
         f"write {image.stem}.txt for {image.name}, add a metadata.jsonl with file_name and text, "
-        "or set it to false"
+        "or set concepts.use_caption_files to false"
     )
 
 

@@ -359,7 +359,7 @@ def _sentence(name: str, revision: str | None, file: str, error: BaseException) 
             "hub settings"
         )
     if code == 403:
-        return f"the hub refuses {name} to this token (403); give the token permission to read it"
+        return f"the hub denies this token access to {name} (403); allow the token to read it"
     if code:
         return f"{name} cannot be fetched: the hub answers {_answer(error)}; try again later"
     reason = one_line(error) or type(error).__name__

@@ -93,7 +93,7 @@ def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
     if unet.get("time_cond_proj_dim"):
         return "a consistency model (its UNet takes the guidance scale)"
     if unet.get("class_embed_type") or unet.get("num_class_embeds"):
-        return "of an unsupported kind (its UNet takes a class)"
+        return "of an unsupported kind (its UNet takes class labels)"
     if str(scheduler.get("_class_name", "")).startswith("EDM"):
         return "a model in the EDM formulation"
     added, second = unet.get("addition_embed_type"), configs.get("text_encoder_2")

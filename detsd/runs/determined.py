@@ -147,7 +147,7 @@ class DeterminedRun(Run):
         kept = {"save_trial_best": 1, "save_experiment_best": 0}  # Determined's defaults
         kept = {key: storage.get(key, default) for key, default in kept.items()}
         if newer >= self.keeps and not any(kept.values()):
-            return "checkpoint_storage deletes it, " + ", ".join(f"{k}: {kept[k]}" for k in kept)
+            return f"checkpoint_storage deletes it ({', '.join(f'{k}: {kept[k]}' for k in kept)})"
         with contextlib.suppress(Exception):  # a master that is away does not know
             if client.get_checkpoint(uuid).state is client.CheckpointState.DELETED:
                 return "checkpoint_storage has deleted it"
