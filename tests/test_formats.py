@@ -485,8 +485,8 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
     capital = dataclasses.replace(short, name="Det-Logo")
     (tmp_path / "same").mkdir()
     write_concepts([short, capital], tmp_path / "same")
-    same = ["export", str(tmp_path / "same"), "--format", "a1111", "--output", str(tmp_path / "x")]
-    assert main(same) == 0
+    alike = ["export", str(tmp_path / "same"), "--format", "a1111", "--output", str(tmp_path / "x")]
+    assert main(alike) == 0
     assert "diffusers reads two of the words as det-logo" in capsys.readouterr().out
     files = [(f"{tmp_path}/two/{c.name}.safetensors", {}) for c in (short, long)]
     assert 'token="<det-logo>"' in said
