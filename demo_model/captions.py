@@ -245,7 +245,7 @@ def vocabulary() -> dict[str, list[str]]:
     }
     return {
         "media": [MEDIUM_PHRASES[m][0].format("...") for m in MEDIA],
-        "objects": [*SHAPES, *THINGS, *LETTERS],
+        "objects": [*SHAPES, *THINGS, *LETTERS, "brain logo"],
         "colors": list(COLORS),
         "grounds": [
             BACKGROUND_PHRASES[g][0].format("blue" if g in COLORED_BACKGROUNDS else "")
