@@ -1131,6 +1131,19 @@ def test_a_training_that_ends_while_the_page_asks_is_asked_for_once_more():
     assert tab.show()[tab.timer].active is False
 
 
+def test_a_training_whose_folder_has_gone_is_told_and_leaves_the_list(learning, photos):
+    """In the tab itself: gradio shows no error of an event that is not queued."""
+    folder = learning.start("my-cat", "cat", [next(photos.iterdir())])
+    learning.process.returncode = 0
+    with gr.Blocks():
+        tab = LearnTab(SimpleNamespace(), learning, SimpleNamespace(all=[]))
+    shutil.rmtree(folder)
+    update = tab.look("my-cat")
+    assert "has no run &#x27;my-cat&#x27;" in update[tab.said]
+    assert (update[tab.names].choices, update[tab.names].value) == ([], None)
+    assert tab.look()[tab.said] == ""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here, and none could be installed")
 def test_the_page_in_a_browser(address, photos, tmp_path):
@@ -1241,6 +1254,14 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(page.locator("#prompt textarea")).to_have_value("a drawing of a blob-thing")
         expect(page.locator("#width input")).to_have_value("32")
         expect(page.locator("#count input[type=number]")).to_have_value("1")
+
+        # One without settings is refused in the same place, and leaves room for the next.
+        page.locator("#drop input[type=file]").set_input_files(sorted(photos.iterdir())[0])
+        expect(at("status")).to_contain_text("on_a_table_0.png holds no settings of detsd")
+        expect(at("status")).not_to_contain_text("Error")
+        expect(page.locator("#prompt textarea")).to_have_value("a drawing of a blob-thing")
+        page.locator("#drop input[type=file]").set_input_files(file)
+        expect(at("status")).not_to_contain_text("on_a_table_0.png")
 
         # Notes where one types; an example; the dice.
         write("prompt", "a photo of a dragon")

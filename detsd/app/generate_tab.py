@@ -25,7 +25,7 @@ from detsd.app.parts import (
     files,
     lines,
     model_hint,
-    show_errors,
+    sentence,
     thumbnails,
     uploaded,
 )  # fmt: skip
@@ -88,15 +88,16 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
         trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
 
-    @show_errors()
-    def fill(path: str):
-        read, notes = read_settings(backend.pipe, uploaded(path))
+    def fill(path: str) -> dict:
+        try:
+            read, notes = read_settings(backend.pipe, uploaded(path))
+        except Exception as error:  # shown here: gradio shows none of unqueued events
+            return {drop: None, buttons.status: lines(sentence(error))}
         said = lines("The form now has its settings.", *notes)
         values = dict(zip(form, dataclasses.astuple(read), strict=True))
-        return values | {count: 1, buttons.status: said}
+        return values | {drop: None, count: 1, buttons.status: said}
 
-    filled = drop.upload(fill, drop, [*form, count, buttons.status], queue=False, **PRIVATE)
-    filled.then(lambda: None, None, drop, queue=False, **PRIVATE)
+    drop.upload(fill, drop, [*form, drop, count, buttons.status], queue=False, **PRIVATE)
     examples.click(lambda sample: sample[0], examples, prompt, queue=False, **PRIVATE)
     return form, examples
 

@@ -87,7 +87,7 @@ class LearnTab:
         self.again.click(self.resume, self.names, self.outputs, **ALONE, **PRIVATE)
         self.halt.click(self.stop, None, self.said, queue=False, **PRIVATE)
         use.click(self.load, self.names, [self.said, *head.all], **ALONE, **PRIVATE)
-        self.names.input(self.show, self.names, self.outputs, queue=False, **PRIVATE)
+        self.names.input(self.look, self.names, self.outputs, queue=False, **PRIVATE)
 
     @show_errors()
     def show(self, name: str | None = None, seen: Any = None) -> dict:
@@ -118,6 +118,14 @@ class LearnTab:
             self.images: thumbnails(self.backend, images, "learned from"),
             self.seen: key,
         }
+
+    def look(self, name: str | None = None) -> dict:
+        """Show a run, or say why not, since gradio hides the errors of unqueued events."""
+        try:
+            return {self.said: ""} | self.show(name)
+        except gr.Error as error:
+            names = gr.Dropdown(self.runs.names(), value=None)
+            return {self.said: error.message, self.names: names}
 
     def tick(self, name: str | None, seen: Any) -> dict:
         """Return updates for the active run, and load what it has learned once it ends."""

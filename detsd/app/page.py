@@ -52,7 +52,7 @@ def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
         with learn:
             tab = LearnTab(backend, runs, head)
 
-        blocks.load(tab.show, None, tab.outputs, queue=False, **PRIVATE)
+        blocks.load(tab.look, None, tab.outputs, queue=False, **PRIVATE)
         blocks.load(lambda: head.now(backend), None, head.all, queue=False, **PRIVATE)
     return blocks.queue(max_size=MAX_WAITING)
 
