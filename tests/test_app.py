@@ -306,6 +306,13 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
     assert backend.warnings([Job("a blob-thing and a Dragon’s", 0)]) == [
         "this model was never shown the words “and”, “dragon’s”"
     ]
+    # What is read otherwise, or is reported by another sentence, is no word.
+    assert backend.warnings([Job("a red ball BREAK a cat", 0)]) == []
+    odd = "a ball AND a cat <lora:tusk:1> {ivory} __horn__ [of:hide:9] --ar 3 break"
+    *others, last = backend.warnings([Job(odd, 0)])
+    assert last == "this model was never shown the word “break”"
+    assert len(others) == 6
+    assert all("does not support" in sentence for sentence in others)
     assert backend.examples() != []  # none of ours can be drawn in these words; all are offered
     for broken in ("[1]", "{", '{"words": 3}'):
         path.write_text(broken)

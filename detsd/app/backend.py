@@ -20,6 +20,7 @@ from PIL import Image
 from detsd.app import pictures
 from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES
 from detsd.concepts.model_words import ModelVocabulary
+from detsd.concepts.prompts import without_syntax
 from detsd.concepts.reading import read_concepts, word_in_file
 from detsd.concepts.source import ConceptSource
 from detsd.data.folder import list_images
@@ -180,7 +181,8 @@ class Backend:
         """Return the warnings about the settings of images, a sentence each."""
         found = JobWarnings(self.pipe.model)(jobs)  # a new instance: each reports a warning once
         for prompt in dict.fromkeys(job.prompt for job in jobs) if self.hints else ():
-            if unknown := self.hints.unknown(self.pipe.vocabulary.rewrite.without(prompt)):
+            plain = without_syntax(self.pipe.vocabulary.rewrite.without(prompt))
+            if unknown := self.hints.unknown(plain):
                 words = ", ".join(f"“{word}”" for word in unknown)
                 found.append(
                     f"this model was never shown the word{'s'[: len(unknown) > 1]} {words}"

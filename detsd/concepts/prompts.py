@@ -149,6 +149,13 @@ def unsupported_syntax(
     return found
 
 
+def without_syntax(prompt: str) -> str:
+    """Return a prompt without `BREAK` and what `unsupported_syntax` reports of it."""
+    for pattern in (r"\bBREAK\b", *(pattern for pattern, *_ in UNSUPPORTED)):
+        prompt = re.sub(pattern, " ", prompt)
+    return prompt
+
+
 def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 80 else f"{prompt[:76]} ...")
 
