@@ -63,6 +63,7 @@ from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils.errors import UserError
 from detsd.utils.png import CHUNK, read_record
+from detsd.utils.progress import Bar, Phase
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -616,7 +617,7 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
             Image.new("RGB", (32, 32)).save(folder / "samples" / f"step-{step:08d}-{k:03d}.png")
     now = learning.status()
     assert (now.step, now.loss, now.val_loss, now.phrase_loss) == (4, 0.5, 0.4, 0.6)
-    assert (now.seconds_left, now.sampled) == (4 * 4 / 2.0, (0,))
+    assert (now.seconds_left, now.sampled) == (None, (0,))
     assert time_lapse(now, tmp_path) is None
     Image.new("RGB", (32, 32)).save(folder / "samples" / "step-00000004-003.png")
     now = learning.status()
@@ -653,6 +654,34 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     assert learning.take_finished() == folder
     assert learning.take_finished() is None
     assert backend.replace(folder) == ["my-cat"]
+
+
+def test_the_time_left_is_that_of_the_runs_bar(learning, photos, monkeypatch, capsys):
+    """Which counts what comes besides the steps: here 2 h of them, and 90 s of samples."""
+    folder = learning.start("my-cat", "cat", [next(photos.iterdir())])
+    log = folder / "log.txt"
+    assert learning.status().seconds_left is None
+    kinds = {
+        "steps": Phase(12, 724, 4, seconds=40, seen=4),
+        "samples": Phase(2, 30, 0, seconds=60, seen=20),
+    }
+    with monkeypatch.context() as frozen, Bar(kinds, "4/724 steps") as bar:
+        frozen.setattr(time, "monotonic", lambda: bar._clock)
+        bar.line("4/724 steps, loss 0.1234, 2.0 samples/s")
+        bar.line("4/724 steps")
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert all(line.endswith(", 2:01:30 left") for line in said)
+    for k, line in enumerate(said):
+        log.write_text(f"loading ...\nvalidating the initializer, 00:07 left\n{said[k]}\nstep 4\n")
+        os.utime(log, (time.time() + 1000,) * 2)  # no time has passed since
+        assert learning.status().seconds_left == 2 * 3600 + 90, line
+        assert ", 2:01:30 left" in progress(learning.status())
+    log.write_text("4/60 steps, samples, 00:59 left\n")
+    os.utime(log, (time.time() - 60,) * 2)
+    assert learning.status().seconds_left is None  # it takes longer
+    learning.process.returncode = 0
+    assert learning.status().seconds_left is None
 
 
 def test_captions_come_through_the_endpoint_too(backend, learning, photos, monkeypatch):

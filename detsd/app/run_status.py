@@ -1,5 +1,6 @@
 """The status of a fine-tuning that the page has started, read from its folder."""
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from detsd.utils.paths import AUTO
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 
 MAX_FRAMES = 24  # of a time-lapse, which is redrawn often
+
+# A line of a fine-tuning's bar, which counts validations, samples and drawing as well.
+LEFT = re.compile(r"\d+/\d+ steps, (?:.*, )?(?:(\d+):)?(\d+):(\d+) left")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class RunStatus:
     phrase_loss: float | None  # of the initializer
     phrase: str  # the initializer; with `auto`, "" until a checkpoint has it
     samples_per_second: float
-    seconds_left: float | None
+    seconds_left: float | None  # None if unknown, or if it takes longer than was thought
     problem: str  # why it ended early; "" if it did not
     sampled: tuple[int, ...]  # steps that have samples, ascending
     checkpoint: Path | None
@@ -66,8 +70,6 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
         phrase = read_concepts(latest)[0].initializer if latest else ""
     # A step's samples are written one after the other.
     count = len(config.inference.inference_prompts) * len(config.inference.seeds)
-    rate = training.get("samples_per_second", 0.0)
-    samples_left = (t.num_sgd_steps - step) * t.train_batch_size * t.gradient_accumulation_steps
     return RunStatus(
         folder=folder,
         word=config.concepts.concept_strs[0],
@@ -83,21 +85,37 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
         val_loss=validation.get("val_loss"),
         phrase_loss=validation.get("val_loss_initializer"),
         phrase=phrase,
-        samples_per_second=rate,
-        seconds_left=samples_left / rate if running and rate else None,
+        samples_per_second=training.get("samples_per_second", 0.0),
+        seconds_left=_seconds_left(folder / LOG) if running else None,
         problem=_problem(folder / LOG) if failed else "",
         sampled=tuple(s for s in files.sampled_steps() if len(files.samples(s)) >= count),
         checkpoint=latest,
     )
 
 
-def _problem(log: Path) -> str:
-    """Return why a process ended, according to its log."""
+def _said(log: Path) -> list[str]:
+    """Return the lines of a process's log."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    said = [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _seconds_left(log: Path) -> float | None:
+    """Return the time that a process's bar has told last, less what has passed since."""
+    told = [found for line in _said(log) if (found := LEFT.fullmatch(line))]
+    if not told:
+        return None
+    hours, minutes, seconds = (int(number or 0) for number in told[-1].groups())
+    passed = max(0.0, time.time() - log.stat().st_mtime)
+    left = 3600 * hours + 60 * minutes + seconds - passed
+    return left if left > 0 else None
+
+
+def _problem(log: Path) -> str:
+    """Return why a process ended, according to its log."""
+    said = _said(log)
     errors = [line.removeprefix("detsd: ") for line in said if line.startswith("detsd: ")]
     last = said[-1] if said else "without any output"
     return "\n".join(errors) or f"it ended unexpectedly: {last}"
