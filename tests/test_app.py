@@ -453,6 +453,8 @@ def test_a_concept_is_taken_to_every_tool_that_reads_it(backend):
         assert said.startswith(f"In {tool}, write in a prompt: {template.partition('{')[0]}blob-th")
     with pytest.raises(UserError, match="no concept is chosen"):
         export_for(backend, "", "ComfyUI")
+    with pytest.raises(UserError, match="gone-thing is no longer loaded; choose another concept"):
+        export_for(backend, "gone-thing", "ComfyUI")
 
 
 def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_path, photos):
@@ -1368,6 +1370,30 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("exported_files")).to_contain_text("cube-thing")
         at("unload").click()
         expect(at("about")).not_to_contain_text("cube-thing")
+
+        # What another visitor unloads leaves the list at the next click, whatever that asks for.
+        unload = f"{address}gradio_api/call/v2/unload"
+        for button, sentence in (
+            ("export", "cube-thing is no longer loaded"),
+            ("unload", "concept 'cube-thing' is not loaded"),
+            ("reload", "concept 'cube-thing' is not loaded"),
+            (None, ""),
+        ):
+            write("source", folder)
+            at("load").click()
+            expect(at("about")).to_contain_text("cube-thing")
+            expect(at("concepts").get_by_text("cube-thing")).to_be_visible()
+            at("concepts").get_by_text("cube-thing" if button else "blob-thing").click()
+            event = json.loads(ask(unload, {"name": "cube-thing"})[1])["event_id"]
+            assert "event: complete" in ask(f"{unload}/{event}")[1]
+            if button:
+                at(button).click()
+                told(sentence)
+            else:
+                at("concepts").get_by_text("cube-thing").click()
+            expect(at("about")).not_to_contain_text("cube-thing")
+            expect(at("concepts")).not_to_contain_text("cube-thing")
+            expect(at("facts")).to_contain_text("blob-thing: 2 vectors")
 
         # A concept is learned: told how it goes, stopped, gone on with, and used.
         page.get_by_role("tab", name="Learn").click()

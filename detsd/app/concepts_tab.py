@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from detsd.app.backend import Backend
-from detsd.app.parts import ALONE, PRIVATE, Head, facts, lines, show_errors, uploaded
+from detsd.app.parts import ALONE, PRIVATE, Head, lines, show_errors, uploaded
 from detsd.concepts.usage import PROMPTS, layout_for, prompts
 from detsd.concepts.writing import encode, store
 from detsd.utils.errors import UserError
@@ -16,6 +16,8 @@ from detsd.utils.errors import UserError
 def export_for(backend: Backend, name: str, tool: str) -> tuple[list[Path], str]:
     """Write a concept for a tool; return the files, and what to write in prompts there."""
     concept = next((c for c in backend.pipe.vocabulary.concepts() if c.name == name), None)
+    if name and concept is None:
+        raise UserError(f"{name} is no longer loaded; choose another concept")
     if concept is None:
         raise UserError("no concept is chosen; choose one of the loaded concepts")
     layout = layout_for(concept, tool)
@@ -91,9 +93,15 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
         paths, said = export_for(backend, name or "", tool)
         return {files: gr.File([str(p) for p in paths], visible=True), exported: lines(said)}
 
-    export.click(write, [chosen, tool], [files, exported], **ALONE, **PRIVATE)
-    chosen.input(lambda name: facts(backend, name), chosen, [known, images], queue=False, **PRIVATE)
+    def look(name: str | None) -> dict:
+        return head.now(backend, name)
+
     load.click(add, [source, file], [loaded, source, file, *head.all], **ALONE, **PRIVATE)
-    unload.click(forget, chosen, [changed, *head.all], **ALONE, **PRIVATE)
-    reload.click(read_again, chosen, [changed, *head.all], **ALONE, **PRIVATE)
+    chosen.input(look, chosen, head.all, queue=False, **PRIVATE)
+    for pressed in (
+        export.click(write, [chosen, tool], [files, exported], **ALONE, **PRIVATE),
+        unload.click(forget, chosen, [changed, *head.all], **ALONE, **PRIVATE),
+        reload.click(read_again, chosen, [changed, *head.all], **ALONE, **PRIVATE),
+    ):  # another visitor may have unloaded it
+        pressed.failure(look, chosen, head.all, queue=False, **PRIVATE)
     return head
