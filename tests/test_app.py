@@ -266,6 +266,10 @@ def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(backen
     job = good_job(backend)
     assert jobs == [replace(job, guidance_scale=g, seed=s) for s in (7, 1234567) for g in (1.5, 3)]
     assert (columns, rows) == (["guidance 1.5", "guidance 3"], ["seed 7", "seed 1234567"])
+    assert grid_jobs(backend.pipe, given, ("steps", "1, 2"), ("nothing", ""))[1] == [
+        "1 step",
+        "2 steps",
+    ]
     for axis, (_, usual) in AXES.items():  # what the page offers can be made
         changed = replace(given, prompt="a photo of a cat")
         assert grid_jobs(backend.pipe, changed, (axis, usual), ("nothing", ""))
@@ -472,6 +476,16 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
     assert ink["source"].startswith(str(folder))
     assert "a cat in the style of ink-look" in backend.examples()
     assert "a blob-thing in the style of ink-look" in backend.examples()
+    assert "ink-look: 1 vector, a style, from" in parts.facts(backend, "ink-look")[0]
+    assert ", 12 training pictures<" in parts.facts(backend, "ink-look")[0]
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(next(photos.iterdir()), one)
+    owl = LearnedConcept("owl-thing", "", (torch.ones(2, 16),))
+    backend.load(str(checkpoint(tmp_path / "step-00000001", owl, one, "object")))
+    assert "owl-thing: 2 vectors, an object, from" in parts.facts(backend, "owl-thing")[0]
+    assert ", 1 training picture<" in parts.facts(backend, "owl-thing")[0]
+    backend.unload("owl-thing")
     small = pictures.thumbnails(backend.training_images("ink-look")[:2], backend.folder)
     assert [max(Image.open(path).size) <= 256 for path in small] == [True, True]
     assert backend.load(f"{folder}=other-look") == ["other-look"]
@@ -529,7 +543,7 @@ def learning(backend, tmp_path, monkeypatch):
             f"201 pictures, but the page takes at most {MAX_PICTURES}",
         ),
         ({"kind": "face"}, "kind is 'face' but must be object or style"),
-        ({"captions": ["a", "b"]}, "there are 2 captions for 1 pictures; write one per line"),
+        ({"captions": ["a", "b"]}, "2 captions for 1 picture; write one per line"),
         ({"num_sgd_steps": 0}, "training.num_sgd_steps is 0 but must be at least 1"),
         ({"learning_rate": None}, "training.learning_rate is None"),
         ({"pictures": ["/nowhere/a.png"]}, "/nowhere/a.png cannot be read"),
@@ -691,7 +705,7 @@ def test_captions_come_through_the_endpoint_too(backend, learning, photos, monke
     monkeypatch.setattr("detsd.app.api.uploaded", Path)
     learn = Endpoints(backend, learning).learn
     pictures = [str(path) for path in sorted(photos.iterdir())[:2]]
-    with pytest.raises(UserError, match="there are 1 captions for 2 pictures"):
+    with pytest.raises(UserError, match="1 caption for 2 pictures"):
         learn("my-cat", "cat", pictures, captions=["at noon"])
     assert learning.names() == []
     folder = Path(learn("my-cat", "cat", pictures, captions=["{} at  noon", ""]))

@@ -204,6 +204,10 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors
     assert words[-1] == "zyx-two"
     labels = [sample_set.label for sample_set in sample_sets]
     assert labels[1:4] == ["my-run, 4 steps", "my-run, 8 steps", "copy, 8 steps"]
+    write_concepts([dataclasses.replace(two[1], steps=1)], tmp_path / "file")
+    alone = LearnedConceptsConfig([str(tmp_path / "file")])
+    after_one = find_sample_sets(dataclasses.replace(config, concepts=alone))
+    assert after_one[1].label == "zyx-two, 1 step"
     assert (
         labels.count("the initializer") == 3
     )  # one for each initializer and word that it stands for

@@ -876,7 +876,7 @@ def test_a_file_that_has_left_its_checkpoint_says_what_it_was_learned_on(
     file = shutil.copy(tmp_path / "out/checkpoints/step-00000001/blob-thing.safetensors", tmp_path)
     capsys.readouterr()
     assert main(["show", str(file)]) == 0
-    assert f"  learned on: {folders['sdxl']}, 1 steps\n" in capsys.readouterr().out
+    assert f"  learned on: {folders['sdxl']}, 1 step\n" in capsys.readouterr().out
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sd1"]))
     with pytest.raises(UserError, match=f"it was learned on {folders['sdxl']}, and"):
         pipe.load_concepts(file)

@@ -263,7 +263,7 @@ def test_more_steps_go_on_in_the_same_folder(experiment, tmp_path, capsys):
         assert gif.n_frames == 4
 
 
-def test_two_concepts_at_once(experiment, tmp_path, photos):
+def test_two_concepts_at_once(experiment, tmp_path, photos, capsys):
     path = experiment(
         concepts={
             "concept_strs": ["blob-thing", "blob-thing-two"],
@@ -276,6 +276,7 @@ def test_two_concepts_at_once(experiment, tmp_path, photos):
     )
     out = tmp_path / "out"
     assert finetune(path, out) == 0
+    assert f"the concepts are in {out}" in capsys.readouterr().out
     rows = rows_of(out, 8)
     assert {k: v.shape for k, v in rows.items()} == {
         "blob-thing": (2, 16),

@@ -83,6 +83,14 @@ def test_a_checkpoint_comes_after_enough_time(opened, tmp_path, monkeypatch):
     assert (FolderRun.storage / "00000007").is_dir()
 
 
+def test_one_step_and_two_steps():
+    jobs = grid_jobs(GridConfig(["a"], num_inference_steps=[1, 2], num_seeds=1), 32)
+    (page,) = sheet_layout(jobs)
+    assert [label.partition(", ")[2] for label in page.column_labels] == ["1 step", "2 steps"]
+    settings = [store._image_name(job)[1].split(", ") for job in jobs]
+    assert [parts[1] for parts in settings] == ["1 step", "2 steps"]
+
+
 def test_contact_sheets_hold_every_image_once_and_are_bounded():
     grid = GridConfig(
         ["a", "b"], scheduler_names=["ddim", "euler"], num_seeds=30,

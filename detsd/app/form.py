@@ -17,6 +17,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
 from detsd.utils import png
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import counted
 
 MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # the last one in characters of a prompt
 
@@ -252,9 +253,8 @@ def _replaced(prompt: str, words: dict[str, str]) -> str:
 
 def _labels(axis: str, values: list[Any]) -> list[str]:
     """Return the labels of a grid's columns or rows."""
-    label = {"nothing": "", "guidance scale": "guidance {:g}", "seed": "seed {}",
-             "steps": "{} steps"}.get(axis, "{}")  # fmt: skip
-    return [label.format(value) for value in values]
+    label = {"nothing": "", "guidance scale": "guidance {:g}", "seed": "seed {}"}.get(axis, "{}")
+    return [counted(v, "step") if axis == "steps" else label.format(v) for v in values]
 
 
 # ---- an image's settings back into the form ------------------------------------------------------

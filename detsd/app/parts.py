@@ -14,6 +14,7 @@ from gradio.utils import get_upload_folder
 from detsd.app import pictures
 from detsd.app.backend import Backend
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import counted
 
 logger = logging.getLogger("detsd")
 
@@ -103,8 +104,9 @@ def about(backend: Backend) -> str:
     """Return the model and its concepts."""
     model, items = backend.pipe.model, []
     for c in backend.concepts():
-        phrase = f", initialized from “{c['phrase']}”" if c["phrase"] else ""
-        items.append(f"<b>{html.escape(c['name'])}</b>: {html.escape(vectors(c) + phrase)}")
+        known = counted(c["vectors"], "vector")
+        known += f", initialized from “{c['phrase']}”" if c["phrase"] else ""
+        items.append(f"<b>{html.escape(c['name'])}</b>: {html.escape(known)}")
     items = items or ["no concept is loaded yet"]
     given = {key: model.settings.get(key) for key in ("clip_skip", "vae")}
     others = "".join(f", {key} {value}" for key, value in given.items() if value)
@@ -115,22 +117,18 @@ def about(backend: Backend) -> str:
     )
 
 
-def vectors(concept: dict[str, Any]) -> str:
-    """Return the number of a concept's vectors."""
-    return f"{concept['vectors']} vector{'s' * (concept['vectors'] > 1)}"
-
-
 def facts(backend: Backend, name: str | None) -> tuple[str, str]:
     """Return what is known of a loaded concept, and its training images."""
     concept = next((c for c in backend.concepts() if c["name"] == name), None)
     if concept is None:
         return "", ""
-    count = concept["training_pictures"]
-    known = [f"{name}: {vectors(concept)}"]
-    known += [f"a {concept['kind']}"] if concept["kind"] else []
+    count, kind = concept["training_pictures"], concept["kind"]
+    known = [f"{name}: {counted(concept['vectors'], 'vector')}"]
+    known += [f"{'an' if kind == 'object' else 'a'} {kind}"] if kind else []
     known += [f"initialized from “{concept['phrase']}”"] if concept["phrase"] else []
     known += [f"from {concept['source']}"]
-    known += [f"{count} training pictures" if count else "its training pictures are not known"]
+    unknown = "its training pictures are not known"
+    known += [counted(count, "training picture") if count else unknown]
     images = backend.training_images(name)[: 3 * MAX_SHOWN]
     return lines(", ".join(known)), thumbnails(backend, images)
 

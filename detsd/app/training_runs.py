@@ -24,6 +24,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.preflight import check_finetune
 from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO, BUNDLED, file_name, resolve
+from detsd.utils.plurals import counted
 
 MAX_PICTURES = 200  # per run
 
@@ -109,8 +110,9 @@ class TrainingRuns:
             captions.pop()  # from an empty last line
         if any(captions) and len(captions) != len(pictures):
             raise UserError(
-                f"there are {len(captions)} captions for {len(pictures)} pictures; write one per "
-                "line in the order of the pictures, and an empty line for a picture without one"
+                f"{counted(len(captions), 'caption')} for {counted(len(pictures), 'picture')}; "
+                "write one per line in the order of the pictures, and an empty line for a picture "
+                "without one"
             )
         folder = self.root / file_name(word)
         if (folder / "checkpoints").is_dir():

@@ -10,6 +10,7 @@ from detsd.runs.folder import RunFolder
 from detsd.utils import progress
 from detsd.utils.errors import UserError
 from detsd.utils.paths import uuid_problem
+from detsd.utils.plurals import counted
 
 
 def download(args: argparse.Namespace) -> int:
@@ -23,7 +24,7 @@ def download(args: argparse.Namespace) -> int:
     from detsd.generate.shards import download_grid
 
     count = download_grid(source.resolved.uuid or uuid, folder)
-    print(f"{folder}: {count} images" if count else f"{folder}")
+    print(f"{folder}: {counted(count, 'image')}" if count else f"{folder}")
     return 0
 
 
@@ -64,8 +65,7 @@ def export(args: argparse.Namespace) -> int:
     for name in files:
         print(folder / name)
     for c in concepts:
-        rows = "1 vector" if c.num_vectors == 1 else f"{c.num_vectors} vectors"
-        texts = prompts(c, args.format)
+        rows, texts = counted(c.num_vectors, "vector"), prompts(c, args.format)
         print(f"{c.name}: {rows} for {family(c.widths)}" + "; in a prompt write" * bool(texts))
         for tool, text in texts.items():
             print(f"  {tool}: {text}")

@@ -110,9 +110,9 @@ def source_checkpoint(path: Path) -> Path | None:
 
 def best_checkpoint_line(folder: Path) -> str:
     """Say where the best vectors of a fine-tuning are, with their metrics."""
-    best = read_metadata(RunFolder(folder).latest()).get("best")
-    file = ConceptSource(folder).file
-    where = f"the concept is in {file}"
+    metadata, file = read_metadata(RunFolder(folder).latest()), ConceptSource(folder).file
+    best, several = metadata.get("best"), len(metadata.get("concepts", [])) > 1
+    where = f"the {'concepts are' if several else 'concept is'} in {file}"
     if not best:  # from an earlier version, or without a validation
         return where
     if file.parent not in (folder, RunFolder(folder).checkpoint(best["steps_completed"])):

@@ -19,6 +19,7 @@ from detsd.runs.folder import finetuning_metadata
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.fonts import as_written
 from detsd.utils.paths import BUNDLED
+from detsd.utils.plurals import counted
 
 NEAREST = 5  # words of the vocabulary to name for each vector
 
@@ -149,8 +150,8 @@ def _said(words: list[dict[str, Any]]) -> str:
 def report(facts: dict[str, Any]) -> str:
     """Return a description as text."""
     concepts = facts["concepts"]
-    count = "1 concept" if len(concepts) == 1 else f"{len(concepts)} concepts"
-    steps = "" if facts["steps"] is None else f", after {facts['steps']} steps"
+    count = counted(len(concepts), "concept")
+    steps = "" if facts["steps"] is None else f", after {counted(facts['steps'], 'step')}"
     lines = [f"{facts['source']}: {count}{steps}"]
     if facts["best"]:
         best = dict(facts["best"])
@@ -175,7 +176,7 @@ def report(facts: dict[str, Any]) -> str:
         ]
         if concept["model"] and facts["steps"] is None:  # otherwise the first line says it
             at = f" at {concept['model_hash']}" * bool(concept["model_hash"])
-            steps = f", {concept['steps']} steps" * (concept["steps"] is not None)
+            steps = f", {counted(concept['steps'], 'step')}" * (concept["steps"] is not None)
             lines.append(f"  learned on: {concept['model']}{at}{steps}")
         if "clip_skip" in concept:
             lines.append(f"  learned with: model.clip_skip {concept['clip_skip']}")

@@ -14,6 +14,7 @@ from detsd.evaluate.preflight import images_problem, learned_from
 from detsd.runs.folder import RunFolder, finetuning_metadata, title_of
 from detsd.sampling.jobs import Job, interval, product
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import counted
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
         word = word if len(alike) > 1 else concept.name
         renamed = word != old if old else given or word != concept.name
         label = title if len({t for _, t in alike}) > 1 else concept.name
-        label += "" if concept.steps is None else f", {concept.steps} steps"
+        label += "" if concept.steps is None else f", {counted(concept.steps, 'step')}"
         if alike.count((concept.steps, title)) > 1:  # runs of one name, or one named twice
             label += f" (no. {number + 1})"
         sample_set = SampleSet(

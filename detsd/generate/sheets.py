@@ -11,6 +11,7 @@ from PIL import Image
 from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png
+from detsd.utils.plurals import counted
 
 SHEET_COLUMNS, SHEET_TILES = 32, 256  # at most, on one contact sheet
 
@@ -55,7 +56,8 @@ def sheet_layout(jobs: list[Job]) -> list[ContactSheet]:
                     title + (f"  —  {number + 1}" if several else ""),
                     [f"seed {seed}" for seed in rows],
                     [
-                        f"guidance {scale:g}" + (f", {steps} steps" if several_steps else "")
+                        f"guidance {scale:g}"
+                        + (f", {counted(steps, 'step')}" if several_steps else "")
                         for steps, scale in columns
                     ],
                     [[cells[(seed, setting)] for setting in columns] for seed in rows],

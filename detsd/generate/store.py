@@ -28,6 +28,7 @@ from detsd.sampling.jobs import Job
 from detsd.utils import contact_sheets, png, progress
 from detsd.utils.errors import UserError
 from detsd.utils.paths import atomic_write
+from detsd.utils.plurals import counted
 
 logger = logging.getLogger("detsd")
 
@@ -37,7 +38,7 @@ MAX_PENDING = 512  # images that may wait to be written, in the chief's memory
 
 
 def _image_name(job: Job) -> tuple[str, ...]:
-    settings = f"guidance {job.guidance_scale:.15g}, {job.num_inference_steps} steps"
+    settings = f"guidance {job.guidance_scale:.15g}, {counted(job.num_inference_steps, 'step')}"
     settings += f", {job.scheduler_name}"
     settings += f", not {job.negative_prompt}" if job.negative_prompt else ""
     return job.prompt, settings, f"seed {job.seed}"
