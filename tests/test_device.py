@@ -297,7 +297,8 @@ def test_figures_grids_and_previews_are_the_same(photos, tmp_path):
         "grid.num_seeds": 1,
     }
     grid = ["generate", *(word for k, v in settings.items() for word in ("--set", f"{k}={v}"))]
-    figures = ["evaluate", file, "--images", photos, "--lineup", photos, "--model", model]
+    others = shutil.copytree(photos, tmp_path / "others")
+    figures = ["evaluate", file, "--images", photos, "--lineup", others, "--model", model]
     figures += ["--clip", clip, "--dino", save_tiny_dino(tmp_path / "dino")]
     for key in ("num_samples", "num_samples_per_prompt", "num_inference_steps"):
         figures += ["--set", f"evaluation.{key}=1"]
