@@ -226,7 +226,7 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
     session = spawn("finetune", path, "--output-dir", tmp_path / "out")
     session.expect("loading the libraries")
     session.expect(r"loading \S+ \.\.\.")
-    session.expect("step 40  val_loss")
+    session.expect(r"step 40  val_loss[^\n]*\n")  # all of it, since the terminal shows ^C
     session.sendintr()
     session.expect("stopping: storing what has been made")
     session.expect("the same command continues from here")
