@@ -1009,6 +1009,8 @@ def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(end
             page.locator("#go").click()
             expect(page.locator("#stop")).to_be_visible(timeout=120_000)
         assert going.wait(60)
+        # An event stopped before it is in the queue leaves "Error" beside the sentence.
+        expect(second.locator("#status")).to_contain_text("queue", timeout=60_000)
         second.locator("#stop").click()
         expect(second.locator("#status")).to_have_text("Stopped: nothing was made.")
         assert not left.is_set()
