@@ -26,7 +26,7 @@ from PIL import Image
 from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import check_fit
 from detsd.config import EvaluateConfig, GenerateConfig, GridConfig, flat
-from detsd.data.dataset import Batch, Sample, TrainingData
+from detsd.data.dataset import Batch, TrainingData
 from detsd.data.folder import lookalikes_of
 from detsd.data.images import read_images, target_sizes
 from detsd.evaluate.encoders import ImageEncoder, load_encoders
@@ -158,31 +158,32 @@ class Evaluation:
                 data = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
                 read.append((settings, data))
             own = [j for j, image in enumerate(data.validation) if image.concept == r.name]
-            todo[k] = [data.validation_samples(j, n) for j in own]
-        phase = Phase(1, total=n * sum(map(len, todo.values())))
+            todo[k] = data, own
+        phase = Phase(1, total=n * sum(len(own) for _, own in todo.values()))
         with Bar({"errors": phase}, "measuring the denoising error", leave=False) as bar:
-            found = [
-                (k, self._error(self.sample_sets[k], images, bar)) for k, images in todo.items()
-            ]
+            found = [(k, self._error(self.sample_sets[k], *of, bar)) for k, of in todo.items()]
         return [errors for _, errors in sorted(self.run.gather(found))]
 
-    def _error(self, sample_set: SampleSet, images: list[list[Sample]], bar: Bar) -> list[float]:
-        """Return the denoising error at each timestep, a mean over the held-out images.
+    def _error(
+        self, sample_set: SampleSet, data: TrainingData, own: list[int], bar: Bar
+    ) -> list[float]:
+        """Return the denoising error at each timestep, a mean over the concept's `own` images.
 
         Args:
-            images: the validation samples of each.
+            own: their numbers among those that are held out.
         """
         reference = sample_set.reference
         word = sample_set.concept.name if sample_set.concept else reference.initializer
         rewrite, total = PromptRewriter({reference.name: word}), torch.zeros(())
-        for examples in images:
+        for number in own:
+            examples = data.validation_samples(number, self.config.evaluation.num_error_timesteps)
             cond = self.model.encode_prompts([rewrite(examples[0].prompt)], [examples[0].frame])
             batch = Batch.of(examples).on(self.model.device)
             errors = errors_over_timesteps(
                 self.model, *batch.noising, cond, batch.mask, partial(bar.done, "errors")
             )
             total = total + errors.cpu()
-        return (total / len(images)).tolist()
+        return (total / len(own)).tolist()
 
     def _error_by_noise(self, sample_set: SampleSet) -> dict[str, float]:
         """Return a sample set's denoising error, overall and by noise level."""
