@@ -117,8 +117,10 @@ def test_a_character_that_no_font_has_is_told_once(caplog, monkeypatch):
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf"])
     monkeypatch.setattr(fonts, "_told", set())
     fonts._file.cache_clear()
+    fonts._installed.cache_clear()
     contact_sheets.sheet([[tile(1)]], ["漢字"], title="漢")
     fonts._file.cache_clear()
+    fonts._installed.cache_clear()
     (said,) = [r.getMessage() for r in caplog.records]
     assert "no installed font has 字 漢" in said or "no installed font has 漢 字" in said
     assert "Noto Sans CJK" in said
@@ -131,9 +133,11 @@ def test_a_font_of_the_system_is_taken_where_the_usual_one_lacks_something(monke
     other = f"{matplotlib.get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf", other])
     fonts._file.cache_clear()
+    fonts._installed.cache_clear()
     assert fonts.font(14, "漢").path == other
     assert fonts.font(14, "é").path.endswith("DejaVuSans.ttf")
     fonts._file.cache_clear()
+    fonts._installed.cache_clear()
     assert not caplog.records
 
 

@@ -192,6 +192,7 @@ def test_a_picture_shows_words_of_any_letters(tmp_path, monkeypatch, caplog, rec
     other = f"{get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [other])
     fonts._file.cache_clear()
+    fonts._installed.cache_clear()
     near = [{"word": word, "cosine": 0.5} for word in ("$$", "日本", "a$b$")]
     row = {"norm": 1.0, "began_as": {"word": "$$", "cosine": 1.0}, "nearest": near}
     encoder = {"rows": [row, row], "width": 64}
@@ -201,6 +202,7 @@ def test_a_picture_shows_words_of_any_letters(tmp_path, monkeypatch, caplog, rec
     }
     plot(facts, tmp_path / "words.png")
     fonts._file.cache_clear()
+    fonts._installed.cache_clear()
     with Image.open(tmp_path / "words.png") as picture:
         assert min(picture.size) > 100
     assert not caplog.records

@@ -29,16 +29,15 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
     for key, folders in (("images", [e.images] if e.images else []), ("lineup", e.lineup)):
         found = (folder_problem(folder, beside) for folder in folders)
         problems += [f"evaluation.{key}: {problem}" for problem in found if problem]
-    for k, name in enumerate(config.concepts.files):
+    sources = [*map(ConceptSource.parse, config.concepts.files)]
+    for k, (name, concept) in enumerate(zip(config.concepts.files, sources, strict=True)):
         key = f"concepts.files[{k}]"
-        concept = ConceptSource.parse(name)
         wrong = concept.problems(key, beside)
         if not wrong and not e.images and not concept.uuid:
             wrong = images_problem(name, learned_from(concept.file))
             wrong = [f"{key}: {wrong}"] if wrong else []
         problems += wrong
-    runs = (RunFolder(ConceptSource.parse(name).path) for name in config.concepts.files)
-    if e.all_checkpoints and not any(run.concept_files() for run in runs):
+    if e.all_checkpoints and not any(RunFolder(s.path).concept_files() for s in sources):
         problems.append(
             "evaluation.all_checkpoints is set, but concepts.files names no folder of a run with "
             "checkpoints; name one, or leave --all-checkpoints out"

@@ -60,11 +60,10 @@ class LocalRun(Run):
         if warm_start and not self.latest:  # else it began with it: `check_resume`
             self.latest, self.latest_is_own = warm_start, False
         ranks.allgather(None)  # no rank writes before all have looked
-        self._handlers = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)  # of nohup
-        }
+        stops = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            stops.append(signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in stops}
 
     def begin(self):
         self._begun = True

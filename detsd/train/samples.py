@@ -88,11 +88,9 @@ class SampleMetrics:
         self._counts = [m.num_samples + len(edited) for edited in prompts]
         self._metrics = []
         for name, own, edited in zip(c.concept_strs, c.img_dirs, prompts, strict=True):
-            named = lookalikes_of(own, name, m.lineup, "measure.lineup")
-            sets = [others[folder] for folder in named]
-            self._metrics.append(
-                ConceptMetrics(encoders, images[name], edited, sets, m.num_samples)
-            )
+            sets = [others[f] for f in lookalikes_of(own, name, m.lineup, "measure.lineup")]
+            metrics = ConceptMetrics(encoders, images[name], edited, sets, m.num_samples)
+            self._metrics.append(metrics)
 
     def _by_concept(self, images: list[Image.Image]) -> list[list[Image.Image]]:
         """Split the samples by their concepts."""

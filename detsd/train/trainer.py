@@ -44,6 +44,7 @@ from detsd.train.samples import SampleMetrics, Samples
 from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.validation import Validation, on_plateau
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import counted
 from detsd.utils.progress import Bar, Phase, spinner
 
 logger = logging.getLogger("detsd")
@@ -147,7 +148,7 @@ class Trainer:
         if self.config.concepts.img_aspect == "buckets":
             for name, shapes in self.data.shapes.items():
                 said = ", ".join(f"{n} of {w} x {h}" for (w, h), n in shapes.most_common())
-                run.print(f"{name}: images in {len(shapes)} bucket{'s'[: len(shapes) - 1]}: {said}")
+                run.print(f"{name}: images in {counted(len(shapes), 'bucket')}: {said}")
 
     def _phases(self) -> dict[str, Phase]:
         t, steps = self.config.training, self.state.steps_completed

@@ -16,10 +16,11 @@ _told: set[str] = set()  # characters that no font has, already warned of
 
 def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans, or another font that has all of a text's characters."""
-    file = _usual()
-    if missing := _missing(text):
-        file = _file(_needed(text)) or _tell(missing)
-    return ImageFont.truetype(file, size)
+    missing = _missing(text)
+    file = _file(_needed(text)) if missing else _usual()
+    if not file:
+        _tell(missing)
+    return ImageFont.truetype(file or _usual(), size)
 
 
 @contextlib.contextmanager
@@ -66,17 +67,22 @@ def _missing(text: str) -> frozenset[str]:
 
 
 @functools.cache
-def _file(needed: frozenset[str]) -> str | None:
-    """Return an installed font that has the characters; None if no font has them all."""
-    from matplotlib.font_manager import findSystemFonts  # late: it lists all fonts
+def _installed() -> list[str]:
+    """Return the files of the installed fonts, upright ones without serifs first."""
+    from matplotlib.font_manager import findSystemFonts  # late: it looks through many folders
 
     upright = ("sans", "regular")  # rather than serifs, bold or slanted faces
-    files = sorted(findSystemFonts(), key=lambda f: [w not in f.lower() for w in upright] + [f])
-    return next((file for file in files if needed <= _characters(file)), None)
+    return sorted(findSystemFonts(), key=lambda f: [w not in f.lower() for w in upright] + [f])
 
 
-def _tell(missing: Set[str]) -> str:
-    """Warn, once, of characters that no font has; return the font to use nevertheless."""
+@functools.cache
+def _file(needed: frozenset[str]) -> str | None:
+    """Return an installed font that has the characters; None if no font has them all."""
+    return next((file for file in _installed() if needed <= _characters(file)), None)
+
+
+def _tell(missing: Set[str]) -> None:
+    """Warn, once, of characters that no font has."""
     if missing - _told:
         _told.update(missing)
         logger.warning(
@@ -84,7 +90,6 @@ def _tell(missing: Set[str]) -> str:
             "as Noto Sans CJK",
             " ".join(sorted(missing)[:10]),
         )
-    return _usual()
 
 
 @functools.cache
