@@ -18,6 +18,7 @@ from tiny import ROOT, save_tiny_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from demo_model.process import process
+from detsd.__main__ import main
 from detsd.cli.generate import remake_hyperparameters
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import prompt_warnings
@@ -331,6 +332,19 @@ def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
     refuse(ValueError("state unknown"))
     with pytest.raises(UserError, match=r"cannot be downloaded \(ValueError: state unknown\)"):
         pipe.load_from_uuids(["abc"])
+
+
+def test_a_master_that_asks_for_a_login_is_told_in_a_sentence(monkeypatch, capsys):
+    def refuse(name):
+        raise api_errors.UnauthenticatedException()
+
+    monkeypatch.setattr(client, "get_experiment", refuse)
+    monkeypatch.setattr(client, "get_model", refuse)
+    for command, what in (("search 5", "experiment 5"), ("show model:my-cat", "model 'my-cat'")):
+        assert main(command.split()) == 2
+        assert capsys.readouterr().err == (
+            f"detsd: {what} cannot be looked up: the master asks for a login; run det user login\n"
+        )
 
 
 def test_doubts_about_prompts(pipe):

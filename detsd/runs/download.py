@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from determined.common.api import errors as api_errors
 from determined.errors import CheckpointStateException
 
+from detsd.runs.master import asking_master
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import uuid_problem
 
@@ -36,27 +36,17 @@ def cached_checkpoint(uuid: str) -> Path:
 
 
 def download(uuid: str, to: Path) -> None:
-    """Download a Determined checkpoint into an empty folder.
-
-    The master and the login are those of the `det` command line.
-    """
+    """Download a Determined checkpoint into an empty folder."""
     from determined.experimental import client  # late: laptops without a cluster do not need it
 
     if problem := uuid_problem(uuid):
         raise UserError(problem)
+    what = f"checkpoint {uuid}"
     try:
-        client.get_checkpoint(uuid).download(str(to))
-    except api_errors.NotFoundException:
-        raise UserError(f"checkpoint {uuid} is unknown to the master; check the uuid") from None
-    except api_errors.MasterNotFoundException:
-        raise UserError(
-            f"checkpoint {uuid} cannot be looked up: no Determined master was found; set DET_MASTER"
-        ) from None
-    except api_errors.UnauthenticatedException:
-        raise UserError(
-            f"checkpoint {uuid} cannot be looked up: the master asks for a login; run "
-            "det user login"
-        ) from None
+        with asking_master(what, f"{what} is unknown to the master; check the uuid"):
+            client.get_checkpoint(uuid).download(str(to))
+    except UserError:
+        raise
     except CheckpointStateException:
         raise UserError(deleted(uuid)) from None
     except BaseException as error:  # storage back ends raise anything; also Ctrl-C

@@ -5,6 +5,7 @@ from typing import Any
 
 from determined.common.api import errors as api_errors
 
+from detsd.runs.master import asking_master
 from detsd.utils.errors import UserError, one_line
 
 # The settings that tell one version from another in a list.
@@ -16,23 +17,16 @@ SETTINGS = {
 
 
 def find_version(name: str) -> tuple[str, int]:
-    """Return the checkpoint's uuid, and the version, of `model` (its latest) or `model:version`.
-
-    The master and the login are those of the `det` command line.
-    """
+    """Return the checkpoint's uuid, and the version, of `model` (its latest) or `model:version`."""
     from determined.experimental import client  # late: laptops without a cluster do not need it
 
     model, number = re.fullmatch(r"(.+?)(?::(\d+))?", name).groups()
+    unknown = f"the registry has no model {model!r}; det model list shows all models"
     try:
-        entry = client.get_model(model)
-    except api_errors.NotFoundException:
-        raise UserError(
-            f"the registry has no model {model!r}; det model list shows all models"
-        ) from None
-    except api_errors.MasterNotFoundException:
-        raise UserError(
-            f"model {model!r} cannot be looked up: no Determined master was found; set DET_MASTER"
-        ) from None
+        with asking_master(f"model {model!r}", unknown):
+            entry = client.get_model(model)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"model {model!r} cannot be looked up ({one_line(error)})") from None
     try:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from detsd.utils.errors import UserError
+from detsd.runs.master import asking_master
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,11 @@ class TrialResult:
 
 
 def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
-    """Return an experiment's configuration and trials.
+    """Return an experiment's configuration and trials."""
+    from determined.experimental import client  # late: it takes a third of a second
 
-    The master and the login are those of the `det` command line.
-    """
-    from determined.common.api import errors as api_errors  # late: a third of a second
-    from determined.experimental import client
-
-    try:
+    unknown = f"the master has no experiment {number}; det e list shows all experiments"
+    with asking_master(f"experiment {number}", unknown):
         experiment = client.get_experiment(number)
         metric = experiment.config["searcher"]["metric"]
         stored: dict[int, dict[int, str]] = {}
@@ -62,12 +59,3 @@ def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
             )
             for trial in experiment.list_trials()
         ]  # fmt: skip
-    except api_errors.NotFoundException:
-        raise UserError(
-            f"the master has no experiment {number}; det e list shows all experiments"
-        ) from None
-    except api_errors.MasterNotFoundException:
-        raise UserError(
-            f"experiment {number} cannot be looked up: no Determined master was found; set "
-            "DET_MASTER"
-        ) from None
