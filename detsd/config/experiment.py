@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from detsd.config.finetune import FinetuneConfig
 from detsd.config.generate import EvaluateConfig, GenerateConfig
-from detsd.config.schema import _section
+from detsd.config.schema import parse_section
 from detsd.config.search import rung_warning
 from detsd.config.yaml_text import MAX_DEPTH, parse_yaml, read_text
 from detsd.config.yaml_versions import disagreements
@@ -38,8 +38,7 @@ def parse_config(
     Args:
         beside: the folder in which relative paths are looked up first.
     """
-    problems: list[str] = []
-    config = _section(kind, hyperparameters, "", problems, beside)
+    config, problems = parse_section(kind, hyperparameters, beside=beside)
     refuse(problems, source)
     return config
 

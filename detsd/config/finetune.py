@@ -12,6 +12,7 @@ from PIL import ImageColor
 from detsd.config.model import ModelConfig
 from detsd.config.schema import (
     GUIDANCE_INTERVAL_HELP,
+    LINEUP_HELP,
     MAX_FILE_NAME,
     MAX_SEED,
     MAX_SIDE,
@@ -331,12 +332,7 @@ class MeasureConfig(Section):
     num_prompts: int = setting(
         6, "edited prompts, with one more sample for each; 4 to 15", low=1, high=15
     )
-    lineup: list[str] = setting(
-        [],
-        "folders of look-alike images, one for each look-alike, to measure how often a sample is "
-        "closer to the training images than to any of these",
-        path=find,
-    )
+    lineup: list[str] = setting([], LINEUP_HELP, path=find)
 
 
 @dataclass(frozen=True)

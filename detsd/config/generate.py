@@ -10,6 +10,7 @@ from detsd.config.finetune import EvaluatorConfig
 from detsd.config.model import ModelConfig
 from detsd.config.schema import (
     GUIDANCE_INTERVAL_HELP,
+    LINEUP_HELP,
     MAX_SEED,
     MAX_SIDE,
     PROMPT_WEIGHTS_HELP,
@@ -169,12 +170,7 @@ class EvaluationConfig(Section):
         "from",
         path=find,
     )
-    lineup: list[str] = setting(
-        [],
-        "folders of look-alike images, one for each look-alike, to measure how often a sample is "
-        "closer to the training images than to any of these",
-        path=find,
-    )
+    lineup: list[str] = setting([], LINEUP_HELP, path=find)
     all_checkpoints: bool = setting(
         False, "evaluate all checkpoints of a run folder, not only the best"
     )

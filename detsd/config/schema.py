@@ -1,9 +1,7 @@
-"""The `hyperparameters` section as typed, documented, strictly checked objects.
+"""Fields with help texts and bounds, and the parser of mappings into dataclasses of such fields.
 
-    load_config("finetune_demo.yaml", ["training.num_sgd_steps=200"]) -> FinetuneConfig
-
-Every field carries its help text. A scalar counts as a list of one, so that Determined's searchers
-can vary any field. All problems are reported together.
+A scalar counts as a list of one, so that Determined's searchers can vary any field. All problems
+are reported together.
 """
 
 from __future__ import annotations
@@ -36,21 +34,15 @@ def setting(
     `path` is set for paths: `find`, which looks beside the configuration first, or a like function.
     """
     meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
-    if default is dataclasses.MISSING:
-        return field(metadata=meta)
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=meta)
+        return field(default_factory=default.copy, metadata=meta)
     return field(default=default, metadata=meta)
 
 
 REQUIRED = dataclasses.MISSING
-
 MAX_SEED = 2**32 - 1  # PyTorch uses only 32 bits
-
 MAX_SIDE = 8192  # pixels of an image
-
 MAX_FILE_NAME = 255  # bytes, in every file system in use
-
 MAX_UNKNOWN = 20  # unknown keys of a section to name; a suggestion takes a millisecond each
 
 
@@ -89,16 +81,19 @@ SpacingName = Literal["leading", "trailing", "linspace"]
 
 LCM_STEPS = 50  # at most: what latent consistency models are distilled with
 
+# Help texts of settings that several sections have.
 GUIDANCE_INTERVAL_HELP = (
     "[start, stop]: the fractions of the steps between which guidance is applied; the other steps "
     "take half the time; null: guide every step; [0.2, 0.8]"
 )
-
 SPACING_HELP = "spacing of the timesteps (lcm has its own); null: the model's own"
-
 PROMPT_WEIGHTS_HELP = (
     "read (word:1.3), [word], BREAK and prompts of any length as A1111 does; false: brackets are "
     "text, and everything beyond 77 tokens is cut off"
+)
+LINEUP_HELP = (
+    "folders of look-alike images, one for each look-alike, to measure how often a sample is "
+    "closer to the training images than to any of these"
 )
 
 
@@ -209,32 +204,33 @@ def _value(kind: Any, value: Any) -> Any:
     raise ValueError(type_name(kind))
 
 
-def _section(
-    kind: type, given: Any, path: str, problems: list[str], beside: Path | None = None
-) -> Any:
-    """Return `given` as the dataclass `kind`; problems are added to `problems`."""
-    before = len(problems)
+def parse_section(
+    kind: type, given: Any, path: str = "", beside: Path | None = None
+) -> tuple[Any, list[str]]:
+    """Return `given` as the dataclass `kind` (None if anything is wrong), and the problems.
+
+    Args:
+        path: where it stands, for messages; "" for a whole configuration.
+        beside: the folder in which relative paths are looked up first.
+    """
     if not isinstance(given, dict):
-        problems.append(
-            f"{path or 'it'} must be a mapping of keys to values, not {reprlib.repr(given)}"
-        )
-        return None
+        name = path or "it"
+        return None, [f"{name} must be a mapping of keys to values, not {reprlib.repr(given)}"]
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     dot = f"{path}." if path else ""
-    values = {}
+    values, problems = {}, []
     for key in [key for key in given if key not in known][:MAX_UNKNOWN]:
         text = str(key)[:MAX_FILE_NAME]
         problems.append(f"{dot}{text} is not a known key; {closest_key(text, kind)}")
     for name, spec in known.items():
-        required = spec.default is REQUIRED and spec.default_factory is REQUIRED
-        nested = dataclasses.is_dataclass(hints[name])
         if name not in given:
-            if required:
+            if spec.default is REQUIRED and spec.default_factory is REQUIRED:
                 problems.append(f"{dot}{name} is missing; {spec.metadata.get('help', 'add it')}")
             continue
-        if nested:
-            values[name] = _section(hints[name], given[name], f"{dot}{name}", problems, beside)
+        if dataclasses.is_dataclass(hints[name]):
+            values[name], inside = parse_section(hints[name], given[name], f"{dot}{name}", beside)
+            problems += inside
             continue
         try:
             values[name] = _value(hints[name], given[name])
@@ -243,7 +239,7 @@ def _section(
             continue
         if (look := spec.metadata["path"]) and (v := values[name]) is not None:
             values[name] = [look(p, beside) for p in v] if isinstance(v, list) else look(v, beside)
-        low, above, high = (spec.metadata.get(bound) for bound in ("low", "above", "high"))
+        low, above, high = (spec.metadata[bound] for bound in ("low", "above", "high"))
         every = values[name] if isinstance(values[name], list) else [values[name]]
         for v in (v for v in every if isinstance(v, int | float)):
             if low is not None and v < low:
@@ -252,26 +248,20 @@ def _section(
                 problems.append(f"{dot}{name} is {v} but must be at most {high}")
             if above is not None and v <= above:
                 problems.append(f"{dot}{name} is {v} but must be greater than {above}")
-    if len(problems) > before:
-        return None
+    if problems:
+        return None, problems
     section = kind(**values).completed()
-    problems += section.problems()
-    return section
-
-
-def parse_section(kind: type, given: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return `given` as the dataclass `kind` (None if anything is wrong), and the problems."""
-    problems: list[str] = []
-    return _section(kind, given, "", problems), problems
+    return section, section.problems()
 
 
 def flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Flatten a configuration's `asdict` to "section.key" -> value."""
     found = {}
     for key, value in config.items():
-        found |= (
-            flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-        )
+        if isinstance(value, dict):
+            found |= flat(value, f"{path}{key}.")
+        else:
+            found[f"{path}{key}"] = value
     return found
 
 

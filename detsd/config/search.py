@@ -7,8 +7,7 @@ from typing import Any
 
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
-# Determined's defaults, as of 0.38.1.
-MAX_RUNGS, DIVISOR = 5, 4
+MAX_RUNGS, DIVISOR = 5, 4  # Determined's defaults
 
 
 def _rung_count(searcher: dict[str, Any], trials: int) -> int:
@@ -29,21 +28,18 @@ def rungs(searcher: dict[str, Any]) -> list[int]:
 def rung_warning(searcher: dict[str, Any]) -> str | None:
     """Return a sentence on rungs that are dropped for lack of trials, or None."""
     wanted, trials = searcher.get("max_rungs"), searcher.get("max_trials")
-    numbers = (wanted, trials, searcher.get("max_time"), searcher.get("divisor", DIVISOR))
+    divisor = searcher.get("divisor", DIVISOR)
+    numbers = (wanted, trials, divisor, searcher.get("max_time"))
     if searcher.get("name") != "adaptive_asha" or not all(isinstance(n, int) for n in numbers):
         return None
-    if (
-        trials < 1
-        or searcher.get("divisor", DIVISOR) < 2
-        or _rung_count(searcher, trials) >= wanted
-    ):
+    if trials < 1 or divisor < 2 or _rung_count(searcher, trials) >= wanted:
         return None
     counts = range(trials, 10**5)
     enough = next((n for n in counts if _rung_count(searcher, n) >= wanted), None)
-    first = rungs(searcher)[0]
+    kept = rungs(searcher)
     return (
-        f"searcher.max_rungs: {wanted} becomes {len(rungs(searcher))} with max_trials: {trials} "
+        f"searcher.max_rungs: {wanted} becomes {len(kept)} with max_trials: {trials} "
         f"(Determined uses int(log(max_trials) / log(divisor)) + 1 at most), so no trial is "
-        f"judged before {searcher.get('time_metric')} {first}; "
+        f"judged before {searcher.get('time_metric')} {kept[0]}; "
         + (f"set max_trials to {enough} or more" if enough else "lower max_rungs")
     )

@@ -6,16 +6,13 @@ contain itself: both are refused during parsing, before anything walks through t
 
 from __future__ import annotations
 
-import functools
 import json
 import stat
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 16 * 2**20  # of a file; the parser takes 3 s per MB
-
 MAX_DEPTH = 64  # of nested lists and sections; an experiment has 5
-
 MAX_VALUES = 2**18  # with aliases expanded; a list of 20,000 seeds has 20,001
 
 
@@ -53,20 +50,10 @@ def as_yaml(text: str) -> str:
 
 def bounded_parser() -> Any:
     """Return a parser like that of Determined's `yaml_safe_load`, but with the bounds."""
-    from ruamel.yaml import YAML  # late: with determined it takes a fifth of a second
-
-    parser = YAML(typ="safe", pure=True)
-    parser.Composer = _composer()
-    return parser
-
-
-@functools.cache
-def _composer() -> type:
-    """Return a composer that refuses what is too deep, too large or endless."""
-    from ruamel.yaml import composer, events  # late
+    from ruamel.yaml import YAML, composer, events  # late: it takes a fifth of a second
 
     class Composer(composer.Composer):
-        """A composer that counts."""
+        """A composer that refuses what is too deep, too large or endless."""
 
         def compose_document(self) -> Any:
             self._level, self._count, self._sizes = 0, 0, {}
@@ -87,4 +74,6 @@ def _composer() -> type:
             self._sizes[id(node)] = self._sizes.get(id(node), self._count - before)
             return node
 
-    return Composer
+    parser = YAML(typ="safe", pure=True)
+    parser.Composer = Composer
+    return parser

@@ -22,21 +22,16 @@ BOOLEANS = {
     for form in (word, word.title(), word.upper())
 }
 
-NO_VALUE = "no value"
-
 NULLS = ("", "~", "null", "Null", "NULL")
-
 NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-
-BASES = (16, 8, 2, 8, 10)  # of the groups of INTEGER
-
 INTEGER = re.compile(
     "([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[oO]([0-7]+)|0[bB]([01]+)|0([0-7]*)|([1-9][0-9]*))"
 )
-
+BASES = (16, 8, 2, 8, 10)  # of the groups of INTEGER
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-
 AFTER_A_DOT = re.compile(r"\.[0-9](_?[0-9])*([eE][-+]?[0-9](_?[0-9])*)?")
+
+NO_VALUE = "no value"
 
 
 def cluster_value(text: str) -> Any:
@@ -112,16 +107,15 @@ def _compared(node: Any, key: str, constructor: Any, text: str, seen: set[int]) 
 
 def _sentence(key: str, text: str, here: Any, there: Any) -> str:
     """Say what a scalar means to either reader, and how to write each meaning."""
-    ways = [_said(v) for v in (here, there) if isinstance(v, bool | int | float)]
-    ways = [way for way in ways if way != NO_VALUE]
+    ways = [_meaning(v) for v in (here, there) if isinstance(v, bool | int | float)]
     return (
-        f"{key}: {text} is {_said(here)} to detsd and {_said(there)} to a cluster; write "
-        + "".join(f"{way}, or " for way in ways)
+        f"{key}: {text} is {_meaning(here)} to detsd and {_meaning(there)} to a cluster; write "
+        + "".join(f"{way}, or " for way in ways if way != NO_VALUE)
         + f'"{text}" for the string'
     )
 
 
-def _said(value: Any) -> str:
+def _meaning(value: Any) -> str:
     if isinstance(value, str):
         return "a string"
     if isinstance(value, float) and not math.isfinite(value):
