@@ -175,7 +175,7 @@ def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
             return not mask_of(path).is_file()
         try:
             with formats.open_picture(path) as image:
-                return not formats.has_alpha(image)
+                return not image.has_transparency_data
         except Exception:  # named and skipped when it is read
             return False
 

@@ -8,10 +8,9 @@ import functools
 import io
 import logging
 import struct
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from detsd.utils.errors import one_line
 
@@ -24,8 +23,10 @@ ADOBE_RGB_GAMMA = 563 / 256
 
 SRGB_GAMMA = 0.45455  # the gAMA of an sRGB PNG file
 
-EXIF_IFD, INTEROP_IFD = 0x8769, 0xA005
-COLOR_SPACE, INTEROP_INDEX = 0xA001, 1  # tags of the two
+# What making a profile from impossible values raises.
+IMPOSSIBLE = (
+    KeyError, TypeError, ArithmeticError, ValueError, np.linalg.LinAlgError, struct.error,
+)  # fmt: skip
 
 # Levels of 255 by which a profile may differ from sRGB and count as sRGB: LittleCMS moves some by
 # one even from sRGB to sRGB, which would change the digests of pictures.
@@ -46,12 +47,13 @@ def profile_of(image: Image.Image) -> bytes | None:
     """
     if profile := image.info.get("icc_profile"):
         return profile
-    if nclx := image.info.get("nclx_profile"):
-        return _nclx_profile(nclx)
-    if image.format == "PNG" and "srgb" not in image.info:
-        gamma, where = image.info.get("gamma"), image.info.get("chromaticity")
-        if gamma and (where or abs(gamma - SRGB_GAMMA) > 0.01):
-            return _png_profile(gamma, where)
+    try:
+        if nclx := image.info.get("nclx_profile"):
+            return _nclx_profile(nclx)
+        if image.format == "PNG" and "srgb" not in image.info:
+            return _png_profile(image.info.get("gamma"), image.info.get("chromaticity"))
+    except IMPOSSIBLE:
+        return None
     return matrix_profile(ADOBE_RGB_GAMMA, ADOBE_RGB) if _is_adobe_rgb(image) else None
 
 
@@ -114,25 +116,21 @@ def _xyz(values: np.ndarray) -> bytes:
     return b"XYZ " + struct.pack(">I3i", 0, *(round(float(v) * 65536) for v in values))
 
 
-def _png_profile(gamma: float, where: tuple[float, ...] | None) -> bytes | None:
-    """Make a profile from a PNG file's chunks; None if their values are impossible."""
-    try:
-        curve = None if abs(gamma - SRGB_GAMMA) <= 0.01 else 1 / gamma
-        return matrix_profile(curve, tuple(where or SRGB))
-    except (ArithmeticError, ValueError, np.linalg.LinAlgError, struct.error):
+def _png_profile(gamma: float | None, where: tuple[float, ...] | None) -> bytes | None:
+    """Make a profile from a PNG file's chunks; None for those of sRGB."""
+    if not gamma:
         return None
+    exponent = None if abs(gamma - SRGB_GAMMA) <= 0.01 else 1 / gamma
+    return matrix_profile(exponent, tuple(where or SRGB)) if where or exponent else None
 
 
-def _nclx_profile(nclx: dict[str, Any]) -> bytes | None:
+def _nclx_profile(nclx: dict[str, float]) -> bytes | None:
     """Make a profile from HEIF's primaries; None for those of sRGB and for HDR transfers."""
     if nclx.get("color_primaries") in (1, 2) or nclx.get("transfer_characteristics") in (16, 18):
         return None
-    try:
-        colors = ("white", "red", "green", "blue")
-        where = tuple(nclx[f"color_primary_{color}_{axis}"] for color in colors for axis in "xy")
-        return matrix_profile(None, where)
-    except (KeyError, TypeError, ArithmeticError, ValueError, struct.error):
-        return None
+    colors = ("white", "red", "green", "blue")
+    where = tuple(nclx[f"color_primary_{color}_{axis}"] for color in colors for axis in "xy")
+    return matrix_profile(None, where)
 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
@@ -141,8 +139,9 @@ def _is_adobe_rgb(image: Image.Image) -> bool:
         return False
     try:
         exif = image.getexif()
-        index = exif.get_ifd(INTEROP_IFD).get(INTEROP_INDEX, "")
-        return exif.get_ifd(EXIF_IFD).get(COLOR_SPACE) == 2 or str(index).startswith("R03")
+        color_space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
+        index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, "")
+        return color_space == 2 or str(index).startswith("R03")
     except Exception:  # damaged EXIF data can raise anything
         return False
 
@@ -163,7 +162,7 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
     try:
         source = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile or b"")
         transform = ImageCms.buildTransform(
-            ImageCms.getOpenProfile(source) if mode != "LAB" else source,
+            source,
             ImageCms.createProfile("sRGB"),
             mode,
             "RGB",

@@ -46,8 +46,3 @@ def open_picture(source: Path | BinaryIO) -> Image.Image:
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ValueError(f"it has more than {limit:,} pixels; scale it down") from None
-
-
-def has_alpha(image: Image.Image) -> bool:
-    """Return whether parts of an opened picture may be transparent."""
-    return image.has_transparency_data or "transparency" in image.info

@@ -30,8 +30,11 @@ def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, hei
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps that of all tensors below 32 MB."""
-    with contextlib.suppress(AttributeError, TypeError):  # not glibc: macOS, musl, Windows
+    """Return freed memory to the system.
+
+    glibc keeps that of all tensors below 32 MB, and that of pictures for each thread.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc: macOS, musl, Windows
         ctypes.CDLL(None).malloc_trim(0)
 
 
