@@ -146,9 +146,6 @@ class LocalRun(Run):
             with self._files.metrics_file.open("a") as f:
                 f.write(json.dumps({"group": group, "steps_completed": steps, **metrics}) + "\n")
 
-    def report_progress(self, fraction):
-        pass
-
     def store(self, steps, metadata, write):
         final = self._files.checkpoint(steps)
         if not is_complete(final):

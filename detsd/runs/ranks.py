@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import psutil
@@ -27,10 +27,15 @@ from detsd.runs.task import on_cluster
 from detsd.utils.errors import UserError
 
 KEY = "detsd/failed"
-
 POLL_SECONDS = 0.5
-
 GRACE_SECONDS = 4.0  # for a rank to end by itself: gloo raises, or it has an error of its own
+
+# How long the others may take to answer a rank that was asked to stop. When one rank is killed,
+# torchrun asks all to stop, and kills them after 30.
+ANSWER_SECONDS = 25.0
+
+# The others wait while one rank downloads, at times for longer than the libraries' ten minutes.
+TIMEOUT = timedelta(hours=2)
 
 
 def check_gpus() -> None:
@@ -82,14 +87,6 @@ def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> No
     if failed and not over.wait(GRACE_SECONDS):
         # Not an exception: the main thread may be in a call that never comes back.
         os._exit(1)
-
-
-# How long the others may take to answer a rank that was asked to stop. When one rank is killed,
-# torchrun asks all to stop, and kills them after 30.
-ANSWER_SECONDS = 25.0
-
-# The others wait while one rank downloads, at times for longer than the libraries' ten minutes.
-TIMEOUT = timedelta(hours=2)
 
 
 class Ranks:
@@ -258,12 +255,7 @@ def _distributed() -> core.DistributedContext | None:
     return context
 
 
-def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on; None for a missing one."""
-    found = {}
-    for name in ("torch", "numpy", "diffusers", "transformers", "accelerate"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    names = ("torch", "numpy", "diffusers", "transformers", "accelerate")
+    return {name: version(name) for name in names}

@@ -137,7 +137,7 @@ class Run:
         raise NotImplementedError
 
     def report_progress(self, fraction: float) -> None:
-        raise NotImplementedError
+        """Report the share of the work that is done; off cluster nobody asks for it."""
 
     def store(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
         """Store what `write(folder)` puts into an empty folder, all or nothing. Chief only.

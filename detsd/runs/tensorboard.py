@@ -7,7 +7,7 @@ import itertools
 import os
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,12 @@ def image_tags(names: Sequence[tuple[str, ...]], max_length: int | None = None) 
     def short(part: str) -> str:
         return part[:max_length].replace("/", "|")
 
-    meet = defaultdict(set)
-    for name in names:
-        for place, part in enumerate(name):
-            meet[place, short(part)].add(part)
+    parts = {(place, part) for name in names for place, part in enumerate(name)}
+    same = Counter((place, short(part)) for place, part in parts)
 
     def text(place: int, part: str) -> str:
         digest = hashlib.sha256(part.encode()).hexdigest()[:6]
-        return short(part) + (f" #{digest}" if len(meet[place, short(part)]) > 1 else "")
+        return short(part) + (f" #{digest}" if same[place, short(part)] > 1 else "")
 
     tags, count = [], Counter()
     for name in names:

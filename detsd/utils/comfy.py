@@ -141,40 +141,36 @@ class Graph:
             found.note("further passes (hires fix) are not supported; only the first one is made")
         found.model = str(self.value(first, "ckpt_name", "unet_name") or "")
         found.prompts(self.text(first, "positive"), self.text(first, "negative"))
-        given = {key: self.value(first, *keys) for key, keys in {
-            "steps": ("steps",), "cfg": ("cfg",), "seed": ("seed", "noise_seed"),
-            "sampler": ("sampler_name",), "schedule": ("scheduler",), "denoise": ("denoise",),
-            "start": ("start_at_step",), "noise": ("add_noise",), "batch": ("batch_size",),
-            "width": ("width",), "height": ("height",), "skip": ("stop_at_clip_layer",),
-        }.items()}  # fmt: skip
-        given["vae"] = next((i["vae_name"] for _, i in nodes if "vae_name" in i), None)
-        if given["schedule"] is None and "KarrasScheduler" in used.values():
-            given["schedule"] = "karras"
-        name = found.sampler(given["sampler"], given["schedule"], COMFY_SAMPLERS)
-        found.number("num_inference_steps", given["steps"], int, "number of steps")
-        found.number("guidance_scales", given["cfg"], float, "guidance scale")
-        found.seed(given["seed"])
-        found.number("width", given["width"], int, "width")
-        found.number("height", given["height"], int, "height")
+        schedule = self.value(first, "scheduler")
+        if schedule is None and "KarrasScheduler" in used.values():
+            schedule = "karras"
+        name = found.sampler(self.value(first, "sampler_name"), schedule, COMFY_SAMPLERS)
+        found.number("num_inference_steps", self.value(first, "steps"), int, "number of steps")
+        found.number("guidance_scales", self.value(first, "cfg"), float, "guidance scale")
+        found.seed(self.value(first, "seed", "noise_seed"))
+        found.number("width", self.value(first, "width"), int, "width")
+        found.number("height", self.value(first, "height"), int, "height")
         found.check_levels(name)
-        self._note_what_is_left_out(given, [*used.values()])
+        if vae := next((inputs["vae_name"] for _, inputs in nodes if "vae_name" in inputs), None):
+            found.note(f"its VAE was {str(vae)[:100]}; name the file in model.vae")
+        self._note_what_is_left_out(first, [*used.values()])
         found.notes.sort()
         return found
 
-    def _note_what_is_left_out(self, given: dict[str, Any], kinds: list[str]) -> None:
+    def _note_what_is_left_out(self, sampler: str, kinds: list[str]) -> None:
         """Note what would change the image and is not supported here."""
         note = self.found.note
         images = any(re.search("LoadImage|VAEEncode", kind) for kind in kinds)
-        if images or given["denoise"] not in (None, 1, 1.0):
+        if images or self.value(sampler, "denoise") not in (None, 1, 1.0):
             note("an initial image is not supported; the image starts from noise")
-        if given["start"] not in (None, 0) or given["noise"] in ("disable", False):
+        start, noise = self.value(sampler, "start_at_step"), self.value(sampler, "add_noise")
+        if start not in (None, 0) or noise in ("disable", False):
             note("a sampler that starts partway is not supported; all steps are made")
-        if given["batch"] not in (None, 1):
-            note(f"only the first image of its batch of {str(given['batch'])[:20]} is made")
-        if isinstance(given["skip"], int):  # -1 is the last layer; XL counts from the last but one
-            self.found.clip_skip = max(0, -given["skip"] - 1 - ("CLIPTextEncodeSDXL" in kinds))
-        if given["vae"]:
-            note(f"its VAE was {str(given['vae'])[:100]}; name the file in model.vae")
+        if (batch := self.value(sampler, "batch_size")) not in (None, 1):
+            note(f"only the first image of its batch of {str(batch)[:20]} is made")
+        skip = self.value(sampler, "stop_at_clip_layer")
+        if isinstance(skip, int):  # -1 is the last layer; XL counts from the last but one
+            self.found.clip_skip = max(0, -skip - 1 - ("CLIPTextEncodeSDXL" in kinds))
         for pattern, what in {
             "Lora": "LoRA", "ControlNet": "ControlNet",
             "Upscale|ImageScale": "hires fix and enlarging", "IPAdapter": "IP-Adapter",

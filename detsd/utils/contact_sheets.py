@@ -12,12 +12,10 @@ from detsd.utils.png import save
 INK, PALE, PAPER = (34, 36, 42), (104, 108, 118), (255, 255, 255)
 
 GAP, MARGIN = 8, 16  # between images, around a sheet
-
 SHOWN = 160  # smaller images are enlarged to at least this side, by an integer factor
-
 LARGEST = 256  # larger ones are scaled down on a sheet
-
 MANY = 64  # tiles at full size; more share the same number of pixels, so each is smaller
+ANIMATED = 4  # samples of a prompt in a time-lapse, at most
 
 
 def enlarge(image: Image.Image) -> Image.Image:
@@ -143,20 +141,20 @@ def before_after(
 
 
 def time_lapse(
-    frames: list[tuple[int, list[Image.Image]]], prompts: list[str], folder: Path, limit: int = 4
+    frames: list[tuple[int, list[Image.Image]]], prompts: list[str], folder: Path
 ) -> None:
     """Draw `time_lapse.gif` and `time_lapse.png` (a strip) of every prompt's samples, by step.
 
     Args:
-        prompts: the prompt of each sample. Samples of one prompt, at most `limit`, are a row of the
-            animation; the strip shows the first of them.
+        prompts: the prompt of each sample. Samples of one prompt are a row of the animation; the
+            strip shows the first of them.
     """
     rows: dict[str, list[int]] = {}
     for k, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(k)
     pictures = [
         sheet(
-            [[images[k] for k in row[:limit]] for row in rows.values()],
+            [[images[k] for k in row[:ANIMATED]] for row in rows.values()],
             list(rows),
             title=f"step {step}",
         )

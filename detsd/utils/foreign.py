@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from detsd.utils.comfy import Graph
 from detsd.utils.errors import UserError, printable
@@ -175,11 +175,11 @@ def _texts(image: Image.Image) -> dict[str, str]:
     """Return the texts inside an image, under the names of PNG's chunks."""
     found = {key: text for key, text in image.info.items() if isinstance(text, str)}
     exif = image.getexif()
-    for tag in (0x010F, 0x0110):  # ComfyUI's WebP files
+    for tag in (ExifTags.Base.Make, ExifTags.Base.Model):  # ComfyUI's WebP files
         key, colon, text = str(exif.get(tag, "")).partition(":")
         if colon and key == "prompt":
             found.setdefault(key, text.rstrip("\0"))
-    comment = exif.get_ifd(0x8769).get(0x9286, b"")
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
         comment = comment[8:]
         big = comment[::2].count(0) >= comment[1::2].count(0)  # the text is mostly Latin

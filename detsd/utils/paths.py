@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BUNDLED = "demo_model"
-
 DEMO_CONCEPT, DEMO_WORD = "learned_embeddings_dict_demo.pt", "det-logo-demo"
+DEMO_IMAGES = "det_logos"  # the images it was learned from
+
+AUTO = "auto"  # in place of an initializer: one is found
 
 # Chunks of a large file that a digest reads, and the bytes of each: 0.05 s for 2 GB, which in full
 # would take 2 s.
 CHUNKS, CHUNK = 4096, 4096
-
-DEMO_IMAGES = "det_logos"  # the images it was learned from
-
-AUTO = "auto"  # in place of an initializer: one is found
 
 # Found in folders of runs, checkpoints, models and LoRAs, but not in those of pictures.
 LEARNED = (
