@@ -40,21 +40,20 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def evaluation_config(args: argparse.Namespace) -> tuple[EvaluateConfig, str, str]:
     """Return an evaluation's configuration off cluster, in the form `configuration` takes."""
-    words = list(args.sources)
-    files = [word for word in words if word.endswith((".yaml", ".yml"))]
-    if files and words[1:]:
+    files = [word for word in args.sources if word.endswith((".yaml", ".yml"))]
+    if files and args.sources[1:]:
         raise UserError(
             f"{files[0]} is an experiment file, which names what to evaluate itself; give either "
             "that file or concepts, not both"
         )
-    file = Path(words.pop()) if files else None
-    if not words and not file:
+    if not args.sources:
         raise UserError(
             f"nothing to evaluate was given and no cluster was found; run e.g. {PROG} evaluate "
             f"{DEMO_CONCEPT}"
             + (", before --lineup, which takes all that follows" if args.lineup else "")
         )
-    sources = [ConceptSource.parse(word) for word in words]
+    file = Path(files[0]) if files else None
+    sources = [] if file else [ConceptSource.parse(word) for word in args.sources]
     settings = {
         "concepts.files": [str(s) for s in sources if not (s.uuid or s.model)],
         "concepts.uuids": [str(s).removeprefix("uuid:") for s in sources if s.uuid],

@@ -176,19 +176,22 @@ def grid_settings(
     i, c = config.inference, config.concepts
     named = zip(c.concept_strs, c.learnable_properties, strict=True)
     prompts = i.inference_prompts or [PLAIN[kind].format(word) for word, kind in named]
-    own = ("pretrained_model_name_or_path", "revision", "clip_skip", "vae")
-    model = {key: value for key in own if (value := getattr(config.model, key))}
-    sides = dict(zip(("grid.width", "grid.height"), resolution(prompts[0]) or (), strict=False))
-    return {
-        **{f"model.{k}": as_yaml(v) if isinstance(v, str) else v for k, v in model.items()},
+    width, height = resolution(prompts[0]) or (None, None)
+    settings = {
+        "model.pretrained_model_name_or_path": as_yaml(config.model.pretrained_model_name_or_path),
+        "model.revision": config.model.revision and as_yaml(config.model.revision),
+        "model.clip_skip": config.model.clip_skip,
+        "model.vae": config.model.vae and as_yaml(config.model.vae),
         **concepts,
         "grid.prompts": json.dumps(prompts, ensure_ascii=False),
         "grid.scheduler_names": i.scheduler_name,
         "grid.num_inference_steps": i.num_inference_steps,
         "grid.guidance_scales": json.dumps([2, 4, 7]),
-        **({"grid.guidance_interval": i.guidance_interval} if i.guidance_interval else {}),
-        **({"grid.spacing": i.spacing} if i.spacing else {}),
-        **sides,
-        **({"grid.negative_prompts": json.dumps([i.negative_prompt])} if i.negative_prompt else {}),
-        **({} if i.prompt_weights else {"grid.prompt_weights": "false"}),
+        "grid.guidance_interval": i.guidance_interval,
+        "grid.spacing": i.spacing,
+        "grid.width": width,
+        "grid.height": height,
+        "grid.negative_prompts": json.dumps([i.negative_prompt]) if i.negative_prompt else None,
+        "grid.prompt_weights": None if i.prompt_weights else "false",
     }
+    return {key: value for key, value in settings.items() if value}  # the others have defaults
