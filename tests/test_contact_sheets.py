@@ -115,7 +115,7 @@ def test_a_character_that_no_font_has_is_told_once(caplog, monkeypatch):
     from matplotlib import font_manager
 
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf"])
-    monkeypatch.setattr(fonts, "_told", set())
+    monkeypatch.setattr(fonts, "_warned", set())
     fonts._file.cache_clear()
     fonts._installed.cache_clear()
     contact_sheets.sheet([[tile(1)]], ["漢字"], title="漢")

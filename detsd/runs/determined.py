@@ -6,14 +6,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import determined as det
 from determined import core
 from determined.common.api import errors as api_errors
 from determined.errors import CheckpointNotFound
+from determined.experimental import client
 
 from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
@@ -82,16 +82,13 @@ class DeterminedRun(Run):
 
     def report_progress(self, fraction):
         if self.is_chief:
-            self._show(self.context.train.report_progress, min(1.0, fraction))
+            with contextlib.suppress(api_errors.BadRequestException):  # nothing depends on it
+                self.context.train.report_progress(min(1.0, fraction))
 
     def show(self, text: str) -> None:
         """Show the status beside the trial in the cluster's page. Chief only."""
-        self._show(self.context.train.set_status, text)
-
-    @staticmethod
-    def _show(call: Callable[[Any], None], value: Any) -> None:
         with contextlib.suppress(api_errors.BadRequestException):  # nothing depends on it
-            call(value)
+            self.context.train.set_status(text)
 
     def store(self, steps, metadata, write):
         facts = {"steps_completed": steps, "trial_id": self._trial_id, **metadata}
@@ -112,8 +109,6 @@ class DeterminedRun(Run):
                 time.sleep(pause)
 
     def register(self, model, uuid, title, notes):
-        from determined.experimental import client  # here, since few trials need it
-
         try:
             try:
                 entry = client.get_model(model)
@@ -141,8 +136,6 @@ class DeterminedRun(Run):
         return found
 
     def deletes(self, uuid, newer):
-        from determined.experimental import client  # here, since few trials need it
-
         storage = cluster_experiment()["checkpoint_storage"]
         kept = {"save_trial_best": 1, "save_experiment_best": 0}  # Determined's defaults
         kept = {key: storage.get(key, default) for key, default in kept.items()}
@@ -166,8 +159,6 @@ class DeterminedRun(Run):
         return self.is_chief and (self.context.preempt.should_preempt() or self._judged.is_set())
 
     def why_stopped(self):
-        from determined.experimental import client  # here, since few trials need it
-
         if self._judged.is_set():
             return "ended by the search"
         # All preemptions are signalled alike, so the master is asked why. It may not answer.
@@ -185,8 +176,6 @@ class DeterminedRun(Run):
         """Ask once a second whether the searcher has ended this trial, which sends no signal."""
         # The master signals only a pause, a cancel and a kill; it waits for a trial that its
         # searcher has ended. In a thread, since the call blocks while the master is away.
-        from determined.experimental import client  # here, since few trials need it
-
         ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
         pause = 1
         while not self._judged.wait(pause):

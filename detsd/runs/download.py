@@ -5,15 +5,14 @@ import shutil
 from pathlib import Path
 
 from determined.errors import CheckpointStateException
+from determined.experimental import client
 
 from detsd.runs.master import asking_master
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.paths import uuid_problem
 
 KEEPS = ("save_experiment_best", "save_trial_best", "save_trial_latest")
-
 MAX_LISTED = 5  # checkpoints in a sentence
-
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "detsd" / "checkpoints"
 
 
@@ -37,8 +36,6 @@ def cached_checkpoint(uuid: str) -> Path:
 
 def download(uuid: str, to: Path) -> None:
     """Download a Determined checkpoint into an empty folder."""
-    from determined.experimental import client  # late: laptops without a cluster do not need it
-
     if problem := uuid_problem(uuid):
         raise UserError(problem)
     what = f"checkpoint {uuid}"
@@ -61,8 +58,6 @@ def download(uuid: str, to: Path) -> None:
 
 def deleted(uuid: str) -> str:
     """Return a sentence on a checkpoint that the cluster has deleted, and on what is left."""
-    from determined.experimental import client
-
     try:
         training = client.get_checkpoint(uuid).training
         number, storage = training.experiment_id, training.experiment_config["checkpoint_storage"]

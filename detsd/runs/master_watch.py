@@ -17,7 +17,6 @@ from detsd.utils import progress
 LOGGERS = ("urllib3.connectionpool", "determined.core")
 
 MAX_PAUSE = 5.0  # seconds between two requests to a master that is away
-
 TIMEOUT = 5  # seconds for its answer
 
 

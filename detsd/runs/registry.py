@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from determined.common.api import errors as api_errors
+from determined.experimental import client
 
 from detsd.runs.master import asking_master
 from detsd.utils.errors import UserError, one_line
@@ -18,8 +19,6 @@ SETTINGS = {
 
 def find_version(name: str) -> tuple[str, int]:
     """Return the checkpoint's uuid, and the version, of `model` (its latest) or `model:version`."""
-    from determined.experimental import client  # late: laptops without a cluster do not need it
-
     model, number = re.fullmatch(r"(.+?)(?::(\d+))?", name).groups()
     unknown = f"the registry has no model {model!r}; det model list shows all models"
     try:

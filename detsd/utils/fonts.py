@@ -11,16 +11,16 @@ from PIL import ImageFont
 
 logger = logging.getLogger("detsd")
 
-_told: set[str] = set()  # characters that no font has, already warned of
+_warned: set[str] = set()  # characters that no font has, already warned of
 
 
 def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans, or another font that has all of a text's characters."""
     missing = _missing(text)
-    file = _file(_needed(text)) if missing else _usual()
+    file = _file(_needed(text)) if missing else _dejavu()
     if not file:
-        _tell(missing)
-    return ImageFont.truetype(file or _usual(), size)
+        _warn(missing)
+    return ImageFont.truetype(file or _dejavu(), size)
 
 
 @contextlib.contextmanager
@@ -37,14 +37,14 @@ def as_written(words: str) -> Iterator[None]:
     from matplotlib.ft2font import FT2Font
 
     files = {letter: _file(frozenset(letter)) for letter in sorted(_missing(words))}
-    _tell({letter for letter, file in files.items() if not file})
+    _warn({letter for letter, file in files.items() if not file})
     families = ["DejaVu Sans"]
     for file in dict.fromkeys(filter(None, files.values())):
         fontManager.addfont(file)
         families.append(FT2Font(file).family_name)
     settings = {"text.parse_math": False, "font.family": families}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # told above, once
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # warned of above, once
         yield
 
 
@@ -54,7 +54,7 @@ def _needed(text: str) -> frozenset[str]:
 
 
 @functools.cache
-def _usual() -> str:
+def _dejavu() -> str:
     """Return the file of DejaVu Sans, which comes with matplotlib."""
     import matplotlib  # late: most importers of this module draw no labels
 
@@ -63,7 +63,7 @@ def _usual() -> str:
 
 def _missing(text: str) -> frozenset[str]:
     """Return the characters of a text that DejaVu Sans lacks."""
-    return _needed(text) - _characters(_usual())
+    return _needed(text) - _characters(_dejavu())
 
 
 @functools.cache
@@ -81,10 +81,10 @@ def _file(needed: frozenset[str]) -> str | None:
     return next((file for file in _installed() if needed <= _characters(file)), None)
 
 
-def _tell(missing: Set[str]) -> None:
+def _warn(missing: Set[str]) -> None:
     """Warn, once, of characters that no font has."""
-    if missing - _told:
-        _told.update(missing)
+    if missing - _warned:
+        _warned.update(missing)
         logger.warning(
             "no installed font has %s, so labels show boxes instead; install one that has, such "
             "as Noto Sans CJK",

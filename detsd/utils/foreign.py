@@ -195,27 +195,18 @@ def _texts(image: Image.Image) -> dict[str, str]:
 # ---- A1111 -------------------------------------------------------------------------------------
 
 
+# A field of A1111's line; its value may be a JSON text, in which commas and colons do not count.
+FIELD = re.compile(r'(?:^|,)([^:,]*):\s*("(?:\\.|[^"\\])*"|[^,]*)')
+
+
 def fields(line: str) -> dict[str, str]:
-    """Split A1111's line of `key: value`; values with commas or colons are JSON texts."""
-    found, position, decoder = {}, 0, json.JSONDecoder()
-    while position < len(line):
-        end = line.find(",", position)
-        end = len(line) if end < 0 else end
-        colon = line.find(":", position, end)
-        if colon < 0:  # a single word
-            position = end + 1
-            continue
-        key, start = line[position:colon].strip(), colon + 1
-        start += len(line[start:end]) - len(line[start:end].lstrip())
-        value = line[start:end].strip()
-        if line.startswith('"', start):
-            try:
-                value, after = decoder.raw_decode(line, start)
-                end = line.find(",", after)
-                end = len(line) if end < 0 else end
-            except ValueError:  # not a quoted text
-                pass
-        found[key], position = str(value), end + 1
+    """Split A1111's line of `key: value`; a word without a colon is left out."""
+    found = {}
+    for key, value in FIELD.findall(line):
+        try:
+            found[key.strip()] = json.loads(value) if value.startswith('"') else value.strip()
+        except ValueError:  # quotation marks, but no JSON
+            found[key.strip()] = value.strip()
     return found
 
 

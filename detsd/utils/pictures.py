@@ -87,12 +87,12 @@ BUDGET = Budget(MEMORY)
 
 def read_picture(
     path: Path,
-    ground: str = "white",
+    background: str = "white",
     needed: tuple[int, int] | None = None,
     use: Callable[[Picture], T] = lambda picture: picture,
     convert: bool = True,
 ) -> T:
-    """Read a picture; transparency shows the colour `ground`.
+    """Read a picture; transparency shows the colour `background`.
 
     Args:
         needed: width and height that it will be scaled down to: a large one may be decoded at a
@@ -113,13 +113,13 @@ def read_picture(
         cost = _cost(image, halvings)
     with BUDGET.hold(cost):  # nothing large may outlive this block
         try:
-            return use(_read(path, ground, factor, halvings, convert))
+            return use(_read(path, background, factor, halvings, convert))
         finally:
             if cost > LARGE:
                 give_back_memory()
 
 
-def _read(path: Path, ground: str, factor: int, halvings: int, convert: bool) -> Picture:
+def _read(path: Path, background: str, factor: int, halvings: int, convert: bool) -> Picture:
     """Read a picture at about 1 / `factor` of its size."""
     with open_picture(path) as image:
         size = image.size
@@ -131,7 +131,7 @@ def _read(path: Path, ground: str, factor: int, halvings: int, convert: bool) ->
         else:
             size = image.size  # Pillow rotates TIFF files by itself
         profile = profile_of(image) if convert else None
-        rgb, alpha = _flatten(image, profile, ground, factor)
+        rgb, alpha = _flatten(image, profile, background, factor)
     if turn is not None:
         rgb = rgb.transpose(turn)
         alpha = alpha and alpha.transpose(turn)
@@ -206,7 +206,7 @@ def _strips(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Im
 
 
 def _flatten(
-    image: Image.Image, profile: bytes | None, ground: str, factor: int
+    image: Image.Image, profile: bytes | None, background: str, factor: int
 ) -> tuple[Image.Image, Image.Image | None]:
     """Convert a loaded picture to sRGB on a background, and to its alpha channel.
 
@@ -228,7 +228,7 @@ def _flatten(
         if opaque:
             # Pillow blends with the background, in sRGB numbers.
             colors.putalpha(opaque)
-            behind = Image.new("RGBA", colors.size, ImageColor.getrgb(ground))
+            behind = Image.new("RGBA", colors.size, ImageColor.getrgb(background))
             colors = Image.alpha_composite(behind, colors).convert("RGB")
         if factor > 1:
             colors, opaque = colors.reduce(factor), opaque and opaque.reduce(factor)

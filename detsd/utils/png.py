@@ -33,9 +33,7 @@ SAMPLERS = {
 SCHEDULES = {"leading": "DDIM", "trailing": "Simple", "linspace": "Uniform"}
 
 CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
-
 END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
-
 MAX_RECORD = 2**20  # characters; the settings of an image have a thousand
 
 # What `parameters` and all readers rely on; older files lack other keys.
