@@ -337,15 +337,12 @@ class MeasureConfig(Section):
 
 @dataclass(frozen=True)
 class FinetuneConfig(Section):
-    """The whole `hyperparameters` section of a fine-tuning.
+    """The whole `hyperparameters` section of a fine-tuning."""
 
-    Attributes:
-        metrics: what every validation reports, and a searcher can therefore go by.
-        measured: metrics of samples that validations may also report (the larger, the better) ->
-            the key that must be set for each, if any.
-    """
-
+    # What every validation reports, and a searcher can therefore go by.
     metrics = ("val_loss", "val_gap", "val_loss_initializer", "sgd_steps")
+    # Metrics of samples that validations may also report (the larger, the better), and the key that
+    # must be set for each, if any.
     measured = types.MappingProxyType(
         {
             "score": None,

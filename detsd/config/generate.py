@@ -150,9 +150,9 @@ class OutputConfig(Section):
 
 @dataclass(frozen=True)
 class GenerateConfig(Section):
-    """The whole `hyperparameters` section of a grid of images; `metrics` as above."""
+    """The whole `hyperparameters` section of a grid of images."""
 
-    metrics = ("images",)
+    metrics = ("images",)  # that a searcher can go by
 
     model: ModelConfig
     grid: GridConfig
@@ -227,9 +227,9 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True)
 class EvaluateConfig(Section):
-    """The whole `hyperparameters` section of an evaluation; `metrics` as above."""
+    """The whole `hyperparameters` section of an evaluation."""
 
-    metrics = ("images",)
+    metrics = ("images",)  # that a searcher can go by
 
     model: ModelConfig
     concepts: LearnedConceptsConfig = field(default_factory=LearnedConceptsConfig)

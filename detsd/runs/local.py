@@ -34,11 +34,10 @@ def _sync(folder: Path) -> None:
 
 
 class LocalRun(Run):
-    """A run off cluster: everything is in one folder.
+    """A run whose `checkpoints/step-00000100/` is renamed into place once it is complete.
 
-    `checkpoints/step-00000100/` is renamed into place when it is complete, so whatever has such a
-    name is whole. SIGTERM, SIGINT and SIGHUP, of a closed terminal, ask for a stop, as preemption
-    does on a cluster.
+    SIGTERM, SIGINT and SIGHUP, of a closed terminal, ask for a stop, as preemption does on a
+    cluster.
     """
 
     folder_is_kept = True

@@ -21,15 +21,11 @@ TIMEOUT = 5  # seconds for its answer
 
 
 class MasterWatch(logging.Filter):
-    """A filter that replaces the harness's many lines about a silent master by two.
-
-    Attributes:
-        away: set while the master does not answer.
-    """
+    """A filter that replaces the harness's many lines about a silent master by two."""
 
     def __init__(self):
         super().__init__()
-        self.away = threading.Event()
+        self.away = threading.Event()  # set while the master does not answer
         self._asking = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -90,23 +90,18 @@ def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> No
 
 
 class Ranks:
-    """The processes of a run as Core API connects them, without a process group of torch.
+    """The processes of a run as Core API connects them, without a process group of torch."""
 
-    Attributes:
-        rank: this process's rank; 0 is the chief.
-        size: the number of processes.
-        local_rank: this process's rank on its machine.
-        device: the GPU of the local rank, or what else there is.
-        waiting: whether this process waits for the others.
-        stop_signal: the signal by which it was asked to stop.
-    """
-
-    stop_signal: int | None = None
+    rank: int  # of this process; 0 is the chief
+    size: int  # the number of processes
+    local_rank: int  # of this process on its machine
+    device: torch.device  # the GPU of the local rank, or what else there is
+    waiting: bool = False  # whether this process waits for the others
+    stop_signal: int | None = None  # by which it was asked to stop
 
     def __init__(self, context: core.DistributedContext):
         self.context = context
         self.rank, self.size, self.local_rank = context.rank, context.size, context.local_rank
-        self.waiting = False
         if torch.cuda.is_available():
             self.device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(self.device)
@@ -151,7 +146,10 @@ class Ranks:
 
 
 class AcceleratedRanks(Ranks):
-    """The processes of a run as Accelerate connects them, by NCCL or gloo."""
+    """The processes of a run as Accelerate connects them, by NCCL or gloo.
+
+    Here `waiting` stays false: a rank that is gone causes an error.
+    """
 
     def __init__(self):
         cpu = not torch.cuda.is_available() and "LOCAL_RANK" in os.environ
@@ -173,7 +171,6 @@ class AcceleratedRanks(Ranks):
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
         self.local_rank = self.accelerator.local_process_index
         self.device = self.accelerator.device
-        self.waiting = False  # here, a rank that is gone causes an error
         self._asked: Callable[[], bool] = lambda: False  # the answer to the last call of `any`
 
     def allgather(self, value):

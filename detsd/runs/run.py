@@ -23,35 +23,21 @@ logger = logging.getLogger("detsd")
 
 
 class Run:
-    """The outside world of a training, a grid or an evaluation.
+    """The outside world of a training, a grid or an evaluation."""
 
-    Attributes:
-        ranks: the processes, and this one's device.
-        folder: where this run's samples and pictures are collected.
-        folder_is_kept: whether `folder` outlives the process; if not, checkpoints carry its files.
-        latest: folder of the checkpoint to resume or start from, or None.
-        latest_is_own: whether `latest` was written by this run (resume) or by another (warm start:
-            learned vectors only).
-        latest_uuid: the cluster's name for `latest`.
-        latest_name: its name for a person.
-        models: the uuid that each model of the registry stands for in this run.
-        begin_anew, warm_start: for messages, how to begin another run, and how to keep what was
-            learned.
-    """
-
-    ranks: Ranks
-    folder: Path
-    folder_is_kept: bool
-    begin_anew: str
-    warm_start: str
+    ranks: Ranks  # the processes, and this one's device
+    folder: Path  # where this run's samples and pictures are collected
+    folder_is_kept: bool  # whether it outlives the process; if not, checkpoints carry its files
+    begin_anew: str  # for messages: how to begin another run
+    warm_start: str  # for messages: how to keep what was learned
     keeps: int = 1  # how many of the latest checkpoints outlive the experiment
     stop_signal: int | None = None
-    latest: Path | None = None
-    latest_is_own: bool = True
-    latest_uuid: str = ""
+    latest: Path | None = None  # folder of the checkpoint to resume or start from
+    latest_is_own: bool = True  # whether this run wrote it; else only its vectors are taken
+    latest_uuid: str = ""  # the cluster's name for it
     stored_uuid: str = ""  # a cluster's name for the newest checkpoint of this run
     tensorboard: TensorBoard | None = None  # on the chief only
-    models: Mapping[str, str] = MappingProxyType({})
+    models: Mapping[str, str] = MappingProxyType({})  # uuids of the registry's models in this run
 
     def model_uuids(self, names: list[str]) -> list[str]:
         """Return the uuids of models of the registry, with their words: `uuid=word`. Collective.
@@ -83,6 +69,7 @@ class Run:
 
     @property
     def latest_name(self) -> str:
+        """The latest checkpoint's name for a person."""
         return f"checkpoint {self.latest_uuid}" if self.latest_uuid else str(self.latest)
 
     def gather(self, values: list[Any]) -> list[Any]:
@@ -192,11 +179,7 @@ def pack(archive: Path, files: Iterable[Path], root: Path) -> None:
 
 
 def unpack(archive: Path, root: Path, checkpoint: str = "") -> None:
-    """Unpack the files of `pack` below `root`; their checksums are compared.
-
-    Args:
-        checkpoint: as for `damaged`.
-    """
+    """Unpack the files of `pack` below `root`; their checksums are compared."""
     try:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(root)

@@ -9,19 +9,13 @@ from detsd.runs.master import asking_master
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial of a search.
-
-    Attributes:
-        settings: all its hyperparameters.
-        values: the searcher's metric at every validation, by completed steps.
-        checkpoints: the uuids of its remaining checkpoints, by completed steps.
-    """
+    """A trial of a search."""
 
     number: int
     state: str
-    settings: dict[str, Any]
-    values: dict[int, float]
-    checkpoints: dict[int, str]
+    settings: dict[str, Any]  # all its hyperparameters
+    values: dict[int, float]  # the searcher's metric at every validation, by completed steps
+    checkpoints: dict[int, str]  # the uuids of those that remain, by completed steps
 
     def best_step(self, sign: int, stored: bool = False) -> int | None:
         """Return the step of the best value, or of the best with a checkpoint; None without one.

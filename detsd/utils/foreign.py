@@ -51,21 +51,15 @@ TOPICS = {  # prefixes of A1111's fields, and what they stand for
 
 @dataclass
 class ForeignSettings:
-    """The settings of another tool's image.
+    """The settings of another tool's image."""
 
-    Attributes:
-        tool: its name.
-        grid: these settings as a configuration's section `grid`.
-        model: the checkpoint's name; "" if unknown.
-        clip_skip: layers that the text encoder left out, as diffusers counts.
-        notes: what cannot be reproduced, half a sentence each.
-    """
-
-    tool: str
-    grid: dict[str, Any] = field(default_factory=dict)
-    model: str = ""
-    clip_skip: int = 0
-    notes: list[str] = field(default_factory=list)
+    tool: str  # its name
+    grid: dict[str, Any] = field(default_factory=dict)  # as a configuration's section `grid`
+    model: str = ""  # the checkpoint's name; "" if unknown
+    clip_skip: int = 0  # layers that the text encoder left out, as diffusers counts
+    notes: list[str] = field(
+        default_factory=list
+    )  # what cannot be reproduced, half a sentence each
 
     def note(self, text: str) -> None:
         """Add a note, once."""

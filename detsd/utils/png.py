@@ -49,9 +49,6 @@ def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
 
     Sources: A1111 1.10, `modules/sd_schedulers.py` and `KDiffusionSampler.get_sigmas`; the
     `set_timesteps` and `init_noise_sigma` of diffusers' samplers.
-
-    Args:
-        spacing: that of the sampler's timesteps.
     """
     if scheduler_name in ("ddim", "pndm", "unipc", "lcm"):  # these have their own timesteps
         return {}

@@ -69,13 +69,10 @@ class LogHandler(logging.Handler):
 
 @dataclass
 class Phase:
-    """One kind of work: how much of it there is, and how long a unit has taken so far.
+    """One kind of work: how much of it there is, and how long a unit has taken so far."""
 
-    Attributes:
-        cost: a guess at a unit's cost relative to other kinds, in UNet passes over an image; 0 for
-            what takes the same time on any device.
-    """
-
+    # A guess at a unit's cost relative to other kinds, in UNet passes over an image; 0 for what
+    # takes the same time on any device.
     cost: float
     total: int = 0
     done: int = 0
