@@ -42,7 +42,7 @@ from detsd.runs import determined as determined_run
 from detsd.runs import download, ranks
 from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
-from detsd.runs.ranks import AcceleratedRanks, _distributed
+from detsd.runs.ranks import AcceleratedRanks, distributed_context
 from detsd.train.trainer import Trainer
 from detsd.train.validation import Validation
 from detsd.utils import progress
@@ -1093,7 +1093,7 @@ def a_node(rank, port, out):
         "GROUP_RANK": str(rank), "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
-    context = _distributed()
+    context = distributed_context()
     out.put((port, context.allgather((rank, context.local_rank))))
     context.allgather(None)  # nobody leaves one that still listens
 

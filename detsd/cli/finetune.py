@@ -38,17 +38,9 @@ def finetune(args: argparse.Namespace) -> int:
     if not on_cluster:
         start = start or source_checkpoint(args.config)
         latest = check_resume(config, folder, start)
-        facts = read_metadata(latest) if latest else {"steps_completed": 0}
-        began = facts.get("config", {}).get("training", {})
-        settled = facts.get("settled") and began.get("stop_on_plateau")
-        settled = settled and settled == config.training.stop_on_plateau
-        if settled or facts["steps_completed"] >= config.training.num_sgd_steps:
-            why = (
-                f"; it ended at step {facts['steps_completed']} because val_loss had levelled off; "
-                "--set training.stop_on_plateau=null continues it"
-            )
+        if latest and (line := completed(config, folder, latest)):
             if progress.is_first():
-                progress.say(f"complete: {best_checkpoint_line(folder)}{why if settled else ''}")
+                progress.say(line)
             return 0
     with progress.importing_libraries():
         from detsd.runs.open import open_run
@@ -106,6 +98,21 @@ def source_checkpoint(path: Path) -> Path | None:
         )
     uuid = searcher.get("source_checkpoint_uuid")
     return Path(f"uuid:{uuid}") if uuid else None
+
+
+def completed(config: FinetuneConfig, folder: Path, latest: Path) -> str:
+    """Say that a run needs no more steps after its latest checkpoint; "" if it does."""
+    facts, patience = read_metadata(latest), config.training.stop_on_plateau
+    before = facts.get("config", {}).get("training", {}).get("stop_on_plateau")
+    why = ""
+    if facts.get("settled") and patience and patience == before:
+        why = (
+            f"; it ended at step {facts['steps_completed']} because val_loss had levelled off; "
+            "--set training.stop_on_plateau=null continues it"
+        )
+    elif facts["steps_completed"] < config.training.num_sgd_steps:
+        return ""
+    return f"complete: {best_checkpoint_line(folder)}{why}"
 
 
 def best_checkpoint_line(folder: Path) -> str:

@@ -62,12 +62,9 @@ def _generate(commands: argparse._SubParsersAction) -> None:
     which = command.add_mutually_exclusive_group()
     which.add_argument("config", nargs="?", type=_path, help="experiment file (off cluster)")
     which.add_argument(
-        "--from",
-        type=_path,
-        dest="source",
-        metavar="IMAGE",
+        "--from", type=_path, dest="source", metavar="IMAGE",
         help="make this image again from the settings that detsd, A1111 or ComfyUI stored in it",
-    )
+    )  # fmt: skip
     _add_run_options(command, "<config's name>")
     command.set_defaults(run=generate)
 
@@ -75,11 +72,9 @@ def _generate(commands: argparse._SubParsersAction) -> None:
 def _evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="measure how good concepts are")
     command.add_argument(
-        "sources",
-        nargs="*",
-        metavar="SOURCE",
+        "sources", nargs="*", metavar="SOURCE",
         help=f"{SOURCE}, or SOURCE=WORD; or an experiment file",
-    )
+    )  # fmt: skip
     command.add_argument(
         "--images", type=_path, metavar="DIR", help="training images; default: those of the run"
     )
@@ -104,10 +99,9 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 def _search(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("search", help="compare the trials of a search on the cluster")
     command.add_argument(
-        "search",
-        metavar="ID",
+        "search", metavar="ID",
         help="experiment number; or an experiment file, to explain its search settings",
-    )
+    )  # fmt: skip
     command.set_defaults(run=search)
 
 
@@ -154,12 +148,9 @@ def _app(commands: argparse._SubParsersAction) -> None:
         "--vae", type=_home, metavar="MODEL", help="VAE in place of the model's own (model.vae)"
     )
     command.add_argument(
-        "--clip-skip",
-        type=int,
-        default=0,
-        metavar="N",
+        "--clip-skip", type=int, default=0, metavar="N",
         help="final text-encoder layers to skip (model.clip_skip); N + 1 in A1111",
-    )
+    )  # fmt: skip
     command.add_argument(
         "--concepts", nargs="*", type=_home, metavar="SOURCE",
         help="concept files, checkpoints or run folders",

@@ -18,7 +18,7 @@ from determined.experimental import client
 from detsd.runs.download import deleted
 from detsd.runs.folder import read_metadata
 from detsd.runs.master_watch import MAX_PAUSE, MasterWatch, watch_master
-from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, fail_together
+from detsd.runs.ranks import AcceleratedRanks, Ranks, distributed_context, fail_together
 from detsd.runs.registry import shorten
 from detsd.runs.run import Run
 from detsd.runs.task import cluster_experiment, experiment_id
@@ -204,7 +204,7 @@ def determined_run(accelerate: bool) -> Iterator[Run]:
         master = stack.enter_context(watch_master())
         context = stack.enter_context(
             core.init(
-                distributed=_distributed(),
+                distributed=distributed_context(),
                 preempt_mode=core.PreemptMode.ChiefOnly,
                 tensorboard_mode=core.TensorboardMode.MANUAL,
             )

@@ -9,7 +9,7 @@ from determined import core
 
 from detsd.runs.determined import determined_run
 from detsd.runs.local import LocalRun
-from detsd.runs.ranks import AcceleratedRanks, Ranks, _distributed, check_gpus, fail_together
+from detsd.runs.ranks import AcceleratedRanks, Ranks, check_gpus, distributed_context, fail_together
 from detsd.runs.run import Run
 from detsd.runs.task import on_cluster
 
@@ -35,7 +35,7 @@ def open_run(
             if accelerate:
                 ranks: Ranks = AcceleratedRanks()
             else:
-                context = _distributed() or core.DummyDistributedContext()
+                context = distributed_context() or core.DummyDistributedContext()
                 ranks = Ranks(stack.enter_context(contextlib.closing(context)))
             stack.enter_context(fail_together())
             run = LocalRun(ranks, output_dir, warm_start)

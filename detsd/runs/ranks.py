@@ -217,7 +217,7 @@ def interface_towards(address: str) -> str:
     )
 
 
-def _distributed() -> core.DistributedContext | None:
+def distributed_context() -> core.DistributedContext | None:
     """Connect the processes that torchrun or Determined's launcher started; None for one alone."""
     if "RANK" not in os.environ:
         return None

@@ -6,6 +6,10 @@ import ctypes
 import torch
 
 MAX_BATCH_SIZE = 16
+OUT_OF_MEMORY = (  # in the text of an error, in lower case
+    "out of memory", "not enough memory", "can't allocate memory", "alloc_failed",
+    "allocation_failed", "unable to find an engine",
+)  # fmt: skip
 
 
 def free_memory(device: torch.device) -> float:
@@ -46,14 +50,4 @@ def is_out_of_memory(error: Exception) -> bool:
     ..._ALLOCATION_FAILED; cuDNN may also find that none of its engines can run in the memory left.
     """
     text = str(error).lower()
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
-        words in text
-        for words in (
-            "out of memory",
-            "not enough memory",
-            "can't allocate memory",
-            "alloc_failed",
-            "allocation_failed",
-            "unable to find an engine",
-        )
-    )
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(w in text for w in OUT_OF_MEMORY)
