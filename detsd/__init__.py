@@ -9,11 +9,8 @@ __version__ = "0.1.0"
 
 # Set before the libraries are imported, since they read it then. Their notes on optional packages
 # do not matter for training a concept.
-for name, value in {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DIFFUSERS_VERBOSITY": "error",
-}.items():
-    os.environ.setdefault(name, value)
+for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+    os.environ.setdefault(name, "error")
 if "OMP_WAIT_POLICY" not in os.environ:
     # GNU OpenMP's threads spin 300,000 times while they wait for each other. Spinning threads
     # starve those they wait for: two runs on two cores had a tenth of their throughput.

@@ -27,16 +27,6 @@ from detsd.config.generate import (
     GenerateConfig,
     GridConfig,
     LearnedConceptsConfig,
-    OutputConfig,
 )
 from detsd.config.model import ModelConfig
-from detsd.config.schema import (
-    MAX_SEED,
-    MAX_SIDE,
-    REQUIRED,
-    SchedulerName,
-    Source,
-    differences,
-    flat,
-    type_name,
-)
+from detsd.config.schema import REQUIRED, differences, flat, type_name

@@ -124,17 +124,17 @@ def closest_key(key: str, kind: type) -> str:
     """Suggest a key of `kind` for an unknown one."""
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if key not in close:  # perhaps the key of a section, given outside it
-        below = {
-            f.name: f"{name}.{f.name}"
-            for name in known
-            if dataclasses.is_dataclass(hints[name])
-            for f in dataclasses.fields(hints[name])
-        }
-        inside = difflib.get_close_matches(key, below, n=1, cutoff=0.8)
-        close = [below[inside[0]]] if inside else close
-    return f"did you mean {close[0]!r}?" if close else "known keys: " + ", ".join(known)
+    inside = {  # the keys of sections, which may be given outside them
+        f.name: f"{name}.{f.name}"
+        for name in known
+        if dataclasses.is_dataclass(hints[name])
+        for f in dataclasses.fields(hints[name])
+    }
+    if close := difflib.get_close_matches(key, inside, n=1, cutoff=0.8):
+        return f"did you mean {inside[close[0]]!r}?"
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=0.5):
+        return f"did you mean {close[0]!r}?"
+    return "known keys: " + ", ".join(known)
 
 
 def type_name(kind: Any) -> str:
