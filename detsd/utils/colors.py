@@ -72,7 +72,6 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
 
 
-@functools.lru_cache(16)
 def matrix_profile(gamma: float | None, chromaticities: tuple[float, ...]) -> bytes:
     """Make an ICC profile (version 2.4) of RGB by its exponent and chromaticities.
 
@@ -146,21 +145,19 @@ def _is_adobe_rgb(image: Image.Image) -> bool:
         return False
 
 
-@functools.lru_cache(16)
-def _space(profile: bytes | None) -> str:
+def _space(profile: bytes) -> str:
     """Return the colour space of a profile: RGB, GRAY, CMYK; "" for a broken one."""
     try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-        return opened.profile.xcolor_space.strip()
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
     except (OSError, ImageCms.PyCMSError):
         return ""
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(16)  # to build one takes as long as to read a picture
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the conversion of an image mode to sRGB; None if it would change nothing."""
     try:
-        source = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile or b"")
+        source = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile)
         transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),
