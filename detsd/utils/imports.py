@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -65,18 +65,13 @@ class _Deferred(ModuleType):
         return super().__getattribute__(name) if module is self else getattr(module, name)
 
 
-class _Loader:
+class _Loader(SourceFileLoader):
     """The loader of a package that is prepared but not yet run."""
 
-    def __init__(self, loader: Any):
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self._loader
-        module.__dict__.update(_loader=self._loader, _lock=threading.RLock())
+        loader = SourceFileLoader(self.name, self.path)
+        module.__loader__ = module.__spec__.loader = loader
+        module.__dict__.update(_loader=loader, _lock=threading.RLock())
         module.__class__ = _Deferred
 
 
@@ -89,7 +84,7 @@ class _Finder:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name in self._names else None
         if spec:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(name, spec.origin)
         return spec
 
 
