@@ -119,14 +119,11 @@ class Bar(LockedTqdm):
     """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
 
     Off a terminal there is a line every ten seconds instead. Only the first rank shows anything.
-
-    Attributes:
-        text: what follows the bar, such as "50/300 steps".
-        note: what comes last.
     """
 
     def __init__(self, kinds: dict[str, Phase], text: str, *, leave: bool = True):
-        self.kinds, self.text, self.note = kinds, text, ""
+        self.kinds = kinds
+        self.text, self.note = text, ""  # after the bar, such as "50/300 steps", and last of all
         self._clock = self._drawn = time.monotonic()
         super().__init__(
             total=sum(w.cost * w.total for w in kinds.values()) or 1,
