@@ -237,8 +237,8 @@ def parse_section(
         except ValueError as expected:
             problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
             continue
-        if (look := spec.metadata["path"]) and (v := values[name]) is not None:
-            values[name] = [look(p, beside) for p in v] if isinstance(v, list) else look(v, beside)
+        if (find := spec.metadata["path"]) and (v := values[name]) is not None:
+            values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
         low, above, high = (spec.metadata[bound] for bound in ("low", "above", "high"))
         every = values[name] if isinstance(values[name], list) else [values[name]]
         for v in (v for v in every if isinstance(v, int | float)):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
@@ -117,26 +118,23 @@ def before_after(
     before: list[Image.Image],
     after: list[Image.Image],
     prompts: list[str],
-    plain: list[str],
-    taught: dict[str, list[Image.Image]],
+    initializer_prompts: list[str],
+    training_images: dict[str, list[Image.Image]],
 ) -> Image.Image:
     """Draw training images and, per prompt, the images before and after, with equal seeds.
 
     Args:
-        plain: the prompts of `before`: each with initializers in place of the concepts' words.
-        taught: training images by concept.
+        initializer_prompts: the prompts of `before`, with initializers in place of the concepts.
+        training_images: by concept.
     """
-    groups: dict[tuple[str, str], tuple[list, list]] = {}
-    for old, new, prompt, phrase in zip(before, after, prompts, plain, strict=True):
-        pair = groups.setdefault((prompt, phrase), ([], []))
-        pair[0].append(old)
-        pair[1].append(new)
-    columns = max(3, *(len(old) for old, _ in groups.values()))
-    rows = padded([images[:columns] for images in taught.values()], before[0].size)
-    labels = [f"training images of {name}" for name in taught]
-    for (prompt, phrase), (old, new) in groups.items():
-        rows += [old, new]
-        labels += [f"before: {phrase}", f"after, same seeds: {prompt}"]
+    pairs = list(zip(initializer_prompts, prompts, strict=True))
+    columns = max(3, *Counter(pairs).values())
+    rows = padded([images[:columns] for images in training_images.values()], before[0].size)
+    labels = [f"training images of {name}" for name in training_images]
+    for pair in dict.fromkeys(pairs):
+        samples = [k for k, its in enumerate(pairs) if its == pair]
+        rows += [[before[k] for k in samples], [after[k] for k in samples]]
+        labels += [f"before: {pair[0]}", f"after, same seeds: {pair[1]}"]
     return sheet(rows, labels)
 
 
@@ -149,9 +147,7 @@ def time_lapse(
         prompts: the prompt of each sample. Samples of one prompt are a row of the animation; the
             strip shows the first of them.
     """
-    rows: dict[str, list[int]] = {}
-    for k, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(k)
+    rows = {prompt: [k for k, p in enumerate(prompts) if p == prompt] for prompt in prompts}
     pictures = [
         sheet(
             [[images[k] for k in row[:ANIMATED]] for row in rows.values()],
