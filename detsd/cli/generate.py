@@ -53,11 +53,8 @@ def generate(args: argparse.Namespace) -> int:
 def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
     """Return a grid's configuration off cluster, or one image's, as `configuration` takes it."""
     if args.config:
-        return (
-            load_config(args.config, args.set, GenerateConfig),
-            str(args.config),
-            args.config.stem,
-        )
+        config = load_config(args.config, args.set, GenerateConfig)
+        return config, str(args.config), args.config.stem
     if not args.source and not args.set:
         raise UserError(
             f"no experiment file was given and no cluster was found; run e.g. {PROG} generate "

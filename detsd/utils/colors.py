@@ -95,18 +95,18 @@ def matrix_profile(gamma: float | None, chromaticities: tuple[float, ...]) -> by
     tags = {b"wtpt": _xyz(D50)}
     tags |= {name: _xyz(matrix[:, k]) for k, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
-    return _icc(b"RGB ", tags)
+    return _icc(tags)
 
 
-def _icc(space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """Lay out an ICC profile: header, table of tags, their data."""
+def _icc(tags: dict[bytes, bytes]) -> bytes:
+    """Lay out an ICC profile of RGB: header, table of tags, their data."""
     places, body, start = [], b"", 128 + 4 + 12 * len(tags)
     for name, data in tags.items():
         places.append(struct.pack(">4sII", name, start + len(body), len(data)))
         body += data
     table = struct.pack(">I", len(tags)) + b"".join(places)
-    head = struct.pack(">III4s4s4s12x4s", start + len(body), 0, 0x02400000, b"mntr", space,
-                       b"XYZ ", b"acsp")  # fmt: skip
+    head = struct.pack(">III", start + len(body), 0, 0x02400000)
+    head += b"mntrRGB XYZ " + bytes(12) + b"acsp"
     return (head.ljust(68, b"\0") + _xyz(D50)[8:]).ljust(128, b"\0") + table + body
 
 
