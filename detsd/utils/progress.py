@@ -185,12 +185,12 @@ class Bar(LockedTqdm):
 
 
 @contextlib.contextmanager
-def every(call: Callable[[], None], every: float) -> Iterator[None]:
+def every(call: Callable[[], None], seconds: float) -> Iterator[None]:
     """Call a function in a thread, every so many seconds, until the block is over."""
     over = threading.Event()
 
     def run() -> None:
-        while not over.wait(every):
+        while not over.wait(seconds):
             call()
 
     thread = threading.Thread(target=run, daemon=True)
