@@ -25,9 +25,9 @@ from picture_files import (
     psd,
     table,
 )
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
-from detsd.utils import formats, pictures
+from detsd.utils import colors, formats, pictures
 from detsd.utils.colors import profile_of, to_srgb
 from detsd.utils.formats import open_picture
 from detsd.utils.pictures import Budget, read_picture
@@ -123,6 +123,14 @@ def test_masks_are_numbers_whatever_profile_they_have(tmp_path):
     halves(64, 255, "L").save(path, icc_profile=grey_profile())
     assert read_picture(path).rgb.getpixel(LOWER_LEFT) == (137,) * 3
     assert read_picture(path, convert=False).rgb.getpixel(LOWER_LEFT) == (64,) * 3
+
+
+def test_profiles_are_converted_by_the_pillow_of_the_default_image(tmp_path, monkeypatch):
+    """A cluster's default image has 10.2, without `ImageCms.Flags`."""
+    monkeypatch.delattr(ImageCms, "Flags", raising=False)
+    colors._transform.cache_clear()
+    halves(64, 255, "L").save(tmp_path / "a.png", icc_profile=grey_profile())
+    assert read_picture(tmp_path / "a.png").rgb.getpixel(LOWER_LEFT) == (137,) * 3
 
 
 def test_damaged_exif_data_cost_no_picture(tmp_path):

@@ -32,6 +32,8 @@ IMPOSSIBLE = (
 # one even from sRGB to sRGB, which would change the digests of pictures.
 SAME = 3
 
+BLACK_POINT_COMPENSATION = 0x2000  # in ImageCms.Flags since Pillow 10.3; a cluster's image has 10.2
+
 BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
@@ -138,9 +140,10 @@ def _is_adobe_rgb(image: Image.Image) -> bool:
         return False
     try:
         exif = image.getexif()
-        color_space = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace)
-        index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex, "")
-        return color_space == 2 or str(index).startswith("R03")
+        if exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.ColorSpace) == 2:
+            return True
+        index = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+        return str(index).startswith("R03")
     except Exception:  # damaged EXIF data can raise anything
         return False
 
@@ -164,7 +167,7 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
             mode,
             "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            BLACK_POINT_COMPENSATION,
         )
     except (OSError, ValueError, ImageCms.PyCMSError) as error:
         logger.warning(
