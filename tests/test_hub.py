@@ -24,6 +24,7 @@ from detsd.concepts.writing import write_concepts
 from detsd.config import EvaluatorConfig, ModelConfig
 from detsd.evaluate.encoders import load_encoders
 from detsd.models import hub as model_hub
+from detsd.models import hub_access
 from detsd.models.hub import WHOLE, ModelFiles
 from detsd.models.loading import load_base_model, load_safety_checker
 from detsd.models.spec import resolve_model
@@ -244,7 +245,7 @@ def test_a_hub_whose_name_does_not_resolve_for_a_moment_is_asked_again(
             if len(waits) == 2:
                 reach(hub.endpoint)
 
-    download = model_hub.hf_hub_download
+    download = hub_access.hf_hub_download
 
     def lost(name, file, **options):  # the library has tried five times by then
         if file == there and len(waits) < 2:
@@ -252,7 +253,7 @@ def test_a_hub_whose_name_does_not_resolve_for_a_moment_is_asked_again(
         return download(name, file, **options)
 
     monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(model_hub, "hf_hub_download", lost)
+    monkeypatch.setattr(hub_access, "hf_hub_download", lost)
     if not there:
         reach("http://nowhere.invalid")
     source = resolve_model(ModelConfig(NAME))
