@@ -6,7 +6,6 @@ bytes, on the right the upper ones, both mixed with the numbers of a generator
 image_embedding.py). The bytes are JSON, compressed by zlib.
 """
 
-import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -57,10 +56,10 @@ def _hidden_bytes(pixels: np.ndarray) -> bytes | None:
     lower, upper = low[:, : black[0]].ravel(), low[:, black[-1] + 1 :].ravel()
     if len(lower) != len(upper):
         return None
-    start = np.fromiter(itertools.islice(_generator(), 1), np.uint8) & 15
+    start = next(_generator()) & 15
     if ((upper[:1] ^ start) << 4 | (lower[:1] ^ start)) != 0x78:  # zlib's first byte
         return None
-    mask = np.fromiter(itertools.islice(_generator(), len(lower)), np.uint8) & 15
+    mask = np.fromiter(_generator(), np.uint8, count=len(lower)) & 15
     return ((upper ^ mask) << 4 | (lower ^ mask)).tobytes()
 
 

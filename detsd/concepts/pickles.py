@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 MAX_PICKLE = 2 * 2**20  # bytes; a thousand concepts have a third of it
@@ -36,11 +37,6 @@ STORAGES = {
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
-}  # fmt: skip
-
-NUMBERS = {  # NumPy's codes -> those of struct
-    "f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q",
-    "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
 }  # fmt: skip
 
 
@@ -188,8 +184,8 @@ def _names() -> Iterator[tuple[str, Any]]:
         return tensor((dtype, storage[1]), offset, size, stride)
 
     def number(kind: NumpyType, data: bytes) -> int | float | None:
-        code = NUMBERS.get(kind.code)
-        return struct.unpack(kind.order + code, data)[0] if code else None
+        is_number = re.fullmatch("f[248]|[iu][1248]|b1", kind.code)
+        return np.frombuffer(data, kind.order + kind.code).item() if is_number else None
 
     yield "collections.OrderedDict", Table
     yield "torch.nn.modules.container.ParameterDict", ParameterTable
