@@ -14,9 +14,10 @@ from PIL import Image
 
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
-from detsd.data.dataset import Batch, TrainingData, changed_images, encode_images
+from detsd.data.dataset import Batch, TrainingData
 from detsd.data.folder import ImageFolder, folder_problem, lookalikes_of
 from detsd.data.images import crop_or_resize, read_images, target_size
+from detsd.data.latents import changed_images, encode_images
 from detsd.data.prefetch import prefetch
 from detsd.data.prompts import display_name, prompts_for, vary_tags
 from detsd.utils import formats

@@ -1,4 +1,4 @@
-"""Image folder -> tensors -> cached latents; sample index -> training sample.
+"""Encoded training images -> training samples, by their index.
 
 Sample i's image, template, flip, posterior draw, timestep and noise are a pure function of
 (seed, i): not of the rank, the batch split, or how often the run was interrupted. In aspect buckets
@@ -8,31 +8,20 @@ the image also depends on the samples per step, which a run keeps to its end.
 from __future__ import annotations
 
 import functools
-import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detsd.concepts.prompts import PromptRewriter
 from detsd.config import ConceptsConfig
-from detsd.data.captions import find_captions
-from detsd.data.folder import ImageFolder
-from detsd.data.images import CroppedImage, mask_tensor, read_images, to_tensor
-from detsd.data.notes import Notes
-from detsd.data.prompts import display_name, prompts_for, vary_tags
+from detsd.data.latents import TrainingImage, read_concept
+from detsd.data.prompts import display_name, vary_tags
 from detsd.models.base import BaseModel, TimeIds
-from detsd.utils.progress import Bar, Phase
-
-MAX_SHOWN = 6  # images of each concept that are kept for display
-
-PIXELS_AT_ONCE = 2**21  # 8 images of 512 x 512; a VAE on a GPU takes them one by one
 
 
 class Stream(IntEnum):
@@ -52,26 +41,6 @@ def _normal(shape: tuple[int, ...], *parts: int) -> torch.Tensor:
     # numpy's SeedSequence mixes the parts well into one seed; PyTorch uses only 32 bits of it.
     seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@dataclass(frozen=True)
-class TrainingImage:
-    """A training image: its prompts and its VAE posterior (and that of its mirror image)."""
-
-    path: Path
-    concept: str
-    digest: str  # of the pixels trained on, the prompts, and the mask
-    prompts: tuple[str, ...]
-    mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
-    std: torch.Tensor
-    frame: TimeIds
-    mask: torch.Tensor | None = None  # (views, 1, h, w) in [0, 1]: weight in training
-    pixels: str = ""  # digest of the pixels alone, equal for copies
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The width and height trained on, in pixels."""
-        return self.frame[5], self.frame[4]
 
 
 @dataclass(frozen=True)
@@ -130,99 +99,6 @@ class Batch:
         return Batch(self.prompts, *(None if part is None else change(part) for part in parts))
 
 
-@torch.no_grad()
-def encode_images(
-    model: BaseModel, images: list[Image.Image], flip: bool
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode images, those of equal shape together.
-
-    Returns:
-        The posterior mean and std (views, 4, h, w) of each, on the CPU.
-    """
-    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    each = 1 + flip
-    for shape in sorted({image.size for image in images}):
-        numbers = [k for k, image in enumerate(images) if image.size == shape]
-        views = [v for k in numbers for v in (images[k], ImageOps.mirror(images[k]))[:each]]
-        pixels = torch.stack([to_tensor(v) for v in views])
-        posterior = model.vae.encode(pixels.to(model.device, model.vae.dtype)).latent_dist
-        mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
-        found |= dict(
-            zip(numbers, zip(mean.split(each), std.split(each), strict=True), strict=True)
-        )
-    return [found[k] for k in range(len(images))]
-
-
-def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
-    """Describe how the images of two starts of a run differ; "" if they do not."""
-    kinds = {
-        "new": new.keys() - old.keys(),
-        "gone": old.keys() - new.keys(),
-        "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
-    }
-    return "; ".join(
-        f"{kind}: {', '.join(sorted(names)[:5])}"
-        + (f" and {len(names) - 5} more" * (len(names) > 5))
-        for kind, names in kinds.items()
-        if names
-    )
-
-
-def read_concept(
-    model: BaseModel, config: ConceptsConfig, k: int, crops: list[Image.Image] | None = None
-) -> tuple[list[TrainingImage], list[Image.Image]]:
-    """Read and encode the images of concept number `k`; return them, and a few for display.
-
-    Args:
-        crops: a list to which all images are added in the form trained on.
-    """
-    name, kind = config.concept_strs[k], config.learnable_properties[k]
-    size = config.img_size or model.image_size
-    key = f"concepts.img_dirs[{k}]"
-    folder = ImageFolder.scan(Path(config.img_dirs[k]), key)
-    captions = find_captions(folder) if config.use_caption_files else {}
-    total = len(folder.images)
-    read = read_images(folder, config, size, key, model.bucket_step, model.vae_scale_factor)
-    images: list[TrainingImage] = []
-    shown: list[Image.Image] = []
-    notes = Notes(folder, config, captions)
-    at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
-    phases = {"images": Phase(1, total=total)}
-    with Bar(phases, f"encoding the images of {name}", leave=False) as bar:
-        while batch := list(itertools.islice(read, at_once)):
-            encoded = encode_images(model, [i.image for i in batch], config.horizontal_flip)
-            for image, posterior in zip(batch, encoded, strict=True):
-                if len(images) % -(-total // MAX_SHOWN) == 0:
-                    shown.append(image.image)
-                if crops is not None:
-                    crops.append(image.image)
-                notes.add(image)
-                texts = prompts_for(image.path, name, kind, config, captions.get(image.path))
-                images.append(_training_image(image, name, tuple(texts), posterior, config.mask))
-            bar.done("images", len(batch))
-    notes.log({image.path: image.pixels for image in images})
-    return images, shown
-
-
-def _training_image(
-    image: CroppedImage,
-    name: str,
-    prompts: tuple[str, ...],
-    posterior: tuple[torch.Tensor, torch.Tensor],
-    kind: str,
-) -> TrainingImage:
-    """Combine an image's posterior, prompts and mask of a `kind`."""
-    seen = hashlib.blake2b(image.image.tobytes(), digest_size=8)
-    pixels = seen.hexdigest()
-    seen.update("\0".join(prompts).encode())
-    mask = mask_tensor(image, kind)
-    if mask is not None:
-        seen.update(mask.numpy().tobytes())
-        mask = torch.stack([mask, mask.flip(-1)][: len(posterior[0])])
-    own = image.path, name, seen.hexdigest(), prompts
-    return TrainingImage(*own, *posterior, image.frame, mask, pixels)
-
-
 class TrainingData:
     """All images of all concepts, encoded once, and the samples drawn from them.
 
@@ -253,8 +129,6 @@ class TrainingData:
         """
         self.seed, self.samples_per_step = seed, samples_per_step
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
-        kept = functools.lru_cache(64)
-        self._order, self._steps = kept(self._draw_order), kept(self._draw_steps)
         self.scaling = float(model.vae.config.scaling_factor)
         self.num_timesteps = int(model.scheduler.config.num_train_timesteps)
         self.masked = config.mask != "none"
@@ -280,8 +154,8 @@ class TrainingData:
         for image in images:
             by_shape.setdefault(image.shape, []).append(image)
         self.images, self._buckets = images, [by_shape[shape] for shape in sorted(by_shape)]
-        self._order.cache_clear()
-        self._steps.cache_clear()
+        cached = functools.lru_cache(64)
+        self._order, self._steps = cached(self._draw_order), cached(self._draw_steps)
 
     def _split(self, images: list[TrainingImage], k: int, max_validation: int) -> None:
         """Split the images of concept number `k` into training and held-out ones.

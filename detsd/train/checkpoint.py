@@ -18,7 +18,7 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.writing import encode, write_concepts
 from detsd.config import FinetuneConfig
-from detsd.data.dataset import changed_images
+from detsd.data.latents import changed_images
 from detsd.evaluate.encoders import ImageEncoder
 from detsd.evaluate.metrics import Baselines
 from detsd.runs.folder import DICT_FILE, RunFolder, damaged, is_number, read_metadata
