@@ -69,9 +69,9 @@ def refuse(path: Path, what: str, instead: str = "name a concept file") -> NoRet
     raise UserError(f"{path} is {what}, not a concept; {instead}")
 
 
-def damaged(path: Path, how: str = "") -> NoReturn:
+def damaged(path: Path, how: str) -> NoReturn:
     """Raise UserError saying that a file is damaged."""
-    raise UserError(f"{path} is damaged{how and f' ({how})'}; use an intact copy")
+    raise UserError(f"{path} is damaged ({how}); use an intact copy")
 
 
 def network(names: Iterable[str]) -> str | None:

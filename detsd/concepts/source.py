@@ -52,22 +52,21 @@ class ConceptSource:
         if isinstance(source, ConceptSource):
             return source
         text = str(source)
-        if text.startswith("model:") and not os.path.exists(text):
-            model, _, words = text[len("model:") :].partition("=")
-            old, _, word = words.rpartition("=")
-            return cls(Path(), word.strip(), old=old.strip(), model=model)
-        uuid, _, words = text.removeprefix("uuid:").partition("=")
-        if text.startswith("uuid:") or (UUID.fullmatch(uuid) and not os.path.exists(text)):
-            old, _, word = words.rpartition("=")
+        if os.path.exists(text):
+            return cls(Path(text))
+        place, _, words = text.partition("=")
+        old, _, word = map(str.strip, words.rpartition("="))
+        if place.startswith("model:"):
+            return cls(Path(), word, old=old, model=place.removeprefix("model:"))
+        if place.startswith("uuid:") or UUID.fullmatch(place):
             # In lower case, as checkpoints are cached here.
-            return cls(Path(), word.strip(), uuid.lower(), old.strip())
-        if not os.path.exists(text):
-            rest, _, word = text.rpartition("=")
-            path, _, old = rest.rpartition("=")
-            if rest and word.strip() and _is_path(rest):
-                return cls(Path(rest), word.strip())
-            if path and old.strip() and word.strip() and _is_path(path):
-                return cls(Path(path), word.strip(), old=old.strip())
+            return cls(Path(), word, place.removeprefix("uuid:").lower(), old)
+        path, _, word = text.rpartition("=")  # the path itself may have a "="
+        if word.strip() and _is_path(path):
+            return cls(Path(path), word.strip())
+        path, _, old = path.rpartition("=")
+        if word.strip() and old.strip() and _is_path(path):
+            return cls(Path(path), word.strip(), old=old.strip())
         return cls(Path(text))
 
     @classmethod
