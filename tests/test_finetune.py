@@ -1185,7 +1185,7 @@ def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, 
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("detsd: this training does not fit into the memory of cpu (CUDA out")
         assert "lower training.train_batch_size" in line
-    monkeypatch.setattr(loading, "_load", fails)
+    monkeypatch.setattr(loading, "load_part", fails)
     assert finetune(experiment(), tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cannot be loaded; free the device's memory, or use half precision" in line

@@ -107,13 +107,14 @@ class ModelFiles:
             # Not a vocabulary or a scheduler.
             is_model = (Path(part) / CONFIG).as_posix() in own
             if not own or (weights and is_model and not any(map(_is_weights, own))):
-                there = "among the files fetched before" if self.offline else "on the hub"
+                there = "on the hub"
+                if self.offline:
+                    there = f"among the files fetched before, and {self.offline}"
                 what = "" if part == WHOLE else f"{part} with "
                 kind = "" if part == WHOLE else " in the diffusers format"
                 raise UserError(
-                    f"{self.key}: {self.name} has no {what}safetensors weights {there}"
-                    + (f", and {self.offline}" if self.offline else "")
-                    + f"; use a complete model{kind}"
+                    f"{self.key}: {self.name} has no {what}safetensors weights {there}; use a "
+                    f"complete model{kind}"
                 )
         self.fetch_files(*wanted)
 

@@ -8,17 +8,10 @@ one's pooled states and the image's time ids are inputs of the UNet as well.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    ModelMixin,
-    UNet2DConditionModel,
-    __version__,
-)
+from diffusers import DDPMScheduler, UNet2DConditionModel, __version__
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils.logging import disable_progress_bar
 from packaging.version import Version
@@ -29,34 +22,15 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.vocabulary import Vocabulary, check_fit
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
-from detsd.models.hub import WHOLE, ModelFiles
-from detsd.models.mapped import cast, stored_dtype
+from detsd.models.mapped import load_part
 from detsd.models.single_file import infer_prediction_type, read_single_file
-from detsd.models.spec import (
-    ModelSpec,
-    loading,
-    read_json,
-    read_spec,
-    resolve_model,
-    tokenizer_for,
-)
+from detsd.models.spec import loading, read_json, read_spec, resolve_model, tokenizer_for
 from detsd.models.support import INDEX
-from detsd.models.vae import (
-    HINT,
-    KEY,
-    check_vae,
-    full_name,
-    load_single_vae,
-    resolve_vae,
-    weights_file,
-)
+from detsd.models.vae import load_external_vae, load_vae
 from detsd.utils.errors import UserError
 
 disable_progress_bar()  # of loading; it would appear even for a model that loads in seconds
-
-
 disable_transformers_progress_bar()
-
 
 ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # the first and the second text encoder
 
@@ -99,76 +73,51 @@ def load_base_model(
     name = config.pretrained_model_name_or_path
     dtype = pick_dtype(config.precision, device, training)
     source = resolve_model(config)
-    kind = read_spec(source)
-    if not 0 <= config.clip_skip <= kind.max_clip_skip:
+    spec = read_spec(source)
+    if not 0 <= config.clip_skip <= spec.max_clip_skip:
         raise UserError(
             f"model.clip_skip is {config.clip_skip}, but {name} has only enough layers for 0 to "
-            f"{kind.max_clip_skip}; A1111's 'Clip skip: 2' is 1 here"
+            f"{spec.max_clip_skip}; A1111's 'Clip skip: 2' is 1 here"
         )
     for concept in concepts:
-        check_fit(concept, kind.widths, name)
-    vae, vae_source = None, None
+        check_fit(concept, spec.widths, name)
+    vae, vae_name, vae_file = None, None, None
     if config.vae:
-        vae, vae_source = _external_vae(config.vae, source, kind, dtype)
-    parts = [part for side in kind.text_encoders for part in side] + ["unet"]
-    source.fetch(*parts, *(() if vae else ("vae",)))
+        vae, vae_name, vae_file = load_external_vae(config.vae, source, spec, dtype)
+    source.fetch(*spec.tokenizers, *spec.text_encoders, "unet", *(() if vae else ("vae",)))
 
     with loading(name):
-        tokenizers = [tokenizer_for(source, part) for part, _ in kind.text_encoders]
-        vae = vae or _load_vae(source, source, "vae", kind.vae_dtype(dtype))
+        tokenizers = [tokenizer_for(source, part) for part in spec.tokenizers]
+        vae = vae or load_vae(source, source, "vae", spec.vae_dtype(dtype))
         if source.single:
             encoders, unet = read_single_file(source, tokenizers, dtype, vae)
         else:
-            encoders = [
-                _load(cls, source, part, dtype)
-                for cls, (_, part) in zip(ENCODERS, kind.text_encoders, strict=False)
-            ]
-            unet = _load(UNet2DConditionModel, source, "unet", dtype)
+            classes = zip(ENCODERS, spec.text_encoders, strict=False)
+            encoders = [load_part(cls, source, part, dtype) for cls, part in classes]
+            unet = load_part(UNet2DConditionModel, source, "unet", dtype)
         for part in (*encoders, vae, unet):
             part.requires_grad_(False).eval().to(device)
         fix_sample_size(unet)
-        sampler = kind.sampler
+        sampler = spec.sampler
         if source.single:
             sampler = infer_prediction_type(sampler, unet)
         scheduler = DDPMScheduler.from_config(sampler)
     texts = [part for side in zip(tokenizers, encoders, strict=True) for part in side]
     return BaseModel(
-        name,
-        Vocabulary(*texts, model=name),
-        vae,
-        unet,
-        scheduler,
-        sampler,
-        device,
-        dtype,
-        kind.force_zeros_for_empty_prompt,
-        source.commit,
-        config.clip_skip,
-        vae_source and full_name(config.vae, vae_source),
-        vae_source and weights_file(vae_source),
+        name=name,
+        vocabulary=Vocabulary(*texts, model=name),
+        vae=vae,
+        unet=unet,
+        scheduler=scheduler,
+        sampling_scheduler_config=sampler,
+        device=device,
+        dtype=dtype,
+        force_zeros_for_empty_prompt=spec.force_zeros_for_empty_prompt,
+        commit=source.commit,
+        clip_skip=config.clip_skip,
+        vae_name=vae_name,
+        vae_file=vae_file,
     )
-
-
-def _external_vae(
-    name: str, source: ModelFiles, kind: ModelSpec, dtype: torch.dtype
-) -> tuple[AutoencoderKL, ModelFiles]:
-    """Load a VAE in place of the base model's, before any of the base model's weights."""
-    files = resolve_vae(name)
-    config = check_vae(files, read_json(source, "vae/config.json"))
-    files.fetch(WHOLE)
-    upcast = kind.force_upcast and config.get("force_upcast", True)
-    vae_dtype = dataclasses.replace(kind, force_upcast=upcast).vae_dtype(dtype)
-    with loading(name, HINT, KEY):
-        return _load_vae(files, source, WHOLE, vae_dtype), files
-
-
-def _load_vae(
-    files: ModelFiles, source: ModelFiles, part: str, dtype: torch.dtype
-) -> AutoencoderKL:
-    """Load a VAE; if it is a single file, by the configuration in `source`."""
-    if files.single:
-        return load_single_vae(files.single, source.folder, dtype)
-    return _load(AutoencoderKL, files, part, dtype)
 
 
 def fix_sample_size(unet: UNet2DConditionModel) -> None:
@@ -179,27 +128,6 @@ def fix_sample_size(unet: UNet2DConditionModel) -> None:
     written = Version(unet.config.get("_diffusers_version", __version__)).release
     if written < (0, 9) and unet.config.sample_size < 64:
         unet.register_to_config(sample_size=64)
-
-
-def _load(cls: type, source: ModelFiles, part: str, dtype: torch.dtype):
-    """Load one part; raise ValueError if the libraries would draw missing weights at random."""
-    files = [source.folder / name for name in source.weights(part)]
-    # transformers renames this keyword between versions, and does not need it.
-    stored = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
-    model, info = cls.from_pretrained(
-        source.folder,
-        subfolder=None if part == WHOLE else part,
-        use_safetensors=True,
-        variant=source.variant(part),
-        output_loading_info=True,
-        **stored,
-    )
-    if missing := sorted(info["missing_keys"]):
-        reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
-        if info["unexpected_keys"]:
-            reason += "; another version of transformers seems to have saved them, so use that one"
-        raise ValueError(reason)
-    return cast(model, dtype, files)
 
 
 def load_safety_checker(

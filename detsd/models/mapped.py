@@ -11,13 +11,42 @@ import ctypes
 import mmap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from safetensors import safe_open
+
+from detsd.models.hub import WHOLE, ModelFiles
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 MADV_DONTNEED = 4  # of Linux: pages of a file are read again when they are needed
+
+
+def load_part(cls: type, source: ModelFiles, part: str, dtype: torch.dtype) -> Any:
+    """Load one part of a model.
+
+    Raises:
+        ValueError: weights are missing, which the libraries would draw at random.
+    """
+    files = [source.folder / name for name in source.weights(part)]
+    # transformers renames this keyword between versions, and does not need it.
+    stored = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
+    model, info = cls.from_pretrained(
+        source.folder,
+        subfolder=None if part == WHOLE else part,
+        use_safetensors=True,
+        variant=source.variant(part),
+        output_loading_info=True,
+        **stored,
+    )
+    if missing := sorted(info["missing_keys"]):
+        reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
+        if info["unexpected_keys"]:
+            reason += "; another version of transformers seems to have saved them, so use that one"
+        raise ValueError(reason)
+    return cast(model, dtype, files)
 
 
 def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:

@@ -130,11 +130,11 @@ def read_single_file(
     # Late: token tables are read without them.
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    options = {"config": str(source.folder), "local_files_only": True}
-    parts = {"vae": vae, "tokenizer": tokenizers[0], "torch_dtype": dtype}
-    if len(tokenizers) == 2:
-        parts["tokenizer_2"] = tokenizers[1]
-        pipe = StableDiffusionXLPipeline.from_single_file(str(source.single), **parts, **options)
-        return [pipe.text_encoder, pipe.text_encoder_2], pipe.unet
-    pipe = StableDiffusionPipeline.from_single_file(str(source.single), **parts, **options)
-    return [pipe.text_encoder], pipe.unet
+    options = {"config": str(source.folder), "local_files_only": True, "torch_dtype": dtype}
+    options |= {"vae": vae, "tokenizer": tokenizers[0]}
+    if len(tokenizers) == 1:
+        pipe = StableDiffusionPipeline.from_single_file(str(source.single), **options)
+        return [pipe.text_encoder], pipe.unet
+    options["tokenizer_2"] = tokenizers[1]
+    pipe = StableDiffusionXLPipeline.from_single_file(str(source.single), **options)
+    return [pipe.text_encoder, pipe.text_encoder_2], pipe.unet

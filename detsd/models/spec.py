@@ -76,7 +76,8 @@ def loading(name: str, hint: str = HINT, key: str = KEY) -> Iterator[None]:
 class ModelSpec:
     """The properties of a supported base model, read from its small files."""
 
-    text_encoders: tuple[tuple[str, str], ...]  # names of tokenizer and text encoder, one or two
+    tokenizers: tuple[str, ...]  # the names of their parts, one or two
+    text_encoders: tuple[str, ...]
     widths: tuple[int, ...]  # of the text encoders
     max_clip_skip: int
     sampler: dict  # of its own scheduler
@@ -101,9 +102,8 @@ def read_spec(source: ModelFiles) -> ModelSpec:
     if what := unsupported_index(index):
         raise refuse(what)
     two = bool((index.get("text_encoder_2") or [None])[-1])
-    ends = ("", "_2") if two else ("",)
-    sides = tuple((f"tokenizer{end}", f"text_encoder{end}") for end in ends)
-    encoders = [encoder for _, encoder in sides]
+    tokenizers = ("tokenizer", "tokenizer_2") if two else ("tokenizer",)
+    encoders = ("text_encoder", "text_encoder_2") if two else ("text_encoder",)
     source.fetch("scheduler", "unet", "vae", *encoders, weights=False)
     with loading(source.name):
         parts = ("unet", "vae", *encoders)
@@ -114,7 +114,8 @@ def read_spec(source: ModelFiles) -> ModelSpec:
     if what := unsupported_parts(configs):
         raise refuse(what)
     return ModelSpec(
-        sides,
+        tokenizers,
+        encoders,
         tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
         # XL begins at the second-to-last layer.
         min(configs[e].get("num_hidden_layers", 12) for e in encoders) + 1 - len(encoders),
@@ -131,7 +132,7 @@ def read_json(source: ModelFiles, name: str) -> dict:
 def fetch_vocabulary(config: ModelConfig) -> dict[str, int]:
     """Fetch a model's tokenizer and return its tokens, to check words before the weights."""
     source = resolve_model(config)
-    source.fetch(*(tokenizer for tokenizer, _ in read_spec(source).text_encoders), weights=False)
+    source.fetch(*read_spec(source).tokenizers, weights=False)
     return vocabulary(config)
 
 
@@ -146,17 +147,14 @@ def load_token_tables(
         fetch: whether the hub may be asked; if not, only what was fetched before is found.
     """
     source = resolve_model(config, fetch)
-    kind = read_spec(source)
-    source.fetch(*(part for side in kind.text_encoders for part in side))
+    spec = read_spec(source)
+    source.fetch(*spec.tokenizers, *spec.text_encoders)
     with loading(source.name):
-        if source.single:
-            tables = token_tables([source.single])
-        else:
-            files = [
-                [source.folder / n for n in source.weights(part)] for _, part in kind.text_encoders
-            ]
-            tables = [table for part in files for table in token_tables(part)]
-        tokenizers = [tokenizer_for(source, part) for part, _ in kind.text_encoders]
+        parts = map(source.weights, spec.text_encoders)
+        files = [[source.folder / name for name in names] for names in parts]
+        files = [[source.single]] if source.single else files
+        tables = [table for part in files for table in token_tables(part)]
+        tokenizers = [tokenizer_for(source, part) for part in spec.tokenizers]
         return list(zip(tokenizers, tables, strict=True))
 
 

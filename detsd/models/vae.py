@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from detsd.models.hub import CONFIG, WHOLE, ModelFiles, resolve_files
+from detsd.models.mapped import load_part
 from detsd.models.single_file import is_single_file, safe_shapes
-from detsd.models.spec import loading, read_json
+from detsd.models.spec import ModelSpec, loading, read_json
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
 
@@ -40,11 +42,6 @@ def resolve_vae(name: str) -> ModelFiles:
         return resolve_files(str(path), key=KEY, index=CONFIG)
     repository, _, revision = name.partition("@")
     return resolve_files(repository, revision or None, key=KEY, index=CONFIG)
-
-
-def full_name(name: str, source: ModelFiles) -> str:
-    """Return an external VAE's name with its hub commit, by which it can be found again."""
-    return f"{source.name}@{source.commit}" if source.commit else name
 
 
 def pinned(name: str | None, before: str | None) -> str | None:
@@ -84,15 +81,32 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def load_single_vae(path: Path, folder: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """Load the VAE in a single file by the configuration in a model's folder, without the hub."""
-    options = {"config": str(folder), "subfolder": "vae", "local_files_only": True}
+def load_vae(files: ModelFiles, base: ModelFiles, part: str, dtype: torch.dtype) -> AutoencoderKL:
+    """Load a VAE; a single file has the configuration of the `base` model's, without the hub."""
+    if not files.single:
+        return load_part(AutoencoderKL, files, part, dtype)
+    options = {"config": str(base.folder), "subfolder": "vae", "local_files_only": True}
     try:
-        return AutoencoderKL.from_single_file(str(path), torch_dtype=dtype, **options)
+        return AutoencoderKL.from_single_file(str(files.single), torch_dtype=dtype, **options)
     except NotImplementedError:  # raised for moving a tensor that was never filled
         raise ValueError("it lacks some tensors of a VAE") from None
 
 
-def weights_file(source: ModelFiles) -> Path:
-    """Return the file that identifies an external VAE: its weights, or the first shard of them."""
-    return source.single or source.folder / source.weights(WHOLE)[0]
+def load_external_vae(
+    name: str, base: ModelFiles, spec: ModelSpec, dtype: torch.dtype
+) -> tuple[AutoencoderKL, str, Path]:
+    """Load a VAE in place of the base model's, before any of the base model's weights.
+
+    Returns:
+        The VAE; its name with its hub commit, by which it can be found again; the file that
+        identifies it: its weights, or the first shard of them.
+    """
+    files = resolve_vae(name)
+    config = check_vae(files, read_json(base, "vae/config.json"))
+    files.fetch(WHOLE)
+    upcast = spec.force_upcast and config.get("force_upcast", True)
+    dtype = dataclasses.replace(spec, force_upcast=upcast).vae_dtype(dtype)
+    with loading(name, HINT, KEY):
+        vae = load_vae(files, base, WHOLE, dtype)
+    weights = files.single or files.folder / files.weights(WHOLE)[0]
+    return vae, f"{files.name}@{files.commit}" if files.commit else name, weights
