@@ -14,7 +14,7 @@ from detsd.config import ConceptsConfig
 from detsd.data.captions import find_captions
 from detsd.data.folder import ImageFolder
 from detsd.data.images import CroppedImage, mask_tensor, read_images, to_tensor
-from detsd.data.notes import Notes
+from detsd.data.notes import log_notes
 from detsd.data.prompts import prompts_for
 from detsd.models.base import BaseModel, TimeIds
 from detsd.utils.progress import Bar, Phase
@@ -97,7 +97,7 @@ def read_concept(
     read = read_images(folder, config, size, key, model.bucket_step, model.vae_scale_factor)
     images: list[TrainingImage] = []
     shown: list[Image.Image] = []
-    notes = Notes(folder, config, captions)
+    several: list[str] = []
     at_once = max(1, min(16, PIXELS_AT_ONCE // size**2))
     phases = {"images": Phase(1, total=total)}
     with Bar(phases, f"encoding the images of {name}", leave=False) as bar:
@@ -108,11 +108,11 @@ def read_concept(
                     shown.append(image.image)
                 if crops is not None:
                     crops.append(image.image)
-                notes.add(image)
+                several += [image.path.name] * image.several
                 texts = prompts_for(image.path, name, kind, config, captions.get(image.path))
                 images.append(_training_image(image, name, tuple(texts), posterior, config.mask))
             bar.done("images", len(batch))
-    notes.log({image.path: image.pixels for image in images})
+    log_notes(folder.path, config, images, captions, several)
     return images, shown
 
 
