@@ -252,18 +252,18 @@ class Checkpoints:
         )
         return f"step {state.best} of {state.steps_completed} is the best: {metrics}"
 
-    def restore(self, begun: list[LearnedConcept], samples_per_step: int) -> TrainState:
+    def restore(self, earlier: list[LearnedConcept], samples_per_step: int) -> TrainState:
         """Restore everything from this run's checkpoint, or only the vectors from another's.
 
         Args:
-            begun: the checkpoint's `latest_concepts`; none without a checkpoint.
+            earlier: the checkpoint's `latest_concepts`; none without a checkpoint.
             samples_per_step: over all ranks.
         """
         run, checkpoint = self._run, self._run.latest
         state = TrainState(self._config.best_metric)
         if not checkpoint:
             return state
-        self._restore_vectors(begun)
+        self._restore_vectors(earlier)
         if not run.latest_is_own:
             run.print(f"starting from the vectors of {run.latest_name}")
             return state
@@ -279,8 +279,8 @@ class Checkpoints:
         self._warn_of_threads(threads)
         return state
 
-    def _restore_vectors(self, begun: list[LearnedConcept]) -> None:
-        learned = {c.name: c for c in begun}
+    def _restore_vectors(self, earlier: list[LearnedConcept]) -> None:
+        learned = {c.name: c for c in earlier}
         wanted = {
             c.name: [tuple(r.shape) for r in c.embeddings] for c in self._vocabulary.concepts()
         }

@@ -22,13 +22,13 @@ def add_concepts(
     vocabulary: Vocabulary,
     config: ConceptsConfig,
     starts: Mapping[int, str] | None = None,
-    begun: Iterable[LearnedConcept] = (),
+    earlier: Iterable[LearnedConcept] = (),
 ) -> None:
     """Add concepts, each from a description or from a file of one concept.
 
     Args:
         starts: initializers of the concepts to add, by index; None: all but `auto`.
-        begun: the concepts that a run resumes from; `auto` keeps their numbers of vectors.
+        earlier: the concepts that a run resumes from; `auto` keeps their numbers of vectors.
     """
     room = vocabulary.window - vocabulary.length("a photo of a")
     for k, n in enumerate(config.num_vectors):
@@ -39,7 +39,7 @@ def add_concepts(
             )
     if starts is None:
         starts = {k: start for k, start in enumerate(config.initializer_strs) if start != AUTO}
-    lengths = {concept.name: concept.num_vectors for concept in begun}
+    lengths = {concept.name: concept.num_vectors for concept in earlier}
     for k, start in starts.items():
         name, n = config.concept_strs[k], config.num_vectors[k]
         key = f"concepts.initializer_strs[{k}]"

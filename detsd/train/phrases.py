@@ -44,7 +44,7 @@ def add_found(
     model: BaseModel,
     data: TrainingData,
     run: Run,
-    begun: list[LearnedConcept],
+    earlier: list[LearnedConcept],
 ) -> None:
     """Add the concepts whose phrase is to be found. Collective.
 
@@ -53,7 +53,7 @@ def add_found(
     searched = [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
     if not searched:
         return
-    phrases = {concept.name: concept.initializer or "thing" for concept in begun}
+    phrases = {concept.name: concept.initializer or "thing" for concept in earlier}
     found = {}
     for k in searched:
         name, kind = config.concept_strs[k], config.learnable_properties[k]
@@ -63,7 +63,7 @@ def add_found(
             phrase = _search(grammar, model, data, name, kind, run) if run.is_chief else ""
             phrases[name] = run.ranks.allgather(phrase)[0]
         found[k] = phrases[name]
-    add_concepts(model.vocabulary, config, found, begun)
+    add_concepts(model.vocabulary, config, found, earlier)
 
 
 def _search(

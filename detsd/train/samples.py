@@ -171,7 +171,8 @@ class Samples:
             )
             own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
         self.set_vae_aside()
-        images = [image for _, image in sorted(self._run.gather(own), key=lambda pair: pair[0])]
+        by_job = dict(self._run.gather(own))
+        images = [by_job[k] for k in range(len(self._jobs))]
         if self._run.is_chief:
             self._keep(step, images)
         found: dict[str, float] = {}

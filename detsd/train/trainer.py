@@ -65,14 +65,14 @@ class Trainer:
             package_versions=package_versions(),
             precision={"dtype": str(pick_dtype(config.model.precision, run.ranks.device, True))},
         )
-        began = read_metadata(run.latest) if run.latest and run.latest_is_own else {}
-        begun = latest_concepts(run, config.concepts.concept_strs) if run.latest else []
-        self.config = self._resumed_layout(config, began)
+        metadata = read_metadata(run.latest) if run.latest and run.latest_is_own else {}
+        earlier = latest_concepts(run, config.concepts.concept_strs) if run.latest else []
+        self.config = self._resumed_layout(config, metadata)
         t = self.config.training
         self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
         # Only the chief loads the evaluators; metrics are gathered from it.
         measures = config.measure.num_samples and run.is_chief
-        self.model, encoders, seconds = _load(config, run, began, begun, bool(measures))
+        self.model, encoders, seconds = _load(config, run, metadata, earlier, bool(measures))
         size = config.concepts.img_size or self.model.image_size
         started = time.monotonic()
         crops = {} if encoders else None  # decoded once, for training and measuring
@@ -81,9 +81,9 @@ class Trainer:
             self.samples_per_step,
         )  # fmt: skip
         encoded = time.monotonic() - started
-        add_found(config.concepts, self.model, self.data, run, begun)
+        add_found(config.concepts, self.model, self.data, run, earlier)
         self.step = TrainStep(self.model, t, run.ranks)
-        self._set_resolutions(begun if run.latest_is_own else [])
+        self._set_resolutions(earlier if run.latest_is_own else [])
         step = self.model.bucket_step
         metrics = SampleMetrics(config, encoders, size, crops, step) if encoders else None
         self.samples = Samples(config, self.model, run, size, metrics)
@@ -104,10 +104,10 @@ class Trainer:
         facts = {"samples_per_step": self.samples_per_step}
         if run.is_chief and run.folder_is_kept:
             source = None if run.latest_is_own else run.latest
-            facts["digests"] = began.get("digests") or digests_of_paths(config, source)
+            facts["digests"] = metadata.get("digests") or digests_of_paths(config, source)
         self.checkpoints = Checkpoints(config, run, self.step, digests, encoders, metrics, facts)
-        self.state = self.checkpoints.restore(begun, self.samples_per_step)
-        before = began.get("config", {}).get("inference", {})
+        self.state = self.checkpoints.restore(earlier, self.samples_per_step)
+        before = metadata.get("config", {}).get("inference", {})
         self._new_samples = self.samples.differ_from(before)
         self._first_sample = self.state.samples_seen
         # Drawn by a thread while others compute.
@@ -128,12 +128,12 @@ class Trainer:
         self.samples.restart(self.state.steps_completed, self._new_samples)
         self.checkpoints.keep_best(self.state)  # that of the checkpoint it resumes from
 
-    def _resumed_layout(self, config: FinetuneConfig, began: dict[str, Any]) -> FinetuneConfig:
+    def _resumed_layout(self, config: FinetuneConfig, metadata: dict[str, Any]) -> FinetuneConfig:
         """Return the configuration by which a resumed run keeps its samples per step."""
         run, t = self.run, config.training
-        left = began.get("steps_completed", t.num_sgd_steps) < t.num_sgd_steps
-        samples = samples_per_step(run.latest, began) if left else None
-        before = began.get("config", {}).get("training", {})
+        left = metadata.get("steps_completed", t.num_sgd_steps) < t.num_sgd_steps
+        samples = samples_per_step(run.latest, metadata) if left else None
+        before = metadata.get("config", {}).get("training", {})
         layout = resumed_layout(t, before, samples, run.ranks.size)
         if layout != t:
             run.print(layout_line(layout, samples, run.ranks.size))
@@ -302,21 +302,16 @@ class Trainer:
 def _load(
     config: FinetuneConfig,
     run: Run,
-    began: dict[str, Any],
-    begun: list[LearnedConcept],
+    metadata: dict[str, Any],
+    earlier: list[LearnedConcept],
     measures: bool,
 ) -> tuple[BaseModel, dict[str, ImageEncoder], float]:
-    """Load the base model with the concepts added, and the encoders that measure.
+    """Return the base model with its concepts, the encoders, and the seconds that loading took.
 
-    Args:
-        began: metadata of the run's last checkpoint, whose hub commits are kept.
-        begun: the concepts that the run resumes or starts from.
-
-    Returns:
-        The model, the encoders, and the seconds it took to load the model.
+    The hub commits are those in the `metadata` of the checkpoint that the run resumes from.
     """
-    revision = began.get("commit") or config.model.revision
-    vae = pinned(config.model.vae, began.get("vae"))
+    revision = metadata.get("commit") or config.model.revision
+    vae = pinned(config.model.vae, metadata.get("vae"))
     source = dataclasses.replace(config.model, revision=revision, vae=vae)
     name, device = source.pretrained_model_name_or_path, run.ranks.device
     brought = [s for s in config.concepts.initializer_strs if ConceptSource.looks_like(s)]
@@ -325,12 +320,12 @@ def _load(
         tokens = fetch_vocabulary(source)
     refuse(word_problems(config, tokens), "the configuration")  # a hub model's tokens are new here
     # Before the base model, so that a wrong evaluator name is found before its weights load.
-    commits = began.get("evaluators")
+    commits = metadata.get("evaluators")
     encoders = load_encoders(config.evaluator, name, device, commits) if measures else {}
     started = time.monotonic()
     # One rank of each node downloads; the others then find the files.
     with spinner(f"loading {name}"), run.ranks.local_main_process_first():
-        model = load_base_model(source, device, learned + begun, training=True)
+        model = load_base_model(source, device, learned + earlier, training=True)
     if device.type == "cpu":
         # Otherwise threads add up the gradients of the vectors in the order of arrival, which Adam
         # turns into different pictures within a few steps.
@@ -340,5 +335,5 @@ def _load(
     if i.inference_prompts or config.measure.num_samples:
         check_steps(model, i.scheduler_name, i.num_inference_steps)
     # Concepts whose phrase is searched for come last, in a resumed run as well.
-    add_concepts(model.vocabulary, config.concepts, begun=begun)
+    add_concepts(model.vocabulary, config.concepts, earlier=earlier)
     return model, encoders, time.monotonic() - started
