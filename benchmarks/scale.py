@@ -52,9 +52,7 @@ class StandIn:
             dtype=torch.float32,
             commit=None,
             vae_name=None,
-            vocabulary=SimpleNamespace(
-                names=[], is_word=lambda _: True, fits_without_tokenizing=lambda _: True
-            ),
+            vocabulary=SimpleNamespace(names=[], is_word=lambda _: True, fits=lambda _: True),
         )
         self.concepts: list[str] = []
         self.warnings = SimpleNamespace(log=lambda *_: None)

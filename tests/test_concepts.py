@@ -109,14 +109,17 @@ def test_remembered_prompts_have_the_same_ids(vocabulary):
     vocabulary.text_encoders[0].tokenizer = tokenizer
 
 
-def test_what_surely_fits_fits(vocabulary):
+def test_a_prompt_fits_if_its_tokens_do(vocabulary, monkeypatch):
     vocabulary.add(learned("blob-thing", 60))
+    found = set()
     for n in range(0, 40):
         prompt = "a (猫:1.2) x-y blob-thing " + "é " * n
-        if vocabulary.fits_without_tokenizing(prompt):
-            assert vocabulary.length(prompt) <= vocabulary.window
-    assert vocabulary.fits_without_tokenizing("a blob-thing")
-    assert not vocabulary.fits_without_tokenizing("a blob-thing and a blob-thing")
+        found.add(fits := vocabulary.fits(prompt))
+        assert fits == (vocabulary.length(prompt) <= vocabulary.window)
+    assert found == {True, False}
+    assert not vocabulary.fits("a blob-thing and a blob-thing")
+    monkeypatch.setattr(vocabulary, "length", lambda prompt: pytest.fail("tokenized"))
+    assert vocabulary.fits("a blob-thing")
 
 
 def test_names_with_capitals_and_odd_characters(vocabulary):

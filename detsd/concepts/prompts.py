@@ -59,9 +59,7 @@ class PromptRewriter:
 def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
     """Return a sentence for each word of a prompt that may be a misspelled concept.
 
-    Args:
-        names: of the concepts that are loaded.
-        is_word: whether the base model's vocabulary has a word.
+    `names` are those of the loaded concepts; `is_word` tells the words of the base vocabulary.
     """
     rest = PromptRewriter(dict.fromkeys(names, "")).without(prompt)
     rest = re.sub(UNSUPPORTED[0][0], " ", rest)  # the names of LoRAs are not words
@@ -160,24 +158,6 @@ def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 80 else f"{prompt[:76]} ...")
 
 
-def truncated(prompt: str, vocabulary: Vocabulary, name: str = "prompt") -> list[str]:
-    """Return a sentence if a prompt exceeds the 77 tokens that the model reads at once.
-
-    This matters for training prompts, and for those that are read without weights.
-    """
-    if vocabulary.fits_without_tokenizing(prompt):
-        return []
-    window, length = vocabulary.window, vocabulary.length(prompt)
-    if length <= window:
-        return []
-    lost = vocabulary.truncated_concepts(prompt)
-    also = f", concept {', '.join(lost)} among them" if lost else ""
-    return [
-        f"the {name} {_short(prompt)} has {length} tokens but the model reads {window}, so its "
-        f"last words are cut off{also}; shorten it"
-    ]
-
-
 def prompt_warnings(
     prompt: str,
     vocabulary: Vocabulary,
@@ -201,7 +181,14 @@ def prompt_warnings(
     if not weighted:
         if unweighted(prompt) != prompt:
             found["weights"] = f"the {name} {_short(prompt)} has weights, which are ignored here"
-        found |= {sentence: sentence for sentence in truncated(prompt, vocabulary, name)}
+        if not vocabulary.fits(prompt):
+            lost = vocabulary.truncated_concepts(prompt)
+            also = f", concept {', '.join(lost)} among them" if lost else ""
+            sentence = (
+                f"the {name} {_short(prompt)} has {vocabulary.length(prompt)} tokens but the model "
+                f"reads {vocabulary.window}, so its last words are cut off{also}; shorten it"
+            )
+            found[sentence] = sentence
     elif vocabulary.has_extreme_weights(prompt):
         found["extreme"] = (
             f"the {name} {_short(prompt)} has weights beyond {weights.MAX_WEIGHT:g}, which are "

@@ -54,8 +54,7 @@ MAX_NUMBERS, MAX_ALL = 2**24, 2**26  # in the rows of one concept and encoder, i
 def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     """Read the concepts of a file in any layout, or of a checkpoint or run folder.
 
-    Args:
-        source: a path; `path=word` gives its only concept that word, `path=old=word` one of them.
+    `path=word` gives its only concept that word, `path=old=word` one of them.
     """
     source = ConceptSource.parse(source)
     file, word, old = source.file, source.word, source.old
@@ -104,9 +103,10 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
         return [_concept(file, "", [table], notes)]
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
         refuse(file, "a PyTorch file of another kind")
-    numbers = (tensor.numel() for tensor in _tensors(table))
+    numbers = (e.numel() for _, e in _entries(table) if isinstance(e, torch.Tensor))
+    kind = safe_load.network(key for key, _ in _entries(table) if isinstance(key, str))
     if (count := sum(n for n in numbers if n <= MAX_NUMBERS)) > MAX_ALL:
-        refuse(file, safe_load.network(_names(table)) or f"a file of {count:,} numbers")
+        refuse(file, kind or f"a file of {count:,} numbers")
     if "string_to_param" in table:
         rows = table["string_to_param"]
         if not isinstance(rows, dict):
@@ -129,7 +129,6 @@ def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedCo
             layout = "emb_params" if match["a1111"] else match["layout"]
             words.setdefault(match["word"], {})[layout] = table[key]
         return [c for word, own in words.items() for c in _recognised(file, own, {"word": word})]
-    kind = safe_load.network(_names(table))
     if kind:
         refuse(file, kind)
     if not all(isinstance(matrix, torch.Tensor) for matrix in table.values()):
@@ -164,18 +163,12 @@ def _plain(notes: dict[str, str]) -> dict[str, Any]:
     return found | {"word": found.get("name")}
 
 
-def _names(table: Mapping[str, Any]) -> list[str]:
-    """Return a dictionary's keys and those one level deeper, where a network's keys may be."""
-    inside = [k for entry in table.values() if isinstance(entry, dict) for k in entry]
-    return [key for key in (*table, *inside) if isinstance(key, str)]
-
-
-def _tensors(table: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a file's table, two levels deep, where rows may be."""
-    for entry in table.values():
-        for value in entry.values() if isinstance(entry, dict) else [entry]:
-            if isinstance(value, torch.Tensor):
-                yield value
+def _entries(table: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the keys and values of a file's table, two levels deep, where rows or networks are."""
+    for key, value in table.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from value.items()
 
 
 def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[torch.Tensor]:

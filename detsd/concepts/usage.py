@@ -64,15 +64,12 @@ def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
 
 def layout_for(concept: LearnedConcept, tool: str) -> str:
     """Return the layout in which a tool reads a concept."""
-    found = next(
-        (layout for layout, tools in READERS[len(concept.embeddings)].items() if tool in tools),
-        None,
+    for layout, tools in READERS[len(concept.embeddings)].items():
+        if tool in tools:
+            return layout
+    raise UserError(
+        f"{tool} does not support concepts for {family(concept.widths)}; choose another tool"
     )
-    if found is None:
-        raise UserError(
-            f"{tool} does not support concepts for {family(concept.widths)}; choose another tool"
-        )
-    return found
 
 
 def begins_another(concepts: list[LearnedConcept]) -> tuple[str, str] | None:

@@ -90,8 +90,7 @@ class TextEncoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenize the pieces of a prompt: ids (n, 77) of its chunks, and their weights.
 
-        Args:
-            lengths: the concepts' numbers of vectors, by the index of their first row.
+        `lengths` are the concepts' numbers of vectors, by the index of their first row.
         """
         t, first = self.tokenizer, self.embedding.first_id
         texts = [text for section in sections for text, _ in section]
@@ -279,7 +278,7 @@ class Vocabulary:
         plain = sections == [[(self.rewrite(prompt), 1.0)]] or not prompt
         if not plain or self.text(prompt) != self.rewrite(prompt):
             return False
-        return self.fits_without_tokenizing(prompt) or self.length(prompt) <= self.window
+        return self.fits(prompt)
 
     def remember(self, prompts: Iterable[str]) -> None:
         """Tokenize prompts once, after all concepts are added."""
@@ -287,12 +286,12 @@ class Vocabulary:
         for encoder in self.text_encoders:
             encoder.remember(texts)
 
-    def fits_without_tokenizing(self, prompt: str) -> bool:
-        """Return whether a prompt certainly fits the window, as a token has at least one byte."""
-        placed = sum(
-            len(self.rewrite.replacements[w].split()) for w in self.rewrite.words_in(prompt)
-        )
-        return 2 + placed + len(self.rewrite.without(prompt).encode()) <= self.window
+    def fits(self, prompt: str) -> bool:
+        """Return whether a prompt fits the window of 77 tokens."""
+        # Most need no tokenizing, as a token has at least one byte.
+        vectors = sum(self._loaded[word].num_vectors for word in self.rewrite.words_in(prompt))
+        most = 2 + vectors + len(self.rewrite.without(prompt).encode())
+        return most <= self.window or self.length(prompt) <= self.window
 
     def with_initializers(self, prompt: str) -> str:
         """Replace each concept's word by its initializer.
