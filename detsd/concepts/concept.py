@@ -17,25 +17,16 @@ FAMILIES = {  # by the widths of the rows, one per text encoder
 
 @dataclass(frozen=True)
 class LearnedConcept:
-    """A concept: its word, its initializer, its embedding vectors in float32.
-
-    Attributes:
-        embeddings: the vectors for each text encoder of the base model, as rows (n, D).
-        model: the base model it was learned on; "" if unknown.
-        model_hash: which weights of that name: the hub commit, or what another tool recorded.
-        steps: of training; None if unknown.
-        clip_skip: `model.clip_skip` of the training; also 0 if unknown.
-        resolution: width and height of its samples in pixels; None: the model's own square.
-    """
+    """A concept: its word, its initializer, its embedding vectors in float32."""
 
     name: str
     initializer: str
-    embeddings: tuple[torch.Tensor, ...]
-    model: str = ""
-    model_hash: str = ""
-    steps: int | None = None
-    clip_skip: int = 0
-    resolution: tuple[int, int] | None = None
+    embeddings: tuple[torch.Tensor, ...]  # rows (n, D) for each text encoder of the base model
+    model: str = ""  # the base model it was learned on; "" if unknown
+    model_hash: str = ""  # which weights of that name: the commit, or what another tool recorded
+    steps: int | None = None  # of training; None if unknown
+    clip_skip: int = 0  # `model.clip_skip` of the training; also 0 if unknown
+    resolution: tuple[int, int] | None = None  # width, height of samples; None: the model's own
 
     @property
     def num_vectors(self) -> int:

@@ -81,11 +81,7 @@ def network(names: Iterable[str]) -> str | None:
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """Read a file's tensors, and the metadata in its header.
-
-    Returns:
-        The tensors, in the containers they were stored in; the metadata of a safetensors file.
-    """
+    """Read a file's tensors, in the containers they were stored in, and safetensors' metadata."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever

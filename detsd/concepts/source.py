@@ -30,21 +30,13 @@ UUID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class ConceptSource:
-    """A path, or a checkpoint of a cluster, and the word for its only concept.
+    """A path, or a checkpoint of a cluster, and the word for its only concept."""
 
-    Attributes:
-        path: concept file, checkpoint's folder, or run's folder.
-        word: the new word, for the only concept or for `old`; "" for the words in the file.
-        uuid: the checkpoint, in place of a path; else "".
-        old: the word in the file that `word` replaces; "" for the only one.
-        model: a model of the cluster's registry, `name` or `name:version`, in place of a path.
-    """
-
-    path: Path
-    word: str = ""
-    uuid: str = ""
-    old: str = ""
-    model: str = ""
+    path: Path  # concept file, checkpoint's folder, or run's folder
+    word: str = ""  # the new word, for the only concept or for `old`; "" for the words in the file
+    uuid: str = ""  # the checkpoint, in place of a path
+    old: str = ""  # the word in the file that `word` replaces; "" for the only one
+    model: str = ""  # of the cluster's registry, `name` or `name:version`, in place of a path
 
     @classmethod
     def parse(cls, source: str | Path | ConceptSource) -> ConceptSource:

@@ -38,11 +38,7 @@ GRAMMAR = (
 
 
 def grammar(words: str) -> re.Pattern:
-    """Return the pattern of all but text; concepts take precedence, whatever they look like.
-
-    Args:
-        words: an alternation of the concepts' words.
-    """
+    """Return the pattern of all but text; concepts, an alternation of `words`, take precedence."""
     return re.compile(rf"(?<![\w-])(?P<word>{words})(?![\w-])|{MARKED.format(words)}|{GRAMMAR}")
 
 

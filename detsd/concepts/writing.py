@@ -34,11 +34,7 @@ def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
 
 
 def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
-    """Encode concepts as files, in float32, with as much else as the layout can hold.
-
-    Args:
-        layout: one of `LAYOUTS`.
-    """
+    """Encode concepts in one of `LAYOUTS`, in float32, with as much else as it can hold."""
     files: dict[str, bytes] = {}
     if layout == "detsd":
         table = {c.name: _entry(c) for c in concepts}

@@ -82,8 +82,7 @@ def fill_in(caption: str, name: str, image: Path, split: str) -> str:
 def file_words(stem: str, split: str) -> str:
     """Return what a file name says; "" for a camera's name, a hash or a date.
 
-    Args:
-        split: the character between words; with "" a descriptive name is left as it is.
+    `split` stands between words; with "" a descriptive name is left as it is.
     """
     text = stem
     for pattern in (UUID, DATE, SHOT, HASH):

@@ -124,8 +124,7 @@ class TrainingData:
     ):
         """Read and encode all images; with `crops`, add them there, too, by concept.
 
-        Args:
-            samples_per_step: over all processes; the samples of a step have one shape.
+        The samples of a step, `samples_per_step` over all processes, have one shape.
         """
         self.seed, self.samples_per_step = seed, samples_per_step
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
@@ -245,12 +244,9 @@ class TrainingData:
         ]
 
     def noisy_samples(self, name: str, count: int, low: float, high: float) -> list[Sample]:
-        """Draw fixed samples of a concept's images, one after the other.
+        """Draw fixed samples of a concept's images, at timesteps from share `low` to share `high`.
 
         Their prompts are captions, or the word and the file's name: a template's medium is a guess.
-
-        Args:
-            low, high: the shares of the timesteps between which theirs are spread.
         """
         images = [image for image in self.images if image.concept == name]
         np.random.default_rng((self.seed, Stream.PHRASES)).shuffle(images)

@@ -26,7 +26,6 @@ CAPTION_ENDS, CAPTION_FOLDER = (".txt", ".caption"), "captions"
 # Not pictures, but often beside them: captions and what programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
-
 LFS = b"version https://git-lfs.github.com/spec/"  # begins a pointer of Git LFS
 
 
@@ -122,33 +121,21 @@ def mask_of(path: Path) -> Path:
 
 
 def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") -> str | None:
-    """Describe what is wrong with a folder of training images; None if nothing is.
-
-    Args:
-        mask: `concepts.mask`, which every picture must have.
-    """
-    path = Path(folder)
+    """Describe what is wrong with a folder of training images or their masks; None for nothing."""
+    if not os.path.exists(folder):
+        return f"folder {folder} does not exist{looked(folder, beside)}; name a folder of images"
     if not os.path.isdir(folder):
-        what = (
-            "is not a folder"
-            if os.path.exists(folder)
-            else f"does not exist{looked(folder, beside)}"
-        )
-        return f"folder {folder} {what}; name a folder of images"
-    found = ImageFolder.scan(path)
+        return f"folder {folder} is not a folder; name a folder of images"
+    found = ImageFolder.scan(Path(folder))
     if not found.images:
         return no_images(found)
     return _mask_problem(found, mask) if mask != "none" else None
 
 
 def lookalikes_of(own: str, name: str, folders: Sequence[str], key: str) -> list[str]:
-    """Return the folders of a concept's look-alikes: all of a line-up that are not its own.
+    """Return the folders of a concept's look-alikes: all of a line-up but its `own`.
 
     Concepts that are learned together may stand in each other's line-up.
-
-    Args:
-        own: the folder of the concept's training images.
-        key: the setting that lists the folders.
     """
     others = [f for f in folders if os.path.realpath(f) != os.path.realpath(own)]
     if folders and not others:

@@ -37,21 +37,13 @@ class CroppedImage:
 
 
 def target_size(size: int, aspect: float, step: int = 8) -> tuple[int, int]:
-    """Return width and height of an aspect, with about as many pixels as a square of side `size`.
-
-    Args:
-        step: what both are multiples of; for whole latents, 8.
-    """
+    """Return width and height, multiples of `step`, of an aspect, with about size x size pixels."""
     width, height = size * math.sqrt(aspect), size / math.sqrt(aspect)
     return tuple(max(step, round(side / step) * step) for side in (width, height))
 
 
 def target_sizes(config: ConceptsConfig, size: int, step: int = 8) -> list[tuple[int, int]]:
-    """Return the widths and heights that images may be cut to: one, or those of the buckets.
-
-    Args:
-        step: what the sides of buckets are multiples of.
-    """
+    """Return the widths and heights that images may be cut to: one, or those of the buckets."""
     if config.img_aspect != "buckets":
         return [target_size(size, config.img_aspect)]
     wide = [target_size(size, aspect, step) for aspect in ASPECTS]

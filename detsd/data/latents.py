@@ -48,10 +48,9 @@ class TrainingImage:
 def encode_images(
     model: BaseModel, images: list[Image.Image], flip: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode images, those of equal shape together.
+    """Return the posterior mean and std (views, 4, h, w) of each image, on the CPU.
 
-    Returns:
-        The posterior mean and std (views, 4, h, w) of each, on the CPU.
+    Images of equal shape are encoded together.
     """
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for shape in {image.size for image in images}:
@@ -85,8 +84,7 @@ def read_concept(
 ) -> tuple[list[TrainingImage], list[Image.Image]]:
     """Read and encode the images of concept number `k`; return them, and a few for display.
 
-    Args:
-        crops: a list to which all images are added in the form trained on.
+    All are added to `crops` in the form trained on.
     """
     name, kind = config.concept_strs[k], config.learnable_properties[k]
     size = config.img_size or model.image_size

@@ -47,26 +47,17 @@ WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files, some of which may still have to be fetched.
+    """A model's files, some of which may still have to be fetched."""
 
-    Attributes:
-        name: folder, or name on the hub.
-        folder: where its files are; for a hub model, in the cache.
-        files: all files that exist, here or on the hub: path in the folder -> bytes.
-        commit: the hub commit of the files; None for a folder.
-        offline: why the hub is not asked for missing files; empty if it may be asked.
-        single: the one file that holds all the weights, in the original layout of Stable Diffusion;
-            `folder` then has the configuration that such a file lacks.
-        key: the setting that names the model, for messages.
-    """
-
-    name: str
-    folder: Path
-    files: dict[str, int]
-    commit: str | None = None
-    offline: str = ""
+    name: str  # folder, or name on the hub
+    folder: Path  # where its files are; for a hub model, in the cache
+    files: dict[str, int]  # all that exist, here or on the hub: path in the folder -> bytes
+    commit: str | None = None  # the hub commit of the files; None for a folder
+    offline: str = ""  # why the hub is not asked for missing files; empty if it may be asked
+    # The one file that holds all the weights, in the original layout of Stable Diffusion; `folder`
+    # then has the configuration that such a file lacks.
     single: Path | None = None
-    key: str = KEY
+    key: str = KEY  # the setting that names the model, for messages
 
     def weights(self, part: str) -> list[str]:
         """Return a part's weight files: half precision only if there are no others.
@@ -94,11 +85,7 @@ class ModelFiles:
         return small + (self.weights(part) if weights else [])
 
     def fetch(self, *parts: str, weights: bool = True) -> None:
-        """Fetch what is missing of these parts into `folder`.
-
-        Args:
-            weights: False: configuration and vocabulary only, a few kilobytes.
-        """
+        """Fetch what is missing of these parts; without `weights`, only a few kilobytes."""
         wanted = [name for part in parts for name in self.part_files(part, weights)]
         if self.commit is None:  # a folder: its loader reports what is missing
             return

@@ -72,14 +72,9 @@ def denoising_error(
     cond: Conditioning,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the squared error (B,) of a UNet's predictions from noised latents.
+    """Return the squared error (B,) of the predictions of a UNet, the model's own or compiled.
 
-    Args:
-        unet: the model's own, or its compiled form.
-        x: clean latents, scaled (B, C, h, w).
-        noise: as `x`.
-        t: timesteps (B,).
-        mask: weights of the error (B, 1, h, w).
+    x, noise (B, C, h, w), the latents clean and scaled; t (B,); mask (B, 1, h, w) weighs the error.
     """
     noisy = model.scheduler.add_noise(x, noise, t).to(model.dtype)
     target = prediction_target(model.scheduler, x, noise, t)
@@ -99,13 +94,8 @@ def errors_over_timesteps(
 ) -> torch.Tensor:
     """Return the squared errors (T,) of one image at fixed timesteps, as validation measures them.
 
-    Args:
-        x: its clean latents, scaled, once for each timestep (T, C, h, w).
-        noise: as `x`.
-        t: timesteps (T,).
-        cond: the conditioning of its prompt, a batch of one.
-        mask: weights of the error (T, 1, h, w).
-        on_batch: called with the number of timesteps just done.
+    x, noise (T, C, h, w), the image's latents once for each timestep; t (T,); cond, a batch of one;
+    mask (T, 1, h, w). `on_batch` is called with the number of timesteps just done.
     """
     errors = []
     for k in range(0, len(t), MAX_TIMESTEPS):

@@ -50,12 +50,7 @@ def find_single_file(name: str) -> ModelFiles:
 
 
 def safe_shapes(name: str, path: Path, key: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a safetensors file; refuse any other file.
-
-    Args:
-        name: the model's name, for messages.
-        key: the setting that names it.
-    """
+    """Return the shapes of the tensors in a safetensors file; refuse any other file."""
     if not path.is_file():
         raise UserError(f"{key}: {name} does not exist; name a file, a folder or a hub model")
     with path.open("rb") as f:

@@ -48,11 +48,7 @@ ERRORS = (  # that the libraries raise for bad files
 
 
 def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
-    """Find the files of the configured base model.
-
-    Args:
-        fetch: whether the hub may be asked; if not, only what was fetched before is found.
-    """
+    """Find the files of the configured base model; without `fetch`, the hub is not asked."""
     name = resolve(config.pretrained_model_name_or_path)
     if is_single_file(name):
         with loading(name):
@@ -141,10 +137,8 @@ def load_token_tables(
 ) -> list[tuple[CLIPTokenizer, torch.Tensor]]:
     """Load a base model's tokenizers and their embedding tables (V, D), float32.
 
-    There is one of each for every text encoder; nothing else of the model is loaded.
-
-    Args:
-        fetch: whether the hub may be asked; if not, only what was fetched before is found.
+    There is one of each for every text encoder; nothing else of the model is loaded. Without
+    `fetch`, the hub is not asked.
     """
     source = resolve_model(config, fetch)
     spec = read_spec(source)

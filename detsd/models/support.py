@@ -80,11 +80,7 @@ def _spaced(name: str) -> str:
 
 
 def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe a model by the configurations of its parts if it is not supported; else return "".
-
-    Args:
-        configs: by the names of the parts, including `scheduler`.
-    """
+    """Describe a model by its parts' configurations if it is not supported; else return ""."""
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != latents:

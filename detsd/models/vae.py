@@ -30,9 +30,7 @@ INPUTS = ("encoder.conv_in.weight", "decoder.conv_in.weight")  # in either layou
 def resolve_vae(name: str) -> ModelFiles:
     """Find the files of an external VAE; from the hub, only its configuration is fetched.
 
-    Args:
-        name: a folder (of a VAE or a whole model), a file, or a hub model (`OWNER/NAME@REVISION`
-            for one revision).
+    Its name is a folder (of a VAE or a whole model), a file, or OWNER/NAME@REVISION on the hub.
     """
     path = Path(resolve(name))
     if is_single_file(str(path)):
@@ -52,8 +50,7 @@ def pinned(name: str | None, before: str | None) -> str | None:
 def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of an external VAE; refuse one that does not fit the UNet.
 
-    Args:
-        own: the configuration of the base model's VAE, which a single file adopts.
+    A single file has the configuration of the base model's VAE, `own`.
     """
     with loading(source.name, HINT, KEY):
         if source.single:

@@ -66,24 +66,17 @@ def _name(run: Run) -> str:
 
 @dataclass
 class TrainState:
-    """The progress of a run, besides its vectors and its optimizer.
+    """The progress of a run, besides its vectors and its optimizer."""
 
-    Attributes:
-        best_metric: the metric by which `best` is chosen.
-        window: sums of the parts of the loss since the last report; as tensors, since reading them
-            earlier would wait for the device.
-        validations: the metrics of each validation, by step.
-        best_vectors: those of the best step so far.
-        best_uuid: the cluster's name for its checkpoint.
-    """
-
-    best_metric: str
+    best_metric: str  # by which `best` is chosen
     steps_completed: int = 0
     samples_seen: int = 0
+    # Sums of the parts of the loss since the last report; as tensors, since reading them earlier
+    # would wait for the device.
     window: dict[str, Any] = field(default_factory=dict)
-    validations: dict[int, dict[str, float]] = field(default_factory=dict)
-    best_vectors: tuple[torch.Tensor, ...] = ()
-    best_uuid: str = ""
+    validations: dict[int, dict[str, float]] = field(default_factory=dict)  # metrics by step
+    best_vectors: tuple[torch.Tensor, ...] = ()  # those of the best step so far
+    best_uuid: str = ""  # the cluster's name for its checkpoint
 
     @property
     def best(self) -> int | None:
@@ -225,8 +218,7 @@ class Checkpoints:
     def register(self, state: TrainState) -> str:
         """Register the best checkpoint as a version of the configured model, if one is named.
 
-        Returns:
-            The version, as "version 1 of NAME"; "" if there is none.
+        Returns "version 1 of NAME", or "".
         """
         name = self._config.training.register_model
         if name and state.best and self._run.is_chief:
@@ -298,11 +290,7 @@ class Checkpoints:
                 vectors.copy_(torch.cat([learned[name].embeddings[k] for name in wanted]))
 
     def _read(self, path: Path, state: TrainState) -> int:
-        """Read the state, the optimizer and the baselines; refuse those of other training images.
-
-        Returns:
-            The number of CPU threads that the run began on.
-        """
+        """Read state, optimizer and baselines; return on how many CPU threads the run began."""
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
                 if part := archive.testzip():

@@ -26,9 +26,8 @@ def add_concepts(
 ) -> None:
     """Add concepts, each from a description or from a file of one concept.
 
-    Args:
-        starts: initializers of the concepts to add, by index; None: all but `auto`.
-        earlier: the concepts that a run resumes from; `auto` keeps their numbers of vectors.
+    `starts` are their initializers by index; None: all but `auto`. Those with `auto` vectors have
+    as many as the `earlier` concepts, from which the run resumes.
     """
     room = vocabulary.window - vocabulary.length("a photo of a")
     for k, n in enumerate(config.num_vectors):

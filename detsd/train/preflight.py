@@ -20,9 +20,7 @@ from detsd.utils.errors import UserError
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
     """Check that the model, images, words and files that a fine-tuning names are there.
 
-    Args:
-        source: the configuration's name in messages.
-        beside: its folder.
+    `source` is the configuration's name in messages, `beside` its folder.
     """
     c = config.concepts
     problems = model_problems(config.model, beside)
@@ -37,13 +35,12 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
             key = f"concepts.initializer_strs[{k}]"
             problems += ConceptSource.parse(start).problems(key, beside)
     for k, folder in enumerate(c.img_dirs):
-        problem = folder_problem(folder, beside, c.mask)
-        if problem:
+        if problem := folder_problem(folder, beside, c.mask):
             problems.append(f"concepts.img_dirs[{k}]: {problem}")
     if c.use_caption_files and not problems:
         try:
-            problem = caption_problem([ImageFolder.scan(Path(folder)) for folder in c.img_dirs])
-            problems += [problem] if problem else []
+            if problem := caption_problem([ImageFolder.scan(Path(f)) for f in c.img_dirs]):
+                problems.append(problem)
         except UserError as error:
             problems.append(f"concepts.use_caption_files: {error}")
     if config.measure.num_samples:

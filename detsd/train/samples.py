@@ -57,11 +57,7 @@ def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
 
 
 class SampleMetrics:
-    """The training images, look-alikes and prompts that samples of `metric_jobs` are compared with.
-
-    Attributes:
-        baselines: one for each concept; in a new run, none before `fit_baselines`.
-    """
+    """The images, look-alikes and prompts that samples of `metric_jobs` are compared with."""
 
     def __init__(
         self,
@@ -71,12 +67,9 @@ class SampleMetrics:
         images: dict[str, list[Image.Image]],
         step: int = 8,
     ):
-        """Measure the training `images` of each concept, and the look-alikes.
-
-        Args:
-            size, step: of the look-alikes' pictures, as `read_images` takes them.
-        """
+        """Measure the training `images`, and the look-alikes, read with `size` and `step`."""
         c, m = config.concepts, config.measure
+        # One for each concept; in a new run, none before `fit_baselines`.
         self.baselines: list[Baselines] = []
 
         def pictures(folder: str, key: str) -> list[Image.Image]:
@@ -110,12 +103,7 @@ class SampleMetrics:
 
 
 class Samples:
-    """The sample images of a run: made by all ranks, kept and measured by the chief.
-
-    Attributes:
-        measured: how many are to be measured, on all ranks together.
-        steps: this rank's denoising steps for the samples of one checkpoint.
-    """
+    """The sample images of a run: made by all ranks, kept and measured by the chief."""
 
     def __init__(
         self,
@@ -125,10 +113,9 @@ class Samples:
         size: int,
         metrics: SampleMetrics | None,
     ):
-        """
-        Args:
-            size: height and width in pixels of the images of concepts without a resolution.
-            metrics: on the chief, if anything is to be measured.
+        """Lay out the jobs; `size` is that of concepts without a resolution, in pixels.
+
+        The `metrics` are on the chief, if anything is to be measured.
         """
         self._model, self._run, self._metrics = model, run, metrics
         self._config = config.inference
@@ -138,7 +125,7 @@ class Samples:
         self._shown, measured = sample_jobs(config.inference, size), metric_jobs(config, size)
         names = [("samples", j.prompt, f"seed {j.seed}-{j.copy}") for j in self._shown]
         self._tags = image_tags(names, MAX_TAG)
-        self._jobs, self.measured = [], len(measured)
+        self._jobs, self.measured = [], len(measured)  # on all ranks together
         for job in self._shown + measured:  # each in the shape of its concept
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
@@ -147,17 +134,15 @@ class Samples:
         # For each rank, in batches that depend on the jobs alone.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]
+        # Denoising steps for the samples of one checkpoint.
         self.steps = sum(len(self._pipeline.guided_calls(job)) for job in own)
         self._files = RunFolder(run.folder)
 
     def make(self, step: int, bar: Bar) -> dict[str, float]:
-        """Make the samples of a step with the model's current vectors. Collective.
+        """Make the samples of a step with the current vectors; return their metrics. Collective.
 
         Those to be shown are written and logged. At step 0, with the initializers' vectors, the
-        others become the baselines of the metrics.
-
-        Returns:
-            The metrics; none at step 0.
+        others become the baselines of the metrics, and no metrics are returned.
         """
         if not self._jobs:
             return {}
@@ -234,11 +219,7 @@ class Samples:
                 self._run.log_image(tag, png.encode(sheet))
 
     def draw_progress(self, step: int, pictures: dict[str, list[Image.Image]]) -> None:
-        """Draw before/after and time-lapse from the samples of all checkpoints.
-
-        Args:
-            pictures: a few training images of each concept.
-        """
+        """Draw before/after and time-lapse of all checkpoints, with a few training `pictures`."""
         if not self._run.is_chief or not self._shown:
             return
         frames = []

@@ -78,17 +78,12 @@ def compiled(part: torch.nn.Module) -> Callable[..., Any]:
 
 
 class TrainStep:
-    """Forward, backward and optimizer on this rank's share of the samples; gradients are averaged.
-
-    Attributes:
-        vectors: the only tensors that train, (N, D) float32, one for each text encoder.
-        initial_vectors: copies of their initial values.
-        compiled: true if `compile` has succeeded.
-    """
+    """Forward, backward and optimizer on this rank's samples; gradients are averaged."""
 
     def __init__(self, model: BaseModel, config: TrainingConfig, ranks: AcceleratedRanks):
         self.model, self.config, self.ranks = model, config, ranks
         encoders = model.vocabulary.text_encoders
+        # The only tensors that train, (N, D) float32, one for each text encoder.
         self.vectors = model.vocabulary.rows
         self.initial_vectors = tuple(v.detach().clone() for v in self.vectors)
         self._mean_norms = [float(e.embedding.weight.float().norm(dim=1).mean()) for e in encoders]
@@ -97,7 +92,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=fp16)
         self._unet: Callable[..., Any] = model.unet
         self._text_encoders: list[Callable[..., Any]] = [e.encoder for e in encoders]
-        self.compiled = False
+        self.compiled = False  # until `compile` has succeeded
 
     def __call__(self, batches: Iterator[Batch], lr: float) -> dict[str, torch.Tensor]:
         """Make one step on the next batches.

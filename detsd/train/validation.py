@@ -47,17 +47,12 @@ def on_plateau(losses: Sequence[float], window: int | None, ratio: float) -> boo
 
 
 class Validation:
-    """The mean denoising error at fixed images, timesteps and noise.
-
-    Attributes:
-        phase: this rank's share of the work, in passes of the UNet over an image.
-        passes: how many passes a validation takes.
-    """
+    """The mean denoising error at fixed images, timesteps and noise."""
 
     def __init__(self, model: BaseModel, data: TrainingData, timesteps: int, run: Run):
         self._model, self._data, self._timesteps, self._run = model, data, timesteps, run
         self._own = range(run.ranks.rank, len(data.validation), run.ranks.size)
-        self.passes = len(self._own) * timesteps
+        self.passes = len(self._own) * timesteps  # of the UNet over an image, on this rank
         self.phase = Phase(1, total=self.passes)
 
     @torch.no_grad()
