@@ -6,13 +6,14 @@ import shutil
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hub import serve
 from huggingface_hub import constants, utils
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_clip
@@ -275,6 +276,23 @@ def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
     shutil.rmtree(constants.HF_HUB_CACHE)
     hub.busy = 8
     assert "answers 429 Too Many Requests, and the cache" in refusal()
+
+
+def test_a_busy_hub_is_asked_again_by_an_older_library(hub, no_waiting, monkeypatch, caplog):
+    """Before 1.0, huggingface_hub had requests' responses, which have no `reason_phrase`."""
+    download = hub_access.hf_hub_download
+
+    def busy(*names, **options):
+        if no_waiting:
+            return download(*names, **options)
+        error = HfHubHTTPError.__new__(HfHubHTTPError, "busy")
+        error.response = SimpleNamespace(status_code=503, headers={})
+        raise error
+
+    monkeypatch.setattr(hub_access, "hf_hub_download", busy)
+    resolve_model(ModelConfig(NAME))
+    assert no_waiting == [1]
+    assert "answers 503 Service Unavailable; retrying for up to 120 s" in caplog.text
 
 
 def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(

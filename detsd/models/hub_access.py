@@ -6,6 +6,7 @@ A cluster's network may fail for a moment, and the hub may be busy: both are ask
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import os
 import re
@@ -63,21 +64,16 @@ class NoAnswer(Exception):
 
 def model_info(name: str, revision: str | None, cached: bool) -> ModelInfo:
     """Ask the hub for a model's files; if they are cached, ask again only a busy hub."""
-    token = hub_token()
-
-    def ask() -> ModelInfo:
-        return HfApi().model_info(
-            name, revision=revision, token=token, timeout=TIMEOUT, files_metadata=True
-        )
-
+    options = {"token": hub_token(), "timeout": TIMEOUT, "files_metadata": True}
+    pauses = PAUSES[1:3] if cached else PAUSES
     try:
-        return _repeat(ask, PAUSES[1:3] if cached else PAUSES, connect=not cached)
-    except HFValidationError:
-        raise
+        return _repeat(
+            lambda: HfApi().model_info(name, revision=revision, **options), pauses, not cached
+        )
     except OfflineModeIsEnabled:
         raise NoAnswer("HF_HUB_OFFLINE forbids asking the hub") from None
-    except Exception as error:
-        if isinstance(error, HfHubHTTPError) and not _is_busy(error):
+    except Exception as error:  # no connection has a dozen classes of the HTTP libraries
+        if isinstance(error, HfHubHTTPError | HFValidationError) and not _is_busy(error):
             raise  # a refusal
         raise NoAnswer(_no_answer(error)) from None
 
@@ -136,7 +132,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _answer(error: HfHubHTTPError) -> str:
-    return f"{error.response.status_code} {error.response.reason_phrase}".strip()
+    code = error.response.status_code  # the reason has two names, in requests and in httpx
+    return f"{code} {http.client.responses.get(code, '')}".strip()
 
 
 @contextlib.contextmanager
