@@ -1,7 +1,5 @@
 """Training images as latents: read, cropped, and encoded once by the VAE."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ The libraries' loaders are then given a folder. Left to themselves, they ask the
 file, hide its answer behind an error of their own, and forget which commit they were given.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

@@ -3,8 +3,6 @@
 A cluster's network may fail for a moment, and the hub may be busy: both are asked again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import logging

@@ -6,8 +6,6 @@ What is special to XL is in `BaseModel.encode_prompts`: it has two text encoders
 one's pooled states and the image's time ids are inputs of the UNet as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -5,8 +5,6 @@ read. When the libraries' loaders cast weights, every page that was read stays u
 is cast: 5.2 GB for Stable Diffusion's float32 UNet in bfloat16, which takes 1.7 GB.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The training objective in pure functions: tensors in, loss out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 The libraries that load whole models take seconds to import, and are not imported here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import pickle

@@ -4,8 +4,6 @@ Pure functions of file names, of the JSON files of the diffusers format, and of 
 of the tensors in a single file. For what is not supported they return a description.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The VAE of a base model: its own, or another one that fits its UNet (`model.vae`)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path

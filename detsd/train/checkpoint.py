@@ -1,7 +1,5 @@
 """Checkpoints of a fine-tuning: what they hold, and how a run resumes or starts from one."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shutil

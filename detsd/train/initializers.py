@@ -1,7 +1,5 @@
 """The start of the concepts of a fine-tuning: a description, found or given, or a concept file."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping
 

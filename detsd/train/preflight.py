@@ -3,8 +3,6 @@
 Nothing is written or downloaded. What needs the model itself is checked where it is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 from pathlib import Path
 

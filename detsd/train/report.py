@@ -1,7 +1,5 @@
 """Reports of a fine-tuning: metrics, progress, lines in the log."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -3,8 +3,6 @@
 Paths may differ: the files' contents count. Imports no library that takes long to load.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

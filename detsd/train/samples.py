@@ -5,8 +5,6 @@ plain prompt under a few seeds, and a few edited prompts once. With several conc
 counts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from pathlib import Path

@@ -4,8 +4,6 @@ step = TrainStep(model, config.training, run.ranks)
 parts = step(batches, learning_rate(k, config.training, samples_per_step))
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@ Only the concepts' vectors train. Every rank holds the frozen model and takes it
 step's samples; the gradients of the vectors are averaged, and nothing else is synchronised.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -4,8 +4,6 @@ The last two depend on nothing but what its validations measured: a run that was
 continues with more steps, decides like an undisturbed one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 
