@@ -49,10 +49,6 @@ class TextEncoder:
         # as the end of a prompt; but the ids of concepts are larger.
         getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 
-    @property
-    def width(self) -> int:
-        return self.embedding.base.embedding_dim
-
     def ids(self, texts: list[str]) -> torch.Tensor:
         """Tokenize, pad and cut texts to the window: (B, 77) on the encoder's device."""
         places = [self._places.get(text) for text in texts]
@@ -68,13 +64,7 @@ class TextEncoder:
         self._table = torch.cat([self._table, *(p.to(self._table.device) for p in parts)])
 
     def _tokenized(self, texts: list[str]) -> torch.Tensor:
-        return self.tokenize(
-            texts,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        return self.tokenize(texts, padding="max_length", truncation=True, return_tensors="pt")
 
     def tokenize(self, texts: str | list[str], **options: Any) -> Any:
         """Return the ids of texts by the tokenizer's `options`; safe in any thread.
@@ -113,12 +103,6 @@ class TextEncoder:
         self.encoder.set_input_embeddings(nn.Identity())
         self.encoder.to("meta")
         self.encoder.set_input_embeddings(self.embedding)
-
-    def initializer_vectors(self, phrase: str, num_vectors: int | None) -> torch.Tensor:
-        """Return the base table's rows (n, D), float32, for a phrase's tokens."""
-        ids = self.tokenize(phrase, add_special_tokens=False)
-        ids = [ids[k % len(ids)] for k in range(num_vectors or len(ids))]
-        return self.embedding.weight[ids].detach().float().clone()
 
 
 def check_fit(concept: LearnedConcept, widths: tuple[int, ...], model: str) -> None:
@@ -167,7 +151,7 @@ class Vocabulary:
     @property
     def widths(self) -> tuple[int, ...]:
         """The widths of the text encoders."""
-        return tuple(encoder.width for encoder in self.text_encoders)
+        return tuple(e.embedding.base.embedding_dim for e in self.text_encoders)
 
     @property
     def rows(self) -> tuple[nn.Parameter, ...]:
@@ -206,11 +190,14 @@ class Vocabulary:
         If `num_vectors` asks for fewer or more rows than tokens, the first ones are taken, or the
         rows are repeated from the start.
         """
-        if not self.text_encoders[0].tokenize(phrase, add_special_tokens=False):
-            raise UserError(f"{key} is empty; give a phrase that describes the concept")
-        return tuple(
-            encoder.initializer_vectors(phrase, num_vectors) for encoder in self.text_encoders
-        )
+        vectors = []
+        for encoder in self.text_encoders:
+            ids = encoder.tokenize(phrase, add_special_tokens=False)
+            if not ids:
+                raise UserError(f"{key} is empty; give a phrase that describes the concept")
+            ids = [ids[k % len(ids)] for k in range(num_vectors or len(ids))]
+            vectors.append(encoder.embedding.weight[ids].detach().float().clone())
+        return tuple(vectors)
 
     def check(self, concept: LearnedConcept) -> None:
         """Refuse a concept that cannot be added; nothing is changed."""

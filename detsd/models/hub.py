@@ -84,11 +84,12 @@ class ModelFiles:
 
     def fetch(self, *parts: str, weights: bool = True) -> None:
         """Fetch what is missing of these parts; without `weights`, only a few kilobytes."""
-        wanted = [name for part in parts for name in self.part_files(part, weights)]
         if self.commit is None:  # a folder: its loader reports what is missing
             return
+        wanted = []
         for part in parts:
-            own = [name for name in wanted if Path(name).parent.as_posix() == part]
+            own = self.part_files(part, weights)
+            wanted += own
             # Not a vocabulary or a scheduler.
             is_model = (Path(part) / CONFIG).as_posix() in own
             if not own or (weights and is_model and not any(map(_is_weights, own))):

@@ -99,10 +99,8 @@ class Grammar:
         )
         media = [re.sub(r"^an? | of \.\.\.$", "", medium) for medium in media]
         color, thing = ("|".join(filter(None, found)) or "(?!)" for found in (colors, objects))
-        head, slots = (
-            re.compile(rf"an? ({color}) ({thing}) "),
-            re.compile(rf"\b({color}|{thing})\b"),
-        )
+        head = re.compile(rf"an? ({color}) ({thing}) ")
+        slots = re.compile(rf"\b({color}|{thing})\b")
         tails: dict[tuple[str, ...], None] = {}
         for text in compositions:
             if match := head.match(text):
