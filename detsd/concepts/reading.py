@@ -177,11 +177,9 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
     plain = re.sub(r"(learned_embeds)_2|_2$", r"\1", file.stem)
     second = re.sub(r"(learned_embeds)|$", r"\1_2", plain, count=1)
     other = file.with_name((second if file.stem == plain else plain) + file.suffix)
-    if not other.is_file():
-        return [rows]
     try:
         beside = safe_load.read(other)[0]
-    except UserError:  # it only has a similar name
+    except UserError:  # there is none, or it only has a similar name
         return [rows]
     found = beside.get(word) if isinstance(beside, dict) and len(beside) == 1 else None
     if not isinstance(found, torch.Tensor) or not found.ndim == rows.ndim > 0:
