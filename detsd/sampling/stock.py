@@ -1,11 +1,13 @@
 """diffusers' own samplers, by the names of the configuration, and the noise they start from."""
 
 import functools
+import inspect
 from typing import Any
 
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -59,7 +61,22 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
         options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
     if spacing:
         options["timestep_spacing"] = spacing
-    return SCHEDULERS[name].from_config(options | OPTIONS.get(name, {}))
+    zero_snr, cls = "rescale_betas_zero_snr", SCHEDULERS[name]
+    if options.get(zero_snr) and zero_snr not in inspect.signature(cls).parameters:
+        # PNDM, LMS and Heun would ignore the mark, and sample at other noise levels than the
+        # model was trained on.
+        options["trained_betas"] = _zero_snr_betas(model.scheduler)
+    return cls.from_config(options | OPTIONS.get(name, {}))
+
+
+def _zero_snr_betas(scheduler: DDPMScheduler) -> list[float]:
+    """Return the betas of a schedule that ends in pure noise, for samplers that divide by alphas.
+
+    The last alpha is 2^-24 in place of 0, as in diffusers' Euler.
+    """
+    betas = scheduler.betas.clone()
+    betas[-1] = 1 - 2**-24 / scheduler.alphas_cumprod[-2]
+    return betas.tolist()
 
 
 def check_steps(model: BaseModel, name: str, steps: int) -> None:
