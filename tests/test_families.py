@@ -656,6 +656,17 @@ def test_a_text_encoder_under_other_names_is_refused(folders, tmp_path):
         load_base_model(ModelConfig(str(folder)), CPU)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_a_model_from_which_a_word_was_unloaded_is_read(family, folders, tmp_path):
+    """diffusers took the word's rows from the table, and saved the old vocab_size."""
+    folder = shutil.copytree(folders[family], tmp_path / "unloaded")
+    for file in folder.glob("text_encoder*/config.json"):
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 3}))
+    a, b = (load_base_model(ModelConfig(str(f)), CPU) for f in (folder, folders[family]))
+    assert all(map(torch.equal, states(a), states(b)))
+
+
 @pytest.mark.parametrize("read", [load_base_model, load_token_tables])
 def test_a_tokenizer_without_its_vocabulary_is_refused(read, folders, tmp_path):
     """transformers 5 makes one of two tokens, to which every prompt is the same."""

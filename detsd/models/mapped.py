@@ -30,14 +30,17 @@ def load_part(cls: type, source: ModelFiles, part: str, dtype: torch.dtype) -> A
     """
     files = [source.folder / name for name in source.weights(part)]
     # transformers renames this keyword between versions, and does not need it.
-    stored = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
+    options = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
+    if tokens := stored_tokens(files):
+        # diffusers leaves the old number in the configuration when it unloads a word.
+        options["vocab_size"] = tokens
     model, info = cls.from_pretrained(
         source.folder,
         subfolder=None if part == WHOLE else part,
         use_safetensors=True,
         variant=source.variant(part),
         output_loading_info=True,
-        **stored,
+        **options,
     )
     if missing := sorted(info["missing_keys"]):
         reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
@@ -54,6 +57,16 @@ def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
         with safe_open(str(path), "pt") as file:
             found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     return DTYPES.get(found.pop()) if len(found) == 1 else None
+
+
+def stored_tokens(files: Iterable[Path]) -> int | None:
+    """Return the number of tokens that have a vector in a text encoder's files; None for others."""
+    for path in files:
+        with safe_open(str(path), "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if name.endswith("token_embedding.weight"):
+                    return file.get_slice(name).get_shape()[0]
+    return None
 
 
 @torch.no_grad()
