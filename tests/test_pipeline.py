@@ -1,6 +1,7 @@
 """The pipeline: schedulers, concepts from everywhere, pixels that depend on their own job alone."""
 
 import dataclasses
+import functools
 import gc
 import json
 import shutil
@@ -81,6 +82,19 @@ def test_concepts_come_and_go_without_a_trace(pipe, tmp_path):
     for call in (pipe.unload, pipe.reload):
         with pytest.raises(UserError, match="'cube-thing' is not loaded; name one that is: blob-t"):
             call("cube-thing")
+
+
+def test_a_loaded_concept_changes_no_image_without_it(pipe, tmp_path):
+    """Nor the global generator, which stock diffusers moves when it loads a word."""
+    call = functools.partial(pipe, "a photo", num_inference_steps=2, output_type="latent")
+    torch.manual_seed(7)
+    before = call().images
+    write_concepts([LearnedConcept("cube-thing", "", (torch.ones(3, 16),))], tmp_path)
+    torch.manual_seed(7)
+    pipe.load_concepts(tmp_path)
+    after = call().images
+    pipe.unload("cube-thing")
+    assert torch.equal(before, after)
 
 
 def test_pixels_are_a_function_of_the_job(pipe):
