@@ -41,6 +41,16 @@ def metadata(*rows: dict) -> str:
     return "\n".join(map(json.dumps, rows)) + "\n"
 
 
+def test_a_picture_is_left_out_neither_for_its_name_nor_for_lack_of_a_caption(tmp_path):
+    """Hugging Face's image folders go by the words train and test, and by metadata.jsonl."""
+    names = ["a_test_print.png", "at_sea.png", "on_a_train.png"]
+    for name in names:
+        Image.new("RGB", (40, 48)).save(tmp_path / name)
+    write(tmp_path, {"metadata.jsonl": metadata({"file_name": names[0], "text": "a print"})})
+    assert [path.name for path in ImageFolder.scan(tmp_path).images] == names
+    assert captions(tmp_path) == {names[0]: "a print"}
+
+
 @pytest.mark.parametrize(
     ("files", "found"),
     [
