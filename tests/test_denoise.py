@@ -1,6 +1,7 @@
 """The denoising loop against the stock pipeline; what many jobs share: noise, memory, a stop."""
 
 import dataclasses
+import json
 
 import diffusers
 import numpy as np
@@ -103,6 +104,18 @@ def test_samplers_and_spacings_are_those_of_diffusers(name, spacing, pipe, stock
     latents = []
     pipe.make(jobs, on_step=lambda now: latents.append(now.latents))
     assert torch.equal(latents[-1], theirs)
+
+
+def test_the_spacing_of_a_saved_copy_is_that_of_its_file(model):
+    """diffusers writes defaults out: a copy of Stable Diffusion 1.x says leading, for all."""
+    config = {k: v for k, v in model.sampling_scheduler_config.items() if k != "timestep_spacing"}
+    copy = json.loads(diffusers.PNDMScheduler.from_config(config).to_json_string())
+    for name, own in (("ddim", "leading"), ("euler", "linspace"), ("dpmsolver++", "linspace")):
+        for sampler, spacing in ((config, own), (copy, "leading")):
+            changed = dataclasses.replace(model, sampling_scheduler_config=sampler)
+            assert make_scheduler(changed, name).config.timestep_spacing == spacing
+            named = make_scheduler(changed, name, "trailing")
+            assert named.config.timestep_spacing == "trailing"
 
 
 def test_spacings_differ(tiny_model):
