@@ -1,5 +1,7 @@
 """Images of every kind, prompts, and samples that depend on (seed, index) alone."""
 
+import copy
+import dataclasses
 import logging
 import os
 import re
@@ -193,6 +195,15 @@ def test_samples_are_a_function_of_seed_and_index(model, photos):
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.noise, b.noise)
         assert not torch.equal(a.noise, c.noise)
+
+
+def test_noise_does_not_depend_on_the_memory_of_latents(model, photos):
+    """PyTorch's randn_like draws other noise for latents in channels-last memory."""
+    vae = copy.deepcopy(model.vae).to(memory_format=torch.channels_last)
+    models = (model, dataclasses.replace(model, vae=vae))
+    plain, last = (TrainingData(concepts(photos), m, 1, 2).sample(5) for m in models)
+    assert torch.equal(plain.noise, last.noise)
+    torch.testing.assert_close(plain.x, last.x)
 
 
 def test_posterior_is_drawn_anew_and_every_image_comes_up(model, photos):

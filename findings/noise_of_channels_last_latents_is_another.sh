@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The same seed draws other noise for latents in channels-last memory than for contiguous ones.
+#
+# Versions: torch 2.13.0 on the CPU, diffusers 0.42.1.
+# Behaviour: `torch.randn_like` keeps the memory layout of its argument and fills it in the order of
+#   memory, by another method than a contiguous tensor. Two latents that are equal get noise that
+#   has nothing in common if one of them lies in channels-last memory, as those of a VAE in
+#   channels-last memory do. `torch.randn(latents.shape)` is the same for both.
+# Why it matters here: channels-last is a usual switch for speed, and `torch.randn_like(latents)` the
+#   usual noise of a training script. With the switch, a seed trains on other samples.
+# Seen on 2026-11-30: the lines at the end.
+source "$(dirname "$0")/common.sh"
+
+observe <<'PROGRAM'
+import torch
+from tiny import vae
+
+torch.manual_seed(0)
+coder = vae().eval().to(memory_format=torch.channels_last)
+with torch.no_grad():
+    last = coder.encode(torch.rand(2, 3, 64, 64)).latent_dist.sample()
+print("latents in channels-last memory:", last.is_contiguous(memory_format=torch.channels_last))
+plain = last.contiguous()
+print("the same, contiguous, are equal:", torch.equal(plain, last))
+for name, draw in (("randn_like", torch.randn_like), ("randn", lambda x: torch.randn(x.shape))):
+    noise = []
+    for latents in (plain, last):
+        torch.manual_seed(7)
+        noise.append(draw(latents).flatten())
+    together = torch.corrcoef(torch.stack(noise))[0, 1]
+    said = "equal" if torch.equal(*noise) else f"correlated by {abs(together):.1f}"
+    print(f"their noise by {name}: {said}")
+PROGRAM
+
+expect <<'LINES'
+latents in channels-last memory: True
+the same, contiguous, are equal: True
+their noise by randn_like: correlated by 0.0
+their noise by randn: equal
+LINES

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Saving the same tensors and metadata again as safetensors makes another file.
+#
+# Versions: safetensors 0.8.0.
+# Behaviour: tensors are written in a fixed order, the entries of the metadata in a random one, which
+#   changes from call to call. The files differ in their bytes and so in their SHA-256. Without
+#   metadata, or with a single entry, they are equal.
+# Why it matters here: A1111 and others identify a file by its SHA-256, and write it into images. A
+#   concept that is exported once more is unknown to the images made with it.
+# Seen on 2026-11-30: the lines at the end.
+source "$(dirname "$0")/common.sh"
+
+observe <<'PROGRAM'
+import hashlib
+
+import torch
+from safetensors.torch import load, save
+
+tensors = {"det-logo": torch.arange(12.0).view(3, 4), "another": torch.ones(2)}
+keys = ("title", "author", "architecture", "resolution", "date", "usage_hint", "trigger_phrase")
+for count in (0, 1, len(keys)):
+    metadata = {f"modelspec.{key}": "as it is" for key in keys[:count]}
+    files = [save(tensors, metadata) for _ in range(10)]
+    assert all(torch.equal(load(file)["det-logo"], tensors["det-logo"]) for file in files)
+    hashes = {hashlib.sha256(file).hexdigest() for file in files}
+    print(f"{count} entries, saved 10 times: {'one file' if len(hashes) == 1 else 'several files'}")
+PROGRAM
+
+expect <<'LINES'
+0 entries, saved 10 times: one file
+1 entries, saved 10 times: one file
+7 entries, saved 10 times: several files
+LINES
