@@ -117,6 +117,33 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_words_that_were_saved_into_a_model_keep_all_their_vectors(family, folders, tmp_path):
+    """A job and a call make the image of diffusers, which saved them."""
+    own = dataclasses.replace(blob(family), name="red-ball")
+    stock(folders[family], own).save_pretrained(tmp_path)
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(tmp_path))
+    pipe.vocabulary.add(blob(family))
+    prompt = "a red-ball beside a blob-thing"
+    (made,) = pipe.make([Job(prompt, 7, num_inference_steps=2, scheduler_name="euler")])
+    theirs = stock(tmp_path, blob(family))
+    theirs.scheduler = make_scheduler(pipe.model, "euler")
+    options = {"num_inference_steps": 2, "guidance_scale": 7.5, "output_type": "np"}
+    want = theirs(prompt, generator=torch.Generator().manual_seed(7), **options).images[0]
+    assert abs(np.asarray(made.image).astype(int) - np.round(want * 255)).max() <= 1
+    pipe.diffusers_pipeline.scheduler = make_scheduler(pipe.model, "euler")
+    got = pipe(prompt, generator=torch.Generator().manual_seed(7), **options).images[0]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    for encoder in pipe.vocabulary.text_encoders:
+        words = encoder.tokenizer.convert_ids_to_tokens(encoder.ids([prompt])[0].tolist())
+        assert {"red-ball", "red-ball_1"} <= set(words)
+    pipe.vocabulary.add(dataclasses.replace(own, name="red ball"))  # its tokens are <red-ball|...>
+    ids = pipe.vocabulary.token_ids(["a red ball beside a blob-thing"])[0].tolist()
+    first = pipe.vocabulary.text_encoders[0].embedding.first_id
+    assert [i - first for i in ids if i >= first] == [2, 3, 0, 1]
+    assert all(i < first - 2 for i in ids if i < first)  # none of the saved word's
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("most", [64, 5])
 def test_a_grid_of_few_prompts_drops_the_text_encoders(
     family, most, folders, tmp_path, monkeypatch

@@ -8,6 +8,7 @@ are a separate float32 parameter, and a thin layer looks up an id in the one or 
 
 import contextlib
 import dataclasses
+import itertools
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,6 +40,10 @@ class TextEncoder:
             raise ValueError("this text encoder already has a Vocabulary")
         self.tokenizer, self.encoder = tokenizer, encoder
         self._tokenizing = threading.Lock()
+        self._saved = _saved_words(tokenizer)
+        words = "|".join(map(re.escape, sorted(self._saved, key=len, reverse=True))) or "(?!)"
+        # Not within a concept's own tokens, such as <det-logo|0>.
+        self._saved_pattern = re.compile(rf"(?<![\w-])(?:{words})(?![\w|-])")
         self.embedding = ConceptEmbedding(base, first_id=len(tokenizer))
         encoder.set_input_embeddings(self.embedding)
         # Remembered texts, and their ids (n, 77) in half the space.
@@ -72,8 +77,21 @@ class TextEncoder:
         Padding and truncation are a state of the tokenizer (`set_truncation_and_padding`): if two
         threads called it at once, one could get those of the other.
         """
+        if self._saved:
+            texts = self._with_all_vectors(texts)
         with self._tokenizing:
             return self.tokenizer(texts, **options).input_ids
+
+    def _with_all_vectors(self, texts: str | list[str]) -> str | list[str]:
+        """Write all tokens of the words that were saved into the model, as diffusers does."""
+        if isinstance(texts, list):
+            return [self._with_all_vectors(text) for text in texts]
+        return self._saved_pattern.sub(lambda word: " ".join(self._saved[word[0]]), texts)
+
+    @property
+    def has_saved_words(self) -> bool:
+        """True if a word may be more tokens than its letters."""
+        return bool(self._saved)
 
     def chunks(
         self, sections: list[list[weights.Piece]], lengths: Mapping[int, int]
@@ -88,6 +106,7 @@ class TextEncoder:
         ids = iter(self.tokenize(texts, **plain) if texts else [])
         tokens = [[(i, weight) for _, weight in s for i in next(ids)] for s in sections]
         at = {first + row: length for row, length in lengths.items()}
+        at |= {t.convert_tokens_to_ids(word): len(all_) for word, all_ in self._saved.items()}
         comma = t.convert_tokens_to_ids(",</w>")
         chunks = weights.split(tokens, t.model_max_length - 2, at, comma)
         shape = len(chunks), t.model_max_length
@@ -103,6 +122,20 @@ class TextEncoder:
         self.encoder.set_input_embeddings(nn.Identity())
         self.encoder.to("meta")
         self.encoder.set_input_embeddings(self.embedding)
+
+
+def _saved_words(tokenizer: CLIPTokenizer) -> dict[str, list[str]]:
+    """Return the words of several vectors that a tokenizer was saved with, and their tokens.
+
+    diffusers adds `word`, `word_1`, `word_2` and so on to the tokenizer, for `save_pretrained` to
+    write, and wherever a prompt has the word it writes all of them.
+    """
+    added = {t.content for t in tokenizer.added_tokens_decoder.values() if not t.special}
+    found = {}
+    for word in sorted(added):
+        further = (f"{word}_{n}" for n in itertools.count(1))
+        found[word] = [word, *itertools.takewhile(added.__contains__, further)]
+    return {word: tokens for word, tokens in found.items() if len(tokens) > 1}
 
 
 def check_fit(concept: LearnedConcept, widths: tuple[int, ...], model: str) -> None:
@@ -275,6 +308,8 @@ class Vocabulary:
 
     def fits(self, prompt: str) -> bool:
         """Return whether a prompt fits the window of 77 tokens."""
+        if any(encoder.has_saved_words for encoder in self.text_encoders):
+            return self.length(prompt) <= self.window
         # Most need no tokenizing, as a token has at least one byte.
         vectors = sum(self._loaded[word].num_vectors for word in self.rewrite.words_in(prompt))
         most = 2 + vectors + len(self.rewrite.without(prompt).encode())
