@@ -30,7 +30,7 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import LAYOUTS as WRITTEN
 from detsd.concepts.source import ConceptSource, word_problem
-from detsd.concepts.usage import PROMPTS, READERS
+from detsd.concepts.usage import PROMPTS, READERS, prompts
 from detsd.concepts.writing import encode, store, write_concepts
 from detsd.config import ModelConfig
 from detsd.models.loading import load_base_model
@@ -532,6 +532,19 @@ def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch
     )
     assert main(["export", DICT_FILE, "--format", "diffusers", "--output", "all"]) == 2
     assert "already exists and holds something else" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("Det Logo_7", "<Det_Logo_7>"),
+        ("straßen-logo", "<stra_en-logo>, after renaming it to stra_en-logo there"),
+        ("логотип", "<concept>, after renaming it to concept there"),
+    ],
+)
+def test_invokeai_needs_a_name_of_ascii_letters(word, said):
+    """It passes over any other <name> in a prompt, and does not tell."""
+    assert prompts(dataclasses.replace(CONCEPTS[0], name=word), "kohya")["InvokeAI"] == said
 
 
 @pytest.mark.parametrize("layout", WRITTEN)

@@ -4,6 +4,7 @@ Most tools go by the file's name. Some need marks around it, without which it do
 """
 
 import itertools
+import re
 
 from detsd.concepts.concept import LearnedConcept, family
 from detsd.utils.errors import UserError
@@ -15,7 +16,7 @@ PROMPTS = {  # {stem} is the file's name, {token} the word inside the file
     "A1111, Forge, SD.Next": "{stem}",
     "ComfyUI": "embedding:{stem}",
     "SwarmUI": "<embed:{stem}>",
-    "InvokeAI": "<{stem}>",
+    "InvokeAI": "{bracketed}",
     "stable-diffusion.cpp": "{lower}",
     "detsd": "{word}",
 }
@@ -51,11 +52,21 @@ def token(concept: LearnedConcept) -> str:
     return concept.name.lower() if several else concept.name
 
 
+def bracketed(stem: str) -> str:
+    """Return what to write in InvokeAI, which finds a name only if it has no other letters."""
+    plain = re.sub(r"[^a-zA-Z0-9._-]+", "_", stem)
+    if plain == stem:
+        return f"<{stem}>"
+    name = plain if re.search("[a-zA-Z0-9]", plain) else "concept"
+    return f"<{name}>, after renaming it to {name} there"
+
+
 def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
     """Return what to write in a prompt for each tool that reads a layout."""
     stem = file_name(concept.name)
     names = {
-        "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name
+        "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name,
+        "bracketed": bracketed(stem),
     }  # fmt: skip
     return {
         tool: PROMPTS[tool].format(**names) for tool in READERS[len(concept.embeddings)][layout]
