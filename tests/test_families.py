@@ -746,6 +746,20 @@ def test_a_single_file_is_the_folder(family, tmp_path, folders, configs):
         assert tokenizer.pad_token == other.pad_token
 
 
+def test_the_marks_of_a_single_file_are_read(tmp_path, folders, configs):
+    """Empty tensors say that it predicts v, down to pure noise; diffusers does not read them."""
+    file = save_single_file(folders["sdxl"], tmp_path / "model.safetensors")
+    plain = load_base_model(ModelConfig(str(file)), CPU)
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(load_file(file) | marks, file)
+    marked = load_base_model(ModelConfig(str(file)), CPU)
+    for model, kind, last in ((plain, "epsilon", 0.0047), (marked, "v_prediction", 0.0)):
+        for scheduler in (model.scheduler, make_scheduler(model, "euler")):
+            assert scheduler.config.prediction_type == kind
+            assert float(scheduler.alphas_cumprod[-1]) == pytest.approx(last, abs=1e-4)
+    torch.testing.assert_close(states(plain), states(marked))
+
+
 def test_stable_diffusion_2_is_asked_what_it_predicts(folders):
     unet = load_base_model(ModelConfig(str(folders["sd2"])), CPU).unet
     unet.conv_out.weight.zero_()
