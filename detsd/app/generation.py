@@ -86,8 +86,8 @@ class GenerationButtons:
                             cost = time.monotonic() - last
                         yield changed
                         progress(now.share, desc=now.text)
-            except gr.Error:
-                yield idle()  # gradio runs no `.then` after an error
+            except gr.Error as error:
+                yield idle() | {self.status: error.message}
                 raise
             yield idle() | ({} if count == len(todo) else {self.status: _stopped(count, len(todo))})
 
@@ -102,6 +102,8 @@ class GenerationButtons:
             make, inputs, [*buttons, self.preview, self.counts, *outputs], **ALONE,
             **PRIVATE | {"show_progress": "full", "show_progress_on": self.status},
         )  # fmt: skip
+        # Takes away gradio's "Error", which may also come of a Stop that the stream hears of late.
+        making.failure(gr.skip, None, self.status, queue=False, **PRIVATE)
         self.stop.click(stopped, self.counts, buttons, cancels=making, queue=False, **PRIVATE)
 
 
