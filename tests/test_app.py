@@ -34,7 +34,7 @@ from detsd.app import page as pages
 from detsd.app import parts, pictures
 from detsd.app.api import Endpoints
 from detsd.app.backend import Backend, Generation
-from detsd.app.concepts_tab import export_for
+from detsd.app.concepts_tab import export_for, given
 from detsd.app.form import (
     AXES,
     MAX_CELLS,
@@ -455,8 +455,8 @@ def test_a_concept_is_taken_to_every_tool_that_reads_it(backend):
         (found,) = read_concepts(path)
         assert (found.name, found.digest) == (concept.name, concept.digest)
         assert said.startswith(f"In {tool}, write in a prompt: {template.partition('{')[0]}blob-th")
-    with pytest.raises(UserError, match="no concept is chosen"):
-        export_for(backend, "", "ComfyUI")
+    with pytest.raises(UserError, match="no concept is chosen; choose one of the loaded concepts"):
+        given(None)
     with pytest.raises(UserError, match="gone-thing is no longer loaded; choose another concept"):
         export_for(backend, "gone-thing", "ComfyUI")
 
@@ -1395,6 +1395,10 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("exported_files")).to_contain_text("cube-thing")
         at("unload").click()
         expect(at("about")).not_to_contain_text("cube-thing")
+        expect(at("concepts").locator(":checked")).to_have_count(0)
+        at("unload").click()  # which must not unload another one
+        told("no concept is chosen")
+        expect(at("about")).to_contain_text("blob-thing")
 
         # What another visitor unloads leaves the list at the next click, whatever that asks for.
         unload = f"{address}gradio_api/call/v2/unload"
@@ -1408,7 +1412,9 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
             at("load").click()
             expect(at("about")).to_contain_text("cube-thing")
             expect(at("concepts").get_by_text("cube-thing")).to_be_visible()
-            at("concepts").get_by_text("cube-thing" if button else "blob-thing").click()
+            chosen = "cube-thing" if button else "blob-thing"
+            at("concepts").get_by_text(chosen).click()
+            expect(at("facts")).to_contain_text(chosen)
             event = json.loads(ask(unload, {"name": "cube-thing"})[1])["event_id"]
             assert "event: complete" in ask(f"{unload}/{event}")[1]
             if button:
@@ -1418,7 +1424,8 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
                 at("concepts").get_by_text("cube-thing").click()
             expect(at("about")).not_to_contain_text("cube-thing")
             expect(at("concepts")).not_to_contain_text("cube-thing")
-            expect(at("facts")).to_contain_text("blob-thing: 2 vectors")
+            expect(at("concepts").locator(":checked")).to_have_count(0)  # none by itself
+            expect(at("facts")).to_have_text("")
 
         # A concept is learned: told how it goes, stopped, gone on with, and used.
         page.get_by_role("tab", name="Learn").click()

@@ -13,13 +13,18 @@ from detsd.concepts.writing import encode, store
 from detsd.utils.errors import UserError
 
 
+def given(name: str | None) -> str:
+    """Return the name of the chosen concept; refuse none."""
+    if not name:
+        raise UserError("no concept is chosen; choose one of the loaded concepts")
+    return name
+
+
 def export_for(backend: Backend, name: str, tool: str) -> tuple[list[Path], str]:
     """Write a concept for a tool; return the files, and what to write in prompts there."""
     concept = next((c for c in backend.pipe.vocabulary.concepts() if c.name == name), None)
-    if name and concept is None:
-        raise UserError(f"{name} is no longer loaded; choose another concept")
     if concept is None:
-        raise UserError("no concept is chosen; choose one of the loaded concepts")
+        raise UserError(f"{name} is no longer loaded; choose another concept")
     layout = layout_for(concept, tool)
     backend.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=backend.folder))
@@ -79,18 +84,18 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
 
     @show_errors()
     def forget(name: str | None) -> dict:
-        backend.unload(name or "")
-        return {changed: lines(f"Unloaded {name}.")} | head.now(backend)
+        backend.unload(given(name))
+        return {changed: lines(f"Unloaded {name}.")} | head.now(backend, name)
 
     @show_errors()
     def read_again(name: str | None) -> dict:
-        backend.reload(name or "")
+        backend.reload(given(name))
         said = lines(f"Read {name} again from {backend.pipe.sources[name]}.")
         return {changed: said} | head.now(backend, name)
 
     @show_errors()
     def write(name: str | None, tool: str) -> dict:
-        paths, said = export_for(backend, name or "", tool)
+        paths, said = export_for(backend, given(name), tool)
         return {files: gr.File([str(p) for p in paths], visible=True), exported: lines(said)}
 
     def look(name: str | None) -> dict:

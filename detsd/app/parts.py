@@ -180,9 +180,13 @@ class Head:
         return list(vars(self).values())
 
     def now(self, backend: Backend, chosen: str | None = None) -> dict:
-        """Return updates of all components."""
+        """Return updates of all components.
+
+        Args:
+            chosen: the concept to show, unless it is no longer loaded; default: the newest.
+        """
         names = backend.pipe.concepts
-        chosen = chosen if chosen in names else (names[-1] if names else None)
+        chosen = next((name for name in reversed(names) if chosen in (name, None)), None)
         examples = gr.Dataset(samples=[[text] for text in backend.examples()])
         values = (about(backend), examples, gr.Radio(names, value=chosen), *facts(backend, chosen))
         return dict(zip(self.all, values, strict=True))
