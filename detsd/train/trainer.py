@@ -153,15 +153,21 @@ class Trainer:
         validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
         validation, passes = self.validation.phase, self.validation.passes
         validation.total, validation.done = validations * passes, done * passes
-        samples, guided = self.samples.steps, self.config.inference.guidance_scale > 1
+        i, samples = self.config.inference, self.samples.steps
+        images = len(i.inference_prompts) * len(i.seeds) * i.img_per_prompt
         initial = steps > 0 and not self._new_samples
         # Forward and backward, and the frozen text encoder's share.
         cost = 3 * t.train_batch_size * t.gradient_accumulation_steps
         return {
             "steps": Phase(cost, t.num_sgd_steps, steps),
             "validation": validation,
-            "samples": Phase(1 + guided, (validations + 1) * samples, (done + initial) * samples),
-            "drawing": Phase(0, 1, seconds=2, seen=1),  # on any device
+            "samples": Phase(
+                1 + (i.guidance_scale > 1), (validations + 1) * samples, (done + initial) * samples
+            ),
+            "decoding": Phase(0, validations + 1, done + initial),  # and measuring
+            # An image of the time-lapse takes 0.05 s on any device.
+            "drawing": Phase(0, (validations + 1) * images, seconds=0.05, seen=1),
+            "saving": Phase(0, validations, done),
         }
 
     def _examine_prompts(self) -> None:
@@ -251,7 +257,7 @@ class Trainer:
                 with report.pause(), self.model.vocabulary.using(self.step.initial_vectors):
                     if state.steps_completed == 1:
                         self.samples.log_training_images(self.data.pictures)
-                    self.samples.make(0, bar)
+                    self._sample(0, bar)
                 initial = False
             stop = run.should_stop()  # collective: every rank, every step
             due = last or state.steps_completed % t.checkpoint_freq == 0
@@ -269,13 +275,19 @@ class Trainer:
     def _evaluate(self, report: Report, bar: Bar) -> None:
         """Validate, make samples, and keep the best vectors so far."""
         state, loss = self.state, self._validate(report, bar)
-        measured = self.samples.make(state.steps_completed, bar)
+        measured = self._sample(state.steps_completed, bar)
         if loss is None:
             return
         state.validations[state.steps_completed] = {"val_loss": loss} | measured
         if state.best == state.steps_completed:
             state.best_vectors = tuple(v.detach().cpu().clone() for v in self.step.vectors)
         report.validation(state.validations[state.steps_completed], self.plateaued)
+
+    def _sample(self, step: int, bar: Bar) -> dict[str, float]:
+        """Make the samples of a step; return their metrics."""
+        measured = self.samples.make(step, bar)
+        bar.done("decoding")
+        return measured
 
     def _validate(self, report: Report, bar: Bar) -> float | None:
         """Return the validation loss; None if it is beyond the range of fp16."""
@@ -291,10 +303,11 @@ class Trainer:
         if self.complete:
             bar.draw(note="drawing")
             self.samples.draw_progress(self.state.steps_completed, self.data.pictures)
-            bar.done("drawing")
+            bar.done("drawing", self.phases["drawing"].left)
         if self.step.diverged:  # since the last report
             report.diverge()
         self.checkpoints.save(self.state, self.complete, self.plateaued)
+        bar.done("saving")
 
 
 def _load(
