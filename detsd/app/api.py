@@ -27,13 +27,8 @@ from detsd.utils.errors import UserError
 
 
 def as_file(path: Path) -> dict[str, Any]:
-    """Return a file as gradio's clients download it; others find it under its `url`."""
-    return {
-        "path": str(path),
-        "url": f"/gradio_api/file={path}",
-        "orig_name": path.name,
-        "meta": {"_type": "gradio.FileData"},
-    }
+    """Return a file as gradio's clients download it; gradio adds the `url` for others."""
+    return gr.FileData(path=str(path), orig_name=path.name).model_dump()
 
 
 def as_values(image: pictures.PageImage) -> dict[str, Any]:
@@ -67,8 +62,7 @@ class Endpoints:
         backend = self.backend
         first = make_job(backend.pipe, parse(ImageSettings, {"prompt": prompt} | settings))
         jobs = copies(first, count)
-        if plain and not backend.no_baseline_reason(first.prompt):
-            jobs += backend.baselines(jobs)
+        jobs += backend.baselines(jobs) if plain else []
         notes = backend.warnings([first])
         for now in _when_made(backend.generate(jobs)):
             made = sorted(now.images.items())

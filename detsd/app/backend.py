@@ -18,7 +18,6 @@ from typing import Any
 from PIL import Image
 
 from detsd.app import pictures
-from detsd.app.hints import EXAMPLES, STYLE_EXAMPLES
 from detsd.concepts.model_words import ModelVocabulary
 from detsd.concepts.prompts import without_syntax
 from detsd.concepts.reading import read_concepts, word_in_file
@@ -30,6 +29,20 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.warnings import JobWarnings
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
+
+EXAMPLES = (
+    "a photo of a {} on a white background",
+    "a watercolor painting of a {} on a night sky",
+    "an oil painting of a {} on ocean waves",
+    "a neon picture of a {} on a brick wall",
+)
+
+STYLE_EXAMPLES = (
+    "a cat in the style of {}",
+    "a red star in the style of {}",
+    "a house on a night sky in the style of {}",
+    "a tree on a white background in the style of {}",
+)
 
 
 @dataclass
@@ -197,9 +210,10 @@ class Backend:
         return f"there is nothing to compare with, since the prompt names no concept ({loaded})"
 
     def baselines(self, jobs: list[Job]) -> list[Job]:
-        """Return the same jobs with initializers in place of concepts."""
-        plain = self.pipe.vocabulary.with_initializers
-        return [replace(job, prompt=plain(job.prompt)) for job in jobs]
+        """Return the same jobs with initializers in place of concepts; none without a concept."""
+        prompts = [self.pipe.vocabulary.with_initializers(job.prompt) for job in jobs]
+        pairs = zip(jobs, prompts, strict=True)
+        return [replace(job, prompt=plain) for job, plain in pairs if plain != job.prompt]
 
     # ---- images ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -212,43 +213,37 @@ def grid_jobs(
             f"this grid has {len(columns)} x {len(rows)} images, but the page makes at most "
             f"{MAX_CELLS}; python -m detsd generate makes as many as you like"
         )
+    if x[0] == y[0] == WORDS and columns[0] == rows[0]:
+        raise UserError(
+            f"both axes look for {columns[0]!r} in the prompt; start one of them with another word"
+        )
     jobs = []
-    for row in rows:
-        for column in columns:
-            sides = ((x[0], columns, column), (y[0], rows, row))
-            changed = {AXES[axis][0]: value for axis, _, value in sides
-                       if axis not in ("nothing", WORDS)}  # fmt: skip
-            cell = dataclasses.asdict(settings) | changed
-            words = {values[0]: value for axis, values, value in sides if axis == WORDS}
-            if len(words) < [x[0], y[0]].count(WORDS):
-                raise UserError(
-                    f"both axes look for {columns[0]!r} in the prompt; start one of them with "
-                    "another word"
-                )
+    for row, column in itertools.product(rows, columns):
+        cell, words = dataclasses.asdict(settings), {}
+        for axis, values, value in ((x[0], columns, column), (y[0], rows, row)):
+            if axis == WORDS:
+                words[values[0]] = value
+            elif axis != "nothing":
+                cell[AXES[axis][0]] = value
+        if words:
             cell["prompt"] = _replaced(cell["prompt"], words)
-            jobs.append(make_job(pipe, parse(ImageSettings, cell)))
+        jobs.append(make_job(pipe, parse(ImageSettings, cell)))
     return jobs, _labels(x[0], columns), _labels(y[0], rows)
 
 
 def _replaced(prompt: str, words: dict[str, str]) -> str:
     """Return a prompt with some of its words replaced, all at once."""
-    if not words:
-        return prompt
-    prompt, found = " ".join(prompt.split()), set()
-
-    def new(match: re.Match) -> str:
-        found.add(match[0])
-        return words[match[0]]
-
+    prompt = " ".join(prompt.split())
     longest_first = sorted(words, key=len, reverse=True)
-    changed = re.sub("|".join(map(re.escape, longest_first)), new, prompt)
+    pattern = "|".join(map(re.escape, longest_first))
+    found = re.findall(pattern, prompt)
     for word in words:
         if word not in found:
             raise UserError(
                 f"the axis {WORDS!r} looks for {word!r}, which is not in the prompt {prompt!r}; "
                 "start it with a word of the prompt"
             )
-    return changed
+    return re.sub(pattern, lambda match: words[match[0]], prompt)
 
 
 def _labels(axis: str, values: list[Any]) -> list[str]:

@@ -67,8 +67,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
     def plan(both: bool, n: int, *values: Any) -> tuple[list[Job], Callable[[Generation], dict]]:
         first = make_job(backend.pipe, parse_form(values))
         todo = copies(first, n)
-        reason = backend.no_baseline_reason(first.prompt)
-        todo += backend.baselines(todo) if both and not reason else []
+        todo += backend.baselines(todo) if both else []
         notes = backend.warnings([first])
         return todo, lambda now: update(todo, n, now) | {buttons.status: lines(*notes)}
 

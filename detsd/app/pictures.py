@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detsd.sampling.denoise import decode
 from detsd.sampling.jobs import GeneratedImage, Job
@@ -51,13 +51,11 @@ def save(
 
 def _larger(path: Path, image: Image.Image) -> Path | None:
     """Write a copy of a small image at an integer multiple of its size, with the same settings."""
-    width, height = image.size
-    factor = LARGER // max(width, height)
+    factor = LARGER // max(image.size)
     if factor < 2:
         return None
-    size = (width * factor, height * factor)
-    larger = path.with_stem(f"{path.stem}-{size[0]}x{size[1]}")
-    copy = image.resize(size, Image.Resampling.LANCZOS)
+    copy = ImageOps.scale(image, factor, Image.Resampling.LANCZOS)
+    larger = path.with_stem(f"{path.stem}-{copy.width}x{copy.height}")
     with open_picture(path) as original:
         larger.write_bytes(png.encode_texts(copy, original.text))
     return larger
@@ -68,14 +66,9 @@ def preview(pipe: DetSDTextualInversionPipeline, latents: torch.Tensor) -> Image
     latents = latents[:4]
     # Some samplers scale latents with the noise level; those of images have a spread of 1.
     latents = latents / latents.std().clamp(min=1)
-    pixels = decode(pipe.model.vae, latents)
-    images = pipe.diffusers_pipeline.image_processor.postprocess(pixels)
-    width, height = images[0].size
-    strip = Image.new("RGB", (len(images) * width, height))
-    for k, image in enumerate(images):
-        strip.paste(image, (k * width, 0))
-    factor = max(1, LARGER // strip.width)
-    return strip.resize((strip.width * factor, strip.height * factor))
+    pixels = torch.cat([*decode(pipe.model.vae, latents)], dim=2)  # (3, H, B * W)
+    (strip,) = pipe.diffusers_pipeline.image_processor.postprocess(pixels[None])
+    return ImageOps.scale(strip, max(1, LARGER // strip.width))
 
 
 def thumbnails(pictures: Iterable[Path], folder: Path) -> list[Path]:
@@ -112,12 +105,8 @@ def sheet(
         else:
             with open_picture(one.path) as image:
                 cells.append(image.convert("RGB"))
-    picture = contact_sheets.sheet(
-        [cells[k : k + len(columns)] for k in range(0, len(cells), len(columns))],
-        rows,
-        columns if any(columns) else None,
-        title,
-    )
+    by_row = [cells[k : k + len(columns)] for k in range(0, len(cells), len(columns))]
+    picture = contact_sheets.sheet(by_row, rows, columns, title)
     path = folder / f"grid-{time.time_ns()}.png"
     picture.save(path)
     return path

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detsd.concepts.reading import read_concepts
-from detsd.config import FinetuneConfig, load_config
+from detsd.config import load_config
 from detsd.runs.folder import RunFolder, read_metadata
-from detsd.sampling.jobs import sample_jobs
-from detsd.utils import contact_sheets
-from detsd.utils.formats import open_picture
+from detsd.sampling.jobs import Job, sample_jobs
+from detsd.utils import contact_sheets, png
 from detsd.utils.paths import AUTO
 
 CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
@@ -41,17 +40,17 @@ class RunStatus:
     sampled: tuple[int, ...]  # steps that have samples, ascending
     checkpoint: Path | None
 
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of a step's samples."""
+        return sample_jobs(load_config(self.folder / CONFIG).inference, 0)
+
     def samples(self, step: int) -> list[tuple[Path, str]]:
         """Return the samples of a step, with captions."""
-        jobs = sample_jobs(_config(self.folder).inference, 0)
         return [
             (path, f"step {step}: {job.prompt}, seed {job.seed}")
-            for path, job in zip(RunFolder(self.folder).samples(step), jobs, strict=False)
+            for path, job in zip(RunFolder(self.folder).samples(step), self.jobs, strict=False)
         ]
-
-
-def _config(folder: Path) -> FinetuneConfig:
-    return load_config(folder / CONFIG)
 
 
 def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
@@ -60,7 +59,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     Args:
         failed: whether its process ended early by itself; its log then says why.
     """
-    config, files = _config(folder), RunFolder(folder)
+    config, files = load_config(folder / CONFIG), RunFolder(folder)
     t, last = config.training, {report["group"]: report for report in files.metrics()}
     training, validation = last.get("training", {}), last.get("validation", {})
     step = max((report["steps_completed"] for report in last.values()), default=0)
@@ -129,15 +128,12 @@ def time_lapse(status: RunStatus, folder: Path) -> Path | None:
     frames = []
     every = -(-len(status.sampled) // MAX_FRAMES) or 1
     for step in status.sampled[::-every][::-1]:  # including the last one
-        try:
-            paths = RunFolder(status.folder).samples(step)
-            frames.append((step, [open_picture(path).convert("RGB") for path in paths]))
-        except OSError:  # being written
-            continue
+        images = [png.read(path) for path in RunFolder(status.folder).samples(step)]
+        if all(images):  # a truncated file gives None
+            frames.append((step, images))
     if len(frames) < 2:
         return None
     folder = folder / f"{status.folder.name}-{frames[-1][0]}-{time.time_ns()}"
     folder.mkdir(parents=True)
-    prompts = [job.prompt for job in sample_jobs(_config(status.folder).inference, 0)]
-    contact_sheets.time_lapse(frames, prompts, folder)
+    contact_sheets.time_lapse(frames, [job.prompt for job in status.jobs], folder)
     return folder / "time_lapse.gif"
