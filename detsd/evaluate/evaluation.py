@@ -148,15 +148,14 @@ class Evaluation:
         Each set is computed by one rank.
         """
         ranks, n = self.run.ranks, self.config.evaluation.num_error_timesteps
-        read: list[tuple[tuple[Any, ...], TrainingData]] = []  # concepts of one run share theirs
+        read: dict[str, TrainingData] = {}  # concepts of one run share theirs
         todo = {}
         for k in range(ranks.rank, len(self.sample_sets), ranks.size):
             r = self.sample_sets[k].reference
-            settings = (r.concepts, r.seed, r.most_held_out)
-            data = next((data for key, data in read if key == settings), None)
-            if data is None:
-                data = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
-                read.append((settings, data))
+            settings = repr((r.concepts, r.seed, r.most_held_out))  # which has no hash itself
+            if settings not in read:
+                read[settings] = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
+            data = read[settings]
             own = [j for j, image in enumerate(data.validation) if image.concept == r.name]
             todo[k] = data, own
         phase = Phase(1, total=n * sum(len(own) for _, own in todo.values()))

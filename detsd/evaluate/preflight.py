@@ -1,7 +1,4 @@
-"""Mistakes in an evaluation's configuration, found before any library is loaded.
-
-Imports no library that takes long to load.
-"""
+"""Mistakes in an evaluation's configuration, found before any large library is loaded."""
 
 import dataclasses
 import os

@@ -219,9 +219,7 @@ def _figure(facts: dict[str, Any]) -> Any:
     ]
     heights = [len(encoder["rows"]) + 2 for _, encoder, _ in panels]
     figure = Figure(figsize=(11, 0.34 * sum(heights) + 0.8), layout="constrained")
-    axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
-        :, 0
-    ]
+    axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     for axis, (concept, encoder, place) in zip(axes, panels, strict=True):
         rows, numbers = encoder["rows"], range(len(encoder["rows"]))
         norms = [row["norm"] for row in rows]
@@ -236,7 +234,7 @@ def _figure(facts: dict[str, Any]) -> Any:
         axis.set_title(
             concept["name"] + (f", text encoder {place + 1}" if several else ""), loc="left"
         )
-        compared = concept["text_encoders"] and any("nearest" in row for row in rows)
+        compared = "nearest" in rows[0]
         if compared:
             typical = facts["vocabularies"][place]
             axis.axvspan(

@@ -1,7 +1,4 @@
-"""Mistakes in a grid's configuration, found before any library is loaded.
-
-Imports no library that takes long to load.
-"""
+"""Mistakes in a grid's configuration, found before any large library is loaded."""
 
 from pathlib import Path
 
