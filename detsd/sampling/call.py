@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from detsd.models.base import BaseModel, Conditioning
-from detsd.sampling.stock import initial_latents
+from detsd.sampling.stock import latent_shape
 
 Prompts = str | list[str] | None
 
@@ -26,14 +27,12 @@ def call_arguments(
     """
     options |= dict(zip(POSITIONAL, given, strict=False))  # XL's pipeline has another order
     if options.get("latents") is None and model.dtype != torch.float32:
+        # The noise that diffusers would draw, but in float32.
         many = prompt if isinstance(prompt, list) else options.get("prompt_embeds", [None])
-        options["latents"] = initial_latents(
-            model,
-            len(many) * options.get("num_images_per_prompt", 1),
-            options.get("width"),
-            options.get("height"),
-            options.get("generator"),
-        )
+        count = len(many) * options.get("num_images_per_prompt", 1)
+        shape = (count, *latent_shape(model, options.get("width"), options.get("height")))
+        noise = randn_tensor(shape, options.get("generator"), model.device, torch.float32)
+        options["latents"] = noise.to(model.dtype)
     texts, away = as_list(prompt), as_list(negative)
     second = options.get("prompt_2") or options.get("negative_prompt_2")
     own_skip = model.clip_skip and "clip_skip" not in options

@@ -1,10 +1,9 @@
-"""diffusers' own samplers, by the names of the configuration, and the noise they start from."""
+"""diffusers' own samplers, by the names of the configuration."""
 
 import functools
 import inspect
 from typing import Any
 
-import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -144,24 +143,3 @@ def latent_shape(
     """Return (C, h, w) of the latents of an image; None: the model's own size in pixels."""
     size, factor = model.image_size, model.vae_scale_factor
     return model.unet.config.in_channels, (height or size) // factor, (width or size) // factor
-
-
-def initial_latents(
-    model: BaseModel,
-    count: int,
-    width: int | None = None,
-    height: int | None = None,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-) -> torch.Tensor:
-    """Draw the noise (B, C, h, w) that diffusers' pipeline would draw, but in float32.
-
-    Args:
-        count: number of images; a list of generators has one for each.
-    """
-    shape = latent_shape(model, width, height)
-    many = isinstance(generator, list)
-    noise = [
-        torch.randn((1 if many else count, *shape), generator=g, device=g.device if g else "cpu")
-        for g in (generator if many else [generator])
-    ]
-    return torch.cat(noise).to(model.device, model.dtype)
