@@ -170,15 +170,10 @@ class Sampler:
 
     def _chunk_counts(self, jobs: list[Job]) -> list[int]:
         """Return the number of token chunks of each job: that of its longer prompt."""
-        counts = {"": 1}
-
-        def count(prompt: str) -> int:
-            if prompt not in counts:
-                counts[prompt] = self.model.vocabulary.chunk_count(prompt)
-            return counts[prompt]
-
+        texts = {text for job in jobs for text in (job.prompt, job.negative_prompt)}
+        counts = {text: self.model.vocabulary.chunk_count(text) for text in texts}
         return [
-            max(count(job.prompt), count(job.negative_prompt if job.guided else ""))
+            max(counts[job.prompt], counts[job.negative_prompt if job.guided else job.prompt])
             if job.prompt_weights
             else 1
             for job in jobs
@@ -218,8 +213,8 @@ class Sampler:
             logger.warning(
                 "%d of %d images exceeded the range of %s and are black; set model.precision to "
                 "bf16 or fp32",
-                *(lost, count, self.model.dtype),
-            )
+                lost, count, self.model.dtype,
+            )  # fmt: skip
         if self.checks_safety:
             pixels, flags = self._pipeline.run_safety_checker(
                 pixels, self.model.device, self.model.dtype

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from detsd.concepts.prompts import prompt_warnings
 from detsd.models.base import BaseModel
@@ -28,30 +29,30 @@ class JobWarnings:
         """
         found = []
         for job in jobs:
-            for text in dict.fromkeys((job.prompt, job.negative_prompt)):
-                if (text, job.prompt_weights) not in self._seen:
-                    self._seen.add((text, job.prompt_weights))
+            for text in (job.prompt, job.negative_prompt):
+                if self._is_new(text, job.prompt_weights):
                     options = {"weighted": job.prompt_weights, "told": self._told}
                     found += prompt_warnings(text, self._model.vocabulary, spelling, **options)
             steps = (job.scheduler_name, job.num_inference_steps, job.spacing)
-            if steps not in self._seen:
-                self._seen.add(steps)
+            if self._is_new(*steps):
                 found += filter(None, [steps_warning(self._model, *steps)])
-            guidance = (job.num_inference_steps, job.guidance_interval)
-            if job.guided and job.guidance_interval and guidance not in self._seen:
-                self._seen.add(guidance)
-                found += [] if guided_steps(*guidance) else [_unguided(*guidance)]
+            steps, interval = job.num_inference_steps, job.guidance_interval
+            unguided = job.guided and interval and not guided_steps(steps, interval)
+            if unguided and self._is_new(steps, interval):
+                found.append(
+                    f"guidance_interval: {list(interval)} contains none of the {steps} steps, so "
+                    "guidance_scale and negative prompts have no effect; widen it, or use more "
+                    "steps"
+                )
         return found
+
+    def _is_new(self, *settings: Any) -> bool:
+        """Return whether settings were not checked before, and remember them."""
+        new = settings not in self._seen
+        self._seen.add(settings)
+        return new
 
     def log(self, jobs: Iterable[Job], spelling: bool = True) -> None:
         """Log the warnings about jobs that were not reported before; `spelling` as for a call."""
         for warning in self(jobs, spelling):
             logger.warning("%s", warning)
-
-
-def _unguided(steps: int, interval: tuple[float, float]) -> str:
-    """Say that guidance has no effect."""
-    return (
-        f"guidance_interval: {list(interval)} contains none of the {steps} steps, so "
-        "guidance_scale and negative prompts have no effect; widen it, or use more steps"
-    )
