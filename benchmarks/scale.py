@@ -59,6 +59,7 @@ class StandIn:
         self.sampler = SimpleNamespace(encode_all=lambda *_: None)
         pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         self.image = Image.fromarray(pixels)
+        self.png = png.encode(self.image)
 
     def from_pretrained(self, *_, **__):
         return self
@@ -92,6 +93,13 @@ class StandIn:
         self.busy += seconds
         return [GeneratedImage(self.image, False, len(jobs))] * len(jobs)
 
+    def encode(self, _, record):
+        """A PNG file whose pixels were encoded before: that is not what is measured here."""
+        text = b"detsd\0" + json.dumps(record).encode()
+        chunk = struct.pack(">I", len(text)) + b"tEXt" + text
+        chunk += struct.pack(">I", zlib.crc32(b"tEXt" + text))
+        return self.png[:33] + chunk + self.png[33:]  # behind the header
+
 
 class FolderRun(LocalRun):
     """Stores checkpoints as a cluster does, in a folder."""
@@ -121,19 +129,6 @@ def memory() -> int:
     """Bytes of memory that this process alone holds: not the code of libraries, which it shares."""
     lines = dict(s.split(":") for s in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(lines["RssAnon"].split()[0])
-
-
-def quick_png(image: Image.Image):
-    """`png.encode`, for one image: a rank's encoding is not what is measured here."""
-    bare = png.encode(image)
-
-    def encode(_, record=None, a1111=None):
-        text = b"detsd\0" + json.dumps(record).encode()
-        chunk = struct.pack(">I", len(text)) + b"tEXt" + text
-        chunk += struct.pack(">I", zlib.crc32(b"tEXt" + text))
-        return bare[:33] + chunk + bare[33:]  # behind the header
-
-    return encode
 
 
 def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> None:
@@ -194,10 +189,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60, help="rough length of the mixed grid")
     args = parser.parse_args()
-    stand_in = StandIn(args.side)
-    grids.DetSDTextualInversionPipeline = stand_in
-    grids.a1111_fields = lambda *_: None  # of a real model's sampler
-    png.encode = quick_png(stand_in.image)
+    grids.DetSDTextualInversionPipeline = StandIn(args.side)
     with TemporaryDirectory() as name:
         folder = Path(name) / "taking"
         given = a_grid(args.images, [20], 16, 5)

@@ -12,7 +12,7 @@ from detsd.config import ConceptsConfig, EvaluateConfig, TrainingConfig
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.preflight import images_problem, learned_from
 from detsd.runs.folder import RunFolder, finetuning_metadata, title_of
-from detsd.sampling.jobs import Job, interval, product
+from detsd.sampling.jobs import Job, product
 from detsd.utils.errors import UserError
 from detsd.utils.plurals import counted
 
@@ -171,7 +171,7 @@ def _jobs(config: EvaluateConfig, reference: ConceptReference, word: str) -> lis
         0,
         guidance_scale=e.guidance_scale,
         num_inference_steps=e.num_inference_steps,
-        guidance_interval=interval(e.guidance_interval),
+        guidance_interval=e.guidance_interval and tuple(e.guidance_interval),
         spacing=e.spacing,
     )
     jobs = []

@@ -33,7 +33,6 @@ from detsd.models.vae import pinned
 from detsd.runs.folder import DICT_FILE, MANIFEST, RunFolder, read_metadata
 from detsd.runs.ranks import package_versions
 from detsd.runs.run import Run
-from detsd.sampling.a1111 import a1111_fields
 from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches, grid_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import png
@@ -288,8 +287,7 @@ class Grid:
         files = []
         for number, made in images.items():
             how = {"flagged": made.flagged, "batch_size": made.batch_size}
-            record = self.settings(number) | how
-            file = png.encode(made.image, record, a1111_fields(self.pipeline.model, record))
+            file = self.pipeline.encode(made, self.settings(number) | how)
             files.append((number, how, file))
         return files
 

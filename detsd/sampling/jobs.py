@@ -11,9 +11,6 @@ import torch
 from PIL import Image
 
 from detsd.config import GridConfig, InferenceConfig
-from detsd.models.base import BaseModel
-from detsd.models.loading import DTYPES
-from detsd.sampling.a1111 import file_digest
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,6 @@ def product(job: Job, **values: Iterable[Any]) -> list[Job]:
     ]
 
 
-def interval(fractions: list[float] | None) -> tuple[float, float] | None:
-    """Return a configured guidance interval in the form a job holds."""
-    return None if fractions is None else (fractions[0], fractions[1])
-
-
 def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
     """Return the product of the grid's lists; `size` in pixels applies if it names none."""
     return product(
@@ -88,7 +80,7 @@ def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
             0,
             width=grid.width or size,
             height=grid.height or size,
-            guidance_interval=interval(grid.guidance_interval),
+            guidance_interval=grid.guidance_interval and tuple(grid.guidance_interval),
             spacing=grid.spacing,
             prompt_weights=grid.prompt_weights,
         ),
@@ -112,7 +104,7 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
         config.scheduler_name,
         size,
         size,
-        guidance_interval=interval(config.guidance_interval),
+        guidance_interval=config.guidance_interval and tuple(config.guidance_interval),
         spacing=config.spacing,
         prompt_weights=config.prompt_weights,
     )
@@ -135,37 +127,6 @@ def batches(jobs: list[Job], size: int, chunks: list[int] | None = None) -> list
         key = (job.batch_key, chunks[number] if chunks else 1)
         groups.setdefault(key, []).append(number)
     return [g[k : k + size] for g in groups.values() for k in range(0, len(g), size)]
-
-
-def settings(
-    job: Job, model: BaseModel, concepts: dict[str, dict[str, str]], safety_checker: bool
-) -> dict[str, Any]:
-    """Return all that the pixels of a job depend on, as `png.encode` writes it into a file.
-
-    Args:
-        concepts: fingerprints of the concepts in the job's prompts.
-        safety_checker: True if one checks the images.
-    """
-    fields = dataclasses.asdict(job)
-    del fields["copy"]
-    # Null if it makes no difference; files by versions without weights have no such key.
-    if all(map(model.vocabulary.is_plain, (job.prompt, job.negative_prompt))):
-        fields["prompt_weights"] = None
-    if job.guidance_interval:
-        fields["guidance_interval"] = list(job.guidance_interval)  # as JSON would return it
-    return {
-        **fields,
-        "seed": job.noise_seed,
-        "width": job.width or model.image_size,
-        "height": job.height or model.image_size,
-        "model": {
-            **model.settings,
-            "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
-            "safety_checker": safety_checker,
-        },
-        "concepts": concepts,
-        **({"vae_hash": file_digest(model.vae_file)[:10]} if model.vae_file else {}),
-    }
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.reading import find_concepts
 from detsd.config import ModelConfig
 from detsd.models.base import BaseModel
-from detsd.models.loading import load_base_model, load_safety_checker
-from detsd.sampling import jobs as sampling_jobs
-from detsd.sampling.a1111 import a1111_fields
+from detsd.models.loading import DTYPES, load_base_model, load_safety_checker
+from detsd.sampling.a1111 import a1111_fields, file_digest
 from detsd.sampling.call import as_list, call_arguments
 from detsd.sampling.denoise import guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import GeneratedImage, Job
-from detsd.sampling.stock import check_steps, in_float32, make_scheduler, own_scheduler
+from detsd.sampling.stock import SCHEDULERS, check_steps, in_float32, make_scheduler
 from detsd.sampling.warnings import JobWarnings
 from detsd.utils import png
 from detsd.utils.errors import UserError
@@ -105,8 +104,8 @@ class DetSDTextualInversionPipeline:
             concepts, uuids: to be loaded, too, as by `load_concepts` and `load_from_uuids`; those
                 that do not fit the model are refused before its weights are downloaded.
         """
-        learned = [find_concepts(source) for source in concepts]
-        learned += [find_concepts(f"uuid:{uuid}") for uuid in uuids]
+        sources = [*concepts, *(f"uuid:{uuid}" for uuid in uuids)]
+        learned = [find_concepts(source) for source in sources]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = ModelConfig(pretrained_model_name_or_path, revision, precision, clip_skip, vae)
         model = load_base_model(config, device, [c for found, *_ in learned for c in found])
@@ -144,7 +143,7 @@ class DetSDTextualInversionPipeline:
         Args:
             uuids: `uuid`, or `uuid=word`, which gives its only concept that word.
         """
-        return [word for uuid in uuids for word in self.add(*find_concepts(f"uuid:{uuid}"))]
+        return self.load_concepts(*(f"uuid:{uuid}" for uuid in uuids))
 
     def add(self, concepts: list[LearnedConcept], source: str, reload_from: str) -> list[str]:
         """Add concepts, all or none; return their words.
@@ -200,7 +199,8 @@ class DetSDTextualInversionPipeline:
     @property
     def own_scheduler(self) -> str:
         """The short name of the model's own sampler; ddim for one without a name here."""
-        return own_scheduler(self.model)
+        own = self.model.sampling_scheduler_config.get("_class_name")
+        return next((name for name, kind in SCHEDULERS.items() if kind.__name__ == own), "ddim")
 
     def check(self, jobs: list[Job]) -> None:
         """Refuse jobs that the model cannot make."""
@@ -254,9 +254,31 @@ class DetSDTextualInversionPipeline:
         return self.sampler.make_batches(jobs, **options)
 
     def settings(self, job: Job) -> dict[str, Any]:
-        """Return all that the pixels of a job depend on: `jobs.settings`."""
-        concepts = self.concept_fingerprints(f"{job.prompt} {job.negative_prompt}")
-        return sampling_jobs.settings(job, self.model, concepts, self.sampler.checks_safety)
+        """Return all that the pixels of a job depend on, as it goes into the image's file."""
+        model, fields = self.model, dataclasses.asdict(job)
+        del fields["copy"]
+        # Null if it makes no difference; files by versions without weights have no such key.
+        if all(map(self.vocabulary.is_plain, (job.prompt, job.negative_prompt))):
+            fields["prompt_weights"] = None
+        if job.guidance_interval:
+            fields["guidance_interval"] = list(job.guidance_interval)  # as JSON would return it
+        return {
+            **fields,
+            "seed": job.noise_seed,
+            "width": job.width or model.image_size,
+            "height": job.height or model.image_size,
+            "model": {
+                **model.settings,
+                "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
+                "safety_checker": self.sampler.checks_safety,
+            },
+            "concepts": self.concept_fingerprints(f"{job.prompt} {job.negative_prompt}"),
+            **({"vae_hash": file_digest(model.vae_file)[:10]} if model.vae_file else {}),
+        }
+
+    def encode(self, made: GeneratedImage, record: dict[str, Any]) -> bytes:
+        """Encode a PNG file with an image's settings, also in the form of A1111."""
+        return png.encode(made.image, record, a1111_fields(self.model, record))
 
     def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
         """Write what `make(jobs)` returned as PNG files with their settings inside.
@@ -267,13 +289,10 @@ class DetSDTextualInversionPipeline:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for job, result in zip(jobs, made, strict=True):
-            record = self.settings(job) | {
-                "flagged": result.flagged,
-                "batch_size": result.batch_size,
-            }
+            how = {"flagged": result.flagged, "batch_size": result.batch_size}
+            record = self.settings(job) | how
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
-            fields = a1111_fields(self.model, record)
-            paths[-1].write_bytes(png.encode(result.image, record, fields))
+            paths[-1].write_bytes(self.encode(result, record))
         return paths

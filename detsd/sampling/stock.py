@@ -114,12 +114,6 @@ def steps_warning(model: BaseModel, name: str, steps: int, spacing: str | None =
     )
 
 
-def own_scheduler(model: BaseModel) -> str:
-    """Return the short name of the model's own sampler; ddim if it has none of these names."""
-    own = model.sampling_scheduler_config.get("_class_name")
-    return next((name for name, kind in SCHEDULERS.items() if kind.__name__ == own), "ddim")
-
-
 def in_float32(scheduler: Any) -> Any:
     """Make a sampler of diffusers' pipeline compute, and draw its noise, in float32.
 
