@@ -1201,9 +1201,9 @@ def test_a_training_whose_folder_has_gone_is_told_and_leaves_the_list(learning, 
         tab = LearnTab(SimpleNamespace(), learning, SimpleNamespace(all=[]))
     shutil.rmtree(folder)
     update = tab.look("my-cat")
-    assert "has no run &#x27;my-cat&#x27;" in update[tab.said]
+    assert "has no run &#x27;my-cat&#x27;" in update[tab.message]
     assert (update[tab.names].choices, update[tab.names].value) == ([], None)
-    assert tab.look()[tab.said] == ""
+    assert tab.look()[tab.message] == ""
 
 
 @pytest.mark.slow

@@ -79,8 +79,8 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
     @show_errors()
     def add(text: str, upload: str | None) -> dict:
         words = ", ".join(backend.load(text, upload and uploaded(upload)))
-        said = lines(f"Loaded {words}. Write the word in a prompt.")
-        return {loaded: said, source: "", file: None} | head.now(backend)
+        message = lines(f"Loaded {words}. Write the word in a prompt.")
+        return {loaded: message, source: "", file: None} | head.now(backend)
 
     @show_errors()
     def forget(name: str | None) -> dict:
@@ -90,13 +90,13 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
     @show_errors()
     def read_again(name: str | None) -> dict:
         backend.reload(given(name))
-        said = lines(f"Read {name} again from {backend.pipe.sources[name]}.")
-        return {changed: said} | head.now(backend, name)
+        message = lines(f"Read {name} again from {backend.pipe.sources[name]}.")
+        return {changed: message} | head.now(backend, name)
 
     @show_errors()
     def write(name: str | None, tool: str) -> dict:
-        paths, said = export_for(backend, given(name), tool)
-        return {files: gr.File([str(p) for p in paths], visible=True), exported: lines(said)}
+        paths, usage = export_for(backend, given(name), tool)
+        return {files: gr.File([str(p) for p in paths], visible=True), exported: lines(usage)}
 
     def look(name: str | None) -> dict:
         return head.now(backend, name)

@@ -73,13 +73,13 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
 
     buttons.connect(backend, [prompt.submit], [beside, count, *form], results, plan)
 
-    def warn(text: str | None, away: str | None, both: bool) -> str:
+    def warn(text: str | None, unwanted: str | None, both: bool) -> str:
         if not (text or "").strip():
             return ""
         if problems := ImageSettings(text).problems():
             return lines(*problems)
         reason = backend.no_baseline_reason(text) if both else ""
-        return lines(*backend.warnings([Job(text, 0, away or "")]), *filter(None, [reason]))
+        return lines(*backend.warnings([Job(text, 0, unwanted or "")]), *filter(None, [reason]))
 
     gr.on(
         [prompt.change, negative.change, beside.change], warn, [prompt, negative, beside], hint,
@@ -92,9 +92,9 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
             read, notes = read_settings(backend.pipe, uploaded(path))
         except Exception as error:  # shown here: gradio shows none of unqueued events
             return {drop: None, buttons.status: lines(sentence(error))}
-        said = lines("The form now has its settings.", *notes)
+        message = lines("The form now has its settings.", *notes)
         values = dict(zip(form, dataclasses.astuple(read), strict=True))
-        return values | {drop: None, count: 1, buttons.status: said}
+        return values | {drop: None, count: 1, buttons.status: message}
 
     drop.upload(fill, drop, [*form, drop, count, buttons.status], queue=False, **PRIVATE)
     examples.click(lambda sample: sample[0], examples, prompt, queue=False, **PRIVATE)

@@ -24,8 +24,8 @@ def grid_tab(backend: Backend, form: list[Any]) -> None:
                 "one is looked for in the prompt, and each one takes its place in turn."
             )
             axes = []
-            usual = (("Along", "x", "guidance scale", "1.5, 3, 4, 6"), ("Down", "y", "seed", "0-2"))
-            for label, name, axis, values in usual:
+            sides = (("Along", "x", "guidance scale", "1.5, 3, 4, 6"), ("Down", "y", "seed", "0-2"))
+            for label, name, axis, values in sides:
                 kind = gr.Dropdown(
                     list(AXES), value=axis, label=f"{label} ({name.upper()})",
                     elem_id=f"{name}-axis",

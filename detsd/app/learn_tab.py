@@ -63,7 +63,7 @@ class LearnTab:
                 inputs = _inputs(runs.default_training())
                 self.go = gr.Button("Learn", variant="primary", elem_id="learn-go")
                 self.halt = gr.Button("Stop", variant="stop", visible=False, elem_id="learn-stop")
-                self.said = gr.HTML(elem_id="learn-said", elem_classes="status")
+                self.message = gr.HTML(elem_id="learn-said", elem_classes="status")
                 self.names = gr.Dropdown(label="Earlier trainings", elem_id="runs")
                 with gr.Row():
                     self.again = gr.Button("Continue it", elem_id="resume", min_width=120)
@@ -78,15 +78,15 @@ class LearnTab:
                 self.images = gr.HTML(elem_id="learn-taught", elem_classes="thumbnails")
         self.seen = gr.State(None)  # which samples are shown
         self.timer = gr.Timer(2, active=False)
-        self.outputs = [self.go, self.halt, self.said, self.names, self.again, self.status,
+        self.outputs = [self.go, self.halt, self.message, self.names, self.again, self.status,
                         self.samples, self.lapse, self.images, self.seen, self.timer]  # fmt: skip
         everything = [*self.outputs, *head.all]
         seen = [self.names, self.seen]
         self.timer.tick(self.tick, seen, everything, queue=False, **PRIVATE)
         self.go.click(self.start, inputs, self.outputs, **ALONE, **PRIVATE)
         self.again.click(self.resume, self.names, self.outputs, **ALONE, **PRIVATE)
-        self.halt.click(self.stop, None, self.said, queue=False, **PRIVATE)
-        use.click(self.load, self.names, [self.said, *head.all], **ALONE, **PRIVATE)
+        self.halt.click(self.stop, None, self.message, queue=False, **PRIVATE)
+        use.click(self.load, self.names, [self.message, *head.all], **ALONE, **PRIVATE)
         self.names.input(self.look, self.names, self.outputs, queue=False, **PRIVATE)
 
     @show_errors()
@@ -122,10 +122,10 @@ class LearnTab:
     def look(self, name: str | None = None) -> dict:
         """Show a run, or say why not, since gradio hides the errors of unqueued events."""
         try:
-            return {self.said: ""} | self.show(name)
+            return {self.message: ""} | self.show(name)
         except gr.Error as error:
             names = gr.Dropdown(self.runs.names(), value=None)
-            return {self.said: error.message, self.names: names}
+            return {self.message: error.message, self.names: names}
 
     def tick(self, name: str | None, seen: Any) -> dict:
         """Return updates for the active run, and load what it has learned once it ends."""
@@ -135,10 +135,10 @@ class LearnTab:
                 if new := self.runs.take_finished():
                     self.backend.replace(new)
                 if not self.runs.running:
-                    update |= self.head.now(self.backend) | {self.said: ""}
+                    update |= self.head.now(self.backend) | {self.message: ""}
             return update
         except gr.Error as error:  # shown once, not every two seconds
-            return {self.timer: gr.Timer(active=False), self.said: error.message}
+            return {self.timer: gr.Timer(active=False), self.message: error.message}
 
     @show_errors()
     def start(
@@ -151,13 +151,13 @@ class LearnTab:
             names, (captions or "").split("\n"), buckets, num_sgd_steps=steps, learning_rate=rate,
             checkpoint_freq=every,
         )  # fmt: skip
-        return {self.said: ""} | self.show()
+        return {self.message: ""} | self.show()
 
     @show_errors()
     def resume(self, name: str | None) -> dict:
         """Resume a run."""
         self.runs.resume(name or "")
-        return {self.said: ""} | self.show()
+        return {self.message: ""} | self.show()
 
     def stop(self) -> str:
         """Stop the run."""
@@ -172,10 +172,10 @@ class LearnTab:
             raise UserError("this training has no checkpoint yet; wait for the first one")
         words = ", ".join(self.backend.replace(status.folder))
         text = f"Loaded {words} as of {status.checkpoint.name}. Write the word in a prompt."
-        return {self.said: lines(text)} | self.head.now(self.backend)
+        return {self.message: lines(text)} | self.head.now(self.backend)
 
 
-def _inputs(usual: TrainingConfig) -> list[Any]:
+def _inputs(defaults: TrainingConfig) -> list[Any]:
     """Build the components for what to learn, in the order of `LearnTab.start`'s parameters."""
     pictures = gr.Gallery(
         label="Pictures: drop 5 to 50 of them", type="filepath", file_types=["image"],
@@ -194,10 +194,10 @@ def _inputs(usual: TrainingConfig) -> list[Any]:
     kind = gr.Radio(["object", "style"], value="object", label="What is learned", elem_id="kind")
     with gr.Accordion("Training settings", open=False, elem_id="training"):
         settings = [
-            gr.Number(usual.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps"),
-            gr.Number(usual.learning_rate, label="Learning rate", elem_id="rate"),
+            gr.Number(defaults.num_sgd_steps, precision=0, label="Steps", elem_id="learn-steps"),
+            gr.Number(defaults.learning_rate, label="Learning rate", elem_id="rate"),
             gr.Number(
-                usual.checkpoint_freq, precision=0, label="Steps between samples",
+                defaults.checkpoint_freq, precision=0, label="Steps between samples",
                 elem_id="every",
             ),
             gr.Checkbox(

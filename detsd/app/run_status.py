@@ -92,7 +92,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     )
 
 
-def _said(log: Path) -> list[str]:
+def _log_lines(log: Path) -> list[str]:
     """Return the lines of a process's log."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -102,11 +102,11 @@ def _said(log: Path) -> list[str]:
 
 
 def _seconds_left(log: Path) -> float | None:
-    """Return the time that a process's bar has told last, less what has passed since."""
-    told = [found for line in _said(log) if (found := LEFT.fullmatch(line))]
-    if not told:
+    """Return the time left by the last line of a process's bar, less what has passed since."""
+    found = [match for line in _log_lines(log) if (match := LEFT.fullmatch(line))]
+    if not found:
         return None
-    hours, minutes, seconds = (int(number or 0) for number in told[-1].groups())
+    hours, minutes, seconds = (int(number or 0) for number in found[-1].groups())
     passed = max(0.0, time.time() - log.stat().st_mtime)
     left = 3600 * hours + 60 * minutes + seconds - passed
     return left if left > 0 else None
@@ -114,9 +114,9 @@ def _seconds_left(log: Path) -> float | None:
 
 def _problem(log: Path) -> str:
     """Return why a process ended, according to its log."""
-    said = _said(log)
-    errors = [line.removeprefix("detsd: ") for line in said if line.startswith("detsd: ")]
-    last = said[-1] if said else "without any output"
+    lines = _log_lines(log)
+    errors = [line.removeprefix("detsd: ") for line in lines if line.startswith("detsd: ")]
+    last = lines[-1] if lines else "without any output"
     return "\n".join(errors) or f"it ended unexpectedly: {last}"
 
 

@@ -124,8 +124,8 @@ def _figure(concepts: list[dict[str, Any]]) -> Any:
                          marker="*" if best else "o")  # fmt: skip
             if len(states) > 5 and k not in (0, len(states) - 1) and not best:
                 continue
-            said = state["label"].removeprefix(f"{concept['concept']}, ") + ", best" * best
-            axis.annotate(said, place(state), (7, 5 if k % 2 else -11),
+            name = state["label"].removeprefix(f"{concept['concept']}, ") + ", best" * best
+            axis.annotate(name, place(state), (7, 5 if k % 2 else -11),
                           textcoords="offset points", fontsize=8)  # fmt: skip
         for points in runs.values():
             axis.plot(*zip(*points, strict=True), color="#3b6fb6", lw=0.8, zorder=1)

@@ -143,7 +143,7 @@ def _word(tokenizer: CLIPTokenizer, token: int) -> str:
     return tokenizer.decode([token]).strip() + ("" if ends else "-")
 
 
-def _said(words: list[dict[str, Any]]) -> str:
+def _listed(words: list[dict[str, Any]]) -> str:
     return ", ".join(f"{w['word']} {w['cosine']:.2f}" for w in words)
 
 
@@ -192,8 +192,8 @@ def _row_lines(rows: list[dict[str, Any]]) -> list[str]:
         return ["  norms: " + "  ".join(f"{row['norm']:.3f}" for row in rows)]
     lines = ["  row   norm  began as (cosine)    nearest words of the vocabulary (cosine)"]
     for j, row in enumerate(rows):
-        began = _said([row["began_as"]]) if row["began_as"] else ""
-        lines.append(f"  {j + 1:3d} {row['norm']:6.3f}  {began:19}  {_said(row['nearest'])}")
+        began = _listed([row["began_as"]]) if row["began_as"] else ""
+        lines.append(f"  {j + 1:3d} {row['norm']:6.3f}  {began:19}  {_listed(row['nearest'])}")
     return lines
 
 
@@ -242,7 +242,7 @@ def _figure(facts: dict[str, Any]) -> Any:
                 label="9 in 10 words of the vocabulary",
             )  # fmt: skip
             for j, row in enumerate(rows):
-                axis.text(norms[j], j, f"  {_said(row['nearest'][:4])}", va="center", fontsize=8)
+                axis.text(norms[j], j, f"  {_listed(row['nearest'][:4])}", va="center", fontsize=8)
             axis.legend(loc="lower right", fontsize=8, frameon=False)
         axis.set_xlim(0, max(norms) * (1.9 if compared else 1.1) or 1)
         axis.set_xlabel("norm of the vector, its nearest words and their cosines")

@@ -33,16 +33,16 @@ def call_arguments(
         shape = (count, *latent_shape(model, options.get("width"), options.get("height")))
         noise = randn_tensor(shape, options.get("generator"), model.device, torch.float32)
         options["latents"] = noise.to(model.dtype)
-    texts, away = as_list(prompt), as_list(negative)
+    texts, negatives = as_list(prompt), as_list(negative)
     second = options.get("prompt_2") or options.get("negative_prompt_2")
     own_skip = model.clip_skip and "clip_skip" not in options
-    plain = not own_skip and all(map(model.vocabulary.is_plain, texts + away))
+    plain = not own_skip and all(map(model.vocabulary.is_plain, texts + negatives))
     if not texts or second or plain:
         return options | {
             "prompt": _rewritten(model, prompt), "negative_prompt": _rewritten(model, negative)
         }  # fmt: skip
     skip = (options.get("clip_skip") or 0) if "clip_skip" in options else None
-    return options | _embeddings(model, texts, away, skip)
+    return options | _embeddings(model, texts, negatives, skip)
 
 
 def as_list(prompts: Prompts) -> list[str]:
@@ -68,8 +68,8 @@ def _embeddings(
             [model.encode_weighted_prompt(t, None, chunks, clip_skip) for t in texts]
         )
 
-    away = negative if len(negative) > 1 else (negative or [""]) * len(prompts)
-    found = {"": encoded(prompts), "negative_": model.as_negative(encoded(away), away)}
+    negatives = negative if len(negative) > 1 else (negative or [""]) * len(prompts)
+    found = {"": encoded(prompts), "negative_": model.as_negative(encoded(negatives), negatives)}
     arguments = {f"{sign}prompt_embeds": cond.prompt_embeds for sign, cond in found.items()}
     for sign, cond in found.items():
         if cond.added_cond_kwargs:

@@ -19,7 +19,7 @@ class JobWarnings:
     def __init__(self, model: BaseModel):
         self._model = model
         self._seen: set[tuple] = set()  # prompts and steps already checked
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, jobs: Iterable[Job], spelling: bool = True) -> list[str]:
         """Return the warnings about jobs that were not reported before.
@@ -31,7 +31,7 @@ class JobWarnings:
         for job in jobs:
             for text in (job.prompt, job.negative_prompt):
                 if self._is_new(text, job.prompt_weights):
-                    options = {"weighted": job.prompt_weights, "told": self._told}
+                    options = {"weighted": job.prompt_weights, "told": self._reported}
                     found += prompt_warnings(text, self._model.vocabulary, spelling, **options)
             steps = (job.scheduler_name, job.num_inference_steps, job.spacing)
             if self._is_new(*steps):
