@@ -1188,9 +1188,31 @@ def test_a_training_that_ends_while_the_page_asks_is_asked_for_once_more():
             self.running = False
 
     with gr.Blocks():
-        tab = LearnTab(SimpleNamespace(), Ending(), SimpleNamespace(all=[]))
+        tab = LearnTab(SimpleNamespace(), Ending(), SimpleNamespace(all=[], chosen=gr.Radio()))
     assert tab.show()[tab.timer].active is True
     assert tab.show()[tab.timer].active is False
+
+
+def test_the_end_of_a_training_chooses_what_it_has_learned_and_nothing_else(
+    backend, learning, photos
+):
+    """A training that was stopped leaves the choice in the tab Concepts to the visitor."""
+    blocks = pages.page(backend, learning)
+    (tick,) = (f.fn for f in blocks.fns.values() if f.fn and f.fn.__name__ == "tick")
+
+    def chosen():
+        update = tick("my-cat", None, "blob-thing")
+        return next(u.value for part, u in update.items() if part.elem_id == "concepts")
+
+    folder = learning.start("my-cat", "cat", [next(photos.iterdir())], num_sgd_steps=8)
+    backend.pipe.add([LearnedConcept("cube-thing", "", (torch.ones(1, 16),))], "", "")
+    learning.process.returncode = 143
+    assert chosen() == "blob-thing"
+    learning.process.returncode = 0
+    cat = LearnedConcept("my-cat", "cat", (torch.ones(2, 16),))
+    checkpoint(folder / "checkpoints" / "step-00000008", cat, photos, "object")
+    assert chosen() == "my-cat"
+    assert chosen() == "blob-thing"
 
 
 def test_a_training_whose_folder_has_gone_is_told_and_leaves_the_list(learning, photos):
@@ -1198,7 +1220,7 @@ def test_a_training_whose_folder_has_gone_is_told_and_leaves_the_list(learning, 
     folder = learning.start("my-cat", "cat", [next(photos.iterdir())])
     learning.process.returncode = 0
     with gr.Blocks():
-        tab = LearnTab(SimpleNamespace(), learning, SimpleNamespace(all=[]))
+        tab = LearnTab(SimpleNamespace(), learning, SimpleNamespace(all=[], chosen=gr.Radio()))
     shutil.rmtree(folder)
     update = tab.look("my-cat")
     assert "has no run &#x27;my-cat&#x27;" in update[tab.message]

@@ -81,8 +81,8 @@ class LearnTab:
         self.outputs = [self.go, self.halt, self.message, self.names, self.again, self.status,
                         self.samples, self.lapse, self.images, self.seen, self.timer]  # fmt: skip
         everything = [*self.outputs, *head.all]
-        seen = [self.names, self.seen]
-        self.timer.tick(self.tick, seen, everything, queue=False, **PRIVATE)
+        shown = [self.names, self.seen, head.chosen]
+        self.timer.tick(self.tick, shown, everything, queue=False, **PRIVATE)
         self.go.click(self.start, inputs, self.outputs, **ALONE, **PRIVATE)
         self.again.click(self.resume, self.names, self.outputs, **ALONE, **PRIVATE)
         self.halt.click(self.stop, None, self.message, queue=False, **PRIVATE)
@@ -127,7 +127,7 @@ class LearnTab:
             names = gr.Dropdown(self.runs.names(), value=None)
             return {self.message: error.message, self.names: names}
 
-    def tick(self, name: str | None, seen: Any) -> dict:
+    def tick(self, name: str | None, seen: Any, chosen: str | None) -> dict:
         """Return updates for the active run, and load what it has learned once it ends."""
         try:
             update = self.show(name, seen)
@@ -135,7 +135,8 @@ class LearnTab:
                 if new := self.runs.take_finished():
                     self.backend.replace(new)
                 if not self.runs.running:
-                    update |= self.head.now(self.backend) | {self.message: ""}
+                    concepts = self.head.now(self.backend, None if new else chosen)
+                    update |= concepts | {self.message: ""}
             return update
         except gr.Error as error:  # shown once, not every two seconds
             return {self.timer: gr.Timer(active=False), self.message: error.message}
