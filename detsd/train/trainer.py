@@ -121,9 +121,11 @@ class Trainer:
                 f"{config.model.pretrained_model_name_or_path} gives no finite loss even before "
                 "training; set model.precision to fp32, or use another base model"
             )
-        self.phases, self.version, self._gone = self._phases(), "", ""
+        steps, self.version, self._gone = self.state.steps_completed, "", ""
+        initial = steps > 0 and not self._new_samples
+        self.phases = _phases(self.config, steps, self.samples, self.validation, initial)
         run.begin()
-        self.samples.restart(self.state.steps_completed, self._new_samples)
+        self.samples.restart(steps, self._new_samples)
         self.checkpoints.keep_best(self.state)  # that of the checkpoint it resumes from
 
     def _resumed_layout(self, config: FinetuneConfig, metadata: dict[str, Any]) -> FinetuneConfig:
@@ -147,28 +149,6 @@ class Trainer:
             for name, shapes in self.data.shapes.items():
                 said = ", ".join(f"{n} of {w} x {h}" for (w, h), n in shapes.most_common())
                 run.print(f"{name}: images in {counted(len(shapes), 'bucket')}: {said}")
-
-    def _phases(self) -> dict[str, Phase]:
-        t, steps = self.config.training, self.state.steps_completed
-        validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
-        validation, passes = self.validation.phase, self.validation.passes
-        validation.total, validation.done = validations * passes, done * passes
-        i, samples = self.config.inference, self.samples.steps
-        images = len(i.inference_prompts) * len(i.seeds) * i.img_per_prompt
-        initial = steps > 0 and not self._new_samples
-        # Forward and backward, and the frozen text encoder's share.
-        cost = 3 * t.train_batch_size * t.gradient_accumulation_steps
-        return {
-            "steps": Phase(cost, t.num_sgd_steps, steps),
-            "validation": validation,
-            "samples": Phase(
-                1 + (i.guidance_scale > 1), (validations + 1) * samples, (done + initial) * samples
-            ),
-            "decoding": Phase(0, validations + 1, done + initial),  # and measuring
-            # An image of the time-lapse takes 0.05 s on any device.
-            "drawing": Phase(0, (validations + 1) * images, seconds=0.05, seen=1),
-            "saving": Phase(0, validations, done),
-        }
 
     def _examine_prompts(self) -> None:
         """Tokenize the training prompts once, and warn of anything odd in any prompt."""
@@ -308,6 +288,33 @@ class Trainer:
             report.diverge()
         self.checkpoints.save(self.state, self.complete, self.plateaued)
         bar.done("saving")
+
+
+def _phases(
+    config: FinetuneConfig, steps: int, samples: Samples, validation: Validation, initial: bool
+) -> dict[str, Phase]:
+    """Return a rank's work from the first step on, of which that up to `steps` is done.
+
+    Args:
+        initial: whether the samples of step 0 are there already.
+    """
+    t, i = config.training, config.inference
+    validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
+    validation.phase.total = validations * validation.passes
+    validation.phase.done = done * validation.passes
+    sampled, images = done + initial, len(i.inference_prompts) * len(i.seeds) * i.img_per_prompt
+    # Forward and backward, and the frozen text encoder's share.
+    cost = 3 * t.train_batch_size * t.gradient_accumulation_steps
+    guided = i.guidance_scale > 1
+    return {
+        "steps": Phase(cost, t.num_sgd_steps, steps),
+        "validation": validation.phase,
+        "samples": Phase(1 + guided, (validations + 1) * samples.steps, sampled * samples.steps),
+        "decoding": Phase(0, validations + 1, sampled),  # and measuring
+        # An image of the time-lapse takes 0.05 s on any device.
+        "drawing": Phase(0, (validations + 1) * images, seconds=0.05, seen=1),
+        "saving": Phase(0, validations, done),
+    }
 
 
 def _load(
