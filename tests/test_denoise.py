@@ -289,12 +289,12 @@ def test_any_jobs_come_back_in_their_order(pipe):
 
 def test_what_is_made_before_a_stop_stays(pipe):
     seen = []
-    batches = pipe.make_batches(
+    batches = pipe.sampler.make_batches(
         [JOB] * 5, max_batch_size=2, on_step=seen.append, should_stop=lambda: len(seen) == 2 * 4 + 1
     )
     assert [list(batch) for batch in batches] == [[0, 1], [2, 3]]
     assert len(seen) == 9  # in the third batch, after its first step
-    assert list(pipe.make_batches([JOB], should_stop=lambda: True)) == []
+    assert list(pipe.sampler.make_batches([JOB], should_stop=lambda: True)) == []
 
 
 def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog):

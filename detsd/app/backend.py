@@ -255,7 +255,8 @@ class Backend:
                     generation.preview = pictures.preview(self.pipe, info.latents)
                     last[:] = began, time.monotonic() - began
 
-            for made in self.pipe.make_batches(jobs, on_step=on_step, should_stop=stop.is_set):
+            batches = self.pipe.sampler.make_batches(jobs, on_step=on_step, should_stop=stop.is_set)
+            for made in batches:
                 batch = [jobs[number] for number in made]
                 saved = pictures.save(self.pipe, batch, list(made.values()), self.folder)
                 generation.images = generation.images | dict(zip(made, saved, strict=True))

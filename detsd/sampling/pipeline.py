@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +135,10 @@ class DetSDTextualInversionPipeline:
         return [word for path in paths for word in self.add(*find_concepts(path))]
 
     def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
-        """Load concepts of Determined checkpoints; return the new words.
+        """Load concepts of Determined checkpoints, `uuid` or `uuid=word`; return the new words.
 
         The master and the login are those of the `det` command line. A checkpoint is downloaded
         once and kept in `~/.cache/detsd`.
-
-        Args:
-            uuids: `uuid`, or `uuid=word`, which gives its only concept that word.
         """
         return self.load_concepts(*(f"uuid:{uuid}" for uuid in uuids))
 
@@ -187,7 +184,7 @@ class DetSDTextualInversionPipeline:
 
     def concept_fingerprints(self, text: str) -> dict[str, dict[str, str]]:
         """Return the source and digest of each concept that occurs in a text."""
-        used = set(self.vocabulary.rewrite.words_in(text))
+        used = self.vocabulary.rewrite.words_in(text)
         return {
             c.name: {"source": self.sources.get(c.name, ""), "sha256": c.digest}
             for c in self.vocabulary.concepts()
@@ -228,9 +225,8 @@ class DetSDTextualInversionPipeline:
         those up to `guidance_scale` also by position, as in `StableDiffusionPipeline.__call__`.
         """
         if scheduler_name:
-            self.diffusers_pipeline.scheduler = in_float32(
-                make_scheduler(self.model, scheduler_name)
-            )
+            scheduler = make_scheduler(self.model, scheduler_name)
+            self.diffusers_pipeline.scheduler = in_float32(scheduler)
             self._scheduler_name = scheduler_name
         options = call_arguments(self.model, prompt, negative_prompt, args, options)
         steps = options.get("num_inference_steps") or 50
@@ -243,15 +239,12 @@ class DetSDTextualInversionPipeline:
         """Make the images of any jobs, in order, and log warnings about them.
 
         Args:
-            options: as for `make_batches`.
+            options: as for `Sampler.make_batches`.
         """
         self.warnings.log(jobs)
-        made = {n: m for batch in self.make_batches(jobs, **options) for n, m in batch.items()}
+        batches = self.sampler.make_batches(jobs, **options)
+        made = {number: image for batch in batches for number, image in batch.items()}
         return [made[number] for number in sorted(made)]
-
-    def make_batches(self, jobs: list[Job], **options: Any) -> Iterator[dict[int, GeneratedImage]]:
-        """Yield the images of any jobs, a batch at a time: `Sampler.make_batches`."""
-        return self.sampler.make_batches(jobs, **options)
 
     def settings(self, job: Job) -> dict[str, Any]:
         """Return all that the pixels of a job depend on, as it goes into the image's file."""
@@ -262,16 +255,14 @@ class DetSDTextualInversionPipeline:
             fields["prompt_weights"] = None
         if job.guidance_interval:
             fields["guidance_interval"] = list(job.guidance_interval)  # as JSON would return it
+        precision = next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
+        how = {"precision": precision, "safety_checker": self.sampler.checks_safety}
         return {
             **fields,
             "seed": job.noise_seed,
             "width": job.width or model.image_size,
             "height": job.height or model.image_size,
-            "model": {
-                **model.settings,
-                "precision": next(k for k, v in DTYPES.items() if v == model.dtype),
-                "safety_checker": self.sampler.checks_safety,
-            },
+            "model": model.settings | how,
             "concepts": self.concept_fingerprints(f"{job.prompt} {job.negative_prompt}"),
             **({"vae_hash": file_digest(model.vae_file)[:10]} if model.vae_file else {}),
         }
