@@ -17,7 +17,7 @@ from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 from benchmarks.scale import FolderRun
 from detsd.config import GenerateConfig, GridConfig, parse_config
 from detsd.generate import store
-from detsd.generate.shards import FolderImages, ShardedCheckpoints, still_kept, worth_saving
+from detsd.generate.shards import still_kept, worth_saving
 from detsd.generate.sheets import SHEET_COLUMNS, SHEET_TILES, ContactSheets, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.runs import open as open_runs
@@ -139,8 +139,7 @@ def opened(tmp_path, capsys):
         if latest:
             run.latest, run.latest_uuid = latest, latest.name
         run.begin()
-        storage = FolderImages if run.folder_is_kept else ShardedCheckpoints
-        return ImageStore(run, config, jobs, settings_of, "", 4, storage=storage)
+        return ImageStore(run, config, jobs, settings_of, "", 4)
 
     with contextlib.ExitStack() as stack:
         yield open_

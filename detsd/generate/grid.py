@@ -22,7 +22,7 @@ from detsd.concepts.prompts import misspelled_concepts
 from detsd.concepts.reading import find_concepts
 from detsd.concepts.source import is_word
 from detsd.config import GenerateConfig, ModelConfig, flat
-from detsd.generate.shards import FolderImages, ShardedCheckpoints, read_manifest, stored_images
+from detsd.generate.shards import read_manifest, stored_images
 from detsd.generate.sheets import ContactSheet, sheet_layout
 from detsd.generate.store import ImageStore
 from detsd.generate.work_queue import WorkQueue
@@ -80,10 +80,8 @@ class Grid:
         # Before the weights are downloaded, if the tokenizer is available on its own.
         spelling_checked = run.is_chief and self._warn_of_spelling(m)
         self.pipeline = self._load(m)
-        storage: type[FolderImages] | type[ShardedCheckpoints] = ShardedCheckpoints
         if run.folder_is_kept:
             RunFolder(run.folder).check_no_finetuning()
-            storage = FolderImages
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)
@@ -112,7 +110,7 @@ class Grid:
             self.store = ImageStore(
                 run, config, self.jobs, self.settings, self.source,
                 config.output.checkpoint_freq * self.batch_size * run.ranks.size,
-                storage=storage, layout=layout, on_complete=on_complete,
+                layout=layout, on_complete=on_complete,
             )  # fmt: skip
         problem, self.numbers = run.ranks.allgather(
             (self.store.problem, self.store.numbers) if self.store else None

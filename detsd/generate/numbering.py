@@ -16,11 +16,7 @@ class Numbering:
     """
 
     def __init__(self, count: int, settings: Callable[[int], dict[str, Any]]):
-        """
-        Args:
-            count: the number of jobs.
-            settings: returns the settings of a job.
-        """
+        """Number `count` jobs, whose settings a function returns."""
         self._count, self._settings = count, settings
         self._by_settings: dict[str, int] = {}  # filled once an image is not in its place
         self.found: dict[int, int] = {}

@@ -90,24 +90,17 @@ class FolderImages:
     """Images as files of a folder that outlives the process.
 
     Attributes:
-        images, sheets: the jobs and contact sheets (by name) that are kept.
-        recent_images, recent_sheets: those that TensorBoard may lack: all of them, since a run off
-            cluster begins its event files anew.
+        images: the jobs whose images are kept.
+        recent_images, recent_sheets: the jobs and contact sheets (by name) that TensorBoard may
+            lack: all that were there, since a run off cluster begins its event files anew.
     """
 
     def __init__(self, run: Run, path: PathOf, line: LineOf, config: GenerateConfig):
         """Keep images of jobs under `path`, and describe each by a `line` of the manifest."""
         self.folder, self._path, self._line = run.folder, path, line
         self.images: list[int] = []
-        self.sheets: list[str] = []
-
-    @property
-    def recent_images(self) -> list[int]:
-        return sorted(self.images)
-
-    @property
-    def recent_sheets(self) -> list[str]:
-        return self.sheets
+        self.recent_images: list[int] = []
+        self.recent_sheets: list[str] = []
 
     def find(self, match: Match) -> None:
         """Find what is kept."""
@@ -115,11 +108,12 @@ class FolderImages:
             number = match(record, str(path))
             if number is not None:
                 self.images.append(number)
-        self.sheets = [path.name for path in (self.folder / SHEETS).glob("sheet-*")]
+        self.recent_images = sorted(self.images)
+        self.recent_sheets = [path.name for path in (self.folder / SHEETS).glob("sheet-*")]
 
     def has_sheet(self, path: Path, jobs: list[int]) -> bool:
         """Return True if a contact sheet is kept and shows all of these images."""
-        if path.name not in self.sheets:
+        if path.name not in self.recent_sheets:
             return False
         images = [self._path(job) for job in jobs]
         if images != [image_path(self.folder, job) for job in jobs]:  # of a grid that has grown
@@ -160,11 +154,6 @@ class ShardedCheckpoints:
         self._grid = dataclasses.asdict(config.grid)
         self.shards: list[Shard] = []
         self._fetching = threading.Lock()
-
-    @property
-    def sheets(self) -> list[str]:
-        """The names of the contact sheets in all checkpoints."""
-        return [name for shard in self.shards for name in shard.sheets]
 
     @property
     def recent_images(self) -> list[int]:
@@ -208,7 +197,7 @@ class ShardedCheckpoints:
 
     def has_sheet(self, path: Path, jobs: list[int]) -> bool:
         """Return True if a contact sheet is in a checkpoint of this grid."""
-        return path.name in self.sheets
+        return any(path.name in shard.sheets for shard in self.shards)
 
     def fetch(self, number: int) -> None:
         """Download the checkpoint that holds an image, if its file is missing."""

@@ -66,7 +66,6 @@ class ImageStore:
         source: str,
         save_every: int,
         *,
-        storage: type[FolderImages] | type[ShardedCheckpoints] = FolderImages,
         layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
         on_complete: Callable[[], None] | None = None,
     ):
@@ -76,7 +75,6 @@ class ImageStore:
             settings: returns the settings of a job.
             source: uuid of the checkpoint that the concepts came from, or "".
             save_every: images between two checkpoints.
-            storage: keeps the images.
             layout: returns the contact sheets of the jobs; each job stands on one.
             on_complete: called when all images are there; on a cluster the last checkpoint takes
                 the files that it writes.
@@ -89,6 +87,7 @@ class ImageStore:
         self.finished: dict[int, dict[str, Any]] = {}
         self.problem = ""
         self._numbering = Numbering(len(jobs), settings)
+        storage = FolderImages if run.folder_is_kept else ShardedCheckpoints
         self._storage = storage(run, self.path, self._manifest_line, config)
         self._storage.find(self._found)
         self.numbers = self._numbering.numbers()
