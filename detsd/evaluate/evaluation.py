@@ -166,11 +166,7 @@ class Evaluation:
     def _error(
         self, sample_set: SampleSet, data: TrainingData, own: list[int], bar: Bar
     ) -> list[float]:
-        """Return the denoising error at each timestep, a mean over the concept's `own` images.
-
-        Args:
-            own: their numbers among those that are held out.
-        """
+        """Return the denoising error at each timestep, a mean over the held-out images `own`."""
         reference = sample_set.reference
         word = sample_set.concept.name if sample_set.concept else reference.initializer
         rewrite, total = PromptRewriter({reference.name: word}), torch.zeros(())
