@@ -324,7 +324,7 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
         assert ModelVocabulary.of(str(tmp_path)) is None
         assert "vocabulary.json cannot be read" in caplog.text
         caplog.clear()
-    backend.hints = None
+    backend = Backend(backend.pipe, tmp_path)  # a model that lists no words
     assert backend.warnings([Job("a dragon", 0)]) == []
     assert parts.model_hint(backend) == ""
 

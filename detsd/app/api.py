@@ -96,12 +96,8 @@ class Endpoints:
 
     def model(self) -> dict:
         """Return the model, and what it can draw according to its folder."""
-        loaded, hints = self.backend.pipe.model, self.backend.hints
-        return {
-            "name": loaded.name,
-            "image_size": loaded.image_size,
-            "draws": hints.lists if hints else {},
-        }
+        model, draws = self.backend.pipe.model, self.backend.hints.lists
+        return {"name": model.name, "image_size": model.image_size, "draws": draws}
 
     def load(self, source: Any) -> list:
         """Load concepts from an uploaded file, or from this machine if no other can ask."""

@@ -80,7 +80,7 @@ class Backend:
         reads_paths: whether visitors may name files on this machine instead of uploading them.
 
     Attributes:
-        hints: the words that the model knows, if its folder lists them.
+        hints: the words that the model knows; none if its folder does not list them.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Backend:
         self.pipe, self.folder, self.busy = pipe, folder, busy
         self.reads_paths = reads_paths
         self.image_dirs = image_dirs or {}
-        self.hints = ModelVocabulary.of(pipe.model.name)
+        self.hints = ModelVocabulary.of(pipe.model.name) or ModelVocabulary(frozenset(), {})
         self._lock = threading.Lock()  # held by whatever uses or changes the model
         self._stop: threading.Event | None = None  # of the images being made
 
@@ -187,13 +187,12 @@ class Backend:
 
     def _drawable(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         """Return the prompts whose words the model knows; all prompts if it knows none."""
-        unknown = self.hints.unknown if self.hints else lambda text: []
-        return tuple(t for t in texts if not unknown(t.format(""))) or texts
+        return tuple(t for t in texts if not self.hints.unknown(t.format(""))) or texts
 
     def warnings(self, jobs: list[Job]) -> list[str]:
         """Return the warnings about the settings of images, a sentence each."""
         found = JobWarnings(self.pipe.model)(jobs)  # a new instance: each reports a warning once
-        for prompt in dict.fromkeys(job.prompt for job in jobs) if self.hints else ():
+        for prompt in dict.fromkeys(job.prompt for job in jobs):
             plain = without_syntax(self.pipe.vocabulary.rewrite.without(prompt))
             if unknown := self.hints.unknown(plain):
                 words = ", ".join(f"“{word}”" for word in unknown)

@@ -115,23 +115,16 @@ class Address:
         host, port = self.host, self.port
         if port is not None and not 1 <= port <= 65535:
             raise UserError(f"--port {port} is not a port; give one from 1 to 65535")
-        no_address = f"--host {host} is not an address of this machine; give another one"
+        problem = f"--host {host} is not an address of this machine; give another one"
         try:
             family = socket.getaddrinfo(self.bare_host, port, type=socket.SOCK_STREAM)[0][0]
-        except (OSError, UnicodeError):
-            raise UserError(no_address) from None
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.bare_host, port or 0))
-            except PermissionError:
-                raise UserError(
-                    f"--port {port} needs more rights than you have; give a higher one"
-                ) from None
-            except OSError as error:
-                taken = f"--port {port} is taken on {host}; give another one"
-                in_use = error.errno == errno.EADDRINUSE
-                raise UserError(taken if in_use else no_address) from None
+            socket.create_server((self.bare_host, port or 0), family=family).close()
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, PermissionError):
+                problem = f"--port {port} needs more rights than you have; give a higher one"
+            elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                problem = f"--port {port} is taken on {host}; give another one"
+            raise UserError(problem) from None
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def lines(*texts: str) -> str:
 
 def model_hint(backend: Backend) -> str:
     """Return what the model can draw; "" if its folder does not list it."""
-    lists = backend.hints.lists if backend.hints else {}
+    lists = backend.hints.lists
     return "".join(
         f"<p><b>{title}</b> {html.escape(', '.join(lists[name]))}</p>"
         for name, title in TITLES.items()

@@ -67,17 +67,16 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     phrase = config.concepts.initializer_strs[0]
     if phrase == AUTO:
         phrase = read_concepts(latest)[0].initializer if latest else ""
+    complete = latest == files.checkpoint(t.num_sgd_steps)
+    if latest and not complete:
+        complete = read_metadata(latest).get("settled", False)
     # A step's samples are written one after the other.
     count = len(config.inference.inference_prompts) * len(config.inference.seeds)
     return RunStatus(
         folder=folder,
         word=config.concepts.concept_strs[0],
         running=running,
-        complete=bool(latest)
-        and (
-            latest == files.checkpoint(t.num_sgd_steps)
-            or read_metadata(latest).get("settled", False)
-        ),
+        complete=complete,
         step=step,
         steps=t.num_sgd_steps,
         loss=training.get("loss"),
