@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from PIL import Image
 
-from detsd.sampling.denoise import decode, starting_noise
+from detsd.sampling.denoise import decode
 from detsd.sampling.jobs import Job, StepInfo
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import latent_shape
@@ -42,8 +42,8 @@ def process(
 
     job = dataclasses.replace(job, scheduler_name="ddim")
     pipe.make([job], on_step=on_step)
-    noise = starting_noise([job.generator], latent_shape(model, job.width, job.height))
-    noise = noise.to(steps[0][1])
+    shape = (1, *latent_shape(model, job.width, job.height))
+    noise = torch.randn(shape, generator=job.generator).to(steps[0][1])
     times = [timestep for timestep, _ in steps] + [0]
     latents = [noise] + [after for _, after in steps]
     last = len(times) - 1

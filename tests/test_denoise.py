@@ -10,7 +10,7 @@ import torch
 
 from detsd.models.base import Conditioning
 from detsd.sampling import engine
-from detsd.sampling.denoise import decode, denoise, guided_calls, starting_noise
+from detsd.sampling.denoise import decode, denoise, guided_calls
 from detsd.sampling.engine import Sampler
 from detsd.sampling.jobs import Job
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -228,7 +228,7 @@ def through(dtype, name, scales, seeds, unet=None):
         unet or speak,
         SCHEDULERS[name](**OPTIONS.get(name, {})),
         5,
-        starting_noise(generators, (4, 2, 2)),
+        torch.cat([torch.randn(1, 4, 2, 2, generator=g) for g in generators]),
         Conditioning(words),
         Conditioning(torch.zeros_like(words)),
         torch.tensor(scales),

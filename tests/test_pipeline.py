@@ -27,7 +27,7 @@ from detsd.concepts.writing import write_concepts
 from detsd.config import GenerateConfig, InferenceConfig, ModelConfig, parse_config
 from detsd.models.loading import load_base_model, pick_dtype
 from detsd.runs import download
-from detsd.sampling.denoise import decode, starting_noise
+from detsd.sampling.denoise import decode
 from detsd.sampling.jobs import Job, grid_jobs, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS, latent_shape, make_scheduler
@@ -446,7 +446,8 @@ def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
     assert times == sorted(times, reverse=True)
     assert times[-1] == 0
     assert reverse[-1].tobytes() == pipe.make([JOB])[0].image.tobytes()
-    used = starting_noise([JOB.generator], latent_shape(pipe.model))  # by the image itself, as well
+    shape = (1, *latent_shape(pipe.model))
+    used = torch.randn(shape, generator=JOB.generator)  # by the image itself, as well
     pixels = decode(pipe.model.vae, used)
     decoded = pipe.diffusers_pipeline.image_processor.postprocess(pixels)
     assert reverse[0].tobytes() == decoded[0].tobytes()

@@ -14,13 +14,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from detsd.models.base import Conditioning
 
 
-def starting_noise(
-    generators: Sequence[torch.Generator], shape: tuple[int, int, int]
-) -> torch.Tensor:
-    """Draw normal numbers (B, C, h, w), float32 on the CPU, for each image from its generator."""
-    return torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
-
-
 def guided_steps(steps: int, interval: tuple[float, float]) -> range:
     """Return the steps within a guidance interval.
 

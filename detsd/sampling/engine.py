@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils.torch_utils import randn_tensor
 
 from detsd.models.base import BaseModel, Conditioning
-from detsd.sampling.denoise import decode, denoise, starting_noise
+from detsd.sampling.denoise import decode, denoise
 from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches
 from detsd.sampling.stock import latent_shape, make_scheduler
 from detsd.utils.errors import UserError
@@ -146,12 +147,13 @@ class Sampler:
         """Make the images of jobs with one `batch_key` and prompt length; None if stopped."""
         first, model = jobs[0], self.model
         generators = [job.generator for job in jobs]
+        shape = (len(jobs), *latent_shape(model, first.width, first.height))
         scheduler = make_scheduler(model, first.scheduler_name, first.spacing)
         latents = denoise(
             model.unet,
             scheduler,
             first.num_inference_steps,
-            starting_noise(generators, latent_shape(model, first.width, first.height)),
+            randn_tensor(shape, generators, dtype=torch.float32),  # on the CPU
             self._encoded(jobs, chunks, encodings),
             self._encoded(jobs, chunks, encodings, negative=True) if first.guided else None,
             torch.tensor([job.guidance_scale for job in jobs]),
