@@ -177,15 +177,11 @@ def declare(call: Callable, **options: Any) -> None:
     The function's `**settings` stands for all of `ImageSettings` that it does not name itself, and
     `Any` for a type that it checks itself.
     """
-    hints, signature = typing.get_type_hints(call), inspect.signature(call)
-    parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+    signature = inspect.signature(call)
+    parameters = list(signature.parameters.values())
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        types = typing.get_type_hints(ImageSettings)
-        parameters[-1:] = [
-            parameters[0].replace(name=f.name, default=f.default, annotation=types[f.name])
-            for f in dataclasses.fields(ImageSettings)
-            if f.name not in hints
-        ]
+        settings = inspect.signature(ImageSettings).parameters.values()
+        parameters[-1:] = [p for p in settings if p.name not in signature.parameters]
     typed = [p for p in parameters if p.annotation is not Any]
     section = dataclasses.make_dataclass(
         "Parameters", [(p.name, p.annotation, setting(REQUIRED, "")) for p in typed],
@@ -204,7 +200,7 @@ def declare(call: Callable, **options: Any) -> None:
         with raise_errors():
             yield from call(**checked(given))
 
-    endpoint, result = plain, hints["return"]
+    endpoint, result = plain, signature.return_annotation
     if inspect.isgeneratorfunction(call):
         endpoint, result = stepwise, typing.get_args(result)[0]
     endpoint.__doc__ = call.__doc__
