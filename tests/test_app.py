@@ -1200,14 +1200,15 @@ def test_the_end_of_a_training_chooses_what_it_has_learned_and_nothing_else(
     blocks = pages.page(backend, learning)
     (tick,) = (f.fn for f in blocks.fns.values() if f.fn and f.fn.__name__ == "tick")
 
-    def chosen():
-        update = tick("my-cat", None, "blob-thing")
+    def chosen(before="blob-thing"):
+        update = tick("my-cat", None, before)
         return next(u.value for part, u in update.items() if part.elem_id == "concepts")
 
     folder = learning.start("my-cat", "cat", [next(photos.iterdir())], num_sgd_steps=8)
     backend.pipe.add([LearnedConcept("cube-thing", "", (torch.ones(1, 16),))], "", "")
     learning.process.returncode = 143
     assert chosen() == "blob-thing"
+    assert chosen(None) is None
     learning.process.returncode = 0
     cat = LearnedConcept("my-cat", "cat", (torch.ones(2, 16),))
     checkpoint(folder / "checkpoints" / "step-00000008", cat, photos, "object")
@@ -1421,6 +1422,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         at("unload").click()  # which must not unload another one
         told("no concept is chosen")
         expect(at("about")).to_contain_text("blob-thing")
+        expect(at("concepts").locator(":checked")).to_have_count(0)
 
         # What another visitor unloads leaves the list at the next click, whatever that asks for.
         unload = f"{address}gradio_api/call/v2/unload"

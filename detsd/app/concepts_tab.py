@@ -99,7 +99,7 @@ def concepts_tab(backend: Backend, about: Any, examples: Any) -> Head:
         return {files: gr.File([str(p) for p in paths], visible=True), exported: lines(usage)}
 
     def look(name: str | None) -> dict:
-        return head.now(backend, name)
+        return head.now(backend, name or "")
 
     load.click(add, [source, file], [loaded, source, file, *head.all], **ALONE, **PRIVATE)
     chosen.input(look, chosen, head.all, queue=False, **PRIVATE)

@@ -135,7 +135,7 @@ class LearnTab:
                 if new := self.runs.take_finished():
                     self.backend.replace(new)
                 if not self.runs.running:
-                    concepts = self.head.now(self.backend, None if new else chosen)
+                    concepts = self.head.now(self.backend, None if new else chosen or "")
                     update |= concepts | {self.message: ""}
             return update
         except gr.Error as error:  # shown once, not every two seconds

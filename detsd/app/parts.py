@@ -183,10 +183,14 @@ class Head:
         """Return updates of all components.
 
         Args:
-            chosen: the concept to show, unless it is no longer loaded; default: the newest.
+            chosen: the concept to show, unless it is no longer loaded; "": none; default: the
+                newest.
         """
         names = backend.pipe.concepts
-        chosen = next((name for name in reversed(names) if chosen in (name, None)), None)
+        if chosen is None and names:
+            chosen = names[-1]
+        elif chosen not in names:
+            chosen = None
         examples = gr.Dataset(samples=[[text] for text in backend.examples()])
         values = (about(backend), examples, gr.Radio(names, value=chosen), *facts(backend, chosen))
         return dict(zip(self.all, values, strict=True))
