@@ -124,7 +124,7 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
             reference = _reference(concept, in_file, named.path, config.evaluation.images)
             old = in_file if len(concepts) > 1 else ""
             found.append((concept, (source, named.word, old), title_of(named.path), reference))
-    groups: list[list[SampleSet]] = []
+    groups: dict[str, list[SampleSet]] = {}
     for number, (concept, (source, given, old), title, reference) in enumerate(found):
         alike = [(c.steps, t) for c, _, t, _ in found if c.name == concept.name]
         # Several states may share a name, so each gets its own word.
@@ -143,16 +143,10 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
             dataclasses.replace(concept, name=word),
             str(ConceptSource(Path(source), word, old=old)) if renamed else source,
         )
-        group = next((g for g in groups if g[0].reference == reference), None)
-        if group is None:
-            group = [
-                SampleSet(
-                    "the initializer", reference, _jobs(config, reference, reference.initializer)
-                )
-            ]
-            groups.append(group)
-        group.append(sample_set)
-    return [sample_set for group in groups for sample_set in group]
+        plain = _jobs(config, reference, reference.initializer)
+        initializer = SampleSet("the initializer", reference, plain)
+        groups.setdefault(repr(reference), [initializer]).append(sample_set)
+    return [sample_set for group in groups.values() for sample_set in group]
 
 
 def edits(config: EvaluateConfig, reference: ConceptReference) -> list[str]:
