@@ -224,15 +224,15 @@ class Grid:
 
     def _todo(self) -> list[tuple[list[int], int]]:
         """Return the missing jobs of each batch, in the order to make them, and its length."""
-        todo = []
-        if self.store and self.store.grown:  # what is stored was made in other batches
-            missing = [n for n in range(len(self.jobs)) if n not in self.store.finished]
+        store, todo = self.store, []
+        if store and store.grown:  # what is stored was made in other batches
+            missing = [n for n in range(len(self.jobs)) if n not in store.finished]
             for batch in batches([self.jobs[n] for n in missing], self.batch_size):
                 todo.append(([missing[k] for k in batch], self.pad_batch_to))
-        for batch in self.batches if self.store and not todo else []:
-            missing = [number for number in batch if number not in self.store.finished]
-            if missing:
-                todo.append((missing, max(len(batch), self.pad_batch_to)))
+        elif store:
+            for batch in self.batches:
+                if missing := [number for number in batch if number not in store.finished]:
+                    todo.append((missing, max(len(batch), self.pad_batch_to)))
         if self.run.ranks.size > 1:  # longest first: short ones fill the gaps at the end
             todo.sort(key=lambda task: -self.jobs[task[0][0]].num_inference_steps * task[1])
         return todo
