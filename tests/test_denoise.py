@@ -155,7 +155,7 @@ def test_a_schedule_that_ends_in_pure_noise_holds_for_every_sampler(name, model)
         perfect,
         sampler,
         10,
-        starting_noise(generators, (4, 2, 2)),
+        torch.cat([torch.randn(1, 4, 2, 2, generator=g) for g in generators]),
         none,
         None,
         torch.ones(1),
