@@ -454,7 +454,8 @@ def test_a_concept_is_taken_to_every_tool_that_reads_it(backend):
         assert path.is_relative_to(backend.folder)
         (found,) = read_concepts(path)
         assert (found.name, found.digest) == (concept.name, concept.digest)
-        assert said.startswith(f"In {tool}, write in a prompt: {template.partition('{')[0]}blob-th")
+        begins = "<" if tool == "InvokeAI" else template.partition("{")[0]
+        assert said.startswith(f"In {tool}, write in a prompt: {begins}blob-th")
     with pytest.raises(UserError, match="no concept is chosen; choose one of the loaded concepts"):
         given(None)
     with pytest.raises(UserError, match="gone-thing is no longer loaded; choose another concept"):
