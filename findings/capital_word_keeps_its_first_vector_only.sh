@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A word with a capital letter keeps only the first of its vectors in diffusers.
+# In diffusers, a word with a capital letter keeps only the first of its vectors.
 #
 # Versions: diffusers 0.42.1 with transformers 5.23.0. With transformers 4.57.6 (and diffusers
 #   0.38.0) all vectors are used.
-# Behaviour: transformers 5 hands an added token back in lower case ("detlogo"). diffusers looks it
-#   up among the added tokens in the spelling it was loaded with ("DetLogo"), does not find it, and
-#   leaves the prompt as it is: one token of the three. Nothing is raised or logged. A word of one
-#   vector, or in lower case, is whole.
-# Why it matters here: detsd's words may have capitals, and its exports are read by diffusers and
-#   by what stands on it (compel, for one). A concept of four vectors then is a concept of one.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: transformers 5 returns an added token in lower case ("detlogo"). diffusers looks it up
+#   among the added tokens under its original spelling ("DetLogo"), does not find it, and leaves the
+#   prompt unchanged: one token of three is used. Nothing is raised or logged. A word with one
+#   vector, or in lower case, keeps all its vectors.
+# Why it matters here: detsd's words may have capitals, and diffusers and the tools built on it
+#   (such as compel) read its exports. A concept of four vectors shrinks to one.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

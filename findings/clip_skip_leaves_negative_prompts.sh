@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# `clip_skip` in diffusers holds for the prompt and not for the negative prompt.
+# In diffusers, `clip_skip` applies to the prompt but not to the negative prompt.
 #
 # Versions: diffusers 0.42.1 with transformers 5.23.0.
 # Behaviour: `encode_prompt` takes the prompt's states from the earlier layer, and the negative
-#   prompt's from the usual one, so guidance goes from one layer's states to another's. The same
-#   text as prompt and negative prompt is not the same. A1111 and ComfyUI take both from one layer.
-#   (Seen for Stable Diffusion XL, since 1.x raises with transformers 5: clip_skip_raises.sh.)
+#   prompt's from the usual one, so guidance compares states of two different layers. The same text
+#   has different states as prompt and as negative prompt. A1111 and ComfyUI take both from one
+#   layer. (Shown with Stable Diffusion XL, since 1.x raises with transformers 5:
+#   clip_skip_raises.sh.)
 # Why it matters here: models that need clip skip are used with long negative prompts, and their
 #   images differ from those of the other programs.
-# Seen on 2026-11-29: the lines at the end.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# `clip_skip` of Stable Diffusion 1.x raises in diffusers with transformers 5.
+# In diffusers with transformers 5, `clip_skip` raises for Stable Diffusion 1.x.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0. Works in 0.38.0 with 4.57.6.
-# Behaviour: the pipeline applies `text_encoder.text_model.final_layer_norm` to an earlier layer's
-#   states, and CLIPTextModel has no `text_model` any more in transformers 5: AttributeError, for
-#   any value, 0 too. Stable Diffusion XL takes the hidden states as they are and works.
-# Why it matters here: models drawn in the style of animation are used with clip skip 2, and
-#   concepts learned in A1111 may have been learned with it.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0. It works in 0.38.0 with 4.57.6.
+# Behaviour: the pipeline applies `text_encoder.text_model.final_layer_norm` to the states of an
+#   earlier layer. In transformers 5, CLIPTextModel no longer has a `text_model`, so any value
+#   raises an AttributeError, even 0. Stable Diffusion XL uses the hidden states as they are and
+#   works.
+# Why it matters here: anime models are used with clip skip 2, and concepts learned in A1111 may
+#   have been learned with it.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

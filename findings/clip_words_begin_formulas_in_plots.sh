@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# matplotlib takes words of CLIP's vocabulary for formulas: a label with one cannot be drawn.
+# matplotlib reads words of CLIP's vocabulary as formulas: a label with one may not be drawn.
 #
-# Versions: matplotlib 3.11.2; the vocabulary of OpenAI's CLIP as open_clip_torch 3.3.0 has it.
-# Behaviour: a label with an even number of dollar signs is read as a formula. Nine words of the
-#   vocabulary have dollar signs. `$$` is not a formula that the parser accepts: savefig raises a
-#   ValueError. Two words with one sign each, in one label, lose their signs and the space between
-#   them without a word. With text.parse_math off, labels are drawn as they are written.
-# Why it matters here: a plot of the words nearest to a learned vector has whichever words there are.
-# Seen on 2026-11-29: the lines at the end.
+# Versions: matplotlib 3.11.2; the vocabulary of OpenAI's CLIP, from open_clip_torch 3.3.0.
+# Behaviour: matplotlib reads a label with an even number of dollar signs as a formula. Nine words
+#   of the vocabulary have dollar signs. The parser rejects `$$` as a formula: savefig raises a
+#   ValueError. If a label has two words with one sign each, the signs and the space between the
+#   words are lost, with no message. With text.parse_math off, labels are drawn as they are written.
+# Why it matters here: a plot of the words nearest to a learned vector can contain any word of the
+#   vocabulary.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe matplotlib==3.11.2 open_clip_torch==3.3.0 contourpy==1.3.3 cycler==0.12.1 \
@@ -39,7 +40,7 @@ def drawn(label):
     except ValueError:
         return "a ValueError"
     body = file.getvalue().decode().partition("<g id=\"text_1\">")[2].partition("</g>")[0]
-    pieces = re.findall(r">([^<]*)<", body)  # a formula's stand on lines of their own
+    pieces = re.findall(r">([^<]*)<", body)  # those of a formula are on separate lines
     return html.unescape("".join(map(str.strip, pieces)))
 
 

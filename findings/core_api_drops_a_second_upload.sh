@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Core API uploads no TensorBoard files within a second of the last upload, and says nothing.
+# Core API uploads no TensorBoard files within a second of the last upload, and logs nothing.
 #
-# Versions: determined 0.38.1; its manager of shared storage, made as core.init makes it for
-#   TensorboardMode.MANUAL, where Context.train.upload_tensorboard_files() calls sync().
-# Behaviour: a call within a second of the one before returns at once. It is not made up for: in this
-#   mode nothing is uploaded at the end of the context. What was written last stays behind unless
-#   another call comes later.
+# Versions: determined 0.38.1; its manager for shared storage, created as core.init creates it for
+#   TensorboardMode.MANUAL, in which Context.train.upload_tensorboard_files() calls sync().
+# Behaviour: a call within a second of the previous one returns at once. Its upload is not made up
+#   for: in this mode nothing is uploaded when the context ends. The files written last are not
+#   uploaded unless there is another call later.
 # Why it matters here: a short run writes its last metrics and images just before it ends.
-# Seen on 2026-11-29: the lines at the end.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe determined==0.38.1 requests==2.31.0 urllib3==2.8.0 idna==3.20 certifi==2026.10.18 \

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Changing the sampler from Euler to DDIM cuts every latent off at 1 and -1.
+# Changing the sampler from Euler to DDIM clips every latent at 1 and -1.
 #
-# Versions: diffusers 0.42.1; 0.38.0 as well.
+# Versions: diffusers 0.42.1; also 0.38.0.
 # Behaviour: `DDIMScheduler.from_config(pipe.scheduler.config)` takes `clip_sample` from the
-#   configuration. One made by Euler, DPM++ or UniPC has no such key, and DDIM's own default is True:
-#   the latents that it predicts are clipped to [-1, 1] at every step, and nothing is logged. With
-#   `clip_sample=False`, DDIM arrives where Euler does, which is the same method.
+#   configuration. A configuration of Euler, DPM++ or UniPC has no such key, and DDIM's own default
+#   is True: the latents that it predicts are clipped to [-1, 1] at every step, and nothing is
+#   logged. With `clip_sample=False`, DDIM gives the result of Euler, which is the same method.
 # Why it matters here: latents of Stable Diffusion have a standard deviation of about 1, so a third
-#   of their numbers is lost. Comparing samplers is a loop over from_config.
-# Seen on 2026-11-30: the lines at the end.
+#   of their numbers are clipped. A comparison of samplers is a loop over from_config.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'
@@ -23,7 +23,7 @@ alphas = euler.alphas_cumprod.double()
 
 
 def largest(sampler):
-    """With a model that knows the picture, predicts its noise exactly, and so arrives at it."""
+    """Return the largest latent of a sample whose model predicts the picture's noise exactly."""
     sampler.set_timesteps(10)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(picture.shape, generator=generator, dtype=torch.float64)

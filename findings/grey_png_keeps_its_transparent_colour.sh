@@ -2,12 +2,13 @@
 # Pillow leaves the transparent colour of grey PNG files of 2 and 4 bits opaque.
 #
 # Versions: pillow 12.3.0.
-# Behaviour: a tRNS chunk names one grey of such a file as transparent. Pillow widens samples of 2 and
-#   4 bits to 8 and compares them with the number in the chunk as it is (3 of 2 bits is 255 then), so
-#   no pixel is transparent. Files of 1 and 8 bits come out right. Nothing is raised or logged.
-# Why it matters here: ImageMagick writes a grey logo with a transparent ground as such a file unasked;
-#   with a mask from alpha all of it would be trained on.
-# Seen on 2026-11-29: the lines at the end.
+# Behaviour: a tRNS chunk names one grey of such a file as transparent. Pillow widens samples of 2
+#   and 4 bits to 8 bits, but compares them with the unscaled number in the chunk (a 2-bit 3 is 255
+#   by then), so no pixel is transparent. Files of 1 and 8 bits are read correctly. Nothing is
+#   raised or logged.
+# Why it matters here: ImageMagick writes a grey logo with a transparent background as such a file
+#   without being asked; with a mask from alpha, the whole picture would be trained on.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'
@@ -24,7 +25,7 @@ def chunk(kind, content):
 
 
 def png(bits, left, right, transparent):
-    """Two grey pixels, one number of which the file calls transparent."""
+    """Return a file of two grey pixels, with one value marked as transparent."""
     row = (left << bits | right) << max(0, 8 - 2 * bits)
     line = row.to_bytes(max(1, 2 * bits // 8), "big")
     return (

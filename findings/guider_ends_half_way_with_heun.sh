@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# In a modular pipeline guidance ends half way through when the sampler is Heun's.
+# In a modular pipeline, guidance ends half way through with Heun's sampler.
 #
 # Versions: diffusers 0.42.1.
-# Behaviour: Heun's sampler calls the UNet twice a step, 2 n - 1 times for n steps. The guider is
-#   told the number of the call and n, the number of steps, and holds itself to be past its end
-#   from call n on: the other calls are made without a negative prompt and without guidance.
+# Behaviour: Heun's sampler calls the UNet twice a step, 2 n - 1 times for n steps. The guider
+#   receives the number of the call and n, the number of steps, and so takes its interval to be over
+#   from call n on: the remaining calls are made without a negative prompt and without guidance.
 #   Nothing is raised or logged. StableDiffusionXLPipeline guides every call.
-# Why it matters here: one concept, seed and sampler give two different images by diffusers' two
-#   kinds of pipeline.
-# Seen on 2026-11-28: the lines at the end (images are counted: a guided call takes two).
+# Why it matters here: with the same concept, seed and sampler, diffusers' two kinds of pipeline
+#   make two different images.
+# Observed on 2026-11-28; the output is at the end. (A pass is one image; a guided call has two.)
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

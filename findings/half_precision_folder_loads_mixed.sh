@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A folder saved in half precision loads with its text encoder in half and the rest in float32.
+# A half-precision folder loads with its text encoder in half precision and the rest in float32.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0. With 0.38.0 and 4.57.6 all is float32.
-# Behaviour: where no dtype is named, transformers 5 takes that of the files and diffusers takes
-#   float32. One pipeline then holds both, and the first image ends in a RuntimeError about two
-#   dtypes. With a dtype named, all parts have it.
-# Why it matters here: most fine-tunes of Stable Diffusion are handed out in half precision.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0. With 0.38.0 and 4.57.6 all parts are float32.
+# Behaviour: if no dtype is given, transformers 5 uses that of the files and diffusers uses float32.
+#   One pipeline then holds both, and the first image raises a RuntimeError about two dtypes. If a
+#   dtype is given, all parts have it.
+# Why it matters here: most fine-tunes of Stable Diffusion are distributed in half precision.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

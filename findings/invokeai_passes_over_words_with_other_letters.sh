@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# InvokeAI finds a concept in a prompt only if its name is of ASCII letters, and says nothing.
+# InvokeAI finds a concept in a prompt only if its name is ASCII, and logs nothing otherwise.
 #
-# Versions: invokeai 6.14.2; its function alone, whose module needs all of InvokeAI.
-# Behaviour: a prompt names a concept as `<name>`, and names are looked for by a pattern of ASCII
-#   letters, digits, space and the characters . , _ and -. `<straßen-logo>` and `<logo+>` are read as
-#   text: no concept is loaded, and nothing is logged.
-# Why it matters here: words are invented, often in another language than English, and a concept's
+# Versions: invokeai 6.14.2; only this function of it, since its module needs all of InvokeAI.
+# Behaviour: a prompt names a concept as `<name>`. InvokeAI looks for names by a pattern of ASCII
+#   letters, digits, spaces and the characters . , _ and -. It reads `<straßen-logo>` and `<logo+>`
+#   as text: no concept is loaded, and nothing is logged.
+# Why it matters here: words are invented, often in languages other than English, and a concept's
 #   name is that of its file.
-# Seen on 2026-11-30: the lines at the end.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe invokeai==6.14.2 <<'PROGRAM'

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# InvokeAI refuses concepts as diffusers writes them: it takes the number of vectors for their width.
+# InvokeAI refuses concepts in diffusers' layout: it takes the number of vectors for their width.
 #
-# Versions: invokeai 6.14.2, what its model manager tells the kind of a file by, and its reader.
-# Behaviour: of a file `{word: tensor}`, the model manager looks at the first size of the tensor. Of a
-#   vector without rows, as in the oldest files, that is the width: 768 is Stable Diffusion 1. Of n
-#   vectors (n, 768), as diffusers' own training script writes them, also for one, it is n, and no
-#   model has that width. InvokeAI's reader, which is not reached, would read the file. Of
-#   `emb_params` and A1111's `string_to_param`, the model manager looks at the last size.
-# Why it matters here: diffusers' layout is the usual one of a learned concept.
-# Seen on 2026-11-30: the lines at the end.
+# Versions: invokeai 6.14.2; the part of its model manager that recognises files, and its reader.
+# Behaviour: for a file `{word: tensor}`, the model manager looks at the tensor's first dimension.
+#   In the oldest files the tensor is a single vector, so this is the width: 768 means Stable
+#   Diffusion 1. diffusers' own training script writes (n, 768), even for one vector, so it is n,
+#   and no model has that width. InvokeAI's reader would read the file, but is never reached. For
+#   `emb_params` and A1111's `string_to_param`, the model manager looks at the last dimension.
+# Why it matters here: diffusers' layout is the most common one for learned concepts.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 export INVOKEAI_ROOT=$work/root

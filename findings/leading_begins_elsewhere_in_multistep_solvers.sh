@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The same timestep_spacing and steps are other timesteps in DPM++ 2M and UniPC than in DDIM and Euler.
+# With the same timestep_spacing, DPM++ 2M and UniPC have other timesteps than DDIM and Euler.
 #
-# Versions: diffusers 0.42.1; 0.38.0 as well.
-# Behaviour: with "leading" and N steps of 1000 timesteps, DDIM, Euler and Heun take every
-#   (1000 // N)th timestep, down to 1. DPMSolverMultistepScheduler and UniPCMultistepScheduler, of
-#   the same configuration, take every (1000 // (N + 1))th and leave the last out: with 4 steps 801
-#   to 201 and not 751 to 1, with 20 steps 941 to 48 and not 951 to 1. Where N + 1 divides 1000 they
-#   are the first N of the N + 1 steps of the others. With "linspace" they leave timestep 0 out.
-# Why it matters here: who changes the sampler, and nothing else, changes the noise levels, the
-#   first one too; and another tool has these levels for one step more, or for no number of steps.
-# Seen on 2026-11-29: the lines at the end.
+# Versions: diffusers 0.42.1; also 0.38.0.
+# Behaviour: with "leading" and N steps of 1000 timesteps, DDIM, Euler and Heun take every (1000 //
+#   N)th timestep, down to 1. With the same configuration, DPMSolverMultistepScheduler and
+#   UniPCMultistepScheduler take every (1000 // (N + 1))th and omit the last: with 4 steps 801 to
+#   201 instead of 751 to 1, with 20 steps 941 to 48 instead of 951 to 1. If N + 1 divides 1000,
+#   they are the first N of the N + 1 steps of the others. With "linspace" they omit timestep 0.
+# Why it matters here: changing only the sampler changes the noise levels, including the first.
+#   Another tool has these levels with one step more, or with no number of steps.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Loading a word changes the images of prompts that do not contain it, if the seed is the global one.
+# Loading a word changes images of prompts without it, if their seed is the global one.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0; so too 0.38.0 with 4.57.6.
-# Behaviour: `load_textual_inversion` has transformers make a larger table, whose rows are drawn at
-#   random before they are overwritten: PyTorch's global generator moves on. An image that takes
-#   its noise from there, after `torch.manual_seed`, is another one if a word was loaded in
-#   between; with a word of another length it is yet another. A generator of its own avoids it.
-# Why it matters here: images with and without a concept are compared at the same seed, and a
-#   training that adds its words after seeding draws other samples for words of other lengths.
-# Seen on 2026-11-30: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0; also 0.38.0 with 4.57.6.
+# Behaviour: `load_textual_inversion` makes transformers create a larger table, whose rows are drawn
+#   at random before they are overwritten. This advances PyTorch's global generator. An image whose
+#   noise comes from this generator, after `torch.manual_seed`, changes if a word was loaded in
+#   between, and changes again with a word of another length. An image with its own generator does
+#   not change.
+# Why it matters here: images with and without a concept are compared at the same seed. A training
+#   that adds its words after seeding draws other samples for words of other lengths.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

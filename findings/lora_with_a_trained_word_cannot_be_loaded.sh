@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A LoRA that was saved together with a trained word is refused by the code that saved it.
+# diffusers saves a LoRA together with a trained word, but refuses to load the file.
 #
 # Versions: diffusers 0.42.1, peft 0.21.2, transformers 5.23.0.
-# Behaviour: peft's LoraConfig can train the rows of words besides (`trainable_token_indices`, or
-#   the whole table with `modules_to_save`). `save_lora_weights` writes them into the one file;
-#   `load_lora_weights` wants "lora" in the name of every tensor and raises.
-# Why it matters here: pivotal tuning (a word and a LoRA learned at once) makes such files, and
-#   people bring them as concepts.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: peft's LoraConfig can also train the rows of words (`trainable_token_indices`, or the
+#   whole table with `modules_to_save`). `save_lora_weights` writes them into the same file;
+#   `load_lora_weights` requires "lora" in the name of every tensor and raises.
+# Why it matters here: pivotal tuning (learning a word and a LoRA together) produces such files, and
+#   users bring them as concepts.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe peft==0.21.2 <<'PROGRAM'

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A single file of Stable Diffusion XL that says it predicts v is sampled as if it predicted noise.
+# A single Stable Diffusion XL file marked as predicting v is sampled as if it predicted noise.
 #
-# Versions: diffusers 0.42.1; 0.38.0 as well.
-# Behaviour: such files hold two empty tensors, `v_pred` and `ztsnr`, by which ComfyUI goes, and may
-#   say `v` in ModelSpec's `modelspec.prediction_type`. `from_single_file` reads neither: the
-#   scheduler is that of the family's configuration, which says "epsilon" and no zero SNR, and
-#   nothing is logged.
-# Why it matters here: v is then taken for noise at every step of an image, and in a training.
-# Seen on 2026-11-30: the lines at the end. (The parts with weights are handed over, as the scheduler
-#   does not depend on them.)
+# Versions: diffusers 0.42.1; also 0.38.0.
+# Behaviour: such files hold two empty tensors, `v_pred` and `ztsnr`, which ComfyUI reads, and may
+#   have `v` as ModelSpec's `modelspec.prediction_type`. `from_single_file` reads neither: the
+#   scheduler has the configuration of the family, with "epsilon" and without zero SNR, and nothing
+#   is logged.
+# Why it matters here: v is then mistaken for noise at every step of an image, and in training.
+# Observed on 2026-11-30; the output is at the end. (The script passes the parts with weights,
+#   since the scheduler does not depend on them.)
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

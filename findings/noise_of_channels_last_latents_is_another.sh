@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The same seed draws other noise for latents in channels-last memory than for contiguous ones.
+# The same seed draws different noise for channels-last latents than for contiguous ones.
 #
 # Versions: torch 2.13.0 on the CPU, diffusers 0.42.1.
-# Behaviour: `torch.randn_like` keeps the memory layout of its argument and fills it in the order of
-#   memory, by another method than a contiguous tensor. Two latents that are equal get noise that
-#   has nothing in common if one of them lies in channels-last memory, as those of a VAE in
-#   channels-last memory do. `torch.randn(latents.shape)` is the same for both.
-# Why it matters here: channels-last is a usual switch for speed, and `torch.randn_like(latents)` the
-#   usual noise of a training script. With the switch, a seed trains on other samples.
-# Seen on 2026-11-30: the lines at the end.
+# Behaviour: `torch.randn_like` keeps the memory format of its argument and fills it in memory
+#   order, by another method than for a contiguous tensor. If one of two equal latents is
+#   channels-last, as the latents of a channels-last VAE are, their noise has nothing in common.
+#   `torch.randn(latents.shape)` is the same for both.
+# Why it matters here: channels-last is a common way to gain speed, and training scripts usually
+#   draw noise with `torch.randn_like(latents)`. With channels-last, a seed then trains on different
+#   samples.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

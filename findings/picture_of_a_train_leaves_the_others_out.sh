@@ -2,14 +2,14 @@
 # A folder with one picture called on_a_train.png is a dataset of that picture alone.
 #
 # Versions: datasets 5.2.0, its builder "imagefolder".
-# Behaviour: the words train, training, test, testing, val, valid, validation, dev, eval and
-#   evaluation in a file's name name a split, if no letter touches them. As soon as one file has such
-#   a word, files without one belong to no split: they are left out, and nothing is logged. A
-#   metadata.jsonl that lists them does not bring them back; without such words, files that it
-#   does not list are left out.
+# Behaviour: if one of the words train, training, test, testing, val, valid, validation, dev, eval
+#   and evaluation is in a file's name, with no letter next to it, it names a split. As soon as one
+#   file has such a word, files without one belong to no split: they are left out, and nothing is
+#   logged. A metadata.jsonl that lists them does not bring them back. If no file has such a word,
+#   files that metadata.jsonl does not list are left out.
 # Why it matters here: file names that describe the scene (on_a_train.jpg, a_test_print.jpg) are
 #   captions, and diffusers' example scripts read training pictures with this builder.
-# Seen on 2026-11-30: the lines at the end.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 export HF_DATASETS_CACHE=$work/cache

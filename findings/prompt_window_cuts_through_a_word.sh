@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# A word at the end of the window of 77 tokens keeps some of its vectors and loses the others.
+# A word at the end of the 77-token window keeps some of its vectors and loses the others.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0; so too 0.38.0 with 4.57.6.
-# Behaviour: a word of n vectors is n tokens, and the prompt is cut at the 77th wherever that
-#   falls. The log line that diffusers prints names the lost part as text ("word_2word_3"), which
-#   is no word of the user's prompt.
-# Why it matters here: half a concept is something else, and a long prompt is what asks for it.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0; also 0.38.0 with 4.57.6.
+# Behaviour: a word of n vectors is n tokens, and the prompt is cut at 77 tokens, even inside a
+#   word. diffusers logs the lost part as text ("word_2word_3"), which does not occur in
+#   the user's prompt.
+# Why it matters here: part of a concept's vectors is a different concept, and long prompts are
+#   common.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Going to the first frame of a PSD file, as of any other image, raises in Pillow.
+# In Pillow, seeking to the first frame of a PSD file raises, unlike in any other format.
 #
 # Versions: pillow 12.3.0.
-# Behaviour: `Image.seek` counts the frames of every format from 0; a PSD file's from 1. `seek(0)`, by
-#   which a program makes sure of the first frame, raises EOFError, and `tell()` of a file that was
-#   just opened is 1.
-# Why it matters here: whoever takes the first frame of what people bring refuses every PSD file.
-# Seen on 2026-11-29: the lines at the end.
+# Behaviour: `Image.seek` counts frames from 0 in every other format, but from 1 in a PSD file.
+#   `seek(0)`, with which programs make sure that they read the first frame, raises EOFError, and
+#   `tell()` of a newly opened file is 1.
+# Why it matters here: a program that takes the first frame of each picture it is given refuses
+#   every PSD file.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Saving the same tensors and metadata again as safetensors makes another file.
+# Saving the same tensors and metadata twice with safetensors makes two different files.
 #
 # Versions: safetensors 0.8.0.
-# Behaviour: tensors are written in a fixed order, the entries of the metadata in a random one, which
-#   changes from call to call. The files differ in their bytes and so in their SHA-256. Without
-#   metadata, or with a single entry, they are equal.
-# Why it matters here: A1111 and others identify a file by its SHA-256, and write it into images. A
-#   concept that is exported once more is unknown to the images made with it.
-# Seen on 2026-11-30: the lines at the end.
+# Behaviour: tensors are written in a fixed order, but the entries of the metadata in a random
+#   order, which changes from call to call. So the files differ in their bytes and in their SHA-256.
+#   Without metadata, or with a single entry, they are equal.
+# Why it matters here: A1111 and others identify a file by its SHA-256, and write it into images. If
+#   a concept is exported again, the images made with it no longer match the file.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The same change of sampler gives other timesteps after a pipeline was saved and loaded.
 #
-# Versions: diffusers 0.42.1; 0.38.0 as well.
-# Behaviour: `from_config(pipe.scheduler.config)` passes on what a configuration sets, not what was
-#   a default of its class: DDIM made from an Euler without `timestep_spacing` has its own default,
-#   "leading". `save_pretrained` writes defaults and settings alike, so DDIM made from the loaded
-#   Euler has "linspace". It is the same the other way round: Euler has "linspace" from Stable
-#   Diffusion 1.x's own PNDM, whose file names no spacing, and "leading" from a saved copy of it.
-# Why it matters here: fine-tunes and merges are saved by diffusers. One sampler, seed and prompt
-#   give other noise levels on a copy of a model than on the model.
-# Seen on 2026-11-30: the lines at the end.
+# Versions: diffusers 0.42.1; also 0.38.0.
+# Behaviour: `from_config(pipe.scheduler.config)` passes on the values that a configuration sets,
+#   but not the defaults of its class: DDIM made from an Euler without `timestep_spacing` has DDIM's
+#   default, "leading". `save_pretrained` writes defaults and settings alike, so DDIM made from the
+#   reloaded Euler has "linspace". The opposite happens, too: Euler made from Stable Diffusion 1.x's
+#   own PNDM, whose file names no spacing, has "linspace"; from a saved copy of it, Euler has
+#   "leading".
+# Why it matters here: diffusers saves fine-tunes and merges this way. With the same sampler, seed
+#   and prompt, a copy of a model has other noise levels than the model.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'
@@ -32,7 +33,7 @@ def show(name, own, other):
     print(f"{name}, {other} from it: {made.config.timestep_spacing}, {first}")
 
 
-# As the hub has it for Stable Diffusion 1.x.
+# The hub's file for Stable Diffusion 1.x.
 Path("hub").mkdir()
 config = {"_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "clip_sample": False}
 config |= NOISE | {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}

@@ -2,11 +2,11 @@
 # Seeds that differ by 2^32 make the same image: PyTorch's CPU generator drops the upper half.
 #
 # Versions: torch 2.13.0 on the CPU, diffusers 0.42.1.
-# Behaviour: `torch.Generator().manual_seed` takes 64 bits and gives all of them back by
-#   `initial_seed()`, but the numbers depend on the lower 32 alone; -1 is 4294967295.
-# Why it matters here: ComfyUI draws seeds of up to 64 bits. Programs that make a seed of several
-#   numbers, such as `seed + (image << 32)`, get the same noise for all images.
-# Seen on 2026-11-30: the lines at the end.
+# Behaviour: `torch.Generator().manual_seed` accepts 64 bits and `initial_seed()` returns all of
+#   them, but the numbers drawn depend only on the lower 32; -1 is the same as 4294967295.
+# Why it matters here: ComfyUI draws seeds of up to 64 bits. Programs that combine several numbers
+#   into a seed, such as `seed + (image << 32)`, get the same noise for all images.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

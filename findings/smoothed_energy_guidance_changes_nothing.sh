@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Smoothed energy guidance costs a third pass of the UNet in each step but one and changes nothing.
+# Smoothed energy guidance costs a third UNet pass in each step but one and changes nothing.
 #
 # Versions: diffusers 0.42.1, in Stable Diffusion XL's modular pipeline.
-# Behaviour: the guider puts its blurring into the UNet when it has counted three passes of a step,
-#   and does not count them. The third pass is the first one again, so that their difference, which
-#   the scale multiplies, is zero. Perturbed attention guidance, built the same way, counts and
-#   works.
-# Why it matters here: comparing kinds of guidance on a concept, this one comes out as plain
-#   guidance at 1.4 times its cost.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: the guider adds its blurring to the UNet once it has counted three passes of a step,
+#   but it does not count passes. So the third pass repeats the first, and their difference, which
+#   the scale multiplies, is zero. Perturbed attention guidance, built in the same way, counts its
+#   passes and works.
+# Why it matters here: in a comparison of kinds of guidance on a concept, this one gives the result
+#   of plain guidance at 1.4 times its cost.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

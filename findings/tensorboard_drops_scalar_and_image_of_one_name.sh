@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# TensorBoard shows neither of a scalar and an image that have one name and one step.
+# TensorBoard shows neither a scalar nor an image if both have the same name and step.
 #
 # Versions: tensorboard 2.21.0 with tensorboard-data-server 0.7.2 (its default loader), written by
 #   torch 2.13.0's SummaryWriter.
-# Behaviour: a run's data are kept by name, whatever their kind. Written at the same steps, scalar
-#   and image push each other out and the page lists neither. At other steps the first kind is
-#   listed and the second is lost. Nothing is said, on the page or by the server.
+# Behaviour: a run's data are stored by name, whatever their kind. If scalar and image have the same
+#   steps, they displace each other and the page lists neither. If they have different steps, the
+#   first kind is listed and the second is lost. Neither the page nor the server reports it.
 # Why it matters here: a metric and the samples of a concept are both named after the concept.
-# Seen on 2026-11-28: the lines at the end.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe tensorboard==2.21.0 tensorboard-data-server==0.7.2 absl-py==2.5.1 grpcio==1.85.3 \
@@ -21,7 +21,7 @@ import numpy as np
 from tensorboard import program
 from torch.utils.tensorboard import SummaryWriter
 
-RUNS = {  # the names of a scalar and an image, and by how much the image's step is later
+RUNS = {  # the names of a scalar and an image, and the offset of the image's steps
     "two names": ("det-logo", "det-logo image", 0),
     "one name, one step": ("det-logo", "det-logo", 0),
     "one name, other steps": ("det-logo", "det-logo", 10),

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A text encoder that transformers 5 saved is loaded with random weights by transformers 4.
+# transformers 4 loads a text encoder saved by transformers 5 with random weights.
 #
 # Versions: saved by transformers 5.23.0, read by 4.57.6.
-# Behaviour: transformers 5 writes the tensors of CLIPTextModel without the prefix "text_model."
-#   that transformers 4 looks for. Version 4 finds none of them, logs a warning, initializes all 36
-#   anew and returns a model: another one at every load. CLIPTextModelWithProjection (the second
-#   encoder of Stable Diffusion XL) keeps the prefix and is read as it is.
-# Why it matters here: Determined's default image has transformers 4, and a base model saved on a
-#   laptop with transformers 5 would be fine-tuned there against noise.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: transformers 5 writes the tensors of CLIPTextModel without the prefix "text_model.",
+#   which transformers 4 expects. Version 4 finds none of them, logs a warning, initializes all 36
+#   at random and returns a model, a different one at every load. CLIPTextModelWithProjection (the
+#   second encoder of Stable Diffusion XL) keeps the prefix and is read correctly.
+# Why it matters here: Determined's default image has transformers 4. A base model saved on a laptop
+#   with transformers 5 would be fine-tuned there with a random text encoder.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

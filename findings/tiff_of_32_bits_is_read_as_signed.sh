@@ -2,12 +2,12 @@
 # Pillow reads an unsigned 32-bit TIFF file as signed: white is -1.
 #
 # Versions: pillow 12.3.0 (numpy 2.4.6).
-# Behaviour: a grey TIFF file of 32 bits whose SampleFormat says unsigned opens in mode "I", which is
-#   signed: numbers above 2^31 - 1 become negative. Converting to "L" clips: a quarter is
-#   white already, and half and all of it are black. Nothing is raised or logged.
-# Why it matters here: microscopes and renderers write such files; scaled by their largest number they
-#   would train as something else.
-# Seen on 2026-11-29: the lines at the end.
+# Behaviour: a grey 32-bit TIFF file whose SampleFormat is unsigned opens in mode "I", which is
+#   signed: numbers above 2^31 - 1 become negative. Converting to "L" clips: a quarter of the range
+#   is already white, and half of it and all of it are black. Nothing is raised or logged.
+# Why it matters here: microscopes and renderers write such files. Scaled by their largest number,
+#   they would train as different pictures.
+# Observed on 2026-11-29; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 values = (0, 2**30, 2**31, 2**32 - 1)
-tags = {  # width, height, bits, compression, ground, offset, samples, rows, bytes, format
+tags = {  # width, height, bits, compression, photometric, offset, samples, rows, bytes, format
     256: (3, len(values)), 257: (3, 1), 258: (3, 32), 259: (3, 1), 262: (3, 1), 273: (4, 8),
     277: (3, 1), 278: (3, 1), 279: (4, 4 * len(values)), 339: (3, 1),
 }

@@ -1,4 +1,4 @@
-"""Tiny random models in diffusers' own formats, made on the spot: 32-pixel images, no downloads."""
+"""Tiny random models in diffusers' own formats, built in memory: 32-pixel images, no downloads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """Write a byte-level vocabulary in CLIP's files, where each letter is a token, and read it."""
+    """Write a byte-level vocabulary as CLIP's files, with a token for each letter, and load it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -79,7 +79,7 @@ def unet(**options) -> UNet2DConditionModel:
 
 
 def pipeline(folder: str | Path = "words", layers: int = 2) -> StableDiffusionPipeline:
-    """A Stable Diffusion 1.x, text width 16."""
+    """Return a Stable Diffusion 1.x pipeline: text width 16."""
     torch.manual_seed(0)
     tokens = tokenizer(folder)
     pipe = StableDiffusionPipeline(
@@ -97,7 +97,7 @@ def pipeline(folder: str | Path = "words", layers: int = 2) -> StableDiffusionPi
 
 
 def pipeline_xl(folder: str | Path = "words", **options) -> StableDiffusionXLPipeline:
-    """A Stable Diffusion XL: text widths 16 and 24, pooled states of width 20."""
+    """Return a Stable Diffusion XL pipeline: text widths 16 and 24, pooled states of width 20."""
     torch.manual_seed(0)
     tokens, tokens_2 = tokenizer(folder), tokenizer(folder)
     pipe = StableDiffusionXLPipeline(

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A tokenizer whose vocabulary is missing loads with two entries, and reads every prompt as one.
+# A tokenizer without its vocabulary loads with two entries, and reads every prompt alike.
 #
 # Versions: transformers 5.23.0, diffusers 0.42.1. transformers 4.57.6 raises.
-# Behaviour: of a tokenizer's folder that holds only tokenizer_config.json (a copy or a download
-#   that broke off), CLIPTokenizer.from_pretrained makes a tokenizer of the start and the end
-#   token. Everything else is the unknown token, which is the end token: all prompts of one length
-#   are the same. A pipeline around it loads and makes images. Nothing is raised or logged.
-# Why it matters here: the first new word would get id 2 or 3, which is some letter's.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: if a tokenizer's folder holds only tokenizer_config.json (after an interrupted copy or
+#   download), CLIPTokenizer.from_pretrained makes a tokenizer of the start and the end token.
+#   Everything else is the unknown token, which is the end token: all prompts of one length are the
+#   same. A pipeline with it loads and makes images. Nothing is raised or logged.
+# Why it matters here: the first new word would get id 2 or 3, which belongs to a letter.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # torchmetrics' CLIPScore raises with transformers 5.
 #
-# Versions: torchmetrics 1.9.0 (lightning-utilities 0.15.3) with transformers 5.23.0. With 4.57.6
-#   it gives a score.
-# Behaviour: `get_image_features` and `get_text_features` of transformers 5 return an output object
-#   and not a tensor; CLIPScore calls `.norm` on it: AttributeError.
-# Why it matters here: CLIP scores of samples are how concepts are compared with other tools'.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: torchmetrics 1.9.0 (lightning-utilities 0.15.3) with transformers 5.23.0. With 4.57.6 it
+#   returns a score.
+# Behaviour: in transformers 5, `get_image_features` and `get_text_features` return an output object
+#   instead of a tensor. CLIPScore calls `.norm` on it, which raises an AttributeError.
+# Why it matters here: concepts are compared with those of other tools by the CLIP scores of their
+#   samples.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe torchmetrics==1.9.0 lightning-utilities==0.15.3 <<'PROGRAM'

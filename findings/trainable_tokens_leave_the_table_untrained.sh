@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Under peft's trainable tokens `get_input_embeddings().weight` holds the rows before training.
+# With peft's trainable tokens, `get_input_embeddings().weight` has the rows from before training.
 #
 # Versions: peft 0.21.2, transformers 5.23.0.
-# Behaviour: the trained rows lie in a parameter beside the table, `trainable_tokens_delta`, which
-#   holds whole rows (not what is added to them). The forward pass uses them; `weight`, where every
-#   script of Textual Inversion looks for what it learned, stays as it was. Saving the weight's row
-#   saves the initial phrase. The adapter's files hold the ids, and not the word.
-# Why it matters here: a concept file written so is well-formed and holds nothing that was learned;
-#   and an adapter brought as a concept needs a name.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: the trained rows are in a separate parameter, `trainable_tokens_delta`, which holds
+#   whole rows and not differences. The forward pass uses them, but `weight`, from which every
+#   script of Textual Inversion takes the learned rows, does not change. Saving the row of `weight`
+#   saves the initial phrase. The adapter's files hold the ids, but not the word.
+# Why it matters here: a concept file written in this way is well-formed but holds nothing that was
+#   learned, and an adapter brought as a concept needs a name.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe peft==0.21.2 <<'PROGRAM'

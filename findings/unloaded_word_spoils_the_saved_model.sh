@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # A pipeline that is saved after a word was unloaded cannot be loaded again.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0; so too 0.38.0 with 4.57.6.
-# Behaviour: `load_textual_inversion` raises the text encoder's `vocab_size` by the word's vectors.
-#   `unload_textual_inversion` takes the rows out of the table and leaves `vocab_size` as it was, and
-#   `save_pretrained` writes both. Loading the folder raises a RuntimeError about sizes that do not
-#   match. Saved with the word in it, the folder loads.
-# Why it matters here: trying a word, taking it away and saving the pipeline, with another sampler
-#   or in half precision, writes a base model that nothing can load.
-# Seen on 2026-11-30: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0; also 0.38.0 with 4.57.6.
+# Behaviour: `load_textual_inversion` increases the text encoder's `vocab_size` by the number of the
+#   word's vectors. `unload_textual_inversion` removes the rows from the table but leaves
+#   `vocab_size` as it is, and `save_pretrained` writes both. Loading the folder raises a
+#   RuntimeError about mismatched sizes. Saved with the word in it, the folder loads.
+# Why it matters here: if you try a word, unload it and save the pipeline (with another sampler or
+#   in half precision, for example), the saved base model cannot be loaded.
+# Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

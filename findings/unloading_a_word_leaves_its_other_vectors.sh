@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Unloading a word by its name takes away its first vector, and the word cannot be loaded again.
+# Unloading a word by name removes only its first vector, and the word cannot be loaded again.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0; so too 0.38.0 with 4.57.6.
-# Behaviour: `unload_textual_inversion("det-logo")` removes the one token of that name. The tokens
-#   det-logo_1 and det-logo_2 stay in the tokenizer, and their rows in the text encoder. Loading
-#   the word once more raises a ValueError about them. Without a name everything is unloaded.
-# Why it matters here: comparing checkpoints of one concept is a load and an unload for each.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0; also 0.38.0 with 4.57.6.
+# Behaviour: `unload_textual_inversion("det-logo")` removes only the token of that name. The tokens
+#   det-logo_1 and det-logo_2 stay in the tokenizer, and their rows in the text encoder. Loading the
+#   word again raises a ValueError about them. Without a name, everything is unloaded.
+# Why it matters here: to compare checkpoints of one concept, you load and unload each.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

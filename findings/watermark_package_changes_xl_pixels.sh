@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Once invisible-watermark is installed, Stable Diffusion XL's pipeline changes the pixels it makes.
+# Installing invisible-watermark changes the pixels of Stable Diffusion XL's pipeline.
 #
-# Versions: diffusers 0.42.1, invisible-watermark 0.2.0 (opencv-python-headless 5.0.0.93,
-#   PyWavelets 1.9.0).
-# Behaviour: `add_watermarker` is None by default, which stands for "if the package is there".
-#   Images of 256 pixels or more then carry a watermark; no log line says so. One seed gives other
-#   pixels on two machines that differ in a package that nobody imported.
+# Versions: diffusers 0.42.1, invisible-watermark 0.2.0 (opencv-python-headless 5.0.0.93, PyWavelets
+#   1.9.0).
+# Behaviour: `add_watermarker` is None by default, which means "if the package is installed". Images
+#   of 256 pixels or more then carry a watermark, which no log line reports. With the same seed, two
+#   machines make different pixels if only one has a package that nobody imported.
 # Why it matters here: pixels are a function of the job (prompt, seed, settings, model, concepts).
-# Seen on 2026-11-28: the lines at the end.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe invisible-watermark==0.2.0 opencv-python-headless==5.0.0.93 PyWavelets==1.9.0 <<'PROGRAM'

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Of two words, one of which begins the other, diffusers spoils the longer one in the same prompt.
+# If one word begins another, diffusers breaks the longer one in the same prompt.
 #
 # Versions: diffusers 0.42.1 with transformers 5.23.0; the replacement also in 0.38.0 with 4.57.6.
-# Behaviour: the vectors of a word are put in by plain text replacement, wherever its letters
-#   stand. "det-logo" is replaced inside "det-logo-demo", none of whose own vectors is used then;
-#   "cat" is replaced inside "category". The words of a prompt are replaced in the order of a
-#   Python set, which differs from process to process: so do the tokens, and with them the image of
-#   one seed. Nothing is raised or logged.
-# Why it matters here: the names of a series (det-logo, det-logo-demo) are what people choose.
-# Seen on 2026-11-28: the lines at the end.
+# Behaviour: diffusers replaces the text of a word with its tokens wherever it occurs. "det-logo" is
+#   replaced inside "det-logo-demo", none of whose own vectors is used then; "cat" is replaced
+#   inside "category". The words of a prompt are replaced in the order of a Python set, which
+#   differs between processes. So do the tokens, and the image of a given seed. Nothing is raised or
+#   logged.
+# Why it matters here: people often name a series this way (det-logo, det-logo-demo).
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Of a concept for Stable Diffusion XL, one call of diffusers loads the rows of the first encoder.
+# One diffusers call loads only the first encoder's rows of a Stable Diffusion XL concept.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0; so too 0.38.0 with 4.57.6.
-# Behaviour: of the two files that diffusers' own training script writes
-#   (learned_embeds.safetensors and learned_embeds_2.safetensors), `load_textual_inversion(folder)`
-#   takes the first. The second tokenizer goes on to spell the word in pieces; nothing is raised or
-#   logged. One file with both (clip_l and clip_g) raises. What works is two calls, the second with
-#   `text_encoder=` and `tokenizer=` of the second side.
-# Why it matters here: the second encoder has the larger part of the text states, and the pooled
-#   ones.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0; also 0.38.0 with 4.57.6.
+# Behaviour: diffusers' own training script writes two files (learned_embeds.safetensors and
+#   learned_embeds_2.safetensors), of which `load_textual_inversion(folder)` loads the first. The
+#   second tokenizer still splits the word into pieces; nothing is raised or logged. One file with
+#   both (clip_l and clip_g) raises. Two calls work, the second with `text_encoder=` and
+#   `tokenizer=` of the second encoder.
+# Why it matters here: the second encoder supplies the larger part of the text states, and the
+#   pooled state.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Stable Diffusion XL pools a prompt at the added word and not at its end.
+# Stable Diffusion XL pools a prompt at the added word instead of at its end.
 #
-# Versions: diffusers 0.42.1 with transformers 5.23.0; so too 0.38.0 with 4.57.6.
-# Behaviour: an encoder whose configuration says `eos_token_id: 2`, as those of Stable Diffusion XL
-#   do, is pooled at the largest token id, which was that of the end. The ids of added words are
-#   larger. The pooled states then know only what stands before the word: two prompts that differ
-#   behind it have the same ones. Nothing is raised or logged. With the tokenizer's id in the
-#   configuration the end is found.
-# Why it matters here: the UNet of Stable Diffusion XL is told the pooled states of every prompt,
-#   in training too.
-# Seen on 2026-11-28: the lines at the end.
+# Versions: diffusers 0.42.1 with transformers 5.23.0; also 0.38.0 with 4.57.6.
+# Behaviour: an encoder whose configuration has `eos_token_id: 2`, as those of Stable Diffusion XL
+#   do, pools at the largest token id, which without added words is that of the end token. The ids
+#   of added words are larger. The pooled state then depends only on the text before the word: two
+#   prompts that differ after it have the same pooled state. Nothing is raised or logged. With the
+#   tokenizer's id in the configuration, the end is found.
+# Why it matters here: the UNet of Stable Diffusion XL receives the pooled state of every prompt, in
+#   training too.
+# Observed on 2026-11-28; the output is at the end.
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A model trained down to pure noise is sampled at other noise levels by Heun, PNDM, LMS and others.
+# Heun, PNDM, LMS and others sample a zero-SNR model at the wrong noise levels.
 #
-# Versions: diffusers 0.42.1; 0.38.0 as well.
-# Behaviour: `rescale_betas_zero_snr` in a scheduler's configuration says that the model's last
-#   timestep is pure noise. DDIM, Euler, DPM++ 2M, UniPC and LCM change their noise levels by it.
+# Versions: diffusers 0.42.1; also 0.38.0.
+# Behaviour: `rescale_betas_zero_snr` in a scheduler's configuration means that the model's last
+#   timestep is pure noise. DDIM, Euler, DPM++ 2M, UniPC and LCM adjust their noise levels to it.
 #   Heun, PNDM, LMS, DEIS and KDPM2 made from the same configuration do not know the key: they keep
 #   it in their configuration, log nothing, and have the levels of a model trained without it, at
-#   each timestep. A perfect model, which predicts v exactly, then leaves noise on its picture with
-#   Heun and DEIS, and none with those that know the key.
+#   every timestep. With Heun and DEIS, a perfect model, which predicts v exactly, leaves noise on
+#   its picture; with the samplers that know the key, it leaves none.
 # Why it matters here: `ztsnr` files of Stable Diffusion XL and several fine-tunes of 2.x are such
-#   models, and changing the sampler is one setting.
-# Seen on 2026-11-30: the lines at the end. (LMS needs scipy; it leaves noise, too.)
+#   models, and one setting changes the sampler.
+# Observed on 2026-11-30; the output is at the end. (LMS needs scipy; it leaves noise, too.)
 source "$(dirname "$0")/common.sh"
 
 observe <<'PROGRAM'
