@@ -5,7 +5,7 @@
 #   0.38.0) all vectors are used.
 # Behaviour: transformers 5 returns an added token in lower case ("detlogo"). diffusers looks it up
 #   among the added tokens under its original spelling ("DetLogo"), does not find it, and leaves the
-#   prompt unchanged: one token of three is used. Nothing is raised or logged. A word with one
+#   prompt unchanged: one token of the three. Nothing is raised or logged. A word with one
 #   vector, or in lower case, keeps all its vectors.
 # Why it matters here: detsd's words may have capitals, and diffusers and the tools built on it
 #   (such as compel) read its exports. A concept of four vectors shrinks to one.

@@ -8,7 +8,7 @@
 #   reloaded Euler has "linspace". The opposite happens, too: Euler made from Stable Diffusion 1.x's
 #   own PNDM, whose file names no spacing, has "linspace"; from a saved copy of it, Euler has
 #   "leading".
-# Why it matters here: diffusers saves fine-tunes and merges this way. With the same sampler, seed
+# Why it matters here: fine-tunes and merges are saved with diffusers. With the same sampler, seed
 #   and prompt, a copy of a model has other noise levels than the model.
 # Observed on 2026-11-30; the output is at the end.
 source "$(dirname "$0")/common.sh"

@@ -1,4 +1,4 @@
-"""Tiny random models in diffusers' own formats, built in memory: 32-pixel images, no downloads."""
+"""Tiny random models in diffusers' own formats, made on demand: 32-pixel images, no downloads."""
 
 from __future__ import annotations
 
