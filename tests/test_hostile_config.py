@@ -5,6 +5,7 @@ import pytest
 from detsd.config import FinetuneConfig, GenerateConfig, load_config
 from detsd.config.schema import repeated
 from detsd.config.yaml_text import MAX_VALUES, parse_yaml
+from detsd.generate import shards
 from detsd.generate.preflight import check_generate
 from detsd.runs import download
 from detsd.train.preflight import check_finetune
@@ -146,9 +147,20 @@ def test_a_uuid_becomes_no_path_outside_the_cache(tmp_path, monkeypatch):
     for uuid in ("", ".", "..", "../..", "a/b", "/etc", "a\0b", "x" * 300):
         with pytest.raises(UserError, match="not a checkpoint uuid"):
             download.cached_checkpoint(uuid)
-        with pytest.raises(UserError, match="not a checkpoint uuid"):
-            download.download(uuid, tmp_path / "to")
-    assert not (tmp_path / "to").exists()
+
+
+def test_a_checkpoint_names_no_path_as_that_of_the_other_images(tmp_path, monkeypatch):
+    asked = []
+
+    def download_one(uuid, to):
+        asked.append(uuid)
+        to.mkdir()
+        (to / "metadata.json").write_text('{"shards": ["../../elsewhere"]}')
+
+    monkeypatch.setattr(shards, "download", download_one)
+    with pytest.raises(UserError, match="damaged .'../../elsewhere' is not a checkpoint uuid"):
+        shards.download_grid("given", tmp_path / "to" / "grid")
+    assert asked == ["given"]
 
 
 def test_a_word_of_thousands_of_letters_is_wrapped_in_their_time():

@@ -33,7 +33,7 @@ from detsd.runs.folder import IMAGES, MANIFEST, METADATA, SHEETS, read_metadata
 from detsd.runs.run import Run, pack, unpack
 from detsd.utils import png
 from detsd.utils.errors import UserError
-from detsd.utils.paths import atomic_write
+from detsd.utils.paths import atomic_write, uuid_problem
 
 logger = logging.getLogger("detsd")
 
@@ -294,7 +294,9 @@ def download_grid(uuid: str, folder: Path) -> int:
         return metadata
 
     metadata = fetch(uuid)
-    for other in metadata.get("shards", []):
+    for other in map(str, metadata.get("shards", [])):
+        if problem := uuid_problem(other):  # the command line checked the first
+            raise UserError(f"checkpoint {uuid} is damaged ({problem}); download another one")
         fetch(other)
     if metadata.get("kind") == "generate":
         (folder / METADATA).unlink()

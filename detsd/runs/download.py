@@ -35,9 +35,7 @@ def cached_checkpoint(uuid: str) -> Path:
 
 
 def download(uuid: str, to: Path) -> None:
-    """Download a Determined checkpoint into an empty folder."""
-    if problem := uuid_problem(uuid):
-        raise UserError(problem)
+    """Download a Determined checkpoint, whose uuid was checked, into an empty folder."""
     what = f"checkpoint {uuid}"
     try:
         with asking_master(what, f"{what} is unknown to the master; check the uuid"):
