@@ -211,10 +211,10 @@ def test_what_buckets_say_before_training(model, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     TrainingData(concepts(tmp_path), model, 1, 2)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 1 of 5 pictures are smaller than the bucket to train on and are enlarged "
+        f"{tmp_path}: 1 of 5 pictures is smaller than the bucket to train on and is enlarged "
         "(4.png is 20 x 30)",
-        f"{tmp_path}: 1 of 5 pictures lose more than half in the crop; crop them to what they "
-        "should teach, or set concepts.center_crop to false (3.png keeps 40%)",
+        f"{tmp_path}: 1 of 5 pictures loses more than half in the crop; crop by hand to what "
+        "is to be learned, or set concepts.center_crop to false (3.png keeps 40%)",
     ]
 
 

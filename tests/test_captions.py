@@ -220,19 +220,38 @@ def test_what_is_odd_about_a_folder_is_said_in_a_line_each(model, folder, caplog
         f"{folder}: only 7 of 8 pictures are different (p1.png is a copy of copy_of_p1.png); "
         "copies are used for training or for validation, but not for both",
         f"{folder}: captions for 2 of 8 pictures",
-        f"{folder}: 1 of 8 pictures have several frames or pages, of which only the first is used "
+        f"{folder}: 1 of 8 pictures has several frames or pages, of which only the first is used "
         "(a.gif)",
-        f"{folder}: 1 of 8 pictures are smaller than the 32 x 32 to train on and are enlarged "
+        f"{folder}: 1 of 8 pictures is smaller than the 32 x 32 to train on and is enlarged "
         "(IMG_0001.png is 20 x 30)",
         f"{folder}: 2 of 8 pictures lose more than half in the crop; set concepts.img_aspect to "
-        "buckets or to their shape, or concepts.center_crop to false (wide.png keeps 40%)",
+        "buckets or to the shape of most, or concepts.center_crop to false (wide.png keeps 40%)",
         f"{folder}: 2 of 8 pictures are named after a camera, a date or a hash, which is not "
-        "appended to the prompt; rename them, or set concepts.append_file_name_to_text to false "
-        "(IMG_0001.png)",
+        "appended to the prompt; rename such files, or set concepts.append_file_name_to_text to "
+        "false (IMG_0001.png)",
     ]
     caplog.clear()
     TrainingData(concepts(folder, center_crop=False), model, 1, 2)
     assert not any("crop" in text for text in messages(caplog))
+
+
+def test_a_folder_of_one_picture_and_its_copy(model, tmp_path, caplog):
+    Image.new("RGB", (20, 30), (1, 2, 3)).save(tmp_path / "a.png")
+    config = concepts(tmp_path, use_caption_files=True)
+    caplog.set_level(logging.INFO)
+    TrainingData(config, model, 1, 2)
+    assert messages(caplog) == [
+        f"{tmp_path}: captions for 0 of 1 picture",
+        f"{tmp_path}: 1 of 1 picture is smaller than the 32 x 32 to train on and is enlarged "
+        "(a.png is 20 x 30)",
+    ]
+    caplog.clear()
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    TrainingData(config, model, 1, 2)
+    assert messages(caplog)[0] == (
+        f"{tmp_path}: the 2 pictures are identical (b.png is a copy of a.png); copies are used for "
+        "training or for validation, but not for both"
+    )
 
 
 def test_nothing_is_said_of_an_ordinary_folder(model, photos, caplog):

@@ -42,6 +42,7 @@ from detsd.train import step as train_step
 from detsd.train.step import TrainStep, learning_rate, wants_compiler
 from detsd.train.trainer import Trainer
 from detsd.train.validation import Validation
+from detsd.utils.progress import say
 
 
 def rows_of(folder, step):
@@ -693,6 +694,29 @@ def test_a_reader_that_goes_stops_a_run_and_loses_nothing(experiment, tmp_path):
         assert run.said == [""]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_of_results_that_goes_leaves_the_errors(tmp_path, both):
+    """`detsd finetune ... | head` shows an error that comes later; `2>&1 | head` stops quietly."""
+
+    def stop(*_):
+        say("a warning", sys.stderr)
+        os._exit(0)
+
+    def lose_the_reader():
+        reader, writer = os.pipe()
+        for number in (1, 2)[: 1 + both]:
+            os.dup2(writer, number)
+        os.close(reader)
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
+        signal.signal(signal.SIGTERM, stop)
+        say("a line")
+
+    with Forked(tmp_path, lose_the_reader) as run:
+        assert run.end() == [0], run.said
+        assert run.said == ["" if both else "a warning\n"]
+
+
 def test_a_stop_between_reports_changes_nothing(experiment, tmp_path, monkeypatch):
     """Stopped after step 3 of a report every 2: the means of the next report are whole."""
     path = experiment()
@@ -1077,7 +1101,7 @@ def test_what_prompts_of_other_programs_have_is_told_once(experiment, tmp_path, 
     for part in (
         "has <lora:x0:0.8> (a LoRA", "has {b|c0} (a choice", "has weights, which are ignored",
         "has AND (two prompts", "the prompt '__bad__' has __bad__ (a wildcard",
-        "num_inference_steps: 1 gives noise with the ddim sampler",
+        "inference.num_inference_steps: 1 gives noise with the ddim sampler",
     ):  # fmt: skip
         assert len([line for line in said if part in line]) == 1, part
 

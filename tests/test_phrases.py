@@ -255,7 +255,10 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
             "concepts.num_vectors=72",
             "[0] is 72, but a prompt has room for 71 tokens beside 'a photo of a'",
         ),
-        ("inference={inference_prompts: x, num_inference_steps: 1000}", "must be less than the"),
+        (
+            "inference={inference_prompts: x, num_inference_steps: 1000}",
+            "detsd: inference.num_inference_steps: 1000 must be less than the 1000 timesteps of",
+        ),
     ],
 )
 def test_mistakes_are_told_before_images_are_encoded(

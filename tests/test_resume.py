@@ -44,6 +44,9 @@ def test_what_cannot_be_shared_is_refused():
         UserError, match="4 samples per step, which 3 processes .* start 1, 2 or 4 processes$"
     ):
         resumed_layout(config, vars(config), 4, 3)
+    one = TrainingConfig(train_batch_size=1)
+    with pytest.raises(UserError, match="uses 1 sample per step, .* equally; start 1 process$"):
+        resumed_layout(one, vars(one), 1, 2)
     other = vars(TrainingConfig(train_batch_size=2))
     with pytest.raises(UserError, match="train_batch_size 4 x .* x 1 process would be 4; change"):
         resumed_layout(config, other, 2, 1)

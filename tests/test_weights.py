@@ -260,7 +260,7 @@ def test_a_call_takes_weights_and_long_prompts(pipe, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert len([line for line in said if "has AND" in line]) == 1
     assert any("has {a|b}" in line for line in said)
-    assert any("num_inference_steps: 1 gives noise with the ddim sampler" in line for line in said)
+    assert any(line.startswith("num_inference_steps: 1 gives noise with") for line in said)
 
 
 # ---- grids ---------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.warnings import JobWarnings
 from detsd.utils.errors import UserError
 from detsd.utils.paths import resolve
+from detsd.utils.plurals import counted
 
 EXAMPLES = (
     "a photo of a {} on a white background",
@@ -64,7 +65,7 @@ class Generation:
             return "waiting for the model"
         text = "denoising step {} of {}".format(*self.step)
         if self.images:
-            text += f", {len(self.images)} of {self.total} images made"
+            text += f", {len(self.images)} of {counted(self.total, 'image')} made"
         left = (time.monotonic() - self.began) * (1 - self.share) / self.share
         return f"{text}, {timedelta(seconds=round(left))} left" if left > 10 else text
 

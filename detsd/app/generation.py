@@ -9,6 +9,7 @@ import gradio as gr
 from detsd.app.backend import Backend, Generation
 from detsd.app.parts import ALONE, PRIVATE, lines, show_errors
 from detsd.sampling.jobs import Job
+from detsd.utils.plurals import counted, verb
 
 
 class GenerationButtons:
@@ -109,5 +110,5 @@ class GenerationButtons:
 
 def _stopped(count: int, total: int) -> str:
     """Return how many images were made before the end."""
-    return lines(f"Stopped: {count} of {total} images were made." if count
-                 else "Stopped: nothing was made.")  # fmt: skip
+    made = f"{count} of {counted(total, 'image')} {verb('were', count)} made"
+    return lines(f"Stopped: {made}." if count else "Stopped: nothing was made.")

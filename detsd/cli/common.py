@@ -13,6 +13,7 @@ from detsd.runs.folder import RunFolder
 from detsd.runs.task import cluster_experiment, cluster_hyperparameters
 from detsd.utils import progress
 from detsd.utils.errors import printable
+from detsd.utils.plurals import counted
 
 # As it was called: the installed command, or the module.
 PROG = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
@@ -54,7 +55,8 @@ def stopped(run, after: str) -> int:
 
 def images_done(grid) -> str:
     """Say how many images of a grid are stored: only the chief knows, and only it prints."""
-    return f"{len(grid.store.finished) if grid.store else 0} of {len(grid.jobs)} images"
+    count = len(grid.store.finished) if grid.store else 0
+    return f"{count} of {counted(len(grid.jobs), 'image')}"
 
 
 def print_commands(commands: dict[str, list]) -> None:

@@ -37,7 +37,7 @@ def generate(args: argparse.Namespace) -> int:
         if not done:
             return stopped(run, images_done(grid))
         if task.on_cluster():
-            print_stored(run, f"all {len(grid.jobs)} images")
+            print_stored(run, f"all {len(grid.jobs)} images" if grid.jobs[1:] else "the image")
             return 0
         if args.source and not args.set:
             if grid.store:  # on the chief

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from detsd.config import ConceptsConfig
 from detsd.data.captions import file_words
+from detsd.utils.plurals import counted, verb
 
 if TYPE_CHECKING:
     from detsd.data.latents import TrainingImage
@@ -32,7 +33,8 @@ def log_notes(
     if config.use_caption_files:
         found = sum(image.path in captions for image in images)
         level = logging.WARNING if found < len(images) else logging.INFO
-        logger.log(level, "%s: captions for %d of %d pictures", folder, found, len(images))
+        pictures = counted(len(images), "picture")
+        logger.log(level, "%s: captions for %d of %s", folder, found, pictures)
     if folder.is_symlink():
         logger.warning(
             "%s is a link, which is an empty folder to a task on a cluster; copy the pictures "
@@ -57,22 +59,25 @@ def log_notes(
     ]
     shapes = {image.shape for image in images}
     one = "{} x {}".format(*min(shapes)) if len(shapes) == 1 else "bucket"
-    remedy = "set concepts.img_aspect to buckets or to their shape, or "
+    remedy = "set concepts.img_aspect to buckets or to the shape of most, or "
     if config.img_aspect == "buckets":  # they are longer than the longest bucket
-        remedy = "crop them to what they should teach, or set "
-    for names, what in (
-        (several, "have several frames or pages, of which only the first is used"),
-        (small, f"are smaller than the {one} to train on and are enlarged"),
-        (cut, f"lose more than half in the crop; {remedy}concepts.center_crop to false"),
+        remedy = "crop to what is to be learned, or set "
+    are = verb("are", len(small))
+    for names, what, rest in (
+        (several, "have", "several frames or pages, of which only the first is used"),
+        (small, "are", f"smaller than the {one} to train on and {are} enlarged"),
+        (cut, "lose", f"more than half in the crop; {remedy}concepts.center_crop to false"),
         (
-            unnamed,
-            "are named after a camera, a date or a hash, which is not appended to the prompt; "
-            "rename them, or set concepts.append_file_name_to_text to false",
+            unnamed, "are",
+            "named after a camera, a date or a hash, which is not appended to the prompt; "
+            "rename such files, or set concepts.append_file_name_to_text to false",
         ),
-    ):
+    ):  # fmt: skip
         if names:
-            count = f"{len(names)} of {len(images)}"
-            logger.warning("%s: %s pictures %s (%s)", folder, count, what, names[0])
+            logger.warning(
+                "%s: %d of %s %s %s (%s)", folder, len(names),
+                counted(len(images), "picture"), verb(what, len(names)), rest, names[0],
+            )  # fmt: skip
 
 
 def _log_copies(folder: Path, images: list[TrainingImage]) -> None:
@@ -84,8 +89,11 @@ def _log_copies(folder: Path, images: list[TrainingImage]) -> None:
         if original != image.path.name:
             copies.append(f"{image.path.name} is a copy of {original}")
     if copies:
+        count = len(images)
+        what = f"only {len(first)} of {count} pictures are different"
         logger.warning(
-            "%s: only %d of %d pictures are different (%s); copies are used for training or "
-            "for validation, but not for both",
-            folder, len(first), len(images), copies[0],
-        )  # fmt: skip
+            "%s: %s (%s); copies are used for training or for validation, but not for both",
+            folder,
+            what if len(first) > 1 else f"the {count} pictures are identical",
+            copies[0],
+        )

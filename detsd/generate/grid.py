@@ -39,6 +39,7 @@ from detsd.utils import png
 from detsd.utils.errors import UserError, one_line
 from detsd.utils.memory import fitting_batch_size
 from detsd.utils.pictures import read_picture
+from detsd.utils.plurals import counted, verb
 from detsd.utils.progress import Bar, Phase, spinner, status
 
 logger = logging.getLogger("detsd")
@@ -85,14 +86,15 @@ class Grid:
         self.source = self._load_source()
         model = self.pipeline.model
         self.jobs = prepare(self.pipeline) if prepare else grid_jobs(config.grid, model.image_size)
-        self.pipeline.check(self.jobs)
+        section = "evaluation" if prepare else "grid"
+        self.pipeline.check(self.jobs, section)
         learned = self.pipeline.concept_fingerprints(" ".join(self.pipeline.concepts))
         run.assert_equal_across_ranks(
             base_model={"commit": model.commit, "vae": model.vae_name},
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
         if run.is_chief:
-            self.pipeline.warnings.log(self.jobs, not spelling_checked)
+            self.pipeline.warnings.log(self.jobs, not spelling_checked, section)
         self.batch_size = self._batch_size()
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1
@@ -195,7 +197,9 @@ class Grid:
         store, todo = self.store, self._todo()
         if store:
             if store.finished:
-                self.run.print(f"{len(store.finished)} of {len(self.jobs)} images already exist")
+                count = len(store.finished)
+                exist = f"already {verb('exist', count)}"
+                self.run.print(f"{count} of {counted(len(self.jobs), 'image')} {exist}")
             store.begin()
         texts = {(job.prompt, job.negative_prompt) for job in self.jobs}
         if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what to do
@@ -255,7 +259,7 @@ class Grid:
     def _count(self) -> str:
         """Return how many images are done, and how fast they are made."""
         store = self.store
-        text = f"{store.received if store else 0}/{len(self.jobs)} images"
+        text = f"{store.received if store else 0}/{counted(len(self.jobs), 'image')}"
         return f"{text}, {store.rate:.2f} images/s" if store and store.rate else text
 
     def _make(self, numbers: list[int], length: int, bar: Bar) -> dict[int, GeneratedImage]:

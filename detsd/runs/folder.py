@@ -15,6 +15,7 @@ from typing import Any
 
 from detsd.utils.errors import UserError
 from detsd.utils.paths import atomic_write
+from detsd.utils.plurals import counted
 
 logger = logging.getLogger("detsd")
 
@@ -217,7 +218,8 @@ class RunFolder:
             lines = self._metrics_lines()
             reports = list(filter(None, map(_report, lines)))
             if left := len(lines) - len(reports):
-                logger.warning("%s: removing %d damaged lines", self.metrics_file, left)
+                damaged_lines = counted(left, "damaged line")
+                logger.warning("%s: removing %s", self.metrics_file, damaged_lines)
             kept = [report for report in reports if report["steps_completed"] <= steps]
             with atomic_write(self.metrics_file) as staging:
                 staging.write_text("".join(f"{json.dumps(report)}\n" for report in kept))

@@ -25,6 +25,7 @@ from determined import core
 from detsd.runs.peers import launcher_store
 from detsd.runs.task import on_cluster
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import counted
 
 KEY = "detsd/failed"
 POLL_SECONDS = 0.5
@@ -44,7 +45,7 @@ def check_gpus() -> None:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if 0 < found < wanted:
         raise UserError(
-            f"{wanted} processes were started on a machine with {found} GPU{'s' * (found > 1)}; "
+            f"{wanted} processes were started on a machine with {counted(found, 'GPU')}; "
             f"start {found} (--nproc-per-node {found}), or set CUDA_VISIBLE_DEVICES= to use the CPU"
         )
 

@@ -14,6 +14,7 @@ from detsd.sampling.jobs import GeneratedImage, Job, StepInfo, batches
 from detsd.sampling.stock import latent_shape, make_scheduler
 from detsd.utils.errors import UserError
 from detsd.utils.memory import fitting_batch_size, give_back_memory, is_out_of_memory
+from detsd.utils.plurals import counted, verb
 
 logger = logging.getLogger("detsd")
 
@@ -213,9 +214,9 @@ class Sampler:
         lost = count - int(pixels.isfinite().flatten(1).all(1).sum())
         if lost:
             logger.warning(
-                "%d of %d images exceeded the range of %s and are black; set model.precision to "
-                "bf16 or fp32",
-                lost, count, self.model.dtype,
+                "%d of %s exceeded the range of %s and %s black; set model.precision to bf16 or "
+                "fp32",
+                lost, counted(count, "image"), self.model.dtype, verb("are", lost),
             )  # fmt: skip
         if self.checks_safety:
             pixels, flags = self._pipeline.run_safety_checker(

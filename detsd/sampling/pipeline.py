@@ -199,10 +199,10 @@ class DetSDTextualInversionPipeline:
         own = self.model.sampling_scheduler_config.get("_class_name")
         return next((name for name, kind in SCHEDULERS.items() if kind.__name__ == own), "ddim")
 
-    def check(self, jobs: list[Job]) -> None:
-        """Refuse jobs that the model cannot make."""
+    def check(self, jobs: list[Job], section: str = "") -> None:
+        """Refuse jobs that the model cannot make; `section` is that of the configuration."""
         for job in jobs:
-            check_steps(self.model, job.scheduler_name, job.num_inference_steps)
+            check_steps(self.model, job.scheduler_name, job.num_inference_steps, section)
 
     def guided_calls(self, job: Job) -> list[bool]:
         """Return whether each call of the UNet for a job is guided: two passes, not one."""

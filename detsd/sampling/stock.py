@@ -78,8 +78,13 @@ def _zero_snr_betas(scheduler: DDPMScheduler) -> list[float]:
     return betas.tolist()
 
 
-def check_steps(model: BaseModel, name: str, steps: int) -> None:
-    """Refuse more steps than a sampler can make.
+def key_of(section: str) -> str:
+    """Return how the keys of a section begin in messages; "" outside a configuration."""
+    return f"{section}." if section else ""
+
+
+def check_steps(model: BaseModel, name: str, steps: int, section: str = "") -> None:
+    """Refuse more steps than a sampler can make; `section` is that of the configuration.
 
     With as many steps as the model has timesteps, diffusers' samplers, which look one timestep
     ahead, run out of noise levels.
@@ -87,17 +92,19 @@ def check_steps(model: BaseModel, name: str, steps: int) -> None:
     most = model.scheduler.config.num_train_timesteps
     if steps >= most:
         raise UserError(
-            f"num_inference_steps: {steps} must be less than the {most} timesteps of "
-            f"{model.name}; use 25 to 50"
+            f"{key_of(section)}num_inference_steps: {steps} must be less than the {most} timesteps "
+            f"of {model.name}; use 25 to 50"
         )
     if name == "lcm" and steps > LCM_STEPS:
         raise UserError(
-            f"num_inference_steps: {steps} is more than the {LCM_STEPS} of the lcm sampler; use 4 "
-            "to 8"
+            f"{key_of(section)}num_inference_steps: {steps} is more than the {LCM_STEPS} of the "
+            "lcm sampler; use 4 to 8"
         )
 
 
-def steps_warning(model: BaseModel, name: str, steps: int, spacing: str | None = None) -> str:
+def steps_warning(
+    model: BaseModel, name: str, steps: int, spacing: str | None = None, section: str = ""
+) -> str:
     """Return why so few steps of a sampler give noise, or a flat color; "" if they do not.
 
     Measured on all samplers and spacings: dev/LOG.md.
@@ -108,9 +115,10 @@ def steps_warning(model: BaseModel, name: str, steps: int, spacing: str | None =
     # Of two steps, Heun's second goes from nearly no noise to none, and keeps the first's noise.
     if times[0] > most / 100 and not (steps == 2 and scheduler.order == 2 and times[-1] < 2):
         return ""
+    key = key_of(section)
     return (
-        f"num_inference_steps: {steps} gives noise with the {name} sampler, whose last step is at "
-        f"timestep {times[-1]:.0f} of {most}; use 20 or more, or spacing: trailing"
+        f"{key}num_inference_steps: {steps} gives noise with the {name} sampler, whose last step "
+        f"is at timestep {times[-1]:.0f} of {most}; use 20 or more, or {key}spacing: trailing"
     )
 
 

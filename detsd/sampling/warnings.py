@@ -8,7 +8,8 @@ from detsd.concepts.prompts import prompt_warnings
 from detsd.models.base import BaseModel
 from detsd.sampling.denoise import guided_steps
 from detsd.sampling.jobs import Job
-from detsd.sampling.stock import steps_warning
+from detsd.sampling.stock import key_of, steps_warning
+from detsd.utils.plurals import counted
 
 logger = logging.getLogger("detsd")
 
@@ -21,11 +22,12 @@ class JobWarnings:
         self._seen: set[tuple] = set()  # prompts and steps already checked
         self._reported: set[str] = set()
 
-    def __call__(self, jobs: Iterable[Job], spelling: bool = True) -> list[str]:
+    def __call__(self, jobs: Iterable[Job], spelling: bool = True, section: str = "") -> list[str]:
         """Return the warnings about jobs that were not reported before.
 
         Args:
             spelling: False if the spelling of concepts was checked before.
+            section: that of the configuration, which messages name.
         """
         found = []
         for job in jobs:
@@ -35,15 +37,11 @@ class JobWarnings:
                     found += prompt_warnings(text, self._model.vocabulary, spelling, **options)
             steps = (job.scheduler_name, job.num_inference_steps, job.spacing)
             if self._is_new(*steps):
-                found += filter(None, [steps_warning(self._model, *steps)])
-            steps, interval = job.num_inference_steps, job.guidance_interval
-            unguided = job.guided and interval and not guided_steps(steps, interval)
-            if unguided and self._is_new(steps, interval):
-                found.append(
-                    f"guidance_interval: {list(interval)} contains none of the {steps} steps, so "
-                    "guidance_scale and negative prompts have no effect; widen it, or use more "
-                    "steps"
-                )
+                found += filter(None, [steps_warning(self._model, *steps, section)])
+            guidance = (job.num_inference_steps, job.guidance_interval)
+            unguided = job.guided and job.guidance_interval and not guided_steps(*guidance)
+            if unguided and self._is_new(*guidance):
+                found.append(_unguided(*guidance, section))
         return found
 
     def _is_new(self, *settings: Any) -> bool:
@@ -52,7 +50,16 @@ class JobWarnings:
         self._seen.add(settings)
         return new
 
-    def log(self, jobs: Iterable[Job], spelling: bool = True) -> None:
-        """Log the warnings about jobs that were not reported before; `spelling` as for a call."""
-        for warning in self(jobs, spelling):
+    def log(self, jobs: Iterable[Job], spelling: bool = True, section: str = "") -> None:
+        """Log the warnings about jobs that were not reported before; arguments as for a call."""
+        for warning in self(jobs, spelling, section):
             logger.warning("%s", warning)
+
+
+def _unguided(steps: int, interval: tuple[float, float], section: str) -> str:
+    """Say that guidance has no effect."""
+    return (
+        f"{key_of(section)}guidance_interval: {list(interval)} contains none of the "
+        f"{counted(steps, 'step')}, so guidance_scale and negative prompts have no "
+        "effect; widen it, or use more steps"
+    )

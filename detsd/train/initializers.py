@@ -10,6 +10,7 @@ from detsd.concepts.vocabulary import Vocabulary
 from detsd.config import ConceptsConfig
 from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO
+from detsd.utils.plurals import counted
 
 # With `num_vectors: auto`, phrases of fewer than SHORT tokens get ENOUGH vectors. More than needed
 # would learn the pictures' background as well (dev/LOG.md).
@@ -31,8 +32,8 @@ def add_concepts(
     for k, n in enumerate(config.num_vectors):
         if isinstance(n, int) and n > room:
             raise UserError(
-                f"concepts.num_vectors[{k}] is {n}, but a prompt has room for {room} tokens beside "
-                "'a photo of a'; 1 to 16 are usual"
+                f"concepts.num_vectors[{k}] is {n}, but a prompt has room for "
+                f"{counted(room, 'token')} beside 'a photo of a'; 1 to 16 are usual"
             )
     if starts is None:
         starts = {k: start for k, start in enumerate(config.initializer_strs) if start != AUTO}

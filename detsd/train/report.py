@@ -16,6 +16,7 @@ from detsd.runs.run import Run
 from detsd.train.checkpoint import TrainState
 from detsd.train.step import TrainStep
 from detsd.utils.errors import Diverged
+from detsd.utils.plurals import counted
 from detsd.utils.progress import Bar
 
 logger = logging.getLogger("detsd")
@@ -47,7 +48,7 @@ class Report:
         self._state.add(parts, samples)
         self._samples += samples
         t, step = self._config.training, self._state.steps_completed
-        self.bar.text = f"{step}/{t.num_sgd_steps} steps"
+        self.bar.text = f"{step}/{counted(t.num_sgd_steps, 'step')}"
         reported = step % t.metric_report_freq == 0 or step == t.num_sgd_steps
         self.bar.done("steps", show=not reported)
 

@@ -13,6 +13,7 @@ from detsd.config import FinetuneConfig, TrainingConfig, differences
 from detsd.runs.folder import DICT_FILE, RunFolder, read_metadata
 from detsd.utils.errors import UserError
 from detsd.utils.paths import content_digest, resolve
+from detsd.utils.plurals import counted
 
 # Settings that may always differ. Image folders may, since the images themselves are compared
 # once they are read, and the batch, since the samples per step stay the same (`resumed_layout`).
@@ -125,20 +126,22 @@ def resumed_layout(
     batch, accumulated = config.train_batch_size, config.gradient_accumulation_steps
     if samples in (None, batch * accumulated * processes):
         return config
+    per_step = f"{counted(samples, 'sample')} per step"
     keys = ("train_batch_size", "gradient_accumulation_steps")
     if any(before.get(key) != getattr(config, key) for key in keys):
         raise UserError(
-            f"this run uses {samples} samples per step, but training.train_batch_size {batch} x "
-            f"gradient_accumulation_steps {accumulated} x {_processes(processes)} would be "
+            f"this run uses {per_step}, but training.train_batch_size {batch} x "
+            f"gradient_accumulation_steps {accumulated} x {counted(processes, 'process')} would be "
             f"{batch * accumulated * processes}; change them to {samples} in all, or start another "
             "run from what was learned"
         )
     share, rest = divmod(samples, processes)
     if rest:
-        fitting = [k for k in range(1, samples + 1) if samples % k == 0]
+        *fewer, most = [k for k in range(1, samples + 1) if samples % k == 0]
+        start = f"{', '.join(map(str, fewer))} or " * bool(fewer) + counted(most, "process")
         raise UserError(
-            f"this run uses {samples} samples per step, which {processes} processes cannot share "
-            f"equally; start {', '.join(map(str, fitting[:-1]))} or {fitting[-1]} processes"
+            f"this run uses {per_step}, which {processes} processes cannot share equally; start "
+            f"{start}"
         )
     batch = max(k for k in range(1, min(batch, share) + 1) if share % k == 0)
     return dataclasses.replace(
@@ -149,11 +152,7 @@ def resumed_layout(
 def layout_line(config: TrainingConfig, samples: int, processes: int) -> str:
     """Return a sentence on how the samples of a step are shared."""
     return (
-        f"{samples} samples per step, as before: {_processes(processes)} x train_batch_size "
-        f"{config.train_batch_size} x gradient_accumulation_steps "
+        f"{counted(samples, 'sample')} per step, as before: {counted(processes, 'process')} x "
+        f"train_batch_size {config.train_batch_size} x gradient_accumulation_steps "
         f"{config.gradient_accumulation_steps}"
     )
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"

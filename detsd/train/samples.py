@@ -128,7 +128,7 @@ class Samples:
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
         if run.is_chief:
-            self._pipeline.warnings.log(self._jobs)
+            self._pipeline.warnings.log(self._jobs, section="inference")
         # For each rank, in batches that depend on the jobs alone.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]

@@ -172,7 +172,8 @@ class Trainer:
         for problem in misread[:5]:
             logger.warning("%s", problem)
         if len(misread) > 5:
-            logger.warning("and %d more training prompts have such problems", len(misread) - 5)
+            more = counted(len(misread) - 5, "more training prompt")
+            logger.warning("and %s with such problems", more)
 
     def next_batch(self, micro: int) -> Batch:
         """Return this rank's samples of a micro-batch, counted from the start of this process."""
@@ -209,7 +210,8 @@ class Trainer:
     def train(self) -> bool:
         """Train to the end. False when stopped before it, with a checkpoint saved."""
         if not self.complete:
-            text = f"{self.state.steps_completed}/{self.config.training.num_sgd_steps} steps"
+            total = counted(self.config.training.num_sgd_steps, "step")
+            text = f"{self.state.steps_completed}/{total}"
             with Bar(self.phases, text) as bar, contextlib.closing(self.batches):
                 self._train(bar)
         if self.complete:
@@ -351,7 +353,7 @@ def _load(
         torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
     i = config.inference
     if i.inference_prompts or config.measure.num_samples:
-        check_steps(model, i.scheduler_name, i.num_inference_steps)
+        check_steps(model, i.scheduler_name, i.num_inference_steps, "inference")
     # Concepts whose phrase is searched for come last, in a resumed run as well.
     add_concepts(model.vocabulary, config.concepts, earlier=earlier)
     return model, encoders, time.monotonic() - started
