@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a pipe without a reader is no traceback
         return code
     except BrokenPipeError:  # as in `... | head`
-        progress.discard_output()
+        progress.discard_output(sys.stdout)
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -129,7 +129,7 @@ class LocalRun(Run):
     def _on_signal(self, number: int, frame: object) -> None:
         if number == signal.SIGHUP:  # a shell may repeat it, and nobody sees what is written
             signal.signal(number, signal.SIG_IGN)
-            progress.discard_output(only_terminals=True)
+            progress.discard_output()
         # At once if asked twice, if idle, or if there is nothing to lose yet.
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
         if self.is_chief:

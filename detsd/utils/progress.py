@@ -36,16 +36,26 @@ def say(text: str, stream: TextIO | None = None) -> None:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        discard_output()
+        discard_output(stream)
         signal.raise_signal(signal.SIGTERM)
 
 
-def discard_output(only_terminals: bool = False) -> None:
-    """Send the output of this process nowhere from now on: its terminal or reader is gone."""
+def discard_output(broken: TextIO | None = None) -> None:
+    """Send what nobody reads any more nowhere from now on.
+
+    Args:
+        broken: the stream whose reader or terminal is gone; also the other one, if it leads to the
+            same. None: all terminals, one of which has been closed.
+    """
     with open(os.devnull, "w") as nowhere:
         for number in (1, 2):
-            if os.isatty(number) or not only_terminals:
+            if os.isatty(number) if broken is None else _same(number, broken):
                 os.dup2(nowhere.fileno(), number)
+
+
+def _same(number: int, stream: TextIO) -> bool:
+    """Return whether a stream writes to the file with this descriptor, or to the same pipe."""
+    return os.path.sameopenfile(number, stream.fileno())
 
 
 def print_from_signal(text: str) -> None:
