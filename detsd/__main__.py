@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-from detsd.cli.common import print_error
+from detsd.cli.common import is_first_to_warn, print_error
 from detsd.cli.parser import parser
 from detsd.utils import progress
 from detsd.utils.errors import DISK_ERRORS, PATH_ERRORS, UserError
@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     handler = progress.LogHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    if not progress.is_first():  # every process reads the same pictures
-        logging.getLogger("detsd.data").setLevel(logging.ERROR)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        handler.addFilter(is_first_to_warn)
     try:
         code = args.run(args)
         sys.stdout.flush()  # here, where a pipe without a reader is no traceback
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         progress.discard_output(sys.stdout)
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        if progress.is_first():
+            print("stopped", file=sys.stderr)
         return 130
     except UserError as error:
         return print_error(str(error))

@@ -79,6 +79,30 @@ def test_mistakes_are_told_before_the_libraries_are_loaded(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("finetun", "argument COMMAND: invalid choice: 'finetun' (choose from "),
+        ("finetune a.yaml --outputdir x",
+         "there is no option --outputdir; did you mean --output-dir?"),
+        ("show a.pt --jsn", "there is no option --jsn; did you mean --json?"),
+        ("--bogus=1", "there is no option --bogus; python -m detsd --help explains the command"),
+        ("finetune a.yaml --set inference.inference_prompts=a photo",
+         "'photo' is one argument too many; put a text with spaces in quotes; python -m detsd "
+         "finetune --help explains the command"),
+        ("export a.pt", "the following arguments are required: --format; "),
+        ("app --port x", "argument --port: invalid int value: 'x'; "),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_command_line_is_a_sentence_like_all_others(capsys, line, sentence):
+    """Which log_policies recognise, where an entrypoint on a cluster has one."""
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert end.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"detsd: {sentence}")
+
+
 def test_a_mistake_leaves_no_folder_behind(experiment, tmp_path, capsys):
     """Also one that shows only once the model is there."""
     out = tmp_path / "out"

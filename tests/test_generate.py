@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -482,6 +484,23 @@ def test_a_misspelt_concept_is_pointed_out(given, tmp_path, caplog, monkeypatch)
     with pytest.raises(TypeError):
         generate(given, tmp_path / "another")
     assert sentence in caplog.text
+
+
+def test_ranks_point_out_each_thing_once(given, tmp_path):
+    """The second neither repeats what the first has said of all jobs, nor says it of its own."""
+    given["grid"] = {"prompts": ["a blob-thin", "a ball"], "num_inference_steps": 1, "num_seeds": 4}
+
+    def body():
+        logging.getLogger("detsd").addHandler(logging.StreamHandler(sys.stdout))
+        generate(given, tmp_path / "out")
+
+    with Forked(tmp_path, body, ranks=2) as ranks:
+        assert ranks.end() == [0, 0], ranks.said
+        said = "".join(ranks.said)
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 8
+    assert said.count("'blob-thin', which is not a loaded concept") == 1
+    assert said.count("grid.num_inference_steps: 1 gives noise with the ddim sampler") == 1
+    assert said.count("num_inference_steps: 1 gives noise") == 1
 
 
 def test_a_fine_tunings_folder_is_refused(given, tmp_path):

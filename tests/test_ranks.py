@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -13,7 +14,11 @@ import forked
 import pytest
 import torch
 from forked import Forked
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from detsd.__main__ import main
 from detsd.cli.common import print_error
 from detsd.config import FinetuneConfig, load_config
 from detsd.runs import peers, ranks
@@ -128,6 +133,52 @@ def test_an_error_of_both_ranks_is_printed_by_one(tmp_path, monkeypatch):
             said = both.said
         assert sum(text.count("detsd: ") for text in said) == count, said
         assert said[0].count("detsd: ") == 1
+
+
+def test_torchrun_ends_its_report_with_the_error(tmp_path):
+    """It has a traceback of its own, below which nobody looks for a sentence."""
+    error = tmp_path / "error.json"
+
+    def body():
+        os.environ["TORCHELASTIC_ERROR_FILE"] = str(error)
+        return main(["generate", str(tmp_path / "gone.yaml")])
+
+    with Forked(tmp_path, body, ranks=2) as both:
+        assert both.end() == [2, 2]
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(error))
+    report = str(ChildFailedError("detsd", {0: failure}))
+    sentence = f"detsd: {tmp_path / 'gone.yaml'} does not exist; name an experiment file"
+    assert f"traceback : {sentence}\n====" in report
+    assert "".join(both.said) == f"{sentence}\n"
+
+
+def test_a_warning_of_both_ranks_is_printed_by_one(tmp_path):
+    search = "searcher: {name: adaptive_asha, metric: images, time_metric: images, max_time: 8, "
+    path = tmp_path / "rungs.yaml"
+    path.write_text(
+        f"{search}max_trials: 3, max_rungs: 9}}\nhyperparameters:\n  grid: {{prompts: [x]}}\n"
+    )
+
+    def body():
+        logging.getLogger().handlers.clear()  # the test's own
+        return main(["generate", str(path)])
+
+    with Forked(tmp_path, body, ranks=2) as both:
+        assert both.end() == [2, 2]
+    assert "".join(both.said).count("WARNING: searcher.max_rungs: 9 becomes 1") == 1
+    assert "".join(both.said).count("detsd: ") == 1
+
+
+def test_notes_on_a_foreign_image_are_printed_by_one_rank(tmp_path):
+    image, notes = tmp_path / "theirs.png", PngInfo()
+    notes.add_text("parameters", "a ball\nSteps: 2, Sampler: Euler a, CFG scale: 4, Seed: 1")
+    Image.new("RGB", (32, 32)).save(image, pnginfo=notes)
+    gone = "model.pretrained_model_name_or_path=/gone"
+    line = ["generate", "--from", str(image), "--set", gone]
+    with Forked(tmp_path, lambda: main(line), ranks=2) as both:
+        assert both.end() == [2, 2]
+    assert "".join(both.said).count("was made with A1111") == 1
+    assert "was made with A1111" in both.said[0]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,9 +1,13 @@
 """Parts of several commands: the configuration, the end of a run, the next commands."""
 
 import argparse
+import contextlib
+import json
+import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +95,15 @@ def tensorboard(folder: Path) -> list[str]:
     return ["tensorboard", "--logdir", str(beside), "--samples_per_plugin", "images=100"]
 
 
+def is_first_to_warn(record: logging.LogRecord) -> bool:
+    """Return whether no other process of the run prints this warning; each reads the same files."""
+    from detsd.runs.peers import is_first_to_print  # late: torch
+
+    # Notes on pictures, of which a folder may hold thousands, are left to the first rank.
+    pictures = record.name == "detsd.data"
+    return progress.is_first() if pictures else is_first_to_print(record.getMessage())
+
+
 def print_error(sentence: str) -> int:
     """Print an error, once for all ranks that have the same; return the exit code."""
     # Texts quoted from a file may contain control sequences for the terminal.
@@ -100,9 +113,18 @@ def print_error(sentence: str) -> int:
 
         if not is_first_to_print(sentence):
             return 2
+    _leave_for_torchrun(sentence)
     if "DET_ALLOCATION_ID" in os.environ:
         # On one line, which the experiment files' `log_policies` match and the master repeats.
         first, *rest = sentence.split("\n  ")
         sentence = f"{first} {'; '.join(rest)}".strip()
     print(f"detsd: {sentence}", file=sys.stderr, flush=True)
     return 2
+
+
+def _leave_for_torchrun(sentence: str) -> None:
+    """Write an error where torchrun looks for it: its own forty lines then end with it."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        when = {"timestamp": str(int(time.time())), "py_callstack": f"detsd: {sentence}"}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": sentence, "extraInfo": when}}))

@@ -39,8 +39,7 @@ def finetune(args: argparse.Namespace) -> int:
         start = start or source_checkpoint(args.config)
         latest = check_resume(config, folder, start)
         if latest and (line := completed(config, folder, latest)):
-            if progress.is_first():
-                progress.say(line)
+            progress.say_once(line)
             return 0
     with progress.importing_libraries():
         from detsd.runs.open import open_run

@@ -83,16 +83,16 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
             "one of them wrote (image editors and chat programs strip the settings, and detsd "
             "writes none into training samples and contact sheets)"
         )
-    progress.say(f"{path} was made with {foreign.tool}")
+    progress.say_once(f"{path} was made with {foreign.tool}")
     key = "model.pretrained_model_name_or_path"
     model = next((x.partition("=")[2] for x in given if x.startswith(f"{key}=")), BUNDLED)
     there = printable(foreign.model.replace("\\", "/").rpartition("/")[2][:200])
     there = there or "an unknown checkpoint"
     if there.lower() not in (Path(model).stem.lower(), Path(model).name.lower()):
         name = "" if model != BUNDLED else f"; choose another with --set {key}=FILE"
-        progress.say(f"  its model was {there}, this image will use {model}{name}")
+        progress.say_once(f"  its model was {there}, this image will use {model}{name}")
     for note in foreign.notes:
-        progress.say(f"  {note}")
+        progress.say_once(f"  {note}")
     own = {"pretrained_model_name_or_path": BUNDLED, "clip_skip": foreign.clip_skip}
     return {"model": own, "grid": foreign.grid}
 

@@ -1,12 +1,17 @@
 """The command line: one subcommand per job."""
 
 import argparse
+import difflib
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
 
 from detsd import __version__
 from detsd.cli.app import app
-from detsd.cli.common import PROG
+from detsd.cli.common import PROG, print_error
 from detsd.cli.concepts import download, export, show
 from detsd.cli.evaluate import evaluate
 from detsd.cli.finetune import finetune
@@ -18,9 +23,37 @@ from detsd.utils.paths import BUNDLED
 SOURCE = "concept file, checkpoint, run folder, checkpoint uuid or model:NAME in the registry"
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake as all others are: in one sentence, once for all ranks."""
+
+    commands: Mapping[str, argparse.ArgumentParser] = MappingProxyType({})
+
+    def parse_args(self, args=None, namespace=None):
+        """Parse as argparse does; for an unknown option, name the closest one of its command."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            command = self.commands.get(found.command, self)
+            command.error(_too_much(rest[0], command))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Print a mistake and end, with exit code 2."""
+        more = "" if message.endswith("?") else f"; {self.prog} --help explains the command"
+        sys.exit(print_error(f"{message}{more}"))
+
+
+def _too_much(word: str, command: argparse.ArgumentParser) -> str:
+    """Return a sentence on a word of the command line that a command cannot place."""
+    if not word.startswith("-"):
+        return f"{word!r} is one argument too many; put a text with spaces in quotes"
+    option, known = word.partition("=")[0], command._option_string_actions
+    close = difflib.get_close_matches(option, known, n=1)
+    return f"there is no option {option}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def parser() -> Parser:
     """Return the parser of the command line."""
-    command_line = argparse.ArgumentParser(
+    command_line = Parser(
         prog=PROG, description="Teach Stable Diffusion a new word (Textual Inversion)."
     )
     command_line.add_argument("--version", action="version", version=f"detsd {__version__}")
@@ -28,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     commands = command_line.add_subparsers(dest="command", metavar="COMMAND")
     for add in (_finetune, _generate, _evaluate, _search, _download, _show, _export, _app):
         add(commands)
+    command_line.commands = commands.choices
     return command_line
 
 

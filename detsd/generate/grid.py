@@ -93,8 +93,8 @@ class Grid:
             base_model={"commit": model.commit, "vae": model.vae_name},
             concepts={name: found["sha256"] for name, found in learned.items()},
         )
-        if run.is_chief:
-            self.pipeline.warnings.log(self.jobs, not spelling_checked, section)
+        spelling, shown = not spelling_checked, run.is_chief
+        self.pipeline.warnings.log(self.jobs, spelling, section, shown)
         self.batch_size = self._batch_size()
         self.batches = batches(self.jobs, self.batch_size)
         self.pad_batch_to = self.batch_size if config.output.fill_batches else 1

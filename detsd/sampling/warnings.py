@@ -50,10 +50,18 @@ class JobWarnings:
         self._seen.add(settings)
         return new
 
-    def log(self, jobs: Iterable[Job], spelling: bool = True, section: str = "") -> None:
-        """Log the warnings about jobs that were not reported before; arguments as for a call."""
+    def log(
+        self, jobs: Iterable[Job], spelling: bool = True, section: str = "", shown: bool = True
+    ) -> None:
+        """Log the warnings about jobs that were not reported before.
+
+        Args:
+            spelling, section: as for a call.
+            shown: False in processes that leave it to the first; later calls then log none either.
+        """
         for warning in self(jobs, spelling, section):
-            logger.warning("%s", warning)
+            if shown:
+                logger.warning("%s", warning)
 
 
 def _unguided(steps: int, interval: tuple[float, float], section: str) -> str:

@@ -127,8 +127,7 @@ class Samples:
         for job in self._shown + measured:  # each in the shape of its concept
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
-        if run.is_chief:
-            self._pipeline.warnings.log(self._jobs, section="inference")
+        self._pipeline.warnings.log(self._jobs, section="inference", shown=run.is_chief)
         # For each rank, in batches that depend on the jobs alone.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]

@@ -40,6 +40,12 @@ def say(text: str, stream: TextIO | None = None) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+def say_once(text: str) -> None:
+    """Print a line in the first of a run's processes alone, as before they are connected."""
+    if is_first():
+        say(text)
+
+
 def discard_output(broken: TextIO | None = None) -> None:
     """Send what nobody reads any more nowhere from now on.
 
