@@ -430,6 +430,27 @@ def test_the_hook_before_a_commit_is_what_make_lint_runs():
     assert [hook["entry"].split()[:2] for hook in hooks] == ran
 
 
+def test_make_lists_its_commands_and_removes_nothing_that_was_trained():
+    text = (ROOT / "Makefile").read_text()
+    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^  make (\w+) - \w", said, re.M)
+    assert listed == re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()
+    cleaned = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True)
+    assert cleaned.stdout == "rm -rf .venv\n"
+
+
+def test_shells_take_commands_in_documents_as_they_stand():
+    """zsh looks for files by what is in square brackets outside quotes, and refuses if none fit."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    code = [
+        c for text in texts for c in re.findall(r"`[^`]*--set[^`]*`|^ {4}.*--set.*$", text, re.M)
+    ]
+    assert len(code) > 10
+    for command in code:
+        bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", command)
+        assert not set("[]{}*?") & set(bare), command
+
+
 def test_help_says_what_the_commands_do(capsys):
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(["finetune", "--help"])
