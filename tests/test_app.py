@@ -164,7 +164,7 @@ def test_a_form_becomes_jobs(backend):
         ({"negative_prompt": "x" * 9999}, "negative_prompt has 9999 characters"),
         ({"width": 4096}, "width is 4096 but must be a multiple of 8 from 16 to 64"),
         ({"height": 33}, "height is 33 but must be a multiple of 8 from 16 to 64"),
-        ({"height": None}, "height is None but must be a whole number"),
+        ({"height": None}, "height is null but must be a whole number"),
         ({"steps": 100000}, "steps is 100000 but must be at most 200"),
         ({"steps": 0}, "steps is 0 but must be at least 1"),
         ({"guidance_scale": -1}, "guidance_scale is -1.0 but must be at least 0"),
@@ -546,7 +546,7 @@ def learning(backend, tmp_path, monkeypatch):
         ({"kind": "face"}, "kind is 'face' but must be object or style"),
         ({"captions": ["a", "b"]}, "2 captions for 1 picture; write one per line"),
         ({"num_sgd_steps": 0}, "training.num_sgd_steps is 0 but must be at least 1"),
-        ({"learning_rate": None}, "training.learning_rate is None"),
+        ({"learning_rate": None}, "training.learning_rate is null"),
         ({"pictures": ["/nowhere/a.png"]}, "/nowhere/a.png cannot be read"),
     ],
 )

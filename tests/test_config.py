@@ -110,7 +110,15 @@ def test_all_problems_are_reported_together():
         ({"training": {"lr_warmup_steps": 2.5}}, "lr_warmup_steps must be a whole number"),
         ({"training": {"max_sample_grad_norm": 0}}, "sample_grad_norm is 0.* greater than 0"),
         ({"training": {"learning_rate": float("nan")}}, "must be a number"),
-        ({"model": None}, "model must be a mapping"),
+        ({"model": None}, "model must be a mapping of keys to values, not null"),
+        ({"training": {"learning_rate": None}}, "learning_rate is null but must be a number"),
+        ({"training": {"num_sgd_steps": True}}, "num_sgd_steps is true but must be a whole"),
+        ({"inference": {"seeds": "1,2"}}, "'1,2' but must be a whole number, or a list of such in"),
+        ({"inference": {"seeds": [1, "a"]}}, "'a'. but must be a list, each item a whole number$"),
+        ({"training": {"lr_scheduler": "Cosine"}}, "linear, cosine; did you mean 'cosine'.$"),
+        ({"inference": {"scheduler_name": "Euler a"}}, "; did you mean 'euler-ancestral'.$"),
+        ({"inference": {"scheduler_name": "dpmsolver++_karras"}}, "mean 'dpmsolver..-karras'.$"),
+        ({"inference": {"scheduler_name": "x"}}, "unipc, heun, lcm$"),
         ({"inference": {"seeds": [2**32]}}, "inference.seeds is 4294967296 but must be at most"),
         ({"training": {"num_sgd_steps": 10**400}}, "1000.* a whole number of at most 18 digits"),
         ({"training": {"learning_rate": 10**400}}, "0000 but must be a number"),
@@ -241,7 +249,7 @@ def test_a_concept_can_be_given_another_word():
     config = parse_config({**minimal, "concepts": {"files": given[0]}}, "x", GenerateConfig)
     assert config.concepts.files == ["a.pt=cat-toy"]
     for wrong in ({"a.pt": 3}, {"a.pt": "x", "b.pt": "y"}, {}):
-        with pytest.raises(UserError, match=r"must be a path, or \{path: word\}"):
+        with pytest.raises(UserError, match=r"each item a path, or \{path: word\}"):
             parse_config({**minimal, "concepts": {"files": [wrong]}}, "x", GenerateConfig)
 
 

@@ -442,13 +442,11 @@ def test_make_lists_its_commands_and_removes_nothing_that_was_trained():
 def test_shells_take_commands_in_documents_as_they_stand():
     """zsh looks for files by what is in square brackets outside quotes, and refuses if none fit."""
     texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
-    code = [
-        c for text in texts for c in re.findall(r"`[^`]*--set[^`]*`|^ {4}.*--set.*$", text, re.M)
-    ]
-    assert len(code) > 10
-    for command in code:
-        bare = re.sub(r"\"[^\"]*\"|'[^']*'", "", command)
-        assert not set("[]{}*?") & set(bare), command
+    one = r"(?:--set|--config)\s+((?:\"[^\"]*\"|'[^']*'|[^\s`\"'])+)"
+    given = [word for text in texts for word in re.findall(one, text)]
+    assert len(given) > 20
+    for word in given:
+        assert not set("[]{}*?") & set(re.sub(r"\"[^\"]*\"|'[^']*'", "", word)), word
 
 
 def test_help_says_what_the_commands_do(capsys):

@@ -806,6 +806,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(experiment, tmp_path, capsys,
         (["--set", "concepts.transparency_color=blurple"], "concepts.transparency_color"),
         (["--set", "model.pretrained_model_name_or_path=no/such-model"], "no/such-model"),
         (["--set", "nonsense"], "--set nonsense is not KEY=VALUE"),
+        (["--set", "hyperparameters.training.num_sgd_steps=1"], "only det's --config needs; leave"),
         (["--warm-start", broken], "is damaged"),
         (["--warm-start", tmp_path / "nothing"], "does not exist"),
         (

@@ -183,6 +183,11 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
         if not equals or not key.strip() or key.count(".") > MAX_DEPTH:
             raise UserError(f"--set {said} is not KEY=VALUE; write e.g. training.num_sgd_steps=200")
         *sections, last = key.strip().split(".")
+        if sections[:1] == ["hyperparameters"]:
+            raise UserError(
+                f"--set {said} begins with hyperparameters., which only det's --config needs; "
+                "leave it out"
+            )
         target = hyperparameters
         for section in sections:
             target = target.setdefault(section, {})

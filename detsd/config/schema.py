@@ -137,6 +137,24 @@ def closest_key(key: str, kind: type) -> str:
     return "known keys: " + ", ".join(known)
 
 
+def _closest_choice(value: Any, choices: Collection[Any]) -> str:
+    """Suggest a choice for a misspelled one, or for a sampler's name in other programs."""
+    known = {choice: choice for choice in map(str, choices)}
+    if "euler" in known:
+        from detsd.utils.png import SAMPLERS  # late: Pillow's formats
+
+        known |= {other.lower(): name for name, other in SAMPLERS.items()}
+    text = str(value)[:MAX_FILE_NAME].lower().replace("_", "-")
+    close = difflib.get_close_matches(text, known, n=1, cutoff=0.7)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, in YAML's words: null, true and false."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else reprlib.repr(value)
+
+
 def type_name(kind: Any) -> str:
     """Describe a field's type in words."""
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
@@ -170,10 +188,18 @@ def _value(kind: Any, value: Any) -> Any:
                 pass
         raise ValueError(type_name(kind))
     if origin is list:
-        values = value if isinstance(value, list) else [value]
-        return [_value(typing.get_args(kind)[0], v) for v in values]
-    if origin is Literal and value in typing.get_args(kind):
-        return value
+        (item,) = typing.get_args(kind)
+        try:
+            return [_value(item, v) for v in (value if isinstance(value, list) else [value])]
+        except ValueError as expected:
+            if isinstance(value, list):
+                raise ValueError(f"a list, each item {expected}") from None
+            raise ValueError(f"{expected}, or a list of such in square brackets") from None
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value in choices:
+            return value
+        raise ValueError(type_name(kind) + _closest_choice(value, choices))
     if kind is types.NoneType and value is None:
         return None
     if kind is bool and isinstance(value, bool):
@@ -215,7 +241,7 @@ def parse_section(
     """
     if not isinstance(given, dict):
         name = path or "it"
-        return None, [f"{name} must be a mapping of keys to values, not {reprlib.repr(given)}"]
+        return None, [f"{name} must be a mapping of keys to values, not {shown(given)}"]
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     dot = f"{path}." if path else ""
@@ -235,7 +261,7 @@ def parse_section(
         try:
             values[name] = _value(hints[name], given[name])
         except ValueError as expected:
-            problems.append(f"{dot}{name} is {reprlib.repr(given[name])} but must be {expected}")
+            problems.append(f"{dot}{name} is {shown(given[name])} but must be {expected}")
             continue
         if (find := spec.metadata["path"]) and (v := values[name]) is not None:
             values[name] = [find(p, beside) for p in v] if isinstance(v, list) else find(v, beside)
@@ -272,4 +298,4 @@ def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] 
     """
     was, now = flat(old), flat(new)
     changed = (key for key in sorted(was) if was[key] != now.get(key) and key not in free)
-    return [f"{key} was {was[key]!r}, is {now.get(key)!r}" for key in changed]
+    return [f"{key} was {shown(was[key])}, is {shown(now.get(key))}" for key in changed]
