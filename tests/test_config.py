@@ -295,7 +295,44 @@ def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplo
         "searcher.max_rungs: 3 becomes 1 with max_trials: 2 (Determined uses int(log(max_trials) "
         "/ log(divisor)) + 1 at most), so no trial is judged before sgd_steps 270;"
     ) in caplog.text
-    assert main(["search", str(ROOT / "finetune_demo.yaml")]) == 2
+    assert capsys.readouterr().out.endswith(
+        "2 trials of 270 sgd_steps; none is compared before its end\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("  max_trials: 18\n", "", "searcher.max_trials: null; give a whole number of at least 1"),
+        ("max_trials: 18", "max_trials: '18'", "searcher.max_trials: '18'; give a whole number"),
+        ("max_trials: 18", "max_trials: 0", "searcher.max_trials: 0; give a whole number of at l"),
+        ("max_rungs: 3", "max_rungs: '3'", "searcher.max_rungs: '3'; give a whole number of at le"),
+        ("divisor: 3", "divisor: 1", "searcher.divisor: 1; give a number above 1, such as 4"),
+        ("divisor: 3", "divisor: '3'", "searcher.divisor: '3'; give a number above 1, such as 4"),
+        ("max_time: 270", "max_time: 2", "searcher.max_time: 2, whose first rung is at 0; raise"),
+        ("adaptive_asha", "random", "searcher.name: random, but only adaptive_asha compares tria"),
+    ],
+)
+def test_searches_that_cannot_be_are_a_sentence(tmp_path, capsys, old, new, sentence):
+    text = (ROOT / "finetune_search.yaml").read_text()
+    path = tmp_path / "search.yaml"
+    assert text.count(f"\n  {old.strip()}") == 1 or old == "adaptive_asha"
+    path.write_text(text.replace(old, new))
+    assert main(["search", str(path)]) == 2
+    assert f"detsd: {path} has {sentence}" in capsys.readouterr().err
+
+
+def test_what_a_file_says_of_its_search(tmp_path, capsys, caplog):
+    for name, searcher in (("generate_search.yaml", "random"), ("evaluate.yaml", "single")):
+        assert main(["search", str(ROOT / name)]) == 2
+        assert f"{name} has searcher.name: {searcher}, but only ada" in capsys.readouterr().err
+    text = (ROOT / "finetune_search.yaml").read_text()
+    path = tmp_path / "search.yaml"
+    path.write_text(text.replace("checkpoint_freq: 30", "checkpoint_freq: 100"))
+    assert main(["search", str(path)]) == 0
+    assert "training.checkpoint_freq: 100 is more than the first rung, 30, and" in caplog.text
+    path.write_text(text.replace("max_rungs: 3", "max_rungs: null"))  # Determined's default
+    assert main(["search", str(path)]) == 0
 
 
 @pytest.mark.parametrize("section", ["grid", "evaluation", "inference"])

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from detsd.cli.common import PROG, print_commands
-from detsd.config import FinetuneConfig, check_experiment, flat, read_experiment
-from detsd.config.search import DIVERGED, DIVISOR, rung_warning, rungs
+from detsd.config import (
+    KINDS,
+    FinetuneConfig,
+    TrainingConfig,
+    check_experiment,
+    flat,
+    read_experiment,
+)
+from detsd.config.search import DIVERGED, DIVISOR, late_rung_warning, rung_warning, rungs
 from detsd.runs.search import TrialResult, read_trials
 from detsd.utils import progress
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import counted
 
 logger = logging.getLogger("detsd")
 
@@ -40,18 +48,29 @@ def search(args: argparse.Namespace) -> int:
 def _explain(path: Path) -> int:
     """Say at which steps a search's file compares its trials, and warn of rungs that are cut."""
     experiment = read_experiment(path)
-    check_experiment(experiment, str(path), FinetuneConfig)
+    given = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
+    sections = given if isinstance(given, dict) else {}
+    named = (kind for kind, (section, *_) in KINDS.items() if section in sections)
+    check_experiment(experiment, str(path), next(named, FinetuneConfig))
     searcher = experiment.get("searcher") or {}
     steps = rungs(searcher)
     if not steps:
-        raise UserError(f"{path} is not an adaptive_asha search; name a file that has one")
-    if warning := rung_warning(searcher):
+        raise UserError(
+            f"{path} has searcher.name: {searcher.get('name')}, but only adaptive_asha compares "
+            "trials on their way; see finetune_search.yaml for such a search"
+        )
+    every = flat(sections).get("training.checkpoint_freq", TrainingConfig.checkpoint_freq)
+    for warning in filter(None, (rung_warning(searcher), late_rung_warning(searcher, every))):
         logger.warning("%s", warning)
     *judged, last = map(str, steps)
+    trials = counted(searcher["max_trials"], "trial")
+    longest = f"{last} {searcher['time_metric']}"
+    if not judged:
+        print(f"{trials} of {longest}; none is compared before its end")
+        return 0
     print(
-        f"{searcher['max_trials']} trials of at most {last} {searcher['time_metric']}; the best "
-        f"one in {searcher.get('divisor', DIVISOR)} by {searcher['metric']} continues after "
-        + (" and ".join(judged) or last)
+        f"{trials} of at most {longest}; the best one in {searcher.get('divisor') or DIVISOR} by "
+        f"{searcher['metric']} continues after {' and '.join(judged)}"
     )
     return 0
 
@@ -73,7 +92,7 @@ def table(trials: list[TrialResult], searcher: dict[str, Any], sign: int) -> str
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return "\n".join([f"{searcher['metric']} of {len(trials)} trials:", *rows])
+    return "\n".join([f"{searcher['metric']} of {counted(len(trials), 'trial')}:", *rows])
 
 
 def _varied(trials: list[TrialResult]) -> list[str]:

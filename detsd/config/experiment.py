@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from detsd.config.finetune import FinetuneConfig
 from detsd.config.generate import EvaluateConfig, GenerateConfig
 from detsd.config.schema import parse_section
-from detsd.config.search import rung_warning
+from detsd.config.search import asha_problem, rung_warning
 from detsd.config.yaml_text import MAX_DEPTH, parse_yaml, read_text
 from detsd.config.yaml_versions import disagreements
 from detsd.utils.errors import UserError, one_line
@@ -137,6 +137,8 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
         )
     if not isinstance(longest, int):
         raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
+    if problem := asha_problem(searcher):
+        raise UserError(f"{source} has {problem}")
     steps = _hyperparameter(hyperparameters, "training.num_sgd_steps")
     # A trial that ends of its own accord is not replaced: the search would stop after the first.
     if isinstance(steps, int) and longest > steps:

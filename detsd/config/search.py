@@ -12,15 +12,53 @@ MAX_RUNGS, DIVISOR = 5, 4  # Determined's defaults
 
 def _rung_count(searcher: dict[str, Any], trials: int) -> int:
     """Return how many of `max_rungs` rungs Determined keeps for so many trials."""
-    divisor = searcher.get("divisor", DIVISOR)
-    return min(searcher.get("max_rungs", MAX_RUNGS), int(math.log(trials) / math.log(divisor)) + 1)
+    divisor, most = searcher.get("divisor") or DIVISOR, searcher.get("max_rungs") or MAX_RUNGS
+    return min(most, int(math.log(trials) / math.log(divisor)) + 1)
+
+
+def asha_problem(searcher: dict[str, Any]) -> str | None:
+    """Return which number of an ASHA search Determined would refuse, or read as no search."""
+    for key in ("max_trials", "max_rungs"):
+        value = searcher.get(key)
+        if value is None and key != "max_trials":  # a default
+            continue
+        if not isinstance(value, int) or value < 1:
+            return f"searcher.{key}: {_yaml(value)}; give a whole number of at least 1"
+    divisor = searcher.get("divisor")
+    if divisor is not None and not (isinstance(divisor, int | float) and divisor > 1):
+        return f"searcher.divisor: {_yaml(divisor)}; give a number above 1, such as {DIVISOR}"
+    if (first := rungs(searcher)[0]) < 1:
+        return (
+            f"searcher.max_time: {searcher['max_time']}, whose first rung is at {first}; raise it, "
+            "or lower max_rungs"
+        )
+    return None
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def late_rung_warning(searcher: dict[str, Any], validated_every: Any) -> str | None:
+    """Return a sentence if trials validate too seldom for the first rung, or None.
+
+    Args:
+        validated_every: `training.checkpoint_freq`; a search range says nothing.
+    """
+    steps = rungs(searcher)
+    if not steps or not isinstance(validated_every, int) or validated_every <= steps[0]:
+        return None
+    return (
+        f"training.checkpoint_freq: {validated_every} is more than the first rung, {steps[0]}, and "
+        f"trials are compared only when they validate; lower it to {steps[0]}"
+    )
 
 
 def rungs(searcher: dict[str, Any]) -> list[int]:
     """Return the times at which trials are compared, in `time_metric`; the last is `max_time`."""
     if searcher.get("name") != "adaptive_asha":
         return []
-    divisor, longest = searcher.get("divisor", DIVISOR), searcher["max_time"]
+    divisor, longest = searcher.get("divisor") or DIVISOR, searcher["max_time"]
     count = _rung_count(searcher, searcher["max_trials"])
     return [int(longest / divisor**k) for k in reversed(range(count))]
 
