@@ -543,6 +543,23 @@ def test_a_concept_of_another_family_is_refused_by_both_names(folders, tmp_path)
         pipe.load_concepts(tmp_path)
     for words in ("'blob-thing'", str(folders["sd2"]), "width 16 and 24, but the text encoder's"):
         assert words in str(caught.value)
+    assert str(caught.value).endswith(
+        "; it was learned on some/xl-model: name that base model, or another concept"
+    )
+
+
+def test_both_files_of_a_pair_are_one_concept_and_a_sentence_says_so(folders, tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    write_concepts([blob("sdxl")], tmp_path / "own")
+    line = ["export", str(tmp_path / "own"), "--format", "diffusers", "--output", str(tmp_path)]
+    assert main(line) == 0
+    pair = [tmp_path / "blob-thing.safetensors", tmp_path / "blob-thing_2.safetensors"]
+    pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sdxl"]))
+    with pytest.raises(UserError, match=r"load it once .either file of a pair stands for both., o"):
+        pipe.load_concepts(*pair)
+    capsys.readouterr()
+    assert main(["show", str(pair[0])]) == 0
+    assert "\nbase model: another model (text widths 16 and 24)\n" in capsys.readouterr().out
 
 
 # ---- what is supported, and what is not --------------------------------------------------------
@@ -930,7 +947,7 @@ def test_a_file_that_has_left_its_checkpoint_says_what_it_was_learned_on(
     assert main(["show", str(file)]) == 0
     assert f"  learned on: {folders['sdxl']}, 1 step\n" in capsys.readouterr().out
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sd1"]))
-    with pytest.raises(UserError, match=f"it was learned on {folders['sdxl']}, and"):
+    with pytest.raises(UserError, match=f"it was learned on {folders['sdxl']}: name"):
         pipe.load_concepts(file)
 
 

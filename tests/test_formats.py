@@ -520,6 +520,9 @@ def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch
         assert all(f"  {line}\n" in said[layout] for layout in ("diffusers", "a1111", "kohya"))
     assert "  InvokeAI: <Det_Logo>\n" in said["kohya"]
     assert "InvokeAI" not in said["diffusers"]  # it refuses that layout
+    assert main(["export", DICT_FILE, "--format", "detsd", "--output", "own"]) == 0
+    # Of other tools, those that read its file go by a name which is not the word.
+    assert capsys.readouterr().out.splitlines()[2:] == ["  detsd: Det Logo"]
     assert "  stable-diffusion.cpp: det_logo\n" in said["diffusers"]
     assert "  diffusers: det logo\n" in said["diffusers"]
     assert ":" not in said["onetrainer"].splitlines()[-1].replace("Det Logo:", "")

@@ -269,7 +269,7 @@ def test_a_scale_of_one_needs_no_guidance(pipe):
 
 
 def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
-    with pytest.raises(UserError, match="'blob-thing' is loaded twice"):
+    with pytest.raises(UserError, match="'blob-thing' is loaded twice; load it once, or rename"):
         pipe.load_concepts(concept_file)
     write_concepts([LearnedConcept("cube-thing", "", (torch.ones(1, 16),)), BLOB], tmp_path)
     with pytest.raises(UserError, match="'blob-thing' is loaded twice"):

@@ -47,7 +47,8 @@ class LearnedConcept:
 
 def family(widths: tuple[int, ...]) -> str:
     """Name the models whose text encoders have these widths."""
-    return FAMILIES.get(widths, f"another model (text width {joined(widths)})")
+    name = "text widths" if widths[1:] else "text width"
+    return FAMILIES.get(widths, f"another model ({name} {joined(widths)})")
 
 
 def joined(widths: tuple[int, ...]) -> str:

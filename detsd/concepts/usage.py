@@ -28,7 +28,7 @@ ONE_ENCODER = {  # the tools that read a concept for one text encoder, by layout
     "a1111": (*BY_NAME, "InvokeAI", "stable-diffusion.cpp", "diffusers"),
     "kohya": (*BY_NAME, "InvokeAI"),
     "onetrainer": (),
-    "detsd": ("detsd", "stable-diffusion.cpp"),
+    "detsd": ("detsd",),  # stable-diffusion.cpp would go by the file's name
 }
 
 TWO_ENCODERS = {  # and for two, for which kohya and OneTrainer write the layout sdxl

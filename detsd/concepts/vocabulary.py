@@ -19,11 +19,12 @@ import torch.nn as nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from detsd.concepts import weights
-from detsd.concepts.concept import LearnedConcept, family, joined
+from detsd.concepts.concept import FAMILIES, LearnedConcept, family, joined
 from detsd.concepts.embedding import ConceptEmbedding
 from detsd.concepts.prompts import PromptRewriter, unweighted
 from detsd.concepts.source import is_word, word_problem
 from detsd.utils.errors import UserError
+from detsd.utils.paths import BUNDLED
 
 
 class TextEncoder:
@@ -143,10 +144,11 @@ def check_fit(concept: LearnedConcept, widths: tuple[int, ...], model: str) -> N
     if concept.widths == widths:
         return
     whose = "the text encoder's width is" if len(widths) == 1 else "the text encoders' widths are"
+    known = widths in FAMILIES and model != BUNDLED
     raise UserError(
-        f"concept {concept.name!r} does not fit {model}: it has rows of width "
-        f"{joined(concept.widths)}, but {whose} {joined(widths)}; it was learned on "
-        f"{concept.model or family(concept.widths)}, and {model} is {family(widths)}"
+        f"concept {concept.name!r} does not fit {model}{f' ({family(widths)})' * known}: it has "
+        f"rows of width {joined(concept.widths)}, but {whose} {joined(widths)}; it was learned on "
+        f"{concept.model or family(concept.widths)}: name that base model, or another concept"
     )
 
 
@@ -236,8 +238,9 @@ class Vocabulary:
         """Refuse a concept that cannot be added; nothing is changed."""
         name = concept.name
         if name in self._slices:
+            pair = " (either file of a pair stands for both)" * (len(self.text_encoders) > 1)
             raise UserError(
-                f"concept {name!r} is loaded twice; load it once, or rename one: FILE=WORD"
+                f"concept {name!r} is loaded twice; load it once{pair}, or rename one: FILE=WORD"
             )
         problem = word_problem(name, self._base_tokens)
         if problem:

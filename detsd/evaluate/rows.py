@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPTokenizer
 
-from detsd.concepts.concept import LearnedConcept, family, joined
+from detsd.concepts.concept import FAMILIES, LearnedConcept, family, joined
 from detsd.concepts.reading import read_concepts
 from detsd.concepts.source import ConceptSource
 from detsd.config import ModelConfig
@@ -40,7 +40,7 @@ def describe(path: str | Path, model: str | None = None) -> dict[str, Any]:
     if trained_on:
         base = [f"{trained_on['pretrained_model_name_or_path']} (trained on it)"]
     else:
-        base = [f"{family(k)} (width {joined(k)})" for k in kinds]
+        base = [family(k) + f" (width {joined(k)})" * (k in FAMILIES) for k in kinds]
     tables: list[tuple[CLIPTokenizer, torch.Tensor]] = []
     if model or trained_on or any(family(k).startswith(BUNDLED) for k in kinds):
         name = model or trained_on.get("pretrained_model_name_or_path") or BUNDLED
