@@ -113,6 +113,8 @@ def test_all_problems_are_reported_together():
         ({"model": None}, "model must be a mapping of keys to values, not null"),
         ({"training": {"learning_rate": None}}, "learning_rate is null but must be a number"),
         ({"training": {"num_sgd_steps": True}}, "num_sgd_steps is true but must be a whole"),
+        ({"inference": {"guidance_interval": 1}}, "is .1.0. but must be .start, stop."),
+        ({"inference": {"guidance_interval": "x"}}, "'x' but must be null, or a list, each item a"),
         ({"inference": {"seeds": "1,2"}}, "'1,2' but must be a whole number, or a list of such in"),
         ({"inference": {"seeds": [1, "a"]}}, "'a'. but must be a list, each item a whole number$"),
         ({"training": {"lr_scheduler": "Cosine"}}, "linear, cosine; did you mean 'cosine'.$"),
@@ -249,7 +251,7 @@ def test_a_concept_can_be_given_another_word():
     config = parse_config({**minimal, "concepts": {"files": given[0]}}, "x", GenerateConfig)
     assert config.concepts.files == ["a.pt=cat-toy"]
     for wrong in ({"a.pt": 3}, {"a.pt": "x", "b.pt": "y"}, {}):
-        with pytest.raises(UserError, match=r"each item a path, or \{path: word\}"):
+        with pytest.raises(UserError, match=r"each item a string, or \{string: word\}"):
             parse_config({**minimal, "concepts": {"files": [wrong]}}, "x", GenerateConfig)
 
 

@@ -158,12 +158,17 @@ def shown(value: Any) -> str:
 def type_name(kind: Any) -> str:
     """Describe a field's type in words."""
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    names[Source] = "a path, or {path: word}"
+    names[Source] = "a string, or {string: word}"  # a path, a uuid or a model's name
     if typing.get_origin(kind) is Literal:
         choices = ", ".join(map(str, typing.get_args(kind)))
         return f"one of {choices}" if typing.get_args(kind)[1:] else choices
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join(map(type_name, typing.get_args(kind)))
+        options = typing.get_args(kind)
+        lists = [option for option in options if typing.get_origin(option) is list]
+        if lists:  # last: `or null` would seem to be said of its items
+            others = [option for option in options if option not in lists]
+            return ", or ".join(map(type_name, [*others, *lists]))
+        return " or ".join(map(type_name, options))
     if typing.get_origin(kind) is list:
         return f"a list, each item {type_name(typing.get_args(kind)[0])}"
     return names.get(kind, "null" if kind is types.NoneType else str(kind))
