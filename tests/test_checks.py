@@ -52,6 +52,16 @@ MISTAKES = [
     ("download . --output-dir @", "'.' is not a checkpoint uuid"),
     ("download 0123 --output-dir LICENSE", "LICENSE is not a folder"),
     ("app --concepts @/gone.pt", "gone.pt does not exist"),
+    ("app --clip-skip 99", "--clip-skip is 99 but must be at most 31"),
+    ("app --clip-skip -1", "--clip-skip is -1 but must be at least 0"),
+    ("app --uuid a/b", "--uuid: 'a/b' is not a checkpoint uuid"),
+    ("app --allow-host http://x", "--allow-host http://x is not a host name; give the name alone"),
+    ("generate --from .", ". is not a file; name an image made with detsd"),
+    ("finetune docs/app.png", "docs/app.png is not a text file; name an experiment file"),
+    ("generate --set grid.seeds=1", "model.pretrained_model_name_or_path is missing; Stable Diff"),
+    ("generate --set grid.seeds=1", "grid.prompts is missing; prompts, with or without concepts"),
+    ("finetune finetune_demo.yaml --output-dir det_logos", "folder of concepts.img_dirs[0]: the"),
+    ("finetune finetune_demo.yaml --output-dir ./docs/../det_logos", "become training images; na"),
     ("app --model @/gone", "gone does not exist"),
 ]
 
@@ -92,6 +102,9 @@ def test_mistakes_are_told_before_the_libraries_are_loaded(tmp_path):
          "finetune --help explains the command"),
         ("export a.pt", "the following arguments are required: --format; "),
         ("app --port x", "argument --port: invalid int value: 'x'; "),
+        ("finetune a.yaml --output-dir=", "argument --output-dir: it is empty; give a name; "),
+        ("evaluate a.pt --images=", "argument --images: it is empty; give a name; "),
+        ("app --model=", "argument --model: it is empty; give a name; "),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_command_line_is_a_sentence_like_all_others(capsys, line, sentence):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from tiny import ROOT, save_tiny_model
 
 from detsd.__main__ import main
 from detsd.cli.evaluate import evaluation_config
-from detsd.cli.finetune import grid_settings
+from detsd.cli.finetune import beside, grid_settings
 from detsd.cli.generate import remake_hyperparameters
 from detsd.cli.parser import parser
 from detsd.concepts.concept import LearnedConcept
@@ -1226,3 +1227,16 @@ def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, 
 def test_what_is_compiled(setting, device, steps, expected):
     config = TrainingConfig(compile=setting, num_sgd_steps=steps)
     assert wants_compiler(config, torch.device(device)) is expected
+
+
+def test_a_run_in_the_current_folder_ends_like_any_other(experiment, tmp_path, monkeypatch, capsys):
+    """The folder `.` has no name after which that of a grid could be called."""
+    path = experiment(training={"num_sgd_steps": 1})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", "..//here", "sub/.."):
+        assert main(["finetune", str(path), "--output-dir", folder]) == 0
+    said = capsys.readouterr().out
+    assert f" --output-dir {tmp_path / 'here-grid'}\n" in said
+    assert beside(Path("outputs/a"), "-grid") == Path("outputs/a-grid")
+    assert beside(Path("/"), "-grid") == Path("/root-grid")

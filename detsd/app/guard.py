@@ -75,6 +75,15 @@ class Address:
         except ValueError:
             return self.host == "localhost"
 
+    def _check_names(self) -> None:
+        """Refuse what can be no host name, such as an address of the web: it would never match."""
+        for name in self.allow_hosts:
+            if not re.fullmatch(r"(\*\.)?[\w.-]+|\[?[0-9a-fA-F:]+\]?", name):
+                raise UserError(
+                    f"--allow-host {name} is not a host name; give the name alone, without "
+                    "http:// and port, such as demo.example"
+                )
+
     def trusted_hosts(self) -> list[str]:
         """Return the names by which the page may be requested.
 
@@ -112,6 +121,7 @@ class Address:
     def check(self) -> None:
         """Refuse an address that the page cannot have, before a model is loaded for it."""
         self.credentials()
+        self._check_names()
         host, port = self.host, self.port
         if port is not None and not 1 <= port <= 65535:
             raise UserError(f"--port {port} is not a port; give one from 1 to 65535")

@@ -5,10 +5,18 @@ import importlib.util
 
 from detsd.concepts.source import ConceptSource
 from detsd.config import ModelConfig
+from detsd.config.schema import parse_section
 from detsd.models.support import model_problems
 from detsd.utils import progress
 from detsd.utils.errors import UserError
-from detsd.utils.paths import BUNDLED, DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, resolve
+from detsd.utils.paths import (
+    BUNDLED,
+    DEMO_CONCEPT,
+    DEMO_IMAGES,
+    DEMO_WORD,
+    resolve,
+    uuid_problem,
+)
 
 
 def app(args: argparse.Namespace) -> int:
@@ -21,8 +29,13 @@ def app(args: argparse.Namespace) -> int:
     if concepts is None and not args.uuid and args.model == BUNDLED:
         concepts = [resolve(DEMO_CONCEPT)]
         pictures = {DEMO_WORD: DEMO_IMAGES}
-    model = ModelConfig(args.model, clip_skip=args.clip_skip, vae=args.vae)
-    problems = model_problems(model)
+    given = {"pretrained_model_name_or_path": args.model, "vae": args.vae}
+    model, problems = parse_section(ModelConfig, {**given, "clip_skip": args.clip_skip})
+    problems = [f"--{problem.replace('_', '-')}" for problem in problems]
+    problems = problems or model_problems(model)
+    for uuid in args.uuid or []:
+        if problem := uuid_problem(uuid.partition("=")[0]):
+            problems.append(f"--uuid: {problem}")
     for source in map(ConceptSource.parse, concepts or []):
         problems += source.problems("--concepts")
     if problems:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def finetune(args: argparse.Namespace) -> int:
     config, folder = configuration(args, FinetuneConfig, check_finetune, finetune_config)
     start = args.warm_start
     if not on_cluster:
+        check_apart(folder, config.concepts.img_dirs)
         start = start or source_checkpoint(args.config)
         latest = check_resume(config, folder, start)
         if latest and (line := completed(config, folder, latest)):
@@ -114,6 +116,16 @@ def completed(config: FinetuneConfig, folder: Path, latest: Path) -> str:
     return f"complete: {best_checkpoint_line(folder)}{why}"
 
 
+def check_apart(folder: Path, img_dirs: list[str]) -> None:
+    """Refuse to write a run's pictures into a folder of training images: they would become some."""
+    for k, images in enumerate(img_dirs):
+        if folder.exists() and os.path.samefile(folder, images):
+            raise UserError(
+                f"--output-dir {folder} is the folder of concepts.img_dirs[{k}]: the pictures of "
+                "the run would become training images; name another folder"
+            )
+
+
 def best_checkpoint_line(folder: Path) -> str:
     """Say where the best vectors of a fine-tuning are, with their metrics."""
     metadata, file = read_metadata(RunFolder(folder).latest()), ConceptSource(folder).file
@@ -148,12 +160,18 @@ def print_next_steps(
             "inspect what was learned": [PROG, "show", folder],
             "try it in a browser": [PROG, "app", *other, "--concepts", folder],
             "make a grid of images": [
-                PROG, "generate", *grid, "--output-dir", folder.with_name(f"{folder.name}-grid"),
+                PROG, "generate", *grid, "--output-dir", beside(folder, "-grid"),
             ],
             "export it to another program": [PROG, "export", folder, "--format", layout],
             "view its metrics and images": tensorboard(folder),
         }
     )  # fmt: skip
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """Return a folder beside another one, named after it, although `.` and `..` are no names."""
+    named = folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))
+    return named.parent / f"{named.name or 'root'}{ending}"
 
 
 def print_next_steps_on_cluster(config: FinetuneConfig, uuid: str, resolution: Resolution) -> None:

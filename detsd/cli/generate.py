@@ -100,7 +100,8 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
 def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, Any]:
     """Return the `hyperparameters` that make an image again from the settings inside it."""
     if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist; name an image made with detsd, A1111 or ComfyUI")
+        there = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"{path} {there}; name an image made with detsd, A1111 or ComfyUI")
     record = read_record(path)
     if record is None:
         return foreign_hyperparameters(path, given)

@@ -65,12 +65,21 @@ def parser() -> Parser:
     return command_line
 
 
-_home = os.path.expanduser  # for names: shells do not expand the `~` in `--model=~/anime`
+def _home(text: str) -> str:
+    """Return a name with `~` expanded, as shells do not in `--model=~/anime`."""
+    return os.path.expanduser(_given(text))
 
 
 def _path(text: str) -> Path:
     """Return a path with `~` expanded."""
     return Path(_home(text))
+
+
+def _given(text: str) -> str:
+    """Refuse an empty text, such as that of an unset variable, which as a path means `.`."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a name")
+    return text
 
 
 def _add_run_options(command: argparse.ArgumentParser, name: str) -> None:
@@ -106,7 +115,7 @@ def _generate(commands: argparse._SubParsersAction) -> None:
 def _evaluate(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="measure how good concepts are")
     command.add_argument(
-        "sources", nargs="*", metavar="SOURCE",
+        "sources", nargs="*", type=_given, metavar="SOURCE",
         help=f"{SOURCE}, or SOURCE=WORD; or an experiment file",
     )  # fmt: skip
     command.add_argument(
@@ -133,7 +142,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 def _search(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("search", help="compare the trials of a search on the cluster")
     command.add_argument(
-        "search", metavar="ID",
+        "search", type=_given, metavar="ID",
         help="experiment number; or an experiment file, to explain its search settings",
     )  # fmt: skip
     command.set_defaults(run=search)
@@ -143,6 +152,7 @@ def _download(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("download", help="download all images of a grid from the cluster")
     command.add_argument(
         "uuid",
+        type=_given,
         help="uuid of the grid's newest checkpoint (det e list-checkpoints), or model:NAME in the "
         "registry",
     )
@@ -152,7 +162,7 @@ def _download(commands: argparse._SubParsersAction) -> None:
 
 def _show(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("show", help="describe a concept file, checkpoint or run folder")
-    command.add_argument("path", metavar="SOURCE", help=SOURCE)
+    command.add_argument("path", type=_given, metavar="SOURCE", help=SOURCE)
     command.add_argument(
         "--model", type=_home, help="base model to compare with; default: the one that fits"
     )
@@ -165,7 +175,9 @@ def _show(commands: argparse._SubParsersAction) -> None:
 
 def _export(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("export", help="write concepts for another tool")
-    command.add_argument("sources", nargs="+", metavar="SOURCE", help=f"{SOURCE}, or SOURCE=WORD")
+    command.add_argument(
+        "sources", nargs="+", type=_given, metavar="SOURCE", help=f"{SOURCE}, or SOURCE=WORD"
+    )
     command.add_argument("--format", required=True, choices=LAYOUTS)
     command.add_argument(
         "--output", type=_path, metavar="DIR", help="default: outputs/exported/<format>"

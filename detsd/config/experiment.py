@@ -156,7 +156,9 @@ def read_experiment(path: Path) -> Any:
         found = None if differing else parse_yaml(text)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name an experiment file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file; name an experiment file") from None
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); name an experiment file") from None
     except Exception as error:  # ruamel's and yaml's parsers share no base class
         reason = one_line(error, None)

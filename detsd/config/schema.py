@@ -256,7 +256,12 @@ def parse_section(
         problems.append(f"{dot}{text} is not a known key; {closest_key(text, kind)}")
     for name, spec in known.items():
         if name not in given:
-            if spec.default is REQUIRED and spec.default_factory is REQUIRED:
+            required = spec.default is REQUIRED and spec.default_factory is REQUIRED
+            inside = []
+            if required and dataclasses.is_dataclass(hints[name]):  # name the keys it must have
+                _, inside = parse_section(hints[name], {}, f"{dot}{name}", beside)
+                problems += inside
+            if required and not inside:
                 problems.append(f"{dot}{name} is missing; {spec.metadata.get('help', 'add it')}")
             continue
         if dataclasses.is_dataclass(hints[name]):
