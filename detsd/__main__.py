@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a caller's own stream
             stream.reconfigure(errors="replace")  # for terminals that know only ASCII
+    if sys.platform == "win32":
+        return print_error("detsd runs on Linux and macOS; on Windows, run it in WSL")
     command_line = parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete a line
         import argcomplete

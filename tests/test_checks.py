@@ -116,6 +116,15 @@ def test_a_mistake_in_the_command_line_is_a_sentence_like_all_others(capsys, lin
     assert said.startswith(f"detsd: {sentence}")
 
 
+def test_windows_is_told_at_once(monkeypatch, capsys):
+    """Where the modules that lock folders are missing."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["--version"]) == 2
+    assert capsys.readouterr().err == (
+        "detsd: detsd runs on Linux and macOS; on Windows, run it in WSL\n"
+    )
+
+
 def test_a_mistake_leaves_no_folder_behind(experiment, tmp_path, capsys):
     """Also one that shows only once the model is there."""
     out = tmp_path / "out"

@@ -10,10 +10,10 @@ from determined.common.context import read_v1_context
 def test_a_users_folders_travel_whatever_they_are_called(tmp_path):
     shutil.copy(ROOT / ".detignore", tmp_path)
     kept = ["photos/docs/a.png", "photos/build/b.png", "photos/dev/c.png", "photos/tests/LICENSE",
-            "detsd/__init__.py", "demo_model/unet/config.json"]  # fmt: skip
+            "photos/venv/d.png", "detsd/__init__.py", "demo_model/unet/config.json"]  # fmt: skip
     left = ["docs/app.md", "build/lib/x.py", "dev/LOG.md", "tests/conftest.py", "LICENSE",
             "demo_model/work/big.pt", "detsd.egg-info/PKG-INFO", ".git/config",
-            "outputs/run/a.png"]  # fmt: skip
+            "outputs/run/a.png", ".venv/bin/python", "venv/bin/python"]  # fmt: skip
     for name in kept + left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
