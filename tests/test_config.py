@@ -177,7 +177,13 @@ MEASURED = with_values(measure={"num_samples": {"type": "const", "val": 4}})
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"resources": {"slots_per_trial": 0}}, "resources.slots_per_trial: 0.* 1 or more"),
+        ({"resources": {"slots_per_trial": 0}}, "slots_per_trial: 0.* number of at least 1"),
+        ({"resources": {"slots_per_trial": "2"}}, "slots_per_trial: '2', .* a whole number of"),
+        (
+            {"searcher": {"metric": "val_loss", "smaller_is_better": False}},
+            "metric: val_loss, where smaller values are better, but smaller_is_better: false; rem",
+        ),
+        ({"searcher": {"metric": "val_gap"}}, "metric: val_gap, where larger values are better; "),
         ({"searcher": {"name": "single"}}, "no searcher.metric; add metric: val_loss"),
         ({"searcher": {"name": "single", "metric": "loss"}}, "metric: loss, which is not reported"),
         ({"searcher": ASHA | {"time_metric": None}}, "add time_metric: sgd_steps"),
@@ -195,9 +201,12 @@ MEASURED = with_values(measure={"num_samples": {"type": "const", "val": 4}})
         ),
         (
             {"searcher": {"metric": "lineup"}, "hyperparameters": MEASURED},
-            "metric: lineup, which is not reported",
+            "metric: lineup, which is not reported.* sgd_steps, score.*, or set measure.lineup$",
         ),
-        ({"searcher": {"metric": "score"}}, "metric: score, which is not reported at every"),
+        (
+            {"searcher": {"metric": "score"}},
+            "metric: score, which is not reported at every .*, or set measure.num_samples$",
+        ),
         ({"resources": 2}, "resources: 2, but resources is a section"),
         (
             {"searcher": ASHA, "hyperparameters": with_values(training={"num_sgd_steps": 500})},
@@ -458,3 +467,10 @@ def test_a_text_that_a_cluster_made_true_says_how():
     given = {"grid": {"prompts": [False]}, "model": {"pretrained_model_name_or_path": "x"}}
     with pytest.raises(UserError, match="yes, no, on, off, y and n are true or false"):
         parse_config(given, "the experiment", GenerateConfig)
+
+
+def test_a_key_given_twice_is_a_sentence_without_advice_on_the_parser(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(f"name: a\nname: b\nhyperparameters: {json.dumps(MINIMAL)}\n")
+    with pytest.raises(UserError, match=r'duplicate key "name" .*, line 2, column 1.*\)$'):
+        read_experiment(path)

@@ -76,8 +76,9 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
     slots = (experiment.get("resources") or {}).get("slots_per_trial")
     if slots is not None and (not isinstance(slots, int) or slots < 1):
         raise UserError(
-            f"{source} has resources.slots_per_trial: {slots}, but the launcher starts one process "
-            "per slot; set it to 1 or more (an agent without a GPU has one slot as well)"
+            f"{source} has resources.slots_per_trial: {slots!r}, but the launcher starts one "
+            "process per slot; set it to a whole number of at least 1 (an agent without a GPU has "
+            "one slot as well)"
         )
     searcher = experiment.get("searcher")
     if not searcher:
@@ -109,9 +110,12 @@ def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: typ
         if given is None and (asha or key == "metric"):
             raise UserError(f"{source} has no searcher.{key}; add {key}: {default}")
         if given is not None and given not in metrics:
+            needs = FinetuneConfig.measured.get(str(given), "")
+            if needs != "" and metrics == kind.metrics:  # nothing is measured
+                needs = "measure.num_samples"
             raise UserError(
                 f"{source} has searcher.{key}: {given}, which is not reported at every validation; "
-                f"use one of {', '.join(metrics)}"
+                f"use one of {', '.join(metrics)}" + f", or set {needs}" * bool(needs)
             )
     best, metric = _hyperparameter(hyperparameters, "training.best_metric"), searcher["metric"]
     if best in (None, "auto"):
@@ -121,10 +125,16 @@ def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: typ
             f"{source} selects the best checkpoint by {best} (training.best_metric), but the "
             f"cluster selects it by searcher.metric: {metric}; set both to the same metric"
         )
-    if metric in FinetuneConfig.measured and searcher.get("smaller_is_better", True):
+    smaller = searcher.get("smaller_is_better") is not False
+    if smaller and (metric in FinetuneConfig.measured or metric == "val_gap"):
         raise UserError(
             f"{source} has searcher.metric: {metric}, where larger values are better; add "
             "smaller_is_better: false"
+        )
+    if metric == "val_loss" and not smaller:
+        raise UserError(
+            f"{source} has searcher.metric: {metric}, where smaller values are better, but "
+            "smaller_is_better: false; remove that line"
         )
 
 
@@ -161,7 +171,7 @@ def read_experiment(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); name an experiment file") from None
     except Exception as error:  # ruamel's and yaml's parsers share no base class
-        reason = one_line(error, None)
+        reason = one_line(error, None).partition(" To suppress this check")[0]  # ruamel's advice
         raise UserError(f"{path} is not valid YAML: {reason}") from None
     if differing:
         raise UserError("\n  ".join([f"{path}: {differing[0]}", *differing[1:MAX_SHOWN]]))
