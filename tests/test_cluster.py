@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import zipfile
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -533,6 +534,46 @@ def test_the_table_of_a_search(experiment, master, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         "detsd: the master has no experiment 2; det e list shows all experiments\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (errors.UnauthenticatedException(), "the master asks for a login; run det user login"),
+        (errors.ForbiddenException("not for you"), "see whether det e describe 7 works"),
+        (ConnectionError("reset by peer"), "(ConnectionError: reset by peer); see whether det e d"),
+    ],
+)
+def test_a_search_that_cannot_be_looked_up_is_a_sentence(monkeypatch, capsys, error, sentence):
+    def refused(number):
+        raise error
+
+    monkeypatch.setattr("determined.experimental.client.get_experiment", refused)
+    assert main(["search", "7"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("detsd: experiment 7 cannot be looked up")
+    assert sentence in said
+
+
+def test_checkpoints_that_others_stored_do_not_stop_the_table_of_a_search(monkeypatch, capsys):
+    trial = SimpleNamespace(
+        id=3, state=SimpleNamespace(name="COMPLETED"), hparams=None, iter_metrics=lambda group: [
+            SimpleNamespace(steps_completed=5, metrics={"val_loss": 0.5})
+        ],
+    )  # fmt: skip
+    kept = [
+        SimpleNamespace(metadata=m, uuid=str(m), training=SimpleNamespace(trial_id=3))
+        for m in (None, {}, {"steps_completed": 5})
+    ]
+    searcher = {"name": "random", "metric": "val_loss"}
+    experiment = SimpleNamespace(
+        config={"searcher": searcher}, list_checkpoints=lambda *_: kept, list_trials=lambda: [trial]
+    )
+    monkeypatch.setattr("determined.experimental.client.get_experiment", lambda _: experiment)
+    assert main(["search", "7"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("val_loss of 1 trial:\n")
+    assert "the best: trial 3 at step 5, val_loss 0.5000" in said
 
 
 def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(

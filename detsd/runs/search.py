@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detsd.runs.master import asking_master
+from detsd.utils.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,38 @@ def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
     """Return an experiment's configuration and trials."""
     from determined.experimental import client  # late: it takes a third of a second
 
-    unknown = f"the master has no experiment {number}; det e list shows all experiments"
-    with asking_master(f"experiment {number}", unknown):
-        experiment = client.get_experiment(number)
-        metric = experiment.config["searcher"]["metric"]
-        stored: dict[int, dict[int, str]] = {}
-        for c in experiment.list_checkpoints(
-            client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.ASCENDING
-        ):
-            steps = c.metadata["steps_completed"]
+    what = f"experiment {number}"
+    try:
+        with asking_master(what, f"the master has no {what}; det e list shows all experiments"):
+            return _read_trials(client, number)
+    except UserError:
+        raise
+    except Exception as error:  # of the network, of certificates, of rights
+        raise UserError(
+            f"{what} cannot be looked up ({type(error).__name__}: {one_line(error)}); see whether "
+            f"det e describe {number} works"
+        ) from None
+
+
+def _read_trials(client: Any, number: int) -> tuple[dict[str, Any], list[TrialResult]]:
+    """Read them through the master's client."""
+    experiment = client.get_experiment(number)
+    metric = experiment.config["searcher"]["metric"]
+    stored: dict[int, dict[int, str]] = {}
+    for c in experiment.list_checkpoints(
+        client.CheckpointSortBy.BATCH_NUMBER, client.OrderBy.ASCENDING
+    ):
+        steps = (c.metadata or {}).get("steps_completed")
+        if isinstance(steps, int):  # others may store checkpoints without it
             stored.setdefault(c.training.trial_id, {})[steps] = c.uuid
-        return experiment.config, [
-            TrialResult(
-                trial.id,
-                trial.state.name,
-                trial.hparams or {},
-                {m.steps_completed: float(m.metrics[metric])
-                 for m in trial.iter_metrics("validation") if metric in m.metrics},
-                stored.get(trial.id, {}),
-            )
-            for trial in experiment.list_trials()
-        ]  # fmt: skip
+    return experiment.config, [
+        TrialResult(
+            trial.id,
+            trial.state.name,
+            trial.hparams or {},
+            {m.steps_completed: float(m.metrics[metric])
+             for m in trial.iter_metrics("validation") if metric in m.metrics},
+            stored.get(trial.id, {}),
+        )
+        for trial in experiment.list_trials()
+    ]  # fmt: skip
