@@ -453,4 +453,14 @@ def test_help_says_what_the_commands_do(capsys):
     with pytest.raises(SystemExit) as caught:
         parser().parse_args(["finetune", "--help"])
     assert caught.value.code == 0
-    assert "--warm-start" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--warm-start" in said
+    assert "\n\nLearn new concepts from images.\n" in said
+
+
+def test_every_option_of_a_command_has_a_help_text_and_every_command_a_description():
+    commands = parser().commands
+    assert len(commands) == 8
+    for name, command in commands.items():
+        assert command.description, name
+        assert all(action.help for action in command._actions), name

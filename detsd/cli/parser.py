@@ -82,16 +82,25 @@ def _given(text: str) -> str:
     return text
 
 
+def _add(commands: argparse._SubParsersAction, name: str, what: str) -> argparse.ArgumentParser:
+    """Add a command that does `what`."""
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+
 def _add_run_options(command: argparse.ArgumentParser, name: str) -> None:
     """Add the options of commands that read an experiment file and fill a folder."""
     command.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="override a setting; repeatable"
+        "--set", action="append", metavar="KEY=VALUE",
+        help="override a setting, such as training.num_sgd_steps=200; repeatable; "
+        "docs/configuration.md lists all",
+    )  # fmt: skip
+    command.add_argument(
+        "--output-dir", type=_path, metavar="DIR", help=f"results; default: outputs/{name}"
     )
-    command.add_argument("--output-dir", type=_path, help=f"default: outputs/{name}")
 
 
 def _finetune(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("finetune", help="learn new concepts from images")
+    command = _add(commands, "finetune", "learn new concepts from images")
     command.add_argument("config", nargs="?", type=_path, help="experiment file (off cluster)")
     _add_run_options(command, "<config's name>")
     command.add_argument(
@@ -101,7 +110,7 @@ def _finetune(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("generate", help="make a grid of images from prompts")
+    command = _add(commands, "generate", "make a grid of images from prompts")
     which = command.add_mutually_exclusive_group()
     which.add_argument("config", nargs="?", type=_path, help="experiment file (off cluster)")
     which.add_argument(
@@ -113,7 +122,7 @@ def _generate(commands: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("evaluate", help="measure how good concepts are")
+    command = _add(commands, "evaluate", "measure how good concepts are")
     command.add_argument(
         "sources", nargs="*", type=_given, metavar="SOURCE",
         help=f"{SOURCE}, or SOURCE=WORD; or an experiment file",
@@ -128,7 +137,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
         "--all-checkpoints", action="store_true", help="all checkpoints of a run, not only the best"
     )
     command.add_argument(
-        "--model", type=_home, help="base model; default: that of the first source"
+        "--model", type=_home, help="base model; default: that of the first run, or the bundled one"
     )
     command.add_argument(
         "--clip", type=_home, metavar="MODEL",
@@ -140,7 +149,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:
 
 
 def _search(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("search", help="compare the trials of a search on the cluster")
+    command = _add(commands, "search", "compare the trials of a search on the cluster")
     command.add_argument(
         "search", type=_given, metavar="ID",
         help="experiment number; or an experiment file, to explain its search settings",
@@ -149,19 +158,21 @@ def _search(commands: argparse._SubParsersAction) -> None:
 
 
 def _download(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("download", help="download all images of a grid from the cluster")
+    what = "download a checkpoint from the cluster, and with it all images of a grid"
+    command = _add(commands, "download", what)
     command.add_argument(
         "uuid",
         type=_given,
-        help="uuid of the grid's newest checkpoint (det e list-checkpoints), or model:NAME in the "
+        metavar="UUID",
+        help="checkpoint (det e list-checkpoints), of a grid the newest; or model:NAME in the "
         "registry",
     )
-    command.add_argument("--output-dir", type=_path, help="default: outputs/UUID")
+    command.add_argument("--output-dir", type=_path, metavar="DIR", help="default: outputs/UUID")
     command.set_defaults(run=download)
 
 
 def _show(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("show", help="describe a concept file, checkpoint or run folder")
+    command = _add(commands, "show", "describe a concept file, checkpoint or run folder")
     command.add_argument("path", type=_given, metavar="SOURCE", help=SOURCE)
     command.add_argument(
         "--model", type=_home, help="base model to compare with; default: the one that fits"
@@ -174,11 +185,14 @@ def _show(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("export", help="write concepts for another tool")
+    command = _add(commands, "export", "write concepts for another tool")
     command.add_argument(
         "sources", nargs="+", type=_given, metavar="SOURCE", help=f"{SOURCE}, or SOURCE=WORD"
     )
-    command.add_argument("--format", required=True, choices=LAYOUTS)
+    command.add_argument(
+        "--format", required=True, choices=LAYOUTS,
+        help="layout of the file; README.md says which tool reads which",
+    )  # fmt: skip
     command.add_argument(
         "--output", type=_path, metavar="DIR", help="default: outputs/exported/<format>"
     )
@@ -186,9 +200,12 @@ def _export(commands: argparse._SubParsersAction) -> None:
 
 
 def _app(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("app", help="open the interactive demo as a page in a browser")
+    command = _add(commands, "app", "open the interactive demo as a page in a browser")
     command.add_argument(
-        "--model", type=_home, default=BUNDLED, help="diffusers folder or hub model"
+        "--model",
+        type=_home,
+        default=BUNDLED,
+        help="diffusers folder, .safetensors file or hub model; default: the bundled model",
     )
     command.add_argument(
         "--vae", type=_home, metavar="MODEL", help="VAE in place of the model's own (model.vae)"
@@ -199,10 +216,13 @@ def _app(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     command.add_argument(
         "--concepts", nargs="*", type=_home, metavar="SOURCE",
-        help="concept files, checkpoints or run folders",
+        help="concept files, checkpoints or run folders; default: the bundled concept",
     )  # fmt: skip
     command.add_argument("--uuid", action="append", help="Determined checkpoint; repeatable")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to other machines")
+    command.add_argument(
+        "--host", default="127.0.0.1",
+        help="address to listen on; 0.0.0.0: reachable from other machines",
+    )  # fmt: skip
     command.add_argument("--port", type=int, help="default: the first free port from 7860")
     command.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME",
