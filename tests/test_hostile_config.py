@@ -161,6 +161,7 @@ def test_a_checkpoint_names_no_path_as_that_of_the_other_images(tmp_path, monkey
     with pytest.raises(UserError, match="damaged .'../../elsewhere' is not a checkpoint uuid"):
         shards.download_grid("given", tmp_path / "to" / "grid")
     assert asked == ["given"]
+    assert not list((tmp_path / "to").iterdir())  # the same command can be given again
 
 
 def test_a_word_of_thousands_of_letters_is_wrapped_in_their_time():

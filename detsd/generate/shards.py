@@ -278,28 +278,33 @@ def download_grid(uuid: str, folder: Path) -> int:
         raise UserError(f"{folder} is not empty; name a new folder with --output-dir")
     folder.parent.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as name:
+        whole = Path(name) / ".whole"  # so that an interrupted download leaves nothing behind
+        whole.mkdir()
 
-    def fetch(uuid: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as name:
+        def fetch(uuid: str) -> dict[str, Any]:
             checkpoint = Path(name) / uuid
             download(uuid, checkpoint)
             metadata = read_metadata(checkpoint)
             if metadata.get("kind") == "generate":
                 records.extend(read_manifest(checkpoint / MANIFEST))
-            folder.mkdir(exist_ok=True)  # not before: a mistake leaves none
             for packed in checkpoint.glob("*.zip"):
-                unpack(packed, folder)
+                unpack(packed, whole)
                 packed.unlink()
-            shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-        return metadata
+            shutil.copytree(checkpoint, whole, dirs_exist_ok=True)
+            shutil.rmtree(checkpoint)
+            return metadata
 
-    metadata = fetch(uuid)
-    for other in map(str, metadata.get("shards", [])):
-        if problem := uuid_problem(other):  # the command line checked the first
-            raise UserError(f"checkpoint {uuid} is damaged ({problem}); download another one")
-        fetch(other)
-    if metadata.get("kind") == "generate":
-        (folder / METADATA).unlink()
-        records.sort(key=lambda record: record["job"])
-        write_lines(folder / MANIFEST, map(manifest_line, records))
+        metadata = fetch(uuid)
+        for other in map(str, metadata.get("shards", [])):
+            if problem := uuid_problem(other):  # the command line checked the first
+                raise UserError(f"checkpoint {uuid} is damaged ({problem}); download another one")
+            fetch(other)
+        if metadata.get("kind") == "generate":
+            (whole / METADATA).unlink()
+            records.sort(key=lambda record: record["job"])
+            write_lines(whole / MANIFEST, map(manifest_line, records))
+        folder.mkdir(exist_ok=True)
+        for part in whole.iterdir():
+            shutil.move(part, folder)
     return len(records)
