@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     handler = progress.LogHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if not progress.is_first():  # every process reads the same pictures
+        logging.getLogger("detsd.data").setLevel(logging.ERROR)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         handler.addFilter(is_first_to_warn)
     try:

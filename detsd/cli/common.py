@@ -99,9 +99,7 @@ def is_first_to_warn(record: logging.LogRecord) -> bool:
     """Return whether no other process of the run prints this warning; each reads the same files."""
     from detsd.runs.peers import is_first_to_print  # late: torch
 
-    # Notes on pictures, of which a folder may hold thousands, are left to the first rank.
-    pictures = record.name == "detsd.data"
-    return progress.is_first() if pictures else is_first_to_print(record.getMessage())
+    return is_first_to_print(record.getMessage())
 
 
 def print_error(sentence: str) -> int:

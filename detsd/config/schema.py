@@ -149,10 +149,12 @@ def _closest_choice(value: Any, choices: Collection[Any]) -> str:
     return f"; did you mean {known[close[0]]!r}?" if close else ""
 
 
-def shown(value: Any) -> str:
-    """Return a value for a message, in YAML's words: null, true and false."""
+def shown(value: Any, cut: bool = True) -> str:
+    """Return a value for a message, in YAML's words (null, true, false), cut to a usual length."""
     words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else reprlib.repr(value)
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return reprlib.repr(value) if cut else repr(value)
 
 
 def type_name(kind: Any) -> str:
@@ -308,4 +310,4 @@ def differences(old: dict[str, Any], new: dict[str, Any], free: Collection[str] 
     """
     was, now = flat(old), flat(new)
     changed = (key for key in sorted(was) if was[key] != now.get(key) and key not in free)
-    return [f"{key} was {shown(was[key])}, is {shown(now.get(key))}" for key in changed]
+    return [f"{k} was {shown(was[k], False)}, is {shown(now.get(k), False)}" for k in changed]
