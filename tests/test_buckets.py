@@ -213,8 +213,8 @@ def test_what_buckets_say_before_training(model, tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: 1 of 5 pictures is smaller than the bucket to train on and is enlarged "
         "(4.png is 20 x 30)",
-        f"{tmp_path}: 1 of 5 pictures loses more than half in the crop; crop by hand to what "
-        "is to be learned, or set concepts.center_crop to false (3.png keeps 40%)",
+        f"{tmp_path}: 1 of 5 pictures loses more than half in the crop; crop to the subject "
+        "yourself, or set concepts.center_crop to false (3.png keeps 40%)",
     ]
 
 

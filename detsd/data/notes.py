@@ -61,7 +61,7 @@ def log_notes(
     one = "{} x {}".format(*min(shapes)) if len(shapes) == 1 else "bucket"
     remedy = "set concepts.img_aspect to buckets or to the shape of most, or "
     if config.img_aspect == "buckets":  # they are longer than the longest bucket
-        remedy = "crop to what is to be learned, or set "
+        remedy = "crop to the subject yourself, or set "
     are = verb("are", len(small))
     for names, what, rest in (
         (several, "have", "several frames or pages, of which only the first is used"),
