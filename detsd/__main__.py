@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command line: python -m detsd finetune | generate | evaluate ...
 
-On a cluster the configuration and the latest checkpoint come from the trial; off cluster, from the
-experiment file named on the command line. Mistakes end with one sentence and exit code 2.
+On a cluster, the configuration and the latest checkpoint come from the trial; elsewhere, from the
+experiment file named on the command line. A mistake ends with one sentence and exit code 2.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a caller's own stream
-            stream.reconfigure(errors="replace")  # for terminals that know only ASCII
+            stream.reconfigure(errors="replace")  # for terminals that support only ASCII
     if sys.platform == "win32":
         return print_error("detsd runs on Linux and macOS; on Windows, run it in WSL")
     command_line = parser()
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks how to complete a line
+    if "_ARGCOMPLETE" in os.environ:  # the shell requests completions
         import argcomplete
 
         argcomplete.autocomplete(command_line)
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         handler.addFilter(is_first_to_warn)
     try:
         code = args.run(args)
-        sys.stdout.flush()  # here, where a pipe without a reader is no traceback
+        sys.stdout.flush()  # here, so that a closed pipe causes no traceback
         return code
     except BrokenPipeError:  # as in `... | head`
         progress.discard_output(sys.stdout)

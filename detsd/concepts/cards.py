@@ -1,9 +1,9 @@
 """A1111's embedding cards: pictures that hold a concept in the low bits of their pixels.
 
-Next to a black column on either side of the picture is a block: on the left the lower halves of the
-bytes, on the right the upper ones, both mixed with the numbers of a generator
+Each side of the picture has a block of data behind a black column. The left block holds the lower
+halves of the bytes, the right block the upper halves, both XORed with the numbers of a generator
 (https://github.com/AUTOMATIC1111/stable-diffusion-webui, modules/textual_inversion/
-image_embedding.py). The bytes are JSON, compressed by zlib.
+image_embedding.py). The bytes are JSON, compressed with zlib.
 """
 
 import json
@@ -18,11 +18,11 @@ from detsd.utils.formats import open_picture
 
 MAX_PIXELS = 2**22  # a card has just over a million
 
-MAX_JSON = 2**23  # bytes; 75 vectors of 1280 numbers have 2 MB
+MAX_JSON = 2**23  # bytes; 75 vectors of 1280 numbers take 2 MB
 
 
 def read_card(file: BinaryIO) -> Any:
-    """Read the table hidden in a picture's pixels; None if there is none."""
+    """Return the table hidden in a picture's pixels; None if there is none."""
     try:
         file.seek(0)
         with open_picture(file) as image:
@@ -31,15 +31,15 @@ def read_card(file: BinaryIO) -> Any:
             data = _hidden_bytes(np.asarray(image.convert("RGB")))
         if data is None:
             return None
-        # The block is padded with copies of its beginning, which no decoder needs.
+        # The block is padded with copies of its beginning, which the decoder does not need.
         text = zlib.decompressobj().decompress(data, MAX_JSON)
         return json.loads(text, object_hook=tensors)
-    except Exception:  # decoding untrusted bytes can fail in any way: it is a plain picture
+    except Exception:  # untrusted bytes can fail in any way: treat it as a plain picture
         return None
 
 
 def tensors(entry: dict[str, Any]) -> Any:
-    """Return A1111's JSON of a tensor as a tensor, other JSON unchanged."""
+    """Convert A1111's JSON form of a tensor to a tensor; return other JSON unchanged."""
     return torch.tensor(entry["TORCHTENSOR"]) if "TORCHTENSOR" in entry else entry
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-ENCODERS = ("clip_l", "clip_g")  # the field's names of Stable Diffusion XL's text encoders
+ENCODERS = ("clip_l", "clip_g")  # the usual names of Stable Diffusion XL's text encoders
 
-FAMILIES = {  # by the widths of the rows, one per text encoder
+FAMILIES = {  # keyed by the row widths, one per text encoder
     (128,): "demo_model, the bundled one",
     (768,): "Stable Diffusion 1.x",
     (1024,): "Stable Diffusion 2.x",
@@ -23,14 +23,14 @@ class LearnedConcept:
     initializer: str
     embeddings: tuple[torch.Tensor, ...]  # rows (n, D) for each text encoder of the base model
     model: str = ""  # the base model it was learned on; "" if unknown
-    model_hash: str = ""  # which weights of that name: the commit, or what another tool recorded
-    steps: int | None = None  # of training; None if unknown
-    clip_skip: int = 0  # `model.clip_skip` of the training; also 0 if unknown
+    model_hash: str = ""  # identifies its weights: hub commit, or another tool's record
+    steps: int | None = None  # training steps; None if unknown
+    clip_skip: int = 0  # `model.clip_skip` during training; also 0 if unknown
     resolution: tuple[int, int] | None = None  # width, height of samples; None: the model's own
 
     @property
     def num_vectors(self) -> int:
-        """The number of vectors per text encoder, and so of the word's tokens in a prompt."""
+        """The number of vectors per text encoder, and of the word's tokens in a prompt."""
         return len(self.embeddings[0])
 
     @property
@@ -52,5 +52,5 @@ def family(widths: tuple[int, ...]) -> str:
 
 
 def joined(widths: tuple[int, ...]) -> str:
-    """Return widths in words for a sentence: "768 and 1280"."""
+    """Join widths for a sentence: "768 and 1280"."""
     return " and ".join(map(str, widths))

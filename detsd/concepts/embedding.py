@@ -15,8 +15,8 @@ class ConceptEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.first_id = first_id
-        # In a container, so that the base table stays the module's first parameter: libraries take
-        # a model's dtype from that.
+        # In a container, so that the base table stays the module's first parameter, from which
+        # libraries take a model's dtype.
         self.learned = nn.ParameterDict()
         self.set_rows(nn.Parameter(torch.empty(0, base.embedding_dim, device=base.weight.device)))
 
@@ -26,12 +26,12 @@ class ConceptEmbedding(nn.Module):
         return self.learned["rows"]
 
     def set_rows(self, rows: nn.Parameter) -> None:
-        """Look up `rows` (N, D) from now on."""
+        """Use `rows` (N, D) as the learned rows."""
         self.learned["rows"] = rows
 
     @property
     def weight(self) -> torch.Tensor:
-        """The frozen table (V, D), for libraries that look at it."""
+        """The frozen table (V, D), for libraries that inspect it."""
         return self.base.weight
 
     def extend(self, rows: torch.Tensor) -> None:

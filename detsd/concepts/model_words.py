@@ -1,4 +1,4 @@
-"""The words of a model's captions, as the `vocabulary.json` in its folder lists them."""
+"""The words of a model's captions, as listed in its folder's `vocabulary.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCABULARY = "vocabulary.json"
 
 @dataclass(frozen=True)
 class ModelVocabulary:
-    """The words of a model's captions, as the `vocabulary.json` in its folder lists them."""
+    """The words of a model's captions, as listed in its folder's `vocabulary.json`."""
 
     words: frozenset[str]
     lists: dict[str, list[str]]  # media, objects, colors, grounds, compositions, where listed
@@ -37,7 +37,7 @@ class ModelVocabulary:
         return ModelVocabulary(frozenset(w.lower() for w in lists.pop("words", [])), lists)
 
     def unknown(self, text: str) -> list[str]:
-        """Return the words of a text that no caption has, each once."""
+        """Return the words of a text that occur in no caption, each once."""
         found = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'’][^\W_]+)*", text.lower()))
         return [w for w in found if self.words and not {w} & self.words
                 and not set(w.split("-")) <= self.words]  # fmt: skip

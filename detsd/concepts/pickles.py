@@ -1,9 +1,9 @@
-"""Read what `torch.save` writes without running any code of the file or of PyTorch's unpickler.
+"""Read files from `torch.save` without running any code from them or PyTorch's unpickler.
 
-`torch.load(weights_only=True)` knows only the pickle operations of protocol 2, and no NumPy
-numbers: it takes intact files of other programs for damaged. Here every name in a pickle stands for
-something defined in this module: a tensor of the file's bytes, a dictionary, a number. Other names
-are refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
+`torch.load(weights_only=True)` supports only the pickle operations of protocol 2 and no NumPy
+numbers, so it rejects intact files from other programs as damaged. Here, every name in a pickle
+maps to something defined in this module: a tensor of the file's bytes, a dictionary or a number.
+Other names are refused. (Layouts: torch/serialization.py, `_save` and `_legacy_save`.)
 """
 
 import io
@@ -18,19 +18,19 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-MAX_PICKLE = 2 * 2**20  # bytes; a thousand concepts have a third of it
+MAX_PICKLE = 2 * 2**20  # bytes; a thousand concepts take a third of it
 
-# 50 for each tensor. Each may create an object of some hundred bytes: without a limit, 33 kB of
-# lists took 1.2 GB.
+# A tensor takes 50. Each operation may create an object of some hundred bytes: without a limit,
+# 33 kB of lists took 1.2 GB.
 MAX_OPERATIONS = 300_000
 
-MAX_TUPLES = 20_000  # 4 for each tensor; C hashes nested ones by recursion, on a stack of 8 MB
+MAX_TUPLES = 20_000  # a tensor takes 4; C hashes nested tuples recursively, on a stack of 8 MB
 
 MAX_COPIED = 2**20  # entries and characters that a pickle may cause to be copied
 
 MAX_NAME = 200  # characters of a module and a class
 
-MAGIC = 0x1950A86A20F9469CFC6C  # begins a file by PyTorch before 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # starts a file from PyTorch before 1.6
 
 STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -69,12 +69,12 @@ def read_zip(archive: zipfile.ZipFile, pickled: str) -> Any:
 
     if archive.getinfo(pickled).file_size > MAX_PICKLE:
         raise ValueError(f"its pickle has more than {MAX_PICKLE} bytes")
-    # As a whole, since the checksum is compared only at the end.
+    # Read as a whole, because zipfile compares the checksum only at the end.
     return _load(io.BytesIO(archive.read(pickled)), storage)
 
 
 def read_legacy(file: BinaryIO, size: int) -> Any:
-    """Read a file by PyTorch before 1.6: five pickles, then the tensors' bytes."""
+    """Read a file from PyTorch before 1.6: five pickles, then the tensors' bytes."""
     storages: dict[str, tuple[torch.dtype, bytearray]] = {}
     left = size
 
@@ -114,7 +114,7 @@ def _load(pickles: io.BytesIO, storage: Callable[[torch.dtype, str, int], Any]) 
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler to which every name stands for something harmless."""
+    """An unpickler that maps every name to something harmless."""
 
     def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Any]):
         super().__init__(file, encoding="utf-8")
@@ -122,7 +122,7 @@ class _Unpickler(pickle.Unpickler):
         self._names = dict(_names())
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a class or function."""
+        """Return the replacement for a class or function."""
         if len(module) + len(name) > MAX_NAME:
             raise ForeignCode(module[:MAX_NAME])
         full = f"{module}.{name}"
@@ -147,7 +147,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _names() -> Iterator[tuple[str, Any]]:
-    """Yield names and what they stand for, new each time: a pickle may set their attributes."""
+    """Yield names and their replacements, created anew: a pickle may set their attributes."""
     copied = 0
 
     def bounded(values: Any) -> Any:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class PromptRewriter:
-    """A function that replaces concept words by their tokens: one pass, longest word first.
+    """A function that replaces concept words with their tokens: one pass, longest word first.
 
-    A word counts only if no letter, digit, underscore or hyphen touches it, so `det-logo` is left
+    A word matches only if no letter, digit, underscore or hyphen touches it, so `det-logo` is left
     alone inside `det-logo-demo`. Replacements are not searched again.
     """
 
@@ -32,22 +32,22 @@ class PromptRewriter:
 
     @functools.cached_property
     def grammar(self) -> re.Pattern:
-        """The pattern of weights in prompts with these words."""
+        """The pattern of weights and these words in prompts."""
         return weights.grammar(self._words)
 
     def masked(self, prompt: str) -> str:
-        """Return the prompt with concepts and escaped brackets replaced by as many letters x."""
+        """Return the prompt with every character of concepts and escaped brackets as an x."""
         hidden = ("word", "a", "b", "c", "escaped")
         return self.grammar.sub(
             lambda found: "x" * len(found[0]) if found.lastgroup in hidden else found[0], prompt
         )
 
     def without(self, prompt: str) -> str:
-        """Return the prompt with every concept word taken out."""
+        """Return the prompt with every concept word removed."""
         return self._pattern.sub(" ", prompt)
 
     def cut_before(self, prompt: str) -> str:
-        """Return a prompt from its first concept word on; all of it without one."""
+        """Return a prompt from its first concept word on, or all of it if it has none."""
         found = self._pattern.search(prompt)
         return prompt[found.start() :] if found else prompt
 
@@ -59,7 +59,7 @@ class PromptRewriter:
 def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], bool]) -> list[str]:
     """Return a sentence for each word of a prompt that may be a misspelled concept.
 
-    `names` are those of the loaded concepts; `is_word` tells the words of the base vocabulary.
+    `names` are those of the loaded concepts; `is_word` recognises words of the base vocabulary.
     """
     rest = PromptRewriter(dict.fromkeys(names, "")).without(prompt)
     rest = re.sub(UNSUPPORTED[0][0], " ", rest)  # the names of LoRAs are not words
@@ -80,7 +80,7 @@ def misspelled_concepts(prompt: str, names: list[str], is_word: Callable[[str], 
     ]
 
 
-@functools.lru_cache(4096)  # the prompts of a training share most of their words
+@functools.lru_cache(4096)  # the prompts of a run share most of their words
 def _is_near(word: str, names: tuple[str, ...]) -> bool:
     return bool(difflib.get_close_matches(word, names, n=1, cutoff=0.6))
 
@@ -92,13 +92,13 @@ WEIGHTED = re.compile(
 
 
 def unweighted(prompt: str) -> str:
-    """Remove the weights of words, which the model would read as words."""
+    """Remove the weights from a prompt, because the model would read them as words."""
     while (bare := WEIGHTED.sub(r"\1", prompt)) != prompt:  # from the innermost outwards
         prompt = bare
     return prompt
 
 
-# Syntax of other programs: a pattern, what it does there, and what happens to it here.
+# Syntax of other programs: a pattern, its meaning there, and its effect here.
 WORDS, TEXT = "read as words", "read as text"
 UNSUPPORTED = (
     (r"<(?!embed:)\w+:[^<>]+>", "a LoRA, another network or a wildcard in other tools", "left out"),
@@ -126,12 +126,12 @@ UNSUPPORTED = (
 def unsupported_syntax(
     prompt: str, names: list[str], weighted: bool = True, name: str = "prompt"
 ) -> dict[str, str]:
-    """Return a sentence for each kind of other programs' syntax in a prompt, by the kind.
+    """Return a sentence for each kind of other programs' syntax in a prompt, keyed by the kind.
 
     Args:
-        names: those of the loaded concepts, which are not searched.
+        names: the loaded concepts, inside which nothing is searched.
         weighted: False for prompts that are read without weights, such as captions.
-        name: what the sentences call the prompt.
+        name: the term for the prompt in the sentences.
     """
     masked = PromptRewriter(dict.fromkeys(names, "")).masked(prompt)
     found = {}
@@ -148,7 +148,7 @@ def unsupported_syntax(
 
 
 def without_syntax(prompt: str) -> str:
-    """Return a prompt without `BREAK` and what `unsupported_syntax` reports of it."""
+    """Remove `BREAK` and all syntax that `unsupported_syntax` reports from a prompt."""
     for pattern in (r"\bBREAK\b", *(pattern for pattern, *_ in UNSUPPORTED)):
         prompt = re.sub(pattern, " ", prompt)
     return prompt
@@ -166,13 +166,13 @@ def prompt_warnings(
     name: str = "prompt",
     told: set[str] | None = None,
 ) -> list[str]:
-    """Return a sentence for each misspelled concept, unsupported syntax, and what is not read.
+    """Return a sentence for each misspelled concept, unsupported syntax and ignored part.
 
     Args:
         spelling: False if the spelling of concepts does not matter, or was checked before.
         weighted: False if the prompt is read without weights, and cut off.
-        name: what the sentences call the prompt.
-        told: warnings reported before, which are left out; new ones are added.
+        name: the term for the prompt in the sentences.
+        told: warnings already reported, which are left out; new ones are added to it.
     """
     names, told = vocabulary.names, set() if told is None else told
     spelt = misspelled_concepts(prompt, names if spelling else [], vocabulary.is_word)

@@ -1,4 +1,4 @@
-"""Concepts as files: every layout in use is read, each can be written.
+"""Read concept files in every layout in use; the first six can also be written.
 
 | layout | content of the file |
 |---|---|
@@ -11,9 +11,9 @@
 | a word in a LoRA | `{"bundle_emb.WORD.KEY": [n, D]}`, KEY as in the layouts above |
 | peft | `{"...trainable_tokens_delta": [n, D]}`, without a word |
 
-For a model of two text encoders, a concept also has `"learned_embeddings_2": [n, D2]` in the first
-layout, and two files `word` and `word_2` in the second; kohya and OneTrainer then write the fifth.
-If the file holds no word, its name is the word. Rows are float32.
+For a model with two text encoders, a concept also has `"learned_embeddings_2": [n, D2]` in the
+first layout, and two files, `word` and `word_2`, in the second; kohya and OneTrainer write the
+fifth. If a file holds no word, the file name is the word. Rows are float32.
 
 Sources: huggingface/diffusers `loaders/textual_inversion.py`, AUTOMATIC1111 `textual_inversion.py`
 and `image_embedding.py`, ComfyUI `sd1_clip.py`, kohya-ss/sd-scripts `train_textual_inversion.py`,
@@ -38,23 +38,23 @@ from detsd.concepts.source import MAX_WORD, ConceptSource, word_problem
 from detsd.utils.errors import UserError
 from detsd.utils.paths import file_name
 
-# A word in a LoRA's file, and the rows of peft's trained tokens, which have no word.
+# A word in a LoRA's file, and the rows of peft's trained tokens, which come without a word.
 BUNDLED = re.compile(
     r"bundle_emb\.(?P<word>.+?)\.(?:(?P<a1111>string_to_param\..*)|(?P<layout>[^.]+))"
 )
 DELTA = re.compile(r"(?:.*\.)?trainable_tokens_delta")
 
-OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's rows behind the encoder
+OUTPUTS = ("emp_params_out", "clip_l_out", "clip_g_out")  # OneTrainer's, for the encoder's output
 
-MAX_SIDE = 8192  # pixels that a file may ask for
+MAX_SIDE = 8192  # pixels; the largest side that a file may request
 
-MAX_NUMBERS, MAX_ALL = 2**24, 2**26  # in the rows of one concept and encoder, in those of a file
+MAX_NUMBERS, MAX_ALL = 2**24, 2**26  # numbers per concept and encoder, and per file
 
 
 def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
     """Read the concepts of a file in any layout, or of a checkpoint or run folder.
 
-    `path=word` gives its only concept that word, `path=old=word` one of them.
+    `path=word` renames its only concept, `path=old=word` one of several.
     """
     source = ConceptSource.parse(source)
     file, word, old = source.file, source.word, source.old
@@ -86,19 +86,19 @@ def read_concepts(source: str | Path | ConceptSource) -> list[LearnedConcept]:
 
 
 def word_in_file(source: ConceptSource, name: str) -> str:
-    """Return the word that a concept of a source, read under `name`, has in its file."""
+    """Return the word in the file of a concept that was read from a source as `name`."""
     if name != source.word:
         return name
     if source.old:
         return source.old
     try:
         return read_concepts(dataclasses.replace(source, word=""))[0].name
-    except UserError:  # a layout that keeps no word
+    except UserError:  # a layout that stores no word
         return name
 
 
 def _recognised(file: Path, table: Any, notes: dict[str, str]) -> list[LearnedConcept]:
-    """Return the concepts in what `safe_load.read` found in `file`."""
+    """Return the concepts in the content of `file`, as `safe_load.read` returns it."""
     if isinstance(table, torch.Tensor):
         return [_concept(file, "", [table], notes)]
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -164,7 +164,7 @@ def _plain(notes: dict[str, str]) -> dict[str, Any]:
 
 
 def _entries(table: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys and values of a file's table, two levels deep, where rows or networks are."""
+    """Yield the keys and values in the top two levels of a table, which hold rows or networks."""
     for key, value in table.items():
         yield key, value
         if isinstance(value, dict):
@@ -172,14 +172,14 @@ def _entries(table: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return a word's rows, and those for the other encoder from diffusers' second file (`_2`)."""
+    """Return a word's rows, and the other encoder's if diffusers' second file (`_2`) has them."""
     ((word, rows),) = table.items()
     plain = re.sub(r"(learned_embeds)_2|_2$", r"\1", file.stem)
     second = re.sub(r"(learned_embeds)|$", r"\1_2", plain, count=1)
     other = file.with_name((second if file.stem == plain else plain) + file.suffix)
     try:
         beside = safe_load.read(other)[0]
-    except UserError:  # there is none, or it only has a similar name
+    except UserError:  # no such file, or one that only has a similar name
         return [rows]
     found = beside.get(word) if isinstance(beside, dict) and len(beside) == 1 else None
     if not isinstance(found, torch.Tensor) or not found.ndim == rows.ndim > 0:
@@ -188,7 +188,7 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
         return [rows]
     pair = [rows, found] if file.stem == plain else [found, rows]
     widths = tuple(matrix.shape[-1] for matrix in pair)
-    # They are for two models with one encoder each.
+    # The two files are for two models with one encoder each.
     alone = widths not in FAMILIES and all((width,) in FAMILIES for width in widths)
     return [rows] if alone or widths[0] == widths[1] else pair
 
@@ -196,8 +196,8 @@ def _with_second_encoder(file: Path, table: dict[str, torch.Tensor]) -> list[tor
 def _concept(
     file: Path, word: Any, matrices: list[Any], notes: Mapping[str, Any]
 ) -> LearnedConcept:
-    """Return a concept with checked rows; without a `word` it takes the file's name."""
-    for key in ("name", "spelling"):  # a word in lower case for diffusers has its own spelling here
+    """Return a concept with checked rows, named after the file if it has no `word`."""
+    for key in ("name", "spelling"):  # the original spelling of a word lower-cased for diffusers
         spelling = notes.get(key)
         if isinstance(word, str) and isinstance(spelling, str) and spelling.lower() == word:
             word = spelling
@@ -220,7 +220,7 @@ def _concept(
 
     def number(*keys: str) -> int | None:
         for noted in map(notes.get, keys):
-            small = isinstance(noted, int) and 0 <= noted < 10**9  # Python prints no 5,000 digits
+            small = isinstance(noted, int) and 0 <= noted < 10**9  # Python can't print 5,000 digits
             if (isinstance(noted, str) or small) and re.fullmatch("[0-9]{1,9}", f"{noted}"):
                 return int(noted)
         return None
@@ -238,7 +238,7 @@ def _concept(
 
 
 def _resolution(text: Any) -> tuple[int, int] | None:
-    """Return width and height from a note such as `512x768`; None if they are no image's."""
+    """Return width and height from a note such as `512x768`; None if no image can have them."""
     found = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text) if isinstance(text, str) else None
     sides = tuple(map(int, found.groups())) if found else ()
     return sides if sides and all(8 <= s <= MAX_SIDE and s % 8 == 0 for s in sides) else None
@@ -272,9 +272,9 @@ def _rows(file: Path, word: str, matrix: Any) -> torch.Tensor:
 
 
 def find_concepts(named: str | Path) -> tuple[list[LearnedConcept], str, str]:
-    """Return the concepts of a source, their location, and what was named.
+    """Return the concepts of a source, their location, and the source as named.
 
-    An image records the location, which stays the same file even if the run is continued later.
+    An image records the location, which names the same file even if the run continues later.
     """
     source = ConceptSource.parse(named).resolved
     source = source if source.uuid else source.located

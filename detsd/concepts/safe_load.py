@@ -30,9 +30,10 @@ from detsd.utils.errors import UserError, one_line
 
 logger = logging.getLogger("detsd")
 
-MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL have 0.6 MB
+MAX_BYTES = 256 * 2**20  # bytes; 75 rows of Stable Diffusion XL take 0.6 MB
 
-# Bytes of a header, a pickle or a PNG chunk; 0.1 kB per concept. Empty JSON objects take 0.4 GB.
+# Bytes of a header, a pickle or a PNG chunk; a concept takes 0.1 kB. A header of this size that is
+# full of empty JSON objects takes 0.4 GB.
 MAX_HEADER = 10 * 2**20
 
 MAX_DIRECTORY = 2 * 2**20  # bytes of an archive's directory; 0.1 kB per tensor
@@ -54,7 +55,7 @@ PNG_KEYWORD = b"sd-ti-embedding"
 # OneTrainer and A1111 bundle a word with a LoRA; peft saves trained tokens beside one.
 WORD_IN_LORA = re.compile(r"^bundle_emb\.|\.trainable_tokens_delta$")
 
-# By the names of the tensors, the most telling first.
+# Patterns of tensor names, the most specific first.
 _NETWORKS = {
     "a LoRA": r"lora_(unet|te|down|up|[AB])|\.lora[_.]|\.hada_w|\.lokr_|\.oft_",
     "a whole model": r"model\.diffusion_model\.|cond_stage_model\.|conditioner\.embedders",
@@ -81,7 +82,7 @@ def network(names: Iterable[str]) -> str | None:
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
-    """Read a file's tensors, in the containers they were stored in, and safetensors' metadata."""
+    """Read a file's tensors in their original containers, and the metadata of safetensors."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
@@ -99,7 +100,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, str]]:
     file.seek(0)
     if head.startswith(b"PK\x03\x04"):
         return _read_zip(path, file), {}
-    if head[5:9] == b"\0\0\0{":  # the header's length, below 2^40, and its beginning
+    if head[5:9] == b"\0\0\0{":  # a header length below 2^40, then the header's first byte
         return _read_safetensors(path, file, size)
     if head[:1] == b"\x80":
         return _read_pickle(path, file, size), {}
@@ -120,7 +121,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> tuple[Any, dict[str, str]]:
     if head.startswith(b"GGUF"):
         refuse(path, "a whole model (GGUF)")
     with contextlib.suppress(UnicodeDecodeError):
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # a last character may be cut
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
         if "\0" not in text:
             yaml = path.suffix.lower() in (".yaml", ".yml")
             refuse(path, "a YAML file" if yaml else "a text file")
@@ -169,7 +170,7 @@ def _read_safetensors(
 
 
 def _read_zip(path: Path, file: BinaryIO) -> Any:
-    """Read what `torch.save` writes: a zip archive of a pickle and the tensors' bytes."""
+    """Read a file from `torch.save`: a zip archive of a pickle and the tensors' bytes."""
     with _refusing(path):
         directory = zipfile._EndRecData(file)  # ZipFile reads all its entries at once
         if directory and directory[zipfile._ECD_SIZE] > MAX_DIRECTORY:
@@ -188,7 +189,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
 
 
 def _read_pickle(path: Path, file: BinaryIO, size: int) -> Any:
-    """Read what `torch.save` wrote before PyTorch 1.6: pickles, then the tensors' bytes."""
+    """Read a file from `torch.save` before PyTorch 1.6: pickles, then the tensors' bytes."""
     with _refusing(path):
         if size > MAX_BYTES:
             kind = network(_texts(file.read(MAX_HEADER)))
@@ -198,7 +199,7 @@ def _read_pickle(path: Path, file: BinaryIO, size: int) -> Any:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turn any error of reading a pickle into one sentence."""
+    """Turn any error while reading a pickle into one sentence."""
     try:
         yield
     except UserError:
@@ -208,7 +209,7 @@ def _refusing(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} holds code ({name}), which is not run; use the concept as a safetensors file"
         ) from None
-    except Exception as error:  # reading untrusted bytes can fail in every possible way
+    except Exception as error:  # untrusted bytes can fail in any way
         damaged(path, one_line(error, 100) or type(error).__name__)
 
 
@@ -216,7 +217,7 @@ def _texts(data: bytes) -> list[str]:
     """Return the strings in the first five pickles in `data`; nothing is run."""
     texts: list[str] = []
     stream = io.BytesIO(data)
-    with contextlib.suppress(Exception):  # truncated, or no pickle: what was seen is enough
+    with contextlib.suppress(Exception):  # truncated, or not a pickle: the strings so far suffice
         for _ in range(5):
             texts += [a for _, a, _ in pickletools.genops(stream) if isinstance(a, str)]
     return texts
@@ -226,7 +227,7 @@ def _texts(data: bytes) -> list[str]:
 
 
 def _read_png(path: Path, file: BinaryIO, size: int) -> Any:
-    """Read the concept in A1111's preview picture: JSON in base64 in a text chunk."""
+    """Read the concept in A1111's preview picture: base64-encoded JSON in a text chunk."""
     if size > MAX_BYTES:
         refuse(path, f"a picture (PNG) of {size / 1e9:.1f} GB")
     file.seek(8)

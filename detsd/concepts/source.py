@@ -1,6 +1,6 @@
-"""Parse where a concept is: a file, a folder of a checkpoint or run, or a cluster's checkpoint.
+"""Parse the location of a concept: a file, a checkpoint or run folder, or a cluster's checkpoint.
 
-Imports no library that takes long to load, so that a mistake is reported before any is.
+This module imports no library that is slow to load, so mistakes are reported before one loads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detsd.runs.folder import DICT_FILE, RunFolder
 from detsd.utils.errors import UserError
 from detsd.utils.paths import is_description, looked, uuid_problem
 
-LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # that can be written
+LAYOUTS = ("diffusers", "a1111", "kohya", "sdxl", "onetrainer", "detsd")  # for writing
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt", ".png", ".webp")  # of concept files
 
@@ -30,17 +30,17 @@ UUID = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class ConceptSource:
-    """A path, or a checkpoint of a cluster, and the word for its only concept."""
+    """A path or a cluster's checkpoint, and a new word for one of its concepts."""
 
     path: Path  # concept file, checkpoint's folder, or run's folder
-    word: str = ""  # the new word, for the only concept or for `old`; "" for the words in the file
-    uuid: str = ""  # the checkpoint, in place of a path
+    word: str = ""  # the new word for the only concept or `old`; "" keeps the words in the file
+    uuid: str = ""  # the checkpoint, instead of a path
     old: str = ""  # the word in the file that `word` replaces; "" for the only one
-    model: str = ""  # of the cluster's registry, `name` or `name:version`, in place of a path
+    model: str = ""  # in the cluster's registry, `name` or `name:version`, instead of a path
 
     @classmethod
     def parse(cls, source: str | Path | ConceptSource) -> ConceptSource:
-        """Parse a path, uuid, `uuid:...` or `model:...`, with `=word`, `=old=word` or without."""
+        """Parse a path, uuid, `uuid:...` or `model:...`, optionally with `=word` or `=old=word`."""
         if isinstance(source, ConceptSource):
             return source
         text = str(source)
@@ -51,9 +51,9 @@ class ConceptSource:
         if place.startswith("model:"):
             return cls(Path(), word, old=old, model=place.removeprefix("model:"))
         if place.startswith("uuid:") or UUID.fullmatch(place):
-            # In lower case, as checkpoints are cached here.
+            # In lower case, like the names of cached checkpoints.
             return cls(Path(), word, place.removeprefix("uuid:").lower(), old)
-        path, _, word = text.rpartition("=")  # the path itself may have a "="
+        path, _, word = text.rpartition("=")  # the path itself may contain a "="
         if word.strip() and _is_path(path):
             return cls(Path(path), word.strip())
         path, _, old = path.rpartition("=")
@@ -63,7 +63,7 @@ class ConceptSource:
 
     @classmethod
     def looks_like(cls, text: str) -> bool:
-        """Return whether a text names a file or folder, existing or missing, and is no phrase."""
+        """Return whether a text names a file or folder, existing or missing, not a phrase."""
         return not is_description(text) and (
             _is_path(text)
             or _reads_as_path(text)
@@ -77,9 +77,9 @@ class ConceptSource:
 
     @property
     def file(self) -> Path:
-        """The concept file; for a run's folder, that of the best checkpoint, or else of the newest.
+        """The concept file; for a run's folder, the best checkpoint's, or else the newest one's.
 
-        A checkpoint of a cluster is downloaded once.
+        A cluster's checkpoint is downloaded once.
         """
         path, uuid = self.path, self.resolved.uuid
         if uuid:
@@ -106,7 +106,7 @@ class ConceptSource:
 
     @property
     def resolved(self) -> ConceptSource:
-        """The source with the uuid that a model of the registry stands for now."""
+        """The source with the uuid of a registry model's current version."""
         if not self.model:
             return self
         from detsd.runs.registry import find_version  # late: it imports determined
@@ -115,17 +115,17 @@ class ConceptSource:
 
     @property
     def located(self) -> ConceptSource:
-        """The source with its file in place of a folder."""
+        """The source with its concept file as the path."""
         return dataclasses.replace(self, path=self.file, uuid="", model="")
 
     def problems(self, key: str, beside: Path | None = None) -> list[str]:
-        """Return what is wrong with the path; the content of its file is not read."""
+        """Return the problems of the path, without reading the file's content."""
         if self.uuid and (problem := uuid_problem(self.uuid)):
             return [f"{key}: {problem}"]
         try:
             _ = self.uuid or self.model or self.file  # nothing is downloaded for this
         except UserError as error:
-            there = os.path.exists(self.path)  # False also for names too long for a file
+            there = os.path.exists(self.path)  # also False for names that are too long
             return [f"{key}: {error}" + ("" if there else looked(str(self), beside))]
         return []
 
@@ -136,35 +136,35 @@ def _is_path(text: str) -> bool:
 
 
 def _reads_as_path(text: str) -> bool:
-    """Return whether a text can hardly be anything but the name of a missing folder."""
+    """Return whether a text almost certainly names a missing folder."""
     if text.startswith(("/", "./", "../", "~")):
         return True
-    # `black/white` describes; `outputs/typo`, in a folder that exists, does not.
+    # `black/white` is a description; `outputs/typo` is a path if `outputs` exists.
     return "/" in text and not re.search(r"\s", text) and os.path.isdir(os.path.dirname(text))
 
 
 def _is_unseen(character: str) -> bool:
-    """Return whether a character is invisible and none that words or emoji need."""
+    """Return whether a character is invisible and not needed by words or emoji."""
     if character in " \u200c\u200d":  # joiners: Persian, Hindi, emoji
         return False
     return unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 def _visible(name: str) -> str:
-    """Return a word without its invisible characters; between parts, they become hyphens."""
+    """Return a word without invisible characters, and with hyphens for the spaces in it."""
     text = "".join(" " if c.isspace() else c for c in name if c.isspace() or not _is_unseen(c))
     return "-".join(text.split()) or "my-word"
 
 
 def is_word(name: str, tokens: Container[str]) -> bool:
-    """Return whether a concept's name is one token of a base model's vocabulary, as `cat` is."""
+    """Return whether a concept's name is a single token of a base model, such as `cat`."""
     return name in tokens or f"{name.lower()}</w>" in tokens
 
 
 def word_problem(name: str, tokens: Container[str] = ()) -> str | None:
     """Return why `name` cannot be a concept beside the vocabulary `tokens`; None if it can.
 
-    The same rule holds for words to be learned, words in files and words given to files.
+    The same rule applies to words to be learned, words in files and new words for files.
     """
     if not name.strip() or name != name.strip():
         return f"concept {name[:MAX_WORD]!r} is empty or has spaces around it; give it a word"

@@ -1,6 +1,6 @@
-"""The word to write in prompts of other tools, by the layout of a concept's file.
+"""The word to write in other tools' prompts, by the layout of the concept file.
 
-Most tools go by the file's name. Some need marks around it, without which it does nothing.
+Most tools use the file's name. Some need marks around it, without which it has no effect.
 """
 
 import itertools
@@ -31,7 +31,7 @@ ONE_ENCODER = {  # the tools that read a concept for one text encoder, by layout
     "detsd": ("detsd",),  # stable-diffusion.cpp would go by the file's name
 }
 
-TWO_ENCODERS = {  # and for two, for which kohya and OneTrainer write the layout sdxl
+TWO_ENCODERS = {  # and for two text encoders; kohya and OneTrainer then write the layout sdxl
     "diffusers": ("diffusers",),
     "kohya": (*BY_NAME, "InvokeAI"),
     "sdxl": (*BY_NAME, "InvokeAI"),
@@ -43,17 +43,17 @@ READERS = {1: ONE_ENCODER, 2: TWO_ENCODERS}
 
 
 def token(concept: LearnedConcept) -> str:
-    """Return the word to give diffusers: in lower case if it has several vectors.
+    """Return the word to use in diffusers: in lower case if it has several vectors.
 
-    The tokenizer of transformers 5 returns an added word in lower case, but diffusers 0.42 looks
-    for the further vectors under the spelling it was given: all but the first would be lost.
+    The tokenizer of transformers 5 returns added words in lower case, but diffusers 0.42 looks up
+    the other vectors under the original spelling, so all but the first would be lost.
     """
     several = concept.num_vectors > 1
     return concept.name.lower() if several else concept.name
 
 
 def bracketed(stem: str) -> str:
-    """Return what to write in InvokeAI, which finds a name only if it has no other letters."""
+    """Return the text for InvokeAI, which finds only names of a-z, A-Z, 0-9, ".", "_" and "-"."""
     plain = re.sub(r"[^a-zA-Z0-9._-]+", "_", stem)
     if plain == stem:
         return f"<{stem}>"
@@ -62,7 +62,7 @@ def bracketed(stem: str) -> str:
 
 
 def prompts(concept: LearnedConcept, layout: str) -> dict[str, str]:
-    """Return what to write in a prompt for each tool that reads a layout."""
+    """Return the prompt text for each tool that reads a layout."""
     stem = file_name(concept.name)
     names = {
         "stem": stem, "lower": stem.lower(), "token": token(concept), "word": concept.name,
@@ -84,6 +84,6 @@ def layout_for(concept: LearnedConcept, tool: str) -> str:
 
 
 def begins_another(concepts: list[LearnedConcept]) -> tuple[str, str] | None:
-    """Return two words of which the first begins the second: diffusers confuses them."""
+    """Return two words that diffusers confuses, because the second begins with the first."""
     words = sorted(map(token, concepts))
     return next(((a, b) for a, b in itertools.pairwise(words) if b.startswith(a)), None)

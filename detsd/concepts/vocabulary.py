@@ -1,9 +1,9 @@
 """The vocabulary of a model: concepts whose vectors live beside a frozen text encoder.
 
-A `Vocabulary` is the only way to put concepts into a model. It holds one text encoder or, in Stable
-Diffusion XL, two, each with its tokenizer and its rows of vectors. A concept's word in a prompt is
-replaced by as many placeholder tokens as it has rows. The base table is never written to: the rows
-are a separate float32 parameter, and a thin layer looks up an id in the one or the other.
+A `Vocabulary` is the only way to put concepts into a model. It holds one text encoder, or two in
+Stable Diffusion XL, each with its tokenizer and its rows of vectors. A concept's word in a prompt
+is replaced by as many placeholder tokens as it has rows. The base table never changes: the rows are
+a separate float32 parameter, and a thin layer looks up each id in one or the other.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from detsd.utils.paths import BUNDLED
 class TextEncoder:
     """A tokenizer, its frozen text encoder, and the rows of concepts for it.
 
-    The constructor puts a `ConceptEmbedding` in place of the encoder's table.
+    The constructor replaces the encoder's token table with a `ConceptEmbedding`.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class TextEncoder:
         self._saved_pattern = re.compile(rf"(?<![\w-])(?:{words})(?![\w|-])")
         self.embedding = ConceptEmbedding(base, first_id=len(tokenizer))
         encoder.set_input_embeddings(self.embedding)
-        # Remembered texts, and their ids (n, 77) in half the space.
+        # Remembered texts, and their ids (n, 77) as int32, which halves their size.
         self._places: dict[str, int] = {}
         window, device = tokenizer.model_max_length, base.weight.device
         self._table = torch.empty(0, window, dtype=torch.int32, device=device)
-        # An encoder whose configuration says 2, as in Stable Diffusion XL, pools at the largest id
-        # as the end of a prompt; but the ids of concepts are larger.
+        # An encoder whose configuration says 2, as in Stable Diffusion XL, takes the largest id as
+        # the end of a prompt and pools there; but the ids of concepts are larger.
         getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 
     def ids(self, texts: list[str]) -> torch.Tensor:
@@ -63,7 +63,7 @@ class TextEncoder:
         return torch.stack([self._table[k] for k in places]).long()
 
     def remember(self, texts: Iterable[str]) -> None:
-        """Tokenize texts now, so that `ids` need not do it or wait for it later."""
+        """Tokenize texts now, so that `ids` need not tokenize them or wait later."""
         new = [text for text in dict.fromkeys(texts) if text not in self._places]
         self._places |= {text: len(self._places) + k for k, text in enumerate(new)}
         parts = [self._tokenized(new[k : k + 1024]).int() for k in range(0, len(new), 1024)]
@@ -73,10 +73,10 @@ class TextEncoder:
         return self.tokenize(texts, padding="max_length", truncation=True, return_tensors="pt")
 
     def tokenize(self, texts: str | list[str], **options: Any) -> Any:
-        """Return the ids of texts by the tokenizer's `options`; safe in any thread.
+        """Return the ids of texts, with the tokenizer's `options`; safe to call in any thread.
 
-        Padding and truncation are a state of the tokenizer (`set_truncation_and_padding`): if two
-        threads called it at once, one could get those of the other.
+        Padding and truncation are state of the tokenizer (`set_truncation_and_padding`): if two
+        threads called it at once, one could get the other's settings.
         """
         if self._saved:
             texts = self._with_all_vectors(texts)
@@ -84,14 +84,14 @@ class TextEncoder:
             return self.tokenizer(texts, **options).input_ids
 
     def _with_all_vectors(self, texts: str | list[str]) -> str | list[str]:
-        """Write all tokens of the words that were saved into the model, as diffusers does."""
+        """Expand words that were saved into the model to all their tokens, as diffusers does."""
         if isinstance(texts, list):
             return [self._with_all_vectors(text) for text in texts]
         return self._saved_pattern.sub(lambda word: " ".join(self._saved[word[0]]), texts)
 
     @property
     def has_saved_words(self) -> bool:
-        """True if a word may be more tokens than its letters."""
+        """True if a word may stand for more tokens than it has letters."""
         return bool(self._saved)
 
     def chunks(
@@ -99,7 +99,7 @@ class TextEncoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokenize the pieces of a prompt: ids (n, 77) of its chunks, and their weights.
 
-        `lengths` are the concepts' numbers of vectors, by the index of their first row.
+        `lengths` maps the index of each concept's first row to its number of vectors.
         """
         t, first = self.tokenizer, self.embedding.first_id
         texts = [text for section in sections for text, _ in section]
@@ -119,17 +119,17 @@ class TextEncoder:
         return tuple(table.to(self.embedding.weight.device) for table in found)
 
     def drop_layers(self) -> None:
-        """Drop all of the encoder but its table; it can no longer encode anything."""
+        """Drop all of the encoder except its token table; it can no longer encode anything."""
         self.encoder.set_input_embeddings(nn.Identity())
         self.encoder.to("meta")
         self.encoder.set_input_embeddings(self.embedding)
 
 
 def _saved_words(tokenizer: CLIPTokenizer) -> dict[str, list[str]]:
-    """Return the words of several vectors that a tokenizer was saved with, and their tokens.
+    """Return the words with several vectors in a saved tokenizer, and their tokens.
 
-    diffusers adds `word`, `word_1`, `word_2` and so on to the tokenizer, for `save_pretrained` to
-    write, and wherever a prompt has the word it writes all of them.
+    diffusers adds `word`, `word_1`, `word_2` and so on to the tokenizer, which `save_pretrained`
+    writes. In a prompt, it replaces the word with all of them.
     """
     added = {t.content for t in tokenizer.added_tokens_decoder.values() if not t.special}
     found = {}
@@ -214,7 +214,7 @@ class Vocabulary:
         return self.text_encoders[0].tokenizer.model_max_length
 
     def length(self, prompt: str) -> int:
-        """Count a prompt's tokens, including start and end; a concept counts by its vectors."""
+        """Count a prompt's tokens, including start and end; a concept counts once per vector."""
         return len(self.text_encoders[0].tokenize(self.text(prompt)))
 
     def initializer_vectors(
@@ -222,8 +222,8 @@ class Vocabulary:
     ) -> tuple[torch.Tensor, ...]:
         """Return the base table's rows (n, D), float32, for a phrase's tokens, per text encoder.
 
-        If `num_vectors` asks for fewer or more rows than tokens, the first ones are taken, or the
-        rows are repeated from the start.
+        If `num_vectors` is less than the number of tokens, only the first rows are returned; if it
+        is more, the rows are repeated from the start.
         """
         vectors = []
         for encoder in self.text_encoders:
@@ -264,10 +264,10 @@ class Vocabulary:
         self.rewrite = PromptRewriter(self.rewrite.replacements | {name: " ".join(tokens)})
 
     def remove(self, name: str) -> None:
-        """Forget a concept: its word regains its ordinary meaning.
+        """Remove a concept, whose word regains its ordinary meaning.
 
-        Its rows stay after the table, a few kilobytes that no prompt reaches, since the ids of the
-        other concepts' tokens depend on their positions.
+        Its rows stay in the table, because the ids of the other concepts' tokens depend on their
+        positions. They take a few kilobytes, and no prompt reaches them.
         """
         if name not in self._slices:
             loaded = ", ".join(self.names) or "none"
@@ -277,7 +277,7 @@ class Vocabulary:
         self.rewrite = PromptRewriter(left)
 
     def text(self, prompt: str) -> str:
-        """Return a prompt in the form trained on: without weights, concepts as their tokens."""
+        """Return a prompt in its training form: without weights, and with tokens for concepts."""
         return unweighted(self.rewrite(prompt))  # words first: brackets may touch or be part of one
 
     def chunks(self, prompt: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -291,12 +291,12 @@ class Vocabulary:
         return 1 if self.is_plain(prompt) else len(self.chunks(prompt)[0][0])
 
     def has_extreme_weights(self, prompt: str) -> bool:
-        """Return whether a weight of a prompt reaches the largest allowed."""
+        """Return whether any weight of a prompt reaches the limit."""
         pieces = [piece for section in weights.parse(prompt, self.rewrite) for piece in section]
         return any(abs(weight) >= weights.MAX_WEIGHT for _, weight in pieces)
 
     def is_plain(self, prompt: str) -> bool:
-        """Return whether a prompt has no weights and fits the window: it is read as in training."""
+        """Return whether a prompt is read as in training: it has no weights and fits the window."""
         sections = weights.parse(prompt, self.rewrite)
         plain = sections == [[(self.rewrite(prompt), 1.0)]] or not prompt
         if not plain or self.text(prompt) != self.rewrite(prompt):
@@ -313,7 +313,7 @@ class Vocabulary:
         """Return whether a prompt fits the window of 77 tokens."""
         if any(encoder.has_saved_words for encoder in self.text_encoders):
             return self.length(prompt) <= self.window
-        # Most need no tokenizing, as a token has at least one byte.
+        # Most prompts need no tokenizing, because a token has at least one byte.
         vectors = sum(self._loaded[word].num_vectors for word in self.rewrite.words_in(prompt))
         most = 2 + vectors + len(self.rewrite.without(prompt).encode())
         return most <= self.window or self.length(prompt) <= self.window
@@ -336,11 +336,11 @@ class Vocabulary:
         return self._loaded[first].resolution if first else None
 
     def is_word(self, name: str) -> bool:
-        """Return whether a concept's name is one token of the base vocabulary, as `cat` is."""
+        """Return whether a concept's name is a single token of the base model, such as `cat`."""
         return is_word(name, self._base_tokens)
 
     def concepts(self) -> list[LearnedConcept]:
-        """Return all concepts with a copy of their vectors."""
+        """Return all concepts with copies of their vectors."""
         return [
             dataclasses.replace(
                 self._loaded[name],

@@ -1,11 +1,11 @@
-"""From prompts with weights, as written for A1111, to pieces of text and chunks of tokens.
+"""Parse prompts with weights in A1111's syntax into pieces of text and chunks of tokens.
 
     (word)        weight 1.1, multiplied for each pair of brackets; [word] divides by 1.1
     (word:1.3)    weight 1.3; also (word)1.3, as in compel
-    \\( \\) \\[ \\]  brackets that are text, as are unclosed ones
+    \\( \\) \\[ \\]  literal brackets; unclosed ones are literal, too
     BREAK         what follows goes into a new chunk
 
-A chunk has the 75 tokens that a text encoder reads at once, without start and end.
+A chunk is the 75 tokens that a text encoder reads at once, not counting start and end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BRACKETS = {"(": 1.1, "[": 1 / 1.1}
 MAX_WEIGHT = 10.0  # nested brackets soon exceed the range of half precision
 BACKTRACK = 20  # tokens of a phrase after a comma that move into the next chunk, as in A1111
 
-# As SwarmUI, InvokeAI and ComfyUI mark the name of an embedding.
+# An embedding's name as marked in SwarmUI, InvokeAI and ComfyUI.
 MARKED = (
     r"<embed:(?P<a>{0})>|<(?P<b>{0})>|"
     r"(?<![\w-])embedding:(?P<c>{0})(?:\.(?:safetensors|pt|bin))?(?![\w-])"
@@ -38,19 +38,19 @@ GRAMMAR = (
 
 
 def grammar(words: str) -> re.Pattern:
-    """Return the pattern of all but text; concepts, an alternation of `words`, take precedence."""
+    """Return the pattern of all syntax; concepts (`words`, an alternation) take precedence."""
     return re.compile(rf"(?<![\w-])(?P<word>{words})(?![\w-])|{MARKED.format(words)}|{GRAMMAR}")
 
 
 def parse(prompt: str, rewrite: PromptRewriter) -> list[list[Piece]]:
-    """Return the pieces of a prompt between one BREAK and the next, concepts as their tokens.
+    """Return the pieces of each section of a prompt between BREAKs, with tokens for concepts.
 
-    Weights of nested brackets multiply. A whole number after a digit and a colon is no weight: a
-    time of day, (at 10:30), and a ratio, (16:9), are text. Tags such as <lora:name:0.8> are left
-    out.
+    Weights of nested brackets multiply. A whole number after a digit and a colon is not a weight:
+    times such as (at 10:30) and ratios such as (16:9) are text. Tags such as <lora:name:0.8> are
+    left out.
     """
     items: list[str | tuple[str, float | None] | None] = []  # texts, brackets, None for BREAK
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # places of brackets
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # positions of open brackets
     end = 0
 
     def close(kind: str, factor: float) -> None:
@@ -118,12 +118,12 @@ def split(
 ) -> list[list[Token]]:
     """Split tokens into chunks of at most `room`, as A1111 does.
 
-    What does not fit goes into the next chunk, together with what follows the last comma, if that
-    is no more than `BACKTRACK` tokens. The vectors of a concept stay together.
+    Tokens that do not fit go into the next chunk, together with those after the last comma if they
+    are fewer than `BACKTRACK`. The vectors of a concept stay together.
 
     Args:
-        sections: each begins a chunk.
-        lengths: the concepts' numbers of vectors, by the id of their first one.
+        sections: each starts a new chunk.
+        lengths: the number of vectors of each concept, by the id of the first.
         comma: the id of a comma.
     """
     chunks: list[list[Token]] = []

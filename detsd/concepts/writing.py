@@ -17,7 +17,7 @@ from detsd.runs.folder import DICT_FILE
 from detsd.utils.errors import UserError
 from detsd.utils.paths import atomic_write, file_name
 
-ARCHITECTURES = {  # what ModelSpec calls them; other tools sort by it
+ARCHITECTURES = {  # ModelSpec's names, by which other tools sort concepts
     (768,): "stable-diffusion-v1/textual-inversion",
     (1024,): "stable-diffusion-v2-768-v/textual-inversion",
     (768, 1280): "stable-diffusion-xl-v1-base/textual-inversion",
@@ -34,7 +34,7 @@ def write_concepts(concepts: list[LearnedConcept], folder: Path) -> None:
 
 
 def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
-    """Encode concepts in one of `LAYOUTS`, in float32, with as much else as it can hold."""
+    """Encode concepts in one of `LAYOUTS`, in float32, with as much metadata as it can hold."""
     files: dict[str, bytes] = {}
     if layout == "detsd":
         table = {c.name: _entry(c) for c in concepts}
@@ -54,9 +54,9 @@ def encode(concepts: list[LearnedConcept], layout: str) -> dict[str, bytes]:
 def folder_for(
     files: dict[str, bytes], folder: Path, concepts: list[LearnedConcept], layout: str
 ) -> Path:
-    """Return `folder`, or one in it named after the layout if it holds them in another layout.
+    """Return `folder`, or a subfolder named after the layout if it holds them in another layout.
 
-    Several tools go by a file's name, so the name must not contain the layout.
+    Several tools use the file's name as the word, so it must not contain the layout.
     """
     digests = {c.digest for c in concepts}
     for name, data in files.items():
@@ -92,7 +92,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
             {
                 "string_to_token": {"*": 265},  # as in A1111
                 "string_to_param": {"*": rows[0]},
-                "name": token(c),  # diffusers' word for it; A1111 goes by the file's name
+                "name": token(c),  # diffusers' word for it; A1111 uses the file's name
                 "spelling": c.name,
                 **({} if c.steps is None else {"step": c.steps}),  # ai-toolkit fails on None
                 "sd_checkpoint": c.model_hash or None,
@@ -119,7 +119,7 @@ def _tensor_files(c: LearnedConcept, layout: str) -> dict[str, bytes]:
 
 
 def _entry(c: LearnedConcept) -> dict[str, Any]:
-    """Return a concept in detsd's own layout; what is unknown is left out."""
+    """Return a concept in detsd's own layout, without unknown values."""
     keys = ("learned_embeddings", "learned_embeddings_2")
     known = {"model": c.model, "model_hash": c.model_hash, "steps": c.steps}
     known["clip_skip"] = c.clip_skip or None
@@ -135,7 +135,7 @@ def _entry(c: LearnedConcept) -> dict[str, Any]:
 
 
 def _resolution(c: LearnedConcept) -> str:
-    """Return width and height as `512x768`, as ModelSpec has them; "" for none."""
+    """Return width and height in ModelSpec's form, `512x768`; "" for none."""
     return "{}x{}".format(*c.resolution) if c.resolution else ""
 
 
@@ -146,7 +146,7 @@ def _pickled(table: dict[str, Any]) -> bytes:
 
 
 def _hint(c: LearnedConcept, layout: str) -> str:
-    """Return what to write in a prompt for each tool, as one text."""
+    """Return one text with the words to write in the prompts of each tool."""
     by_text: dict[str, list[str]] = {}
     for tool, text in prompts(c, layout).items():
         by_text.setdefault(text, []).append(tool)
@@ -167,7 +167,7 @@ def _safetensors(c: LearnedConcept, layout: str, tensors: dict[str, torch.Tensor
         "resolution": _resolution(c),
     }
     plain = safetensors.torch.save(tensors)
-    start = 8 + int.from_bytes(plain[:8], "little")  # of the tensors' bytes, after the header
+    start = 8 + int.from_bytes(plain[:8], "little")  # start of the tensors' bytes, after the header
     if c.widths in ARCHITECTURES:
         metadata |= {
             "modelspec.sai_model_spec": "1.0.0",
