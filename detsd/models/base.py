@@ -38,7 +38,7 @@ class BaseModel:
     dtype: torch.dtype  # of text encoders and UNet
     force_zeros_for_empty_prompt: bool = False  # as negative prompt
     commit: str | None = None  # hub commit of the weights; None for a folder
-    clip_skip: int = 0  # layers left out at the end of the text encoders, as diffusers counts
+    clip_skip: int = 0  # last layers of the text encoders left out, counted as in diffusers
     vae_name: str | None = None  # of an external VAE, with its hub commit
     vae_file: Path | None = None  # that VAE's weights
 
@@ -49,7 +49,7 @@ class BaseModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that load this model again, besides precision and safety checker."""
+        """The settings that load this model again, apart from precision and safety checker."""
         known = {"pretrained_model_name_or_path": self.name, "revision": self.commit}
         own = {"clip_skip": self.clip_skip, "vae": self.vae_name}
         return known | {key: value for key, value in own.items() if value}
@@ -61,9 +61,9 @@ class BaseModel:
 
     @property
     def bucket_step(self) -> int:
-        """Pixels that the sides of aspect buckets are multiples of: 64 for Stable Diffusion.
+        """The step of the sides of aspect buckets in pixels: 64 for Stable Diffusion.
 
-        For a smaller model, what its VAE and UNet can halve to whole numbers: 16 for the bundled
+        For a smaller model, the factor by which its VAE and UNet downsample: 16 for the bundled
         one.
         """
         step = self.vae_scale_factor * 2 ** (len(self.unet.config.down_block_types) - 1)
@@ -80,7 +80,7 @@ class BaseModel:
         Args:
             frames: time ids of each prompt's image, an input of Stable Diffusion XL (arXiv
                 2307.01952); default: whole images of the model's own size.
-            encoders: compiled text encoders, in place of the model's own.
+            encoders: compiled text encoders, instead of the model's own.
         """
         texts = [self.vocabulary.text(prompt) for prompt in prompts]
         ids = [side.ids(texts) for side in self.vocabulary.text_encoders]
@@ -94,16 +94,16 @@ class BaseModel:
         chunks: int = 1,
         clip_skip: int | None = None,
     ) -> Conditioning:
-        """Encode a prompt with weights and of any length, as `concepts.weights` reads it.
+        """Encode a prompt of any length with weights, as `concepts.weights` parses it.
 
         A weight moves the states of a word away from those of the empty prompt at the same
-        position, or towards them, as in ComfyUI, and in compel above 1. (A1111 multiplies the
-        states and rescales them to their old mean. In small models this mean is near 0, and the
-        states may grow fivefold: dev/LOG.md.) The pooled states are those of the first chunk,
-        without weights, as in A1111 and ComfyUI.
+        position, or towards them, as ComfyUI does, and compel for weights above 1. (A1111
+        multiplies the states and rescales them to their old mean. In small models this mean is
+        near 0, and the states may grow fivefold: dev/LOG.md.) The pooled states are those of the
+        first chunk, without weights, as in A1111 and ComfyUI.
 
         Args:
-            chunks: pad to this many with chunks of the empty prompt.
+            chunks: pad to this number of chunks with chunks of the empty prompt.
             clip_skip: replaces the model's.
         """
         frames = frame and [frame]
@@ -113,7 +113,7 @@ class BaseModel:
         empty = [side.ids([""]) for side in self.vocabulary.text_encoders]
         nothing, _ = self._states(empty, clip_skip=clip_skip)
         found, pooled = [[] for _ in parts], None
-        # One by one: a prompt whose weights are all 1 gets the bits of a plain one.
+        # One by one, so that a prompt whose weights are all 1 gets exactly a plain prompt's states.
         for k in range(len(parts[0][0])):
             ids = [ids[k : k + 1] for ids, _ in parts]
             states, chunk_pooled = self._states(ids, clip_skip=clip_skip)
@@ -145,7 +145,7 @@ class BaseModel:
         if len(ids) == 1:
             norm = getattr(own[0], "text_model", own[0]).final_layer_norm  # moved in transformers 5
             return [norm(found[0].hidden_states[-1 - skip])], None
-        # From the second-to-last layer, from which diffusers counts `clip_skip` here.
+        # For XL, diffusers counts `clip_skip` from the second-to-last layer.
         return [f.hidden_states[-2 - skip] for f in found], found[-1].text_embeds
 
     def _conditioning(
@@ -183,7 +183,7 @@ class BaseModel:
     def stock_pipeline(
         self, scheduler: Any, safety_checker: Any = None, feature_extractor: Any = None
     ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-        """Return the diffusers pipeline of the same parts."""
+        """Return the diffusers pipeline with the same parts."""
         first, *second = self.vocabulary.text_encoders
         parts = {
             "vae": self.vae,
@@ -202,8 +202,8 @@ class BaseModel:
                 add_watermarker=False,
             )
         if not hasattr(first.encoder, "text_model"):
-            # For `clip_skip`, diffusers takes the final norm from a part that is gone in
-            # transformers 5. The encoder itself in its place would be a cycle.
+            # For `clip_skip`, diffusers takes the final norm from `text_model`, which transformers
+            # 5 removed. Setting it to the encoder itself would create a reference cycle.
             first.encoder.text_model = SimpleNamespace(
                 final_layer_norm=first.encoder.final_layer_norm
             )

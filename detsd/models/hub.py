@@ -1,4 +1,4 @@
-"""The files of a model: those in a folder, or those of a hub model, fetched once from one commit.
+"""The files of a model, in a folder or fetched once from one commit on the hub.
 
     source = resolve_files("CompVis/stable-diffusion-v1-4")
     source.fetch("scheduler", "unet")
@@ -7,8 +7,8 @@
     source = resolve_files("openai/clip-vit-large-patch14", key="evaluator.clip", index=CONFIG)
     source.fetch(WHOLE)
 
-The libraries' loaders are then given a folder. Left to themselves, they ask the hub once for every
-file, hide its answer behind an error of their own, and forget which commit they were given.
+The libraries' loaders then get a folder. On their own, they query the hub once for every file, hide
+its answer behind their own error, and forget the requested commit.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ logger = logging.getLogger("detsd")
 KEY = "model.pretrained_model_name_or_path"
 
 CONFIG = "config.json"  # marks a model of a single part, as `INDEX` marks one of several
-WHOLE = "."  # the single part, which has no folder of its own
-SMALL = 1e6  # bytes of a download that shows no progress: configuration only
+WHOLE = "."  # the single part, which has no subfolder
+SMALL = 1e6  # bytes; smaller downloads (configuration only) show no progress
 
-# Weights are read from safetensors only: a pickle can run code. Those in half precision (.fp16)
-# are used if there are no others.
+# Weights are read from safetensors only: a pickle can run code. Half-precision weights (.fp16) are
+# used only if there are no others.
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.fp16)?(-\d{5}-of-\d{5})?(\.fp16)?\.safetensors"
 )
@@ -51,16 +51,16 @@ class ModelFiles:
     folder: Path  # where its files are; for a hub model, in the cache
     files: dict[str, int]  # all that exist, here or on the hub: path in the folder -> bytes
     commit: str | None = None  # the hub commit of the files; None for a folder
-    offline: str = ""  # why the hub is not asked for missing files; empty if it may be asked
+    offline: str = ""  # the reason for not querying the hub; "" if it may be queried
     # The one file that holds all the weights, in the original layout of Stable Diffusion; `folder`
-    # then has the configuration that such a file lacks.
+    # then holds the configuration that such a file lacks.
     single: Path | None = None
     key: str = KEY  # the setting that names the model, for messages
 
     def weights(self, part: str) -> list[str]:
         """Return a part's weight files: half precision only if there are no others.
 
-        The same goes for files that hold a shard each.
+        Likewise, sharded files are used only if there are no others.
         """
         found = [n for n in self.files if Path(n).parent.as_posix() == part and _is_weights(n)]
         found = [n for n in found if ".fp16" not in n] or found
@@ -71,7 +71,7 @@ class ModelFiles:
         return "fp16" if any(".fp16" in name for name in self.weights(part)) else None
 
     def part_files(self, part: str, weights: bool = True) -> list[str]:
-        """Return what the loaders need of one part (`unet`): configuration, vocabulary, weights."""
+        """Return one part's files (`unet`) for loading: configuration, vocabulary, weights."""
         names = (Path(name) for name in self.files)
         small = [
             name.as_posix()
@@ -83,7 +83,7 @@ class ModelFiles:
         return small + (self.weights(part) if weights else [])
 
     def fetch(self, *parts: str, weights: bool = True) -> None:
-        """Fetch what is missing of these parts; without `weights`, only a few kilobytes."""
+        """Fetch the missing files of these parts; without `weights`, only a few kilobytes."""
         if self.commit is None:  # a folder: its loader reports what is missing
             return
         wanted = []
@@ -136,7 +136,7 @@ def resolve_files(
 
     Args:
         revision: branch, tag or commit on the hub.
-        fetch: whether the hub may be asked; if not, only what was fetched before is found.
+        fetch: whether the hub may be queried; if not, only files fetched before are found.
         key: the setting that names the model, for messages.
         index: `INDEX` for a base model, `CONFIG` for a model of one part.
     """

@@ -1,6 +1,6 @@
-"""Questions to the hub, downloads from it, and its refusals, each as one sentence.
+"""Queries to the hub, downloads from it, and its refusals, each as one sentence.
 
-A cluster's network may fail for a moment, and the hub may be busy: both are asked again.
+A request is repeated if a cluster's network fails for a moment or the hub is busy.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # two 
 
 PLACEHOLDER_TOKEN = "YOUR_HF_AUTH_TOKEN_HERE"
 
-TIMEOUT = 10  # seconds for an answer of the hub
+TIMEOUT = 10  # seconds to wait for the hub's answer
 
-MAX_WAIT = 60  # seconds before a busy hub is asked again
+MAX_WAIT = 60  # seconds, at most, before a request to a busy hub is repeated
 
 # Seconds between tries, two minutes in all: a cluster's DNS may fail for a moment.
 PAUSES = (1, 2, 4, 8, 15, 30, 60)
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 def hub_token() -> str | None:
-    """Return HF_AUTH_TOKEN or HF_TOKEN, if set; the configs' placeholder counts as none."""
+    """Return HF_AUTH_TOKEN or HF_TOKEN, if set; the configs' placeholder counts as unset."""
     for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
         token = os.environ.get(name, "").strip()
         if token and token != PLACEHOLDER_TOKEN:
@@ -57,11 +57,11 @@ def hub_token() -> str | None:
 
 
 class NoAnswer(Exception):
-    """The hub is unreachable, busy or not to be asked; the message completes a sentence."""
+    """A hub that is unreachable, busy or not to be queried; the message completes a sentence."""
 
 
 def model_info(name: str, revision: str | None, cached: bool) -> ModelInfo:
-    """Ask the hub for a model's files; if they are cached, ask again only a busy hub."""
+    """Query the hub for a model's files; if they are cached, retry only if the hub is busy."""
     options = {"token": hub_token(), "timeout": TIMEOUT, "files_metadata": True}
     pauses = PAUSES[1:3] if cached else PAUSES
     try:
@@ -70,20 +70,20 @@ def model_info(name: str, revision: str | None, cached: bool) -> ModelInfo:
         )
     except OfflineModeIsEnabled:
         raise NoAnswer("HF_HUB_OFFLINE forbids asking the hub") from None
-    except Exception as error:  # no connection has a dozen classes of the HTTP libraries
+    except Exception as error:  # the HTTP libraries have a dozen classes for no connection
         if isinstance(error, HfHubHTTPError | HFValidationError) and not _is_busy(error):
             raise  # a refusal
         raise NoAnswer(_no_answer(error)) from None
 
 
 def download(name: str, file: str, revision: str | None) -> Path:
-    """Return a model's file in the cache, downloaded if it is not there."""
+    """Return the cached path of a model's file; download it if it is missing."""
     return Path(_repeat(lambda: hf_hub_download(name, file, revision=revision, token=hub_token())))
 
 
 def _repeat(call: Callable[[], T], pauses: Sequence[float] = PAUSES, connect: bool = True) -> T:
     """Call again, after growing pauses, while the hub is busy or, if `connect`, unreachable."""
-    start = time.monotonic()  # the library itself may try for a while before it gives up
+    start = time.monotonic()  # the library itself may retry for a while before it gives up
     for count, pause in enumerate(pauses):
         try:
             return call()
@@ -105,7 +105,7 @@ def _is_busy(error: Exception) -> bool:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Check that an error neither is an answer of the hub nor concerns this machine's disk."""
+    """Return whether an error is neither an answer from the hub nor one of the local disk."""
     disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
     return not disk and not any(
         isinstance(e, HfHubHTTPError | HFValidationError | OfflineModeIsEnabled | UserError)
@@ -130,13 +130,13 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _answer(error: HfHubHTTPError) -> str:
-    code = error.response.status_code  # the reason has two names, in requests and in httpx
+    code = error.response.status_code  # requests and httpx name the reason differently
     return f"{code} {http.client.responses.get(code, '')}".strip()
 
 
 @contextlib.contextmanager
 def refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[None]:
-    """Turn any error of talking to the hub into one sentence."""
+    """Turn any error while using the hub into one sentence."""
     try:
         yield
     except UserError:
@@ -152,7 +152,7 @@ def refusals(key: str, name: str, revision: str | None, file: str) -> Iterator[N
 def _sentence(name: str, revision: str | None, file: str, error: BaseException) -> str:
     page = f"{constants.ENDPOINT}/{name}"
     has_token = bool(hub_token() or get_token())
-    if isinstance(error, GatedRepoError):  # first: it is a subclass of not found
+    if isinstance(error, GatedRepoError):  # first: a subclass of RepositoryNotFoundError
         if has_token:
             return (
                 f"{name} is gated, and this token's account has no access to it; accept its "

@@ -1,9 +1,9 @@
 """Load and freeze a base model: its text encoders, VAE, UNet and noise scheduler.
 
 Constants (scaling factor, betas, prediction type, image size, text widths) are read from the model,
-so that the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ only by a path.
-What is special to XL is in `BaseModel.encode_prompts`: it has two text encoders, and the second
-one's pooled states and the image's time ids are inputs of the UNet as well.
+so the bundled one, Stable Diffusion 1.x, 2.x, XL and their relatives differ only by a path.
+`BaseModel.encode_prompts` handles the differences of XL, which has two text encoders and whose UNet
+also takes the pooled states of the second and the image's time ids.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from detsd.models.support import INDEX
 from detsd.models.vae import load_external_vae, load_vae
 from detsd.utils.errors import UserError
 
-disable_progress_bar()  # of loading; it would appear even for a model that loads in seconds
+disable_progress_bar()  # of loading, which would show even for a model that loads in seconds
 disable_transformers_progress_bar()
 
 ENCODERS = (CLIPTextModel, CLIPTextModelWithProjection)  # the first and the second text encoder
@@ -42,8 +42,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_dtype(precision: str, device: torch.device, training: bool = False) -> torch.dtype:
     """Return the dtype of the frozen weights: as configured, or the fastest that is exact enough.
 
-    bf16 has the range of float32, which gradients need; fp16 has finer steps, which bring images
-    nine times nearer to those in float32 (dev/LOG.md).
+    bf16 has the range of float32, which gradients need. fp16 is more precise: its images are nine
+    times closer to those in float32 (dev/LOG.md).
     """
     if precision != "auto":
         return DTYPES[precision]
@@ -65,7 +65,7 @@ def load_base_model(
     Only safetensors weights are read. The token is sent only to the hub.
 
     Args:
-        concepts: those that will be added; they are checked first for whether they fit.
+        concepts: those that will be added; their fit is checked first.
         training: whether gradients will flow through the model.
     """
     name = config.pretrained_model_name_or_path
@@ -121,7 +121,7 @@ def load_base_model(
 def fix_sample_size(unet: UNet2DConditionModel) -> None:
     """Correct the sample size of old models as diffusers' pipeline does, before anything uses it.
 
-    The files of the first Stable Diffusion models, written before diffusers 0.9, say 32 for 64.
+    The files of the first Stable Diffusion models, written before diffusers 0.9, say 32, not 64.
     """
     written = Version(unet.config.get("_diffusers_version", __version__)).release
     if written < (0, 9) and unet.config.sample_size < 64:
@@ -150,7 +150,7 @@ def load_safety_checker(
         checker = StableDiffusionSafetyChecker.from_pretrained(
             source.folder,
             subfolder="safety_checker",
-            use_safetensors=safe,  # else only tensors from a pickle, if PyTorch can
+            use_safetensors=safe,  # else a pickle; tensors only, if PyTorch can
             variant=source.variant("safety_checker"),
         )
         processor = CLIPImageProcessor.from_pretrained(source.folder, subfolder="feature_extractor")

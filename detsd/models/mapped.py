@@ -1,8 +1,8 @@
-"""Weights that are mapped from safetensors files, in another dtype, without holding both at once.
+"""Cast memory-mapped weights of safetensors files without holding both dtypes at once.
 
-Loaded in the dtype of its file, a weight is mapped from the file: it takes no memory until it is
-read. When the libraries' loaders cast weights, every page that was read stays until the last weight
-is cast: 5.2 GB for Stable Diffusion's float32 UNet in bfloat16, which takes 1.7 GB.
+A weight that is loaded in the dtype of its file is mapped from the file: it takes no memory until
+it is read. When the libraries' loaders cast weights, every page that was read stays in memory until
+the last weight is cast: 5.2 GB for Stable Diffusion's float32 UNet in bfloat16, which takes 1.7 GB.
 """
 
 import ctypes
@@ -19,20 +19,20 @@ from detsd.models.hub import WHOLE, ModelFiles
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-MADV_DONTNEED = 4  # of Linux: pages of a file are read again when they are needed
+MADV_DONTNEED = 4  # on Linux: drops pages of a file, which are read again when needed
 
 
 def load_part(cls: type, source: ModelFiles, part: str, dtype: torch.dtype) -> Any:
     """Load one part of a model.
 
     Raises:
-        ValueError: weights are missing, which the libraries would draw at random.
+        ValueError: weights are missing, which the libraries would initialise at random.
     """
     files = [source.folder / name for name in source.weights(part)]
-    # transformers renames this keyword between versions, and does not need it.
+    # transformers has renamed this keyword, and does not need it.
     options = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
     if tokens := stored_tokens(files):
-        # diffusers leaves the old number in the configuration when it unloads a word.
+        # diffusers leaves the old number in the configuration when it removes a word.
         options["vocab_size"] = tokens
     model, info = cls.from_pretrained(
         source.folder,
@@ -60,7 +60,7 @@ def stored_dtype(files: Iterable[Path]) -> torch.dtype | None:
 
 
 def stored_tokens(files: Iterable[Path]) -> int | None:
-    """Return the number of tokens that have a vector in a text encoder's files; None for others."""
+    """Return the number of token vectors in a text encoder's files; None for other parts."""
     for path in files:
         with safe_open(str(path), "pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -71,7 +71,7 @@ def stored_tokens(files: Iterable[Path]) -> int | None:
 
 @torch.no_grad()
 def cast(model: torch.nn.Module, dtype: torch.dtype, files: Iterable[Path]) -> torch.nn.Module:
-    """Cast a model's weights one by one, and release what was mapped from `files` on the way."""
+    """Cast a model's weights one by one, and release the pages mapped from `files` on the way."""
     maps = _maps(files)
     for weight in (*model.parameters(), *model.buffers()):
         if weight.is_floating_point() and weight.dtype != dtype:
@@ -95,7 +95,7 @@ def _maps(files: Iterable[Path]) -> list[tuple[int, int]]:
 
 
 def _release(mapped: torch.Tensor, maps: list[tuple[int, int]]) -> None:
-    """Give back the whole pages of a tensor, if it is part of a mapped file."""
+    """Release the whole pages of a tensor, if it is part of a mapped file."""
     first, size, page = mapped.data_ptr(), mapped.nbytes, mmap.PAGESIZE
     if any(begin <= first and first + size <= end for begin, end in maps):
         begin = -(-first // page) * page

@@ -24,7 +24,7 @@ def prediction_target(
 
 
 def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | None) -> torch.Tensor:
-    """Weigh the loss of each sample (B,): min(SNR, gamma) over the target's own weight.
+    """Return the weight of each sample's loss (B,): min(SNR, gamma) over the target's own weight.
 
     Equation 6 of arXiv 2303.09556 for epsilon; for v the target's own weight is SNR + 1. Without
     gamma, all weights are 1.
@@ -40,10 +40,10 @@ def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | Non
 def squared_error(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the mean squared error of each sample (B,), in float32 whatever the precision.
+    """Return the mean squared error of each sample (B,), always in float32.
 
-    prediction, target (B, C, h, w). A mask (B, 1, h, w) weights the mean: where it is zero nothing
-    counts, and a small subject weighs as much as a large one.
+    prediction, target (B, C, h, w). A mask (B, 1, h, w) weights the mean: latents where it is zero
+    do not count, and a small subject counts as much as a large one.
     """
     error = (prediction.float() - target.float()).pow(2)
     if mask is None:
@@ -72,7 +72,7 @@ def denoising_error(
 ) -> torch.Tensor:
     """Return the squared error (B,) of the predictions of a UNet, the model's own or compiled.
 
-    x, noise (B, C, h, w), the latents clean and scaled; t (B,); mask (B, 1, h, w) weighs the error.
+    x, noise (B, C, h, w), with x clean and scaled; t (B,); mask (B, 1, h, w) weights the error.
     """
     noisy = model.scheduler.add_noise(x, noise, t).to(model.dtype)
     target = prediction_target(model.scheduler, x, noise, t)
@@ -93,7 +93,7 @@ def errors_over_timesteps(
     """Return the squared errors (T,) of one image at fixed timesteps, as validation measures them.
 
     x, noise (T, C, h, w), the image's latents once for each timestep; t (T,); cond, a batch of one;
-    mask (T, 1, h, w). `on_batch` is called with the number of timesteps just done.
+    mask (T, 1, h, w). `on_batch` is called with the number of timesteps just completed.
     """
     errors = []
     for k in range(0, len(t), MAX_TIMESTEPS):

@@ -1,7 +1,7 @@
-"""Stable Diffusion in one safetensors file, in the layout of the original code, with no network.
+"""Load Stable Diffusion from one safetensors file in the original code's layout, without the hub.
 
-Such a file holds tensors and no configuration. The configurations of the three families are in
-configs/, a few kilobytes; the vocabulary is the bundled model's, which is CLIP's own.
+Such a file holds tensors but no configuration. The configurations of the three families, a few
+kilobytes, are in configs/; the vocabulary is the bundled model's, which is CLIP's own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VOCABULARY = Path(__file__).parents[2] / "demo_model" / "tokenizer"
 
 
 def is_single_file(name: str) -> bool:
-    """Return whether a base model's name is that of a file, there or missing."""
+    """Return whether a base model's name is that of a file, existing or missing."""
     path = Path(name)
     return os.path.isfile(name) or (path.suffix.lower() in SUFFIXES and not os.path.isdir(name))
 
@@ -67,10 +67,10 @@ def safe_shapes(name: str, path: Path, key: str) -> dict[str, tuple[int, ...]]:
 
 
 def scheduler_overrides(path: Path) -> dict:
-    """Read a file's noise schedule, in the terms of diffusers' configurations.
+    """Read a file's noise schedule as entries of a diffusers configuration.
 
-    From ModelSpec's entries in the metadata, or from the empty tensors that mark variants of Stable
-    Diffusion XL.
+    They come from ModelSpec's entries in the metadata, or from the empty tensors that mark variants
+    of Stable Diffusion XL.
     """
     with safe_open(str(path), "pt") as f:
         spec, names = f.metadata() or {}, set(f.keys())
@@ -85,11 +85,11 @@ def scheduler_overrides(path: Path) -> dict:
 
 @torch.no_grad()
 def infer_prediction_type(sampler: dict, unet: UNet2DConditionModel) -> dict:
-    """Add what the UNet predicts to a scheduler's configuration: SD 2.x files do not say.
+    """Add the UNet's prediction type to a scheduler's configuration, which SD 2.x files lack.
 
     For an input of pure noise, the noise is the input itself, and v is about minus the picture.
-    A1111 tells the two kinds apart with this input and this threshold. The kind that predicts
-    noise was trained on images of 512 pixels.
+    A1111 distinguishes the two types with the same input and threshold. UNets that predict noise
+    were trained on images of 512 pixels.
     """
     if "prediction_type" not in sampler:
         noise = torch.full((1, 4, 8, 8), 0.5, dtype=unet.dtype, device=unet.device)
@@ -122,7 +122,7 @@ def read_single_file(
     source: ModelFiles, tokenizers: list[CLIPTokenizer], dtype: torch.dtype, vae: AutoencoderKL
 ) -> tuple[list[CLIPTextModel | CLIPTextModelWithProjection], UNet2DConditionModel]:
     """Load text encoders and UNet, on the CPU in their final dtype."""
-    # Late: token tables are read without them.
+    # Imported late, because token tables are read without them.
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     options = {"config": str(source.folder), "local_files_only": True, "torch_dtype": dtype}

@@ -1,6 +1,6 @@
-"""Describe a base model by a few kilobytes of its files; load its tokenizers and token tables.
+"""Describe a base model from a few kilobytes of its files; load its tokenizers and token tables.
 
-The libraries that load whole models take seconds to import, and are not imported here.
+The libraries that load whole models take seconds to import, so they are not imported here.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ HINT = "give a complete diffusers folder or a hub model that has safetensors wei
 
 VOCABULARY_FILES = ("vocab.json", "tokenizer.json")  # of older and of newer tokenizers
 
-ERRORS = (  # that the libraries raise for bad files
+ERRORS = (  # raised by the libraries for bad files
     OSError, ValueError, RuntimeError, TypeError, LookupError, EOFError, ImportError,
     SafetensorError, pickle.UnpicklingError,
 )  # fmt: skip
 
 
 def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
-    """Find the files of the configured base model; without `fetch`, the hub is not asked."""
+    """Find the files of the configured base model; without `fetch`, the hub is not queried."""
     name = resolve(config.pretrained_model_name_or_path)
     if is_single_file(name):
         with loading(name):
@@ -56,7 +56,7 @@ def resolve_model(config: ModelConfig, fetch: bool = True) -> ModelFiles:
 
 @contextlib.contextmanager
 def loading(name: str, hint: str = HINT, key: str = KEY) -> Iterator[None]:
-    """Turn any error of reading a model's files into one sentence."""
+    """Turn any error while reading a model's files into one sentence."""
     try:
         yield
     except ERRORS as error:
@@ -74,9 +74,9 @@ class ModelSpec:
     text_encoders: tuple[str, ...]
     widths: tuple[int, ...]  # of the text encoders
     max_clip_skip: int
-    sampler: dict  # of its own scheduler
+    sampler: dict  # the configuration of its own scheduler
     force_zeros_for_empty_prompt: bool
-    force_upcast: bool  # in half precision
+    force_upcast: bool  # of the VAE, in half precision
 
     def vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the VAE's dtype if the other parts have `dtype`."""
@@ -111,7 +111,7 @@ def read_spec(source: ModelFiles) -> ModelSpec:
         tokenizers,
         encoders,
         tuple(configs[encoder].get("hidden_size", 512) for encoder in encoders),
-        # XL begins at the second-to-last layer.
+        # XL counts from the second-to-last layer.
         min(configs[e].get("num_hidden_layers", 12) for e in encoders) + 1 - len(encoders),
         configs["scheduler"],
         two and index.get("force_zeros_for_empty_prompt", True),
@@ -124,7 +124,7 @@ def read_json(source: ModelFiles, name: str) -> dict:
 
 
 def fetch_vocabulary(config: ModelConfig) -> dict[str, int]:
-    """Fetch a model's tokenizer and return its tokens, to check words before the weights."""
+    """Fetch a model's tokenizer and return its tokens, to check words before loading weights."""
     source = resolve_model(config)
     source.fetch(*read_spec(source).tokenizers, weights=False)
     return vocabulary(config)
@@ -136,7 +136,7 @@ def load_token_tables(
     """Load a base model's tokenizers and their embedding tables (V, D), float32.
 
     There is one of each for every text encoder; nothing else of the model is loaded. Without
-    `fetch`, the hub is not asked.
+    `fetch`, the hub is not queried.
     """
     source = resolve_model(config, fetch)
     spec = read_spec(source)
@@ -151,7 +151,7 @@ def load_token_tables(
 
 
 def tokenizer_for(source: ModelFiles, part: str) -> CLIPTokenizer:
-    """Read a tokenizer; raise OSError without a vocabulary, which transformers 5 would not miss."""
+    """Read a tokenizer; raise OSError without a vocabulary, which transformers 5 does not check."""
     if source.single:
         return tokenizer_of(source, part)
     if not any(Path(part, name).as_posix() in source.files for name in VOCABULARY_FILES):

@@ -1,7 +1,7 @@
-"""Tell supported models from others by small files, before any weights are read.
+"""Recognise supported models by small files, before any weights are read.
 
 Pure functions of file names, of the JSON files of the diffusers format, and of the names and shapes
-of the tensors in a single file. For what is not supported they return a description.
+of the tensors in a single file. They return a description of an unsupported model.
 """
 
 import json
@@ -25,7 +25,7 @@ PIPELINES = {
     "StableDiffusionXLImg2ImgPipeline",
 }
 
-# Models whose UNet takes more channels than the latents have, by their number.
+# Models whose UNet takes more channels than the latents have, by the number of channels.
 CHANNELS = {
     5: "a depth-to-image model",
     7: "an upscaler",
@@ -108,7 +108,7 @@ def unsupported_parts(configs: Mapping[str, Mapping[str, Any]]) -> str:
 
 FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
 
-TEXT = {  # where a single file has the text encoder that identifies its family
+TEXT = {  # prefixes of a single file's text encoder tensors, which identify its family
     "conditioner.embedders.1.model.": "sdxl",
     "cond_stage_model.model.": "sd2",
     "cond_stage_model.transformer.": "sd1",
@@ -116,7 +116,7 @@ TEXT = {  # where a single file has the text encoder that identifies its family
 
 
 def single_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, str]:
-    """Return (family, "") for a supported single file, else ("", description), by its tensors."""
+    """Identify a single file by its tensors: (family, "") if supported, else ("", description)."""
     names = list(shapes)
 
     def has(*beginnings: str) -> bool:
@@ -158,12 +158,12 @@ HUB_NAME = r"\w[\w.-]*/[\w.-]+"
 
 
 def model_problems(config: ModelConfig, beside: Path | None = None) -> list[str]:
-    """Return the problems of the names of base model and VAE, without loading or asking the hub."""
+    """Return the problems of the base model's and VAE's names; nothing is loaded or fetched."""
     return _name_problems(config, beside) + _vae_problems(config.vae, beside)
 
 
 def _vae_problems(name: str | None, beside: Path | None) -> list[str]:
-    """Return why the name of an external VAE cannot be right."""
+    """Return the problems of the name of an external VAE."""
     if name is None or os.path.exists(resolve(name)):
         return []
     if re.fullmatch(rf"{HUB_NAME}(@[\w.-]+)?", name) and not name.endswith(SUFFIXES):
@@ -208,7 +208,7 @@ def vocabulary(config: ModelConfig) -> dict[str, int]:
     For a hub model, the file is read only if it was fetched before.
     """
     name = resolve(config.pretrained_model_name_or_path)
-    # Older tokenizers write the one file, newer ones the other.
+    # Older tokenizers write the first file, newer ones the second.
     for file in ("tokenizer/vocab.json", "tokenizer/tokenizer.json"):
         path: Any = Path(name) / file
         try:

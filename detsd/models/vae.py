@@ -48,7 +48,7 @@ def pinned(name: str | None, before: str | None) -> str | None:
 def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration of an external VAE; refuse one that does not fit the UNet.
 
-    A single file has the configuration of the base model's VAE, `own`.
+    For a single file, this is the configuration of the base model's VAE, `own`.
     """
     with loading(source.name, HINT, KEY):
         if source.single:
@@ -77,7 +77,7 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_vae(files: ModelFiles, base: ModelFiles, part: str, dtype: torch.dtype) -> AutoencoderKL:
-    """Load a VAE; a single file has the configuration of the `base` model's, without the hub."""
+    """Load a VAE; a single file uses the configuration of the `base` model's VAE, not the hub's."""
     if not files.single:
         return load_part(AutoencoderKL, files, part, dtype)
     options = {"config": str(base.folder), "subfolder": "vae", "local_files_only": True}
@@ -90,11 +90,11 @@ def load_vae(files: ModelFiles, base: ModelFiles, part: str, dtype: torch.dtype)
 def load_external_vae(
     name: str, base: ModelFiles, spec: ModelSpec, dtype: torch.dtype
 ) -> tuple[AutoencoderKL, str, Path]:
-    """Load a VAE in place of the base model's, before any of the base model's weights.
+    """Load a VAE to replace the base model's, before any of the base model's weights.
 
     Returns:
         The VAE; its name with its hub commit, by which it can be found again; the file that
-        identifies it: its weights, or the first shard of them.
+        identifies it (its weights, or their first shard).
     """
     files = resolve_vae(name)
     config = check_vae(files, read_json(base, "vae/config.json"))
