@@ -1,8 +1,8 @@
 """Captions of training images, in all common layouts, and words from file names.
 
-Beside IMAGE.jpg: IMAGE.txt, IMAGE.jpg.txt or the same with .caption, in the folder itself or in
-captions/ inside it (kohya, OneTrainer, ai-toolkit); or one metadata.jsonl or metadata.csv with the
-columns file_name and text (Hugging Face's image folders).
+The caption of IMAGE.jpg is in IMAGE.txt, IMAGE.jpg.txt or the same with .caption, in the image
+folder or its subfolder captions/ (kohya, OneTrainer, ai-toolkit); or all captions are in one
+metadata.jsonl or metadata.csv with the columns file_name and text (Hugging Face's image folders).
 """
 
 import csv
@@ -25,7 +25,7 @@ CAMERA = re.compile(
     r"|bildschirmfoto|scan|untitled|file|signal|whatsapp|wa|fb|received|snapchat|instagram|telegram"
     r"|sam|kimg|cimg|mvimg|e|p|um|hdr|mp"
 )
-# These as well, but they may be plain words: only beside a number.
+# These, too, but only beside a number, because they may be plain words.
 BESIDE_NUMBERS = re.compile(r"(?i)at|am|pm|copy|edit|edited|portrait|cover|night")
 SHOT = re.compile(
     r"(?i)(?<![^\W_])_?(?:img|imag|dsc[nf]?|dji|gopr|gp|pxl|mvimg|mg|vid|pano|sam|kimg|cimg|p)"
@@ -36,7 +36,7 @@ DATE = re.compile(
     r"(?:[-_.T ]*(?:at[-_. ]*)?\d\d?[-_.:h ]?\d\d(?:[-_.:m ]?\d\d)?(?!\d))?"
 )
 UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Long numbers, and hexadecimal strings that are no words: they include a digit.
+# Long numbers, and hexadecimal strings that include a digit and so are not words.
 HASH = re.compile(
     r"(?i)(?<![^\W_])(?:\d{5,}|(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,})(?![^\W_])"
 )
@@ -63,7 +63,7 @@ def find_captions(folder: ImageFolder) -> dict[Path, str]:
 
 
 def caption_problem(folders: list[ImageFolder]) -> str | None:
-    """Describe folders none of which has a caption; None if one does."""
+    """Describe the problem if none of the folders has a caption; None if one does."""
     if any(map(find_captions, folders)):
         return None
     image = folders[0].images[0]
@@ -75,14 +75,14 @@ def caption_problem(folders: list[ImageFolder]) -> str | None:
 
 
 def fill_in(caption: str, name: str, image: Path, split: str) -> str:
-    """Put the concept's word and the words of the file name where a caption has marks for them."""
+    """Replace the marks in a caption with the concept's word and the words of the file name."""
     return MARKS.sub(lambda _: name, caption).replace(FILE_WORDS, file_words(image.stem, split))
 
 
 def file_words(stem: str, split: str) -> str:
-    """Return what a file name says; "" for a camera's name, a hash or a date.
+    """Return the words of a file name; "" for a camera's name, a hash or a date.
 
-    `split` stands between words; with "" a descriptive name is left as it is.
+    `split` separates words; if it is "", a descriptive name is left as it is.
     """
     text = stem
     for pattern in (UUID, DATE, SHOT, HASH):

@@ -1,8 +1,8 @@
-"""Encoded training images -> training samples, by their index.
+"""Training samples, drawn by index from encoded training images.
 
 Sample i's image, template, flip, posterior draw, timestep and noise are a pure function of
-(seed, i): not of the rank, the batch split, or how often the run was interrupted. In aspect buckets
-the image also depends on the samples per step, which a run keeps to its end.
+(seed, i). They do not depend on the rank, the batch split or interruptions of the run. With aspect
+buckets, the image also depends on the samples per step, which stay the same throughout a run.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Batch:
         """Copy to pinned memory for a GPU; for another device, return as it is."""
         if device.type != "cuda":
             return self
-        with torch.cuda.device(device):  # set in every thread: otherwise it would use the first GPU
+        with torch.cuda.device(device):  # set per thread; otherwise the first GPU is used
             return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -103,14 +103,14 @@ class TrainingData:
     """All images of all concepts, encoded once, and the samples drawn from them.
 
     Attributes:
-        images: those that are trained on.
-        validation: those of the validation loss: held out if a concept has ten images or more,
-            else taken from the training images.
+        images: the images to train on.
+        validation: the images for the validation loss: held out if a concept has ten images or
+            more, else taken from the training images.
         held_out: whether every concept has images held out.
         masked: whether parts of the images are ignored, in training and validation alike.
         digests: "concept/file" -> digest, of all images.
         pictures: concept -> a few of its images, for display.
-        shapes: concept -> the number of its images by the width and height they are cut to.
+        shapes: concept -> the number of its images for each width and height they are cut to.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class TrainingData:
         crops: dict[str, list[Image.Image]] | None = None,
         samples_per_step: int = 1,
     ):
-        """Read and encode all images; with `crops`, add them there, too, by concept.
+        """Read and encode all images; if `crops` is given, also add them to it by concept.
 
-        The samples of a step, `samples_per_step` over all processes, have one shape.
+        All samples of a step, `samples_per_step` over all processes, have the same shape.
         """
         self.seed, self.samples_per_step = seed, samples_per_step
         self.start = np.random.default_rng((seed, Stream.CHOICES)).uniform()  # of the timesteps
@@ -159,7 +159,7 @@ class TrainingData:
     def _split(self, images: list[TrainingImage], k: int, max_validation: int) -> None:
         """Split the images of concept number `k` into training and held-out ones.
 
-        Copies of a picture count as one, and are not split.
+        Copies of a picture count as one and stay together.
         """
         copies: dict[str, list[TrainingImage]] = {}
         for image in images:
@@ -176,10 +176,10 @@ class TrainingData:
 
     @property
     def resolutions(self) -> dict[str, tuple[int, int] | None]:
-        """The width and height of most images of each concept; None: square."""
+        """The most common width and height of each concept's images; None: square."""
         found = {}
         for name, shapes in self.shapes.items():
-            # In a tie, the one nearest to a square, then a landscape.
+            # In a tie, the shape closest to a square, then the landscape one.
             width, height = max(shapes, key=lambda s: (shapes[s], min(s) / max(s), s))
             found[name] = None if width == height else (width, height)
         return found
@@ -191,7 +191,7 @@ class TrainingData:
         samples, so that the loss of a batch depends more on the vectors than on the timesteps
         drawn.
         """
-        image = self._image(i)  # all of this takes 0.09 ms, with 10 images as with 10,000
+        image = self._image(i)  # the whole function takes 0.09 ms, for 10 or 10,000 images
         rng = np.random.default_rng((self.seed, Stream.CHOICES, i))
         prompt = image.prompts[int(rng.integers(len(image.prompts)))]
         view = int(rng.integers(len(image.mean)))
@@ -202,12 +202,12 @@ class TrainingData:
         return self._noised(image, view, prompt, t, Stream.DRAW, i)
 
     def _image(self, i: int) -> TrainingImage:
-        """Return the image of training sample number i; those of one step have one shape.
+        """Return the image of training sample number i; all images of a step have the same shape.
 
-        A micro-batch cannot determine the shape: the samples would then depend on how they are
-        shared among processes. In as many steps as there are images, each bucket gets as many as
-        it has images, so that all images come up equally often; within a bucket of n images, each
-        comes up once in n consecutive samples.
+        The shape is chosen per step, not per micro-batch, so that the samples do not depend on how
+        they are divided among processes. A cycle has as many steps as there are images, and each
+        bucket gets as many of them as it has images, so all images are used equally often. Within a
+        bucket of n images, each is used once in n consecutive samples.
         """
         step, offset = divmod(i, self.samples_per_step)
         cycle, place = divmod(step, len(self.images))
@@ -224,7 +224,7 @@ class TrainingData:
         return rng.permutation(len(self._buckets[bucket]))
 
     def _draw_steps(self, cycle: int) -> tuple[list[int], list[int]]:
-        """Return the bucket of each step of a cycle, and how many of its steps came before it."""
+        """Return the bucket of each step of a cycle, and the number of its earlier steps."""
         sizes = [len(images) for images in self._buckets]
         rng = np.random.default_rng((self.seed, Stream.BUCKETS, cycle))
         buckets = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -234,7 +234,7 @@ class TrainingData:
         return buckets.tolist(), counts.tolist()
 
     def validation_samples(self, k: int, timesteps: int) -> list[Sample]:
-        """Draw the fixed samples of validation image k: even timesteps, fixed noise and prompt."""
+        """Draw the fixed samples of validation image k: fixed prompt, noise and even timesteps."""
         image = self.validation[k]
         prompt = image.prompts[k % len(image.prompts)]
         times = [int((j + 0.5) / timesteps * self.num_timesteps) for j in range(timesteps)]
@@ -244,9 +244,10 @@ class TrainingData:
         ]
 
     def noisy_samples(self, name: str, count: int, low: float, high: float) -> list[Sample]:
-        """Draw fixed samples of a concept's images, at timesteps from share `low` to share `high`.
+        """Draw fixed samples of a concept's images, at timesteps from fraction `low` to `high`.
 
-        Their prompts are captions, or the word and the file's name: a template's medium is a guess.
+        Their prompts are captions, or the word and the words of the file name, but no templates,
+        whose medium would be a guess.
         """
         images = [image for image in self.images if image.concept == name]
         np.random.default_rng((self.seed, Stream.PHRASES)).shuffle(images)

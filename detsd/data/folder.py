@@ -1,6 +1,6 @@
 """The files of a folder of training images.
 
-Imports no library that takes long to load.
+This module imports no library that is slow to load.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from detsd.utils import formats
 from detsd.utils.errors import UserError
 from detsd.utils.paths import looked
 
-HEIF = (".heic", ".heif", ".hif")  # file names, lower-case
+HEIF = (".heic", ".heif", ".hif")  # suffixes, in lower case
 
 MASK = "-masklabel.png"  # IMAGE-masklabel.png is the mask of IMAGE.jpg, as OneTrainer names it
 
-APPLE = "._"  # begins files that macOS leaves beside others on foreign disks
+APPLE = "._"  # starts the names of files that macOS adds beside others on foreign disks
 
 CAPTION_ENDS, CAPTION_FOLDER = (".txt", ".caption"), "captions"
 
-# Not pictures, but often beside them: captions and what programs leave there.
+# Suffixes of files that are often beside pictures: captions and files that programs leave there.
 BESIDE = {".txt", ".json", ".jsonl", ".csv", ".md", ".ini", ".db", ".caption", ".npz"}
 
-LFS = b"version https://git-lfs.github.com/spec/"  # begins a pointer of Git LFS
+LFS = b"version https://git-lfs.github.com/spec/"  # starts a Git LFS pointer
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class ImageFolder:
     """The files of a folder of training images, listed once."""
 
     path: Path
-    images: list[Path]  # by name, so that every rank sees one order; without masks
-    captions: list[Path]  # text files that may be captions, also in captions/ inside it
-    passed_over: str  # a sentence on the other files, which are not read; "" for none
+    images: list[Path]  # sorted by name, so that all ranks see the same order; without masks
+    captions: list[Path]  # text files that may be captions, including those in captions/
+    passed_over: str  # a sentence about the other files, which are skipped; "" for none
 
     @staticmethod
     def scan(path: Path, key: str = "img_dirs") -> ImageFolder:
-        """List a folder, which the configuration names as `key`.
+        """List a folder, which the setting `key` names.
 
-        Captions, hidden files and what programs leave beside pictures are skipped silently.
+        Captions, hidden files and files that programs leave beside pictures are skipped silently.
         """
         if not path.is_dir():
             raise UserError(f"{key}: folder {path} does not exist; name a folder of images")
@@ -55,13 +55,13 @@ class ImageFolder:
 
 
 def _texts(folder: Path) -> list[Path]:
-    """Return the text files of a folder, which need not exist."""
+    """Return the text files of a folder; none if it does not exist."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(p for p in entries if p.suffix.lower() in CAPTION_ENDS and p.is_file())
 
 
 def _passed_over(path: Path, entries: list[Path], named: list[Path], pointers: list[Path]) -> str:
-    """Return a sentence on the files of a folder that are not read; "" if there are none."""
+    """Return a sentence about the files of a folder that are skipped; "" if there are none."""
     apple = [p for p in entries if p.name.startswith(APPLE)]
     broken = [p for p in entries if p.is_symlink() and not p.exists()]
     rest = [
@@ -121,7 +121,7 @@ def mask_of(path: Path) -> Path:
 
 
 def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") -> str | None:
-    """Describe what is wrong with a folder of training images or their masks; None for nothing."""
+    """Describe the problem with a folder of training images or their masks; None if it is fine."""
     if not os.path.exists(folder):
         return f"folder {folder} does not exist{looked(folder, beside)}; name a folder of images"
     if not os.path.isdir(folder):
@@ -133,9 +133,9 @@ def folder_problem(folder: str, beside: Path | None = None, mask: str = "none") 
 
 
 def lookalikes_of(own: str, name: str, folders: Sequence[str], key: str) -> list[str]:
-    """Return the folders of a concept's look-alikes: all of a line-up but its `own`.
+    """Return the folders of a concept's look-alikes: all of a line-up except its `own`.
 
-    Concepts that are learned together may stand in each other's line-up.
+    Concepts that are learned together may be in each other's line-up.
     """
     others = [f for f in folders if os.path.realpath(f) != os.path.realpath(own)]
     if folders and not others:
@@ -155,7 +155,7 @@ def no_images(folder: ImageFolder) -> str:
 
 
 def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
-    """Name the pictures that lack what `concepts.mask` asks for; None if none does."""
+    """Describe the pictures that lack the mask that `concepts.mask` requires; None if none does."""
 
     def lacks(path: Path) -> bool:
         if kind == "files":
@@ -163,7 +163,7 @@ def _mask_problem(folder: ImageFolder, kind: str) -> str | None:
         try:
             with formats.open_picture(path) as image:
                 return not image.has_transparency_data
-        except Exception:  # named and skipped when it is read
+        except Exception:  # reported and skipped when it is read
             return False
 
     without = [path for path in folder.images if lacks(path)]

@@ -27,17 +27,17 @@ ASPECTS = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4)  # of the buckets, the same as
 
 @dataclass(frozen=True)
 class CroppedImage:
-    """An image of a folder, cut to the shape trained on."""
+    """An image of a folder, cut to its training shape."""
 
     path: Path
     image: Image.Image  # RGB
     frame: TimeIds
-    mask: Image.Image | None = None  # L, as large as the latents: the weight of each in training
+    mask: Image.Image | None = None  # mode L, as large as the latents: their weight in training
     several: bool = False  # whether its file has more frames or pages
 
 
 def target_size(size: int, aspect: float, step: int = 8) -> tuple[int, int]:
-    """Return width and height, multiples of `step`, of an aspect, with about size x size pixels."""
+    """Return width and height for an aspect: multiples of `step`, about size x size pixels."""
     width, height = size * math.sqrt(aspect), size / math.sqrt(aspect)
     return tuple(max(step, round(side / step) * step) for side in (width, height))
 
@@ -53,8 +53,8 @@ def target_sizes(config: ConceptsConfig, size: int, step: int = 8) -> list[tuple
 def bucket_of(size: tuple[int, int], shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the shape to which an image of `size` is cut: the one that keeps most of it.
 
-    It compares aspects by their ratio. kohya and OneTrainer compare by the difference, which can
-    cut a portrait differently from the same picture on its side.
+    Aspects are compared by their ratio. kohya and OneTrainer compare them by their difference,
+    which can cut a portrait differently from the same picture turned on its side.
     """
     width, height = size
     return min(shapes, key=lambda shape: abs(math.log(width * shape[1] / (height * shape[0]))))
@@ -75,7 +75,7 @@ def crop_or_resize(
 def squared(image: Image.Image) -> Image.Image:
     """Return an image padded to a square with the pixels of its edges; a square one as it is.
 
-    For networks that take squares: a centre crop would lose a subject that stands to one side.
+    This is for networks that take squares: a centre crop would lose a subject near an edge.
     """
     (width, height), side = image.size, max(image.size)
     if width == height:
@@ -109,12 +109,13 @@ def read_images(
 ) -> Iterator[CroppedImage]:
     """Read all readable images of a folder, cut to one shape, or each to that of its bucket.
 
-    Unreadable ones are named and skipped. Several are decoded at once, but only a few are held.
+    Unreadable images are reported and skipped. Several are decoded at once, but only a few are held
+    in memory.
 
     Args:
         folder: the folder; if it is a path, it is listed here.
         key: the setting that names the folder.
-        step: what the sides of buckets are multiples of.
+        step: the sides of buckets are multiples of this.
         scale: pixels per latent along a side, if masks are to be read.
     """
     if isinstance(folder, Path):
@@ -141,7 +142,7 @@ def read_images(
         try:
             cut = functools.partial(crop, path)
             found = read_picture(path, config.transparency_color, largest, cut)
-        except Exception as error:  # broken files raise a dozen classes, struct.error among them
+        except Exception as error:  # broken files raise a dozen classes, including struct.error
             return error
         if scale and config.mask == "files":
             small = latents(found.image.size)
@@ -186,7 +187,7 @@ def read_mask(
 def mask_tensor(image: CroppedImage, kind: str) -> torch.Tensor | None:
     """Return the weight of each latent in training: (1, h, w) in [0, 1]; None without a mask.
 
-    It is the share of the latent's pixels that count.
+    A weight is the share of the latent's pixels that count.
     """
     if image.mask is None:
         return None

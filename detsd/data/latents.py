@@ -28,7 +28,7 @@ class TrainingImage:
 
     path: Path
     concept: str
-    digest: str  # of the pixels trained on, the prompts, and the mask
+    digest: str  # of the training pixels, the prompts, and the mask
     prompts: tuple[str, ...]
     mean: torch.Tensor  # (views, 4, h, w), views = 1 or 2 with the flip
     std: torch.Tensor
@@ -63,7 +63,7 @@ def encode_images(
 
 
 def changed_images(old: dict[str, str], new: dict[str, str]) -> str:
-    """Describe how the images of two starts of a run differ; "" if they do not."""
+    """Describe how a run's images differ between two starts; "" if they do not."""
     kinds = {
         "new": new.keys() - old.keys(),
         "gone": old.keys() - new.keys(),
@@ -82,7 +82,7 @@ def read_concept(
 ) -> tuple[list[TrainingImage], list[Image.Image]]:
     """Read and encode the images of concept number `k`; return them, and a few for display.
 
-    All are added to `crops` in the form trained on.
+    If `crops` is given, all images are added to it as they are trained on.
     """
     name, kind = config.concept_strs[k], config.learnable_properties[k]
     size = config.img_size or model.image_size

@@ -23,10 +23,10 @@ def log_notes(
     captions: dict[Path, str],
     several: list[str],
 ) -> None:
-    """Log what is odd about the training images of a folder.
+    """Log oddities of the training images of a folder.
 
     Args:
-        captions: those in files, by the images.
+        captions: the captions from files, by image.
         several: names of the files with several frames or pages.
     """
     _log_copies(folder, images)
@@ -60,7 +60,7 @@ def log_notes(
     shapes = {image.shape for image in images}
     one = "{} x {}".format(*min(shapes)) if len(shapes) == 1 else "bucket"
     remedy = "set concepts.img_aspect to buckets or to the shape of most, or "
-    if config.img_aspect == "buckets":  # they are longer than the longest bucket
+    if config.img_aspect == "buckets":  # such images are longer than the longest bucket
         remedy = "crop to the subject yourself, or set "
     are = verb("are", len(small))
     for names, what, rest in (
@@ -81,7 +81,7 @@ def log_notes(
 
 
 def _log_copies(folder: Path, images: list[TrainingImage]) -> None:
-    """Log how many of the pictures are identical, and the first of them."""
+    """Log how many of the pictures are different, and the first copy."""
     first: dict[str, str] = {}
     copies = []
     for image in images:

@@ -1,4 +1,4 @@
-"""Work done by threads before its result is needed."""
+"""Work that threads do before its result is needed."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -14,17 +14,17 @@ from detsd.utils.errors import UserError
 
 
 def display_name(path: Path) -> str:
-    r"""Return a file's name as text; bytes that are no UTF-8, as on old disks, as `\xe9`."""
+    r"""Return a file's name as text; bytes that are not UTF-8, as on old disks, become `\xe9`."""
     return os.fsencode(path.name).decode("utf-8", "backslashreplace")
 
 
 def prompts_for(
     path: Path, name: str, kind: str, config: ConceptsConfig, caption: str | None = None
 ) -> list[str]:
-    """Return the prompts that image `path` of concept `name` may be shown with."""
+    """Return the prompts that image `path` of concept `name` may be trained with."""
     if caption is not None:
         text = fill_in(caption, name, path, config.file_name_split_char)
-        # A caption that does not name the concept gets it at the beginning.
+        # If a caption does not name the concept, the word is put at its beginning.
         return [text if PromptRewriter({name: ""}).words_in(text) else f"{name}, {text}"]
     words = ""
     if config.append_file_name_to_text:  # on_a_beach.jpg -> on a beach
@@ -47,7 +47,7 @@ def vary_tags(
 
     Parts that contain one of the `words` stay; if the others are shuffled, they come first.
     """
-    commas = [k for k, c in enumerate(words.masked(prompt)) if c == ","]  # none of a word itself
+    commas = [k for k, c in enumerate(words.masked(prompt)) if c == ","]  # not those inside a word
     ends = itertools.pairwise([-1, *commas, len(prompt)])
     tags = [prompt[start + 1 : end].strip() for start, end in ends]
     tags = [tag for tag in tags if words.words_in(tag) or rng.random() >= drop_out]

@@ -1,10 +1,10 @@
-"""Prompt templates for training and evaluation; `{}` is where the concept goes.
+"""Prompt templates for training and evaluation; `{}` stands for the concept.
 
-Those for training are from the textual inversion paper (arXiv 2208.01618, appendix), which took
-them from CLIP's ImageNet templates (https://github.com/openai/CLIP). Those for evaluation are of
-the paper's kinds (other backgrounds, styles, things beside the concept), in words that the bundled
-model knows, too. `dreambooth` is DreamBooth's list for objects (arXiv 2208.12242) from
-google/dreambooth, where a class's name follows the concept.
+The training templates are from the textual inversion paper (arXiv 2208.01618, appendix), which took
+them from CLIP's ImageNet templates (https://github.com/openai/CLIP). The evaluation templates are
+of the paper's kinds (other backgrounds, styles, things beside the concept), in words that the
+bundled model also knows. `dreambooth` is DreamBooth's list for objects (arXiv 2208.12242) from
+google/dreambooth, where a class name follows the concept.
 """
 
 import json
