@@ -1,4 +1,4 @@
-"""Checkpoints of a fine-tuning: what they hold, and how a run resumes or starts from one."""
+"""Checkpoints of a fine-tuning: saving them, and resuming or starting a run from one."""
 
 import dataclasses
 import logging
@@ -69,7 +69,7 @@ class TrainState:
     best_metric: str  # by which `best` is chosen
     steps_completed: int = 0
     samples_seen: int = 0
-    # Sums of the parts of the loss since the last report; as tensors, since reading them earlier
+    # Sums of the parts of the loss since the last report, kept as tensors, because reading them
     # would wait for the device.
     window: dict[str, Any] = field(default_factory=dict)
     validations: dict[int, dict[str, float]] = field(default_factory=dict)  # metrics by step
@@ -82,7 +82,7 @@ class TrainState:
         return best_step(self.validations, self.best_metric)
 
     def add(self, parts: dict[str, torch.Tensor], samples: int) -> None:
-        """Count a step of so many samples and the parts of its loss."""
+        """Count a step with its samples and the parts of its loss."""
         self.steps_completed += 1
         self.samples_seen += samples
         for name, value in parts.items():
@@ -97,13 +97,13 @@ class TrainState:
 def samples_per_step(checkpoint: Path, metadata: dict[str, Any]) -> int | None:
     """Return the samples per step of a run, over all processes.
 
-    Earlier versions did not record them: they follow from the samples seen, or are None.
+    Earlier versions did not record this number. It is then computed from the samples seen, or None.
     """
     if "samples_per_step" in metadata:
         return metadata["samples_per_step"]
     try:
         seen = int(torch.load(checkpoint / STATE_FILE, weights_only=True)["samples_seen"])
-    except Exception:  # a damaged file, which is refused where it is read in full
+    except Exception:  # a damaged file, which is refused when it is read in full
         return None
     samples, rest = divmod(seen, max(1, metadata["steps_completed"]))
     return None if rest or not samples else samples
@@ -112,7 +112,7 @@ def samples_per_step(checkpoint: Path, metadata: dict[str, Any]) -> int | None:
 def check_state(
     state: TrainState, baselines: list[Baselines], vectors: tuple[torch.Tensor, ...]
 ) -> None:
-    """Check a restored state; raise ValueError, or what Python raises for values of wrong types."""
+    """Check a restored state; raise ValueError, or Python's own error for a value of wrong type."""
     figures = [state.window, *state.validations.values(), *map(vars, baselines)]
     if not all(is_number(n) for each in figures for n in each.values()):
         raise ValueError("a metric is not a number")
@@ -142,7 +142,7 @@ class Checkpoints:
         Args:
             config: the configuration as given.
             digests: those of the training images.
-            encoders, metrics: what measures samples; on the chief only, if anything does.
+            encoders, metrics: for measuring samples; only on the chief, and only if configured.
             facts: entries for the metadata of all checkpoints of the run.
         """
         self._facts = facts
@@ -151,7 +151,7 @@ class Checkpoints:
         self._vocabulary = step.model.vocabulary
 
     def save(self, state: TrainState, complete: bool, plateaued: bool) -> None:
-        """Store the run as it is. Collective."""
+        """Store the current state of the run. Collective."""
         run, best = self._run, state.best
         baselines = self._metrics.baselines if self._metrics else []
         stored = {
@@ -201,7 +201,7 @@ class Checkpoints:
         return [dataclasses.replace(c, **facts) for c in self._vocabulary.concepts()]
 
     def keep_best(self, state: TrainState) -> None:
-        """Write the best vectors so far as the concept file of the run's folder, if it is kept."""
+        """Write the best vectors so far to the concept file in the run's folder, if it is kept."""
         if not (self._run.is_chief and self._run.folder_is_kept):
             return
         path = RunFolder(self._run.folder).best_file
@@ -227,7 +227,7 @@ class Checkpoints:
         return ""
 
     def best_line(self, state: TrainState, initial_val_loss: float) -> str:
-        """Say which step is the best, with its metrics beside the initializer's. Chief only."""
+        """Describe the best step, with its metrics beside the initializer's. Chief only."""
         if not state.best:
             return f"step {state.steps_completed}, without a validation"
         initial = {"val_loss": initial_val_loss}
@@ -288,7 +288,7 @@ class Checkpoints:
                 vectors.copy_(torch.cat([learned[name].embeddings[k] for name in wanted]))
 
     def _read(self, path: Path, state: TrainState) -> int:
-        """Read state, optimizer and baselines; return on how many CPU threads the run began."""
+        """Read state, optimizer and baselines; return the CPU threads that the run began on."""
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
                 if part := archive.testzip():
@@ -296,7 +296,7 @@ class Checkpoints:
             stored = torch.load(path, map_location="cpu", weights_only=True)
             self._step.load_state_dict(stored)
             state.samples_seen, state.window = int(stored["samples_seen"]), dict(stored["window"])
-            # Earlier versions stored none of these: only what is measured from now on counts.
+            # Earlier versions stored none of these: only measurements from now on count.
             state.validations = dict(stored.get("validations", {}))
             state.best_vectors = tuple(stored.get("best_rows", ()))
             state.best_uuid = stored.get("best_uuid", "")
@@ -305,7 +305,7 @@ class Checkpoints:
             check_state(state, baselines, self._step.vectors)
             # The image of sample i, and which images are held out, depend on the whole list.
             changed = changed_images(stored.get("images", self._digests), self._digests)
-        except Exception as error:  # reading untrusted bytes can fail in every possible way
+        except Exception as error:  # reading untrusted bytes can fail in any way
             why = f"{type(error).__name__}: {one_line(error, 100)}"
             raise damaged(path, why, _name(self._run)) from None
         if changed:
@@ -327,7 +327,7 @@ class Checkpoints:
         return f"{self._run.begin_anew} ({self._run.warm_start} keeps what was learned)"
 
     def _report_longer_schedule(self, step: int, metadata: dict, samples_per_step: int) -> None:
-        """Say how more steps than the run began with change the learning rate."""
+        """Report how more steps than the run began with change the learning rate."""
         t = self._config.training
         old = metadata.get("config", {}).get("training", {}).get("num_sgd_steps", t.num_sgd_steps)
         if not isinstance(old, int) or t.num_sgd_steps <= old:

@@ -1,4 +1,4 @@
-"""The start of the concepts of a fine-tuning: a description, found or given, or a concept file."""
+"""The starting vectors of concepts: from a description, found or given, or a concept file."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ from detsd.utils.errors import UserError
 from detsd.utils.paths import AUTO
 from detsd.utils.plurals import counted
 
-# With `num_vectors: auto`, phrases of fewer than SHORT tokens get ENOUGH vectors. More than needed
-# would learn the pictures' background as well (dev/LOG.md).
+# With `num_vectors: auto`, phrases of fewer than SHORT tokens get ENOUGH vectors. More vectors than
+# needed would also learn the pictures' background (dev/LOG.md).
 SHORT, ENOUGH = 5, 8
 
 
@@ -25,8 +25,8 @@ def add_concepts(
 ) -> None:
     """Add concepts, each from a description or from a file of one concept.
 
-    `starts` are their initializers by index; None: all but `auto`. Those with `auto` vectors have
-    as many as the `earlier` concepts, from which the run resumes.
+    `starts` maps their indices to initializers; None: all except `auto`. Concepts with
+    `num_vectors: auto` get as many vectors as the `earlier` concepts, from which the run resumes.
     """
     room = vocabulary.window - vocabulary.length("a photo of a")
     for k, n in enumerate(config.num_vectors):

@@ -1,11 +1,11 @@
-"""A phrase for `initializer_strs: auto`: the one under which the frozen model denoises best.
+"""The phrase for `initializer_strs: auto`: the one with which the frozen model denoises best.
 
     phrase = find_phrase(DenoisingErrors(model, samples, "det-logo"), grammar_of(model), "object")
 
-Candidates are built with the grammar of the model's captions (`vocabulary.json` in its folder)
-or, for other models, of everyday words: colours first, then things in these colours, then what else
-the picture may have. Each is tried on the same noised latents of the training images, at timesteps
-where shape is decided; the best third is then tried on twice as many (arXiv 1502.07943).
+Candidates are built with the grammar of the model's captions (`vocabulary.json` in its folder) or,
+for other models, from everyday words: first colours, then things in these colours, then the rest of
+the picture. All are tried on the same noised latents of the training images, at timesteps that
+decide the shape. The best third is then tried on twice as many latents (arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from detsd.utils.paths import AUTO
 from detsd.utils.progress import spinner
 
 FIRST, MOST = 2, 16  # latents that a phrase is tried on at first, and at most
-NOISY = (0.45, 0.9)  # shares of the timesteps: texture is decided below them, nothing above
+NOISY = (0.45, 0.9)  # fractions of the timesteps: below them texture is decided, above nothing
 COLORS, TAILS = 2, 3  # how many of the best are kept for the next round
 TRIED_WITH = 3  # things to try each colour with
 
@@ -46,9 +46,9 @@ def add_found(
     run: Run,
     earlier: list[LearnedConcept],
 ) -> None:
-    """Add the concepts whose phrase is to be found. Collective.
+    """Find the phrases of the `auto` concepts, and add these concepts. Collective.
 
-    A run that resumes, or starts from another's vectors, keeps the phrase that these began with.
+    A run that resumes, or starts from another run's vectors, keeps the phrases of those vectors.
     """
     searched = [k for k, start in enumerate(config.initializer_strs) if start == AUTO]
     if not searched:
@@ -88,11 +88,11 @@ class Grammar:
     colors: list[str]
     objects: list[str]
     media: list[str]
-    tails: list[list[str]]  # what may follow "red ring": texts, with slots in between
+    tails: list[list[str]]  # possible endings after "red ring": texts, with slots in between
 
     @staticmethod
     def of(lists: dict[str, list[str]], known: Vocabulary | None = None) -> Grammar:
-        """Read the lists of a `vocabulary.json`, keeping only the words that a vocabulary has."""
+        """Read the lists of a `vocabulary.json`, keeping only words of the vocabulary `known`."""
         colors, objects, media, compositions = (
             [w for w in lists.get(key, []) if known is None or all(map(known.is_word, w.split()))]
             for key in ("colors", "objects", "media", "compositions")
@@ -111,7 +111,7 @@ class Grammar:
 
 
 def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
-    """Return the grammar of a model's captions, else of everyday words that it has a token for."""
+    """Return the grammar of a model's captions, or of everyday words for which it has a token."""
     own = ModelVocabulary.of(model.name)
     everyday = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     for lists, known in ((own.lists if own else {}, None), (everyday, model.vocabulary)):
@@ -125,7 +125,7 @@ def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
 
 
 def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
-    """Return the phrase with the least error, put together part by part."""
+    """Build the phrase with the least error, part by part."""
     colors = grammar.colors or [""]
     if kind == "style":
         (medium, *_) = best(errors, grammar.media)
@@ -152,12 +152,12 @@ def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
 
 
 def _phrase(*parts: str) -> str:
-    """Join parts of a phrase, of which some may be empty."""
+    """Join the parts of a phrase, some of which may be empty."""
     return re.sub(r"\ba (?=[aeiou])", "an ", " ".join("".join(parts).split()))
 
 
 def best(errors: DenoisingErrors, phrases: Sequence[str]) -> list[str]:
-    """Return the phrases that remain after all rounds, by their errors, the least first."""
+    """Return the phrases that remain after all rounds, those with the least error first."""
     count, left = FIRST, list(dict.fromkeys(phrases))
     while True:
         ranked = [p for _, p in sorted(zip(errors(left, count), left, strict=True))]
@@ -173,7 +173,7 @@ class DenoisingErrors:
     stands for no caption. Errors are computed once; `len` counts the phrases tried so far.
 
     Args:
-        samples: latents, noise and timesteps, and the prompts that the phrases are put into.
+        samples: latents, noise and timesteps, and the prompts into which the phrases are put.
         word: the concept's word in these prompts.
     """
 
@@ -191,7 +191,7 @@ class DenoisingErrors:
             for phrase in dict.fromkeys(phrases)
             for k in range(len(self._found.setdefault(phrase, {})), count)
         ]
-        shapes: dict[torch.Size, list[tuple[str | None, int]]] = {}  # of buckets
+        shapes: dict[torch.Size, list[tuple[str | None, int]]] = {}  # by bucket
         for pair in left:
             shapes.setdefault(self._samples[pair[1]].x.shape, []).append(pair)
         for pairs in shapes.values():
@@ -209,7 +209,7 @@ class DenoisingErrors:
             text = "" if phrase is None else PromptRewriter({self._word: phrase})(sample.prompt)
             samples.append(dataclasses.replace(sample, prompt=text))
         batch = Batch.of(samples).on(model.device)
-        # A prompt that comes several times is encoded once.
+        # A prompt that occurs several times is encoded once.
         texts = list(dict.fromkeys((s.prompt, s.frame) for s in samples))
         cond = model.encode_prompts(*map(list, zip(*texts, strict=True)))
         place = torch.tensor([texts.index((s.prompt, s.frame)) for s in samples])

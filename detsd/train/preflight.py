@@ -1,6 +1,6 @@
-"""Mistakes in a fine-tuning's configuration, found before any library is loaded.
+"""Find mistakes in a fine-tuning's configuration before any library is loaded.
 
-Nothing is written or downloaded. What needs the model itself is checked where it is used.
+Nothing is written or downloaded. Checks that need the model itself are made where it is used.
 """
 
 from collections.abc import Container
@@ -16,7 +16,7 @@ from detsd.utils.errors import UserError
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
-    """Check that the model, images, words and files that a fine-tuning names are there.
+    """Check the model, images, words and files that a fine-tuning names.
 
     `source` is the configuration's name in messages, `beside` its folder.
     """

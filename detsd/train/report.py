@@ -44,7 +44,7 @@ class Report:
         self._clock, self._samples = time.monotonic(), 0
 
     def add(self, parts: dict[str, torch.Tensor], samples: int) -> None:
-        """Count a step of so many samples, and the parts of its loss."""
+        """Count a step with its samples and the parts of its loss."""
         self._state.add(parts, samples)
         self._samples += samples
         t, step = self._config.training, self._state.steps_completed
@@ -54,7 +54,7 @@ class Report:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave the block out of the samples per second, and restore the bar's note after it."""
+        """Exclude the block from the samples per second, and restore the bar's note after it."""
         began, note = time.monotonic(), self.bar.note
         yield
         self.bar.note = note
@@ -63,7 +63,7 @@ class Report:
     def flush(self, lr: float) -> None:
         """Report the means over the steps since the last report and over ranks. Collective."""
         run, state, total = self._run, self._state, self._config.training.num_sgd_steps
-        sums = state.metric_sums(run)  # reads the tensors: waits for the device
+        sums = state.metric_sums(run)  # reads the tensors, which waits for the device
         state.window = {}
         steps = sums.pop("steps")
         metrics = {name: value / steps for name, value in sums.items()} if steps else {}
@@ -74,7 +74,7 @@ class Report:
         if self._step.diverged:
             self.diverge()
         seconds, self._clock = time.monotonic() - self._clock, time.monotonic()
-        samples, self._samples = self._samples, 0  # a resumed window is longer than its clock
+        samples, self._samples = self._samples, 0  # a resumed window began before the clock
         metrics["learning_rate"] = lr
         metrics["samples_per_second"] = samples / max(seconds, 1e-9)
         run.report(state.steps_completed, metrics)
@@ -90,7 +90,7 @@ class Report:
         """Report the metrics of a validation, which is the run's last if it has plateaued."""
         state, total = self._state, self._config.training.num_sgd_steps
         loss, measured = metrics["val_loss"], {k: v for k, v in metrics.items() if k != "val_loss"}
-        # To a search, a run that ends here has made all its steps, and another one may start.
+        # For a search, a run that ends here counts as complete, so that another one may start.
         self._report_validation(metrics, total if plateaued else state.steps_completed)
         others = "".join(f"  {name} {value:.3f}" for name, value in measured.items())
         self._run.print(
@@ -104,7 +104,7 @@ class Report:
             )
 
     def skipped_validation(self) -> None:
-        """Warn of a validation loss beyond the range of fp16; end the run if it has diverged."""
+        """Warn about a validation loss beyond the range of fp16; end the run if it has diverged."""
         if not self._step.scaler.is_enabled() or self._step.diverged:
             self.diverge()
         logger.warning(
@@ -116,8 +116,8 @@ class Report:
     def diverge(self) -> NoReturn:
         """Report a large finite value to the searcher, and raise `Diverged`.
 
-        It counts as that of the last step: adaptive ASHA replaces a trial that it judged and
-        stopped itself, but not one that ends of its own accord.
+        The value is reported for the last step, because adaptive ASHA replaces a trial that it
+        judged and stopped itself, but not one that ends on its own.
         """
         measured = self._config.measured if self._config.measure.num_samples else ()
         worst = {"val_loss": DIVERGED} | dict.fromkeys(measured, -DIVERGED)
@@ -131,7 +131,7 @@ class Report:
         measured_on = "held_out" if self._held_out else "training_images"
         loss = metrics["val_loss"]
         named = {
-            # The same number under a name that says what it was measured on.
+            # The same number under a name that tells on which images it was measured.
             f"val_loss_{measured_on}{'_masked' * self._masked}": loss,
             "val_loss_initializer": self._initial_val_loss,
             "val_gap": self._initial_val_loss - loss,

@@ -1,6 +1,7 @@
 """Resuming a fine-tuning: the settings that may differ from those it began with.
 
-Paths may differ: the files' contents count. Imports no library that takes long to load.
+Paths may differ if the files' contents are the same. This module imports no library that is slow
+to load.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ from detsd.utils.errors import UserError
 from detsd.utils.paths import content_digest, resolve
 from detsd.utils.plurals import counted
 
-# Settings that may always differ. Image folders may, since the images themselves are compared
-# once they are read, and the batch, since the samples per step stay the same (`resumed_layout`).
+# Settings that may always differ: among them image folders, because the images themselves are
+# compared once they are read, and the batch, because the samples per step stay the same
+# (`resumed_layout`).
 FREE = {
     "concepts.img_dirs", "training.stop_on_plateau", "training.metric_report_freq",
     "training.train_batch_size", "training.gradient_accumulation_steps",
@@ -28,7 +30,7 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
     """Return the checkpoint from which a fine-tuning in `folder` resumes, or None.
 
     Its configuration must be the one it began with, except for `FREE`, more steps, and paths to the
-    same contents. If nothing is measured, all of `inference` is free.
+    same contents. If nothing is measured, all of `inference` may differ.
     """
     if warm_start:
         _ = ConceptSource.parse(warm_start).file
@@ -78,10 +80,10 @@ def check_resume(config: FinetuneConfig, folder: Path, warm_start: Path | None) 
 def digests_of_paths(
     config: FinetuneConfig, warm_start: Path | None = None
 ) -> dict[str, list[str]]:
-    """Return digests of what lies at the paths of a configuration, by key.
+    """Return digests of the files and folders that a configuration names, by key.
 
-    A description or a hub model stands for itself. The concepts' images are not included: training
-    images have digests of their own.
+    Descriptions and names of hub models stay as they are. Training images are not included, because
+    they have their own digests.
     """
 
     def digest(path: str) -> str:
@@ -104,7 +106,7 @@ def digests_of_paths(
 
 
 def _digest_of_concept(source: str) -> str:
-    """Return the digest of a concept's file, and the word that it is given."""
+    """Return the digest of a concept's file, with its new word if it has one."""
     parsed = ConceptSource.parse(source)
     digest = parsed.uuid or content_digest(parsed.file)
     return f"{digest}={parsed.word}" if parsed.word else digest
@@ -113,13 +115,13 @@ def _digest_of_concept(source: str) -> str:
 def resumed_layout(
     config: TrainingConfig, before: dict[str, Any], samples: int | None, processes: int
 ) -> TrainingConfig:
-    """Return the configuration with the batch by which a resumed run keeps its samples per step.
+    """Return the configuration with the batch that keeps a resumed run's samples per step.
 
-    With another number of processes, each takes an equal share of them, in micro-batches of at most
-    the configured size.
+    If the number of processes has changed, each takes an equal share of the samples, in
+    micro-batches of at most the configured size.
 
     Args:
-        before: the configuration that the run had so far.
+        before: the run's configuration so far.
         samples: per step, over all processes; None if unknown.
         processes: their number now.
     """
@@ -150,7 +152,7 @@ def resumed_layout(
 
 
 def layout_line(config: TrainingConfig, samples: int, processes: int) -> str:
-    """Return a sentence on how the samples of a step are shared."""
+    """Return a sentence on how the samples of a step are divided among processes."""
     return (
         f"{counted(samples, 'sample')} per step, as before: {counted(processes, 'process')} x "
         f"train_batch_size {config.train_batch_size} x gradient_accumulation_steps "

@@ -1,8 +1,8 @@
-"""The sample images of a fine-tuning's checkpoints, and what is measured on some of them.
+"""The sample images of a fine-tuning's checkpoints, and the metrics of some of them.
 
 The metrics, their baselines and their names are those of `detsd evaluate`, on fewer samples: the
-plain prompt under a few seeds, and a few edited prompts once. With several concepts, their mean
-counts.
+plain prompt with a few seeds, and a few edited prompts once. With several concepts, the mean over
+them is used.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def edited_prompts(kind: str, count: int) -> list[str]:
 
 
 def metric_jobs(config: FinetuneConfig, size: int) -> list[Job]:
-    """Return the samples to be measured, concept by concept, the plain ones first; may be none."""
+    """Return the jobs of the samples to measure, by concept, plain prompts first; may be empty."""
     c, m, found = config.concepts, config.measure, []
     if not m.num_samples:
         return []
@@ -74,7 +74,7 @@ class SampleMetrics:
             return [found.image for found in read_images(Path(folder), c, size, key, step)]
 
         others = {f: pictures(f, f"measure.lineup[{k}]") for k, f in enumerate(m.lineup)}
-        # The lists of objects and styles may be of different lengths.
+        # The lists of objects and styles may differ in length.
         prompts = [edited_prompts(kind, m.num_prompts) for kind in c.learnable_properties]
         self._counts = [m.num_samples + len(edited) for edited in prompts]
         self._metrics = []
@@ -89,7 +89,7 @@ class SampleMetrics:
         return [list(itertools.islice(rest, count)) for count in self._counts]
 
     def fit_baselines(self, images: list[Image.Image]) -> None:
-        """Set the lower ends of the scales by the samples of what the concepts started from."""
+        """Set the baselines by samples of what the concepts started from."""
         each = zip(self._metrics, self._by_concept(images), strict=True)
         self.baselines = [metrics.fit_baselines(own)[0] for metrics, own in each]
 
@@ -111,14 +111,14 @@ class Samples:
         size: int,
         metrics: SampleMetrics | None,
     ):
-        """Lay out the jobs; `size` is that of concepts without a resolution, in pixels.
+        """Prepare the jobs; `size`, in pixels, applies to concepts without a resolution.
 
-        The `metrics` are on the chief, if anything is to be measured.
+        Only the chief has `metrics`, and only if samples are to be measured.
         """
         self._model, self._run, self._metrics = model, run, metrics
         self._config = config.inference
-        # Without a safety checker: the samples of a training in progress are for its owner's eyes,
-        # and a blacked-out one would look like a failure.
+        # Without a safety checker, because only the owner of the run sees these samples, and a
+        # blacked-out one would look like a failure.
         self._pipeline = DetSDTextualInversionPipeline(model)
         self._shown, measured = sample_jobs(config.inference, size), metric_jobs(config, size)
         names = [("samples", j.prompt, f"seed {j.seed}-{j.copy}") for j in self._shown]
@@ -128,7 +128,7 @@ class Samples:
             width, height = model.vocabulary.resolution(job.prompt) or (size, size)
             self._jobs.append(dataclasses.replace(job, width=width, height=height))
         self._pipeline.warnings.log(self._jobs, section="inference", shown=run.is_chief)
-        # For each rank, in batches that depend on the jobs alone.
+        # This rank's share, in batches that depend only on the jobs.
         self._own = batches(self._jobs, MAX_BATCH)[run.ranks.rank :: run.ranks.size]
         own = [self._jobs[k] for batch in self._own for k in batch]
         # Denoising steps for the samples of one checkpoint.
@@ -181,10 +181,10 @@ class Samples:
         return old and self._config.prompt_weights and not all(map(is_plain, texts))
 
     def restart(self, step: int, changed: bool) -> None:
-        """Move the samples so far aside if a run resumes from a step with other prompts or seeds.
+        """Move earlier samples aside if a run resumes from a step with other prompts or seeds.
 
-        A run that was changed but ended before its next checkpoint leaves samples of steps that
-        will be repeated; if it is changed back, it gets its old samples back.
+        A changed run that ends before its next checkpoint leaves samples of steps that will be
+        repeated. If the run is changed back, its old samples are restored.
         """
         folder = self._run.folder / "samples"
         apart = folder / f"before-step-{step:08d}"
@@ -216,7 +216,7 @@ class Samples:
                 self._run.log_image(tag, png.encode(sheet))
 
     def draw_progress(self, step: int, pictures: dict[str, list[Image.Image]]) -> None:
-        """Draw before/after and time-lapse of all checkpoints, with a few training `pictures`."""
+        """Draw a before/after picture and a time-lapse, with a few training `pictures`."""
         if not self._run.is_chief or not self._shown:
             return
         frames = []

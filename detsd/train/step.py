@@ -22,14 +22,14 @@ from detsd.utils.progress import spinner
 
 logger = logging.getLogger("detsd")
 
-LONG_RUN = 5000  # steps from which on minutes of compiling pay off (dev/LOG.md)
+LONG_RUN = 5000  # steps above which minutes of compiling pay off (dev/LOG.md)
 
 
 def learning_rate(step: int, config: TrainingConfig, samples_per_step: int) -> float:
     """Return the rate of step number `step` (from 0): warm-up, then constant, linear or cosine."""
     peak = config.learning_rate * (samples_per_step if config.scale_lr else 1)
     warmup = config.lr_warmup_steps
-    if warmup < 1:  # a share of all steps, as transformers reads it
+    if warmup < 1:  # a fraction of all steps, as in transformers
         warmup = math.ceil(warmup * config.num_sgd_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -55,23 +55,23 @@ def make_optimizer(
 
 
 def clip_samples(grad: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    """Return a gradient (B, ...) in which no sample's norm is above `limit`, a scalar."""
+    """Clip a gradient (B, ...) so that no sample's norm exceeds `limit`, a scalar."""
     whole = grad.float()
     norms = whole.flatten(1).norm(dim=1).view(-1, *[1] * (grad.dim() - 1))  # (B, 1, ...)
-    return (whole * (limit / norms).clamp(max=1)).to(grad.dtype)  # inf without a gradient: 1
+    return (whole * (limit / norms).clamp(max=1)).to(grad.dtype)  # zero norm: inf, so 1
 
 
 def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
-    """Decide by the configuration and the kind of device alone.
+    """Decide whether to compile, by the configuration and the kind of device alone.
 
-    So a resumed run has the same kernels; a compiled step rounds differently.
+    A resumed run then has the same kernels; a compiled step rounds differently.
     """
     pays = device.type == "cuda" and config.num_sgd_steps >= LONG_RUN
     return config.compile == "on" or (config.compile == "auto" and pays)
 
 
 def compiled(part: torch.nn.Module) -> Callable[..., Any]:
-    """Return a model that is compiled for each bucket shape when the step first gives it one."""
+    """Return a model that is compiled for each bucket shape on first use."""
     return torch.compile(part, dynamic=False)
 
 
@@ -96,8 +96,8 @@ class TrainStep:
         """Make one step on the next batches.
 
         Returns:
-            The parts of the loss, as detached tensors, since reading one would wait for the device;
-            and as "steps" 1, or 0 for a step that the fp16 scaler skipped.
+            The parts of the loss, as detached tensors, because reading one would wait for the
+            device. The entry "steps" is 1, or 0 if the fp16 scaler skipped the step.
         """
         accumulated = self.config.gradient_accumulation_steps
         for group in self.optimizer.param_groups:
@@ -116,7 +116,7 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        # fp16 overflows now and then. The scaler skips such a step, and so do the means.
+        # fp16 overflows now and then. The scaler skips such a step, so the means leave it out, too.
         finite = torch.stack(list(sums.values())).isfinite().all()
         counted = {name: torch.where(finite, value, 0.0) for name, value in sums.items()}
         return {"steps": finite.float(), **counted}
@@ -144,12 +144,12 @@ class TrainStep:
     def _clip_samples(self, cond: Conditioning, count: int) -> None:
         """Clip the gradient that each of `count` samples sends back into the text encoder.
 
-        Its gradient with respect to the vectors themselves would cost a backward pass per sample.
+        Clipping the gradient of the vectors themselves would cost a backward pass per sample.
         """
         limit = self.config.max_sample_grad_norm
         for states in (cond.prompt_embeds, *(cond.added_cond_kwargs or {}).values()):
             if states.requires_grad:  # XL's time ids do not
-                # The loss is a mean, and scaled in fp16. `full` does not wait for a GPU.
+                # The loss is a mean, and is scaled in fp16. `full` does not wait for a GPU.
                 share = limit / (count * self.config.gradient_accumulation_steps)
                 scaled = self.scaler.scale(torch.full((), share, device=states.device))
                 states.register_hook(partial(clip_samples, limit=scaled))
@@ -157,8 +157,9 @@ class TrainStep:
     def compile(self, batch: Batch) -> None:
         """Compile the models of the step, and try them on a batch.
 
-        Only the step uses them: samples and validation have other shapes, each of which would be
-        compiled anew. If compiling fails or changes the loss, the step goes on without it.
+        Only the step uses the compiled models: samples and validation have other shapes, each of
+        which would be compiled anew. If compiling fails or changes the loss, the step continues
+        uncompiled.
         """
         plain = self._unet, self._text_encoders
         batch = batch.on(self.model.device)
@@ -167,14 +168,14 @@ class TrainStep:
         try:
             with spinner("compiling the training step"):
                 self._unet, *self._text_encoders = map(compiled, (plain[0], *plain[1]))
-                for _ in range(3):  # CUDA graphs, if used, are recorded by the third
+                for _ in range(3):  # CUDA graphs, if used, are recorded by the third pass
                     # Gradients may lie in a graph's own memory, which its next run overwrites.
                     self.optimizer.zero_grad(set_to_none=True)
                     loss = self.loss(batch)[0]
                     loss.backward()
             found = float(loss.detach())
             problem = "" if abs(found - expected) <= 0.02 * expected else "it changes the loss"
-        except Exception as error:  # compilers raise anything
+        except Exception as error:  # compilers may raise anything
             problem = f"{type(error).__name__}: {one_line(error)}"
         self.optimizer.zero_grad(set_to_none=True)
         self.compiled = not problem
@@ -184,7 +185,7 @@ class TrainStep:
 
     @property
     def diverged(self) -> bool:
-        """True if the vectors are not finite, or no scale is left at which fp16 gradients fit."""
+        """True if the vectors are not finite, or fp16 gradients overflow at every loss scale."""
         collapsed = self.scaler.is_enabled() and self.scaler.get_scale() < 1
         return collapsed or not all(torch.isfinite(v.detach().norm()) for v in self.vectors)
 
@@ -202,9 +203,9 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update((key, value) for key, value in own.items() if key != "params")
-        # Without a completed step, as when fp16 overflowed in each, there are no moments.
+        # Without a completed step, for example if fp16 overflowed in each, there are no moments.
         skipped = self.scaler.is_enabled() and not self.optimizer.state
-        if isinstance(self.optimizer, torch.optim.Adam) and not skipped:  # AdamW is one, too
+        if isinstance(self.optimizer, torch.optim.Adam) and not skipped:  # includes AdamW
             for vectors in self.vectors:
                 held = self.optimizer.state[vectors]
                 shapes = [tuple(held[key].shape) for key in ("exp_avg", "exp_avg_sq", "step")]

@@ -49,7 +49,7 @@ logger = logging.getLogger("detsd")
 
 
 class Trainer:
-    """Model, data, vectors and optimizer of one fine-tuning.
+    """The model, data, vectors and optimizer of one fine-tuning.
 
     Attributes:
         phases: this rank's work of each kind, done and left; costs in passes of the UNet.
@@ -68,7 +68,7 @@ class Trainer:
         self.config = self._resumed_layout(config, metadata)
         t = self.config.training
         self.samples_per_step = t.train_batch_size * t.gradient_accumulation_steps * run.ranks.size
-        # Only the chief loads the evaluators; metrics are gathered from it.
+        # Only the chief loads the evaluators; the other ranks receive its metrics.
         measures = config.measure.num_samples and run.is_chief
         self.model, encoders, seconds = _load(config, run, metadata, earlier, bool(measures))
         size = config.concepts.img_size or self.model.image_size
@@ -87,7 +87,7 @@ class Trainer:
         self.samples = Samples(config, self.model, run, size, metrics)
         digests = self.data.digests
         self.start = {
-            "seconds_loading": seconds,  # with the download from the hub
+            "seconds_loading": seconds,  # including the download from the hub
             "seconds_encoding": encoded,
             "images_encoded": len(digests),
         }
@@ -108,7 +108,7 @@ class Trainer:
         before = metadata.get("config", {}).get("inference", {})
         self._new_samples = self.samples.differ_from(before)
         self._first_sample = self.state.samples_seen
-        # Drawn by a thread while others compute.
+        # Drawn by another thread during the computation.
         self.batches = prefetch(self.next_batch, itertools.count(), 1)
         if wants_compiler(t, self.model.device):
             self.step.compile(self.next_batch(0))
@@ -126,10 +126,10 @@ class Trainer:
         self.phases = _phases(self.config, steps, self.samples, self.validation, initial)
         run.begin()
         self.samples.restart(steps, self._new_samples)
-        self.checkpoints.keep_best(self.state)  # that of the checkpoint it resumes from
+        self.checkpoints.keep_best(self.state)  # from the checkpoint that the run resumes from
 
     def _resumed_layout(self, config: FinetuneConfig, metadata: dict[str, Any]) -> FinetuneConfig:
-        """Return the configuration by which a resumed run keeps its samples per step."""
+        """Return the configuration with which a resumed run keeps its samples per step."""
         run, t = self.run, config.training
         left = metadata.get("steps_completed", t.num_sgd_steps) < t.num_sgd_steps
         samples = samples_per_step(run.latest, metadata) if left else None
@@ -151,7 +151,7 @@ class Trainer:
                 run.print(f"{name}: images in {counted(len(shapes), 'bucket')}: {said}")
 
     def _examine_prompts(self) -> None:
-        """Tokenize the training prompts once, and warn of anything odd in any prompt."""
+        """Tokenize the training prompts once, and warn about anything odd in any prompt."""
         vocabulary, training_images = self.model.vocabulary, self.data.images + self.data.validation
         vocabulary.remember(prompt for image in training_images for prompt in image.prompts)
         if not self.run.is_chief:
@@ -184,7 +184,7 @@ class Trainer:
 
     @property
     def plateaued(self) -> bool:
-        """True once val_loss has levelled off, if the run is to end then."""
+        """True once val_loss has levelled off, if the run is configured to end then."""
         t = self.config.training
         losses = [self.initial_val_loss, *(v["val_loss"] for v in self.state.validations.values())]
         return on_plateau(losses, t.stop_on_plateau, t.plateau_ratio)
@@ -208,7 +208,7 @@ class Trainer:
         return f"{self.checkpoints.best_line(self.state, self.initial_val_loss)}; {where}"
 
     def train(self) -> bool:
-        """Train to the end. False when stopped before it, with a checkpoint saved."""
+        """Train to the end; return False if stopped before it, with a checkpoint saved."""
         if not self.complete:
             total = counted(self.config.training.num_sgd_steps, "step")
             text = f"{self.state.steps_completed}/{total}"
@@ -235,7 +235,7 @@ class Trainer:
             if last or state.steps_completed % t.metric_report_freq == 0:
                 report.flush(lr)
             if initial:
-                # After a step: if one does not fit into memory, no minutes of sampling are lost.
+                # After a step, so that if a step does not fit into memory, no sampling is lost.
                 with report.pause(), self.model.vocabulary.using(self.step.initial_vectors):
                     if state.steps_completed == 1:
                         self.samples.log_training_images(self.data.pictures)
@@ -281,7 +281,7 @@ class Trainer:
         return loss
 
     def _save(self, report: Report, bar: Bar) -> None:
-        """Store a checkpoint, at the end with pictures of the progress; not if the run diverged."""
+        """Draw the progress at the end, and store a checkpoint unless the run has diverged."""
         if self.complete:
             bar.draw(note="drawing")
             self.samples.draw_progress(self.state.steps_completed, self.data.pictures)
@@ -295,10 +295,10 @@ class Trainer:
 def _phases(
     config: FinetuneConfig, steps: int, samples: Samples, validation: Validation, initial: bool
 ) -> dict[str, Phase]:
-    """Return a rank's work from the first step on, of which that up to `steps` is done.
+    """Return a rank's work from the first step on, with the work up to `steps` marked as done.
 
     Args:
-        initial: whether the samples of step 0 are there already.
+        initial: whether the samples of step 0 already exist.
     """
     t, i = config.training, config.inference
     validations, done = -(-t.num_sgd_steps // t.checkpoint_freq), steps // t.checkpoint_freq
@@ -326,7 +326,7 @@ def _load(
     earlier: list[LearnedConcept],
     measures: bool,
 ) -> tuple[BaseModel, dict[str, ImageEncoder], float]:
-    """Return the base model with its concepts, the encoders, and the seconds that loading took.
+    """Return the base model with its concepts, the encoders, and the model's loading time.
 
     The hub commits are those in the `metadata` of the checkpoint that the run resumes from.
     """
@@ -338,8 +338,8 @@ def _load(
     learned = [concept for each in brought for concept in read_concepts(each)]
     with run.ranks.local_main_process_first():
         tokens = fetch_vocabulary(source)
-    refuse(word_problems(config, tokens), "the configuration")  # a hub model's tokens are new here
-    # Before the base model, so that a wrong evaluator name is found before its weights load.
+    refuse(word_problems(config, tokens), "the configuration")  # a hub model's: known only now
+    # First, so that a wrong evaluator name is found before the base model's weights load.
     commits = metadata.get("evaluators")
     encoders = load_encoders(config.evaluator, name, device, commits) if measures else {}
     started = time.monotonic()
@@ -347,13 +347,13 @@ def _load(
     with spinner(f"loading {name}"), run.ranks.local_main_process_first():
         model = load_base_model(source, device, learned + earlier, training=True)
     if device.type == "cpu":
-        # Otherwise threads add up the gradients of the vectors in the order of arrival, which Adam
-        # turns into different pictures within a few steps.
+        # Otherwise threads sum the gradients of the vectors in the order of arrival. Adam turns the
+        # rounding differences into different pictures within a few steps.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # it only costs time
     i = config.inference
     if i.inference_prompts or config.measure.num_samples:
         check_steps(model, i.scheduler_name, i.num_inference_steps, "inference")
-    # Concepts whose phrase is searched for come last, in a resumed run as well.
+    # Concepts whose phrase is searched for come last, also in a resumed run.
     add_concepts(model.vocabulary, config.concepts, earlier=earlier)
     return model, encoders, time.monotonic() - started

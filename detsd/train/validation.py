@@ -1,7 +1,7 @@
-"""The validation loss of a fine-tuning, its best step, and whether it still learns.
+"""The validation loss of a fine-tuning, its best step, and its plateau.
 
-The last two depend on nothing but what its validations measured: a run that was interrupted, or
-continues with more steps, decides like an undisturbed one.
+The last two depend only on the results of its validations. A run that was interrupted, or continues
+with more steps, therefore decides like an uninterrupted one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ def best_step(validations: Mapping[int, Mapping[str, float]], metric: str) -> in
 def on_plateau(losses: Sequence[float], window: int | None, ratio: float) -> bool:
     """Decide whether losses at fixed images, timesteps and noise have levelled off.
 
-    They have when the variance of the last `window` of them is at most `ratio` times that of all
-    (DVAR, arXiv 2302.04841).
+    They have if the variance of the last `window` losses is at most `ratio` times that of all
+    losses (DVAR, arXiv 2302.04841).
 
     Args:
         losses: in order; the first is the initializer's, which the window leaves out.
