@@ -1,4 +1,4 @@
-"""Image encoders: CLIP, which has a text encoder beside it, and DINO."""
+"""Image encoders: CLIP, with its text encoder, and DINO."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ BATCH_SIZE = 32  # images
 
 HINT = "name a folder, or a model on the hub, with its weights in safetensors"
 
-KINDS = {  # of encoders: a name for messages, and the model types of their configurations
+KINDS = {  # of encoders: a name for messages, and the model types in their configurations
     "clip": ("a CLIP model", ("clip",)),
     "dino": ("a DINO model", ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit")),
 }
@@ -49,7 +49,7 @@ class ImageEncoder:
 
     def _pixels(self, images: list[Image.Image]) -> torch.Tensor:
         if self.processor:
-            squares = [squared(image) for image in images]  # else it crops them to the centre
+            squares = [squared(image) for image in images]  # otherwise it crops them to the centre
             pixels = self.processor(images=squares, return_tensors="pt").pixel_values
         else:
             size = self.model.config.vision_config.image_size
@@ -79,7 +79,7 @@ def load_encoders(
 ) -> dict[str, ImageEncoder]:
     """Load the configured encoders: `clip`, and `dino` if one is named.
 
-    Without a named CLIP, the one in the base model's folder is loaded.
+    If no CLIP is named, the one in the base model's folder is loaded.
 
     Args:
         commits: name -> hub commit of the encoders that earlier measurements used.
@@ -101,7 +101,7 @@ def _resolve_encoder(which: str, name: str, commit: str | None) -> ModelFiles:
     source = resolve_files(resolve(name), commit, key=key, index=CONFIG)
     with loading(name, HINT, key):
         kind = read_json(source, CONFIG).get("model_type")
-    if kind not in kinds:  # which the libraries would load with random weights
+    if kind not in kinds:  # the libraries would load it with random weights
         raise UserError(f"{key}: {name} is a model of type {kind!r}; name {title}")
     return source
 

@@ -2,10 +2,10 @@
 
     Evaluation(config, run).evaluate()
 
-The samples are a grid of images, so they are shared over any number of processes and made once,
-however often the evaluation is interrupted. Besides the samples of each concept there are those of
-the initializer that it started from, with the same seeds: the lower end of the scales. In addition
-to the images, the run's folder, and on a cluster the last checkpoint, then holds
+The samples are a grid of images, so they are divided among any number of processes and made once,
+however often the evaluation is interrupted. The initializer of each concept is sampled with the
+same seeds, and sets the lower end of the scales. In addition to the images, the run's folder (on a
+cluster, also the last checkpoint) then holds
 
     evaluation.json  all figures
     evaluation.png   CLIP-I against CLIP-T, a point for each concept or checkpoint
@@ -45,7 +45,7 @@ from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.progress import Bar, Phase, spinner
 
-NOISE_LEVELS = 5  # equal parts of the timesteps, each with a denoising error of its own
+NOISE_LEVELS = 5  # equal parts of the timesteps, each with its own denoising error
 
 
 class Evaluation:
@@ -77,7 +77,7 @@ class Evaluation:
         grid = GenerateConfig(
             config.model,
             GridConfig([job.prompt for s in self.sample_sets for job in s.jobs]),
-            # The rest of a batch may change an image's last bits, but the number of ranks must not.
+            # An image's last bits may depend on the rest of its batch, but not on the rank count.
             output=dataclasses.replace(config.output, fill_batches=True),
         )
         self.result: dict[str, Any] = {}
@@ -127,7 +127,7 @@ class Evaluation:
         return found
 
     def _samples(self, sample_set: SampleSet, most: int | None = None) -> list[Image.Image]:
-        """Return the images of a sample set, or the first of them."""
+        """Return the images of a sample set, or only the first `most`."""
         store, place = self.grid.store, self.sample_sets.index(sample_set)
         start = sum(len(s.jobs) for s in self.sample_sets[:place])
         numbers = range(start, start + len(sample_set.jobs))
@@ -145,14 +145,14 @@ class Evaluation:
     def _errors(self) -> list[list[float]]:
         """Return each sample set's mean denoising error of held-out images by timestep. Collective.
 
-        Each set is computed by one rank.
+        One rank computes each set.
         """
         ranks, n = self.run.ranks, self.config.evaluation.num_error_timesteps
         read: dict[str, TrainingData] = {}  # concepts of one run share theirs
         todo = {}
         for k in range(ranks.rank, len(self.sample_sets), ranks.size):
             r = self.sample_sets[k].reference
-            settings = repr((r.concepts, r.seed, r.most_held_out))  # which has no hash itself
+            settings = repr((r.concepts, r.seed, r.most_held_out))  # a configuration has no hash
             if settings not in read:
                 read[settings] = TrainingData(r.concepts, self.model, r.seed, r.most_held_out)
             data = read[settings]

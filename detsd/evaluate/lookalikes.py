@@ -12,7 +12,7 @@ SAME = 1 - 1e-5  # a larger cosine means that two images are the same one
 
 FLAT = 1e-3  # length below which the ends of a scale count as equal
 
-ANGLES = 8  # of edges, in bins
+ANGLES = 8  # bins for the angles of edges
 
 FOLDS = 5
 
@@ -22,8 +22,8 @@ SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity, since i
 def outlines(images: list[Image.Image]) -> torch.Tensor:
     """Return histograms of oriented gradients, unit vectors (N, 2048).
 
-    As in Dalal and Triggs, CVPR 2005, on 64 x 64 pixels in cells of 4. They tell seven circles from
-    eight, which a network trained on captions hardly can.
+    As in Dalal and Triggs, CVPR 2005, on 64 x 64 pixels in cells of 4. They distinguish seven
+    circles from eight, which a network trained on captions hardly can.
     """
     x = to_squares(images, 64) / 2
     across = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
@@ -37,7 +37,7 @@ def outlines(images: list[Image.Image]) -> torch.Tensor:
         torch.stack([(near == k) * (1 - share) + (far == k) * share for k in range(ANGLES)], dim=1)
         * torch.hypot(across, down)[:, None]
     )
-    cells = F.avg_pool2d(votes, 8, 4, padding=2)  # (N, 8, 16, 16), each of twice its own side
+    cells = F.avg_pool2d(votes, 8, 4, padding=2)  # (N, 8, 16, 16), each a mean over 8 x 8 pixels
     cells = cells / (cells.norm(dim=1, keepdim=True) + 0.02)
     return F.normalize(cells.flatten(1).sqrt(), dim=1)
 
@@ -49,9 +49,9 @@ def to_squares(images: list[Image.Image], size: int) -> torch.Tensor:
 
 
 def _fit_classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Fit linear discriminant analysis: features (N, D) to the number of the nearest set."""
-    # By outlines, the nearest mean alone recognises 71 % of the det-logo's pictures among nine
-    # look-alikes; this recognises all of them (dev/LOG.md).
+    """Fit linear discriminant analysis, which maps features (N, D) to the nearest set's number."""
+    # With outlines, the nearest mean alone recognises 71 % of the det-logo's pictures among nine
+    # look-alikes; discriminant analysis recognises all of them (dev/LOG.md).
     means = torch.stack([pictures.mean(0) for pictures in sets])
     rest = torch.cat([pictures - pictures.mean(0) for pictures in sets])
     spread = rest.T @ rest / max(1, len(rest) - len(sets))
@@ -68,8 +68,8 @@ def _fit_classifier(sets: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.
 class LookalikeClassifier:
     """A classifier of samples: the concept, or one of its look-alikes.
 
-    Of several features, it uses the one that separates the real images best: a fifth of each set is
-    classified by the others (cross-validation).
+    It uses the feature that separates the real images best in cross-validation: each fifth of a set
+    is classified by the others.
 
     Attributes:
         feature: the name of that feature.
@@ -88,7 +88,7 @@ class LookalikeClassifier:
         self.feature, self.cv_accuracy, best = "", None, -1.0
         self.chance = 1 / len(next(iter(features.values())))
         for name, sets in features.items():
-            # Only along the directions in which the images differ, which may be fewer.
+            # Keep only the directions in which the images differ, which may be fewer.
             everything = torch.cat(sets)
             axes = torch.linalg.svd(everything - everything.mean(0), full_matrices=False).Vh.T
             projected = [images @ axes for images in sets]
@@ -102,13 +102,13 @@ class LookalikeClassifier:
     def share(self, samples: torch.Tensor) -> float:
         """Return the share of samples, by their features (N, D), classified as the concept.
 
-        Taken for each set in turn as the concept's, the shares add up to 1.
+        If each set in turn is taken as the concept's, the shares add up to 1.
         """
         return float((self._classify(samples @ self._axes) == 0).float().mean())
 
 
 def _cross_validate(sets: list[torch.Tensor]) -> list[list[bool]]:
-    """Return for each set whether each of its images is classified correctly by the other folds."""
+    """Return, for each set, whether the other folds classify each of its images correctly."""
     folds = min(FOLDS, *map(len, sets))
     hits: list[list[bool]] = [[] for _ in sets]
     for fold in range(folds if folds > 1 else 0):

@@ -7,8 +7,8 @@
 
 The figures and both ends of each scale are those of textual inversion (arXiv 2208.01618, section
 5): images of "a photo of a S*" are compared with the training images, and images of edited prompts
-with these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) calls the two CLIP-I
-and CLIP-T, and adds DINO to the first. Features are unit vectors (N, D), float32.
+with these prompts without the word. DreamBooth (arXiv 2208.12242, section 4) calls the two figures
+CLIP-I and CLIP-T, and complements the first with DINO. Features are unit vectors (N, D), float32.
 """
 
 import re
@@ -45,8 +45,8 @@ class Baselines:
     """Both ends of both scales, which make the figures of different concepts comparable.
 
     The initializer's samples follow any prompt but do not show the concept; the training images
-    show the concept but follow no prompt (the two baselines of arXiv 2208.01618, section 5). So
-    each is the upper end of one scale and the lower end of the other.
+    show the concept but follow no prompt (the two baselines of arXiv 2208.01618, section 5). Each
+    is therefore the upper end of one scale and the lower end of the other.
     """
 
     image_low: float  # samples of the initializer to the training images
@@ -60,9 +60,9 @@ def fit_baselines(
 ) -> Baselines:
     """Return the baselines of a concept.
 
-    The mean similarity of the training images to each other cannot be the upper end: taken in many
-    scenes, they differ from each other as much as any pictures, while samples of a plain prompt are
-    near their middle. The upper end is the training image that is nearest to the others.
+    The mean similarity of the training images to each other cannot be the upper end: they show many
+    scenes and differ from each other as much as any pictures, while samples of a plain prompt are
+    near their middle. The upper end is the training image that is closest to the others.
 
     Args:
         images: features (M, D) of the training images.
@@ -70,8 +70,8 @@ def fit_baselines(
         plain: features (N, D) of the initializer's samples of the plain prompt.
         edited: features (P * n, D) of its samples of the edited prompts, n for each.
     """
-    # For the bundled logo, the pictures have 0.708 among themselves, samples of the phrase 0.711
-    # with them, and the most typical picture 0.756.
+    # For the bundled logo, the similarity of the pictures to each other is 0.708, that of samples
+    # of the phrase to the pictures 0.711, and that of the most typical picture to the others 0.756.
     cosines = images @ images.T
     others = cosines < SAME
     each = (cosines * others).sum(1) / others.sum(1).clamp(min=1)
@@ -84,7 +84,7 @@ def fit_baselines(
 
 
 def normalised(value: float, low: float, high: float) -> float:
-    """Return the place of a figure between its baselines: 0 at the lower, 1 from the upper one on.
+    """Scale a figure by its baselines: 0 at the lower one and below, 1 at the upper one and above.
 
     If the two are equal, 0 replaces the lower one: a concept's images may differ from each other as
     much as the initializer's samples differ from them.
@@ -94,10 +94,10 @@ def normalised(value: float, low: float, high: float) -> float:
 
 
 def score(image: float, text: float, baselines: Baselines) -> float:
-    """Return the product of both similarities, by which the best checkpoint is named.
+    """Return the product of both similarities, which decides on the best checkpoint.
 
     Each is normalised by its baselines. The product is 0 for the initializer itself, which shows
-    nothing of the concept, and for vectors that draw a training image whatever the prompt says.
+    nothing of the concept, and for vectors that draw a training image regardless of the prompt.
     """
     return normalised(image, baselines.image_low, baselines.image_high) * normalised(
         text, baselines.text_low, baselines.text_high
@@ -137,7 +137,7 @@ class ConceptMetrics:
                 are of the edited prompts, equally many for each.
         """
         self._num_samples, self._encoders = num_samples, encoders
-        # The classifier takes the first of several features that separate the images equally well.
+        # If several features separate the images equally well, the classifier uses the first.
         self._extractors = {"clip": encoders["clip"].image_features}
         self._extractors |= {"outlines": outlines} if lookalikes else {}
         self._extractors |= {name: encoder.image_features for name, encoder in encoders.items()}

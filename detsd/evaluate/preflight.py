@@ -1,4 +1,4 @@
-"""Mistakes in an evaluation's configuration, found before any large library is loaded."""
+"""Find mistakes in an evaluation's configuration before any large library is loaded."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def check_evaluate(config: EvaluateConfig, source: str, beside: Path | None = No
 
 
 def learned_from(file: Path) -> list[str]:
-    """Return the folders of training images of a file's concepts, as far as known."""
+    """Return the folders with the training images of a file's concepts, if they are known."""
     given = finetuning_metadata(file).get("config", {}).get("concepts", {}).get("img_dirs", [])
     if file.name == DEMO_CONCEPT and file.resolve() == Path(resolve(DEMO_CONCEPT)).resolve():
         given = [DEMO_IMAGES]

@@ -91,9 +91,9 @@ def table(result: dict[str, Any]) -> str:
 def plot(result: dict[str, Any], file: Path) -> None:
     """Plot CLIP-I against CLIP-T, a panel for each concept and a point for each of its states.
 
-    Higher shows more of the concept, further right more of the prompt, as in figure 10 of arXiv
-    2208.01618. The states of a run are joined; if there are many, the first, last and best are
-    named.
+    Points further up show more of the concept, points further right more of the prompt, as in
+    figure 10 of arXiv 2208.01618. A line joins the states of a run; if there are many, only the
+    first, last and best are labelled.
     """
     with as_written(str(result["concepts"])):
         _figure(result["concepts"]).savefig(file, dpi=110)

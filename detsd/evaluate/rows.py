@@ -62,7 +62,7 @@ def describe(path: str | Path, model: str | None = None) -> dict[str, Any]:
 def _tables(
     config: ModelConfig, kinds: list[tuple[int, ...]], path: Path, asked: bool
 ) -> tuple[list[tuple[CLIPTokenizer, torch.Tensor]], list[str]]:
-    """Load a base model's token tables; if nobody asked for this model, a failure is only noted."""
+    """Load a base model's token tables; unless the user `asked` for it, only note a failure."""
     name, tables, notes = config.pretrained_model_name_or_path, [], []
     try:
         tables = load_token_tables(config, fetch=asked)
@@ -85,7 +85,7 @@ def _tables(
 
 
 def _vocabulary(table: torch.Tensor) -> dict[str, Any]:
-    """Return the mean norm of a vocabulary's rows (V, D), and the range of 9 in 10 of them."""
+    """Return the mean norm of a vocabulary's rows (V, D), and the range of 9 in 10 norms."""
     norms = table.norm(dim=1)
     low, high = norms.quantile(torch.tensor([0.05, 0.95])).tolist()
     return {"rows": len(table), "norm": float(norms.mean()), "norm_low": low, "norm_high": high}
@@ -204,7 +204,7 @@ def plot(facts: dict[str, Any], file: Path) -> None:
         figure = _figure(facts)
         try:
             figure.savefig(file, dpi=110)
-        except (ValueError, RuntimeError) as error:  # of .pgf: matplotlib needs LaTeX for it
+        except (ValueError, RuntimeError) as error:  # for .pgf, matplotlib needs LaTeX
             raise UserError(f"--plot {file}: {one_line(error, None)}") from None
 
 

@@ -1,4 +1,4 @@
-"""The samples of an evaluation: those of each concept, and of what it is compared with."""
+"""The samples of an evaluation: those of each concept and of the initializer it started from."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _files(config: EvaluateConfig, uuids: Sequence[str]) -> list[tuple[ConceptSo
 def _reference(
     concept: LearnedConcept, word: str, file: Path, images_dir: str | None
 ) -> ConceptReference:
-    """Return the reference for a concept that has a word in a file."""
+    """Return the reference for a concept that has the name `word` in a file."""
     config = finetuning_metadata(file).get("config", {})
     known = {f.name for f in dataclasses.fields(ConceptsConfig)}
     given = {k: v for k, v in config.get("concepts", {}).items() if k in known}
@@ -94,7 +94,7 @@ def _reference(
         "initializer_strs": ["thing"] * len(names),  # the data are the same for all
         "img_dirs": folders,
         "learnable_properties": given.get("learnable_properties", ["object"]),
-        "num_vectors": [None],  # runs that differ in it are compared
+        "num_vectors": [None],  # ignored, so that runs that differ in it are compared
     }
     if images_dir:  # those of this concept alone
         lists = {key: values[place : place + 1] for key, values in lists.items()}
@@ -134,7 +134,7 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
         renamed = word != old if old else given or word != concept.name
         label = title if len({t for _, t in alike}) > 1 else concept.name
         label += "" if concept.steps is None else f", {counted(concept.steps, 'step')}"
-        if alike.count((concept.steps, title)) > 1:  # runs of one name, or one named twice
+        if alike.count((concept.steps, title)) > 1:  # runs with the same name, or one named twice
             label += f" (no. {number + 1})"
         sample_set = SampleSet(
             label,
