@@ -1,4 +1,4 @@
-"""The fields in A1111's text with which it makes an image of ours again.
+"""The fields in A1111's generation text with which it reproduces one of our images.
 
 docs/generating.md has a table of the samplers for which the result is the same.
 """
@@ -23,7 +23,7 @@ def a1111_fields(model: BaseModel, record: dict[str, Any]) -> dict[str, Any]:
         fields["Noise Schedule"] = "Zero Terminal SNR"
     if digest := file_digest(Path(resolve(model.name))):
         fields["Model hash"] = digest[:10]
-    if model.clip_skip and len(model.vocabulary.text_encoders) == 1:  # XL's is fixed there
+    if model.clip_skip and len(model.vocabulary.text_encoders) == 1:  # A1111 fixes XL's
         fields["Clip skip"] = model.clip_skip + 1
     if model.vae_file:
         fields["VAE hash"] = file_digest(model.vae_file)[:10]
@@ -42,13 +42,13 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file; "" if there is none."""
     try:
         return _digest(path, path.stat().st_mtime_ns) if path.is_file() else ""
-    except OSError:  # a name too long, or a file that may not be read
+    except OSError:  # the name is too long, or the file may not be read
         return ""
 
 
 @functools.lru_cache(maxsize=1024)
 def _digest(path: Path, _: int) -> str:
-    """Digest a file, only once: one of 4 GB takes seconds."""
+    """Return the digest of a file, cached because a file of 4 GB takes seconds."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

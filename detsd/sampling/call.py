@@ -1,4 +1,4 @@
-"""The arguments of a call of diffusers' own pipeline, with concepts and weights in its prompts."""
+"""The arguments of a call to diffusers' own pipeline, with concepts and weights in its prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from detsd.sampling.stock import latent_shape
 
 Prompts = str | list[str] | None
 
-# Arguments that a call takes by position, as `StableDiffusionPipeline` does.
+# The positional arguments of a call, as in `StableDiffusionPipeline`.
 POSITIONAL = ("height", "width", "num_inference_steps", "timesteps", "sigmas", "guidance_scale")
 
 
@@ -22,8 +22,8 @@ def call_arguments(
 
     Args:
         prompt, negative: as `StableDiffusionPipeline.__call__` takes them.
-        given: arguments by position.
-        options: arguments by name.
+        given: positional arguments.
+        options: keyword arguments.
     """
     options |= dict(zip(POSITIONAL, given, strict=False))  # XL's pipeline has another order
     if options.get("latents") is None and model.dtype != torch.float32:
@@ -51,7 +51,7 @@ def as_list(prompts: Prompts) -> list[str]:
 
 
 def _rewritten(model: BaseModel, prompt: Prompts) -> Prompts:
-    """Replace the concepts of prompts by their tokens."""
+    """Replace the concepts in prompts with their tokens."""
     texts = [model.vocabulary.text(text) for text in as_list(prompt)]
     return texts if isinstance(prompt, list) else (texts or [None])[0]
 
@@ -60,7 +60,7 @@ def _rewritten(model: BaseModel, prompt: Prompts) -> Prompts:
 def _embeddings(
     model: BaseModel, prompts: list[str], negative: list[str], clip_skip: int | None
 ) -> dict[str, torch.Tensor]:
-    """Encode prompts of one call, all in as many chunks as the longest has."""
+    """Encode the prompts of one call, each padded to as many chunks as the longest has."""
     chunks = max(map(model.vocabulary.chunk_count, prompts + negative))
 
     def encoded(texts: list[str]) -> Conditioning:

@@ -1,7 +1,7 @@
 """From noise to images: pure functions of the model's parts, a sampler and each image's own noise.
 
-Latents are kept in float32 whatever the models compute in, and all noise is drawn in float32 on the
-CPU, so that an image gets the same noise, at the start and on the way, on every device.
+Latents are always float32, whatever the models' precision. All noise is drawn in float32 on the
+CPU, so an image gets the same noise, at the start and between steps, on every device.
 """
 
 import inspect
@@ -17,9 +17,10 @@ from detsd.models.base import Conditioning
 def guided_steps(steps: int, interval: tuple[float, float]) -> range:
     """Return the steps within a guidance interval.
 
-    Of N steps, those from int(start * N) up to but not including int(stop * N) are guided, as by
-    diffusers' guiders; but those count calls of the UNet, of which Heun's sampler makes two per
-    step, and lose a step if start * N or stop * N is rounded to just below an integer.
+    Of N steps, those from int(start * N) up to but not including int(stop * N) are guided, as with
+    diffusers' guiders. Unlike this function, the guiders count calls of the UNet, of which Heun's
+    sampler makes two per step, and lose a step if start * N or stop * N is rounded to just below an
+    integer.
     """
     return range(*(int(fraction * steps + 1e-6) for fraction in interval))
 
@@ -35,7 +36,7 @@ def guided_calls(
     calls = len(scheduler.timesteps)
     if interval is None:
         return [True] * calls
-    extra = calls - steps  # with one call per step: PNDM makes its first step twice
+    extra = calls - steps  # for samplers of one call per step: PNDM makes its first step twice
     of_call = [k // 2 if scheduler.order == 2 else max(0, k - extra) for k in range(calls)]
     guided = guided_steps(steps, interval)
     return [step in guided for step in of_call]
@@ -65,7 +66,7 @@ def denoise(
         guidance_interval: fractions of the steps between which to guide; the others take one pass
             of the UNet instead of two (arXiv 2404.07724); None: guide everywhere.
         on_step: called after each step with its number (from 0), its timestep and the latents.
-        should_stop: asked before each step; True ends the loop, and None is returned.
+        should_stop: called before each step; True ends the loop, and None is returned.
     """
     scheduler.set_timesteps(steps)  # on the CPU, where samplers look up their noise levels
     device = positive.prompt_embeds.device
@@ -82,8 +83,8 @@ def denoise(
         if should_stop is not None and should_stop():
             return None
         scaled = scheduler.scale_model_input(latents, t).to(positive.prompt_embeds.dtype)
-        # One pass of half the batch costs more than half of both: 25 steps guided in [0.2, 0.8] are
-        # 1.2 times as fast, while the number of passes suggests 1.25.
+        # A pass over half the batch costs more than half of a full pass: 25 steps guided in
+        # [0.2, 0.8] are 1.2 times as fast, while the number of passes suggests 1.25.
         twice = negative is not None and guided[k]
         text = both if twice else positive
         prediction = unet(

@@ -1,4 +1,4 @@
-"""The sampler: jobs in batches that fit into memory, batches to images."""
+"""The sampler: it puts jobs into batches that fit into memory, and turns batches into images."""
 
 import logging
 import sys
@@ -50,18 +50,18 @@ class Sampler:
         on_step: Callable[[StepInfo], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Iterator[dict[int, GeneratedImage]]:
-        """Yield the images of a batch, by job number, as soon as it is made.
+        """Yield the images of each batch, by job number, as soon as they are made.
 
-        Jobs that agree in their `batch_key` are made at once, as many as fit into memory; a batch
-        that does not fit is halved, and so are those after it.
+        Jobs with the same `batch_key` are made at once, as many as fit into memory. A batch that
+        does not fit is halved, and so are those after it.
 
         Args:
-            max_batch_size: default: what the free memory should hold.
+            max_batch_size: default: as many as should fit into the free memory.
             pad_batch_to: pad smaller batches with their last job, as far as memory allows: equal
-                shapes run equal kernels, so the pixels are those of the larger batch.
+                shapes run equal kernels, so the pixels equal those of the larger batch.
             encodings: a cache of encoded prompts, for callers whose vectors stay the same.
             on_step: called after each denoising step.
-            should_stop: asked before each denoising step; True drops the batch and ends.
+            should_stop: called before each denoising step; True drops the batch and ends.
         """
         encodings = {} if encodings is None else encodings
         chunks = self._chunk_counts(jobs)
@@ -145,7 +145,7 @@ class Sampler:
         should_stop: Callable[[], bool] | None,
         chunks: int,
     ) -> list[GeneratedImage] | None:
-        """Make the images of jobs with one `batch_key` and prompt length; None if stopped."""
+        """Make the images of jobs with equal `batch_key` and prompt length; None if stopped."""
         first, model = jobs[0], self.model
         generators = [job.generator for job in jobs]
         shape = (len(jobs), *latent_shape(model, first.width, first.height))
@@ -166,8 +166,8 @@ class Sampler:
         if latents is None:
             return None
         if model.device.type == "cpu" and latents[0, 0].numel() >= 64 * 64:
-            # Decoding takes more memory than the UNet, whose freed pieces are too small for it. Not
-            # for small images: the demo's would take 1 to 3 % longer.
+            # Decoding takes more memory than the UNet, whose freed blocks are too small for it.
+            # Small images skip this: the demo's would take 1 to 3 % longer.
             give_back_memory()
         return self._pictures(decode(model.vae, latents))
 
@@ -189,7 +189,7 @@ class Sampler:
         encodings: dict[tuple, Conditioning],
         negative: bool = False,
     ) -> Conditioning:
-        """Encode prompts one by one: the rest of the batch must not change their bits."""
+        """Encode prompts one by one, so that the rest of the batch does not change their bits."""
         return Conditioning.cat([self._encode(job, chunks, encodings, negative) for job in jobs])
 
     def _encode(

@@ -15,7 +15,7 @@ from detsd.config import GridConfig, InferenceConfig
 
 @dataclass(frozen=True)
 class Job:
-    """One image: its pixels depend on these fields, the model and the concepts alone."""
+    """One image, whose pixels depend only on these fields, the model and the concepts."""
 
     prompt: str
     seed: int
@@ -28,7 +28,7 @@ class Job:
     copy: int = 0  # number among images equal in all other fields
     guidance_interval: tuple[float, float] | None = None  # fractions of the steps; None: everywhere
     spacing: str | None = None  # of the timesteps; None: the model's own
-    # (word:1.3), BREAK and long prompts, as `concepts.weights` reads them; False: text, cut off.
+    # Parse (word:1.3), BREAK and long prompts with `concepts.weights`; False: plain text, cut off.
     prompt_weights: bool = True
 
     @property
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def generator(self) -> torch.Generator:
-        """The source of all noise: on the CPU, so that every device starts from the same."""
+        """The source of all noise: on the CPU, so that every device gets the same noise."""
         return torch.Generator().manual_seed(self.noise_seed)
 
     @property
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def batch_key(self) -> tuple:
-        """The fields in which jobs of a batch agree; prompt and guidance scale may differ."""
+        """The fields that are equal in a batch; prompt and guidance scale may differ."""
         return (
             self.scheduler_name,
             self.num_inference_steps,
@@ -65,7 +65,7 @@ class Job:
 
 
 def product(job: Job, **values: Iterable[Any]) -> list[Job]:
-    """Return copies of a job with all combinations of some fields' values, the last one fastest."""
+    """Return copies of a job with all combinations of the values; the last field varies fastest."""
     return [
         dataclasses.replace(job, **dict(zip(values, combination, strict=True)))
         for combination in itertools.product(*values.values())
@@ -117,10 +117,10 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
 
 
 def batches(jobs: list[Job], size: int, chunks: list[int] | None = None) -> list[list[int]]:
-    """Return the numbers of jobs to be made at once, at most `size`; every job in one batch.
+    """Group the numbers of jobs into batches of at most `size`; every job is in one batch.
 
     Args:
-        chunks: those of each job's prompts; different numbers are not made at once.
+        chunks: the number of chunks of each job's prompts, which is equal in a batch.
     """
     groups: dict[tuple, list[int]] = {}
     for number, job in enumerate(jobs):

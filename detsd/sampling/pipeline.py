@@ -1,4 +1,4 @@
-"""Images from prompts with concepts in them; knows nothing of the cluster.
+"""Images from prompts with concepts in them; independent of the cluster.
 
 pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
 pipe.load_concepts("learned_embeddings_dict_demo.pt")
@@ -44,12 +44,12 @@ class DetSDTextualInversionPipeline:
     Attributes:
         model: the frozen base model.
         vocabulary: its concepts.
-        diffusers_pipeline: the pipeline behind `__call__`, of the same parts; its methods that save
-            memory (`enable_vae_slicing`, `enable_attention_slicing`) apply to all images.
+        diffusers_pipeline: the pipeline behind `__call__`, with the same parts; its methods that
+            save memory (`enable_vae_slicing`, `enable_attention_slicing`) apply to all images.
         sampler: makes images of jobs.
         warnings: called with jobs, returns warnings about them.
         sources: the file or checkpoint of each loaded concept, by name.
-        reload_from: what each concept was loaded from, by name, as given: a run's folder, say.
+        reload_from: the origin of each concept as given, by name, such as a run's folder.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class DetSDTextualInversionPipeline:
         if model.device.type == "cuda":
             # Decoding needs more memory than denoising; one image at a time limits it.
             model.vae.enable_slicing()
-        # diffusers' pipeline gives the VAE latents in the UNet's precision, even if the VAE has
-        # another, as Stable Diffusion XL's has with fp16.
+        # diffusers' pipeline gives the VAE latents in the UNet's precision, even if the VAE's
+        # precision differs, as Stable Diffusion XL's does with fp16.
         (model.vae.post_quant_conv or model.vae.decoder).register_forward_pre_hook(
             lambda part, inputs: (inputs[0].to(next(part.parameters()).dtype), *inputs[1:])
         )
@@ -101,8 +101,9 @@ class DetSDTextualInversionPipeline:
             precision: fp32, bf16, fp16, or auto (what suits the device).
             device: default: the GPU if there is one, else the CPU.
             clip_skip, vae: as in `ModelConfig`.
-            concepts, uuids: to be loaded, too, as by `load_concepts` and `load_from_uuids`; those
-                that do not fit the model are refused before its weights are downloaded.
+            concepts, uuids: concepts to load as well, as with `load_concepts` and
+                `load_from_uuids`; those that do not fit the model are refused before its weights
+                are downloaded.
         """
         sources = [*concepts, *(f"uuid:{uuid}" for uuid in uuids)]
         learned = [find_concepts(source) for source in sources]
@@ -146,10 +147,10 @@ class DetSDTextualInversionPipeline:
         """Add concepts, all or none; return their words.
 
         Args:
-            source: what the settings of an image name as their origin.
-            reload_from: what `reload` reads.
+            source: their origin, as recorded in the settings of an image.
+            reload_from: the origin that `reload` reads.
         """
-        for concept in concepts:  # first: from a file with a bad one, none is loaded
+        for concept in concepts:  # first: if one is bad, none is loaded
             self.vocabulary.check(concept)
         for concept in concepts:
             if concept.clip_skip not in (0, self.model.clip_skip):
@@ -195,7 +196,7 @@ class DetSDTextualInversionPipeline:
 
     @property
     def own_scheduler(self) -> str:
-        """The short name of the model's own sampler; ddim for one without a name here."""
+        """The short name of the model's own sampler; ddim if it has none here."""
         own = self.model.sampling_scheduler_config.get("_class_name")
         return next((name for name, kind in SCHEDULERS.items() if kind.__name__ == own), "ddim")
 
@@ -205,7 +206,7 @@ class DetSDTextualInversionPipeline:
             check_steps(self.model, job.scheduler_name, job.num_inference_steps, section)
 
     def guided_calls(self, job: Job) -> list[bool]:
-        """Return whether each call of the UNet for a job is guided: two passes, not one."""
+        """Return, for each UNet call of a job, whether it is guided (two passes, not one)."""
         scheduler = make_scheduler(self.model, job.scheduler_name, job.spacing)
         scheduler.set_timesteps(job.num_inference_steps)
         guided = guided_calls(scheduler, job.num_inference_steps, job.guidance_interval)
@@ -221,8 +222,9 @@ class DetSDTextualInversionPipeline:
     ):
         """Call diffusers' pipeline with concepts in the prompts.
 
-        `scheduler_name` changes the sampler from here on; all other options are diffusers' own,
-        those up to `guidance_scale` also by position, as in `StableDiffusionPipeline.__call__`.
+        `scheduler_name` changes the sampler from this call on. All other options are diffusers'
+        own; those up to `guidance_scale` may also be positional, as in
+        `StableDiffusionPipeline.__call__`.
         """
         if scheduler_name:
             scheduler = make_scheduler(self.model, scheduler_name)
@@ -247,10 +249,10 @@ class DetSDTextualInversionPipeline:
         return [made[number] for number in sorted(made)]
 
     def settings(self, job: Job) -> dict[str, Any]:
-        """Return all that the pixels of a job depend on, as it goes into the image's file."""
+        """Return everything that the pixels of a job depend on, as stored in the image's file."""
         model, fields = self.model, dataclasses.asdict(job)
         del fields["copy"]
-        # Null if it makes no difference; files by versions without weights have no such key.
+        # Null if it makes no difference; files from versions without weights have no such key.
         if all(map(self.vocabulary.is_plain, (job.prompt, job.negative_prompt))):
             fields["prompt_weights"] = None
         if job.guidance_interval:
@@ -268,13 +270,14 @@ class DetSDTextualInversionPipeline:
         }
 
     def encode(self, made: GeneratedImage, record: dict[str, Any]) -> bytes:
-        """Encode a PNG file with an image's settings, also in the form of A1111."""
+        """Encode a PNG file with an image's settings, also in A1111's form."""
         return png.encode(made.image, record, a1111_fields(self.model, record))
 
     def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
-        """Write what `make(jobs)` returned as PNG files with their settings inside.
+        """Write the images from `make(jobs)` as PNG files that include their settings.
 
-        Equal settings get the same file name, different ones another; `folder` is created.
+        Equal settings give the same file name, different settings give different names. `folder` is
+        created.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ SCHEDULERS = {
 
 KARRAS, SDE = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
 
-# These replace what the model's configuration says.
+# These override the model's configuration.
 OPTIONS: dict[str, dict[str, Any]] = {
     "dpmsolver++-karras": KARRAS,
     "dpmsolver++-sde": SDE,
@@ -57,12 +57,12 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
     # Latents have no bounds to clip to. diffusers sets both when it loads a pipeline.
     options = {**model.sampling_scheduler_config, "clip_sample": False, "steps_offset": 1}
     if name == "pndm":
-        options.setdefault("skip_prk_steps", True)  # as Stable Diffusion's own PNDM has it
+        options.setdefault("skip_prk_steps", True)  # as in Stable Diffusion's own PNDM
     if spacing:
         options["timestep_spacing"] = spacing
     zero_snr, cls = "rescale_betas_zero_snr", SCHEDULERS[name]
     if options.get(zero_snr) and zero_snr not in inspect.signature(cls).parameters:
-        # PNDM, LMS and Heun would ignore the mark, and sample at other noise levels than the
+        # PNDM, LMS and Heun would ignore this setting, and sample at other noise levels than the
         # model was trained on.
         options["trained_betas"] = _zero_snr_betas(model.scheduler)
     return cls.from_config(options | OPTIONS.get(name, {}))
@@ -71,7 +71,7 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
 def _zero_snr_betas(scheduler: DDPMScheduler) -> list[float]:
     """Return the betas of a schedule that ends in pure noise, for samplers that divide by alphas.
 
-    The last alpha is 2^-24 in place of 0, as in diffusers' Euler.
+    The last alpha is 2^-24 instead of 0, as in diffusers' Euler.
     """
     betas = scheduler.betas.clone()
     betas[-1] = 1 - 2**-24 / scheduler.alphas_cumprod[-2]
@@ -105,14 +105,14 @@ def check_steps(model: BaseModel, name: str, steps: int, section: str = "") -> N
 def steps_warning(
     model: BaseModel, name: str, steps: int, spacing: str | None = None, section: str = ""
 ) -> str:
-    """Return why so few steps of a sampler give noise, or a flat color; "" if they do not.
+    """Return a warning if so few steps of a sampler give noise or a flat colour; else "".
 
     Measured on all samplers and spacings: dev/LOG.md.
     """
     scheduler = make_scheduler(model, name, spacing)
     scheduler.set_timesteps(steps)
     most, times = model.scheduler.config.num_train_timesteps, scheduler.timesteps.tolist()
-    # Of two steps, Heun's second goes from nearly no noise to none, and keeps the first's noise.
+    # Of two steps, Heun's second goes from nearly no noise to none, and keeps that of the first.
     if times[0] > most / 100 and not (steps == 2 and scheduler.order == 2 and times[-1] < 2):
         return ""
     key = key_of(section)
@@ -130,7 +130,7 @@ def in_float32(scheduler: Any) -> Any:
     """
     step = scheduler.step
 
-    @functools.wraps(step)  # diffusers looks at its signature
+    @functools.wraps(step)  # diffusers inspects its signature
     def float32_step(model_output, timestep, sample, *args, **options):
         result = step(model_output.float(), timestep, sample.float(), *args, **options)
         return (result[0].to(sample.dtype), *result[1:])

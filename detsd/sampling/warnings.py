@@ -1,4 +1,4 @@
-"""Warnings about jobs whose images will not show what their settings say."""
+"""Warnings about jobs whose images will not match their settings."""
 
 import logging
 from collections.abc import Iterable

@@ -338,7 +338,7 @@ def _load(
     learned = [concept for each in brought for concept in read_concepts(each)]
     with run.ranks.local_main_process_first():
         tokens = fetch_vocabulary(source)
-    refuse(word_problems(config, tokens), "the configuration")  # a hub model's: known only now
+    refuse(word_problems(config, tokens), "the configuration")  # now with a hub model's tokens
     # First, so that a wrong evaluator name is found before the base model's weights load.
     commits = metadata.get("evaluators")
     encoders = load_encoders(config.evaluator, name, device, commits) if measures else {}
