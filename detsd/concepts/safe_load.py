@@ -66,7 +66,7 @@ _NETWORKS = {
 
 
 def refuse(path: Path, what: str, instead: str = "name a concept file") -> NoReturn:
-    """Raise UserError saying what a file is, and what to do."""
+    """Raise UserError with the kind of a file, and with what to do."""
     raise UserError(f"{path} is {what}, not a concept; {instead}")
 
 

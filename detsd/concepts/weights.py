@@ -3,7 +3,7 @@
     (word)        weight 1.1, multiplied for each pair of brackets; [word] divides by 1.1
     (word:1.3)    weight 1.3; also (word)1.3, as in compel
     \\( \\) \\[ \\]  literal brackets; unclosed ones are literal, too
-    BREAK         what follows goes into a new chunk
+    BREAK         the text after it starts a new chunk
 
 A chunk is the 75 tokens that a text encoder reads at once, not counting start and end.
 """

@@ -109,7 +109,7 @@ def _resolve_encoder(which: str, name: str, commit: str | None) -> ModelFiles:
 def _load_encoder(which: str, name: str, source: ModelFiles, device: torch.device) -> ImageEncoder:
     source.fetch(WHOLE)
     folder, processor, tokenizer = source.folder, None, None
-    own = {"trust_remote_code": False}  # else the user is asked whether to run a repository's code
+    own = {"trust_remote_code": False}  # otherwise the library asks before running remote code
     with loading(name, HINT, source.key):
         model = AutoModel.from_pretrained(
             folder, use_safetensors=True, variant=source.variant(WHOLE), **own

@@ -1,4 +1,4 @@
-"""A classifier that tells the training images from pictures of look-alikes."""
+"""A classifier that distinguishes the training images from pictures of look-alikes."""
 
 from collections.abc import Callable
 

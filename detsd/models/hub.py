@@ -84,7 +84,7 @@ class ModelFiles:
 
     def fetch(self, *parts: str, weights: bool = True) -> None:
         """Fetch the missing files of these parts; without `weights`, only a few kilobytes."""
-        if self.commit is None:  # a folder: its loader reports what is missing
+        if self.commit is None:  # a folder: its loader reports missing files
             return
         wanted = []
         for part in parts:
@@ -105,7 +105,7 @@ class ModelFiles:
         self.fetch_files(*wanted)
 
     def fetch_files(self, *names: str) -> None:
-        """Fetch these files into `folder`, unless they are there."""
+        """Fetch these files into `folder`, unless they are already in it."""
         missing = [name for name in names if not (self.folder / name).is_file()]
         total = sum(self.files.get(name, 0) for name in missing)
         room = shutil.disk_usage(self.folder).free

@@ -1,4 +1,4 @@
-"""The sampler: it puts jobs into batches that fit into memory, and turns batches into images."""
+"""The sampler: puts jobs into batches that fit into memory, and turns batches into images."""
 
 import logging
 import sys

@@ -101,9 +101,8 @@ class DetSDTextualInversionPipeline:
             precision: fp32, bf16, fp16, or auto (what suits the device).
             device: default: the GPU if there is one, else the CPU.
             clip_skip, vae: as in `ModelConfig`.
-            concepts, uuids: concepts to load as well, as with `load_concepts` and
-                `load_from_uuids`; those that do not fit the model are refused before its weights
-                are downloaded.
+            concepts, uuids: concepts to load, as with `load_concepts` and `load_from_uuids`; those
+                that do not fit the model are refused before its weights are downloaded.
         """
         sources = [*concepts, *(f"uuid:{uuid}" for uuid in uuids)]
         learned = [find_concepts(source) for source in sources]
@@ -222,9 +221,8 @@ class DetSDTextualInversionPipeline:
     ):
         """Call diffusers' pipeline with concepts in the prompts.
 
-        `scheduler_name` changes the sampler from this call on. All other options are diffusers'
-        own; those up to `guidance_scale` may also be positional, as in
-        `StableDiffusionPipeline.__call__`.
+        `scheduler_name` changes the sampler from this call on. The other options are diffusers' own
+        (up to `guidance_scale` also by position), as in `StableDiffusionPipeline.__call__`.
         """
         if scheduler_name:
             scheduler = make_scheduler(self.model, scheduler_name)
@@ -276,8 +274,7 @@ class DetSDTextualInversionPipeline:
     def save(self, jobs: list[Job], made: list[GeneratedImage], folder: str | Path) -> list[Path]:
         """Write the images from `make(jobs)` as PNG files that include their settings.
 
-        Equal settings give the same file name, different settings give different names. `folder` is
-        created.
+        Equal settings give the same file name, different ones another. `folder` is created.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ class Report:
         measured_on = "held_out" if self._held_out else "training_images"
         loss = metrics["val_loss"]
         named = {
-            # The same number under a name that tells on which images it was measured.
+            # The same number under a name that includes the kind of images it was measured on.
             f"val_loss_{measured_on}{'_masked' * self._masked}": loss,
             "val_loss_initializer": self._initial_val_loss,
             "val_gap": self._initial_val_loss - loss,

@@ -89,7 +89,7 @@ class SampleMetrics:
         return [list(itertools.islice(rest, count)) for count in self._counts]
 
     def fit_baselines(self, images: list[Image.Image]) -> None:
-        """Set the baselines by samples of what the concepts started from."""
+        """Set the baselines from samples of the concepts' initializers."""
         each = zip(self._metrics, self._by_concept(images), strict=True)
         self.baselines = [metrics.fit_baselines(own)[0] for metrics, own in each]
 
@@ -216,7 +216,7 @@ class Samples:
                 self._run.log_image(tag, png.encode(sheet))
 
     def draw_progress(self, step: int, pictures: dict[str, list[Image.Image]]) -> None:
-        """Draw a before/after picture and a time-lapse, with a few training `pictures`."""
+        """Draw a time-lapse of all checkpoints, and before/after with training `pictures`."""
         if not self._run.is_chief or not self._shown:
             return
         frames = []
