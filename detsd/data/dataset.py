@@ -246,8 +246,8 @@ class TrainingData:
     def noisy_samples(self, name: str, count: int, low: float, high: float) -> list[Sample]:
         """Draw fixed samples of a concept's images, at timesteps from fraction `low` to `high`.
 
-        Their prompts are captions, or the word and the words of the file name, but no templates,
-        whose medium would be a guess.
+        Their prompts are captions, or the word and the words of the file name, because a template's
+        medium would be a guess.
         """
         images = [image for image in self.images if image.concept == name]
         np.random.default_rng((self.seed, Stream.PHRASES)).shuffle(images)

@@ -77,7 +77,7 @@ def check_vae(source: ModelFiles, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_vae(files: ModelFiles, base: ModelFiles, part: str, dtype: torch.dtype) -> AutoencoderKL:
-    """Load a VAE; a single file uses the configuration of the `base` model's VAE, not the hub's."""
+    """Load a VAE; a single file uses the `base` model's VAE configuration, without the hub."""
     if not files.single:
         return load_part(AutoencoderKL, files, part, dtype)
     options = {"config": str(base.folder), "subfolder": "vae", "local_files_only": True}

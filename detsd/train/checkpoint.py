@@ -288,7 +288,7 @@ class Checkpoints:
                 vectors.copy_(torch.cat([learned[name].embeddings[k] for name in wanted]))
 
     def _read(self, path: Path, state: TrainState) -> int:
-        """Read state, optimizer and baselines; return the CPU threads that the run began on."""
+        """Read state, optimizer and baselines; return the initial number of CPU threads."""
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
                 if part := archive.testzip():

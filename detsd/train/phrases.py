@@ -34,7 +34,7 @@ from detsd.utils.paths import AUTO
 from detsd.utils.progress import spinner
 
 FIRST, MOST = 2, 16  # latents that a phrase is tried on at first, and at most
-NOISY = (0.45, 0.9)  # fractions of the timesteps: below them texture is decided, above nothing
+NOISY = (0.45, 0.9)  # fractions of the timesteps: texture is decided below them, nothing above
 COLORS, TAILS = 2, 3  # how many of the best are kept for the next round
 TRIED_WITH = 3  # things to try each colour with
 

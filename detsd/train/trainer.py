@@ -326,7 +326,7 @@ def _load(
     earlier: list[LearnedConcept],
     measures: bool,
 ) -> tuple[BaseModel, dict[str, ImageEncoder], float]:
-    """Return the base model with its concepts, the encoders, and the model's loading time.
+    """Return the base model with its concepts, the encoders, and the model's loading seconds.
 
     The hub commits are those in the `metadata` of the checkpoint that the run resumes from.
     """
