@@ -56,8 +56,9 @@ class Endpoints:
     ) -> Iterator[dict]:
         """Make images of a prompt with the seeds `seed`, `seed + 1`, ...
 
-        Returns `images`, with `plain` also `plain_images` with initializers in place of concepts,
-        and `notes` on the prompt. Images come as they are made, and all of them at the end.
+        Returns `images` and `notes` on the prompt; with `plain`, also `plain_images`, which use the
+        initializers instead of the concepts. Images arrive as they are made; the last update has
+        all of them.
         """
         backend = self.backend
         first = make_job(backend.pipe, parse(ImageSettings, {"prompt": prompt} | settings))
@@ -81,7 +82,7 @@ class Endpoints:
         y_values: str = "",
         **settings: Any,
     ) -> Iterator[dict]:
-        """Make a grid: one setting along each axis, values as on the page.
+        """Make a grid: one setting along each axis, with values written as on the page.
 
         Returns `sheet` and `images`, row by row.
         """
@@ -100,7 +101,7 @@ class Endpoints:
         return {"name": model.name, "image_size": model.image_size, "draws": draws}
 
     def load(self, source: Any) -> list:
-        """Load concepts from an uploaded file, or from this machine if no other can ask."""
+        """Load concepts from an upload, or from a path if only this machine can reach the page."""
         if isinstance(source, str):
             return self.backend.load(source)
         return self.backend.load("", uploaded(source))
@@ -117,11 +118,11 @@ class Endpoints:
         captions: list[str] = [],  # noqa: B006
         buckets: bool = False,
     ) -> str:
-        """Start to train a word from pictures, each a file of `gradio_client.handle_file`.
+        """Start to train a word on pictures, each passed through `gradio_client.handle_file`.
 
-        0 for steps or learning rate means the default; if the phrase is empty, one is found;
-        captions are in the order of the pictures, "" for one without; buckets keep the pictures'
-        shapes. Returns the folder of the run.
+        Steps or a learning rate of 0 mean the default. If the phrase is empty, one is found.
+        Captions are in the order of the pictures, "" for a picture without one. Buckets keep the
+        pictures' shapes. Returns the run's folder.
         """
         if not isinstance(pictures, list):
             raise UserError(f"pictures is {str(pictures)[:100]!r} but must be a list of files")
@@ -137,7 +138,7 @@ class Endpoints:
         return str(self.runs.resume(run))
 
     def learning_status(self, run: str = "") -> dict:
-        """Return the status of the active run, or of the run of that name; {} if there is none."""
+        """Return the status of the active run, or of the run named; {} if there is none."""
         status = self.runs.status(run)
         if status is None:
             return {}
@@ -146,7 +147,7 @@ class Endpoints:
         samples = status.samples(status.sampled[-1]) if status.sampled else []
         facts = {key: value for key, value in vars(status).items() if key != "sampled"}
         facts["samples"] = [path for path, _ in samples]
-        return json.loads(json.dumps(facts, default=str))  # paths as texts
+        return json.loads(json.dumps(facts, default=str))  # paths as strings
 
     def stop_learning(self) -> None:
         """Ask the active run to save a checkpoint and end."""
@@ -154,7 +155,7 @@ class Endpoints:
 
 
 def _when_made(generation: Iterator[Generation]) -> Iterator[Generation]:
-    """Yield at each image, at the end, and every two seconds, when gradio notices who left."""
+    """Yield at each image, at the end, and every two seconds, so that gradio sees who left."""
     count, last = -1, 0.0
     for now in generation:
         if now.done or len(now.images) > count or time.monotonic() - last > 2:
@@ -174,8 +175,8 @@ def endpoints(backend: Backend, runs: TrainingRuns) -> None:
 def declare(call: Callable, **options: Any) -> None:
     """Declare an endpoint for a function and check its parameters' types, which gradio does not.
 
-    The function's `**settings` stands for all of `ImageSettings` that it does not name itself, and
-    `Any` for a type that it checks itself.
+    `**settings` stands for the fields of `ImageSettings` that the function does not name. The
+    function itself checks parameters of type `Any`.
     """
     signature = inspect.signature(call)
     parameters = list(signature.parameters.values())

@@ -1,4 +1,4 @@
-"""The model behind the demo page: its concepts, and one queue of images for everybody.
+"""The model behind the demo page, its concepts, and one queue of images.
 
     for generation in Backend(pipe, folder).generate(jobs):
         print(generation.text, len(generation.images))
@@ -77,7 +77,7 @@ class Backend:
         pipe: the model with its concepts.
         folder: where images are kept.
         image_dirs: folders of training images, for concepts whose files do not name them.
-        busy: returns why nothing can be made now, or "".
+        busy: returns the reason why nothing can be made now, or "".
         reads_paths: whether visitors may name files on this machine instead of uploading them.
 
     Attributes:
@@ -113,7 +113,7 @@ class Backend:
             return {}
 
     def training_images(self, name: str) -> list[Path]:
-        """Return the images that a concept was learned from, if they are known and here."""
+        """Return a concept's training images, if they are known and on this machine."""
         given = self.facts(name).get("img_dirs") or self.image_dirs.get(name)
         if not isinstance(given, str):
             return []
@@ -239,7 +239,7 @@ class Backend:
     def _generate(
         self, jobs: list[Job], generation: Generation, stop: threading.Event, previews: bool
     ) -> None:
-        if not self._lock.acquire(timeout=60):  # longer than a denoising step of stopped images
+        if not self._lock.acquire(timeout=60):  # longer than the last step of stopped images
             raise UserError("something else is being made; try again in a moment")
         try:
             if reason := self.busy():

@@ -1,4 +1,4 @@
-"""The Concepts tab: load, reload, unload and look at concepts."""
+"""The Concepts tab: load, reload, unload and inspect concepts."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ from detsd.utils.errors import UserError
 
 
 def given(name: str | None) -> str:
-    """Return the name of the chosen concept; refuse none."""
+    """Return the name of the chosen concept; raise an error if none is chosen."""
     if not name:
         raise UserError("no concept is chosen; choose one of the loaded concepts")
     return name

@@ -1,4 +1,4 @@
-"""From the settings of a form or an endpoint to jobs: one image, copies of it, or a grid."""
+"""The jobs of a form's or an endpoint's settings: one image, copies of it, or a grid."""
 
 import csv
 import dataclasses
@@ -20,11 +20,11 @@ from detsd.utils import png
 from detsd.utils.errors import UserError
 from detsd.utils.plurals import counted
 
-MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # the last one in characters of a prompt
+MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # MAX_LENGTH: characters of a prompt
 
 WORDS = "words of the prompt"
 
-# The axes of a grid: the setting that each changes, and values to begin with.
+# The axes of a grid: the setting that each changes, and its initial values.
 AXES = {
     "nothing": ("", ""),
     "guidance scale": ("guidance_scale", "1.5, 3, 4, 6"),
@@ -32,7 +32,7 @@ AXES = {
     "seed": ("seed", "0-2"),
     "scheduler": ("scheduler", "ddim, euler, euler-ancestral"),
     "prompt": ("prompt", "a red star\na blue moon"),
-    WORDS: ("prompt", "photo, oil painting, drawing"),  # the first one is looked for and replaced
+    WORDS: ("prompt", "photo, oil painting, drawing"),  # each replaces the first one
 }
 
 RANGE = re.compile(  # 1-5, 1-9 (+2), 1-9 [5]
@@ -50,7 +50,8 @@ SPACINGS = get_args(SpacingName)
 class ImageSettings(Section):
     """The settings of one image.
 
-    0 stands for the shape of the prompt's concept, or the model's own; "" for its own sampler.
+    A width or height of 0 means the shape of the prompt's concept, or else the model's own; an
+    empty scheduler means the model's own sampler.
     """
 
     prompt: str = setting(REQUIRED, "what the image shows")
@@ -91,7 +92,7 @@ class ImageSettings(Section):
 
 
 def scheduler_name(text: str) -> str | None:
-    """Return our name for a sampler given by that name or by one of other programs."""
+    """Return our name for a sampler, given that name or another program's."""
     known = {name: name for name in SCHEDULERS}
     known |= {other.lower(): name for name, other in png.SAMPLERS.items()}
     return known.get(text.strip().lower())
@@ -147,7 +148,7 @@ def copies(job: Job, count: int) -> list[Job]:
 def axis_values(axis: str, text: str) -> list[Any]:
     """Return the values of an axis, written as in A1111: `1, 3`, `1-5`, `1-9 (+2)`, `1-9 [5]`.
 
-    A value with a comma goes in double quotes. Prompts go on a line each.
+    A value with a comma goes in double quotes. Each prompt goes on its own line.
     """
     if axis not in AXES:
         raise UserError(f"the axis {axis!r} is unknown; use one of {', '.join(AXES)}")
@@ -177,7 +178,7 @@ def _numbers(axis: str, text: str, kind: type) -> list[float]:
         if not (found := RANGE.fullmatch(text)):
             return [kind(text)]
         first, last = kind(found[1]), kind(found[2])
-        if found[4]:  # that many, evenly spaced; whole numbers lose their fractions, as in A1111
+        if found[4]:  # `[n]`: n values, evenly spaced; for integers, fractions are cut, as in A1111
             if (count := min(int(found[4]), MAX_CELLS + 1)) < 1:
                 raise ValueError
             return [kind(x) for x in np.linspace(first, last, count).tolist()]
@@ -202,7 +203,7 @@ def grid_jobs(
     """Return the jobs of a grid, row by row, and the labels of its columns and rows.
 
     Args:
-        settings: those that the axes do not change.
+        settings: the settings that the axes do not change.
         x, y: an axis from `AXES`, and its values as typed.
     """
     if x[0] == y[0] not in ("nothing", WORDS):
@@ -258,7 +259,7 @@ def _labels(axis: str, values: list[Any]) -> list[str]:
 def read_settings(
     pipe: DetSDTextualInversionPipeline, path: Path
 ) -> tuple[ImageSettings, list[str]]:
-    """Return the settings inside a PNG file, and what would make the image differ here."""
+    """Return the settings inside a PNG file, and reasons why the image would differ here."""
     record = png.read_record(path, checked=False)  # errors below name the key
     if record is None:
         raise UserError(

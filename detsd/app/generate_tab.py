@@ -90,7 +90,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
     def fill(path: str) -> dict:
         try:
             read, notes = read_settings(backend.pipe, uploaded(path))
-        except Exception as error:  # shown here: gradio shows none of unqueued events
+        except Exception as error:  # shown here: gradio hides those of unqueued events
             return {drop: None, buttons.status: lines(sentence(error))}
         message = lines("The form now has its settings.", *notes)
         values = dict(zip(form, dataclasses.astuple(read), strict=True))
@@ -102,7 +102,7 @@ def generate_tab(backend: Backend) -> tuple[list[Any], Any]:
 
 
 def _advanced(backend: Backend) -> tuple[list[Any], Any]:
-    """Build the folded settings; return them and the number of images."""
+    """Build the collapsed settings; return them and the number of images."""
     size = backend.pipe.model.image_size
     with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
         guidance = gr.Slider(
@@ -149,7 +149,7 @@ def _advanced(backend: Backend) -> tuple[list[Any], Any]:
 
 
 def _results(backend: Backend) -> tuple[list[Any], Callable[[list[Job], int, Generation], dict]]:
-    """Build the images' column; return its components, and what updates them."""
+    """Build the images' column; return its components and the function that updates them."""
     gr.HTML("<h3>Images</h3>The PNG files that you download include their settings.")
     with gr.Row():  # side by side if there is room, else one below the other
         with gr.Column(min_width=240):

@@ -17,14 +17,14 @@ class GenerationButtons:
 
     Args:
         prefix: the prefix of the elements' ids.
-        label: that of the first button.
+        label: the first button's label.
     """
 
     def __init__(self, prefix: str, label: str):
         self.go = gr.Button(label, variant="primary", elem_id=f"{prefix}go")
         self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{prefix}stop")
         self.status = gr.HTML(elem_id=f"{prefix}status", elem_classes="status progress")
-        # Hidden by its column: an update of `make` may still come after Stop, and would show it.
+        # The column hides it: an update from `make` may arrive after Stop and would show it again.
         with gr.Column(visible=False) as self.place:
             self.preview = gr.Image(
                 visible=False, show_label=False, interactive=False, elem_id=f"{prefix}preview",
@@ -43,9 +43,9 @@ class GenerationButtons:
         """Make images when the button is pressed.
 
         Args:
-            triggers: other events that press it.
+            triggers: other events that have the same effect.
             plan: gets the values of `inputs`; returns the jobs, and a function that is called
-                whenever images were made and returns updates of `outputs`.
+                whenever new images exist and returns updates of `outputs`.
         """
         buttons = [self.go, self.stop, self.status, self.place]
 
@@ -66,7 +66,7 @@ class GenerationButtons:
                 self.counts: (0, 0),
             }
 
-        # A generator, which gradio ends when the browser's tab is closed; other handlers run on.
+        # A generator, because gradio ends only these when the browser's tab is closed.
         def make(*values: Any) -> Iterator[dict]:
             progress = gr.Progress()
             try:
@@ -103,12 +103,12 @@ class GenerationButtons:
             make, inputs, [*buttons, self.preview, self.counts, *outputs], **ALONE,
             **PRIVATE | {"show_progress": "full", "show_progress_on": self.status},
         )  # fmt: skip
-        # Takes away gradio's "Error", which may also come of a Stop that the stream hears of late.
+        # Removes gradio's "Error", which may also appear if the stream learns of a Stop too late.
         making.failure(gr.skip, None, self.status, queue=False, **PRIVATE)
         self.stop.click(stopped, self.counts, buttons, cancels=making, queue=False, **PRIVATE)
 
 
 def _stopped(count: int, total: int) -> str:
-    """Return how many images were made before the end."""
+    """Return how many images were made before the stop."""
     made = f"{count} of {counted(total, 'image')} {verb('were', count)} made"
     return lines(f"Stopped: {made}." if count else "Stopped: nothing was made.")

@@ -23,10 +23,10 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class SameOriginOnly:
-    """ASGI middleware that refuses what pages of other sites send, including uploads.
+    """ASGI middleware that refuses requests from pages of other sites, including uploads.
 
     Args:
-        trusted: other hosts whose pages may send, such as a proxy's name.
+        trusted: other hosts whose pages may send requests, such as a proxy's name.
     """
 
     def __init__(self, app: Any, trusted: tuple[str, ...]):
@@ -37,8 +37,8 @@ class SameOriginOnly:
         app = self.app
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
-            # Browsers name the site of a page whenever it sends something. gradio's `strict_cors`
-            # only withholds the answer: the upload would be stored.
+            # Browsers name the site of the page that sends a request. gradio's `strict_cors` only
+            # withholds the response: the upload would be stored.
             site = re.fullmatch(r"https?://(([^/@]+?)(:\d+)?)", headers.get("origin", ""))
             own = site and (site[1] == headers.get("host") or site[2] in self.trusted)
             if "origin" in headers and not own:
@@ -51,9 +51,9 @@ class Address:
     """The address that the page listens on, and who may use it.
 
     Attributes:
-        allow_hosts: other names by which it may be requested, such as a proxy's.
-        auth: the `user:password` that it asks for.
-        no_auth: whether it asks for none although others can reach it.
+        allow_hosts: other host names that requests may use, such as a proxy's.
+        auth: the `user:password` that the page asks for.
+        no_auth: whether it asks for none although other machines can reach it.
     """
 
     host: str = "127.0.0.1"
@@ -85,7 +85,7 @@ class Address:
                 )
 
     def trusted_hosts(self) -> list[str]:
-        """Return the names by which the page may be requested.
+        """Return the host names that requests to the page may use.
 
         Without this list, a browser would treat pages under a foreign name that points at this
         machine as the same site as ours (DNS rebinding).
@@ -108,7 +108,7 @@ class Address:
         ]
 
     def credentials(self) -> tuple[str, str] | None:
-        """Return the user and password that the page asks for; made up if others can reach it."""
+        """Return the page's user and password, generated if other machines can reach it."""
         if self.auth and self.no_auth:
             raise UserError("--auth and --no-auth are both given; remove one of them")
         if self.auth:
@@ -139,8 +139,8 @@ class Address:
 
 @contextlib.contextmanager
 def no_proxy() -> Iterator[None]:
-    """Ignore proxies: gradio sends requests to its own page, some set up during its import."""
-    # With `all_proxy=socks5://...` its import fails; with `http_proxy` it looks for its page there.
+    """Ignore proxies: gradio sends requests to its own page, some prepared during its import."""
+    # With `all_proxy=socks5://...` its import fails; with `http_proxy` it asks the proxy for it.
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
     try:

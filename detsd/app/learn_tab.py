@@ -1,4 +1,4 @@
-"""The Learn tab: from pictures, a word and a phrase to a concept.
+"""The Learn tab: learn a concept from pictures, a word and a phrase.
 
 Progress, samples and the time-lapse appear as they are made; closing the page stops nothing.
 """
@@ -76,7 +76,7 @@ class LearnTab:
                     type="filepath", buttons=["download"],
                 )  # fmt: skip
                 self.images = gr.HTML(elem_id="learn-taught", elem_classes="thumbnails")
-        self.seen = gr.State(None)  # which samples are shown
+        self.seen = gr.State(None)  # the samples that are shown
         self.timer = gr.Timer(2, active=False)
         self.outputs = [self.go, self.halt, self.message, self.names, self.again, self.status,
                         self.samples, self.lapse, self.images, self.seen, self.timer]  # fmt: skip
@@ -91,8 +91,8 @@ class LearnTab:
 
     @show_errors()
     def show(self, name: str | None = None, seen: Any = None) -> dict:
-        """Return updates that show the active run, else the one of that name."""
-        # Asked only once, before the status: a last tick then sees a run that ends in between.
+        """Return updates that show the active run, or else the one named."""
+        # Read only once, before the status: if the run ends in between, a last tick shows that.
         runs, running = self.runs, self.runs.running
         status = runs.status(None if running or not name else name)
         update = {
@@ -120,7 +120,7 @@ class LearnTab:
         }
 
     def look(self, name: str | None = None) -> dict:
-        """Show a run, or say why not, since gradio hides the errors of unqueued events."""
+        """Show a run, or its error, since gradio hides the errors of unqueued events."""
         try:
             return {self.message: ""} | self.show(name)
         except gr.Error as error:
@@ -128,7 +128,7 @@ class LearnTab:
             return {self.message: error.message, self.names: names}
 
     def tick(self, name: str | None, seen: Any, chosen: str | None) -> dict:
-        """Return updates for the active run, and load what it has learned once it ends."""
+        """Return updates for the active run; load its concept once it ends."""
         try:
             update = self.show(name, seen)
             with show_errors():
@@ -167,7 +167,7 @@ class LearnTab:
 
     @show_errors()
     def load(self, name: str | None) -> dict:
-        """Load what a run has learned so far."""
+        """Load a run's concept as learned so far."""
         status = self.runs.status(name)
         if status is None or status.checkpoint is None:
             raise UserError("this training has no checkpoint yet; wait for the first one")
@@ -177,7 +177,7 @@ class LearnTab:
 
 
 def _inputs(defaults: TrainingConfig) -> list[Any]:
-    """Build the components for what to learn, in the order of `LearnTab.start`'s parameters."""
+    """Build the form's components, in the order of `LearnTab.start`'s parameters."""
     pictures = gr.Gallery(
         label="Pictures: drop 5 to 50 of them", type="filepath", file_types=["image"],
         columns=5, height=220, interactive=True, elem_id="learn-pictures", buttons=[],

@@ -58,13 +58,13 @@ def page(backend: Backend, runs: TrainingRuns) -> gr.Blocks:
 
 
 def launch(blocks: gr.Blocks, address: Address, folder: Path) -> str:
-    """Serve the page in its own thread; return its URL, with the password if it made one.
+    """Serve the page in its own thread; return its URL, with the password if one was generated.
 
     Args:
         folder: the folder whose files are served, too.
     """
     host, port, auth = address.bare_host, address.port, address.credentials()
-    fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own online
+    fonts = ["system-ui", "sans-serif"]  # names only: gradio would fetch its own fonts online
     theme = gr.themes.Default(
         primary_hue="indigo", font=fonts, font_mono=["ui-monospace", "monospace"]
     ).set(block_info_text_color="*neutral_500")
@@ -92,7 +92,7 @@ def serve(
     address: Address,
     image_dirs: dict[str, str] | None = None,
 ) -> None:  # pragma: no cover
-    """Load the model and its concepts, open the page, and stay until interrupted.
+    """Load the model and its concepts, and serve the page until interrupted.
 
     Args:
         image_dirs: folders of training images, for concepts whose files do not name them.

@@ -118,7 +118,7 @@ def about(backend: Backend) -> str:
 
 
 def facts(backend: Backend, name: str | None) -> tuple[str, str]:
-    """Return what is known of a loaded concept, and its training images."""
+    """Return the known facts about a loaded concept, and its training images."""
     concept = next((c for c in backend.concepts() if c["name"] == name), None)
     if concept is None:
         return "", ""
@@ -138,7 +138,7 @@ def _link(path: Path) -> str:
 
 
 def files(images: Sequence[pictures.PageImage]) -> str:
-    """Return links to the files of images, small ones also in a larger size."""
+    """Return links to the files of images, and to larger copies of small ones."""
     items = []
     for one in images:
         sizes = {one.path: f"{one.job.width} x {one.job.height}"}
@@ -166,7 +166,7 @@ def thumbnails(backend: Backend, images: Sequence[Path], title: str = "") -> str
 
 @dataclass(frozen=True)
 class Head:
-    """The components that show the concepts and follow when they change."""
+    """The components that show the concepts, updated when these change."""
 
     about: Any
     examples: Any

@@ -41,7 +41,7 @@ class PageImage:
 def save(
     pipe: DetSDTextualInversionPipeline, jobs: list[Job], made: list[GeneratedImage], folder: Path
 ) -> list[PageImage]:
-    """Write images into a folder, small ones also larger."""
+    """Write images into a folder, with larger copies of small ones."""
     paths = pipe.save(jobs, made, folder)
     return [
         PageImage(path, _larger(path, one.image), job, one.flagged)
@@ -62,9 +62,9 @@ def _larger(path: Path, image: Image.Image) -> Path | None:
 
 
 def preview(pipe: DetSDTextualInversionPipeline, latents: torch.Tensor) -> Image.Image:
-    """Return what the latents (B, C, h, w) show so far of up to four images, side by side."""
+    """Decode latents (B, C, h, w) to a preview of up to four images, side by side."""
     latents = latents[:4]
-    # Some samplers scale latents with the noise level; those of images have a spread of 1.
+    # Some samplers scale latents with the noise level; an image's have a standard deviation of 1.
     latents = latents / latents.std().clamp(min=1)
     pixels = torch.cat([*decode(pipe.model.vae, latents)], dim=2)  # (3, H, B * W)
     (strip,) = pipe.diffusers_pipeline.image_processor.postprocess(pixels[None])
@@ -92,7 +92,7 @@ def thumbnails(pictures: Iterable[Path], folder: Path) -> list[Path]:
 def sheet(
     images: dict[int, PageImage], columns: list[str], rows: list[str], title: str, folder: Path
 ) -> Path:
-    """Write the contact sheet of a grid, some images of which may be missing."""
+    """Write the contact sheet of a grid; some of its images may be missing."""
     with open_picture(next(iter(images.values())).path) as first:
         size = first.size
     cells = []

@@ -35,7 +35,7 @@ class RunStatus:
     phrase_loss: float | None  # of the initializer
     phrase: str  # the initializer; with `auto`, "" until a checkpoint has it
     samples_per_second: float
-    seconds_left: float | None  # None if unknown, or if it takes longer than was thought
+    seconds_left: float | None  # None if unknown, or if it takes longer than estimated
     problem: str  # why it ended early; "" if it did not
     sampled: tuple[int, ...]  # steps that have samples, ascending
     checkpoint: Path | None
@@ -57,7 +57,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
     """Return the status of a run.
 
     Args:
-        failed: whether its process ended early by itself; its log then says why.
+        failed: whether its process ended unexpectedly; its log then says why.
     """
     config, files = load_config(folder / CONFIG), RunFolder(folder)
     t, last = config.training, {report["group"]: report for report in files.metrics()}
@@ -101,7 +101,7 @@ def _log_lines(log: Path) -> list[str]:
 
 
 def _seconds_left(log: Path) -> float | None:
-    """Return the time left by the last line of a process's bar, less what has passed since."""
+    """Return the time left by the last line of a process's bar, minus the time since then."""
     found = [match for line in _log_lines(log) if (match := LEFT.fullmatch(line))]
     if not found:
         return None

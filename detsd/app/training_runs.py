@@ -2,8 +2,8 @@
 
     runs.start("my-cat", "grey cat", pictures)
 
-Each has a folder under `outputs/`, named after its word: `finetune.yaml`, copies of the pictures,
-and what every fine-tuning leaves there. The command line can resume it, as the page can.
+Each has a folder under `outputs/`, named after its word. It holds `finetune.yaml`, copies of the
+pictures, and the usual files of a fine-tuning. Both the page and the command line can resume it.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class TrainingRuns:
         return self._process is not None and self._process.poll() is None
 
     def busy(self) -> str:
-        """Return why nothing else can be made now; "" if it can."""
+        """Return the reason why nothing else can be made now; "" if there is none."""
         return f"{self.folder} is being trained; wait for it, or stop it" if self.running else ""
 
     def default_training(self) -> TrainingConfig:
@@ -65,13 +65,13 @@ class TrainingRuns:
         return load_config(path).training if path.is_file() else TrainingConfig()
 
     def names(self) -> list[str]:
-        """Return the names of the folders under `root` that pages have made, newest first."""
+        """Return the names of the folders under `root` that a page has made, newest first."""
         found = [path for path in self.root.glob(f"*/{CONFIG}") if path.is_file()]
         found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         return [path.parent.name for path in found]
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a run; refuse anything but a run's name, such as a path."""
+        """Return the folder of a run, given its name; refuse anything else, such as a path."""
         if name not in (names := self.names()):
             raise UserError(
                 f"{self.root} has no run {name!r} that a page started; choose one of these: "
@@ -97,8 +97,8 @@ class TrainingRuns:
 
         Args:
             phrase: the initializer; "": find one.
-            prompts: those of the samples; default: two that fit the kind.
-            name_files: whether the pictures' file names say what else is in them.
+            prompts: the samples' prompts; default: two that suit the kind.
+            name_files: whether the pictures' file names describe what else they show.
             captions: one for each picture, in order; "" for none.
             buckets: whether pictures keep their shapes, as nearly as the buckets allow.
             training: keys of the configuration's section; the others have their defaults.
@@ -182,7 +182,7 @@ class TrainingRuns:
             "concepts": concepts, "training": training, "inference": inference,
         }  # fmt: skip
         experiment = {"name": f"detsd-{folder.name}", "hyperparameters": hyperparameters}
-        # JSON is also YAML, with all texts in quotes: some YAML readers take 1e5 for a number.
+        # JSON is also YAML, with all strings quoted: some YAML readers take 1e5 for a number.
         text = json.dumps(experiment, ensure_ascii=False, indent=1) + "\n"
         command = f"# python -m detsd finetune {folder / CONFIG} --output-dir {folder}\n"
         (folder / CONFIG).write_text(command + text, encoding="utf-8")
@@ -208,7 +208,7 @@ class TrainingRuns:
     def stop(self) -> None:
         """Ask the active run to save a checkpoint and end."""
         if self.running:
-            if not self._stopping:  # asked twice, it would end without one
+            if not self._stopping:  # a second signal would end it without one
                 self._process.send_signal(signal.SIGTERM)
             self._stopping = True
 
