@@ -55,7 +55,7 @@ def refuse(problems: list[str], source: str) -> None:
 def check_experiment(experiment: Any, source: str, kind: type) -> None:
     """Refuse an experiment that a cluster could not run.
 
-    Other missing sections than hyperparameters are left to Determined's defaults.
+    Sections other than hyperparameters may be missing: Determined has defaults for them.
 
     Args:
         source: the experiment's name in messages.
@@ -150,7 +150,7 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
     if problem := asha_problem(searcher):
         raise UserError(f"{source} has {problem}")
     steps = _hyperparameter(hyperparameters, "training.num_sgd_steps")
-    # A trial that ends of its own accord is not replaced: the search would stop after the first.
+    # The searcher does not replace a trial that ends itself: it would stop after the first.
     if isinstance(steps, int) and longest > steps:
         raise UserError(
             f"{source} has searcher.max_time: {longest}, but its trials end at "
@@ -211,7 +211,7 @@ def override(hyperparameters: dict[str, Any], overrides: list[str], source: str)
                 )
         try:
             target[last] = parse_yaml(value)
-            # Nobody writes a comment there, and what follows a # would be lost silently.
+            # YAML would silently drop the text after a #, which nobody means as a comment here.
             kept = parse_yaml(value.replace("#", "¤")) if "#" in value else target[last]
         except Exception as error:
             reason = f" ({error})" if isinstance(error, ValueError) else ""

@@ -339,7 +339,7 @@ class MeasureConfig(Section):
 class FinetuneConfig(Section):
     """The whole `hyperparameters` section of a fine-tuning."""
 
-    # What every validation reports, and a searcher can therefore go by.
+    # Metrics that every validation reports, so that a searcher can use them.
     metrics = ("val_loss", "val_gap", "val_loss_initializer", "sgd_steps")
     # Metrics of samples that validations may also report (the larger, the better), and the key that
     # must be set for each, if any.

@@ -47,7 +47,7 @@ class LearnedConceptsConfig(Section):
     )
 
     def problems(self) -> list[str]:
-        """Return which uuids are invalid, since they become names of folders."""
+        """Return a sentence for each invalid uuid; uuids become folder names."""
         uuids = [text.removeprefix("uuid:").partition("=")[0] for text in self.uuids]
         found = ((k, uuid_problem(uuid)) for k, uuid in enumerate(uuids))
         return [f"concepts.uuids[{k}]: {problem}" for k, problem in found if problem]
@@ -90,7 +90,7 @@ class GridConfig(Section):
         return list(range(self.first_seed, self.first_seed + self.num_seeds))
 
     def problems(self) -> list[str]:
-        """Return what makes the grid empty or repeats a job."""
+        """Return the reasons why the grid is empty or repeats a job."""
         problems = sampling_problems(
             "grid", self.guidance_interval, self.scheduler_names, self.num_inference_steps
         )

@@ -30,8 +30,8 @@ def setting(
 ) -> Any:
     """Declare a field with its help text and bounds: `low` and `high` are allowed, `above` is not.
 
-    Values above `high` can only be mistakes, which would fill the memory before they are noticed.
-    `path` is set for paths: `find`, which looks beside the configuration first, or a like function.
+    A value above `high` can only be a mistake, which would fill the memory before it is noticed.
+    `path` resolves a path: `find`, which looks beside the configuration first, or a like function.
     """
     meta = {"help": help, "low": low, "above": above, "high": high, "path": path}
     if isinstance(default, list):
@@ -43,7 +43,7 @@ REQUIRED = dataclasses.MISSING
 MAX_SEED = 2**32 - 1  # PyTorch uses only 32 bits
 MAX_SIDE = 8192  # pixels of an image
 MAX_FILE_NAME = 255  # bytes, in every file system in use
-MAX_UNKNOWN = 20  # unknown keys of a section to name; a suggestion takes a millisecond each
+MAX_UNKNOWN = 20  # unknown keys of a section in a message; each suggestion takes a millisecond
 
 
 class Section:
@@ -79,7 +79,7 @@ SchedulerName = Literal[
 
 SpacingName = Literal["leading", "trailing", "linspace"]
 
-LCM_STEPS = 50  # at most: what latent consistency models are distilled with
+LCM_STEPS = 50  # at most: the number that latent consistency models are distilled with
 
 # Help texts of settings that several sections have.
 GUIDANCE_INTERVAL_HELP = (
@@ -124,7 +124,7 @@ def closest_key(key: str, kind: type) -> str:
     """Suggest a key of `kind` for an unknown one."""
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
-    inside = {  # the keys of sections, which may be given outside them
+    inside = {  # keys of sections, which users may write outside them
         f.name: f"{name}.{f.name}"
         for name in known
         if dataclasses.is_dataclass(hints[name])
@@ -243,7 +243,7 @@ def parse_section(
     """Return `given` as the dataclass `kind` (None if anything is wrong), and the problems.
 
     Args:
-        path: where it stands, for messages; "" for a whole configuration.
+        path: the section's path, for messages; "" for a whole configuration.
         beside: the folder in which relative paths are looked up first.
     """
     if not isinstance(given, dict):

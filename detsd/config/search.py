@@ -11,7 +11,7 @@ MAX_RUNGS, DIVISOR = 5, 4  # Determined's defaults
 
 
 def _rung_count(searcher: dict[str, Any], trials: int) -> int:
-    """Return how many of `max_rungs` rungs Determined keeps for so many trials."""
+    """Return how many of `max_rungs` rungs Determined keeps for `trials` trials."""
     divisor, most = searcher.get("divisor") or DIVISOR, searcher.get("max_rungs") or MAX_RUNGS
     return min(most, int(math.log(trials) / math.log(divisor)) + 1)
 

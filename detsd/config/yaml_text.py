@@ -25,7 +25,7 @@ def read_text(path: Path) -> str:
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise OSError("it is a folder")
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a device has no end
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:  # a device is endless
         raise OSError(f"it is not a file of at most {MAX_BYTES // 2**20} MB")
     return path.read_text()
 
@@ -43,7 +43,7 @@ def as_yaml(text: str) -> str:
     """Return a text as YAML: in quotes only if it would be read as something else without them."""
     try:
         plain = parse_yaml(text) == text
-    except Exception:  # as `parse_yaml` says
+    except Exception:  # the same ones as `parse_yaml`
         plain = False
     return text if plain else json.dumps(text, ensure_ascii=False)
 

@@ -1,4 +1,4 @@
-"""Find what an experiment file means to a cluster but not here, or the other way round.
+"""Find the values of an experiment file that a cluster and detsd read differently.
 
 Determined's master reads YAML 1.1 with go-yaml 2.4.0; `det` and detsd read 1.2 with ruamel.yaml.
 """
@@ -35,9 +35,9 @@ NO_VALUE = "no value"
 
 
 def cluster_value(text: str) -> Any:
-    """Return a plain scalar as the master reads it, by `resolve` of go-yaml 2.4.0; dates are texts.
+    """Return a plain scalar as the master reads it, by `resolve` of go-yaml 2.4.0; dates stay text.
 
-    Infinity and NaN are then refused, since the master continues with JSON.
+    The master then refuses infinity and NaN, since it continues with JSON.
     """
     if text in BOOLEANS:
         return BOOLEANS[text]
@@ -106,7 +106,7 @@ def _compared(node: Any, key: str, constructor: Any, text: str, seen: set[int]) 
 
 
 def _sentence(key: str, text: str, here: Any, there: Any) -> str:
-    """Say what a scalar means to either reader, and how to write each meaning."""
+    """Describe how each reader understands a scalar, and how to write either meaning."""
     ways = [_meaning(v) for v in (here, there) if isinstance(v, bool | int | float)]
     return (
         f"{key}: {text} is {_meaning(here)} to detsd and {_meaning(there)} to a cluster; write "
