@@ -2,9 +2,9 @@
 
     Grid(config, run).generate()
 
-The jobs are numbered; jobs that agree in steps, scheduler and size form batches, which depend on
-the grid and the batch size alone. Ranks get batches as they become free; the chief keeps the
-images. The stored images themselves say which jobs are finished: a run needs nothing else to resume
+The jobs are numbered. Jobs with the same steps, scheduler and size form batches, which depend only
+on the grid and the batch size. Ranks get batches as they become free; the chief keeps the images.
+The stored images themselves record which jobs are finished, so a run needs nothing else to resume
 after a pause or a crash, or on another number of processes.
 """
 
@@ -44,11 +44,11 @@ from detsd.utils.progress import Bar, Phase, spinner, status
 
 logger = logging.getLogger("detsd")
 
-MAX_PROMPTS = 64  # encoded before the first image: with Stable Diffusion, less than a step of it
+MAX_PROMPTS = 64  # encoded before the first image; Stable Diffusion takes less than a step's time
 
 
 class Grid:
-    """Pipeline, jobs and finished images of one grid."""
+    """The pipeline, jobs and finished images of one grid."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class Grid:
         layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
         on_complete: Callable[[], None] | None = None,
     ):
-        """Load the model and find the images that are there already.
+        """Load the model and find the images that already exist.
 
         Args:
-            prepare: adds further concepts, and returns other jobs than those of `config.grid`.
+            prepare: adds further concepts, and returns jobs to use instead of `config.grid`.
             layout: returns the contact sheets of the jobs.
-            on_complete: called on the chief when all images are there, before the last checkpoint.
+            on_complete: called on the chief when all images exist, before the last checkpoint.
         """
         self.config, self.run = config, run
         run.assert_equal_across_ranks(
@@ -78,7 +78,7 @@ class Grid:
             vae=pinned(config.model.vae, made_by.get("vae")),
         )
         self._uuids = [*config.concepts.uuids, *run.model_uuids(config.concepts.models)]
-        # Before the weights are downloaded, if the tokenizer is available on its own.
+        # Done before the weights are downloaded, if the tokenizer is available on its own.
         spelling_checked = run.is_chief and self._warn_of_spelling(m)
         self.pipeline = self._load(m)
         if run.folder_is_kept:
@@ -133,7 +133,7 @@ class Grid:
         return first.get("model", {})
 
     def _warn_of_spelling(self, model: ModelConfig) -> bool:
-        """Warn of misspelled concepts without the model's weights; False: no tokenizer yet."""
+        """Warn of misspelled concepts without the model's weights; False without a tokenizer."""
         sources = [*self.config.concepts.files, *(f"uuid:{uuid}" for uuid in self._uuids)]
         if self.run.latest and (self.run.latest / DICT_FILE).is_file():
             sources.append(str(self.run.latest))
@@ -162,7 +162,7 @@ class Grid:
     def _load_source(self) -> str:
         """Load the concepts of the checkpoint that the experiment forks; return its uuid, or "".
 
-        A restarted trial gets its own checkpoint instead, which therefore includes them.
+        A restarted trial gets its own checkpoint instead, so that one also holds these concepts.
         """
         latest = self.run.latest
         if not latest or not (latest / DICT_FILE).is_file():
@@ -189,11 +189,11 @@ class Grid:
         return min(self.run.gather([size]))
 
     def settings(self, number: int) -> dict[str, Any]:
-        """Return the settings of a job, as they go into its file."""
+        """Return the settings of a job, as stored in its file."""
         return {"job": self.numbers[number], **self.pipeline.settings(self.jobs[number])}
 
     def generate(self) -> bool:
-        """Make the missing images; False if stopped before the end, with finished ones stored."""
+        """Make the missing images; return False if stopped early, with the finished ones stored."""
         store, todo = self.store, self._todo()
         if store:
             if store.finished:
@@ -202,7 +202,7 @@ class Grid:
                 self.run.print(f"{count} of {counted(len(self.jobs), 'image')} {exist}")
             store.begin()
         texts = {(job.prompt, job.negative_prompt) for job in self.jobs}
-        if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows what to do
+        if (todo or not store) and len(texts) <= MAX_PROMPTS:  # only the chief knows `todo`
             with spinner("encoding the prompts", log=False):
                 self.pipeline.sampler.encode_all(self.jobs, self.encodings)
         phases = self._phases([number for numbers, _ in todo for number in numbers])
@@ -227,9 +227,9 @@ class Grid:
             return complete
 
     def _todo(self) -> list[tuple[list[int], int]]:
-        """Return the missing jobs of each batch, in the order to make them, and its length."""
+        """Return each batch's missing jobs, and its length, in the order to make the batches."""
         store, todo = self.store, []
-        if store and store.grown:  # what is stored was made in other batches
+        if store and store.grown:  # its images were made in other batches
             missing = [n for n in range(len(self.jobs)) if n not in store.finished]
             for batch in batches([self.jobs[n] for n in missing], self.batch_size):
                 todo.append(([missing[k] for k in batch], self.pad_batch_to))
@@ -242,7 +242,7 @@ class Grid:
         return todo
 
     def _phases(self, numbers: list[int]) -> dict[str, Phase]:
-        """Return the denoising steps of jobs, with guidance and without; costs in passes."""
+        """Return the denoising steps of jobs, with guidance and without; costs in UNet passes."""
         phases = {"guided": Phase(2), "plain": Phase(1)}
         for number in numbers:
             for call in self._guided_calls(number):
@@ -272,7 +272,7 @@ class Grid:
 
         def on_step(now: StepInfo) -> None:
             phase = "guided" if guided[now.step - 1] else "plain"
-            # As if the other ranks were as fast.
+            # Assumes that the other ranks are as fast.
             bar.done(phase, len(now.numbers) * self.run.ranks.size)
 
         images = self.pipeline.make(
@@ -295,7 +295,7 @@ class Grid:
 
 
 def compare(again: Path, original: Path) -> str:
-    """Return a sentence on how the pixels of an image made again differ from the original's."""
+    """Return a sentence on how the pixels of a remade image differ from the original's."""
     a = read_picture(again)
     try:
         b = read_picture(original)

@@ -16,14 +16,14 @@ class Numbering:
     """
 
     def __init__(self, count: int, settings: Callable[[int], dict[str, Any]]):
-        """Number `count` jobs, whose settings a function returns."""
+        """Number `count` jobs; `settings` returns a job's settings."""
         self._count, self._settings = count, settings
         self._by_settings: dict[str, int] = {}  # filled once an image is not in its place
         self.found: dict[int, int] = {}
         self.problem = ""
 
     def match(self, record: dict[str, Any], name: str) -> int | None:
-        """Return the job with a stored image's settings; None if none is left that has them."""
+        """Return the job with a stored image's settings; None if no such job is left."""
         number = record["job"]
         other = self._differences(record, number) if number < self._count else ["job"]
         job = self._job(record) if other else number

@@ -1,7 +1,7 @@
-"""The places that keep a grid's images: a folder, or the checkpoints of a cluster.
+"""The storage of a grid's images: a folder, or the checkpoints of a cluster.
 
-Off cluster the folder is the store: its files say which images are there. On a cluster a checkpoint
-holds the images made since the one before, and names those that hold the rest:
+Off cluster, the folder is the store: its files show which images exist. On a cluster, a checkpoint
+holds the images made since the previous one, and names the checkpoints that hold the rest:
 
     images.zip      images/job-00000.png, ..., with their settings inside
     manifest.jsonl  a line of settings per image of this checkpoint
@@ -9,11 +9,11 @@ holds the images made since the one before, and names those that hold the rest:
     metadata.json   "shards": the uuids of the checkpoints that hold the other images;
                     "sheets": the names of its sheets
 
-Their total size grows in proportion to the images. But an experiment keeps only its latest
-checkpoints, `checkpoint_storage.save_trial_latest` of them: beyond half of these, a new one takes
-over the images of the oldest that is needed; with only one or two kept, each holds all images. No
-checkpoint waits for a contact sheet: one that is still being drawn goes into a later checkpoint,
-and a resumed run draws those that are complete and in no checkpoint.
+Their total size grows in proportion to the number of images. But an experiment keeps only its
+latest `checkpoint_storage.save_trial_latest` checkpoints. Once half of these hold images, a new one
+takes over the images of the oldest; if only one or two are kept, each holds all images. No
+checkpoint waits for a contact sheet: a sheet still being drawn goes into a later checkpoint, and a
+resumed run draws the sheets that are complete but in no checkpoint.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def manifest_line(record: dict[str, Any]) -> str:
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a manifest without holding all of it."""
+    """Write a manifest without holding all of it in memory."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(lines)
 
@@ -103,7 +103,7 @@ class FolderImages:
         self.recent_sheets: list[str] = []
 
     def find(self, match: Match) -> None:
-        """Find what is kept."""
+        """Find the images and sheets that are kept."""
         for path, record in stored_images(self.folder):
             number = match(record, str(path))
             if number is not None:
@@ -249,10 +249,10 @@ class ShardedCheckpoints:
 
 
 def worth_saving(new: int, stored: int, keeps: int) -> bool:
-    """Return True if `new` images justify a checkpoint once its time has come.
+    """Return True if `new` images justify a checkpoint that is due by time.
 
-    If old images are stored again because few checkpoints are kept, it must not come too often:
-    this limits all that is written to a small multiple of the images.
+    If few checkpoints are kept, each stores old images again, so checkpoints must not be frequent.
+    This limits the total written to a small multiple of the images' size.
     """
     return new * max(10, keeps // 2) >= stored
 
@@ -260,8 +260,8 @@ def worth_saving(new: int, stored: int, keeps: int) -> bool:
 def still_kept(shards: int, keeps: int) -> int:
     """Return how many of the newest shards keep their images when one is added to `shards`.
 
-    The new one takes over those of the others. This leaves room for as many again, since an
-    interrupted answer of the master may leave a checkpoint twice.
+    The new one takes over the images of the others. This leaves room for as many again, since an
+    interrupted response from the master may leave a checkpoint twice.
     """
     return min(shards, max(1, keeps // 2) - 1)
 
@@ -269,7 +269,7 @@ def still_kept(shards: int, keeps: int) -> int:
 def download_grid(uuid: str, folder: Path) -> int:
     """Download a checkpoint, and for a grid all others that hold its images, into one folder.
 
-    Archives are unpacked; for a grid, the folder becomes what a run off cluster leaves behind.
+    Archives are unpacked; for a grid, the folder then looks like that of a run off cluster.
 
     Returns:
         The number of images that a grid's manifest names; 0 for a fine-tuning.

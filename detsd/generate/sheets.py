@@ -80,7 +80,7 @@ class ContactSheets:
         Args:
             paths: the file of each sheet.
             image: returns the image of a job.
-            log: called with tag and file of a sheet that is drawn.
+            log: called with the tag and file of each sheet drawn.
         """
         self.sheets, self.paths = sheets, paths
         self._image, self._log = image, log
@@ -108,13 +108,13 @@ class ContactSheets:
 
     def _draw(self, index: int) -> None:
         sheet = self.sheets[index]
-        # Scaled to tiles at once, so that at most one large image is held.
+        # Scaled to tiles at once, so that at most one large image is in memory.
         rows = [
             [contact_sheets.as_tile(self._image(n), len(sheet.numbers)) for n in row]
             for row in sheet.cells
         ]
         picture = contact_sheets.sheet(rows, sheet.row_labels, sheet.column_labels, sheet.title)
-        # The one is an option of PNG, the other one of JPEG.
+        # `compress_level` is for PNG, `quality` for JPEG.
         png.save(picture, self.paths[index], compress_level=1, quality=90)
         self.log(index)
 
@@ -130,5 +130,5 @@ class ContactSheets:
         return [self.paths[index].name for index in done]
 
     def close(self) -> None:
-        """Leave the sheets that were not begun to the resumed run."""
+        """Leave the sheets not yet begun to the resumed run."""
         self._pool.shutdown(cancel_futures=True)

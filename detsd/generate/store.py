@@ -50,10 +50,10 @@ class ImageStore:
     Attributes:
         finished: "flagged" and "batch_size" of each stored image, by job.
         numbers: the number of each job's image in its file's name. It is the job's place in the
-            grid, except in a grid that has grown: images that were there keep theirs.
+            grid, except in a grid that has grown, where old images keep theirs.
         grown: True if there are images of a smaller grid, which were numbered differently.
         problem: a sentence on why the grid's images cannot be stored here; "" if they can.
-        received: the number of images that are stored or wait to be.
+        received: the number of images stored or waiting to be.
         resumed_count: images that were stored by earlier runs.
     """
 
@@ -69,14 +69,14 @@ class ImageStore:
         layout: Callable[[list[Job]], list[ContactSheet]] = sheet_layout,
         on_complete: Callable[[], None] | None = None,
     ):
-        """Find the images that are there already.
+        """Find the images that already exist.
 
         Args:
             settings: returns the settings of a job.
             source: uuid of the checkpoint that the concepts came from, or "".
             save_every: images between two checkpoints.
-            layout: returns the contact sheets of the jobs; each job stands on one.
-            on_complete: called when all images are there; on a cluster the last checkpoint takes
+            layout: returns the contact sheets of the jobs; each job is on one.
+            on_complete: called when all images exist; on a cluster, the last checkpoint includes
                 the files that it writes.
         """
         self.run, self.config, self.jobs, self.settings = run, config, jobs, settings
@@ -113,7 +113,7 @@ class ImageStore:
 
     def _start_clock(self) -> None:
         self._began = self._arrived = self._due = self._saved = time.monotonic()
-        self._reported = self._began, self.received  # when a rate was reported, and of how many
+        self._reported = self._began, self.received  # time and images of the last rate
 
     def path(self, number: int) -> Path:
         """Return the file of a job's image."""
@@ -127,7 +127,7 @@ class ImageStore:
         return job
 
     def begin(self) -> None:
-        """Start the clock; put what is stored and may be missing into TensorBoard and on sheets."""
+        """Start the clock; add stored images that may be missing to TensorBoard and to sheets."""
         self._start_clock()
         if self.logs_each:
             for number in self._storage.recent_images:
@@ -148,7 +148,7 @@ class ImageStore:
     # ---- new images --------------------------------------------------------------------------
 
     def add(self, files: list[tuple[int, dict[str, Any], bytes]]) -> bool:
-        """Store images: job, "flagged" and "batch_size", PNG file; False while it takes no more."""
+        """Store images: job, "flagged" and "batch_size", PNG file; False while no more fit."""
         self.received += len(files)
         if files:
             self._arrived = time.monotonic()
@@ -189,7 +189,7 @@ class ImageStore:
         return new >= self.save_every or (late and worth_saving(new, count, self.run.keeps))
 
     def finish(self) -> bool:
-        """Store all that has come; return True if that is the whole grid."""
+        """Store all images received; return True if the grid is complete."""
         while self._writing:
             self._writing.popleft().result()
         self._writer.submit(self._finish).result()
@@ -204,7 +204,7 @@ class ImageStore:
         self._report(last=True)
 
     def _save(self, last: bool = False) -> None:
-        """Store the new images, and the sheets that are drawn."""
+        """Store the new images and the finished sheets."""
         self._report()
         count = len(self.finished)
         metadata = {
@@ -256,7 +256,7 @@ class ImageStore:
         self.run.log_image(self._tags[number], data)
 
     def image(self, number: int) -> Image.Image:
-        """Return a stored image; in place of a black one, the reason."""
+        """Return a stored image, or a tile with the reason if it is black."""
         if self.finished[number]["flagged"]:
             job = self.jobs[number]
             return contact_sheets.notice("flagged by the safety checker", (job.width, job.height))

@@ -4,9 +4,9 @@
         for batch in queue:
             queue.submit(a future of files)
 
-While batches are made, a thread of each rank talks to those of the others a few times a second, so
-that no rank waits for another one's batch. Ranks that run short of batches get new ones, so neither
-a slow card nor a batch of many steps holds the others up.
+While batches are made, a thread on each rank talks to those on the others a few times a second, so
+that no rank waits for another's batch. Ranks that run short of batches get new ones, so neither a
+slow GPU nor a batch with many steps holds up the others.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class WorkQueue:
     def submit(self, files: Future) -> None:
         """Submit the files of the batch that was begun last, as soon as they are ready.
 
-        Waits until those of the batch before are ready, so that images do not pile up.
+        Waits for the files of the previous batch, so that images do not pile up.
         """
         with self._turn:
             before = list(self._encoding)
@@ -139,7 +139,7 @@ class WorkQueue:
                     if self.closed:
                         return
                     report = self._report()
-                reports = ranks.context.gather(report)  # None but on the chief
+                reports = ranks.context.gather(report)  # None except on the chief
                 reply = ranks.context.broadcast(self._reply(reports) if reports else None)
                 with self._turn:
                     self._heard = time.monotonic()
@@ -176,7 +176,7 @@ class WorkQueue:
                 # Twice what it made recently, so that it does not run short before the next round.
                 # With 64 ranks and batches of 20 and 50 steps, 2.5 % of their time is lost.
                 wants = [1 + 2 * report.finished - report.waiting for report in reports]
-            else:  # the last ones go to those that have none
+            else:  # the last ones go to ranks without any
                 wants = [1 - report.waiting - report.busy for report in reports]
             for already in range(max(wants)):
                 for orders, want in zip(reply.orders, wants, strict=True):
