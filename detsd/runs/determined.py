@@ -34,7 +34,7 @@ STOPS = {
     "ACTIVE": "preempted", "RUNNING": "preempted", "QUEUED": "preempted",
 }  # fmt: skip
 
-JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end a trial that is still running
+JUDGING_SEARCHERS = ("adaptive_asha",)  # those that end running trials
 UPLOADS_APART = 1.1  # seconds: the harness silently drops an upload within a second of the last
 
 
@@ -74,9 +74,9 @@ class DeterminedRun(Run):
 
     def report(self, steps, metrics, group="training"):
         if self.is_chief:
-            # The harness posts the dict later, from another thread: hand it its own copy. It does
-            # not say which posts arrived, so after a failed one the next call ends the process, and
-            # a new process resumes from what was stored.
+            # The harness posts the dict later, from another thread, so it gets its own copy. It
+            # does not report which posts arrived: after a failed one, the next call ends the
+            # process, and a new process resumes from the last checkpoint.
             self.context.train.report_metrics(group, steps, dict(metrics))
             self.tensorboard.scalars(steps, metrics, group)
 
@@ -99,8 +99,8 @@ class DeterminedRun(Run):
                 self.stored_uuid = uuid
                 return uuid
             except (api_errors.MasterNotFoundException, api_errors.BadRequestException) as error:
-                # The harness waits for a master that is away, but not for one that went away while
-                # answering. If that one had received it, the same step has one more checkpoint.
+                # The harness waits for an unreachable master, but not for one that fails during its
+                # response. If that master had received the report, the step gets two checkpoints.
                 if pause is None:
                     raise
                 logger.warning(
@@ -124,7 +124,7 @@ class DeterminedRun(Run):
             short = shorten(metadata)
             version.checkpoint.add_metadata(short)
             version.checkpoint.remove_metadata([key for key in metadata if key not in short])
-        except Exception as error:  # what was learned is stored already
+        except Exception as error:  # the concepts are already stored
             logger.warning(
                 "checkpoint %s (%s) could not be registered as %r (%s); register it with "
                 "det model register-version, after det model create if there is no such model",
@@ -141,13 +141,13 @@ class DeterminedRun(Run):
         kept = {key: storage.get(key, default) for key, default in kept.items()}
         if newer >= self.keeps and not any(kept.values()):
             return f"checkpoint_storage deletes it ({', '.join(f'{k}: {kept[k]}' for k in kept)})"
-        with contextlib.suppress(Exception):  # a master that is away does not know
+        with contextlib.suppress(Exception):  # an unreachable master cannot tell
             if client.get_checkpoint(uuid).state is client.CheckpointState.DELETED:
                 return "checkpoint_storage has deleted it"
         return ""
 
     def fetch(self, uuid, to, wanted=lambda name: True):
-        alone = core.DownloadMode.NoSharedDownload  # the other kind is a collective
+        alone = core.DownloadMode.NoSharedDownload  # the other mode is collective
         with self.context.checkpoint.restore_path(uuid, alone, selector=wanted) as path:
             # If the storage is a folder, this is the whole checkpoint, whatever is wanted.
             shutil.copytree(
@@ -161,7 +161,7 @@ class DeterminedRun(Run):
     def why_stopped(self):
         if self._judged.is_set():
             return "ended by the search"
-        # All preemptions are signalled alike, so the master is asked why. It may not answer.
+        # All preemptions send the same signal, so the master is asked why. It may not answer.
         with contextlib.suppress(Exception):
             if not self._master.away.is_set():
                 state = client.get_experiment(experiment_id()).state.name
@@ -175,7 +175,7 @@ class DeterminedRun(Run):
     def _ask_the_searcher(self) -> None:
         """Ask once a second whether the searcher has ended this trial, which sends no signal."""
         # The master signals only a pause, a cancel and a kill; it waits for a trial that its
-        # searcher has ended. In a thread, since the call blocks while the master is away.
+        # searcher has ended. A thread asks, since the call blocks while the master is unreachable.
         ended = (client.TrialState.STOPPING_COMPLETED, client.TrialState.COMPLETED)
         pause = 1
         while not self._judged.wait(pause):

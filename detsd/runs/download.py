@@ -55,7 +55,7 @@ def download(uuid: str, to: Path) -> None:
 
 
 def deleted(uuid: str) -> str:
-    """Return a sentence on a checkpoint that the cluster has deleted, and on what is left."""
+    """Return a sentence on a checkpoint that the cluster has deleted, and on those left."""
     try:
         training = client.get_checkpoint(uuid).training
         number, storage = training.experiment_id, training.experiment_config["checkpoint_storage"]

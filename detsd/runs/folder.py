@@ -50,7 +50,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def _parsed(checkpoint: Path) -> Any:
-    """Return what a checkpoint's metadata file holds; None if it is truncated or missing."""
+    """Return the content of a checkpoint's metadata file; None if it is truncated or missing."""
     try:
         return json.loads((checkpoint / METADATA).read_text())
     except (OSError, ValueError, RecursionError):
@@ -58,7 +58,7 @@ def _parsed(checkpoint: Path) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value of JSON is a number of usual size, which can be printed."""
+    """Return whether a JSON value is a number of a size that can be printed."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
@@ -83,10 +83,10 @@ def _problem(checkpoint: Path, facts: Any) -> str:
 
 
 def damaged(file: Path, why: str, checkpoint: str = "") -> UserError:
-    """Return the error for a damaged file of a checkpoint; it suggests the one before.
+    """Return the error for a damaged file of a checkpoint; it suggests the previous one.
 
     Args:
-        checkpoint: its name for a person, if that is not its folder.
+        checkpoint: its name in the message, if that is not its folder.
     """
     what, instead = str(file), "use an intact copy"
     if checkpoint:
@@ -108,8 +108,8 @@ def _by_step(folder: Path) -> list[Path]:
 
 
 def title_of(path: Path) -> str:
-    """Return a name for a concept file, checkpoint or run's folder: its run's, or its own."""
-    path = Path(os.path.abspath(path))  # which keeps links, and has no `..`
+    """Return a name for a concept file, checkpoint or run's folder: its run's or its own."""
+    path = Path(os.path.abspath(path))  # keeps links, removes `..`
     if path.is_file() and path.name != DICT_FILE:
         return path.stem
     folder = path.parent if path.name == DICT_FILE else path
@@ -119,8 +119,8 @@ def title_of(path: Path) -> str:
 def finetuning_metadata(file: Path) -> dict[str, Any]:
     """Return the metadata of the fine-tuning whose checkpoint or folder holds a concept file.
 
-    For a run's folder, that of the best step. {} for other files: a grid's checkpoint holds
-    concepts learned elsewhere.
+    For a run's folder, return that of the best step. For other files, return {}: a grid's
+    checkpoint holds concepts learned elsewhere.
     """
     newest = RunFolder(file.parent).latest() if file.name == DICT_FILE else None
     try:
@@ -202,7 +202,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the reports: `group`, `steps_completed` and the metrics, in order.
 
-        A line that a full disk or power cut truncated, or that is no report, is left out.
+        Lines that a full disk or power cut truncated, or that are no reports, are left out.
         """
         return list(filter(None, map(_report, self._metrics_lines())))
 
@@ -227,7 +227,7 @@ class RunFolder:
     def remove_unfinished(self) -> None:
         """Remove checkpoints and samples that a killed process was writing.
 
-        If no later start stores their steps again, they would stay forever.
+        They would stay forever if no later run stored their steps again.
         """
         for folder in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(folder, ignore_errors=True)

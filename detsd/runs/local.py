@@ -24,7 +24,7 @@ logger = logging.getLogger("detsd")
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's files to the disk before it is renamed: a power cut empties none."""
+    """Flush a folder's files to the disk before its renaming, so that no power cut empties them."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -56,9 +56,9 @@ class LocalRun(Run):
         self._hold_folder()
         self.latest = self._files.latest()
         self._source = str(warm_start.resolve()) if warm_start else None
-        if warm_start and not self.latest:  # else it began with it: `check_resume`
+        if warm_start and not self.latest:  # else `check_resume` compares it
             self.latest, self.latest_is_own = warm_start, False
-        ranks.allgather(None)  # no rank writes before all have looked
+        ranks.allgather(None)  # no rank writes before all have read
         stops = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
             stops.append(signal.SIGHUP)
@@ -104,7 +104,7 @@ class LocalRun(Run):
                     if [p.name for p in self.folder.iterdir()] == [".lock"]:
                         (self.folder / ".lock").unlink()
                         self.folder.rmdir()
-            self._lock.close()  # which releases it
+            self._lock.close()  # releases the lock
 
     def _hold_folder(self) -> None:
         """Lock the folder for this process until it ends, however it ends."""
@@ -130,7 +130,7 @@ class LocalRun(Run):
         if number == signal.SIGHUP:  # a shell may repeat it, and nobody sees what is written
             signal.signal(number, signal.SIG_IGN)
             progress.discard_output()
-        # At once if asked twice, if idle, or if there is nothing to lose yet.
+        # End at once if asked twice, if idle, or if there is nothing to lose yet.
         now = self.stop_signal is not None or self.ranks.waiting or not self._stops_gently
         if self.is_chief:
             gently = "stopping: storing what has been made; interrupt again to quit at once"

@@ -1,4 +1,4 @@
-"""Errors of a Determined master that is asked for something, as sentences."""
+"""Errors of requests to a Determined master, as sentences."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from detsd.utils.errors import UserError
 
 @contextlib.contextmanager
 def asking_master(what: str, unknown: str) -> Iterator[None]:
-    """Raise the errors of a master that is asked for something as UserErrors.
+    """Raise errors of requests to the master as UserErrors.
 
     The master and the login are those of the `det` command line.
 
     Args:
-        what: what is looked up.
-        unknown: the sentence if there is no such thing.
+        what: the thing looked up.
+        unknown: the sentence if it does not exist.
     """
     from determined.common.api import errors  # late: it takes a third of a second
 

@@ -1,4 +1,4 @@
-"""Watch for a master that does not answer: a line when it goes away, and one when it is back."""
+"""Watch for a master that does not answer: a line when it stops, and one when it is back."""
 
 import contextlib
 import logging
@@ -13,15 +13,15 @@ from determined.common.api import errors as api_errors
 
 from detsd.utils import progress
 
-# Both retry what the master did not answer, and log each retry with a traceback or an address.
+# Both retry unanswered requests, and log each retry with a traceback or an address.
 LOGGERS = ("urllib3.connectionpool", "determined.core")
 
-MAX_PAUSE = 5.0  # seconds between two requests to a master that is away
+MAX_PAUSE = 5.0  # seconds between two requests to an unreachable master
 TIMEOUT = 5  # seconds for its answer
 
 
 class MasterWatch(logging.Filter):
-    """A filter that replaces the harness's many lines about a silent master by two."""
+    """A filter that replaces the harness's many lines about a silent master with two."""
 
     def __init__(self):
         super().__init__()
@@ -32,13 +32,13 @@ class MasterWatch(logging.Filter):
         """Drop a line about the master, and ask whether it is there; pass all others."""
         if not _is_about_master(record):
             return True
-        # Other ranks are silent: their chief has noticed it as well.
+        # Other ranks print nothing: the chief has noticed it as well.
         if progress.is_first() and self._asking.acquire(blocking=False):
             threading.Thread(target=self._ask_until_back, name="master", daemon=True).start()
         return False
 
     def _ask_until_back(self) -> None:
-        """Ask until the master answers; say so only if it does not at once."""
+        """Ask until the master answers; print a line only if the first request fails."""
         began, pause = time.monotonic(), 1.0
         try:
             while not _answers():
@@ -56,7 +56,7 @@ class MasterWatch(logging.Filter):
 
 def _is_about_master(record: logging.LogRecord) -> bool:
     error = record.exc_info and record.exc_info[1]
-    if error:  # of the harness asking whether to pause, which it retries by itself
+    if error:  # from the harness's question whether to pause, which it retries itself
         refused = isinstance(error, api_errors.APIException) and error.status_code < 500
         return record.name == "determined.core" and not refused
     return "Retrying (" in record.getMessage() and "/api/v1/" in record.getMessage()

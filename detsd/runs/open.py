@@ -24,7 +24,7 @@ def open_run(
     that its experiment names as a source, is restored on every node.
 
     Args:
-        accelerate: connect the ranks by Accelerate, for a training, instead of by Core API. Only a
+        accelerate: connect the ranks with Accelerate, for a training, instead of Core API. Only a
             training restores the pictures packed in a checkpoint.
     """
     check_gpus()

@@ -24,7 +24,7 @@ def launcher_store(timeout: timedelta) -> TCPStore | None:
 
 
 def is_first_to_print(sentence: str) -> bool:
-    """Return whether no other rank prints this error; the chief goes before the others."""
+    """Return whether no other rank prints this error; the chief comes before the others."""
     key, rank = f"detsd/printed/{hashlib.sha256(sentence.encode()).hexdigest()}", os.environ["RANK"]
     try:
         store = launcher_store(timedelta(seconds=WAIT))

@@ -1,7 +1,8 @@
-"""The processes of one run: collectives, and a watch that ends all when one fails.
+"""The processes of one run: collectives, and a watch that ends all processes when one fails.
 
-A rank that raises leaves the others in a collective, where NCCL waits for hours and heeds no
-signal. So it reports this in the launcher's store, which a thread of every other rank watches.
+A rank that raises an error leaves the others in a collective, where NCCL waits for hours and
+ignores signals. So it reports the error in the launcher's store, which a thread of every other rank
+watches.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ from detsd.utils.plurals import counted
 
 KEY = "detsd/failed"
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 4.0  # for a rank to end by itself: gloo raises, or it has an error of its own
+GRACE_SECONDS = 4.0  # for a rank to end itself: gloo raises, or the rank has its own error
 
 # How long the others may take to answer a rank that was asked to stop. When one rank is killed,
-# torchrun asks all to stop, and kills them after 30.
+# torchrun asks all to stop, and kills them after 30 seconds.
 ANSWER_SECONDS = 25.0
 
-# The others wait while one rank downloads, at times for longer than the libraries' ten minutes.
+# The others wait while one rank downloads, at times longer than the libraries' ten minutes.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -86,7 +87,7 @@ def _watch_peers(store: torch.distributed.TCPStore, over: threading.Event) -> No
         except RuntimeError:  # the store is gone, and so is the process that held it
             failed = True
     if failed and not over.wait(GRACE_SECONDS):
-        # Not an exception: the main thread may be in a call that never comes back.
+        # Not an exception: the main thread may be in a call that never returns.
         os._exit(1)
 
 
@@ -96,7 +97,7 @@ class Ranks:
     rank: int  # of this process; 0 is the chief
     size: int  # the number of processes
     local_rank: int  # of this process on its machine
-    device: torch.device  # the GPU of the local rank, or what else there is
+    device: torch.device  # the GPU of the local rank, or another device
     waiting: bool = False  # whether this process waits for the others
     stop_signal: int | None = None  # by which it was asked to stop
 
@@ -130,7 +131,7 @@ class Ranks:
             self.waiting = False
 
     def any(self, value: bool) -> bool:
-        """Return whether it is true on any rank. Collective."""
+        """Return whether `value` is true on any rank. Collective."""
         return any(self.allgather(value))
 
     @contextlib.contextmanager
@@ -157,16 +158,16 @@ class AcceleratedRanks(Ranks):
         options = InitProcessGroupKwargs(timeout=TIMEOUT)
         if cpu:
             options.backend = "gloo"
-            # Else Accelerate sets the number of threads itself, and warns of it at every start.
+            # Otherwise Accelerate sets the number of threads, and warns of it at every start.
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
             if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
-                # gloo takes the address of the host's own name, which is 127.0.0.1 on many.
+                # gloo uses the address of the host's name, which is 127.0.0.1 on many machines.
                 name = os.environ.get("DET_INTER_NODE_NETWORK_INTERFACE")
                 name = name or interface_towards(os.environ["MASTER_ADDR"])
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         if torch.cuda.is_available() and not check_cuda_p2p_ib_support():
-            # Cards of the RTX 40 series under an older driver, which Accelerate refuses, also for
-            # one process on one of several, unless these are set, as its own launcher does.
+            # Accelerate refuses GPUs of the RTX 40 series with an older driver, even for one
+            # process on one of several, unless these are set. Its own launcher sets them.
             os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
         self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[options])
         self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
@@ -178,7 +179,7 @@ class AcceleratedRanks(Ranks):
         return gather_object([value]) if self.size > 1 else [value]
 
     def any(self, value):
-        """Return whether it is true here; with several ranks, whether it was true at the last call.
+        """Return `value`; with several ranks, whether it was true on any of them at the last call.
 
         A GPU answers only once it has done its queued work, so the next step is queued first.
         """
@@ -219,7 +220,7 @@ def interface_towards(address: str) -> str:
 
 
 def distributed_context() -> core.DistributedContext | None:
-    """Connect the processes that torchrun or Determined's launcher started; None for one alone."""
+    """Connect the processes that torchrun or Determined's launcher started; None if it is alone."""
     if "RANK" not in os.environ:
         return None
     if on_cluster():
@@ -249,7 +250,7 @@ def distributed_context() -> core.DistributedContext | None:
         pub_port=pub,
         pull_port=pull,
     )
-    context.store = store  # kept alive: without a launcher's, it is the chief's own
+    context.store = store  # kept alive: without a launcher, it is the chief's own
     return context
 
 

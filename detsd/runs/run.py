@@ -34,8 +34,8 @@ class Run:
     stop_signal: int | None = None
     latest: Path | None = None  # folder of the checkpoint to resume or start from
     latest_is_own: bool = True  # whether this run wrote it; else only its vectors are taken
-    latest_uuid: str = ""  # the cluster's name for it
-    stored_uuid: str = ""  # a cluster's name for the newest checkpoint of this run
+    latest_uuid: str = ""  # its uuid on the cluster
+    stored_uuid: str = ""  # the uuid of this run's newest checkpoint on a cluster
     tensorboard: TensorBoard | None = None  # on the chief only
     models: Mapping[str, str] = MappingProxyType({})  # uuids of the registry's models in this run
 
@@ -56,7 +56,7 @@ class Run:
         return [f"{self.models[model]}{equals}{word}" for model, equals, word in parts]
 
     def compare_with_newest(self, model: str, uuid: str) -> None:
-        """Say where a model has a newer version than the one with which the run began."""
+        """Report a model with a newer version than the one that the run began with."""
 
     def first_models(self) -> dict[str, str]:
         """Return the uuids that models of the registry stood for when this run began."""
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def latest_name(self) -> str:
-        """The latest checkpoint's name for a person."""
+        """The latest checkpoint's name for messages."""
         return f"checkpoint {self.latest_uuid}" if self.latest_uuid else str(self.latest)
 
     def gather(self, values: list[Any]) -> list[Any]:
@@ -91,10 +91,10 @@ class Run:
         return self.ranks.allgather(uuid)[0]
 
     def assert_equal_across_ranks(self, **facts: dict[str, Any]) -> None:
-        """Refuse ranks that differ in what must be equal, before they train on it. Collective.
+        """Refuse ranks that differ in facts that must be equal, before any work. Collective.
 
         Args:
-            facts: maps what must be equal, in words, to its parts.
+            facts: maps the name of each fact, in words, to its parts.
         """
         chief, *others = self.ranks.allgather(facts)
         for rank, found in enumerate(others, 1):
@@ -119,17 +119,18 @@ class Run:
         """Report metrics of `steps` completed steps. Only the chief does anything.
 
         Args:
-            group: "training" and "validation" are Determined's own; each has a graph of its own.
+            group: "training" or "validation", as Determined calls them, or another; each group has
+                its own graph.
         """
         raise NotImplementedError
 
     def report_progress(self, fraction: float) -> None:
-        """Report the share of the work that is done; off cluster nobody asks for it."""
+        """Report the share of the work that is done; unused off cluster."""
 
     def store(self, steps: int, metadata: dict[str, Any], write: Callable[[Path], None]) -> str:
         """Store what `write(folder)` puts into an empty folder, all or nothing. Chief only.
 
-        `write` may be called more than once. Returns the cluster's name for the checkpoint.
+        `write` may be called more than once. Returns the checkpoint's uuid on the cluster.
         """
         raise NotImplementedError
 
@@ -144,10 +145,10 @@ class Run:
         raise NotImplementedError
 
     def deletes(self, uuid: str, newer: int) -> str:
-        """Return why a checkpoint will be gone after the end; "" if it will not. Chief only.
+        """Return why a checkpoint will not outlive the experiment; "" if it will. Chief only.
 
         Args:
-            newer: how many were stored after it, at least.
+            newer: the least number of checkpoints stored after it.
         """
         return ""
 
@@ -160,7 +161,7 @@ class Run:
         raise NotImplementedError
 
     def why_stopped(self) -> str:
-        """Return what ended the run early, to be followed by "after ..."."""
+        """Return the reason why the run ended early, to be followed by "after ..."."""
         return "stopped"
 
     def should_stop(self) -> bool:

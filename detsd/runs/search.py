@@ -19,10 +19,11 @@ class TrialResult:
     checkpoints: dict[int, str]  # the uuids of those that remain, by completed steps
 
     def best_step(self, sign: int, stored: bool = False) -> int | None:
-        """Return the step of the best value, or of the best with a checkpoint; None without one.
+        """Return the step of the best value; None if there is none.
 
         Args:
             sign: 1 if smaller is better, else -1.
+            stored: consider only steps with a checkpoint.
         """
         steps = [s for s in self.values if not stored or s in self.checkpoints]
         found = [s for s in steps if math.isfinite(self.values[s])]

@@ -89,7 +89,7 @@ class TensorBoard:
 
     def image(self, tag: str, file: bytes, steps: int = 0) -> None:
         """Write a PNG or JPEG file as it is."""
-        with open_picture(io.BytesIO(file)) as opened:  # which reads only its header
+        with open_picture(io.BytesIO(file)) as opened:  # reads only the header
             width, height = opened.size
         image = Summary.Image(
             encoded_image_string=file, width=width, height=height, colorspace=3  # RGB
