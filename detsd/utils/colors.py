@@ -1,4 +1,4 @@
-"""Convert the colours of a picture to sRGB, by its profile or what replaces one.
+"""Convert the colours of a picture to sRGB, by its profile or a substitute for one.
 
 Profiles are applied by LittleCMS (Pillow's ImageCms), relative colorimetric with black point
 compensation, as image editors do. Without one, numbers are taken as sRGB.
@@ -23,12 +23,12 @@ ADOBE_RGB_GAMMA = 563 / 256
 
 SRGB_GAMMA = 0.45455  # the gAMA of an sRGB PNG file
 
-# What making a profile from impossible values raises.
+# The exceptions that a profile of impossible values raises.
 IMPOSSIBLE = (
     KeyError, TypeError, ArithmeticError, ValueError, np.linalg.LinAlgError, struct.error,
 )  # fmt: skip
 
-# Levels of 255 by which a profile may differ from sRGB and count as sRGB: LittleCMS moves some by
+# A profile within this many of 255 levels of sRGB counts as sRGB: LittleCMS moves some levels by
 # one even from sRGB to sRGB, which would change the digests of pictures.
 SAME = 3
 
@@ -156,7 +156,7 @@ def _space(profile: bytes) -> str:
         return ""
 
 
-@functools.lru_cache(16)  # to build one takes as long as to read a picture
+@functools.lru_cache(16)  # building one takes as long as reading a picture
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the conversion of an image mode to sRGB; None if it would change nothing."""
     try:

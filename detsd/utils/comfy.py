@@ -38,7 +38,7 @@ KNOWN_NODES = {
     "CheckpointLoader", "CLIPTextEncode", "CLIPTextEncodeSDXL", "SaveImageWebsocket", "Reroute",
     "SaveAnimatedWEBP",
 }  # fmt: skip
-# Left out with a note of its own, or none.
+# Ignored, with a separate note or none.
 NOTED = re.compile(
     "Lora|ControlNet|VAELoader|Upscale|ImageScale|IPAdapter|LoadImage|VAEEncode|SetLastLayer|^Primitive"
     "|^Empty.*Latent|^Conditioning"
@@ -158,7 +158,7 @@ class Graph:
         return found
 
     def _note_what_is_left_out(self, sampler: str, kinds: list[str]) -> None:
-        """Note what would change the image and is not supported here."""
+        """Note unsupported features that would change the image."""
         note = self.found.note
         images = any(re.search("LoadImage|VAEEncode", kind) for kind in kinds)
         if images or self.value(sampler, "denoise") not in (None, 1, 1.0):

@@ -105,7 +105,7 @@ def _wrapped(text: str, width: int, size: int) -> list[str]:
         if lines[-1] and face.getlength(lines[-1] + part) > width:
             lines.append("")
         part = part if lines[-1] else part.lstrip()
-        start = 0  # of a line within a part that is longer than one, such as a path
+        start = 0  # of a line within a part longer than a line, such as a path
         for k in range(2, len(part) + 1) if face.getlength(part) > width else ():
             if face.getlength(part[start:k]) > width and k - start > 1:
                 lines[-1:] = [part[start : k - 1], ""]
@@ -164,7 +164,7 @@ def time_lapse(
         duration=[1600 if k in (0, last) else 600 for k in range(len(pictures))],
         loop=0,
     )
-    # A strip shows at most eight moments, evenly chosen, including first and last.
+    # A strip shows at most eight moments, evenly spaced, including the first and last.
     wanted = min(8, len(frames))
     chosen = [frames[round(k * last / max(1, wanted - 1))] for k in range(wanted)]
     strip = [[images[row[0]] for _, images in chosen] for row in rows.values()]

@@ -2,10 +2,10 @@
 
 import errno
 
-# A full or read-only disk, another user's folder: the system's own sentence is enough.
+# A full or read-only disk, another user's folder: the system's own message is enough.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
-# Of a path that no file can have, or of a folder whose place a file has.
+# Of a path that no file can have, or of a folder where a file already exists.
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST)
 
 

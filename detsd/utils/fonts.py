@@ -27,7 +27,7 @@ def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 def as_written(words: str) -> Iterator[None]:
     """Make matplotlib draw words as they are written, in the figures built and saved meanwhile.
 
-    A `$` begins no formula, and letters that DejaVu Sans lacks come from other installed fonts.
+    A `$` starts no formula, and letters that DejaVu Sans lacks come from other installed fonts.
 
     Args:
         words: all that may appear in the figures.

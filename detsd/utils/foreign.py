@@ -26,7 +26,7 @@ SCHEDULES = (*SPACINGS, "karras", "exponential", "polyexponential", "beta", "kl 
 # A concept in ComfyUI's prompts, with or without its file's extension.
 EMBEDDING = re.compile(r"embedding:([^\s,:()]+?)(?:\.(?:pt|bin|safetensors))?(?=[\s,:()]|$)")
 
-# Samplers that draw other noise on the way, or differ otherwise; ancestral only in ComfyUI.
+# Samplers that draw other noise between steps or differ otherwise; in ComfyUI also euler-ancestral.
 UNLIKE = ("pndm", "dpmsolver++-sde", "dpmsolver++-sde-karras", "unipc", "lcm")
 
 MAX_PROMPT = 10_000  # characters
@@ -126,7 +126,7 @@ class ForeignSettings:
         return name
 
     def check_levels(self, name: str) -> None:
-        """Note if a sampler has the other tool's noise levels only for other numbers of steps."""
+        """Note if a sampler has the other tool's noise levels only at other numbers of steps."""
         steps, spacing = self.grid.get("num_inference_steps", 0), self.grid.get("spacing")
         count = steps + (self.tool == "A1111" and name == "dpmsolver++")
         if self.tool == "ComfyUI" and name in ("euler", "heun", "lms-discrete"):

@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-# By library: the version that this was tried with, and packages that import or list all their
-# modules though only one of them is used, or that only some samplers need. Other versions are
-# imported as usual: an order of imports that their authors did not foresee may fail. Importing
-# all that makes images takes 2.9 s of the processor, without this 4.9 (dev/LOG.md).
+# By library: the version tested, and the packages to defer. These import or list all their modules
+# although only one is used, or only some samplers need them. Other versions are imported as usual,
+# since an import order that their authors did not foresee may fail. Importing everything that makes
+# images takes 2.9 s of CPU time with this, 4.9 s without (dev/LOG.md).
 DEFERRED = {
     "accelerate": ("1.15", ("accelerate.commands.config",)),
     "boto3": ("1.44", ("boto3",)),
@@ -36,7 +36,7 @@ DEFERRED = {
 
 @contextlib.contextmanager
 def only_what_is_used() -> Iterator[None]:
-    """Defer the packages that the block imports without needing them, and collect no garbage.
+    """Defer packages that the block imports without needing them, and pause garbage collection.
 
     Imports create a million objects that stay. The collector walks through all of them a dozen
     times, a quarter of the import time, and once more when the process ends.
@@ -61,7 +61,7 @@ class _Deferred(ModuleType):
         with self.__dict__["_lock"]:
             if loader := self.__dict__.pop("_loader", None):
                 loader.exec_module(self)
-        module = sys.modules[self.__name__]  # some replace themselves by another
+        module = sys.modules[self.__name__]  # some replace themselves with another
         return super().__getattribute__(name) if module is self else getattr(module, name)
 
 
@@ -89,7 +89,7 @@ class _Finder:
 
 
 def _tried(library: str) -> bool:
-    """Return whether the installed version is the one that deferring was tried with."""
+    """Return whether deferring was tested with the installed version."""
     try:
         return ".".join(version(library).split(".")[:2]) == DEFERRED[library][0]
     except PackageNotFoundError:

@@ -48,8 +48,8 @@ def mend_white(image: Image.Image, data: bytes, reduce: int) -> Image.Image:
         pairs = zip(image.split(), other.split(), strict=True)
         channels = []
         for channel, half in pairs:
-            # At half the contrast around the middle, black is 64, white 192. Right to 1.5 levels in
-            # 120 combinations of depth, channels, loss and size.
+            # At half the contrast around the middle, black is 64, white 192. Accurate to 1.5 levels
+            # in 120 combinations of depth, channels, loss and size.
             white = half.point(lambda v: 255 * (v > 127))
             zero = channel.point(lambda v: 255 * (v == 0))
             mended = channel.copy()

@@ -23,11 +23,11 @@ def free_memory(device: torch.device) -> float:
 
 
 def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, height: int) -> int:
-    """Return a batch size that the free memory should hold; to be halved if it does not.
+    """Return a batch size that the free memory should hold; callers halve it if it does not.
 
-    Counted from the shapes, per pixel and byte of the dtype: a guided image takes 260 bytes in
-    Stable Diffusion's UNet, or 2300 if attention keeps all pairs, as without a fused kernel; one
-    being decoded takes 770. The second figure is used, since large batches gain little.
+    By the shapes, per pixel and byte of the dtype, a guided image takes 260 bytes in Stable
+    Diffusion's UNet, or 2300 if attention keeps all pairs, as it does without a fused kernel;
+    decoding it takes 770. 2300 is used, since large batches gain little.
     """
     per_image = 2300 * width * height * dtype.itemsize
     return int(max(1, min(MAX_BATCH_SIZE, 0.8 * free_memory(device) // per_image)))
@@ -36,7 +36,7 @@ def fitting_batch_size(device: torch.device, dtype: torch.dtype, width: int, hei
 def give_back_memory() -> None:
     """Return freed memory to the system.
 
-    glibc keeps that of all tensors below 32 MB, and that of pictures for each thread.
+    glibc keeps the memory of tensors below 32 MB, and that of pictures for each thread.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc: macOS, musl, Windows
         ctypes.CDLL(None).malloc_trim(0)
@@ -45,7 +45,7 @@ def give_back_memory() -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether this was raised because a device's memory, or the CPU's, is full.
 
-    Only PyTorch's allocator has its own class for it. cuBLAS and cuDNN report
+    Only PyTorch's allocator raises its own class. cuBLAS and cuDNN report
     CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED and, since version 9,
     ..._ALLOCATION_FAILED; cuDNN may also find that none of its engines can run in the memory left.
     """

@@ -12,12 +12,12 @@ from pathlib import Path
 
 BUNDLED = "demo_model"
 DEMO_CONCEPT, DEMO_WORD = "learned_embeddings_dict_demo.pt", "det-logo-demo"
-DEMO_IMAGES = "det_logos"  # the images it was learned from
+DEMO_IMAGES = "det_logos"  # the images that the concept was learned from
 
 AUTO = "auto"  # in place of an initializer: one is found
 
-# Chunks of a large file that a digest reads, and the bytes of each: 0.05 s for 2 GB, which in full
-# would take 2 s.
+# Chunks of a large file that a digest reads, and the bytes of each: 0.05 s for 2 GB, instead of 2 s
+# in full.
 CHUNKS, CHUNK = 4096, 4096
 
 # Found in folders of runs, checkpoints, models and LoRAs, but not in those of pictures.
@@ -43,7 +43,7 @@ def find(name: str, beside: Path | None = None) -> str:
     """Find a path of a configuration, `~` expanded: beside the configuration if it is there.
 
     Args:
-        beside: the configuration's folder. What is not found there stays as it is, relative to the
+        beside: the configuration's folder. A path not found there stays as it is, relative to the
             working directory; so does a model's name on the hub.
     """
     name = os.path.expanduser(name) if name.startswith("~") else name
@@ -63,8 +63,8 @@ def find(name: str, beside: Path | None = None) -> str:
 def is_description(text: str, beside: Path | None = None) -> bool:
     """Return whether a text describes a concept even if a folder has its name.
 
-    `auto` does, and so does the bare name of a folder that holds nothing learned, mostly pictures.
-    An empty folder may be that of a run that was killed early.
+    `auto` does, and so does the bare name of a folder that holds nothing learned, usually pictures.
+    The name of an empty folder does not: it may be that of a run that was killed early.
     """
     if text == AUTO:
         return True
@@ -88,7 +88,7 @@ def looked(name: str, beside: Path | None = None) -> str:
 
 
 def resolve(name: str) -> str:
-    """Return a local path as it is, or beside the package (`demo_model`); or else a hub name."""
+    """Return a local path as it is or beside the package (`demo_model`), or else a hub name."""
     beside = Path(__file__).parents[2] / name
     return str(beside) if name and not os.path.exists(name) and os.path.exists(beside) else name
 

@@ -36,7 +36,7 @@ CHUNK = "detsd"  # the PNG text chunk that holds the settings as JSON
 END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 MAX_RECORD = 2**20  # characters; the settings of an image have a thousand
 
-# What `parameters` and all readers rely on; older files lack other keys.
+# The keys that `parameters` and all readers rely on; older files lack other keys.
 KINDS = {
     "prompt": str, "negative_prompt": str, "seed": int, "guidance_scale": int | float,
     "num_inference_steps": int, "scheduler_name": str, "width": int, "height": int,
@@ -61,7 +61,7 @@ def noise_fields(scheduler_name: str, spacing: str) -> dict[str, Any]:
         fields = {"Schedule type": SCHEDULES[spacing]}
     if solver or spacing == "leading":  # begins with noise that has the variance of a noisy image
         fields["SGM noise multiplier"] = True
-    if solver and fields["Schedule type"] == "DDIM":  # which leaves the smallest level out
+    if solver and fields["Schedule type"] == "DDIM":  # which omits the smallest level
         fields["Discard penultimate sigma"] = True
     return fields
 

@@ -1,6 +1,6 @@
 """Progress on a terminal or in a log: lines, and below them a bar with the time left.
 
-Off a terminal the bars are silent and the lines stand alone.
+Off a terminal, there are only the lines.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ watchers: list[Callable[[str], None]] = []  # called with every line of progress
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line above the bar, if there is one; to the standard output by default.
 
-    If whoever read the lines is gone, the process is asked to stop, and what it made is stored.
+    If the reader of the lines is gone, the process is asked to stop, so that it stores its results.
     """
     stream = stream or sys.stdout
     try:
@@ -41,17 +41,17 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def say_once(text: str) -> None:
-    """Print a line in the first of a run's processes alone, as before they are connected."""
+    """Print a line in the first of a run's processes only; they need not be connected yet."""
     if is_first():
         say(text)
 
 
 def discard_output(broken: TextIO | None = None) -> None:
-    """Send what nobody reads any more nowhere from now on.
+    """Discard the output of this process from now on, because nobody can read it.
 
     Args:
-        broken: the stream whose reader or terminal is gone; also the other one, if it leads to the
-            same. None: all terminals, one of which has been closed.
+        broken: the stream whose reader or terminal is gone. The other stream is discarded as well
+            if it leads to the same place. None: all streams to a terminal, which has been closed.
     """
     with open(os.devnull, "w") as nowhere:
         for number in (1, 2):
@@ -65,7 +65,7 @@ def _same(number: int, stream: TextIO) -> bool:
 
 
 def print_from_signal(text: str) -> None:
-    """Call `say` from a signal handler, in a thread, since it may have interrupted half a line."""
+    """Call `say` from a signal handler, in a thread: the signal may have interrupted a print."""
     threading.Thread(target=say, args=(text,)).start()
 
 
@@ -87,8 +87,8 @@ class LogHandler(logging.Handler):
 class Phase:
     """One kind of work: how much of it there is, and how long a unit has taken so far."""
 
-    # A guess at a unit's cost relative to other kinds, in UNet passes over an image; 0 for what
-    # takes the same time on any device.
+    # A guess at a unit's cost relative to other kinds, in UNet passes over an image; 0 for work
+    # that takes the same time on any device.
     cost: float
     total: int = 0
     done: int = 0
@@ -97,7 +97,7 @@ class Phase:
 
     def record(self, seconds: float, units: int) -> None:
         """Record that `units` more are done, in `seconds`."""
-        fade = 0.97**units  # about 30 units count: the first are slower, and machines change
+        fade = 0.97**units  # about 30 units count: the first are slower, and the load changes
         self.seconds, self.seen = self.seconds * fade + seconds, self.seen * fade + units
         self.done += units
 
@@ -132,14 +132,14 @@ class LockedTqdm(tqdm):
 
 
 class Bar(LockedTqdm):
-    """A bar over work of several kinds: `done("steps")` after every unit, and it moves.
+    """A bar over work of several kinds; `done("steps")` after each unit advances it.
 
     Off a terminal there is a line every ten seconds instead. Only the first rank shows anything.
     """
 
     def __init__(self, kinds: dict[str, Phase], text: str, *, leave: bool = True):
         self.kinds = kinds
-        self.text, self.note = text, ""  # after the bar, such as "50/300 steps", and last of all
+        self.text, self.note = text, ""  # after the bar, such as "50/300 steps", and at the end
         self._clock = self._drawn = time.monotonic()
         super().__init__(
             total=sum(w.cost * w.total for w in kinds.values()) or 1,
@@ -161,7 +161,7 @@ class Bar(LockedTqdm):
         }
 
     def _left(self) -> str | None:
-        """Return the time left, less what has passed since the last unit was counted."""
+        """Return the time left, minus the time since the last unit was counted."""
         left = seconds_left(self.kinds)
         passed = time.monotonic() - self._clock
         return None if left is None else self.format_interval(max(0, left - passed))
@@ -202,7 +202,7 @@ class Bar(LockedTqdm):
 
 @contextlib.contextmanager
 def every(call: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Call a function in a thread, every so many seconds, until the block is over."""
+    """Call a function in a thread, every `seconds` seconds, until the block is over."""
     over = threading.Event()
 
     def run() -> None:
@@ -220,10 +220,10 @@ def every(call: Callable[[], None], seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def spinner(text: str, log: bool = True) -> Iterator[None]:
-    """Say what takes time; on a terminal, a clock runs until the block is over.
+    """Announce what takes time; on a terminal, a clock runs until the block is over.
 
     Args:
-        log: whether to say it off a terminal, too.
+        log: whether to announce it off a terminal, too.
     """
     if not is_first() or not sys.stderr.isatty():
         if is_first() and log:
@@ -250,7 +250,7 @@ def importing_libraries() -> Iterator[None]:
             print("\nstopped" if sys.stderr.isatty() else "stopped", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGINT)
 
-    # If it is set otherwise, or ignored (as for background jobs), there is a reason.
+    # Any other handler, or an ignored signal (as in background jobs), is there for a reason.
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ours = usual and threading.current_thread() is threading.main_thread()
     if ours:
@@ -264,5 +264,5 @@ def importing_libraries() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that prints: the launchers count them in RANK."""
+    """Return whether this process is the one that prints; launchers number them in RANK."""
     return int(os.environ.get("RANK", 0)) == 0
