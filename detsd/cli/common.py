@@ -19,7 +19,7 @@ from detsd.utils import progress
 from detsd.utils.errors import printable
 from detsd.utils.plurals import counted
 
-# As it was called: the installed command, or the module.
+# As the user called it: the installed command, or the module.
 PROG = "detsd" if Path(sys.argv[0]).stem == "detsd" else "python -m detsd"
 
 
@@ -48,7 +48,7 @@ def configuration(
 
 
 def stopped(run, after: str) -> int:
-    """Print that a run was stopped after so much; return its exit code, a shell's off cluster."""
+    """Print that a run was stopped after `after`; return 0 or, off cluster, a shell's exit code."""
     if task.on_cluster():
         if run.is_chief:
             run.print(f"{run.why_stopped()} after {after}, saved as checkpoint {run.stored_uuid}")
@@ -58,13 +58,13 @@ def stopped(run, after: str) -> int:
 
 
 def images_done(grid) -> str:
-    """Say how many images of a grid are stored: only the chief knows, and only it prints."""
+    """Return the number of stored images as text; only the chief knows it, and only it prints."""
     count = len(grid.store.finished) if grid.store else 0
     return f"{count} of {counted(len(grid.jobs), 'image')}"
 
 
 def print_commands(commands: dict[str, list]) -> None:
-    """Print each command below what it is for."""
+    """Print each command below its purpose."""
     progress.say("next:")
     for what, words in commands.items():
         program, *rest = map(str, words)
@@ -79,7 +79,7 @@ def print_stored(run, what: str) -> None:
 
 
 def cluster_commands(uuid: str) -> dict[str, list]:
-    """Return the commands that are useful after any trial, by what they are for."""
+    """Return the commands that are useful after any trial, by their purpose."""
     return {
         "download it to your own computer": ["python", "-m", "detsd", "download", uuid],
         "view its metrics and images": ["det", "tensorboard", "start", task.experiment_id()],

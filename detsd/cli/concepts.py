@@ -1,4 +1,4 @@
-"""python -m detsd show, export, download: concepts, and what was made with them."""
+"""python -m detsd show, export, download: concepts, and the images made with them."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from detsd.utils.plurals import counted
 
 
 def download(args: argparse.Namespace) -> int:
-    """Fetch all that a checkpoint of the cluster stands for; return the exit code."""
+    """Download all files that a checkpoint of the cluster stands for; return the exit code."""
     source = ConceptSource.parse(args.uuid)
     uuid = source.uuid or args.uuid
     if not source.model and (problem := uuid_problem(uuid)):

@@ -102,7 +102,7 @@ def source_checkpoint(path: Path) -> Path | None:
 
 
 def completed(config: FinetuneConfig, folder: Path, latest: Path) -> str:
-    """Say that a run needs no more steps after its latest checkpoint; "" if it does."""
+    """Return a sentence if a run is complete with its latest checkpoint; "" if it is not."""
     facts, patience = read_metadata(latest), config.training.stop_on_plateau
     before = facts.get("config", {}).get("training", {}).get("stop_on_plateau")
     why = ""
@@ -127,7 +127,7 @@ def check_apart(folder: Path, img_dirs: list[str]) -> None:
 
 
 def best_checkpoint_line(folder: Path) -> str:
-    """Say where the best vectors of a fine-tuning are, with their metrics."""
+    """Return a line that names the file of the best vectors, with their metrics."""
     metadata, file = read_metadata(RunFolder(folder).latest()), ConceptSource(folder).file
     best, several = metadata.get("best"), len(metadata.get("concepts", [])) > 1
     where = f"the {'concepts are' if several else 'concept is'} in {file}"

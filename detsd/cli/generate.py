@@ -71,7 +71,7 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
 
 
 def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
-    """Return the `hyperparameters` for an image of A1111 or ComfyUI; say what is not reproduced.
+    """Return the `hyperparameters` for an image of A1111 or ComfyUI; print what is not reproduced.
 
     Args:
         given: those of `--set`, with the files of model and concepts: an image has only names.
@@ -123,6 +123,6 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
             "width": record["width"],
             "height": record["height"],
         },
-        # The batch size of then: others may run other kernels and round differently.
+        # The original batch size: another one may run other kernels and round differently.
         "output": {"batch_size": record.get("batch_size"), "fill_batches": True},
     }

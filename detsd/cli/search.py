@@ -46,7 +46,7 @@ def search(args: argparse.Namespace) -> int:
 
 
 def _explain(path: Path) -> int:
-    """Say at which steps a search's file compares its trials, and warn of rungs that are cut."""
+    """Print the steps at which a search's file compares its trials; warn of rungs that are cut."""
     experiment = read_experiment(path)
     given = experiment.get("hyperparameters") if isinstance(experiment, dict) else None
     sections = given if isinstance(given, dict) else {}
