@@ -1,3 +1,3 @@
-"""Speed, beside other ways of doing the same. `python -m benchmarks` measures all of it."""
+"""Speed, compared with other ways of doing the same work: python -m benchmarks"""
 
 import detsd  # first: it sets what torch reads when it is imported  # noqa: F401

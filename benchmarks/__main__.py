@@ -1,11 +1,10 @@
-"""All that is measured, as tables, on this machine.
+"""All measurements on this machine, as tables.
 
     python -m benchmarks [--write] [--models demo sd1 sdxl] [--batches 1 4 8] [--only SECTION ...]
 
-`--write` puts them into benchmarks/README.md, in a section named for the machine. `--smoke` runs
-everything once on tiny models: it shows that the benchmarks work, and no figure of it means
-anything. Measured anew, a table takes the place of the old one, and of tables with several models
-or batches only those rows.
+`--write` puts them into benchmarks/README.md, in a section named after the machine. `--smoke` runs
+everything once on tiny models, to show that the benchmarks work; its figures mean nothing. A new
+table replaces the old one; in tables with several models or batches, only the measured rows.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from detsd.models.loading import DTYPES, pick_dtype
 
 README = Path(__file__).parent / "README.md"
 SECTIONS = ("finetune", "generate", "data", "start", "spin")
-# Hours, where a machine is slow, or of settings that have to be named: only if asked for.
+# They take hours on a slow machine, or need settings to be named: only if asked for.
 LONG_SECTIONS = ("spread", "memory", "shipped")
 
 
 def machine(device: torch.device) -> str:
-    """The name of what computes."""
+    """Return the name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -62,7 +61,7 @@ class Table:
         )
 
     def over(self, old: str) -> str:
-        """This table, with the rows of an old one that are of other things."""
+        """Return this table with an old one's rows for other things."""
         lines, former = str(self).split("\n"), old.split("\n")
         n = len(lines) - len(self.rows)
         if former[:n] != lines[:n]:  # other columns
@@ -76,7 +75,7 @@ class Table:
 
 
 def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
-    """Tables as they come: those of several models and batches a row at a time."""
+    """Yield tables as they are measured; those of several models and batches row by row."""
     batches, calls = ([2], 1) if args.smoke else (args.batches, args.calls)
     steps, images = (2, 4) if args.smoke else (args.steps, args.images)
     compile_too = args.compile or (device.type == "cuda" and not args.smoke)
@@ -139,9 +138,9 @@ def measured(args: argparse.Namespace, device: torch.device) -> Iterator[Table]:
 
 
 def keep(title: str, about: str, new: Table) -> None:
-    """Put a table into the machine's section of README.md, beside what it holds of other things.
+    """Put a table into the machine's section of README.md, beside the section's other tables.
 
-    A section that was measured with other libraries gives way.
+    A section measured with other libraries is replaced.
     """
     parts = re.split(r"(?m)^(?=## )", README.read_text(encoding="utf-8"))
     own = [part for part in parts if part.startswith(f"{title}\n")]
@@ -155,7 +154,7 @@ def keep(title: str, about: str, new: Table) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure; print every table as soon as it is there and, with `--write`, keep it."""
+    """Measure; print every table as soon as it is measured and, with `--write`, keep it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=["demo", "sd1", "sdxl"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
@@ -181,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=f"keep the tables in {README.name}")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.models is None:  # the large ones take minutes a step on a CPU
+    if args.models is None:  # the large ones take minutes per step on a CPU
         args.models = ["demo", "sd1", "sdxl"] if device.type == "cuda" else ["demo"]
     title = f"## {machine(device)}"
     about = (

@@ -1,8 +1,8 @@
-"""Samples per second of fine-tuning, beside a textbook loop and beside the UNet's own time.
+"""Samples per second of fine-tuning, compared with a textbook loop and with the UNet alone.
 
-The textbook loop is the one of most tutorials: the VAE encodes every image and the tokenizer every
-prompt in every step, and the optimizer holds the whole token table, of which all rows but the new
-ones are put back afterwards. All get the same model, images, batch size, precision and device.
+The textbook loop is that of most tutorials: in every step, the VAE encodes every image and the
+tokenizer every prompt, and the optimizer holds the whole token table, of which all rows but the new
+ones are restored afterwards. All use the same model, images, batch size, precision and device.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HEAD = [
 
 
 def configuration(model: dict, batch: int, **training) -> FinetuneConfig:
-    """A fine-tuning of the shipped pictures on a base model."""
+    """Return a fine-tuning on the shipped pictures and a base model."""
     return parse_config(
         {
             "model": model,
@@ -73,17 +73,17 @@ def configuration(model: dict, batch: int, **training) -> FinetuneConfig:
 
 @contextlib.contextmanager
 def trainer_of(config: FinetuneConfig) -> Iterator[Trainer]:
-    """A trainer whose run leaves nothing behind."""
+    """Yield a trainer whose run leaves nothing behind."""
     with TemporaryDirectory() as place, open_run(Path(place), accelerate=True) as run:
         trainer = Trainer(config, run)
-        # Or the thread that draws would hold it, and its memory, beside the next one.
+        # Otherwise the thread that draws samples would keep it in memory, beside the next one.
         with contextlib.closing(trainer.batches):
             yield trainer
 
 
 def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]:
-    """A function that makes one step of the textbook loop."""
-    model = load_base_model(config.model, device, training=True)  # in the precision of ours
+    """Return a function that makes one step of the textbook loop."""
+    model = load_base_model(config.model, device, training=True)  # in detsd's precision
     add_concepts(model.vocabulary, config.concepts)
     tables, frozen = [], []
     for side in model.vocabulary.text_encoders:
@@ -123,9 +123,9 @@ def textbook(config: FinetuneConfig, device: torch.device) -> Callable[[], None]
 
 
 def blocks_compiled(part: torch.nn.Module, *kinds: str) -> torch.nn.Module:
-    """A model of the same weights, of which only blocks of these classes are compiled.
+    """Return a model with the same weights, of which only blocks of these classes are compiled.
 
-    Those of one class and shape share what was compiled.
+    Blocks of one class and shape share the compiled code.
     """
     shared = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
     made = copy.deepcopy(part, shared)
@@ -136,10 +136,10 @@ def blocks_compiled(part: torch.nn.Module, *kinds: str) -> torch.nn.Module:
 
 
 def bare(model: BaseModel, batch: int, text: bool = False) -> Callable[[], None]:
-    """Forward and backward of the frozen UNet alone, for the gradient of what it is told.
+    """Return a forward and backward pass of the frozen UNet alone, for the text states' gradient.
 
     Args:
-        text: of the text encoders too, for the gradient of a concept's rows.
+        text: include the text encoders, for the gradient of a concept's rows.
     """
     config, size = model.unet.config, model.unet.config.sample_size
     x = torch.randn(batch, config.in_channels, size, size, device=model.device).to(model.dtype)
@@ -163,7 +163,7 @@ def bare(model: BaseModel, batch: int, text: bool = False) -> Callable[[], None]
 
 
 def variants(device: torch.device, compile_too: bool) -> list[str]:
-    """Other ways of making the same step, as `rows` tries them on a device."""
+    """Return the other ways of making the same step that `rows` tries on a device."""
     names = ["as it is", "drawn inline", "channels_last"]
     names += ATTENTION if device.type == "cuda" else []
     if compile_too:
@@ -177,7 +177,7 @@ def variants(device: torch.device, compile_too: bool) -> list[str]:
 def rows(
     name: str, base: dict, batch: int, count: int, compile_too: bool
 ) -> tuple[list[object], list[object]]:
-    """A row of each of the two tables."""
+    """Return a row of each of the two tables."""
     settings = configuration(base, batch, compile="off")
     ways: dict[str, float | None] = {}
     began = time.perf_counter()
@@ -189,7 +189,7 @@ def rows(
             trainer.step(trainer.batches, settings.training.learning_rate)
 
         step()
-        # First, while nothing else lies in the memory.
+        # First, while nothing else is in memory.
         memory, told = peak_memory(step, device), waits(step, device)
         work, peak = operations(step, device), matmul_peak(device, model.dtype)
         seconds = in_turn(
@@ -204,7 +204,7 @@ def rows(
         )
 
         def again() -> float:
-            """Samples a second."""
+            """Return samples per second."""
             return batch / in_turn({"": step}, count, device)[""]
 
         ways["as it is"] = batch / seconds["detsd"]
@@ -223,7 +223,7 @@ def rows(
         plain = steps.compiled
         steps.compiled = COMPILERS[way]
         try:
-            torch.compiler.reset()  # functions that were compiled for other shapes or ways
+            torch.compiler.reset()  # drop functions compiled for other shapes or ways
             began = time.perf_counter()
             with trainer_of(configuration(base, batch, compile="on")) as trainer:
                 ways[f"{way}, s"] = time.perf_counter() - began - loading
@@ -241,7 +241,7 @@ def rows(
 
 
 def data_rows(base: dict, counts: list[int], steps: int) -> list[list[object]]:
-    """Measure the time of a step, and of drawing a sample, by the number of images."""
+    """Measure the times of a step and of drawing a sample, by the number of images."""
     made = []
     with trainer_of(configuration(base, 8, compile="off")) as trainer:
         data: TrainingData = trainer.data

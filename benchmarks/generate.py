@@ -1,8 +1,8 @@
-"""Images per second of a grid, beside a plain loop over the stock pipeline and the UNet's own time.
+"""Images per second of a grid, compared with a loop over the stock pipeline and the UNet alone.
 
-The plain loop is what a tutorial shows: one prompt at a time, saved when it is there. Both make the
+The plain loop is that of a tutorial: one prompt at a time, saved when it is done. Both make the
 same images (same model, prompts, guidance scales, seeds, precision and device) and write them as
-PNG files; the time is from the first prompt to the last file, models loaded before.
+PNG files. The time runs from the first prompt to the last file, with the models already loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SHIPPED_HEAD = ["the grid of", "with", "as it is", "ratio", "a second of the pro
 
 
 def shipped_row(others: list[str], pairs: int) -> list[object]:
-    """Images a second of the shipped grid with other settings, and as it is; medians of pairs."""
+    """Return images per second of the shipped grid, changed and unchanged; medians of pairs."""
     pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
     pipe.load_concepts("learned_embeddings_dict_demo.pt")
     size = pipe.model.image_size
@@ -55,10 +55,10 @@ def shipped_row(others: list[str], pairs: int) -> list[object]:
 
 
 def plain_loop(generator: Grid, folder: Path) -> float:
-    """Seconds of the stock pipeline for the generator's jobs."""
+    """Return the stock pipeline's seconds for the generator's jobs."""
     model = generator.pipeline.model
     stock = DiffusionPipeline.from_pretrained(resolve(model.name), torch_dtype=model.dtype)
-    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)  # as the grid's jobs have
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)  # as in the jobs
     stock.to(model.device).set_progress_bar_config(disable=True)
     stock("warm up", num_inference_steps=2)
     began = time.perf_counter()
@@ -76,8 +76,8 @@ def plain_loop(generator: Grid, folder: Path) -> float:
 
 
 def row(name: str, base: dict, batch: int, images: int, steps: int) -> list[object]:
-    """A row of the table."""
-    gc.collect()  # of the rows before: this one's memory is its own
+    """Return a row of the table."""
+    gc.collect()  # frees the previous rows' memory: this row measures its own
     given = {
         "model": base,
         "grid": {

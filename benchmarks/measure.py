@@ -1,4 +1,4 @@
-"""Clocks and counters: seconds that alternate, floating point operations, memory, waiting."""
+"""Clocks and counters: alternating timings, floating point operations, memory, waiting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDS = 5
 
 
 def timed(call: Callable[[], object], count: int, device: torch.device) -> float:
-    """Seconds of one of `count` calls."""
+    """Return the seconds per call, over `count` calls."""
     began = time.perf_counter()
     for _ in range(count):
         call()
@@ -29,7 +29,7 @@ def timed(call: Callable[[], object], count: int, device: torch.device) -> float
 def in_turn(
     calls: dict[str, Callable[[], object]], count: int, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of one call of each: they take turns, and the best of five rounds counts."""
+    """Return the seconds per call of each; they take turns, and the best of five rounds counts."""
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         timed(call, 2, device)  # first: kernels are chosen, caches filled
@@ -42,10 +42,10 @@ def in_turn(
 def medians_of_pairs(
     pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> list[float]:
-    """Return three medians for each number of a run: before, now, and of the pairs' ratios.
+    """Return three medians for each number of a run: before, now, and the pairs' ratio.
 
     Args:
-        pairs: the numbers of two runs that follow each other, such as seconds on two clocks.
+        pairs: the numbers of two consecutive runs, such as seconds on two clocks.
     """
     cells: list[float] = []
     runs_before, runs_now = zip(*pairs, strict=True)
@@ -58,15 +58,15 @@ def medians_of_pairs(
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of a large product of matrices: what can be had at all."""
+    """Return floating point operations per second of a large matrix product: the upper limit."""
     size, count = (8192, 5) if device.type == "cuda" else (2048, 1)  # a tenth of a second
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / in_turn({"": lambda: a @ b}, count, device)[""]
 
 
 def operations(call: Callable[[], object], device: torch.device) -> int:
-    """Floating point operations of a call: products of matrices, convolutions, attention."""
-    # The CPU's own kernel for attention is not among those that are counted.
+    """Count the floating point operations of a call: matrix products, convolutions, attention."""
+    # The counter does not know the CPU's own attention kernel.
     plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
     with plain, FlopCounterMode(display=False) as counter:
         call()
@@ -74,7 +74,7 @@ def operations(call: Callable[[], object], device: torch.device) -> int:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes of a GPU that a call has in use at most; None elsewhere."""
+    """Return the peak GPU memory of a call in bytes; None on other devices."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -86,7 +86,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
 def waits(call: Callable[[], object], device: torch.device) -> str | None:
     """Count how often a call waits for the GPU, and where; None on other devices.
 
-    As `torch.cuda.set_sync_debug_mode("error")` would say it of the first of them.
+    `torch.cuda.set_sync_debug_mode("error")` would report the first of them.
     """
     if device.type != "cuda":
         return None
@@ -97,14 +97,14 @@ def waits(call: Callable[[], object], device: torch.device) -> str | None:
             call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    # Not the note that this mode is a prototype, which the first call in a process adds.
+    # Skips the note that this mode is a prototype, which the first call in a process adds.
     found = [w for w in told if "called a synchronizing" in str(w.message)]
     places = [f"{Path(w.filename).name}:{w.lineno}" for w in found]
     return f"{len(places)} {' '.join(dict.fromkeys(places))}".strip()
 
 
 def table(head: list[str], rows: list[list[object]]) -> str:
-    """A table in Markdown; None is a dash, floats with three digits that count."""
+    """Return a Markdown table; None is a dash, floats have three significant digits."""
 
     def cell(value: object) -> str:
         if value is None:

@@ -1,9 +1,9 @@
-"""Gigabytes that a fine-tuning needs on a GPU, counted on none: python -m benchmarks.memory
+"""Gigabytes that a fine-tuning needs on a GPU, counted without one: python -m benchmarks.memory
 
-Parameters and what autograd keeps for the backward pass of one image at the family's own size, from
-the shapes alone (PyTorch's meta device), in half precision. Attention is taken to keep no matrix of
-all pairs, as PyTorch's fused kernels do. Not counted: CUDA itself, PyTorch's pools, and what single
-operations need for a moment.
+The parameters, and the tensors that autograd keeps for the backward pass of one image at the
+family's own size, from the shapes alone (PyTorch's meta device), in half precision. Attention is
+assumed to keep no matrix of all pairs, as with PyTorch's fused kernels. Not counted: CUDA itself,
+PyTorch's pools, and the temporary memory of single operations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DTYPE = torch.bfloat16
 
 
 def parts(family: str) -> dict[str, torch.nn.Module]:
-    """The models of a family, frozen, without memory."""
+    """Return the models of a family, frozen, without memory."""
 
     def read(part: str) -> dict:
         return json.loads((CONFIGS / family / part / "config.json").read_text())
@@ -42,7 +42,7 @@ def parts(family: str) -> dict[str, torch.nn.Module]:
 
 
 def kept(unet: UNet2DConditionModel) -> int:
-    """Bytes that one image's pass through the UNet keeps for the gradient of the text states."""
+    """Return the bytes that one image's UNet pass keeps for the gradient of the text states."""
     weights = {p.untyped_storage()._cdata for p in unet.parameters()}
     found = {}
 
@@ -52,7 +52,7 @@ def kept(unet: UNet2DConditionModel) -> int:
             found[storage._cdata] = (
                 storage,
                 storage.nbytes(),
-            )  # held, so that no other gets its id
+            )  # kept alive, so that no other gets its id
         return tensor
 
     side, c = unet.config.sample_size, unet.config
@@ -71,7 +71,7 @@ def kept(unet: UNet2DConditionModel) -> int:
 
 
 class _Fused(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: the three inputs, the output, a number per query."""
+    """An attention that keeps the tensors of a fused kernel: inputs, output, a number per query."""
 
     @staticmethod
     def forward(ctx, query, key, value):

@@ -1,4 +1,4 @@
-"""Base models of random weights, of the sizes of Stable Diffusion: speed does not ask for more."""
+"""Base models of Stable Diffusion's sizes with random weights, which suffice to measure speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 from detsd.models.single_file import CONFIGS
 from detsd.utils.paths import resolve
 
-# For a smoke test: the same parts, each as small as it works.
+# For a smoke test: the same parts, each as small as possible.
 SMALL_TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -44,7 +44,7 @@ SMALLER = {
 def save_random(family: str, folder: Path, device: torch.device, dtype: torch.dtype, small: bool):
     """Write a base model of a family, `sd1` or `sdxl`, as a diffusers folder.
 
-    Made on `device`: on a GPU that takes seconds.
+    The weights are made on `device`; on a GPU this takes seconds.
     """
     torch.manual_seed(0)
     shutil.copytree(CONFIGS / family, folder)

@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: start-up, and threads that wait for others."""
+"""Measurements in separate processes: start-up, and threads that wait for others."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ MISTAKES = (
 
 
 def start_rows(rounds: int) -> list[list[object]]:
-    """Seconds from the start of a process to its end, on the clock and on the processor.
+    """Return the seconds from the start of a process to its end: wall time and CPU time.
 
-    Medians of so many starts. Other programs on the machine add to the first, not to the second.
+    Medians of `rounds` starts. Other programs on the machine add to wall time, not to CPU time.
     """
     lines = {f"detsd {line}": (0, ["-m", "detsd", *line.split()]) for line in WELL}
     lines |= {f"detsd {line}": (2, ["-m", "detsd", *line.split()]) for line in MISTAKES}
@@ -67,7 +67,7 @@ def start_rows(rounds: int) -> list[list[object]]:
 
 
 def _start(code: int, words: list[str], rounds: int) -> list[float]:
-    """Medians of two clocks over the starts of a process that ends with exit code `code`."""
+    """Return the medians of both times for a process that ends with exit code `code`."""
     found = []
     for _ in range(rounds):
         with TemporaryDirectory() as place:
@@ -83,7 +83,7 @@ def _start(code: int, words: list[str], rounds: int) -> list[float]:
 
 
 def spin_rows(spins: Sequence[str], count: int, rounds: int) -> list[list[object]]:
-    """Samples a second under each spin count: alone, and beside one busy process."""
+    """Return samples per second for each spin count: alone, and beside one busy process."""
     made: list[list[object]] = [[spin] for spin in spins]
     for beside in (False, True):
         busy = subprocess.Popen([sys.executable, "-c", BUSY]) if beside else None
@@ -95,7 +95,7 @@ def spin_rows(spins: Sequence[str], count: int, rounds: int) -> list[list[object
                     free = {n: v for n, v in os.environ.items() if n not in names}
                     if spin == "passive":
                         free["OMP_WAIT_POLICY"] = "PASSIVE"
-                    else:  # what is unset, detsd sets: so GNU OpenMP's own count is written out
+                    else:  # detsd sets it if it is unset, so GNU OpenMP's own count is given
                         free["GOMP_SPINCOUNT"] = spin if spin.isdigit() else "300000"
                     told = subprocess.run(
                         [sys.executable, "-m", "benchmarks.processes", str(count)],
@@ -111,7 +111,7 @@ def spin_rows(spins: Sequence[str], count: int, rounds: int) -> list[list[object
 
 
 def _rates(count: int) -> tuple[float, float]:
-    """Samples a second of the demo's UNet, forward and backward at batch 8, and forward alone."""
+    """Return the demo UNet's samples per second at batch 8: forward and backward, forward alone."""
     device = torch.device("cpu")
     model = load_base_model(ModelConfig("demo_model"), device)
     step = bare(model, 8)

@@ -1,10 +1,10 @@
-"""Peak resident memory of whole commands, beside those of other checkouts of this repository.
+"""Peak resident memory of whole commands, compared with other checkouts of this repository.
 
     python -m benchmarks.resident --precision bf16 CHECKOUT CHECKOUT
 
-Random weights of real size, stored in float32 as most models are; a fine-tuning of one step at
-batch 1 with gradient checkpointing, and one image in one step, at the model's own size. Each is a
-process of its own, one at a time, and the system tells the most memory that it had.
+Random weights of real size, stored in float32 as most models are: a fine-tuning of one step at
+batch 1 with gradient checkpointing, and one image in one step, at the model's own size. Each runs
+in its own process, one at a time, and the system reports the peak memory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def save_commands(place: Path, model: dict[str, object], size: int) -> dict[str,
     return found
 
 
-# A process inherits the peak of the one that starts it, which here has made the model.
+# A process inherits the peak of its parent, which here has made the model.
 STARTER = """import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=sys.stderr)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -89,7 +89,7 @@ def rows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, and print a line of each command as soon as it is measured."""
+    """Measure, and print a line for each command as soon as it is measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resident", description=__doc__)
     parser.add_argument("checkouts", nargs="*", type=Path, default=[ROOT])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["sd1"])

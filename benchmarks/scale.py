@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale [--images 100000] [--ranks 64] [--side 64] [--seconds 60]
 
-Everything but the model is real: the ranks are processes that speak over Core API, one of them is
-the chief, who writes files, draws contact sheets and stores checkpoints (into a folder). Twice:
+Everything but the model is real: the ranks are processes that communicate over Core API, and the
+chief writes files, draws contact sheets and stores checkpoints (into a folder). Two grids:
 
-    taking: images come ready as fast as they are asked for; what one chief takes.
-    mixed:  batches of 20 and of 50 steps take their time; what the ranks lose by waiting.
+    taking: images are ready at once; measures how many one chief can take.
+    mixed:  batches of 20 and of 50 steps take their time; measures what ranks lose by waiting.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from detsd.utils import png
 
 
 class StandIn:
-    """A pipeline that makes images of noise, `seconds_per_step` for each step of a batch."""
+    """A pipeline that makes images of noise, in `seconds_per_step` for each step of a batch."""
 
     seconds_per_step = 0.0
-    busy = 0.0  # seconds spent in making, of this process
+    busy = 0.0  # seconds that this process spent making images
 
     def __init__(self, side: int):
         self.model = SimpleNamespace(
@@ -94,20 +94,20 @@ class StandIn:
         return [GeneratedImage(self.image, False, len(jobs))] * len(jobs)
 
     def encode(self, _, record):
-        """A PNG file whose pixels were encoded before: that is not what is measured here."""
+        """Return a PNG file whose pixels were encoded before, since encoding is not measured."""
         text = b"detsd\0" + json.dumps(record).encode()
         chunk = struct.pack(">I", len(text)) + b"tEXt" + text
         chunk += struct.pack(">I", zlib.crc32(b"tEXt" + text))
-        return self.png[:33] + chunk + self.png[33:]  # behind the header
+        return self.png[:33] + chunk + self.png[33:]  # after the header
 
 
 class FolderRun(LocalRun):
-    """Stores checkpoints as a cluster does, in a folder."""
+    """A run that stores checkpoints as a cluster does, in a folder."""
 
     folder_is_kept = False
     keeps = 1000
     storage: Path
-    resident: list[tuple[float, int, int]]  # at each checkpoint: moment, images, bytes of memory
+    resident: list[tuple[float, int, int]]  # at each checkpoint: time, images, bytes of memory
 
     def store(self, steps, metadata, write):
         uuid = f"{steps:08d}"
@@ -126,13 +126,13 @@ class FolderRun(LocalRun):
 
 
 def memory() -> int:
-    """Bytes of memory that this process alone holds: not the code of libraries, which it shares."""
+    """Return the bytes that this process alone holds, without the libraries' shared code."""
     lines = dict(s.split(":") for s in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(lines["RssAnon"].split()[0])
 
 
 def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> None:
-    """One process of the grid; the chief, and everybody's time, through `out`."""
+    """Run one process of the grid; put its times and, for the chief, checkpoints into `out`."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.ranks),
         "LOCAL_WORLD_SIZE": str(args.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -146,11 +146,11 @@ def a_rank(rank: int, args, given: dict, folder: Path, port: int, out, end) -> N
         assert grid.generate()
         stored = [(moment - began, *rest) for moment, *rest in FolderRun.resident]
         out.put((rank, grid.pipeline.busy, time.monotonic() - began, stored))
-    end.wait()  # with the chief goes the store that the others look at
+    end.wait()  # the store that the others read ends with the chief
 
 
 def run_grid(args, given: dict, folder: Path) -> dict[int, tuple]:
-    """All ranks of a grid in `folder`; by rank: seconds of making, of all, its checkpoints."""
+    """Run all ranks of a grid in `folder`; return by rank: seconds making, in all, checkpoints."""
     (folder / "storage").mkdir(parents=True)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -195,7 +195,7 @@ def main() -> None:
         given = a_grid(args.images, [20], 16, 5)
         found = run_grid(args, given, folder)
         _, seconds, resident = found[0]
-        taking, taken, _ = resident[max(0, len(resident) - 2)]  # the last one waits for all sheets
+        taking, taken, _ = resident[max(0, len(resident) - 2)]  # the last waits for all sheets
         count = len(list((folder / "run" / "images").glob("*.png")))
         size = sum(p.stat().st_size for p in (folder / "run" / "images").glob("*.png"))
         stored = sum(p.stat().st_size for p in (folder / "storage").rglob("*") if p.is_file())
@@ -218,7 +218,7 @@ def main() -> None:
             grid = Grid(parse_config(given, "benchmark", GenerateConfig), run)
             assert len(grid.store.finished) == count
             print(f"resuming: {time.monotonic() - began:.1f} s until the first batch")
-        # As many batches as take the time, of 20 and of 50 steps, 35 on average.
+        # Enough batches of 20 and of 50 steps, 35 on average, to fill the time.
         StandIn.seconds_per_step = args.seconds / 35 / 20  # a rank makes twenty batches
         given = a_grid(args.ranks * 20 * 4, [20, 50], 4, 5)
         found = run_grid(args, given, Path(name) / "mixed")

@@ -1,11 +1,11 @@
-"""Spread of a fine-tuning's result by rounding: the same samples in other layouts, and other seeds.
+"""The spread of a fine-tuning's results by rounding (the same samples in other layouts) and seeds.
 
     python -m benchmarks --only spread [--concepts det-logo ...] [--layouts 1:8x1 ...] [--seeds 1 2]
                                        [--set training.learning_rate=2e-3 ...] [--score 8]
 
-A layout is THREADS:BATCHxACCUMULATION. Two processes of 4 equal one that accumulates twice 4, bit
-for bit (docs/how-it-works.md), so that `1:4x2` stands for them. What was measured is kept in
-outputs/spread.jsonl and is not measured again.
+A layout is THREADS:BATCHxACCUMULATION. Two processes of batch 4 equal one that accumulates 4 twice,
+bit for bit (docs/how-it-works.md), so `1:4x2` stands for them. Results are kept in
+outputs/spread.jsonl and not measured again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILE = "finetune_demo.yaml"
 KEPT = Path("outputs/spread.jsonl")
 LAYOUTS = tuple(f"{n}:{batch}x{8 // batch}" for n in (1, 2) for batch in (8, 4, 2, 1))
 SEEDS = (2147483647, 1, 2)
-# The demo's own, and those that README and docs/own-pictures.md learn from its file.
+# The demo's concept, and those that README and docs/own-pictures.md learn with its file.
 CONCEPTS: dict[str, list[str]] = {
     "det-logo": [],
     "ring-and-dot": [
@@ -53,7 +53,7 @@ HEAD = ["concept", "seed", "layouts", "val_loss", "deviation", "score", "its dev
 
 
 def layout(text: str) -> str:
-    """Return a layout as it was given; for argparse, which turns the error into a sentence."""
+    """Return a layout unchanged, or raise an error that argparse turns into a sentence."""
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not THREADS:BATCHxACCUMULATION; write e.g. 1:8x1"
@@ -62,7 +62,7 @@ def layout(text: str) -> str:
 
 
 def configuration(concept: str, seed: int, settings: Sequence[str], score: int) -> FinetuneConfig:
-    """Return the demo's fine-tuning of a concept, without samples that are only looked at."""
+    """Return the demo's fine-tuning of a concept, without samples that are only for viewing."""
     own = [f"training.train_seed={seed}", "inference.inference_prompts=[]",
            f"measure.num_samples={score}"]  # fmt: skip
     return load_config(FILE, [*CONCEPTS[concept], *own, *settings])
@@ -75,13 +75,13 @@ def key_of(config: FinetuneConfig, layout: str) -> str:
 
 
 def train(trainer: Trainer, layout: str) -> dict[str, float]:
-    """Train anew in a layout, and return the metrics of the last step."""
+    """Train from the start in a layout; return the metrics of the last step."""
     threads, batch, accumulated = map(int, layout.replace("x", ":").split(":"))
     torch.set_num_threads(threads)
     t = dataclasses.replace(
         trainer.config.training, train_batch_size=batch, gradient_accumulation_steps=accumulated
     )
-    trainer.config = dataclasses.replace(trainer.config, training=t)  # next_batch goes by it
+    trainer.config = dataclasses.replace(trainer.config, training=t)  # next_batch reads it
     initial = trainer.step.initial_vectors
     with torch.no_grad():
         for vectors, first in zip(trainer.step.vectors, initial, strict=True):
@@ -126,7 +126,7 @@ def measured(
 def rows(lines: Sequence[dict[str, Any]]) -> list[list[object]]:
     """Return a row for each seed of each concept, and one for each concept.
 
-    The concept's deviation is that by rounding: the root of the mean variance within a seed.
+    The concept's deviation is that caused by rounding: the root of the mean variance within a seed.
     """
 
     def moments(groups: list[list[dict[str, Any]]], key: str) -> list[object]:

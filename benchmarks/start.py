@@ -1,9 +1,10 @@
-"""Starts of processes beside those of another version of detsd, in turns.
+"""Process start-up compared with another version of detsd, in turns.
 
     git worktree add --detach OLD 62df2d7
     python -m benchmarks --only start --against OLD
 
-A run counts up to what a person waits for: the first stored image, or the first step's report.
+A run is timed up to the event that a user waits for: the first stored image, or the first step's
+report.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COMMANDS = {
     f"{EVERY_STEP}",
 }
 LAUNCHED = "the same by the launcher, with a stand-in for the master"
-# In the folder of each version, whose own stand-in starts it as a container does.
+# Runs in each version's folder, whose own stand-in starts it as a container does.
 TRIAL = """
 import sys, time; sys.path[:0] = ["tests", "."]
 from pathlib import Path
@@ -46,14 +47,14 @@ with Master(Path(sys.argv[1])) as master:
 
 
 def rows(before: Path, now: Path, pairs: int) -> Iterator[list[object]]:
-    """Medians of both versions, and of the pairs' ratios; each pair's runs follow each other."""
+    """Yield medians of both versions and of the pairs' ratios; a pair's runs are consecutive."""
     for name in (*COMMANDS, LAUNCHED):
         found = [(_measure(name, before), _measure(name, now)) for _ in range(pairs)]
         yield [name, *medians_of_pairs(found)]
 
 
 def _measure(name: str, root: Path) -> tuple[float, float]:
-    """Return the seconds of a run, on the clock and of the processor."""
+    """Return the seconds of a run: wall time and CPU time."""
     with TemporaryDirectory() as place:
         out = Path(place) / "out"
         if name == LAUNCHED:
@@ -81,7 +82,7 @@ def _there(out: Path) -> bool:
 
 
 def _launched(root: Path, place: str) -> tuple[float, float]:
-    """Return the seconds of a trial's first step, all processes of the trial together."""
+    """Return the same times up to a trial's first step, for all its processes together."""
     command, pipe = [sys.executable, "-c", TRIAL, place], subprocess.PIPE
     with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True) as master:
         trial = int(master.stdout.readline())
@@ -102,7 +103,7 @@ def _until(done: Callable[[], bool], process: subprocess.Popen, began: float) ->
 
 
 def _processor(root: int) -> float:
-    """Return the seconds that a process and those below it have had of the processor."""
+    """Return the CPU seconds of a process and its descendants."""
     found: dict[int, tuple[int, int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
