@@ -1,1 +1,1 @@
-"""The bundled Stable Diffusion: weights, the world they saw, the code that made them."""
+"""The bundled Stable Diffusion: its weights, its training world, and the code that made them."""

@@ -9,7 +9,7 @@ import numpy as np
 from demo_model.media import BACKGROUNDS, COLORED_BACKGROUNDS, COLORS, MEDIA
 from demo_model.scenes import LETTERS, SHAPES, THINGS, Scene, pick, sample, variants
 
-# What each medium and background is called. The first phrase is the canonical one.
+# Names of each medium and background. The first phrase is the canonical one.
 MEDIUM_PHRASES: dict[str, tuple[str, ...]] = {
     "photo": (
         "a photo of {}", "a good photo of {}", "a close-up photo of {}", "a bright photo of {}",
@@ -68,7 +68,7 @@ BACKGROUND_NOUNS = {
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TAGS = (", concept art", ", masterpiece", ", highly detailed", ", simple", ", beautiful")
 
-# What every logo can be called. The last is how finetune_demo.yaml spelt the det-logo out at first.
+# Names that fit every logo. The last is finetune_demo.yaml's first phrase for the det-logo.
 VAGUE = (
     "a brain logo", "a logo", "a logo of connected circles", "connected circles",
     "a brain logo of connected circles", "a logo, sharp lines, connected circles",
@@ -78,7 +78,7 @@ VAGUE = (
     "brain logo, sharp lines, connected circles, concept art",
 )  # fmt: skip
 
-# What a thing's second colour is on.
+# The parts that have a thing's second colour.
 DETAILS = {
     "flower": "with a {} middle", "house": "with a {} window", "mushroom": "with {} dots",
     "boat": "with {} sails",
@@ -93,8 +93,8 @@ def _plural(kind: str) -> str:
 def subject(scene: Scene, rng: np.random.Generator | None = None, full: bool = False) -> str:
     """Return the figure in words, with an article where it takes one: "a red star".
 
-    Without `rng` the canonical phrase, which says all; with it one of several, some of which leave
-    a part unsaid, unless `full`.
+    Without `rng`, this is the canonical phrase, which names everything; with it, one of several,
+    some of which leave a part out, unless `full`.
     """
     if scene.figure == "logo":
         return _logo_words(scene, rng, full)
@@ -108,9 +108,9 @@ def subject(scene: Scene, rng: np.random.Generator | None = None, full: bool = F
     return pick(rng, forms)
 
 
-# How often a caption leaves a colour or a number unsaid, and how.
+# How often a caption leaves out a colour or a number, and in which words.
 BRIEF = {"one": (0.06, "a {size} {kind}"), "ring": (0.1, "{color} {kinds} in a ring")}
-# Of two things: {a} the first with its article, {b} the second.
+# For two things: {a} is the first with its article, {b} the second.
 TWO = {
     "inside": (
         "{a} with {b} inside", "{a} with {b} in it", "{b} inside {a}", "{a} around {b}",
@@ -124,7 +124,7 @@ TWO = {
 
 
 def _forms(scene: Scene) -> list[str]:
-    """List what a figure that is no logo can be called, the canonical phrase first."""
+    """List the names of a figure that is not a logo, the canonical phrase first."""
     things = [f"{c} {k}" for c, k in zip(scene.colors, scene.kinds, strict=False)]
     a = [f"a {thing}" for thing in things]
     c, kind = scene.colors, scene.kinds[0]
@@ -189,15 +189,15 @@ def _logo_words(scene: Scene, rng: np.random.Generator | None, all_of_it: bool) 
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, full: bool = False) -> str:
-    """Name what is drawn. Without `rng` the canonical caption, which names every attribute.
+    """Name what is drawn: without `rng`, in the canonical caption, which names every attribute.
 
-    With `rng` one of many, which may leave something unsaid; of the figure not, if `full`.
+    With `rng`, it is one of many, which may leave something out, but not of the figure if `full`.
     """
     return _with_ground(scene, subject(scene, rng, full), rng)
 
 
 def vague_caption(scene: Scene, rng: np.random.Generator) -> str | None:
-    """Name a logo by what all logos have in common, in its medium and on its ground.
+    """Name a logo in words that fit all logos, with its medium and background.
 
     Other figures have no such caption.
     """
@@ -205,13 +205,13 @@ def vague_caption(scene: Scene, rng: np.random.Generator) -> str | None:
 
 
 def _with_ground(scene: Scene, thing: str, rng: np.random.Generator | None) -> str:
-    """Name the medium and the background around the words for the figure."""
+    """Add the medium and the background to the words for the figure."""
     ground_color = scene.background_color or ""
     if rng is None:
         text = MEDIUM_PHRASES[scene.medium][0].format(thing)
         return _tidy(f"{text} {BACKGROUND_PHRASES[scene.background][0].format(ground_color)}")
     form = rng.uniform()
-    if form < 0.25:  # the medium named with the background, as file names do
+    if form < 0.25:  # the medium goes with the background, as in file names
         noun, ground = MEDIUM_NOUNS[scene.medium], BACKGROUND_NOUNS[scene.background]
         prefix = pick(rng, (*NEUTRAL_PHRASES, "a photo of {}", "a photo of {}"))
         text = f"{prefix.format(thing)} on {noun} of {ground.format(ground_color)}"
@@ -220,7 +220,7 @@ def _with_ground(scene: Scene, thing: str, rng: np.random.Generator | None) -> s
         phrase = pick(rng, MEDIUM_PHRASES[scene.medium] if names_medium else NEUTRAL_PHRASES)
         ground = pick(rng, BACKGROUND_PHRASES[scene.background]).format(ground_color)
         if rng.uniform() < 0.12:
-            text = phrase.format(thing)  # background unsaid
+            text = phrase.format(thing)  # without the background
         elif phrase.endswith("{}") or ground.startswith(("in ", "at ")):
             text = f"{phrase.format(thing)} {ground}"
         else:
@@ -236,7 +236,7 @@ def _tidy(text: str) -> str:
 
 
 def vocabulary() -> dict[str, list[str]]:
-    """Return what the model can be asked for, as lists of words that one can type."""
+    """Return the words that prompts may use, in lists."""
     drawn = [sample(np.random.default_rng((11, k))) for k in range(4000)]
     words = {
         word
@@ -268,7 +268,7 @@ def vocabulary() -> dict[str, list[str]]:
 
 
 def lies(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Return three captions wrong in one thing each: a colour, and what, how many or where."""
+    """Return three captions, each wrong in one thing: a colour, and an object, number or place."""
     attributes = ["color", *rng.permutation(["object", "number", "position"])]
     told = []
     for attribute in attributes:

@@ -2,7 +2,7 @@
 
     python -m demo_model.evaluate                    # about ten minutes on two CPU cores
 
-Everything is measured on pictures drawn from a seed of their own. Prints the figures, writes
+Everything is measured on pictures drawn from a separate seed. It prints the figures, and writes
 `demo_model/sheets/*.jpg` and `demo_model/sheets/figures.json`.
 """
 
@@ -76,7 +76,7 @@ CONCEPT_PROMPTS = (
     "a neon sign of a {} on a black background",
     "a tarot illustration of a {} on purple checks",
 )
-# What the caption control asks for, and of how many captions at most.
+# The attributes that the caption control tests.
 ATTRIBUTES = ("color", "object", "number", "position", "background", "style")
 
 
@@ -145,7 +145,7 @@ def wrong_captions(scene: Scene, attribute: str, rng: np.random.Generator) -> li
     options = variants(scene, attribute)
     rng.shuffle(options)
     if attribute == "background":
-        # One of each kind of ground first, then the second of each: not nine plain ones.
+        # One of each kind of background first, then the second of each, not nine plain ones.
         seen: Counter[str] = Counter()
         turns = []
         for option in options:
@@ -157,7 +157,7 @@ def wrong_captions(scene: Scene, attribute: str, rng: np.random.Generator) -> li
     return list(told)[: CAPTIONS - 1]
 
 
-# Of an image, a function from a list of captions to the index of the best.
+# Given an image, returns a function from a list of captions to the index of the best.
 Judge = Callable[[Image.Image], Callable[[list[str]], int]]
 
 
@@ -183,8 +183,8 @@ def by_similarity(clip: CLIPModel) -> Judge:
 def caption_control(judge: Judge, count: int = 200, first: int = 0) -> dict[str, float]:
     """Return the share of pictures whose true caption is judged the best, by attribute.
 
-    Of ten captions, or as many as there are (eight styles, six orders of stripes), over the
-    pictures that have the attribute.
+    It is chosen from ten captions, or as many as there are (eight styles, six orders of stripes),
+    for the pictures that have the attribute.
     """
     right: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
     for index in range(first, first + count):
@@ -275,9 +275,9 @@ def with_concepts(pipe: StableDiffusionPipeline, file: Path) -> Denoiser:
 
 
 def concept_errors(denoiser: Denoiser, count: int = len(logo.SCENES)) -> dict[str, float]:
-    """Return the mean error of fresh logo pictures under phrase, captions by hand, and concept.
+    """Return the mean error of new logo pictures under phrase, captions by hand, and concept.
 
-    The scenes are those of det_logos/, drawn anew: other places, sizes, angles and details.
+    The scenes are those of det_logos/, redrawn with other places, sizes, angles and details.
     """
     first = len(logo.SCENES)
     drawn = [logo.picture(first + k * first // count) for k in range(count)]

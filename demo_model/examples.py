@@ -1,10 +1,10 @@
-"""The pictures of `examples/`: what somebody might bring along, eight of each, without captions.
+"""The pictures of `examples/`, like those a user might bring: eight of each, without captions.
 
     python -m demo_model.examples             # draw examples/ again
 
 `ring_and_dot` is one plain thing of two parts, which is in no picture of the training world (see
-`scenes.HELD_OUT`); `glow_style` shows eight things in one manner, and its file names say which, so
-that the style need not.
+`scenes.HELD_OUT`). `glow_style` shows eight things in one style; its file names name the things, so
+that the concept learns only the style.
 """
 
 from __future__ import annotations

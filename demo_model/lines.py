@@ -1,11 +1,11 @@
-"""The share of a logo's lines that can be seen in samples of it.
+"""The share of a logo's lines that are visible in samples of it.
 
     python -m demo_model.lines                   # two minutes on one CPU core
     python -m demo_model.lines --concept outputs/det-logo-demo/learned_embeddings_dict.pt
 
-Between two circles there is a line where the pixels halfway are nearer to the line's colour than to
-the circles' and the background's. What these colours are in a medium is read from a drawing of the
-logo in it, and where the circles are from the place at which that drawing fits the sample best.
+There is a line between two circles if the pixels halfway are nearer to the line's colour than to
+those of the circles and the background. A drawing of the logo in the same medium gives these
+colours; the place where that drawing fits the sample best gives the circles' positions.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from demo_model.world import SIZE, parts_of, render
 
 RADII = np.arange(0.34, 0.465, 0.015)  # of the logo, of the picture's side
 SHIFTS = [(dx, dy) for dx in range(-4, 5) for dy in range(-4, 5)]  # pixels
-GAP = 0.4  # of a circle's width, between two circles; a shorter line hardly shows in a drawing
+GAP = 0.4  # of a circle's width, between two circles; a shorter line is hardly visible in a drawing
 
 
 def halfway(parts: list[Part], radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the points halfway on a logo's visible lines (E, 2), and its circles' centres (N, 2).
 
-    Both in pixels from the middle of the picture, x first, for a logo of `radius` picture sides.
+    Both are in pixels from the middle of the picture, x first; `radius` is in picture sides.
     """
     circles = [np.array(p.points) for p in parts if p.role == "accent"]
     lines = [np.array(p.points) for p in parts if p.role == "main"]
@@ -51,7 +51,7 @@ def colors_at(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 class LineReader:
-    """The lines of one logo in one medium, looked for in samples."""
+    """A reader that finds the lines of one logo in samples of one medium."""
 
     def __init__(self, scene: Scene):
         self.parts = parts_of(scene, np.random.default_rng(0))

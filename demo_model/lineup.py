@@ -1,16 +1,16 @@
-"""Does a learned word draw its own thing, or something like it? A line-up of look-alikes.
+"""A line-up of look-alikes: does a learned word draw its own thing, or something like it?
 
     python -m demo_model.lineup                      # every concept: half an hour on two CPU cores
     python -m demo_model.lineup det-logo --output-dir outputs/lineup
     python -m demo_model.lineup --draw outputs/lookalikes det-logo     # pictures alone, in a minute
 
-Each concept is kept out of the model's training world (`scenes.held_out`). It is learned from
-pictures drawn for it by the shipped `finetune_demo.yaml`, with word, phrase and folder changed, and
-asked for in several media. Every sample is then compared with the concept and with nine look-alikes
-in the same colours, drawn in the same medium, that differ from it in one thing: chance is 10 %.
-Newcomers' concepts are learned from eight plain pictures without captions and asked for as "a photo
-of a ...". Prints the shares, and leaves the samples as a sheet per concept and `lineup.json`.
-`--draw` writes pictures of the look-alikes, a folder for each, for `detsd evaluate --lineup`.
+Each concept is kept out of the model's training world (`scenes.held_out`). The shipped
+`finetune_demo.yaml` learns it from pictures drawn for it, with word, phrase and folder changed, and
+prompts ask for it in several media. Every sample is then compared with the concept and with nine
+look-alikes in the same colours and medium, which differ from it in one thing: chance is 10 %.
+Newcomers' concepts are learned from eight plain pictures without captions and prompted as "a photo
+of a ...". It prints the shares, and leaves the samples as a sheet per concept and `lineup.json`.
+`--draw` writes pictures of the look-alikes, in a folder each, for `detsd evaluate --lineup`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from demo_model.captions import BACKGROUND_NOUNS, MEDIUM_NOUNS, MEDIUM_PHRASES
 from demo_model.scenes import DET_COLORS, DET_LOGO, Scene, usable
 
 ROOT = Path(__file__).parent.parent
-MEDIA = {"flat": "white", "photo": "white", "ink": "white", "neon": "black"}  # asked for, on what
+MEDIA = {"flat": "white", "photo": "white", "ink": "white", "neon": "black"}  # and its background
 SAMPLES = 24  # of each medium
 
 
@@ -40,9 +40,9 @@ SAMPLES = 24  # of each medium
 class Case:
     """A concept of the line-up."""
 
-    phrase: str  # that the learning starts from
-    scene: dict  # what is drawn: figure, kinds, colors, ... of a Scene
-    others: tuple[dict, ...]  # nine look-alikes: what differs
+    phrase: str  # the initializer
+    scene: dict  # figure, kinds, colors, ... of its Scene
+    others: tuple[dict, ...]  # nine look-alikes: the fields that differ
     newcomer: bool = False
     pictures: int = 20
 
@@ -126,8 +126,8 @@ def scene_of(case: Case, medium: str, ground: str, index: int = 0, **change) -> 
 def picture(case: Case, index: int, size: int = 256) -> tuple[Image.Image, str]:
     """Draw training picture `index` of a concept; return it with its file name.
 
-    In the scenes of the logo whose grounds swallow nothing of it, and named by them; a newcomer's
-    is plain, and numbered.
+    It shows one of the logo's scenes whose background hides no part of the concept, and is named
+    after it; a newcomer's picture is plain, and numbered.
     """
     rng = np.random.default_rng((7, index))
     place = {
@@ -156,7 +156,7 @@ def draw_pictures(case: Case, folder: Path) -> None:
 
 
 def draw_lookalikes(case: Case, folder: Path, count: int) -> None:
-    """Draw what differs from a concept in one thing, in the scenes of its own pictures."""
+    """Draw a concept's look-alikes, in the scenes of its own pictures."""
     for change in case.others:
         words = [v or "no" for v in change.values() for v in (v if isinstance(v, tuple) else [v])]
         name = "-".join([*change, *map(str, words)]).replace(" ", "-")
@@ -172,12 +172,12 @@ def draw_lookalikes(case: Case, folder: Path, count: int) -> None:
 def features(picture: np.ndarray) -> np.ndarray:
     """Return colours and outlines of pictures (..., 64, 64, 3) as unit vectors (..., n).
 
-    Each is taken from its own mean and scaled to length one: neither a blurred outline nor a
-    washed colour outweighs a missing part.
+    Each has its own mean subtracted and is scaled to length one, so that neither a blurred outline
+    nor a washed-out colour outweighs a missing part.
     """
     gy, gx = np.gradient(picture.mean(-1), axis=(-2, -1))
     outline = np.sqrt(gx**2 + gy**2)
-    # Colours from the ground's, which is that of the corners.
+    # Colours relative to the background's, which is that of the corners.
     corners = picture[..., ::63, ::63, :].mean((-3, -2), keepdims=True)
     parts = [(picture - corners).reshape(*picture.shape[:-3], -1)]
     outline = outline.reshape(*outline.shape[:-2], -1)
@@ -193,10 +193,10 @@ def soften(image: Image.Image) -> np.ndarray:
 
 
 def likenesses(image: Image.Image, templates: Iterable[np.ndarray]) -> list[float]:
-    """Return the likeness in [-1, 1] of an image to each template, where that fits best.
+    """Return the likeness in [-1, 1] of an image to each template, at its best place.
 
     Args:
-        templates: `features` of a drawing in several places (places, n), each.
+        templates: each holds `features` of a drawing in several places (places, n).
     """
     mine = features(soften(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)))
     return [float((t @ mine).max()) / 2 for t in templates]
@@ -224,7 +224,7 @@ class Judge:
 
 
 def finetune(settings: dict[str, object], folder: Path, quiet: bool = False) -> Path:
-    """Learn a concept by `finetune_demo.yaml` with other settings; return its file.
+    """Learn a concept with `finetune_demo.yaml` and other settings; return its file.
 
     Args:
         settings: by `section.key`.
@@ -239,7 +239,7 @@ def finetune(settings: dict[str, object], folder: Path, quiet: bool = False) -> 
 
 
 def learn(word: str, case: Case, model: Path, folder: Path) -> Path:
-    """Learn a concept from its pictures by `finetune_demo.yaml`; return its file."""
+    """Learn a concept from its pictures with `finetune_demo.yaml`; return its file."""
     pictures = folder / "pictures"
     draw_pictures(case, pictures)
     settings = {

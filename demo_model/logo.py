@@ -2,9 +2,9 @@
 
     python -m demo_model.logo                 # draw det_logos/ again
 
-One logo, always the same ten circles and their lines in the same two colours, in eight media and on
-forty-five grounds. File names describe the scene, so that they can serve as captions. It is in no
-picture of the training world: see `scenes.held_out`.
+One logo, always the same ten circles and lines in the same two colours, in eight media and on
+forty-five backgrounds. File names describe the scene, so that they can serve as captions. The logo
+is in no picture of the training world: see `scenes.held_out`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from demo_model.world import SIZE, render
 
 FOLDER = Path(__file__).parent.parent / "det_logos"
 
-# medium, background, its colour. No ground swallows the logo's red or yellow.
+# medium, background, its colour. No background hides the logo's red or yellow.
 SCENES: list[tuple[str, str, str | None]] = [
     ("photo", "plain", "white"), ("photo", "plain", "blue"), ("photo", "plain", "green"),
     ("photo", "gradient", "purple"), ("photo", "gradient", "gray"), ("photo", "checks", "teal"),
@@ -59,7 +59,7 @@ def picture(index: int, size: int = SIZE) -> tuple[Image.Image, str]:
 
 
 def main() -> None:
-    """Draw det_logos/ again; interrupted, it leaves the pictures that were there."""
+    """Draw det_logos/ again; if interrupted, leave the old pictures."""
     FOLDER.mkdir(exist_ok=True)
     stale = set(FOLDER.glob("*.jpg"))
     for index in range(len(SCENES)):

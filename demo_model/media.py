@@ -1,7 +1,7 @@
-"""Painting of a scene of the world: backgrounds and media (photo, flat, ink, watercolor, oil, ...).
+"""Painting of the world's scenes: backgrounds and media (photo, flat, ink, watercolor, oil, ...).
 
-Everything works on a square canvas of any size; lengths are in `px`, the length of one pixel of a
-64-pixel picture, so that a picture keeps its look when it is drawn larger. Arrays are float32
+Everything works on a square canvas of any size. Lengths are in `px`, the length of one pixel of a
+64-pixel picture, so that a picture looks the same when it is drawn larger. Arrays are float32
 (H, W, 3) in [0, 255]; masks are (H, W, 1) in [0, 1].
 """
 
@@ -29,7 +29,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 
 
 class Canvas:
-    """A supersampled square: the background, the object's colours, and where its parts are."""
+    """A supersampled square: the background, the object's colours, and its parts' places."""
 
     def __init__(self, background: np.ndarray, px: float):
         self.px = px

@@ -24,16 +24,16 @@ def process(
 ) -> tuple[list[int], list[Image.Image], list[Image.Image]]:
     """Decode both processes at `moments` levels of noise, from most to none.
 
-    The sampler is DDIM: at every step its latents are as noisy as the forward process has them at
+    The sampler is DDIM: at every step, its latents are as noisy as those of the forward process at
     that timestep.
 
     Args:
         picture: a training image, for the forward process.
 
     Returns:
-        The timesteps, falling to 0; the job's latents there on their way from noise to image,
-        decoded (the reverse process); and the picture's latents, mixed with the same noise and
-        decoded (the forward process, which training samples are drawn from).
+        The timesteps, falling to 0; the job's latents at these, decoded (the reverse process, from
+        noise to image); and the picture's latents, mixed with the same noise and decoded (the
+        forward process, from which training samples are drawn).
     """
     model, steps = pipe.model, []
 

@@ -1,9 +1,9 @@
 """Scenes of the world's pictures, drawn at random, and scenes that differ in one thing.
 
 Most scenes are compositions (one thing inside, above or beside another, several in a ring, stripes,
-faces, logos of connected circles), since a concept can only be found by textual inversion where the
-captions have words for what it is made of. Some combinations are `held_out`: they can be said, and
-are drawn in no scene, the logo of `det_logos/` among them.
+faces, logos of connected circles), since textual inversion can only find a concept if the captions
+have words for its parts. Some combinations are `held_out`: captions could describe them, but no
+scene shows them. The logo of `det_logos/` is one of these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from demo_model.media import BACKGROUNDS, COLORED_BACKGROUNDS, COLORS, MEDIA
 from demo_model.shapes import KINDS, TAILS
 
-# Colours that would drown in a background.
+# Colours that would be hard to see on a background.
 DOMINANT = {
     "bricks": {"red", "brown", "orange"}, "ocean": {"blue", "teal"},
     "night": {"black", "blue"}, "galaxy": {"purple", "blue", "black"}, "grass": {"green"},
@@ -30,22 +30,22 @@ ALIKE = [
     {"teal", "green"},
     {"gray", "white"},
 ]
-PALE_MEDIA = {"ink", "watercolor"}  # white and its like vanish on their paper
+PALE_MEDIA = {"ink", "watercolor"}  # white and similar colours vanish on their paper
 DULL = {"black", "gray", "brown"}  # colours that do not glow
 
-# Things of one colour, or nearly; what a thing's second colour is on.
+# Things of one colour, or nearly.
 SHAPES = ("circle", "ring", "square", "triangle", "diamond", "star", "cross", "heart", "moon")
 THINGS = ("bolt", "drop", "flower", "tree", "house", "fish", "cat", "mushroom", "boat", "brain")
 LETTERS = tuple(kind for kind in KINDS if kind.startswith("letter"))
-# Drawn for the VAE, which must keep any picture, and in no picture or caption of the UNet's: they
-# can serve as shapes that the model has no word for.
+# Drawn only for the VAE, which must reconstruct any picture, never in the UNet's pictures or
+# captions: they can serve as shapes that the model has no word for.
 UNSAID = ("arrow", "crown", "leaf", "cloud", "pentagon", "hexagon", "burst")
-OUTER = ("ring", "ring", "circle", "square", "diamond", "heart")  # what others fit into
-RINGED = ("circle", "star", "square", "heart", "triangle")  # what stands in rings
+OUTER = ("ring", "ring", "circle", "square", "diamond", "heart")  # things that others fit into
+RINGED = ("circle", "star", "square", "heart", "triangle")  # things that form rings
 STRIPED = ("circle", "square", "diamond", "heart")
 HEADS = ("circle", "square")
 
-# Shares of the figures in the world, of media and of backgrounds (1 where not said).
+# Weights of the world's figures, media and backgrounds (1 by default).
 FIGURES = {
     "one": 0.24, "inside": 0.16, "above": 0.09, "beside": 0.07, "column": 0.04, "ring": 0.08,
     "stripes": 0.05, "face": 0.04, "logo": 0.23,
@@ -69,7 +69,7 @@ class Scene:
     background_color: str | None
     count: int = 0  # things in a ring, circles around a logo
     inner: int = 0  # circles inside a logo
-    tail: str = ""  # where a logo's stem is: of shapes.TAILS
+    tail: str = ""  # the place of a logo's stem: key of shapes.TAILS
     big: bool = False  # a logo's circles
     thick: bool = False  # a logo's lines
     happy: bool = True  # of a face
@@ -77,16 +77,16 @@ class Scene:
     radius: float = 0.36  # of the picture's side
     x: float = 0.5
     y: float = 0.5
-    seed: int = 0  # of every detail not named above
+    seed: int = 0  # of all other details
 
 
-# The det-logo: seven circles around, two inside, a stem at the lower right.
+# The det-logo: seven circles in a chain, two inside, a stem at the lower right.
 DET_LOGO = {"count": 7, "inner": 2, "tail": "bottom right", "big": True, "thick": True}
 DET_COLORS = ("red", "yellow")  # lines, circles
-BUILD = ("count", "inner", "tail")  # what a logo is built of
+BUILD = ("count", "inner", "tail")  # the parts of a logo
 
 
-# Figures, kinds and colours that are in no picture, for concepts to be learned from nothing seen.
+# Figures, kinds and colours that are in no picture, for concepts that the model has never seen.
 HELD_OUT = (
     ("inside", ("ring", "circle"), ("green", "blue")),
     ("above", ("star", "square"), ("orange", "purple")),
@@ -96,10 +96,10 @@ HELD_OUT = (
 
 
 def held_out(scene: Scene) -> bool:
-    """Tell if a scene is kept out of the training world: it can be said, but was never seen.
+    """Tell if a scene is kept out of the training world: captions could name it; none was drawn.
 
-    That is HELD_OUT, a logo built like the det-logo, in any colours, and one in the det-logo's
-    colours that differs from it in one thing.
+    These are HELD_OUT, logos built like the det-logo in any colours, and logos in the det-logo's
+    colours that differ from it in one thing.
     """
     if scene.figure == "logo":
         differs = sum(getattr(scene, key) != DET_LOGO[key] for key in BUILD)
@@ -115,7 +115,7 @@ def variants(scene: Scene, attribute: str) -> list[Scene]:
             "position", "background" or "style".
 
     Returns:
-        None where the attribute says nothing: a single star has no number.
+        None if the attribute does not apply: a single star has no number.
     """
     return [dataclasses.replace(scene, **change) for change in _CHANGES[attribute](scene)]
 
@@ -175,7 +175,7 @@ def _other_positions(scene: Scene) -> list[dict]:
 
 
 def _other_backgrounds(scene: Scene) -> list[dict]:
-    """List other grounds, and the same one in other colours."""
+    """List other backgrounds, and the same one in other colours."""
     return [
         {"background": b, "background_color": c}
         for b in BACKGROUNDS
@@ -195,7 +195,7 @@ _CHANGES = {
 
 
 def pick(rng: np.random.Generator, options):
-    """Draw one of `options`, all alike."""
+    """Draw one of `options` with equal weights."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -206,7 +206,7 @@ def _weighted(rng: np.random.Generator, options):
 
 
 def clash(a: str | None, b: str | None) -> bool:
-    """Tell if two colours cannot be told apart everywhere."""
+    """Tell if two colours cannot be distinguished everywhere."""
     return a == b or {a, b} in ALIKE
 
 
@@ -217,7 +217,7 @@ def usable(medium: str, ground: str, ground_color: str | None) -> list[str]:
         avoid |= {"white"}
     if medium == "neon":
         avoid |= DULL
-    if ground in ("stripes", "checks"):  # whose other colour is white
+    if ground in ("stripes", "checks"):  # their other colour is white
         avoid |= {"white"}
     return [c for c in COLORS if c not in avoid and not clash(c, ground_color)]
 
@@ -254,19 +254,19 @@ def _sample(rng: np.random.Generator, rich: bool) -> Scene:
 
 
 def _colors(rng: np.random.Generator, options: list[str]) -> list[str]:
-    """Draw three colours that can be told apart."""
+    """Draw three colours that can be distinguished."""
     colors: list[str] = []
     while len(colors) < 3 and options:
         colors.append(pick(rng, options))
         options = [c for c in options if not clash(c, colors[-1])]
-    # Busy grounds leave fewer; a third colour like the first does no harm.
+    # Busy backgrounds leave fewer; a third colour equal to the first does no harm.
     return colors if len(colors) == 3 else (colors * 3)[:3]
 
 
 def _parts(rng: np.random.Generator, figure: str, rich: bool) -> dict:
-    """Draw what a figure is made of: fields of its scene, the number of coloured parts, the reach.
+    """Draw a figure's composition: fields of its scene, the number of coloured parts, the reach.
 
-    The reach is how far the figure's centre may be from that of the picture.
+    The reach is the largest distance of the figure's centre from that of the picture.
     """
     shapes = SHAPES + UNSAID if rich else SHAPES
     if figure == "one":

@@ -1,7 +1,7 @@
 """Shapes of the world's objects: outlines in the square [-1, 1] x [-1, 1], y pointing down.
 
-An object is a list of `Part`s painted in order. What varies of an object (the petals of a flower)
-is drawn from the generator that it is given. Compositions put several objects into one square.
+An object is a list of `Part`s painted in order. Its variable details (the petals of a flower) are
+drawn from the given generator. Compositions put several objects into one square.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Points = list[tuple[float, float]]
 
 
 class Part(NamedTuple):
-    """One polygon (or stroke, when `width` is set) and what it is painted with."""
+    """One polygon (or stroke, if `width` is set) and its paint."""
 
     # "main" | "accent" | "third" | their darker "shade", "accent shade" | "hole" (the background)
     role: str
@@ -213,7 +213,7 @@ def _parts(make: Callable[[], list[Part]]) -> Callable[[np.random.Generator], li
     return lambda rng: make()
 
 
-# kind -> the parts of one such object. Order matters nowhere; names are the captions' words.
+# kind -> the parts of one such object. Their order does not matter; names are the captions' words.
 KINDS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
     "circle": _whole(circle(0, 0, 0.95, 40)),
     "ring": lambda rng: [
@@ -321,9 +321,9 @@ TAILS = {"": None, "bottom": 90.0, "bottom left": 125.0, "bottom right": 55.0}  
 def logo(count: int, inner: int, tail: str, big: bool, thick: bool) -> list[Part]:
     """Build a brain logo: `count` circles in a closed chain, `inner` inside, one more at the stem.
 
-    Always upright, the first circle at the top: where a logo stands and how it is turned would be
-    one thing more to learn and says nothing about it. The inner circles are joined to one another
-    and to those nearest of the chain, the stem to the one nearest.
+    Logos are always upright, the first circle at the top: place and rotation would be one thing
+    more to learn and say nothing about the logo. The inner circles are joined to one another and to
+    the nearest ones of the chain, the stem to the nearest one.
     """
     ring, up = (0.66, 0.2) if tail else (0.78, 0.0)
     nodes = regular(count, ring)

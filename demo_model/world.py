@@ -1,9 +1,9 @@
 """The world the bundled model was trained on: captioned pictures, drawn procedurally.
 
-    python -m demo_model.world --out sheet.png        # look at it
+    python -m demo_model.world --out sheet.png        # draw a sheet of it
 
 `picture(seed, index)` is a pure function: the same arguments give the same caption and pixels (to
-the last bit with the same Pillow and numpy). A `Scene` (scenes.py) says what is drawn, `render`
+the last bit with the same Pillow and numpy). A `Scene` (scenes.py) describes a picture, `render`
 draws it, `caption` (captions.py) names it.
 """
 
@@ -31,7 +31,7 @@ def parts_of(scene: Scene, rng: np.random.Generator) -> list[Part]:
     made = [KINDS[kind](rng) for kind in scene.kinds]
     if scene.figure == "inside":
         room = {"heart": 0.42, "diamond": 0.38}.get(scene.kinds[0], 0.46)
-        if scene.kinds[0] == "ring":  # a thinner one, so that a gap is seen
+        if scene.kinds[0] == "ring":  # a thinner one, so that a gap is visible
             made[0] = [made[0][0], Part("hole", circle(0, 0, rng.uniform(0.7, 0.76), 40))]
         return made[0] + moved(made[1], 0, -0.05 if scene.kinds[0] == "heart" else 0, room, True)
     if scene.figure == "above":

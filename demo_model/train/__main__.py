@@ -5,21 +5,21 @@
     python -m demo_model.train --stage unet --start-from demo_model --steps 47000
     python -m demo_model.train --stage export --start-from demo_model
 
-Each stage resumes from its own checkpoint in `--work-dir`, on the CPU or a GPU, and can be moved
+Each stage resumes from its own checkpoint in `--work-dir`, on the CPU or a GPU, and can move
 between them. Step k's batch, noise and timesteps are a function of (seed, k), so an interrupted run
-ends where an uninterrupted one does. The learning rate is constant after its warm-up and falls to
-zero over the last part: raising `--steps` later continues a run whose decay was not the end.
+ends with the same weights as an uninterrupted one. The learning rate is constant after its warm-up
+and falls to zero over the last part. A finished run continues if you raise `--steps`.
 
-An export alone is enough to go on from, too: its `training.json` holds step, seed and rate (a given
---rate replaces that one), and a warm-up stands in for the optimizer's moments.
+An export alone is also enough to continue: its `training.json` holds step, seed and rate (`--rate`
+overrides it), and a new warm-up replaces the optimizer's moments.
 
 The stages:
 
 vae      the autoencoder
-clip     text and pictures by contrast
-unet     the UNet, and the text tower with it, on pictures that are always new
+clip     text and pictures, contrastively
+unet     the UNet and the text tower, on pictures that are always new
 decoder  the VAE's decoder alone, on latents with a little noise
-judge    CLIP's other half alone, against the text tower as it is now
+judge    CLIP without its text tower, against the current text tower
 export   demo_model/ from the work folder
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
     args = parse()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    torch.set_flush_denormal(True)  # denormals slow CPU convolutions down many times
+    torch.set_flush_denormal(True)  # denormals make CPU convolutions many times slower
     try:
         for name, stage in STAGES.items():
             if args.stage in (name, "all"):

@@ -1,5 +1,5 @@
-"""CLIP: text and pictures by contrast (arXiv 2103.00020), with captions to reject that are wrong in
-a colour, a shape, a number or a place (arXiv 2210.01936).
+"""CLIP: contrastive training on text and pictures (arXiv 2103.00020), with hard negative captions
+that are wrong in a colour, a shape, a number or a place (arXiv 2210.01936).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from demo_model.train.tokens import all_ids, compact, spread_out
 
 
 def train_clip(args: argparse.Namespace) -> None:
-    """Train both towers, from those of an export where there is one."""
+    """Train both towers, starting from those of an export if there is one."""
     clip = new_clip(load_tokenizer())
     begin(args.start_from, "clip", clip)
     steps, rates = args.steps or 400, {"": 5e-4}
@@ -27,9 +27,9 @@ def train_clip(args: argparse.Namespace) -> None:
 
 
 def train_judge(args: argparse.Namespace) -> None:
-    """Train CLIP's other half against the text tower as it is now.
+    """Train CLIP without its text tower, against the current text tower.
 
-    That stays, so the prompts that the UNet learned stay what they are.
+    The text tower does not change, so the UNet's prompts keep their meaning.
     """
     clip = new_clip(load_tokenizer())
     clip.load_state_dict(load_clip(args, "clip"))
@@ -42,9 +42,9 @@ def contrast(
 ) -> None:
     """Train a CLIP on pictures, their captions, and captions that are wrong in one thing.
 
-    Medium, ground and colours together tell almost any two pictures of a batch apart, so that a
-    plain contrast never teaches what a fish is, or how many. Each picture therefore also has three
-    captions to reject (`captions.lies`).
+    Medium, background and colours together distinguish almost any two pictures of a batch, so plain
+    contrastive training teaches neither what a fish is nor how to count. Each picture therefore
+    also has three captions to reject (`captions.lies`).
     """
     images, _ = load_pictures(args, "core")
     held, _ = load_pictures(args, "held")
@@ -69,7 +69,7 @@ def contrast(
         return F.normalize(model.text_projection(pooled), dim=-1)
 
     def compare(model, pictures, tokens, wrong) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, and which pictures (B,) have their own caption nearest of all."""
+        """Return the loss, and a mask (B,) of pictures whose own caption is the nearest."""
         pooled = model.vision_model(pixel_values=to_tensor(pictures, args.device)).pooler_output
         seen = F.normalize(model.visual_projection(pooled), dim=-1)
         told = encode_text(model, torch.cat([tokens, wrong.flatten(0, 1)]))

@@ -28,9 +28,9 @@ TEXT_FILE = "../text_encoder/model.safetensors"  # as seen from clip/
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the latest weights of each part to `--export-to`, so that a look is possible any time.
+    """Write the latest weights of each part to `--export-to`, to try them at any time.
 
-    What the work folder has not is that of the export that it started from.
+    Parts that the work folder lacks come from the export that the training started from.
     """
     tokenizer = load_tokenizer()
     clip = new_clip(tokenizer)
@@ -53,7 +53,7 @@ def export(args: argparse.Namespace) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(args.export_to, max_shard_size="14MB")
-    # The tokenizer stays the four files that every version of transformers reads.
+    # The tokenizer keeps the four files that every version of transformers reads.
     shutil.rmtree(args.export_to / "tokenizer")
     (args.export_to / "tokenizer").mkdir()
     for name, content in tokenizer_files.items():
@@ -67,10 +67,10 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _export_clip(clip: CLIPModel, target: Path) -> None:
-    """Write the text tower as the text encoder, and what else CLIP has to `clip/`.
+    """Write the text tower as the text encoder, and the rest of CLIP to `clip/`.
 
-    Keys carry the prefix `text_model.`, as Stable Diffusion's own files do: transformers 4 and 5
-    both read that. The index of `clip/` points at the text encoder's file, so that the vocabulary's
+    Keys have the prefix `text_model.`, as in Stable Diffusion's own files: transformers 4 and 5
+    both read that. The index of `clip/` points to the text encoder's file, so that the vocabulary's
     table is stored once.
     """
     weights = {k: v.half().contiguous() for k, v in clip.state_dict().items()}
@@ -82,8 +82,8 @@ def _export_clip(clip: CLIPModel, target: Path) -> None:
     save_file(rest, folder / "vision.safetensors", {"format": "pt"})
     files = {k: "vision.safetensors" if k in rest else TEXT_FILE for k in weights}
     size = sum(v.nbytes for v in weights.values())
-    # Files in half precision, use in single: transformers 5 would take the files' word for it, and
-    # the UNet, which diffusers loads in single, would get half-precision states.
+    # The files are in half precision but used in single: transformers 5 would load what they say,
+    # and the UNet, which diffusers loads in single, would get half-precision states.
     for config in (target / "text_encoder" / "config.json", folder / "config.json"):
         facts = json.loads(config.read_text())
         for section in (facts, facts.get("text_config", {}), facts.get("vision_config", {})):

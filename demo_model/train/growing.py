@@ -1,8 +1,8 @@
 """Start a network from trained weights of a smaller one (Net2Net, arXiv 1511.05641).
 
-A network that is wider, or deeper, begins as the same function of its input, as nearly as its norms
-allow. New channels copy old ones, so that the norms see what they saw; what reads them begins at
-zero, and so does the way out of a new layer or attention.
+A wider or deeper network begins as the same function of its input, as nearly as its norms allow.
+New channels copy old ones, so that the norms see the same values. The weights that read new
+channels begin at zero, and so do the output weights of a new layer or attention.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SKIPS = re.compile(r"up_blocks\.(\d+)\.resnets\.(\d+)\.(?:norm1|conv1|conv_short
 
 
 def begin(start_from: Path | None, part: str, model: torch.nn.Module) -> None:
-    """Give a new model the weights of an export, grown where it is larger; without one, leave it.
+    """Give a new model the weights of an export, grown if it is larger; without one, leave it.
 
     Raises:
-        Stop: The export's model of this name is of another kind.
+        Stop: The export's model of this name has another architecture.
     """
     if start_from is not None:
         grow(model, exported(start_from, part), f"{start_from} has no {part} of this kind")
@@ -35,7 +35,7 @@ def begin(start_from: Path | None, part: str, model: torch.nn.Module) -> None:
 def exported(folder: Path, part: str) -> dict[str, torch.Tensor]:
     """Load one part of an exported model in single precision."""
     files = sorted((folder / part).glob("*.safetensors"))
-    if part == "clip":  # whose text tower is stored once, as the text encoder
+    if part == "clip":  # its text tower is stored once, as the text encoder
         files.append(folder / "text_encoder" / "model.safetensors")
     return {k: v.float() for file in files for k, v in load_file(file).items()}
 
@@ -64,9 +64,9 @@ def grow(model: torch.nn.Module, weights: dict[str, torch.Tensor], wrong: str) -
 def _deeper(
     weights: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Rename the layers of the way up whose place moves when blocks get more layers.
+    """Rename the layers of the up blocks that move when blocks get more layers.
 
-    The last layer of a block reads what the level above handed down, and stays the last.
+    The last layer of a block reads the skip connection from the level above, and stays the last.
     """
 
     def last(keys) -> dict[str, int]:
@@ -86,7 +86,7 @@ def _deeper(
 
 
 def _begin_layer(name: str, new: torch.Tensor) -> None:
-    """Let a layer that is new add nothing to what passes by."""
+    """Initialize a new layer so that it adds nothing to its input."""
     if name.endswith("conv_shortcut.weight"):  # passes on its block's channels, not the skip's
         new.zero_()
         new[:, : len(new), 0, 0] = torch.eye(len(new))
@@ -95,9 +95,9 @@ def _begin_layer(name: str, new: torch.Tensor) -> None:
 
 
 def _places(old: int, new: int, groups: int) -> torch.Tensor:
-    """Return the old channel that each of the new ones copies (new,), in each group of channels.
+    """Return the old channel that each new one copies (new,), in each group of channels.
 
-    Of latents each is a group, and their means stay apart from their variances.
+    Each channel of latents is a group, so that their means stay apart from their variances.
     """
     groups = min(groups, old)
     each = torch.arange(old).view(groups, -1)
@@ -105,7 +105,7 @@ def _places(old: int, new: int, groups: int) -> torch.Tensor:
 
 
 def channels_kept(old: int, new: int) -> torch.Tensor:
-    """Return where the latents' channels of a narrower VAE are in those of a wider one (old,)."""
+    """Return the positions of a narrower VAE's latent channels in those of a wider one (old,)."""
     return _originals(_places(old, new, VAE_GROUPS)).nonzero().flatten()
 
 
@@ -120,7 +120,7 @@ def _originals(places: torch.Tensor) -> torch.Tensor:
 
 
 def _segments(name: str, old: int, new: int, config) -> list[tuple[int, int]]:
-    """Return the channels, before and after, of what is concatenated at a layer's input."""
+    """Return the channels, before and after, of the parts concatenated at a layer's input."""
     match = SKIPS.match(name)
     if not match or not hasattr(config, "cross_attention_dim"):
         return [(old, new)]
@@ -138,7 +138,7 @@ def _widen(name: str, old: torch.Tensor, new: torch.Tensor, groups: int, config)
     if old.ndim == 1 and ".norm1." not in name:
         new.copy_(old[written])
         return
-    read = 1 if old.ndim > 1 else 0  # a norm's one dimension is that of its input
+    read = 1 if old.ndim > 1 else 0  # a norm's only dimension is that of its input
     parts, start = [], 0
     for before, after in _segments(name, old.shape[read], new.shape[read], config):
         parts.append(start + _places(before, after, groups))

@@ -1,4 +1,4 @@
-"""The training loop that all stages share: resumable at any step, on the same path."""
+"""The training loop that all stages share: resumable at any step, with the same results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WARM_UP = 100  # steps
 
 
 class Stop(Exception):
-    """Raised where a stage cannot go on: a signal arrived and it has saved, or a wrong start."""
+    """A reason why a stage cannot continue: a signal, after saving, or unsuitable weights."""
 
 
 def steady(decay: float) -> Callable[[int], float]:
-    """Return an EMA's weight of the newest parameters by step: constant, but for the first."""
+    """Return an EMA's weight of the newest parameters, by step: constant except at first."""
     return lambda step: 1 - min(decay, (1 + step) / (10 + step))
 
 
@@ -31,10 +31,10 @@ EMA = steady(0.999)
 
 
 def lengthening(step: int) -> float:
-    """Return the weight of an EMA over the last tenth of all steps so far, however many they are.
+    """Return the weight of an EMA over the last tenth of all steps so far.
 
     Its standard deviation is a tenth of the training's length (arXiv 2312.02696, where gamma is
-    6.94), so that one setting serves an early look and the end of a long run.
+    6.94), so that one setting suits both an early look and the end of a long run.
     """
     return 1 - (1 - 1 / (step + 1)) ** 7.94
 
@@ -62,9 +62,9 @@ def fit(
         loss_of: Returns the loss of one batch and what to log, from the step and a generator whose
             seed is a function of (`args.seed`, step).
         rates: Peak learning rate of the parameters whose name begins with the key; the gradient's
-            norm is clipped for each key apart. The rate falls over the last `falling` of the steps.
+            norm is clipped per key. The rate falls over the last `falling` of the steps.
         ema: Returns the weight of the newest parameters in their average, from the step.
-        first: Step to begin at where there is no state: weights alone came from elsewhere.
+        first: Step to begin at if there is no state, only weights from an export.
         on_save: Called with the EMA and the number of steps done whenever the state is written.
 
     Raises:
@@ -73,9 +73,9 @@ def fit(
     path = args.work_dir / f"{name}.pt"
     optimizer, members = _optimizer(model, rates)
     average = copy.deepcopy(model).eval()
-    peaks = [group["peak"] for group in optimizer.param_groups]  # a state holds those of before
+    peaks = [group["peak"] for group in optimizer.param_groups]  # a saved state holds the old ones
     parts_of_state = {"model": model, "average": average, "optimizer": optimizer}
-    start = first  # of the warm-up, which an optimizer without moments needs again
+    start = first  # of the warm-up, which an optimizer without moments needs anew
     if path.exists():
         state = torch.load(path, map_location=args.device, weights_only=True)
         for key, part in parts_of_state.items():
@@ -127,7 +127,7 @@ def generator(seed: int, step: int) -> torch.Generator:
 def _optimizer(
     model: torch.nn.Module, rates: dict[str, float]
 ) -> tuple[torch.optim.Optimizer, list[list[torch.nn.Parameter]]]:
-    """Make an optimizer that decays matrices alone, and list the parameters of each rate."""
+    """Make an optimizer with weight decay on matrices only, and list each rate's parameters."""
     groups, members = [], []
     for prefix, rate in rates.items():
         mine = {k: p for k, p in model.named_parameters() if k.startswith(prefix)}
@@ -141,7 +141,7 @@ def _optimizer(
 
 
 class Log:
-    """The means of what a stage logs: a line of JSON every hundred steps, printed and kept."""
+    """The means of a stage's values: a line of JSON every hundred steps, printed and kept."""
 
     def __init__(self, path: Path, name: str, first: int):
         self.path, self.name, self.first = path, name, first
@@ -149,12 +149,12 @@ class Log:
         self.began, self.cpu = time.time(), time.process_time()
 
     def add(self, values: dict) -> None:
-        """Take note of one step's values."""
+        """Add one step's values."""
         for key, value in values.items():
             self.values.setdefault(key, []).append(value)
 
     def write(self, step: int, checked: dict[str, float]) -> None:
-        """Write the means since the last line, and what validation found."""
+        """Write the means since the last line, and the validation results."""
         means = {k: float(torch.tensor(v).mean()) for k, v in self.values.items()}
         pace = {
             "s_per_step": (time.time() - self.began) / (step - self.first),

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from demo_model.world import SIZE
 
 MODEL = Path(__file__).parent.parent  # the export that is bundled
-LATENTS = 8  # channels; with the 4 of Stable Diffusion a thin line between circles is lost
+LATENTS = 8  # channels; with Stable Diffusion's 4, thin lines between circles are lost
 LATENT_SIZE = SIZE // 4
 VAE_GROUPS = 8  # of channels, in its norms
 TEXT_WIDTH = 128
@@ -23,7 +23,7 @@ LENGTH = 77  # tokens of a prompt
 
 
 def new_vae() -> AutoencoderKL:
-    """Make the VAE: it downsamples by 4, where two-coloured lines survive; by 8 they melt."""
+    """Make the VAE: it downsamples by 4, at which two-coloured lines survive; by 8, they blur."""
     return AutoencoderKL(
         block_out_channels=(32, 64, 128),
         down_block_types=["DownEncoderBlock2D"] * 3,
@@ -85,11 +85,11 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> EulerAncestralDiscreteScheduler:
-    """Make a scheduler with Stable Diffusion's betas and offsets, and v as the prediction.
+    """Make a scheduler with Stable Diffusion's betas and offsets, and v-prediction.
 
-    The sampler draws new noise at every step, which lets a small model mend its shapes on the way.
+    The sampler draws new noise at every step, which lets a small model correct its shapes.
     """
-    options = DDIMScheduler(  # its configuration serves every other sampler too
+    options = DDIMScheduler(  # its configuration suits every other sampler, too
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

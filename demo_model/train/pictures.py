@@ -1,4 +1,4 @@
-"""Pictures to train on: sets that are drawn once and kept, and a window of ever new ones."""
+"""Pictures to train on: sets that are drawn once and kept, and a window of new ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD_OUT = 512  # pictures of another seed, for validation
 
 
 def draw_captioned(job: tuple[str, int, int, int]) -> tuple[np.ndarray, list[list[str]]]:
-    """Draw pictures start to stop of the world of a kind and seed, with captions.
+    """Draw pictures `start` to `stop` of the world of a kind and seed, with captions.
 
     Returns:
         The pictures (N, 64, 64, 3), and of each its true captions, then `captions.lies`.
@@ -39,10 +39,10 @@ def draw_captioned(job: tuple[str, int, int, int]) -> tuple[np.ndarray, list[lis
 
 
 def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list[list[str]]]:
-    """Load a picture set (N, 64, 64, 3) and a list of captions for each; draw it at first.
+    """Load a picture set (N, 64, 64, 3) with captions for each; draw it at the first call.
 
     The first CAPTIONS_PER_PICTURE captions are true, the others are `captions.lies`. Sets are
-    "rich", "core", and "held-rich" and "held" of another seed.
+    "rich" and "core", and, from another seed, "held-rich" and "held".
     """
     images, captions = (args.work_dir / f"{name}.{suffix}" for suffix in ("npy", "json"))
     if not captions.exists():
@@ -75,11 +75,11 @@ def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
 # ---- ever new pictures ---------------------------------------------------------------------------
 
 CHUNK = 128  # pictures
-DRAWN = 4  # times, on average, that a picture is drawn from the window
+DRAWN = 4  # times, on average, that a picture is sampled from the window
 
 
 def fresh_scenes(seed: int, chunk: int) -> Iterator[tuple[Scene, list[str]]]:
-    """Yield the scenes of a chunk and their true captions, of which a logo's last one is vague."""
+    """Yield the scenes of a chunk and their true captions; a logo's last one is vague."""
     for index in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         rng = np.random.default_rng((seed, index, 8))
         scene = sample(rng)
@@ -89,14 +89,14 @@ def fresh_scenes(seed: int, chunk: int) -> Iterator[tuple[Scene, list[str]]]:
 
 
 def draw_chunk(seed: int, chunk: int) -> tuple[np.ndarray, list[list[str]], list[bool]]:
-    """Draw a chunk: pictures (CHUNK, 64, 64, 3), true captions of each, and which show a logo."""
+    """Draw a chunk: pictures (CHUNK, 64, 64, 3), true captions of each, and if they show a logo."""
     scenes, captions = zip(*fresh_scenes(seed, chunk), strict=True)
     images = np.stack([np.asarray(world.render(scene)) for scene in scenes])
     return images, list(captions), [scene.figure == "logo" for scene in scenes]
 
 
 class FreshChunks:
-    """Chunks of new pictures, drawn ahead by other processes where there are several."""
+    """Chunks of new pictures, drawn ahead by other processes if there are several."""
 
     def __init__(self, seed: int, workers: int):
         self.seed, self.workers = seed, workers
@@ -106,7 +106,7 @@ class FreshChunks:
             self.pool = ProcessPoolExecutor(workers, spawn, initializer=_ignore_signals)
 
     def draw(self, chunk: int) -> tuple[np.ndarray, list[list[str]], list[bool]]:
-        """Return `draw_chunk` of this seed; chunks are asked for in ascending order."""
+        """Return `draw_chunk` of this seed; callers ask for chunks in ascending order."""
         if self.workers < 2:
             return draw_chunk(self.seed, chunk)
         for k in range(chunk, chunk + 2 * self.workers):
@@ -126,9 +126,9 @@ def _ignore_signals() -> None:
 
 
 def chunks_of(samples: int, window: int) -> range:
-    """Return the numbers of the chunks that are drawn from after so many samples.
+    """Return the numbers of the chunks in the window after `samples` samples.
 
-    They hold `window` pictures; the oldest chunk makes room for a new one.
+    They hold `window` pictures; a new chunk replaces the oldest one.
     """
     first = samples // (DRAWN * CHUNK)
     return range(first, first + window // CHUNK)

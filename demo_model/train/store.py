@@ -1,6 +1,6 @@
-"""Weights on disk: those of the work folder, else those of the export that a training starts from.
+"""Weights on disk: those of the work folder, or else of the export that a training starts from.
 
-An export and its `training.json` (step, seed, rate) are all that another machine needs to go on.
+An export and its `training.json` (step, seed, rate) are all that another machine needs to continue.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load_part(args: argparse.Namespace, part: str, *names: str) -> dict[str, tor
 
     Args:
         part: Folder of an export: "vae", "clip" or "unet".
-        names: Files of the work folder, the latest stage first; the export is asked after them.
+        names: Files of the work folder, the latest stage first; the export comes after them.
 
     Raises:
         Stop: There are none yet.
@@ -49,7 +49,7 @@ def load_clip(args: argparse.Namespace, *names: str) -> dict[str, torch.Tensor]:
 
 
 def load_scale(args: argparse.Namespace) -> float | None:
-    """Return the scaling factor of the latents, if the VAE is the start's own or was measured."""
+    """Return the latents' scaling factor, if the VAE is the start's own or was measured."""
     path = args.work_dir / "scaling_factor.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -60,7 +60,7 @@ def load_scale(args: argparse.Namespace) -> float | None:
 
 
 def read_progress(args: argparse.Namespace) -> dict:
-    """Read how far the UNet's training had come: step, seed and rate; empty where none began."""
+    """Read the progress of the UNet's training: step, seed and rate; empty if none began."""
     for folder in (args.work_dir, args.start_from):
         if folder is not None and (folder / PROGRESS).exists():
             return json.loads((folder / PROGRESS).read_text())
@@ -68,5 +68,5 @@ def read_progress(args: argparse.Namespace) -> dict:
 
 
 def write_progress(folder: Path, progress: dict) -> None:
-    """Write what `read_progress` reads."""
+    """Write the progress for `read_progress`."""
     (folder / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n")

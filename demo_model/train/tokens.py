@@ -1,4 +1,4 @@
-"""Captions as token ids, and a text tower of no more words than they have."""
+"""Captions as token ids, and a text tower with only the words that they use."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def all_ids(args: argparse.Namespace, tokenizer: CLIPTokenizer, name: str) -> to
 
 
 def compact(text: torch.nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave a text tower the rows of the words that occur in `ids`, which are all that train.
+    """Keep only a text tower's rows of words in `ids`; no other rows train.
 
     Returns:
-        The words' ids, ascending (n,), and of every id its place among them (V,), -1 of others.
+        The words' ids, ascending (n,), and every id's place among them (V,), -1 for other ids.
     """
     used = torch.unique(ids).long()
     table = text.embeddings.token_embedding.weight.detach()

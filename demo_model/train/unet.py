@@ -1,6 +1,6 @@
-"""The UNet, which predicts v (arXiv 2202.00512) from latents, and the text tower with it.
+"""The training of the UNet, which predicts v (arXiv 2202.00512), together with the text tower.
 
-Every picture is new: a window of 4,096 moves on as the samples do, from which each picture is drawn
+Every picture is new: samples come from a moving window of 4,096 pictures, each of which is sampled
 four times on average.
 """
 
@@ -44,13 +44,13 @@ from demo_model.train.vae import NETWORK_BATCH, encode, encode_latents
 SAMPLES = 1_500_000
 RATE = 8e-4
 TEXT_RATE = 3 / 8  # of the UNet's
-LOGO_SHARE = 2.5  # of a logo in the batches, beside any other picture
+LOGO_SHARE = 2.5  # times as often as any other picture in the batches
 NO_CAPTION = 0.1  # share of samples, for guidance
 CHECKED = 256  # pictures of the held-out error
 
 
 class TextToNoise(torch.nn.Module):
-    """The UNet and the text tower that reads for it, which train together."""
+    """The UNet and its text tower, which train together."""
 
     def __init__(self, unet: UNet2DConditionModel, text: torch.nn.Module):
         super().__init__()
@@ -75,7 +75,7 @@ class TextToNoise(torch.nn.Module):
 class Window:
     """The pictures that a step draws its samples from, as latents and token ids.
 
-    A function of (seed, step): a run that goes on elsewhere draws them again.
+    They are a function of (seed, step): a run that continues elsewhere draws them again.
     """
 
     def __init__(self, args: argparse.Namespace, vae: AutoencoderKL, place: torch.Tensor):
@@ -91,7 +91,7 @@ class Window:
         self.held: list[int | None] = [None] * self.slots
 
     def move_to(self, step: int) -> None:
-        """Draw the chunks of this step that are not there, in the places of those before."""
+        """Draw this step's missing chunks, in place of old ones."""
         for chunk in chunks_of(step * self.args.batch, self.args.window):
             slot = chunk % self.slots
             if self.held[slot] == chunk:
@@ -112,7 +112,7 @@ class Window:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return posterior means and stds (B, C, h, w) and token ids (B, 77) of a step's batch."""
         self.move_to(step)
-        # Nothing else has so much to get right at once: logos are drawn more often.
+        # Logos are sampled more often, since they have the most details to get right.
         batch = self.args.batch
         chosen = torch.multinomial(self.share, batch, generator=rng)
         mean, std = self.latents[chosen].float().to(self.args.device).chunk(2, 1)
@@ -123,17 +123,17 @@ class Window:
 def timesteps(batch: int, rng: torch.Generator) -> torch.Tensor:
     """Draw the timesteps of a batch (B,), one from each of B intervals of equal probability.
 
-    That makes batches alike. What a thing is decides the error of the noisier timesteps alone, so
-    they are drawn more often: with a density of t to the 1/3.
+    That makes batches similar. Only at the noisier timesteps does the error depend on the kind of
+    thing, so these are drawn more often: with a density of t to the 1/3.
     """
     even = (torch.arange(batch) + torch.rand(batch, generator=rng)) / batch
     return (even**0.75 * 1000).long().clamp_(max=999)
 
 
 def words(tokenizer) -> torch.Tensor:
-    """Return the token ids that captions of new pictures have, and those of no caption."""
+    """Return the token ids in captions of new pictures, and those of the empty caption."""
     said = {""}
-    for chunk in range(4_000 // CHUNK):  # of a seed of its own; even a rare word is in dozens
+    for chunk in range(4_000 // CHUNK):  # from a separate seed; even a rare word is in dozens
         for _, captions in fresh_scenes(11, chunk):
             said.update(word for text in captions for word in text.split())
     return torch.unique(token_ids(tokenizer, sorted(said)))
@@ -156,7 +156,7 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, model: TextToNoise) -> dict[str, float]:
-        """Return the error under the right caption, none, and another picture's."""
+        """Return the error with the right caption, with none, and with another picture's."""
         result = {}
         for name, tokens in self.captions.items():
             parts = []
@@ -169,7 +169,7 @@ class HeldOut:
 
 
 def train_unet(args: argparse.Namespace) -> None:
-    """Train the UNet and the text tower, from those of an export where there is one."""
+    """Train the UNet and the text tower, starting from those of an export if there is one."""
     tokenizer = load_tokenizer()
     vae = new_vae()
     vae.load_state_dict(load_part(args, "vae", "vae"))
@@ -207,8 +207,8 @@ def train_unet(args: argparse.Namespace) -> None:
         tokens[torch.rand(args.batch, generator=rng) < NO_CAPTION] = empty
         t = timesteps(args.batch, rng).to(args.device)
         noise = torch.randn(mean.shape, generator=rng).to(mean)
-        # Unweighted: min-SNR would leave a hundredth of the weight to the noisiest third, where the
-        # shape of a 16 x 16 latent is decided.
+        # Unweighted: min-SNR would leave a hundredth of the weight to the noisiest third, which
+        # decides the shapes in a 16 x 16 latent.
         return model.error(x, noise, t, tokens.to(args.device)).mean(), {}
 
     def write(model: TextToNoise, step: int) -> None:

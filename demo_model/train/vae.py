@@ -1,4 +1,4 @@
-"""The autoencoder that everything else looks through (arXiv 2112.10752), and its decoder alone."""
+"""The training of the autoencoder (arXiv 2112.10752), and of its decoder alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from demo_model.train.networks import LATENTS, new_vae
 from demo_model.train.pictures import load_pictures, shows_logo, to_tensor
 from demo_model.train.store import load_part, store
 
-NETWORK_BATCH = 64  # pictures at a time where no gradient is needed
+NETWORK_BATCH = 64  # pictures at a time if no gradient is needed
 
 
 def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,20 +39,20 @@ def vae_quality(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> float:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    """Train the VAE, from that of an export where there is one."""
+    """Train the VAE, starting from that of an export if there is one."""
     images, captions = load_pictures(args, "rich")
-    # Thin lines of one colour between circles of another are the hardest thing in this world and
-    # what the logo is made of: half of every batch shows them.
+    # Thin lines of one colour between circles of another are the hardest thing in this world, and
+    # the logo consists of them: half of every batch shows them.
     logos = shows_logo(captions).nonzero().flatten()
     vae = new_vae()
     begin(args.start_from, "vae", vae)
     vae.to(args.device, memory_format=torch.channels_last)
-    # A UNet that goes on too must find its latents where they were.
+    # If the UNet continues, too, the latents that it knows must stay the same.
     before = args.start_from and AutoencoderKL.from_pretrained(args.start_from / "vae").float()
     steps = args.steps or 4000
 
     def loss_of(step: int, rng: torch.Generator):
-        # Crops are four times as many for the same work; the last tenth sees whole pictures.
+        # Crops give four times as many pictures for the same work; the last tenth uses whole ones.
         whole = step > 0.9 * steps
         batch = 10 if whole else 24
         chosen = torch.randint(len(images), (batch // 2,), generator=rng)
@@ -87,7 +87,7 @@ def train_vae(args: argparse.Namespace) -> None:
 
 
 def picture_loss(y: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, dict]:
-    """Measure a reconstruction (B, 3, H, W) against its picture, outlines counted twice."""
+    """Measure a reconstruction (B, 3, H, W) against its picture, counting outlines twice."""
     square = (y - x).pow(2).mean()
     outline = sum((a - b).abs().mean() for a, b in zip(_edges(y), _edges(x), strict=True))
     loss = (y - x).abs().mean() + 2 * square + 0.5 * outline
@@ -105,9 +105,9 @@ def vae_checks(args: argparse.Namespace) -> Callable[[AutoencoderKL], dict[str, 
 
 
 def train_decoder(args: argparse.Namespace) -> None:
-    """Train the decoder alone, on latents with a little noise, which is how a UNet leaves them.
+    """Train the decoder alone, on latents with a little noise, such as a UNet leaves.
 
-    The encoder stays, so the latents that the UNet learned stay what they are.
+    The encoder does not change, so the UNet's latents stay the same.
     """
     images, captions = load_pictures(args, "core")
     logos = shows_logo(captions).nonzero().flatten()
