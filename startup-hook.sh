@@ -38,9 +38,9 @@ detsd_install() {
 detsd_install
 
 if [ "${DET_TASK_TYPE:-}" = TRIAL ]; then
-    # torch warns that a host has no name, in every process of several nodes.
+    # On several nodes, torch warns in every process that a host has no name.
     export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
-    # torchrun sets this for several processes, with a warning of four lines unless it is set.
+    # For several processes, torchrun sets this with a warning of four lines, unless it is set.
     case "${DET_SLOT_IDS:-}" in *,*) export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ;; esac
 fi
 

@@ -1,10 +1,10 @@
 """Measure how settings change a concept: python -m dev.curves [--draw] [NAME ...]
 
-Fine-tunings of `finetune_demo.yaml` that differ in one setting, and what `detsd evaluate` says of
-them: NAME is a thing (det-logo, ring-and-dot), a setting, or nothing for all; each thing takes more
-than an hour on one CPU core. What is there is not made again: interrupted, it goes on. `--draw`
-draws docs/curves.png of all that has been measured, and writes its tables into docs/curves.md,
-below the text that stands there.
+It runs fine-tunings of `finetune_demo.yaml` that differ in one setting, and measures them with
+`detsd evaluate`. NAME is a thing (det-logo, ring-and-dot) or a setting; without it, everything is
+measured. Each thing takes more than an hour on one CPU core. An interrupted run continues with what
+is missing. `--draw` draws docs/curves.png from all measurements, and writes the tables into
+docs/curves.md, below the text there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from demo_model.lineup import CASES, SAMPLES, draw_lookalikes
 from dev.pictures import DOCS, detsd
 
 OUT = Path("outputs/curves")
-STEPS, GUIDANCE = 150, 3.0  # of every fine-tuning and of all samples, where they are not varied
+STEPS, GUIDANCE = 150, 3.0  # of every fine-tuning and of all samples, unless varied
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 9.0)
 SEEDS = (1, 2)  # of the fine-tunings
 
@@ -31,7 +31,7 @@ class Thing:
     """A thing to learn, and its training images.
 
     Attributes:
-        case: of `demo_model.lineup`, whose look-alikes it is told from; "" for a style.
+        case: its case in `demo_model.lineup`, which has its look-alikes; "" for a style.
         counts: numbers of training pictures.
         kind: object or style.
     """
@@ -40,7 +40,7 @@ class Thing:
     phrase: str
     case: str
     counts: tuple[int, ...]
-    named: bool  # whether the files' names say what the pictures show
+    named: bool  # whether the files' names describe the pictures
     kind: str = "object"
 
 
@@ -68,8 +68,8 @@ MEASURES = {
     "score": ("score", "{:.2f}"),
 }  # fmt: skip
 SAMPLING = {"scheduler_name": "euler-ancestral", "num_inference_steps": 10, "spacing": "trailing"}
-SAMPLERS = "\n## Samplers\n"  # begins what `dev.sampler_curves` writes on the page
-SHOWN = [key for key in MEASURES if key != "denoising_error"]  # by the figures
+SAMPLERS = "\n## Samplers\n"  # the heading of the part that `dev.sampler_curves` writes
+SHOWN = [key for key in MEASURES if key != "denoising_error"]  # in the figures
 
 
 def options(values: dict) -> list[str]:
@@ -77,7 +77,7 @@ def options(values: dict) -> list[str]:
 
 
 def learned(name: str, seed: int, change: dict) -> Path:
-    """The folder of a fine-tuning, which is made where it is not there."""
+    """Return the folder of a fine-tuning, which is run if it is missing."""
     thing = (THINGS | STYLES)[name]
     told = (
         "-".join(f"{key.split('.')[-1]}-{Path(str(value)).name}" for key, value in change.items())
@@ -101,7 +101,7 @@ def learned(name: str, seed: int, change: dict) -> Path:
 
 
 def subset(name: str, count: int) -> Path:
-    """Some of a thing's pictures, spread over its folder."""
+    """Return a folder with some of a thing's pictures, spread over its own folder."""
     every = sorted(Path(THINGS[name].folder).iterdir())
     folder = OUT / name / f"{count}-pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def subset(name: str, count: int) -> Path:
 
 
 def lookalikes(case: str) -> list[str]:
-    """The folders of a case's look-alikes, which are drawn where they are not there."""
+    """Return the folders of a case's look-alikes, which are drawn if they are missing."""
     if not case:
         return []
     folder = OUT / "look-alikes" / case
@@ -121,7 +121,7 @@ def lookalikes(case: str) -> list[str]:
 
 
 def evaluate(name: str, folder: Path, runs: list[Path], guidance: float) -> None:
-    """Let `detsd evaluate` measure some runs, unless it has."""
+    """Measure runs with `detsd evaluate`, unless that is done."""
     if (folder / "evaluation.json").exists():
         return
     thing = THINGS[name]
@@ -146,7 +146,7 @@ def folders(name: str, setting: str, seed: int) -> list[Path]:
 
 
 def measure(name: str, setting: str, seed: int) -> None:
-    """Make what is missing of a curve of one seed."""
+    """Make the missing points of a curve of one seed."""
     points = values(name, setting)
     if setting == "guidance":
         run = learned(name, seed, {})
@@ -176,7 +176,7 @@ def measured(name: str, setting: str) -> list[list[dict]]:
 
 
 def tables() -> str:
-    """A table for each setting and thing, means over the seeds."""
+    """Return a table for each setting and thing, with means over the seeds."""
     lines = []
     for setting, title in NAMES.items():
         lines += [f"## {title[0].upper()}{title[1:]}" if " " in title else f"## `{title}`", ""]
@@ -197,7 +197,7 @@ def tables() -> str:
 
 
 def plot(file: Path) -> None:
-    """A row for each setting, a column for each measure; a line through the means of the seeds."""
+    """Plot a row for each setting and a column for each measure, with lines through seed means."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 2.2 * len(NAMES)), layout="constrained")
@@ -228,7 +228,7 @@ def plot(file: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is named on the command line, or draw what has been measured."""
+    """Measure the names on the command line, or draw all measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*THINGS, *NAMES]))
     parser.add_argument("--draw", action="store_true", help="write docs/curves.*")

@@ -1,7 +1,7 @@
 """The size and the texts of the package as a table: python -m dev.measure_house [FOLDER]
 
-FOLDER is a checkout, by default the current folder; also one of before the packages, when the page
-was `detsd/app*.py`, `studio.py` and `learning.py`. Below the table stand the places above a limit.
+FOLDER is a checkout, by default the current folder. It may predate the packages, when the page was
+`detsd/app*.py`, `studio.py` and `learning.py`. Below the table are the places above a limit.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def docstrings(path: Path) -> Iterator[Docstring]:
 
 
 def comment_lines(path: Path) -> int:
-    """Count the lines that hold a comment and nothing else."""
+    """Count the lines that hold only a comment."""
     tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
     return sum(t.type == tokenize.COMMENT and t.line.lstrip().startswith("#") for t in tokens)
 

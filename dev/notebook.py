@@ -1,7 +1,7 @@
-"""Run the notebook from top to bottom and keep what it shows: python -m dev.notebook
+"""Run the notebook from top to bottom and keep its outputs: python -m dev.notebook
 
-With the bundled model and concept as they are now. The pictures are kept as JPEG, so that the file
-stays small; code hosts show them.
+It uses the current bundled model and concept. Pictures are kept as JPEG, so that the file stays
+small; code hosts show them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NOTEBOOK = Path(__file__).parent.parent / "textual_inversion.ipynb"
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run all cells in a kernel of their own, in `folder`; their outputs stay in `notebook`."""
+    """Run all cells in a new kernel, in `folder`; their outputs stay in `notebook`."""
     NotebookClient(
         notebook,
         timeout=600,
@@ -30,7 +30,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 
 def make_small(notebook: nbformat.NotebookNode) -> None:
-    """Pictures as JPEG; nothing that tells of the machine."""
+    """Store pictures as JPEG, and remove traces of the machine."""
     for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
         data = output.get("data", {})
         if "image/png" in data:
@@ -43,7 +43,7 @@ def make_small(notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
-    """Write the notebook anew."""
+    """Run the notebook and write it back."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     execute(notebook, NOTEBOOK.parent)
     make_small(notebook)

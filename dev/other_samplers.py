@@ -1,12 +1,12 @@
-"""Images of A1111's and ComfyUI's samplers beside ours, with the bundled model.
+"""Images of A1111's and ComfyUI's samplers compared with ours, with the bundled model.
 
     pip install --target FOLDER --no-deps k-diffusion==0.1.1.post1 torchdiffeq==0.2.5 \\
         torchsde==0.2.6 trampoline==0.1.2 boltons==26.2.0 scipy==1.17.1
     python -m dev.other_samplers FOLDER
 
-Both tools stand on k-diffusion. What they put around it, schedules, the scale of the first noise,
-where noise is drawn, and A1111's DDIM, is written here from their sources: A1111 1.10 and ComfyUI
-of 2026. It prints the largest difference of a pixel for each row of the table in
+Both tools use k-diffusion. Their own parts (schedules, the scale of the first noise, the place
+where noise is drawn, and A1111's DDIM) are rewritten here from their sources: A1111 1.10 and
+ComfyUI of 2026. It prints the largest difference of a pixel for each row of the table in
 docs/generating.md.
 """
 
@@ -39,7 +39,7 @@ FUNCTIONS = {
 
 
 def k_diffusion(folder: str) -> tuple:
-    """Import its samplers and denoisers without the packages that its training needs."""
+    """Import k-diffusion's samplers and denoisers without the packages for its training."""
     sys.path.append(folder)
     for name in ("torchvision", "torchvision.transforms", "k_diffusion"):
         sys.modules[name] = types.ModuleType(name)
@@ -101,7 +101,7 @@ class Tools:
         return torch.cat([found, torch.zeros(1)])
 
     def sample(self, sampler: str, model, levels, scaled: bool, seed: int | None) -> torch.Tensor:
-        """Run k-diffusion; `seed` is that of the noise on the way, None goes on with the first."""
+        """Run k-diffusion; `seed` is for the noise between steps; None: the first generator's."""
         noise, generator = self.noise()
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
@@ -121,7 +121,7 @@ class Tools:
         return self.sample(sampler, self.a1111_model, levels, "SGM" in settings, None)
 
     def a1111_ddim(self, steps: int) -> torch.Tensor:
-        """DDIM down to timestep 1: A1111 leaves the step from there to 0 out."""
+        """Run DDIM down to timestep 1: A1111 omits the step from there to 0."""
         timesteps = list(range(1, 1000, 1000 // steps))
         x, _ = self.noise()
         for t, before in zip(timesteps[:0:-1], timesteps[-2::-1], strict=True):
@@ -133,7 +133,7 @@ class Tools:
         return x
 
     def comfy(self, sampler: str, kind: str, steps: int) -> torch.Tensor:
-        """Scale the noise as if it lay on an image where the first level is the largest."""
+        """Run ComfyUI's sampler; if the first level is the largest, scale noise as on an image."""
         levels = self.schedule(kind, steps)
         scaled = (
             math.isclose(levels[0], self.levels[-1], rel_tol=1e-5) or levels[0] > self.levels[-1]
@@ -141,7 +141,7 @@ class Tools:
         return self.sample(sampler, self.comfy_model, levels, scaled, SEED + 1)
 
     def difference(self, one: torch.Tensor, other: torch.Tensor) -> int:
-        """Return the largest difference of a pixel, of 255."""
+        """Return the largest difference of a pixel, in levels of 255."""
         pixels = [
             (decode(self.model.vae, x).clamp(-1, 1) * 127.5 + 127.5).round() for x in (one, other)
         ]

@@ -1,7 +1,7 @@
-"""One tool on the files that detsd writes: other_tools.sh runs this in a venv for each tool.
+"""Other tools reading the files that detsd writes: other_tools.sh runs this in a venv per tool.
 
-`write` runs with detsd; the other commands run without it, in the venv of their tool. Each prints
-rows of the table in docs/interoperability.md.
+`write` runs with detsd; the other commands run without it, in their tool's venv. Each prints rows
+of the table in docs/interoperability.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def row(tool: str, read: str, found: str) -> None:
 
 
 def write() -> None:
-    """Export a concept under two words; keep the states and the pixels that detsd has for them."""
+    """Export a concept under two words; keep detsd's states and pixels for them."""
     from detsd.__main__ import main
     from detsd.sampling.jobs import Job
     from detsd.sampling.pipeline import DetSDTextualInversionPipeline
@@ -115,7 +115,7 @@ def compel() -> None:
 
 
 def stablepy() -> None:
-    """Call its loader; what else the package imports is for images, and not installed here."""
+    """Call its loader; the package's other imports are for images, and not installed here."""
     folder = Path(importlib.util.find_spec("stablepy").submodule_search_locations[0])
     for name in ("stablepy", "stablepy.diffusers_vanilla"):
         sys.modules[name] = types.ModuleType(name)
@@ -143,7 +143,7 @@ def stablepy() -> None:
 def sizes() -> None:
     """Write a Stable Diffusion 1 of full size with random weights, and a concept that fits it.
 
-    stable-diffusion.cpp knows the real sizes only.
+    stable-diffusion.cpp knows only the real sizes.
     """
     import torch
     from diffusers import (
@@ -169,7 +169,7 @@ def sizes() -> None:
     tensors = {}
     for prefix, part in parts.items():
         for name, tensor in part.half().state_dict().items():
-            # transformers 5 has left this beginning out.
+            # transformers 5 omits this prefix.
             start = "text_model." * (prefix == "te." and not name.startswith("text_model."))
             tensors[f"{prefix}{start}{name}"] = tensor.contiguous()
     save_file(tensors, "full_size.safetensors")

@@ -1,14 +1,15 @@
 """Concepts learned from short, vague and missing phrases: who gets colour, place and shape right?
 
     python -m dev.phrases                            # eight concepts, five starts: an hour
-    python -m dev.phrases --find                     # what `auto` finds alone, in a minute or two
+    python -m dev.phrases --find                     # only find phrases, in a minute or two
     python -m dev.phrases --model outputs/new --only house-and-roof --seeds 3
 
-Eight concepts that no document shows, each drawn plainly on eight coloured grounds, are learned by
-`finetune_demo.yaml` from each phrase, and drawn twelve times as "a photo of a ...". A sample is
-right where a drawing of the concept fits it better than drawings that differ in one thing: a part's
-shape, colour or place, or without it (as `demo_model.lineup` judges); mistakes are counted by what
-fits best. Appends a line a run to `phrases.jsonl`, and leaves out what is there already.
+Eight concepts that no document shows are drawn plainly on eight coloured backgrounds each.
+`finetune_demo.yaml` learns them from each phrase, and draws each twelve times as "a photo of a
+...". A sample is right if a drawing of the concept fits it better than drawings that differ in one
+thing: a part's shape, colour or place, or a missing part (as `demo_model.lineup` judges). Mistakes
+are counted by the drawing that fits best. Each run appends a line to `phrases.jsonl`; runs already
+there are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from detsd.train.phrases import MOST, NOISY, DenoisingErrors, find_phrase, gramm
 
 SAMPLES = 12
 GROUNDS = ("white", "gray", "yellow", "pink", "teal", "orange", "blue", "brown")
-STARTS = {  # the phrase, which "" is to be found, and the number of vectors
+STARTS = {  # the phrase ("": find one) and the number of vectors
     "short": ("short", "null"),
     "short, auto vectors": ("short", "auto"),
     "vague": ("vague", "null"),
@@ -42,7 +43,7 @@ STARTS = {  # the phrase, which "" is to be found, and the number of vectors
 }
 SHAPES = ("circle", "ring", "square", "triangle", "diamond", "cross")
 WHERE = [(zoom, dx, dy) for zoom in (0.88, 0.96, 1.04) for dx in (-4, 0, 4) for dy in (-4, 0, 4)]
-INNER = (0.8, 1, 1.25, 1.5)  # sizes of the second part: the judge leaves them open
+INNER = (0.8, 1, 1.25, 1.5)  # sizes of the second part that the judge tries
 
 Part = tuple[
     str, str, float, float, float
@@ -124,7 +125,7 @@ def draw_pictures(name: str, folder: Path) -> None:
 
 
 def mistakes(parts: tuple[Part, ...]) -> list[tuple[str, tuple[Part, ...]]]:
-    """List figures that differ in one thing, with what it is: shape, color, place, part."""
+    """List figures that differ in one thing, with its name: shape, color, place, part."""
     found = []
     for k, (shape, color, x, y, r) in enumerate(parts):
         others = [("shape", (s, color, x, y, r)) for s in SHAPES if s != shape]
@@ -140,7 +141,7 @@ def mistakes(parts: tuple[Part, ...]) -> list[tuple[str, tuple[Part, ...]]]:
 
 
 def judge(parts: tuple[Part, ...], ground: str):
-    """Return a function that says what is wrong with a picture of a figure; "" if nothing is."""
+    """Return a function that names the mistake in a picture of a figure; "" if there is none."""
     kinds, templates = [], []
     for kind, (first, *others) in [("", parts), *mistakes(parts)]:
         drawn = []
@@ -157,7 +158,7 @@ def judge(parts: tuple[Part, ...], ground: str):
 
 
 def find(name: str, model: Path, folder: Path) -> dict:
-    """Find a concept's phrase, and what the short and the vague one's errors are."""
+    """Find a concept's phrase, and the errors of the short and the vague one."""
     draw_pictures(name, folder / name / "pictures")
     base = load_base_model(ModelConfig(str(model)), torch.device("cpu"), [], training=True)
     config = ConceptsConfig([name], ["auto"], [str(folder / name / "pictures")])
@@ -172,7 +173,7 @@ def find(name: str, model: Path, folder: Path) -> dict:
 
 
 def learn(name: str, start: str, seed: int, model: Path, folder: Path, steps: int) -> dict:
-    """Learn a concept from a start, draw it twelve times, and count what is right."""
+    """Learn a concept from a start, draw it twelve times, and count the right samples."""
     short, vague, parts = CONCEPTS[name]
     which, vectors = STARTS[start]
     run = folder / name / f"{start.replace(', ', '-').replace(' ', '-')}-{seed}"
@@ -202,7 +203,7 @@ def learn(name: str, start: str, seed: int, model: Path, folder: Path, steps: in
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Measure as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--find", action="store_true", help="only look for phrases")
     parser.add_argument("--only", nargs="*", default=list(CONCEPTS), choices=CONCEPTS)

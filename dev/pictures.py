@@ -1,7 +1,7 @@
 """Draw the pictures of the documents again: python -m dev.pictures [NAME ...]
 
-Without names all of them; each takes the bundled model and concept as they are now. `app` needs
-requirements-app.txt, playwright and a Chromium.
+Without names, it draws all of them. It uses the current bundled model and concept. `app` needs
+requirements-app.txt, playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PICTURE = Path("det_logos/on_a_photo_of_a_white_background.jpg")
 
 
 def pipeline() -> DetSDTextualInversionPipeline:
-    """The bundled model with the bundled concept."""
+    """Load the bundled model with the bundled concept."""
     pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
     pipe.load_concepts(CONCEPT)
     return pipe
@@ -40,10 +40,10 @@ SETTINGS = {"guidance_scale": 2.5, "num_inference_steps": 30, "scheduler_name": 
 def before_and_after(
     pipe: DetSDTextualInversionPipeline, taught: list[Path], prompts: list[str], seeds: int = 2
 ) -> Image.Image:
-    """Training pictures above; below them the plain phrase and the word, under equal seeds.
+    """Draw training pictures above the plain phrase and the word, with equal seeds.
 
     Args:
-        prompts: with `{}` where the phrase or the word goes; a column for each and each seed.
+        prompts: with `{}` for the phrase or the word; a column for each prompt and seed.
     """
     (concept,) = pipe.vocabulary.concepts()
     jobs = [
@@ -79,7 +79,7 @@ def hero() -> None:
 
 
 def learned(word: str, phrase: str, folder: str, *settings: str) -> DetSDTextualInversionPipeline:
-    """The bundled model with a concept that `finetune_demo.yaml` learned from other pictures."""
+    """Load the bundled model with a concept that `finetune_demo.yaml` learns from a folder."""
     pipe = DetSDTextualInversionPipeline.from_pretrained("demo_model")
     with TemporaryDirectory() as out:
         values = [
@@ -94,7 +94,7 @@ def learned(word: str, phrase: str, folder: str, *settings: str) -> DetSDTextual
 
 
 def own() -> None:
-    """own.png: a concept of one's own, from eight plain pictures without captions."""
+    """own.png: a user's own concept, from eight plain pictures without captions."""
     folder = "examples/ring_and_dot"
     plain = "concepts.append_file_name_to_text=false"
     pipe = learned("ring-and-dot", "round emblem with a middle", folder, plain)
@@ -120,7 +120,7 @@ def process() -> None:
 
 
 def finetuning() -> None:
-    """time_lapse.png: of `make demo`."""
+    """time_lapse.png: the time-lapse of `make demo`."""
     with TemporaryDirectory() as folder:
         detsd("finetune", "finetune_demo.yaml", "--output-dir", folder)
         shutil.copyfile(Path(folder) / "time_lapse.png", DOCS / "time_lapse.png")
@@ -153,7 +153,7 @@ def tensorboard() -> None:
                 )
                 page = browser.new_page(viewport={"width": 1180, "height": 760})
                 page.goto(f"http://{address.split('/')[0]}/#images")
-                page.wait_for_timeout(12_000)  # it draws nothing before its own first poll
+                page.wait_for_timeout(12_000)  # it draws nothing before its first poll
                 page.screenshot(path=DOCS / "tensorboard.png")
                 browser.close()
         finally:
@@ -202,7 +202,7 @@ PICTURES = {f.__name__: f for f in (hero, own, style, process, finetuning, grid,
 
 
 def main() -> None:
-    """Draw what is named on the command line."""
+    """Draw the pictures named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
     names = parser.parse_args().names or list(PICTURES)

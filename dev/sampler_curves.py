@@ -1,9 +1,9 @@
 """Measure how samplers change the samples of a concept: python -m dev.sampler_curves [--draw]
 
-By the measures and for the things of `dev.curves`: every sampler at several numbers of steps, and
-those of interest under other seeds, too. The model and CLIP are loaded once; figures are kept.
-Forty minutes on one CPU core (OMP_NUM_THREADS=1). `--draw` writes the tables of
-docs/curves.md, below the text under "Samplers".
+It uses the measures and things of `dev.curves`: every sampler at several numbers of steps, and some
+also with other seeds. The model and CLIP are loaded once; figures are kept. It takes forty minutes
+on one CPU core (OMP_NUM_THREADS=1). `--draw` writes the tables of docs/curves.md, below the text
+under "Samplers".
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SAMPLINGS[3 * len(NAMED) : 3 * len(NAMED)] = [
     *(Sampling(name, 12, spacing="trailing") for name in NAMED[1:3]),
     *(Sampling(FULL.scheduler_name, steps, MOST) for steps in (12, 25)),
 ]
-AGAIN = [  # also with other seeds: how much is chance
+AGAIN = [  # also with other seeds, to measure chance
     FULL,
     Sampling(FULL.scheduler_name, 12),
     *(Sampling(FULL.scheduler_name, steps, spacing="trailing") for steps in (12, 10)),
@@ -78,7 +78,7 @@ SEED_SETS = 3
 
 
 class SamplerMeter:
-    """A concept of a thing, whose samples by any sampler are measured."""
+    """A thing's concept, for which samples of any sampler are measured."""
 
     def __init__(self, pipeline, encoders: dict, name: str):
         thing = THINGS[name]
@@ -102,13 +102,13 @@ class SamplerMeter:
         self.baselines = self.metrics.fit_baselines(self.samples(phrase.jobs, FULL, 0))[0]
 
     def samples(self, jobs: list[Job], sampling: Sampling, seeds: int) -> list[Image.Image]:
-        """Make jobs by another sampler, and with other seeds."""
+        """Make jobs with another sampler and other seeds."""
         changed = dataclasses.asdict(sampling)
         jobs = [replace(job, seed=job.seed + 1000 * seeds, **changed) for job in jobs]
         return [made.image for made in self.pipeline.make(jobs, max_batch_size=9)]
 
     def figures(self, sampling: Sampling, seeds: int) -> dict[str, float]:
-        """Return the figures, and the passes of an image."""
+        """Return the figures, and the UNet passes per image."""
         job = replace(self.of_concept.jobs[0], **dataclasses.asdict(sampling))
         passes = sum(1 + guided for guided in self.pipeline.guided_calls(job))
         samples = self.samples(self.of_concept.jobs, sampling, seeds)
@@ -116,7 +116,7 @@ class SamplerMeter:
 
 
 def measure() -> None:
-    """Measure what is missing of the samplers, with the model and CLIP loaded once."""
+    """Measure the missing samplings, with the model and CLIP loaded once."""
     found = json.loads(FILE.read_text()) if FILE.exists() else {}
     pipeline = DetSDTextualInversionPipeline.from_pretrained("demo_model")
     encoders = load_encoders(EvaluatorConfig(), "demo_model", pipeline.model.device)
@@ -135,7 +135,7 @@ def measure() -> None:
 
 
 def samplings() -> dict[Sampling, dict[str, list[dict]]]:
-    """The figures of each sampling that is measured for all things: a list by seeds for each."""
+    """Return the figures of each sampling measured for all things: for each, a list by seeds."""
     found, every = json.loads(FILE.read_text()), {}
     for sampling in dict.fromkeys([FULL, *SAMPLINGS, *AGAIN]):
         keys = {name: [f"{name}: {sampling}: {k}" for k in range(SEED_SETS)] for name in THINGS}
@@ -146,7 +146,7 @@ def samplings() -> dict[Sampling, dict[str, list[dict]]]:
 
 
 def tables(every: dict[Sampling, dict[str, list[dict]]]) -> str:
-    """A table of all samplings under the first seeds, and one of those with several sets."""
+    """Return a table of all samplings with the first seeds, and one of those with several sets."""
     full = next(iter(every[FULL].values()))[0]
     columns = [
         (k, name, key)
@@ -180,7 +180,7 @@ def tables(every: dict[Sampling, dict[str, list[dict]]]) -> str:
 
 
 def main() -> None:
-    """Measure, or draw what has been measured."""
+    """Measure, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="write docs/curves.md")
     if not parser.parse_args().draw:
