@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before the libraries read them. One thread a process: sums come out the same every time, and two
-# ranks do not fight for cores.
+# Set before the libraries read them. One thread per process: sums are reproducible, and two ranks
+# do not compete for cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -19,10 +19,10 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SAMPLES = {"inference_prompts": ["a photo of a blob-thing"]}  # of an experiment that draws any
+SAMPLES = {"inference_prompts": ["a photo of a blob-thing"]}  # of an experiment with samples
 
 
-# The libraries hold a million objects, which the collector would look through every second.
+# The libraries hold a million objects, which the garbage collector would traverse every second.
 def pytest_sessionstart():
     gc.disable()
 
@@ -34,7 +34,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
-    from tiny import save_tiny_model  # here: the process that hands the tests out needs no torch
+    from tiny import save_tiny_model  # here: the process that distributes the tests needs no torch
 
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
@@ -48,7 +48,7 @@ def tiny_v_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tiny_model):
-    """The tiny model, loaded, for tests that leave it as it is."""
+    """Return the tiny model, loaded, for tests that do not change it."""
     import torch
 
     from detsd.config import ModelConfig
@@ -59,7 +59,7 @@ def model(tiny_model):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """Twelve small images whose names describe them."""
+    """Write twelve small images whose names describe them."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for k in range(12):
@@ -70,7 +70,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def experiment(tmp_path, tiny_model, photos):
-    """Write an experiment file on the tiny model, without samples; keys of it can be given."""
+    """Return a function that writes an experiment file for the tiny model, with given keys."""
 
     def write(name: str = "experiment.yaml", **sections) -> Path:
         hyperparameters = {
@@ -106,7 +106,7 @@ def experiment(tmp_path, tiny_model, photos):
 
 @pytest.fixture
 def measuring(experiment, tmp_path):
-    """An experiment that measures its samples in every way, by the bundled CLIP among others."""
+    """Write an experiment that measures its samples in every way, also with the bundled CLIP."""
     from tiny import save_tiny_dino
 
     for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
@@ -136,7 +136,7 @@ def measuring(experiment, tmp_path):
 
 
 def command(*args: str | Path, ranks: int = 1) -> list[str]:
-    """The command line of detsd, under torchrun for several ranks."""
+    """Return the command line of detsd, under torchrun for several ranks."""
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
@@ -144,7 +144,7 @@ def command(*args: str | Path, ranks: int = 1) -> list[str]:
 
 
 def run_detsd(*args: str | Path, ranks: int = 1, **env: str) -> subprocess.CompletedProcess:
-    """Run detsd as a user would, in a process of its own."""
+    """Run detsd as a user would, in a new process."""
     return subprocess.run(
         command(*args, ranks=ranks),
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Processes of detsd that need not load the libraries: forks of the one that tests it."""
+"""Processes of detsd that need not load the libraries: forks of the test process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 FORK = multiprocessing.get_context("fork")
-TIMEOUT = 240  # seconds; a machine may be busy
+TIMEOUT = 240  # seconds; the machine may be busy
 
 
 def free_port() -> int:
-    """A port that nobody has, out of those that systems give to outgoing connections meanwhile."""
+    """Return a free port, outside the range that systems use for outgoing connections."""
     while True:
         port = random.randrange(12_000, 32_000)
         with socket.socket() as s, contextlib.suppress(OSError):
@@ -31,15 +31,15 @@ def free_port() -> int:
 
 
 class Forked:
-    """`body()` in processes of their own, which return their exit code, or end well.
+    """Processes that run `body()` and end with the exit code that it returns, or 0.
 
-    Whoever is left at the end of the block is killed. This process keeps the store of several
-    ranks, as torchrun does; `folder` gets what each of them says.
+    Those left at the end of the block are killed. For several ranks, this process keeps the store,
+    as torchrun does; `folder` gets each rank's output.
     """
 
     def __init__(self, folder: Path, body: Callable[[], object], ranks: int = 1):
         self._logs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
-        for log in self._logs:  # what an earlier block's ranks have said is nothing of ours
+        for log in self._logs:  # drop the output of an earlier block's ranks
             log.unlink(missing_ok=True)
         self._store = torch.distributed.TCPStore(
             "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
@@ -50,11 +50,11 @@ class Forked:
             process.start()
 
     def _run(self, body: Callable[[], object], rank: int) -> None:
-        # What is inherited stays: whatever waits for a thread of its own at its end, as stores and
-        # processes' groups do, would wait here for one that was not forked, or abort.
+        # Inherited objects stay: those that wait for their own thread when they end, such as stores
+        # and process groups, would wait here for a thread that was not forked, or abort.
         gc.freeze()
-        # PyTorch makes its pool of threads anew at the next use, which several threads at once, as
-        # in the loading of weights, do not survive.
+        # PyTorch recreates its thread pool at the next use, which crashes if several threads do it
+        # at once, as in the loading of weights.
         torch.set_num_threads(torch.get_num_threads())
         sys.stdout = sys.stderr = self._logs[rank].open("w", buffering=1)
         for stream in (1, 2):
@@ -72,7 +72,7 @@ class Forked:
         GradientState._reset_state()
         code = body()
         code = code if isinstance(code, int) else 0
-        gc.collect()  # ZeroMQ sends its last messages here, for a fork ends without the chance
+        gc.collect()  # ZeroMQ sends its last messages now, since a fork ends without doing so
         sys.exit(code)
 
     def __enter__(self) -> Forked:
@@ -84,17 +84,17 @@ class Forked:
             process.join()
 
     def kill(self) -> None:
-        """SIGKILL, as when the machine goes."""
+        """Send SIGKILL, as when the machine fails."""
         for process in self.processes:
             process.kill()
 
     @property
     def said(self) -> list[str]:
-        """What each rank has said so far."""
+        """The output of each rank so far."""
         return [log.read_text() if log.exists() else "" for log in self._logs]
 
     def wait_until(self, there: Callable[[], object]) -> None:
-        """Until it is true, which it is before any of the processes ends."""
+        """Wait until `there()` is true, which must happen before any process ends."""
         until = time.monotonic() + TIMEOUT
         while not there():
             ended = not all(process.is_alive() for process in self.processes)
@@ -102,13 +102,13 @@ class Forked:
             time.sleep(0.005)
 
     def end(self) -> list[int]:
-        """Wait until they end by themselves; their exit codes."""
+        """Wait until the processes end; return their exit codes."""
         for process in self.processes:
             process.join(TIMEOUT)
         return [process.exitcode for process in self.processes]
 
 
 def in_two_ranks(folder: Path, body: Callable[[], object]) -> None:
-    """`body()` on two ranks, to its end and without a mistake."""
+    """Run `body()` on two ranks to its end, without errors."""
     with Forked(folder, body, ranks=2) as ranks:
         assert ranks.end() == [0, 0], (ranks.processes, ranks.said)

@@ -1,10 +1,10 @@
-"""Inputs of every reader that no one has written so: the result is right, or a sentence.
+"""Damaged inputs for every reader: the result must be right, or a sentence.
 
     python -m tests.fuzz --count 20000 --seed 1
 
-Valid files are changed: keys dropped, values replaced by those of another kind, bytes flipped, the
-end cut off. What is changed in bytes alone and has a checksum must be refused or be read as it was.
-A line for each reader: inputs, right results, sentences, faults, the slowest input in seconds of
+Valid files are changed: keys are dropped, values replaced with other types, bytes flipped, the end
+cut off. A file with a checksum whose bytes are changed must be refused or read as before. It prints
+a line for each reader: inputs, right results, sentences, faults, the slowest input in seconds of
 CPU, the most memory above that of the libraries. Exit code 1 after a fault.
 """
 
@@ -77,7 +77,7 @@ from detsd.train.step import TrainStep
 from detsd.utils import png
 from detsd.utils.errors import UserError
 
-SECONDS, MEGABYTES = 30, 1200  # of CPU for one input, above the libraries: more is a fault
+SECONDS, MEGABYTES = 30, 1200  # CPU time and memory above the libraries', at most, per input
 
 ODD = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**63, -(10**30), 10**400, 0.5, -0.0, 1e308,
@@ -92,7 +92,7 @@ ODD = (
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """Flip bits, cut the end or a part out, double a part, or put other bytes in."""
+    """Flip bits, cut off the end, cut out a part, double a part, or insert other bytes."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         at, length = rng.randrange(len(data) + 1), rng.choice((1, 1, 4, 30, 400))
@@ -145,7 +145,7 @@ def changed(value: Any, rng: random.Random, odd: tuple = ODD) -> Any:
 
 
 class Reader:
-    """A reader: inputs are made and read in a folder of its own, which the constructor fills."""
+    """A reader: inputs are made and read in its own folder, which the constructor fills."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -197,12 +197,12 @@ class ConceptFile(Reader):
         if way <= 1:
             path, data, whole = rng.choice(self.files)
             data = damaged(data, rng)
-            if not data.startswith(b"PK"):  # the others have no checksum, or not of all
+            if not data.startswith(b"PK"):  # others have no checksum, or not for everything
                 whole = None
         elif way == 2:
             file = io.BytesIO()
             zipped = rng.random() < 0.5
-            with contextlib.suppress(Exception):  # what cannot be written, as an int of 400 digits
+            with contextlib.suppress(Exception):  # cannot be written, e.g. an int of 400 digits
                 table = changed(rng.choice(self.tables), rng, self.odd)
                 torch.save(table, file, _use_new_zipfile_serialization=zipped)
             data = file.getvalue()
@@ -227,7 +227,7 @@ class ConceptFile(Reader):
 
     @staticmethod
     def _safetensors(rng: random.Random) -> bytes:
-        """A header that is changed as JSON."""
+        """Return a file whose header is changed as JSON."""
         data = safetensors_bytes({"emb_params": torch.randn(2, 16)}, {"name": "x", "step": "7"})
         size = int.from_bytes(data[:8], "little")
         header = changed(json.loads(data[8 : 8 + size]), rng)
@@ -236,7 +236,7 @@ class ConceptFile(Reader):
 
     @staticmethod
     def _operations(rng: random.Random) -> bytes:
-        """A pickle of random operations, some of them names and tensors."""
+        """Return a pickle of random operations, some of them names and tensors."""
         names = (
             b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
             b"ctorch\nFloatStorage\n", b"ctorch\nSize\n", b"cbuiltins\nset\n",
@@ -332,7 +332,7 @@ class Settings(Reader):
         assert config.grid.all_seeds[0] >= 0
 
     def _fields(self, rng: random.Random) -> str:
-        """A1111's text, with other values and brackets."""
+        """Return A1111's text, with other values and brackets."""
         text = png.parameters(self.record)
         for _ in range(rng.choice((1, 2, 5))):
             at = rng.randrange(len(text))
@@ -384,7 +384,7 @@ class State(Reader):
         self.base.vocabulary.add(self.concept)
 
     def restored(self) -> tuple:
-        """Restore the newest checkpoint; the state that a run would go on with."""
+        """Restore the newest checkpoint; return the state with which a run would continue."""
         latest = self.run.latest()
         run = SimpleNamespace(
             latest=latest, latest_is_own=True, latest_uuid="", latest_name=str(latest),
@@ -392,7 +392,7 @@ class State(Reader):
             begin_anew="name another folder", warm_start="--warm-start",
         )  # fmt: skip
         begun = latest_concepts(run, self.base.vocabulary.names)
-        # A process ends at a state that is damaged: the next one begins with its own.
+        # A process ends at a damaged state; the next one begins with a new state.
         ranks = SimpleNamespace(mean=lambda gradient: gradient)
         step = TrainStep(self.base, self.config.training, ranks)
         checkpoints = Checkpoints(self.config, run, step, self.state["images"], {}, None, {})
@@ -446,7 +446,7 @@ class State(Reader):
 
     @property
     def whole(self) -> tuple:
-        """What the intact checkpoint is restored to; found once."""
+        """The state restored from the intact checkpoint; found once."""
         if not hasattr(self, "_whole"):
             for path, data in self.files.items():
                 path.write_bytes(data)
@@ -574,7 +574,7 @@ READERS: dict[str, type[Reader]] = {
     "prompt": Prompt,
 }
 
-INPUTS = st.integers(0, 2**64 - 1).map(random.Random)  # what an input is made from
+INPUTS = st.integers(0, 2**64 - 1).map(random.Random)  # the source of an input
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -582,7 +582,7 @@ INPUTS = st.integers(0, 2**64 - 1).map(random.Random)  # what an input is made f
 
 @dataclass
 class Result:
-    """What became of the inputs of a reader."""
+    """The results of a reader's inputs."""
 
     inputs: int = 0
     right: int = 0
@@ -601,7 +601,7 @@ class Result:
 
 
 def timed(reader: Reader, rng: random.Random, result: Result) -> None:
-    """Check an input; note what came of it."""
+    """Check an input; record the result."""
     began = time.process_time()
     signal.alarm(20 * SECONDS)
     try:
@@ -652,7 +652,7 @@ def fuzz(kind: type[Reader], count: int, number: int, answer: Callable[[Result],
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check every reader in a process of its own; 1 after a fault."""
+    """Check every reader in a new process; return 1 after a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=6000, help="inputs of all readers together")
     parser.add_argument("--seed", type=int, default=0)

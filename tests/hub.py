@@ -1,8 +1,8 @@
 """A stand-in for the Hugging Face hub: a small HTTP server that serves folders as models.
 
-It answers what `huggingface_hub` asks (a model's facts, a file's headers, a file), and refuses as
-the real one does: facts of a gated model are free, its files are not; who has no leave to see a
-model is told that there is none.
+It answers the requests of `huggingface_hub` (a model's facts, a file's headers, a file), and
+refuses as the real hub does: facts of a gated model are public, its files are not; to users without
+access, a private model does not exist.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class Model:
 
 @dataclass
 class Hub:
-    """What the server knows, and what was asked of it."""
+    """The server's models and the requests that it received."""
 
     models: dict[str, Model] = field(default_factory=dict)
     tokens: dict[str, set[str]] = field(default_factory=dict)  # token -> models it may read
     asked: list[str] = field(default_factory=list)  # "GET path" of every request
     seen_tokens: set[str] = field(default_factory=set)
-    busy: int = 0  # so many requests are answered with 429
-    cut: int = 0  # so many downloads of weights break off half-way; -1: all
+    busy: int = 0  # the number of requests to answer with 429
+    cut: int = 0  # the number of weight downloads to break off half-way; -1: all
     delay: float = 0.0  # seconds half-way in every download of weights
     endpoint: str = ""
 
     def add(self, name: str, folder: Path, **facts: object) -> str:
-        """Serve `folder` as the newest commit of model `name`; the commit."""
+        """Serve `folder` as the newest commit of model `name`; return the commit."""
         sha = hashlib.sha1(f"{name} {folder}".encode()).hexdigest()
         model = self.models.setdefault(name, Model({}))
         model.commits[sha] = Path(folder)
@@ -62,7 +62,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serve() -> Iterator[Hub]:
-    """A hub of no models yet, until the block ends."""
+    """Serve a hub, at first without models, until the block ends."""
     hub = Hub()
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub, "protocol_version": "HTTP/1.1"})
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.asked.append(f"{self.command} {path}")
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         hub.seen_tokens.add(token)
-        if hub.busy and path != "/api/agent-harnesses":  # asked once a process, heeded by nobody
+        if hub.busy and path != "/api/agent-harnesses":  # asked once per process, and never used
             hub.busy -= 1
             return self._refuse(429, message="slow down", **{"Retry-After": "7"})
         if token and token not in hub.tokens:
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         model = hub.models.get(name)
         allowed = name in hub.tokens.get(token, ())
         if model is None or (model.private and not allowed):
-            if not token:  # the hub does not tell a missing model from one that is hidden
+            if not token:  # the hub does not distinguish missing models from hidden ones
                 return self._refuse(401, message="Invalid username or password.")
             return self._refuse(404, "RepoNotFound", "Repository not found")
         commit = model.main if revision == "main" else revision

@@ -1,7 +1,7 @@
 """Concept files as other tools write them, for the tests: every layout that README's table lists.
 
 Each writer takes a path without suffix, a word and the rows of one or two text encoders, and
-returns what a user would name.
+returns the path that a user would name.
 """
 
 from __future__ import annotations

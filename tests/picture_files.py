@@ -1,8 +1,8 @@
-"""Small pictures of many kinds, and what they are trained on as: the table of docs/pictures.md.
+"""Small pictures of many kinds, with the pixels that training sees: the table of docs/pictures.md.
 
     PYTHONPATH=. python tests/picture_files.py
 
-prints the table. Every picture is 8 x 8 pixels: one colour at the lower left, another at the upper
+prints the table. Every picture has 8 x 8 pixels: one colour at the lower left, another at the upper
 right.
 """
 
@@ -195,7 +195,7 @@ class Kind:
     holds: str  # lower left and upper right in the file
     lower_left: tuple[int, int, int]
     upper_right: tuple[int, int, int]
-    tolerance: int = 0  # levels of 255, for what compresses with a loss or rounds
+    tolerance: int = 0  # levels of 255, for formats that are lossy or round
     opaque: tuple[int, int] | None = None  # of the alpha channel at the two places
 
 

@@ -1,17 +1,17 @@
-"""A pretended accelerator: another device than the CPU to all that looks at it, computing there.
+"""A pretended accelerator, which looks like another device but computes on the CPU.
 
     with pretend.watching() as waits:
         model.to(pretend.DEVICE)(x.to(pretend.DEVICE))
 
-Each of its tensors has one of the CPU inside, which every operation is done with: its numbers are
-the CPU's, bit for bit. But it is as strict as CUDA. What mixes tensors of both is refused where
-CUDA refuses it; so are random numbers of the device's own, which nothing is to depend on. And all
-is noted for which a host would wait until the device has done what it was given: what CUDA's
-`set_sync_debug_mode` finds, and copies, but for those from pinned memory.
+Each of its tensors wraps a CPU tensor, with which every operation is done: its numbers are the
+CPU's, bit for bit. But it is as strict as CUDA. Operations that mix tensors of both devices are
+refused where CUDA refuses them; so are random numbers from the device, since nothing may depend on
+them. It records every operation that would make the host wait for the device: those that CUDA's
+`set_sync_debug_mode` finds, and copies, except those from pinned memory.
 
-This is PyTorch's device for backends from elsewhere. It changes the process, so import this in a
-fork. Attention takes its plain form there, and is to be held against the CPU's plain form; so do
-optimizers, which on CUDA take all rows at once.
+This is PyTorch's device for external backends. It changes the process, so import this in a fork.
+Attention takes its plain form there, and must be compared with the CPU's plain form; so do
+optimizers, which on CUDA update all rows at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Wait:
     what: str
     where: str  # file and function of the package
     line: int
-    unpinned: bool = False  # a copy that only unpinned memory makes wait
+    unpinned: bool = False  # a copy that waits only because its memory is not pinned
 
     def __str__(self) -> str:
         return f"{self.what} in {self.where}"
@@ -55,7 +55,7 @@ class Wait:
 
 @contextmanager
 def watching() -> Iterator[list[Wait]]:
-    """The waits from here on."""
+    """Record the waits within the block."""
     _watching.append([])
     try:
         yield _watching[-1]
@@ -75,7 +75,7 @@ def _note(func: Any, unpinned: bool = False) -> None:
 
 
 class Pretended(torch.Tensor):
-    """A tensor of the device; `raw` is the one of the CPU inside."""
+    """A tensor of the device; `raw` is the CPU tensor inside."""
 
     raw: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -91,7 +91,7 @@ class Pretended(torch.Tensor):
     def __repr__(self) -> str:
         return f"{self.raw!r} on {self.device}"
 
-    def __reduce_ex__(self, protocol: int) -> Any:  # saved, it is a tensor of the CPU
+    def __reduce_ex__(self, protocol: int) -> Any:  # saved as a CPU tensor
         return self.cpu().__reduce_ex__(protocol)
 
     def tolist(self) -> Any:
@@ -100,7 +100,7 @@ class Pretended(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         given: list[torch.Tensor] = []
-        known: dict[int, torch.Tensor] = {}  # what is changed in place comes back as itself
+        known: dict[int, torch.Tensor] = {}  # tensors changed in place are returned themselves
 
         def inside(x: torch.Tensor) -> torch.Tensor:
             raw = x.raw if isinstance(x, cls) else x
@@ -120,7 +120,7 @@ class Pretended(torch.Tensor):
 
 
 def _each(change: Callable[[torch.Tensor], torch.Tensor], x: Any) -> Any:
-    """The same with other tensors in place of those in it."""
+    """Return the same structure with changed tensors."""
     if isinstance(x, torch.Tensor):
         return change(x)
     if isinstance(x, (list, tuple)):
@@ -176,19 +176,19 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = 
 
 
 class _Module(_DummyBackendModule):
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:  # asked where a layer is repeated
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:  # called by repeated layers
         return [torch.bfloat16, torch.float16]
 
 
 _setup_privateuseone_for_python_backend("pretended", backend_module=_Module())
 DEVICE = torch.device("pretended", 0)
-# Else autograd would give the device a thread of its own, unless it was used before.
+# Otherwise autograd would give the device its own thread, unless it was used before.
 torch.autograd.set_multithreading_enabled(False)
 _kernels = torch.library.Library("aten", "IMPL")
 _kernels.impl("_copy_from", _copy_from, "PrivateUse1")
 for _func in (
-    aten.empty.memory_format, aten.empty_strided.default,  # which all others that make one call
+    aten.empty.memory_format, aten.empty_strided.default,  # called by all others that create
     aten.arange.default, aten.arange.start, aten.arange.start_step,  # but these give it a size
-    aten.silu_backward.default,  # else taken apart, as CUDA and the CPU do not
+    aten.silu_backward.default,  # otherwise decomposed, unlike on CUDA and the CPU
 ):  # fmt: skip
     _kernels.impl(_func, _through(_func), "PrivateUse1")

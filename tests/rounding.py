@@ -1,8 +1,8 @@
 """A digest of how this machine rounds: python tests/rounding.py
 
-Made with torch alone, of the operations and shapes of the bundled model, forward and backward. Two
-machines that print the same digest give the same rows and pixels to the bit; other kernels (of
-another CPU, another torch) round otherwise.
+It uses only torch, and the operations and shapes of the bundled model, forward and backward. Two
+machines that print the same digest give the same rows and pixels to the bit. Other kernels (of
+another CPU or another torch) round differently.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 
-# The instructions that nearly all x86 machines have: fewer kernels to differ by.
+# The instructions of nearly all x86 machines, so that fewer kernels differ.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 def digest() -> str:
     """Return the SHA-256 of the operations' outputs and gradients, as hexadecimal digits."""
-    os.environ.update(ENVIRONMENT)  # torch reads it when it is imported
+    os.environ.update(ENVIRONMENT)  # torch reads them at import
     import torch
     import torch.nn.functional as F
 

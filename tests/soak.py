@@ -1,14 +1,14 @@
 """Faults at random points, for as long as wanted: python -m tests.soak --minutes 60 --seed 1
 
-A fine-tuning and a grid of a tiny model are killed, interrupted, left without room on the disk or
-without one of their processes, or started twice in one folder. Then the same command runs again,
-and everything in its folder is compared bit for bit with an undisturbed run: vectors, optimizer,
-metrics, pixels, contact sheets, manifests, TensorBoard's events; no hidden file may be left.
+A fine-tuning and a grid with a tiny model are killed, interrupted, deprived of disk space or of one
+of their processes, or started twice in one folder. Then the same command runs again, and everything
+in its folder is compared bit for bit with an undisturbed run: vectors, optimizer, metrics, pixels,
+contact sheets, manifests, TensorBoard's events. No hidden file may be left.
 
-Every process is a fork of this one, which has loaded the libraries: a trial takes seconds. Trial
-number k of seed S is the first of seed S + k. A disk of so many bytes or files is a tmpfs in a
-mount namespace of the trial's own; where the system allows none, the limit is that of each file's
-size (RLIMIT_FSIZE).
+Every process is a fork of this one, which has loaded the libraries, so a trial takes seconds. Trial
+number k of seed S is the first trial of seed S + k. A full disk is a tmpfs with a limit on bytes or
+files, in the trial's own mount namespace; if the system allows none, each file's size is limited
+instead (RLIMIT_FSIZE).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ import detsd.generate.grid
 import detsd.train.trainer  # noqa: F401
 from detsd.__main__ import main as detsd_main
 
-logging.getLogger("tensorboard").setLevel(logging.ERROR)  # purged events are as it should be
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # purged events are intended
 
 WORD = "blob-thing"
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir"}
@@ -129,7 +129,7 @@ def left_in(folder: Path, file_events: int = 0, seconds: float = 0) -> Left:
         name = str(path.relative_to(folder))
         if path.is_dir() or name == ".lock" or name.startswith("tensorboard/"):
             continue
-        # The bytes of a pickle also tell which of its equal texts were one object.
+        # The bytes of a pickle also depend on which equal strings were one object.
         files[name] = _content(torch.load(path)) if path.suffix == ".pt" else path.read_bytes()
     lines = map(json.loads, files.pop("metrics.jsonl", b"").splitlines())
     lines = [line for line in lines if line["group"] != "start" and "images_per_second" not in line]
@@ -197,7 +197,7 @@ class Point:
     @staticmethod
     def draw(rng: random.Random, whole: Left, by_event: bool = True) -> Point:
         if by_event and rng.random() < 0.7:
-            # In half of the cases right before, else within what follows: a write, a step.
+            # In half of the cases right at the event, otherwise during the next write or step.
             delay = rng.choice([0.0, rng.expovariate(1 / 0.003), rng.expovariate(1 / 0.03)])
             return Point(rng.randrange(whole.file_events), delay)
         return Point(None, rng.uniform(0, whole.seconds))
@@ -250,7 +250,7 @@ class Trial:
     work: Work
     place: Path
     rng: random.Random
-    faults: Counter = field(default_factory=Counter)  # those that took place
+    faults: Counter = field(default_factory=Counter)  # those that happened
     problems: list[str] = field(default_factory=list)
     story: list[str] = field(default_factory=list)  # of its starts
     stops: bool = False
@@ -294,7 +294,7 @@ class Trial:
             try:
                 try:
                     code = detsd_main(self.work.to(folder))
-                finally:  # a Ctrl-C from here on would meet what only a fork does at its end
+                finally:  # a Ctrl-C from here on would hit code that only forks run at their end
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
             except SystemExit as end:
                 code = end.code
@@ -314,7 +314,7 @@ class Trial:
                 if process.sentinel in ended:
                     process.join()
             if -signal.SIGKILL in [process.exitcode for process in run.processes]:
-                for process in run.processes:  # as a machine's end does, or torchrun
+                for process in run.processes:  # as a failing machine does, or torchrun
                     process.kill() if kill_rest else process.terminate()
             codes = run.end()
             said = "\n".join(run.said)
@@ -361,7 +361,7 @@ def interrupted(trial: Trial, times: int) -> None:
     """Ctrl-C, once or twice: exit code 130, nothing hidden is left, the same command goes on."""
     ranks, trial.stops = trial.rng.choice([1, 1, 1, 2]), True
     for _ in range(trial.rng.randint(1, 2)):
-        # Two processes get it at once, as from a terminal: only the clock is common to them.
+        # Two processes get it at once, as from a terminal: they share only the clock.
         point = Point.draw(trial.rng, trial.whole(ranks), by_event=ranks == 1)
         pause = trial.rng.choice([0.002, trial.rng.expovariate(1 / 0.02)])
         trial.story.append(f"interrupted {times} x {point}, {pause:.3f} s apart, {ranks} ranks")
@@ -382,7 +382,7 @@ def lost(trial: Trial) -> None:
     codes, _ = trial.start(2, trial.body(trial.folder, point, [(signal.SIGKILL, 0)], rank))
     if codes[rank] == -signal.SIGKILL:
         trial.faults["lost ranks"] += 1
-        # It may have been done.
+        # It may have finished already.
         ends = (0, 1, -signal.SIGTERM, 128 + signal.SIGTERM)
         trial.expect(codes[1 - rank] in ends, f"the other ended with {codes[1 - rank]}")
     trial.finish(2)
@@ -392,7 +392,7 @@ def lost_under_torchrun(trial: Trial) -> None:
     """The same with torchrun's own processes, which load the libraries themselves."""
     whole, rank = trial.whole(2), str(trial.rng.randrange(2))
     loaded = trial.rng.random() < 0.8
-    # Longer, and most runs would be over; the libraries alone take the other ten seconds.
+    # Longer waits would come after most runs; loading the libraries takes the other ten seconds.
     wait = trial.rng.uniform(0, 0.8 * whole.seconds if loaded else 10)
     trial.story.append(f"rank {rank} killed {wait:.2f} s after {'its lock' * loaded or 'start'}")
     log = trial.place / "torchrun.txt"
@@ -503,10 +503,10 @@ def _own_disk(folder: Path) -> Iterator[Callable[[str, int], None] | None]:
         yield resize if there else None
     finally:
         if there:
-            libc.umount2(path, 2)  # even while a handle is open
+            libc.umount2(path, 2)  # even if a handle is open
 
 
-# And how often, beside the others.
+# The scenarios, and their relative frequencies.
 SCENARIOS: dict[str, tuple[Callable[[Trial], None], float]] = {
     "killed": (killed, 6),
     "full disk": (full, 4),
@@ -550,7 +550,7 @@ def run_trial(name: str, seed: int, works: list[Work], place: Path) -> Trial:
     trial = Trial(work, place, random.Random(seed))
     two = scenario in ON_TWO or name == "generate killed"
     for ranks in (1, 2) if two else (1,):
-        trial.whole(ranks)  # here, so that later trials have it
+        trial.whole(ranks)  # run here, so that later trials can use it
     ours, theirs = FORK.Pipe()
 
     def run() -> None:

@@ -1,7 +1,7 @@
 """A stand-in for Determined's master, for tests: answers the harness as the master would.
 
-It keeps what it is told across restarts of a trial, refuses what the master would refuse (and
-remembers that it did), and knows by itself which checkpoint a restarted trial goes on from.
+It keeps all reports across restarts of a trial, refuses requests that the master would refuse (and
+records this), and determines the checkpoint from which a restarted trial continues.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ LAUNCHER = "python3 -m determined.launch.torch_distributed"
 
 
 class Refused(Exception):
-    """What the master answers with an error."""
+    """A request that the master answers with an error."""
 
 
 class Unknown(Exception):
-    """What the master answers with 404."""
+    """A request that the master answers with 404."""
 
 
 class Dropped(Exception):
-    """The connection breaks before the master has heard the request."""
+    """A connection that breaks before the master has received the request."""
 
 
 def number(name: str, value: object) -> float:
-    """`value` if it is a finite number; JSON's NaN arrives as a float, a searcher fails on it."""
+    """Return `value` if it is a finite number; a searcher fails on NaN, which JSON lets through."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise Refused(f"{name} is {value!r}, not a finite number")
     return value
 
 
 class Master:
-    """Serves on a free port while used as a context manager, and ends what it started after it.
+    """A master on a free port, within a `with` block; at its end, it ends the processes it started.
 
     Attributes:
-        told: (path, body) of every request that was accepted, in order.
-        refused: why requests were refused; empty after a clean run.
+        told: (path, body) of every accepted request, in order.
+        refused: the reasons for refusals; empty after a clean run.
         acknowledged: allocations that acknowledged their preemption.
-        preempt: set while the trials are asked to stop; `preempt_told` once the newest is told.
-        judged: trials that the searcher is done with: nothing signals that to them.
-        states: how trials have ended, by their number; the others run.
+        preempt: set while the trials are asked to stop; `preempt_told` once the newest knows it.
+        judged: trials that the searcher has ended, which sends them no signal.
+        states: the final states of trials, by their number; the others run.
         asked: how often each trial asked for its own state.
-        state: of the experiment.
-        cut: of the next request (path, body) for which it is true the answer breaks off half-way.
+        state: the experiment's state.
+        cut: returns True for the next request (path, body) whose response breaks off half-way.
     """
 
     def __init__(self, folder: Path):
@@ -88,8 +88,8 @@ class Master:
         self._runs: dict[int, int] = {}  # how often each trial was started
         self._rows: dict[tuple, dict] = {}  # (trial, run, group, step) -> metrics
         self._checkpoints: dict[str, dict] = {}  # uuid -> the report, in order
-        self._deleted: dict[str, dict] = {}  # those that were collected
-        self._shown: dict[str, dict] = {}  # uuid -> metadata that were changed afterwards
+        self._deleted: dict[str, dict] = {}  # those deleted by garbage collection
+        self._shown: dict[str, dict] = {}  # uuid -> metadata that were changed later
         self._trials: dict[int, dict] = {}  # trial -> the experiment's configuration
         self.models: dict[str, list[dict]] = {}  # the registry: name -> its versions
         self._hooks: list[tuple[Callable, Callable]] = []
@@ -98,7 +98,7 @@ class Master:
         self._connections: set[socket.socket] = set()
         self._closing = False
         self._lock = threading.RLock()
-        # Short, since sockets lie in it; and gone afterwards, whoever was killed.
+        # Its path is short, since it holds sockets; it is deleted even if a process was killed.
         self._scratch = tempfile.TemporaryDirectory(prefix="det-")
         self._serve(0)
 
@@ -109,27 +109,27 @@ class Master:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = -1  # an answer goes out at once: who hangs up hangs up between two
+            wbufsize = -1  # a response is sent at once: clients can hang up only between two
 
             def log_message(self, *args):
                 pass
 
             def handle(self):
                 master._connections.add(self.connection)
-                # A process that was killed, or that exits in mid-poll, hangs up on us.
+                # A process that is killed, or exits during a poll, closes the connection.
                 with contextlib.suppress(OSError):
                     super().handle()
                 master._connections.discard(self.connection)
 
             def finish(self):
-                with contextlib.suppress(OSError):  # what is left to be sent
+                with contextlib.suppress(OSError):  # the rest of the response
                     super().finish()
 
             def answer(self):
                 url = urlparse(self.path)
                 length = int(self.headers.get("Content-Length") or 0)
                 data = self.rfile.read(length)
-                if len(data) < length:  # killed in mid-sentence
+                if len(data) < length:  # killed while sending
                     raise ConnectionError
                 body = json.loads(data) if length else {}
                 try:
@@ -176,7 +176,7 @@ class Master:
         self.server.server_close()
 
     def refuse_connections(self, seconds: float) -> None:
-        """Be away: what is connected breaks off, what knocks is turned away."""
+        """Be unreachable: close connections, and refuse new ones."""
         port = self.server.server_port
         self.server.shutdown()
         self.server.server_close()
@@ -186,9 +186,9 @@ class Master:
         threading.Timer(seconds, self._serve, [port]).start()
 
     def when(self, told: Callable[[str, dict], bool], act: Callable[[], None]) -> None:
-        """Once, as soon as a request comes of which `told(path, body)`: `act()`, before it counts.
+        """Call `act()` once, before the first request for which `told(path, body)` is processed.
 
-        `act` may raise Dropped, so that the request has not been heard.
+        `act` may raise Dropped, so that the request counts as not received.
         """
         self._hooks.append((told, act))
 
@@ -326,7 +326,7 @@ class Master:
         }  # fmt: skip
 
     def _described_experiment(self, part: str | None) -> dict:
-        """The experiment of all trials, or a list of its `/trials` or `/checkpoints`."""
+        """Return the experiment of all trials, or a list of its `/trials` or `/checkpoints`."""
         config = next(iter(self._trials.values()))
         if part == "/trials":
             found = [self._described_trial(trial) for trial in sorted(self._trials)]
@@ -343,7 +343,7 @@ class Master:
         return {part[1:]: found, "pagination": {"endIndex": len(found), "total": len(found)}}
 
     def _validations(self, trial: int) -> dict:
-        """What a trial's validations reported; JSON has no NaN and no infinity."""
+        """Return a trial's validation metrics; JSON has no NaN and no infinity."""
         rows = self.metrics("validation", trial)
         return {"result": {"metrics": [
             {
@@ -355,9 +355,9 @@ class Master:
         ]}}  # fmt: skip
 
     def collect_garbage(self, latest: int) -> int:
-        """What the master does at the end of an experiment and after `det e continue`.
+        """Delete checkpoints, as the master does after an experiment and `det e continue`.
 
-        Of each trial's checkpoints the `latest` newest stay; how many went.
+        Each trial keeps its `latest` newest checkpoints. Returns the number deleted.
         """
         gone = 0
         for task in {c["taskId"] for c in self._checkpoints.values()}:
@@ -372,7 +372,7 @@ class Master:
     # ---- what it knows afterwards ------------------------------------------------------------
 
     def metrics(self, group: str, trial: int = 7) -> dict[int, dict]:
-        """What counts, by step: a restarted run archives earlier rows from its first step on."""
+        """Return valid metrics by step: a restart archives older rows from its first step on."""
         rows: dict[int, dict] = {}
         for run in range(1, self._runs.get(trial, 0) + 1):
             own = {k[3]: v for k, v in self._rows.items() if k[:3] == (trial, run, group)}
@@ -380,7 +380,7 @@ class Master:
         return rows
 
     def checkpoints(self, trial: int = 7) -> dict[int, str]:
-        """uuid of the last checkpoint of each step, by step."""
+        """Return the uuid of each step's last checkpoint."""
         found = {
             c["metadata"]["steps_completed"]: u
             for u, c in self._checkpoints.items()
@@ -395,7 +395,7 @@ class Master:
         return self.folder / "storage" / uuid
 
     def stored(self, trial: int = 7) -> dict[int, Path]:
-        """Folder of each checkpoint by step, once it is seen to hold all that was reported."""
+        """Return each checkpoint's folder by step, after checking that all reported files exist."""
         folders = {}
         for step, uuid_ in self.checkpoints(trial).items():
             folder, report = self.store(uuid_), self._checkpoints[uuid_]
@@ -412,7 +412,7 @@ class Master:
     def _prepare(
         self, experiment: dict, trial: int = 7, slots: int = 1, source: str | None = None
     ) -> tuple[Path, dict[str, str]]:
-        """Where the info files of a trial's next run lie, and its environment."""
+        """Return the folder of info files for a trial's next run, and its environment."""
         self._runs[trial] = self._runs.get(trial, 0) + 1
         allocation = f"{trial}.{uuid.uuid4()}"
         info = self.folder / "info" / allocation
@@ -463,14 +463,14 @@ class Master:
     ) -> subprocess.Popen:  # fmt: skip
         """Start `python3 -m detsd COMMAND` as this cluster's trial, restarted if it is known.
 
-        As in a container: the startup hook, then Determined's launcher with one rank per slot.
+        As in a container, the startup hook runs, then Determined's launcher with one rank per slot.
         `source` is the checkpoint that a new trial starts from.
         """
         info, env = self._prepare(experiment, trial, slots, source)
         env |= {
             "DET_TASK_TYPE": "TRIAL",
             "DET_SLOT_IDS": json.dumps(list(range(slots))),
-            "PIP_NO_INDEX": "1",  # what the hook misses is missing here, too
+            "PIP_NO_INDEX": "1",  # packages that the hook would install are missing here, too
             "TMPDIR": self._scratch.name,
             "PYTHONPATH": str(ROOT / "tests" / "in_a_trial"),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -489,7 +489,7 @@ class Master:
         return process
 
     def fork(self, experiment: dict, *, command: str = "finetune", slots: int = 1, **options):
-        """As `launch`, without the launcher and the seconds that the libraries take."""
+        """Do the same as `launch`, without the launcher and the libraries' load time."""
         info, env = self._prepare(experiment, slots=slots, **options)
 
         def trial() -> int:
@@ -500,9 +500,9 @@ class Master:
         return Forked(info, trial, slots)
 
     def run(self, experiment: dict, expect: int = 0, **options) -> str:
-        """A trial's next run to its end, in this process; what it said.
+        """Run a trial's next run to its end, in this process; return its output.
 
-        `expect` is its exit code.
+        `expect` is the expected exit code.
         """
         code, said = self._run(experiment, **options)
         assert code == expect, said
@@ -516,7 +516,7 @@ class Master:
         return code, text.getvalue()
 
     def live(self, experiment: dict, **options) -> list[str]:
-        """A trial with the restarts that its experiment grants: what each of its runs said."""
+        """Run a trial with its experiment's restarts; return each run's output."""
         said = []
         for _ in range(1 + experiment["max_restarts"]):
             code, text = self._run(experiment, **options)
@@ -526,32 +526,32 @@ class Master:
         return said
 
     def end(self, process: subprocess.Popen) -> str:
-        """Wait for a process that ends by itself, and for its container with it; what it said."""
-        process.wait(timeout=300)  # a machine may be busy
-        self.kill(process)  # ranks that the launcher left
+        """Wait until a process ends, and end its container; return its output."""
+        process.wait(timeout=300)  # the machine may be busy
+        self.kill(process)  # ranks that the launcher left running
         return process.communicate()[0]
 
     def kill(self, process: subprocess.Popen) -> None:
-        """SIGKILL, as when the machine goes: nothing of the task gets to say goodbye."""
+        """Send SIGKILL, as when the machine fails: no process of the task can clean up."""
         for member in [process.pid, *self.ranks(process).values()]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(os.getpgid(member), signal.SIGKILL)
 
     def ranks(self, process: subprocess.Popen) -> dict[int, int]:
-        """Process id of each rank that has started."""
+        """Return the process id of each rank that has started."""
         return {int(p.suffix[1:]): int(p.read_text()) for p in process.info.glob("rank.*")}
 
 
 @contextlib.contextmanager
 def believing(env: dict[str, str]):
-    """Let this process believe that it is in a trial, as sitecustomize.py does for another."""
+    """Make this process look like a trial's, as sitecustomize.py does for another process."""
     readers = [kind._from_file.__func__ for kind in INFO_FILES]
     before = dict(os.environ), [read.__defaults__ for read in readers]
     os.environ.update(env)
     for read in readers:
         read.__defaults__ = (os.path.join(env["TRIAL_INFO_DIR"], Path(read.__defaults__[0]).name),)
-    client._determined = None  # it would talk to the master of an earlier test
-    _info._info = "unloaded"  # the harness's word; it reads them once
+    client._determined = None  # otherwise it would use an earlier test's master
+    _info._info = "unloaded"  # the harness's own value; it reads the info once
     try:
         yield
     finally:
@@ -562,7 +562,7 @@ def believing(env: dict[str, str]):
             read.__defaults__ = defaults
 
 
-# What a master of 0.38.1 appends to an experiment's own policies.
+# The policies that a master of 0.38.1 appends to an experiment's own.
 MASTERS_POLICIES = (
     {"name": "CUDA OOM", "pattern": ".*CUDA out of memory.*"},
     {"name": "ECC Error", "pattern": ".*uncorrectable ECC error encountered.*"},
@@ -570,16 +570,16 @@ MASTERS_POLICIES = (
 
 
 def log_policies(experiment: dict) -> list[dict]:
-    """An experiment's policies as the master completes them; one without a pattern removes one."""
+    """Return an experiment's policies as the master completes them; one without pattern removes."""
     own = experiment["log_policies"]
     names = {policy["name"] for policy in own}
     return [p for p in (*own, *MASTERS_POLICIES) if p in own or p["name"] not in names]
 
 
 def matched(experiment: dict, said: str) -> list[dict]:
-    """The policies that a trial which said this has matched; the last one's name is its label.
+    """Return the policies that a trial's output matches; the last one's name is its label.
 
-    The master looks at every line as the task printed it, without the launcher's prefix.
+    The master checks every line as the task printed it, without the launcher's prefix.
     """
     lines = [re.sub(r"^\[rank=\d+\] ", "", line) for line in said.splitlines()]
     return [
@@ -590,17 +590,17 @@ def matched(experiment: dict, said: str) -> list[dict]:
 
 
 def ends_restarts(experiment: dict, said: str) -> bool:
-    """Whether a trial that said this is not restarted."""
+    """Return whether a trial with this output is not restarted."""
     return any(p.get("action") == "cancel_retries" for p in matched(experiment, said))
 
 
 def written_out(value: object) -> object:
-    """Hyperparameters as the master writes them into an experiment's configuration."""
+    """Return hyperparameters as the master writes them into an experiment's configuration."""
     if isinstance(value, dict):
         return {key: written_out(v) for key, v in value.items()}
     return {"type": "const", "val": value}
 
 
 def experiment_of(path: Path) -> dict:
-    """The experiment file at `path` as the master hands it to a trial: through JSON."""
+    """Return the experiment file at `path` as the master passes it to a trial: through JSON."""
     return json.loads(json.dumps(yaml_safe_load(path.read_text())))

@@ -1,4 +1,4 @@
-"""Images of ours in A1111 and ComfyUI: the text of the settings, and the noise levels it leads to.
+"""Our images in A1111 and ComfyUI: the text of the settings, and the resulting noise levels.
 
 The parser below follows A1111's grammar: prompt, negative prompt, and a last line of `key: value`,
 where a value with commas is JSON in quotation marks.
@@ -105,7 +105,7 @@ def test_hashes_are_those_of_files(tiny_model, tmp_path):
     of_single = hashlib.sha256(b"a file").hexdigest()[:12]
     found = a1111_fields(model, {"scheduler_name": "euler", "spacing": None, "concepts": concepts})
     assert found["TI hashes"] == f"two words x: {of_checkpoint}, cat: {of_single}"
-    assert "Model hash" not in found  # of a folder
+    assert "Model hash" not in found  # the model is a folder
     assert file_digest(single)[:12] == of_single
     assert file_digest(Path("x" * 5000)) == ""
 
@@ -180,7 +180,7 @@ def test_the_table_names_settings_with_the_same_noise_levels(row, model):
         theirs = theirs[:-1] if "discard" in settings else theirs
         # diffusers rounds the timesteps of its DPM solvers, which moves the last levels.
         assert np.allclose(theirs, ours, rtol=0.02 if name.startswith("dpm") else 1e-4), steps
-        if name != "ddim":  # which takes unscaled noise in both
+        if name != "ddim":  # DDIM takes unscaled noise in both
             first = (1 + theirs[0] ** 2) ** 0.5 if "SGM" in settings else theirs[0]
             scale = float(scheduler.init_noise_sigma)
             if name.startswith("dpmsolver++"):  # keeps images of variance 1

@@ -1,4 +1,4 @@
-"""The demo: what its form allows, what its buttons do, its endpoints, and the page in a browser."""
+"""The demo: its form, its buttons, its endpoints, and the page in a browser."""
 
 import contextlib
 import html
@@ -68,9 +68,9 @@ from detsd.utils.progress import Bar, Phase
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync""".split()  # noqa: SIM905
-# Which do not know this machine's own address, and which gradio reads as early as it is imported.
+# Proxies that cannot reach this machine's address; gradio reads them at import.
 PROXIES = {"http_proxy": "http://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
-# The phrase of a concept that a stranger wrote.
+# The phrase of an untrusted concept.
 STRANGE = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png) ${1+1} {{value}}'
 GOOD = {
     "prompt": " a  blob-thing ",
@@ -270,7 +270,7 @@ def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(backen
         "1 step",
         "2 steps",
     ]
-    for axis, (_, usual) in AXES.items():  # what the page offers can be made
+    for axis, (_, usual) in AXES.items():  # the page's own values can be made
         changed = replace(given, prompt="a photo of a cat")
         assert grid_jobs(backend.pipe, changed, (axis, usual), ("nothing", ""))
 
@@ -311,14 +311,14 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
     assert backend.warnings([Job("a blob-thing and a Dragon’s", 0)]) == [
         "this model was never shown the words “and”, “dragon’s”"
     ]
-    # What is read otherwise, or is reported by another sentence, is no word.
+    # Syntax, and words reported by another sentence, are not listed.
     assert backend.warnings([Job("a red ball BREAK a cat", 0)]) == []
     odd = "a ball AND a cat <lora:tusk:1> {ivory} __horn__ [of:hide:9] --ar 3 break"
     *others, last = backend.warnings([Job(odd, 0)])
     assert last == "this model was never shown the word “break”"
     assert len(others) == 6
     assert all("does not support" in sentence for sentence in others)
-    assert backend.examples() != []  # none of ours can be drawn in these words; all are offered
+    assert backend.examples() != []  # the model knows the words of none of ours, so all are offered
     for broken in ("[1]", "{", '{"words": 3}'):
         path.write_text(broken)
         assert ModelVocabulary.of(str(tmp_path)) is None
@@ -494,7 +494,7 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
     checkpoint(folder, LearnedConcept("ink-look", "", (torch.ones(3, 16),)), photos, "style")
     assert backend.replace(folder) == ["ink-look"]
     assert backend.concepts()[-1]["vectors"] == 3
-    # Of a run's folder, its checkpoint tells.
+    # For a run's folder, its checkpoint has the settings.
     run = tmp_path / "run"
     learned = LearnedConcept("run-look", "", (torch.ones(1, 16),))
     checkpoint(run / "checkpoints" / "step-00000008", learned, photos, "style")
@@ -605,13 +605,13 @@ def test_captions_of_the_learn_tab_stand_beside_their_pictures(learning, photos)
 def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
     """Its files, how it is told to go while it does, and when it may be begun again."""
     assert learning.status() is None
-    pictures = [p for p in sorted(photos.iterdir()) for _ in range(2)]  # names that clash
+    pictures = [p for p in sorted(photos.iterdir()) for _ in range(2)]  # with clashing names
     folder = learning.start(
         "my-cat", " grey  cat", pictures, "style", num_sgd_steps=8, checkpoint_freq=4,
         train_batch_size=4,
     )  # fmt: skip
     assert learning.process.words[1:4] == ["-m", "detsd", "finetune"]
-    assert learning.process.room == 1  # on a GPU: what images were made in has been given back
+    assert learning.process.room == 1  # on a GPU: the images' memory has been freed
     assert len(list((folder / "training_pictures").iterdir())) == 24
     assert learning.running
     assert backend.busy() == ""
@@ -626,7 +626,7 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
         {"group": "training", "steps_completed": 4, "loss": 0.5, "samples_per_second": 2.0},
         {"group": "validation", "steps_completed": 4, "val_loss": 0.4, "val_loss_initializer": 0.6},
     ]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"group": "trai'  # the last one half written
+    text = "\n".join(map(json.dumps, lines)) + '\n{"group": "trai'  # the last line is incomplete
     (folder / "metrics.jsonl").write_text(text)
     (folder / "samples").mkdir()
     for step in (0, 4):
@@ -657,7 +657,7 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
             UserError, match="no run '../x' that a page started; choose one of these: my-cat"
         ):
             call("../x")
-    assert TrainingRuns(backend.pipe, learning.root).names() == ["my-cat"]  # another page's life
+    assert TrainingRuns(backend.pipe, learning.root).names() == ["my-cat"]  # a new page
     assert learning.resume("my-cat") == folder
     assert learning.running
     (folder / "log.txt").write_text("loading ...\ndetsd: the disk is full; make room\n")
@@ -696,7 +696,7 @@ def test_the_time_left_is_that_of_the_runs_bar(learning, photos, monkeypatch, ca
         assert ", 2:01:30 left" in progress(learning.status())
     log.write_text("4/60 steps, samples, 00:59 left\n")
     os.utime(log, (time.time() - 60,) * 2)
-    assert learning.status().seconds_left is None  # it takes longer
+    assert learning.status().seconds_left is None  # it takes longer than estimated
     learning.process.returncode = 0
     assert learning.status().seconds_left is None
 
@@ -1026,7 +1026,7 @@ def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(end
         first.close()
         assert left.wait(60)
         left.clear()
-        second.locator("#go").click()  # nobody is before it any more
+        second.locator("#go").click()  # nobody waits before it any more
         expect(second.locator("#status")).to_contain_text("waiting for the model")
         second.locator("#stop").click()
         assert left.wait(60)
@@ -1141,7 +1141,7 @@ def test_programs_use_the_page(address, backend, photos, tmp_path, monkeypatch, 
     )
     assert [one["seed"] for one in made["images"] + made["plain_images"]] == [5, 6, 5, 6]
     assert made["plain_images"][0]["prompt"] == "a red ball"
-    # What comes is what the same settings give anywhere.
+    # The result is that of the same settings anywhere else.
     job = good_job(backend, guidance_scale=4)
     assert read_record(Path(made["images"][0]["file"]))["seed"] == 5
     own = finished(backend.generate(copies(job, 2) + backend.baselines(copies(job, 2))))
@@ -1254,7 +1254,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
             return page.locator(f"#{name}")
 
         def write(name, value, kind=":is(textarea, input):visible"):
-            # A field that has just been unfolded may still be given its own first value.
+            # A field that has just been unfolded may still be set to its initial value.
             field = page.locator(f"#{name} {kind}").first
             for _ in range(5):
                 field.fill(str(value))
@@ -1273,10 +1273,10 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         page.goto(address)
         expect(at("about")).to_contain_text("blob-thing: 2 vectors")
 
-        # Images with their plain twins, and what the concept was learned from.
+        # Images with their baselines, and the concept's training images.
         write("prompt", "a drawing of a blob-thing")
         page.locator("#advanced button").first.click()
-        for _ in range(2):  # the first of them comes late on a busy machine
+        for _ in range(2):  # the first one comes late on a busy machine
             for knob, value in (("guidance", 2.5), ("steps", 2), ("count", 2), ("seed", 7)):
                 write(knob, value, "input[type=number]")
         page.get_by_label("Compare with the initializer").check()
@@ -1288,9 +1288,9 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("plain-words")).to_contain_text("a drawing of a red ball")
         expect(page.locator("#taught img")).to_have_count(8)
         expect(page.locator("#taught img").last).not_to_have_js_property("naturalWidth", 0)
-        images.first.scroll_into_view_if_needed()  # the browser may leave it unloaded till then
+        images.first.scroll_into_view_if_needed()  # the browser may not load it before
         expect(images.first).to_have_js_property("naturalWidth", 32)
-        # Nothing is wider than a telephone; on a screen the twins stand side by side.
+        # Nothing is wider than a telephone; on a screen, image and baseline are side by side.
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert at("gallery").bounding_box()["x"] == at("plain").bounding_box()["x"]
         page.set_viewport_size({"width": 1280, "height": 800})
@@ -1298,13 +1298,13 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         assert a["x"] + a["width"] <= b["x"]
         assert a["y"] == b["y"]
 
-        # The opened image fills the window, and nothing shines through; both sizes come down.
+        # The opened image fills the window, and is opaque; both sizes can be downloaded.
         images.first.click()
         opened = page.locator("#gallery .preview")
         expect(opened).to_be_visible()
         assert opened.bounding_box() == {"x": 0, "y": 0, "width": 1280, "height": 800}
         colour = opened.evaluate("e => getComputedStyle(e).backgroundColor")
-        assert re.fullmatch(r"rgb\(\d+, \d+, \d+\)", colour)  # with no share of transparency
+        assert re.fullmatch(r"rgb\(\d+, \d+, \d+\)", colour)  # not transparent
         box = opened.locator("img").first.bounding_box()
         assert box["y"] >= 0
         assert box["y"] + box["height"] <= 800
@@ -1322,7 +1322,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
             sizes.append(Image.open(file).size)
         assert sizes == [(32, 32), (512, 512)]
 
-        # A mistake is told under the button; the images stay to be seen.
+        # A mistake is shown under the button; the images stay visible.
         write("width", 4000)
         at("go").click()
         told("width is 4000 but must be a multiple of 8 from 16 to 64")
@@ -1342,7 +1342,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(page.locator("#width input")).to_have_value("32")
         expect(page.locator("#count input[type=number]")).to_have_value("1")
 
-        # One without settings is refused in the same place, and leaves room for the next.
+        # One without settings is refused in the same place, and another can be dropped.
         page.locator("#drop input[type=file]").set_input_files(sorted(photos.iterdir())[0])
         expect(at("status")).to_contain_text("on_a_table_0.png holds no settings of detsd")
         expect(at("status")).not_to_contain_text("Error")
@@ -1350,7 +1350,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         page.locator("#drop input[type=file]").set_input_files(file)
         expect(at("status")).not_to_contain_text("on_a_table_0.png")
 
-        # Notes where one types; an example; the dice.
+        # Notes below the prompt; an example; the dice.
         write("prompt", "a photo of a dragon")
         expect(at("hint")).to_contain_text("never shown the word “dragon”")
         expect(at("hint")).to_contain_text("the prompt names no concept (blob-thing)")
@@ -1362,11 +1362,11 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         at("dice").click()
         expect(page.locator("#seed input")).not_to_have_value("7")
 
-        # Seen while they are made, and stopped.
+        # Images are shown while they are made, and can be stopped.
         for knob, value in (("steps", 100), ("count", 8)):
             page.locator(f"#{knob} input[type=number]").fill(str(value))
             page.locator(f"#{knob} input[type=number]").press("Tab")
-        for _ in range(5):  # on a busy machine the images may be there before the click
+        for _ in range(5):  # on a slow test machine, the images may be done before the click
             kept = images.count()
             at("go").click()
             expect(page.get_by_text(re.compile(r"denoising step \d+ of 100")).first).to_be_visible()
@@ -1380,7 +1380,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         expect(at("status")).to_contain_text("Stopped: nothing was made.")
         expect(images).to_have_count(kept)
 
-        # A grid of what the form says.
+        # A grid from the form's settings.
         page.locator("#steps input[type=number]").fill("2")
         page.locator("#steps input[type=number]").press("Tab")
         page.get_by_role("tab", name="Grid").click()
@@ -1392,7 +1392,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         at("grid-go").click()
         expect(page.locator("#sheet img")).not_to_have_js_property("naturalWidth", 0)
 
-        # Concepts come, are read again, and go; a mistake takes the message before it away.
+        # Concepts are loaded, reloaded and unloaded; a mistake replaces the previous message.
         folder = checkpoint(
             tmp_path / "step", LearnedConcept("cube-thing", STRANGE, (torch.ones(1, 16),)), photos,
             "style",
@@ -1420,12 +1420,12 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
         at("unload").click()
         expect(at("about")).not_to_contain_text("cube-thing")
         expect(at("concepts").locator(":checked")).to_have_count(0)
-        at("unload").click()  # which must not unload another one
+        at("unload").click()  # must not unload another one
         told("no concept is chosen")
         expect(at("about")).to_contain_text("blob-thing")
         expect(at("concepts").locator(":checked")).to_have_count(0)
 
-        # What another visitor unloads leaves the list at the next click, whatever that asks for.
+        # A concept that another visitor unloads leaves the list at the next click on anything.
         unload = f"{address}gradio_api/call/v2/unload"
         for button, sentence in (
             ("export", "cube-thing is no longer loaded"),
@@ -1449,10 +1449,10 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
                 at("concepts").get_by_text("cube-thing").click()
             expect(at("about")).not_to_contain_text("cube-thing")
             expect(at("concepts")).not_to_contain_text("cube-thing")
-            expect(at("concepts").locator(":checked")).to_have_count(0)  # none by itself
+            expect(at("concepts").locator(":checked")).to_have_count(0)  # none is preselected
             expect(at("facts")).to_have_text("")
 
-        # A concept is learned: told how it goes, stopped, gone on with, and used.
+        # A concept is learned: progress is shown, it is stopped, resumed, and used.
         page.get_by_role("tab", name="Learn").click()
         at("learn-go").click()
         told("the word is empty")

@@ -1,4 +1,4 @@
-"""The benchmarks run, on tiny models; what they measure here means nothing."""
+"""The benchmarks run on tiny models; the figures here mean nothing."""
 
 import json
 import re
@@ -19,17 +19,17 @@ from detsd.config import FinetuneConfig, GenerateConfig, load_config
 
 def test_every_table_comes_out(capsys, monkeypatch, photos):
     monkeypatch.setattr(benchmarks.finetune, "IMAGES", str(photos))
-    sections = ["finetune", "generate", "data"]  # the others start processes
+    sections = ["finetune", "generate", "data"]  # the other sections start processes
     benchmarks.main(["--smoke", "--models", "sd1", "sdxl", "--only", *sections])
     text = capsys.readouterr().out
     for name in ("sd1", "sdxl"):
         rows = re.findall(rf"\| {name} \| 2 \| .*\|", text)
-        assert len(rows) == 3  # fine-tuning, the same in other ways, generation
+        assert len(rows) == 3  # fine-tuning, its variants, generation
         for row in rows:
             figures = [
                 cell for cell in row.strip(" |").split(" | ")[2:] if re.fullmatch(r"[\d.]+", cell)
             ]
-            assert len(figures) >= 3  # of textbook, ours and the UNet; images equal to a level
+            assert len(figures) >= 3  # of textbook, ours and the UNet; images equal within a level
             assert all(float(figure) > 0 for figure in figures[:3])
     assert re.search(r"\| 100 \| [\d.]+ \| [\d.]+ \|", text)
 
@@ -165,7 +165,7 @@ def test_tables_are_markdown():
 @pytest.mark.slow
 def test_the_memory_that_the_guide_names_is_what_the_shapes_give(monkeypatch, capsys):
     monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
-    memory.main()  # which replaces it
+    memory.main()  # replaces it
     guide = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| Stable Diffusion .*?\| ([\d.]+ GB \|.*) \|$", guide, re.M)
     counted = [

@@ -1,4 +1,4 @@
-"""Aspect buckets, and the shape of a concept's samples wherever there are any."""
+"""Aspect buckets, and the shape of a concept's samples everywhere."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ from detsd.utils.errors import UserError
 
 SIZES = {"wide": (96, 48), "tall": (48, 96), "square": (64, 64)}
 COUNTS = {"wide": 5, "tall": 4, "square": 3}
-CUT = {"wide": (48, 24), "tall": (24, 48), "square": (32, 32)}  # by the tiny model of 32 pixels
+CUT = {"wide": (48, 24), "tall": (24, 48), "square": (32, 32)}  # for the tiny model of 32 pixels
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +174,8 @@ def test_the_samples_of_a_step_are_of_one_shape(model, mixed, samples_per_step):
     assert set(Counter(image.path for image in found).values()) == {2 * samples_per_step}
     orders = [[step[0].shape for step in part] for part in (steps[:n], steps[n:])]
     assert Counter(orders[0]) == Counter(orders[1])
-    assert orders[0] != orders[1]  # another order in the next cycle
-    for shape in {image.shape for image in found}:  # once in as many of its bucket as that has
+    assert orders[0] != orders[1]  # the next cycle has another order
+    for shape in {image.shape for image in found}:  # each picture once per pass over its bucket
         own = [image.path for image in found if image.shape == shape]
         size = len(set(own))
         assert all(len(set(own[k : k + size])) == size for k in range(0, len(own), size))
@@ -425,7 +425,7 @@ def test_the_page_takes_the_shape_of_the_concept(model, tmp_path):
         ("a tall-one by a wide-one", {}, (24, 48)),
         ("a plain-one by a wide-one", {}, (32, 32)),
         ("a cat", {}, (32, 32)),
-        ("a huge-one", {}, (32, 32)),  # of another model's size
+        ("a huge-one", {}, (32, 32)),  # another model's size
         ("a wide-one", {"width": 32, "height": 40}, (32, 40)),
         ("a wide-one", {"height": 40}, (48, 40)),
     ):
@@ -450,7 +450,7 @@ def test_a_network_sees_what_stands_to_one_side():
         assert (edges == edges[0]).all()
         seen = to_squares([picture], 32)
         assert seen.shape == (1, 3, 32, 32)
-        assert float(seen[:, 1].min()) < -0.8  # the mark, which a centre crop would lose
+        assert float(seen[:, 1].min()) < -0.8  # the mark; a centre crop would lose it
     plain = Image.new("RGB", (40, 40))
     assert squared(plain) is plain
     assert squared(Image.new("RGB", (5, 8))).size == (8, 8)

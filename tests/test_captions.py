@@ -1,4 +1,4 @@
-"""Captions in every layout in use, file names as words, and what is said of a folder."""
+"""Captions in every common layout, file names as words, and messages about a folder."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Mistakes are told before anything large is loaded and anything is written."""
+"""Mistakes are reported before anything large is loaded or anything is written."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from detsd.train.preflight import check_finetune
 from detsd.utils.errors import UserError
 from detsd.utils.paths import find
 
-# Command line (@ is the folder of the test), what is said.
+# Command line (@ is the test's folder), message.
 MISTAKES = [
     ("finetune", "no experiment file was given"),
     ("finetune @/gone.yaml", "gone.yaml does not exist"),
@@ -169,7 +169,7 @@ def test_paths_beside_the_configuration_come_first(tmp_path, monkeypatch):
     assert paths("theirs") == "theirs"  # in the working directory
     assert paths("~/project") == str(beside)
     assert paths("nowhere/model") == "nowhere/model"  # perhaps on the hub
-    # Where the configuration lies in the working directory, names stay as they are.
+    # If the configuration is in the working directory, names stay as they are.
     assert find("mine/", (beside / "a.yaml").relative_to(beside).parent) == "mine/"
 
 

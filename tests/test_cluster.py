@@ -1,4 +1,4 @@
-"""In a trial: the real harness and the real entrypoints against a stand-in master."""
+"""Trials: the real harness and the real entrypoints against a stand-in master."""
 
 import contextlib
 import io
@@ -88,7 +88,7 @@ def pause(master, when):
         master.preempt.set()
         if not master.preempt_told.wait(60):
             master.refused.append("nobody asked whether to stop")
-        for thread in threading.enumerate():  # the harness polls in one, which has the answer now
+        for thread in threading.enumerate():  # the harness's polling thread has it now
             if not getattr(thread, "_should_quit", True):
                 thread.join(60)
 
@@ -150,7 +150,7 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
     assert wanted <= max(master.stored()) < 16
     master.preempt.clear()
 
-    # Killed between the writing of a checkpoint and its report: the files do not count.
+    # Killed between writing a checkpoint and reporting it: the files do not count.
     def kill():
         killed.kill()
         raise Dropped
@@ -176,7 +176,7 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
     count = len(master.told)
     master.run(two_concepts)  # a finished run restarted: nothing more
     later = [path.rsplit("/")[-1] for path, _ in master.told[count:]]
-    asked = set(later) & set(master.checkpoints().values())  # is the best one still stored?
+    asked = set(later) & set(master.checkpoints().values())  # is the best still stored?
     assert len(asked) == 1
     assert sorted(set(later) - asked) == ["metadata", "progress", "start"]
     assert master.progress()[-1] == 1.0
@@ -195,14 +195,14 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     said = master.end(failing)
     assert failing.returncode not in (0, None), said
     assert "[rank=0]" in said
-    assert "OMP_NUM_THREADS" not in said  # of Accelerate, at every start
+    assert "OMP_NUM_THREADS" not in said  # Accelerate's warning at every start
     assert list(master.stored()) == [8, 16]
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 4
     pause(master, progress_of(18 / 24))
     assert "resuming after step 16" in master.run(two_concepts)
     assert 18 <= max(master.stored()) < 20
-    assert "partial checkpoint" not in caplog.text  # of the harness
+    assert "partial checkpoint" not in caplog.text  # the harness's line
     master.preempt.clear()
 
     two_concepts["hyperparameters"]["training"]["train_batch_size"] = 2
@@ -219,7 +219,7 @@ def test_a_rank_fails_and_the_trial_goes_on_on_another_number_of_slots(
     for c in read_concepts(tmp_path / "out" / "checkpoints" / "step-00000024"):
         assert torch.allclose(rows(master, 24)[c.name], c.embeddings[0], rtol=1e-4, atol=1e-6)
 
-    # Another trial starts from these rows, at step 0 and with a rate of its own.
+    # Another trial starts from these rows, at step 0 and with its own rate.
     two_concepts["hyperparameters"]["training"]["learning_rate"] = 1e-9
     said = master.run(two_concepts, trial=8, source=master.checkpoints()[24])
     assert f"starting from the vectors of checkpoint {master.checkpoints()[24]}" in said
@@ -253,7 +253,7 @@ def test_the_whole_log_of_a_healthy_fine_tuning(experiment, master):
     launched = master.launch(given, slots=2)
     said = master.end(launched)
     assert launched.returncode == 0, said
-    (events,) = master.folder.rglob("events.out.tfevents.*")  # of uploads a second apart
+    (events,) = master.folder.rglob("events.out.tfevents.*")  # uploads are a second apart
     seen = EventAccumulator(str(events)).Reload()
     assert [e.step for e in seen.Scalars("validation/val_loss")] == [4, 8]
     steps = [
@@ -308,7 +308,7 @@ def test_the_whole_log_of_a_healthy_grid(tiny_model, master):
 
 def test_an_answer_that_breaks_off_loses_nothing(experiment, master, monkeypatch):
     """Of a metric it costs a restart; of what only shows nothing. And what a trial is at shows."""
-    monkeypatch.setattr(progress, "LINE", 0)  # a line of everything that moves
+    monkeypatch.setattr(progress, "LINE", 0)  # a line for every progress
     given = experiment_of(experiment())
     master.run(given, trial=1)
     states = [body["state"] for path, body in master.told if path.endswith("/runner/metadata")]
@@ -339,7 +339,7 @@ def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
         master.refuse_connections(2)
 
     metrics = told("/metrics")
-    # However fast the steps are, the search has been asked before, and is asked again afterwards.
+    # Even if the steps are fast, the search was asked before, and is asked again afterwards.
     master.when(lambda *request: master.asked[7] > 0 and metrics(*request), go_away)
     master.when(lambda *request: asked and metrics(*request), lambda: master.judged.add(7))
     said = master.run(given | {"searcher": ASHA})
@@ -347,7 +347,7 @@ def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
     assert about[0] == "the master does not answer; reports to it wait until it does"
     assert re.fullmatch(r"the master answers again, after \d+ s", about[1])
     assert len(about) == 2
-    assert caplog.text == ""  # of urllib3 and the harness
+    assert caplog.text == ""  # nothing from urllib3 and the harness
     assert 0 < asked[0] < master.asked[7]
 
 
@@ -380,7 +380,7 @@ def test_a_trial_that_the_searcher_is_done_with(experiment, master):
     )
 
     def busy():
-        raise Refused("busy")  # no reason to end
+        raise Refused("busy")  # the trial must not end for this
 
     master.when(lambda path, body: path == "/api/v1/trials/7", busy)
     master.when(told("/metrics", 40), lambda: master.judged.add(7))
@@ -396,7 +396,7 @@ def test_a_trial_that_the_searcher_is_done_with(experiment, master):
     assert json.loads((master.stored()[last] / "metadata.json").read_text())["complete"] is False
 
     given["hyperparameters"]["training"]["num_sgd_steps"] = 8
-    master.run(given, trial=8)  # a searcher that ends nothing is not asked
+    master.run(given, trial=8)  # a searcher that ends no trials is not asked
     assert master.asked[8] == 0
 
 
@@ -411,7 +411,7 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
     assert (step, m["val_loss"], m["sgd_steps"]) == (2, 1e9, 8)
     assert set(FinetuneConfig.metrics) <= set(m)
     assert master.checkpoints() == {}
-    for thread in threading.enumerate():  # a trial that is over asks the master nothing
+    for thread in threading.enumerate():  # a finished trial does not ask the master
         if thread.name == "searcher":
             thread.join(60)
             assert not thread.is_alive()
@@ -452,7 +452,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
     training = {"num_sgd_steps": 4, "checkpoint_freq": 1, "metric_report_freq": 1}
     training |= {"train_batch_size": 1, "register_model": "my blob"}
     given = experiment_of(experiment(training=training))
-    pause(master, progress_of(2 / 4))  # the best checkpoint is the one that it goes on from
+    pause(master, progress_of(2 / 4))  # the best checkpoint is the one from which it resumes
     master.run(given)
     master.preempt.clear()
     assert list(master.stored()) == [1, 2]
@@ -601,7 +601,7 @@ def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(
         assert uuid in capsys.readouterr().out.lower()
         (found,) = read_concepts(out / "checkpoints" / "step-00000002")
         torch.testing.assert_close(found.embeddings[0], learned.embeddings[0], atol=1e-6, rtol=0)
-        monkeypatch.chdir(tmp_path)  # and goes on from wherever it is called
+        monkeypatch.chdir(tmp_path)  # and resumes from any working directory
         assert main([*run, "--set", "training.num_sgd_steps=3"]) == 0
     assert main(["show", uuid.upper()]) == 0
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -674,7 +674,7 @@ def test_models_of_the_registry_stand_for_their_checkpoints(
     ):
         assert main(["show", f"model:{name}"]) == 2
         assert capsys.readouterr().err == f"detsd: {sentence}\n"
-    # Off cluster a grid goes on with the version that it began with, and says which is newer.
+    # Off cluster, a grid resumes with the version that it began with, and names the newer one.
     grid |= {"concepts": {"models": "my-blob"}}
     grid["grid"] |= {"prompts": "a blob-thing", "num_seeds": 9}
     path.write_text(yaml.safe_dump({"hyperparameters": grid}))
@@ -732,7 +732,7 @@ def test_the_end_of_a_fine_tuning_says_what_to_do_with_it(
     experiment, master, monkeypatch, tmp_path
 ):
     """Of its best checkpoint, which the commands name; restarted after its end it says it again."""
-    monkeypatch.chdir(ROOT)  # where the command line looks for its files
+    monkeypatch.chdir(ROOT)  # the command line looks for its files there
     clip = save_tiny_clip(tmp_path / "clip")
     path = experiment(
         training={"checkpoint_freq": 2, "best_metric": "val_loss"},
@@ -838,7 +838,7 @@ def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
 
     name = "RuntimeError: the loss of a bus"
     assert matched(given, f"Traceback (most recent call last):\n  File\n{name}") == []
-    # The label is the name of the last policy that matches, among them the master's own.
+    # The label is the name of the last policy that matches, including the master's own.
     full = "CUDA out of memory. Tried to allocate 2.00 GiB."
     for line in (
         f"torch.OutOfMemoryError: {full}",
@@ -871,7 +871,7 @@ def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypat
     ]
     assert "Traceback" not in said
 
-    # The same sentence by concepts.uuids and by detsd download.
+    # The same sentence for concepts.uuids and for detsd download.
     grid = {"model": given["hyperparameters"]["model"], "grid": {"prompts": "a ball"}}
     grid |= {"concepts": {"uuids": [before[2]]}}
     (said,) = master.live(
@@ -997,14 +997,14 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
 
     def lose():
         failing.processes[1].kill()
-        failing.processes[0].terminate()  # as torchrun does when it sees that
+        failing.processes[0].terminate()  # as torchrun does then
 
     master.when(told("/checkpoints", 2), lose)
     with master.fork(given, slots=2, **options) as failing:
         codes = failing.end()
     assert codes[0] not in (0, None), failing.said
     assert codes[1] == -signal.SIGKILL
-    assert failing.said[1] == ""  # what concerns the user is told by one
+    assert failing.said[1] == ""  # only one rank prints the error
     before = max(master.stored())
     assert 0 < before < 12
 
@@ -1027,13 +1027,13 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
     collected += master.collect_garbage(8)
 
     master.when(told("/metrics", 12), lambda: master.refuse_connections(2))
-    master.cut = told("/checkpoints", 12)  # heard, but nobody learns that
+    master.cut = told("/checkpoints", 12)  # the master has it, but the trial does not know
     master.run(given, **options)
     assert master.cut is None
     collected += master.collect_garbage(8)
     print(f"{collected} checkpoints collected")
 
-    # One command fetches what lies in several checkpoints.
+    # One command downloads images from several checkpoints.
     last = master.checkpoints()[12]
     login(master, monkeypatch)
     fetched = tmp_path / "fetched"
@@ -1136,7 +1136,7 @@ def a_node(rank, port, out):
     }  # fmt: skip
     context = distributed_context()
     out.put((port, context.allgather((rank, context.local_rank))))
-    context.allgather(None)  # nobody leaves one that still listens
+    context.allgather(None)  # no rank leaves while another still listens
 
 
 def test_two_grids_of_two_nodes_on_one_machine_do_not_meet():

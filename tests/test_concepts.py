@@ -1,4 +1,4 @@
-"""Concepts: prompt rewriting, rows beside a frozen table, what is refused."""
+"""Concepts: prompt rewriting, rows beside a frozen table, refused input."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -102,7 +102,7 @@ def test_remembered_prompts_have_the_same_ids(vocabulary):
     prompts = ["a blob-thing", "a dog", "very " * 90 + "blob-thing", "a blob-thing"]
     fresh = vocabulary.token_ids(prompts)
     vocabulary.remember(prompts[:2])
-    assert torch.equal(vocabulary.token_ids(prompts), fresh)  # two of them are not known
+    assert torch.equal(vocabulary.token_ids(prompts), fresh)  # two of them are new
     vocabulary.remember(prompts)
     tokenizer, vocabulary.text_encoders[0].tokenizer = vocabulary.text_encoders[0].tokenizer, None
     assert torch.equal(vocabulary.token_ids(prompts), fresh)

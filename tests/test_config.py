@@ -1,4 +1,4 @@
-"""Configuration: typed, all problems at once, every shipped file through the real parser."""
+"""Configuration: types, all problems reported at once, every shipped file in the real parser."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_const_has_the_fields_people_know():
 
 def test_hyperparameters_survive_the_trip_through_json():
     given = with_values(training={"learning_rate": 8.0, "max_grad_norm": None})
-    there = json.loads(json.dumps(given).replace("8.0", "8"))  # as the master hands it out
+    there = json.loads(json.dumps(given).replace("8.0", "8"))  # as the master returns it
     assert parse_config(there, "x") == parse_config(given, "x")
     assert isinstance(parse_config(there, "x").training.learning_rate, float)
 
@@ -373,8 +373,8 @@ def test_guidance_intervals_and_steps_that_cannot_be_made(section, tmp_path):
         parsed(**lcm, num_inference_steps=51)
 
 
-# What github.com/ghodss/yaml over gopkg.in/yaml.v2 2.4.0 makes of a plain scalar, which Determined
-# 0.38.1's master reads files with: seen with Debian's packages of both.
+# Plain scalars as read by github.com/ghodss/yaml over gopkg.in/yaml.v2 2.4.0, with which Determined
+# 0.38.1's master reads files; recorded with Debian's packages of both.
 IN_GO = {
     "0150": 104, "007": 7, "08": 8, "-010": -8, "0o17": 15, "0O17": 15, "0x1F": 31, "0X1F": 31,
     "0b101": 5, "0B1": 1, "1_000": 1000, "1__0": 10, "_1": "_1", "0_8": 8, "0o8": "0o8", "0x": "0x",

@@ -83,7 +83,7 @@ def test_before_after_pairs_equal_seeds_below_what_was_taught():
     same = [(pixels == (v, 40, 40)).all(-1).sum(1) > 100 for v in (200, 210, 10, 110, 30, 130)]
     tops = [int(np.flatnonzero(rows)[0]) for rows in same]
     assert tops == sorted(tops)
-    assert picture.width < 4 * 192  # of nine training images no more than fit
+    assert picture.width < 4 * 192  # of nine training images, only as many as fit
 
 
 def test_every_prompt_of_a_time_lapse_has_a_row_and_a_label(tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_font_of_the_system_is_taken_where_the_usual_one_lacks_something(monke
     import matplotlib
     from matplotlib import font_manager
 
-    other = f"{matplotlib.get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
+    other = f"{matplotlib.get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has all characters
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/no/font.ttf", other])
     fonts._file.cache_clear()
     fonts._installed.cache_clear()

@@ -1,4 +1,4 @@
-"""Whatever lies in a folder of pictures: images of one shape, or a sentence."""
+"""Any files in a folder of pictures give images of one shape, or a sentence."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Images of every kind, prompts, and samples that depend on (seed, index) alone."""
+"""Images of every kind, prompts, and samples that depend only on (seed, index)."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ def test_exif_rotation_is_applied(tmp_path):
     image = Image.new("RGB", (20, 10), RED)
     image.paste((0, 0, 255), (0, 0, 10, 10))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise to view
+    exif[0x0112] = 6  # rotate a quarter clockwise to view
     pixels = saved(tmp_path, "a.png", image, exif=exif)
     assert pixels.shape == (20, 10, 3)
     assert pixels[2, 5].tolist() == [0, 0, 255]
@@ -264,7 +264,7 @@ def test_a_batch_is_its_samples(model, photos):
 def test_an_epoch_is_shuffled_once(model, photos):
     d = TrainingData(concepts(photos), model, 1, 2)
     n = len(d.images)
-    for first in range(0, 3 * n, 4):  # batches that end in one epoch and begin in the next
+    for first in range(0, 3 * n, 4):  # some batches begin in one epoch and end in the next
         for i in range(first, first + 4):
             d.sample(i)
     assert d._order.cache_info().misses == 3 + (3 * n % 4 > 0)
@@ -358,7 +358,7 @@ def test_a_transparent_ground_is_a_mask_file_of_the_same(model, tmp_path):
     assert list(found[0].digests.values()) == list(found[1].digests.values())
     assert torch.equal(found[0].sample(5).x, found[1].sample(5).x)
     assert torch.equal(found[0].sample(5).mask, found[1].sample(5).mask)
-    plain = TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is no picture
+    plain = TrainingData(concepts(tmp_path / "files"), model, 1, 2)  # the mask is not a picture
     assert len(plain.images) == 1
     assert plain.sample(5).mask is None
     assert plain.digests != found[1].digests
@@ -438,7 +438,7 @@ def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
         assert torch.equal(a.x, c.x)
     left = [len(e.prompt.split(", ")) - 1 for e in varied]
     assert 0.6 < np.mean(left) / 3 < 0.8
-    for e in drawn(tag_drop_out=0.5)[1]:  # not shuffled: in their order
+    for e in drawn(tag_drop_out=0.5)[1]:  # not shuffled: in their original order
         said = e.prompt.split(", ")
         assert said == [tag for tag in tags if tag in said]
 

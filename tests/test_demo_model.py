@@ -1,4 +1,4 @@
-"""The bundled model: its format, its size, and that its weights still mean what they should."""
+"""The bundled model: its format, its size, and the meaning of its weights."""
 
 import json
 
@@ -17,7 +17,7 @@ from demo_model.train.vae import psnr
 from detsd.concepts.reading import read_concepts
 
 MODEL = ROOT / "demo_model"
-# Below what was measured (demo_model/sheets/figures.json), far above chance.
+# Below the measured values (demo_model/sheets/figures.json), far above chance.
 CLIP_RIGHT = {"right_of_256": 0.65, "background": 0.8, "color": 0.5}
 VAE_LOGO, CONCEPT_MARGIN = 28.0, 0.92
 LINEUP = 7  # of 8
@@ -47,7 +47,7 @@ def test_it_is_a_stable_diffusion(pipe):
     assert pipe.vae.config.latent_channels == 8
     assert len(pipe.tokenizer) == 49408
     assert pipe.tokenizer.model_max_length == 77
-    # The first ids of CLIP's table, as every Stable Diffusion 1.x has them.
+    # The first ids of CLIP's table, as in every Stable Diffusion 1.x.
     assert pipe.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert pipe.unet.config.cross_attention_dim == pipe.text_encoder.config.hidden_size
     c = pipe.scheduler.config
@@ -77,7 +77,7 @@ def test_the_stock_pipeline_draws_as_it_is_loaded():
 def test_bf16_draws_nearly_the_same():
     one = evaluate.load(MODEL)
     half = evaluate.load(MODEL).to(dtype=torch.bfloat16)
-    # Older torch draws other noise in bf16 than in fp32: it is given, and DDIM adds none.
+    # Older torch draws other noise in bf16 than in fp32: the test gives it, and DDIM adds none.
     for p in (one, half):
         p.scheduler = DDIMScheduler.from_config(p.scheduler.config)
     x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))

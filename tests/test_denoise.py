@@ -1,4 +1,4 @@
-"""The denoising loop against the stock pipeline; what many jobs share: noise, memory, a stop."""
+"""The denoising loop against the stock pipeline; noise, memory and stops of many jobs."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_pixels_are_those_of_stock_diffusers(name, pipe):
             assert ours.std() > 0
 
 
-# The samplers by diffusers' own classes and options, as docs/generating.md names them.
+# The samplers as diffusers' own classes and options, as docs/generating.md names them.
 STOCK = {
     "ddim": (diffusers.DDIMScheduler, {}),
     "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
@@ -161,7 +161,7 @@ def test_a_schedule_that_ends_in_pure_noise_holds_for_every_sampler(name, model)
         torch.ones(1),
         generators,
     )
-    # PNDM leaves as much noise on a picture with any schedule.
+    # PNDM leaves this much noise on a picture with any schedule.
     torch.testing.assert_close(made, picture, rtol=0, atol=0.1 if name == "pndm" else 1e-5)
 
 
@@ -174,7 +174,7 @@ def test_a_schedule_that_ends_in_pure_noise_holds_for_every_sampler(name, model)
         ("ddim", 100, (0.29, 0.57), [*range(29, 57)]),  # 0.29 * 100 is less than 29
         ("ddim", 7, None, [*range(7)]),
         ("ddim", 7, (0.0, 1.0), [*range(7)]),
-        ("heun", 4, (0.25, 0.75), [2, 3, 4, 5]),  # of seven calls: two a step, one in the last
+        ("heun", 4, (0.25, 0.75), [2, 3, 4, 5]),  # of seven calls: two per step, one in the last
         ("heun", 4, (0.75, 1.0), [6]),
         ("pndm", 4, (0.0, 0.25), [0, 1]),  # the first step is made twice
         ("pndm", 4, (0.75, 1.0), [4]),
@@ -315,7 +315,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
     assert all(abs(a.astype(int) - b).max() <= 1 for a, b in zip(whole, pixels(made), strict=True))
     assert "a batch of 5 images does not fit into memory; continuing with 2" in caplog.text
     asked.clear()
-    pipe.make([JOB] * 3)  # it knows by now
+    pipe.make([JOB] * 3)  # it knows the limit now
     pipe.make([dataclasses.replace(JOB, width=16)] * 4)  # and counts in pixels
     pipe.make([JOB], pad_batch_to=4)
     assert asked == [2, 1, 4, 2]
@@ -358,7 +358,7 @@ def test_on_a_gpu_the_vae_sees_one_image_at_a_time(tiny_model):
     at_once, (encoded, decoded) = there_and_back()
     assert encoded == decoded == 3
     on_gpu = dataclasses.replace(model, device=torch.device("cuda"))
-    DetSDTextualInversionPipeline(on_gpu)  # as every user of a model makes one
+    DetSDTextualInversionPipeline(on_gpu)  # as every user of a model makes it
     one_by_one, sizes = there_and_back()
     assert sizes == [1] * 6
     torch.testing.assert_close(one_by_one, at_once)

@@ -1,4 +1,4 @@
-"""On another device than the CPU: the same numbers, nothing mixed, and nothing waited for."""
+"""A device other than the CPU: the same numbers, no mixed devices, no waiting."""
 
 import functools
 import json
@@ -158,15 +158,15 @@ def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment,
         with on(device) as waits, open_run(out, accelerate=True) as run:
             trainer = Trainer(config, run)
             assert trainer.step.vectors[0].device == device
-            stops = []  # asked at the end of every step
+            stops = []  # recorded at the end of every step
             run.should_stop = lambda at=stops, now=waits: at.append(len(now))
             assert trainer.train()
-            steps = waits[stops[0] : stops[2]]  # two of them, and all between them
+            steps = waits[stops[0] : stops[2]]  # two steps, and everything between them
             rows.append([matrix.detach().cpu() for matrix in trainer.step.vectors])
     assert all(map(torch.equal, *rows))
     # The samples lie in pinned memory where the device is CUDA's: of four tensors each, one copy.
     assert counted(w for w in steps if w.unpinned) == {"copy_ in dataset.py _each": 2 * 2 * 4}
-    # The scaler of fp16 looks whether to leave out the step: once for a device.
+    # The fp16 scaler checks whether to skip the step: once per device.
     waited = {"_local_scalar_dense in step.py __call__": 2} if precision == "fp16" else {}
     assert counted(w for w in steps if not w.unpinned) == waited
 
@@ -176,7 +176,7 @@ def test_a_fine_tuning_tells_and_leaves_the_same(experiment, photos, tiny_model,
     """Masks, validation, samples, what is measured, and a checkpoint that it goes on from."""
     from pretend import DEVICE
 
-    for path in photos.iterdir():  # of every picture, another half is the subject
+    for path in photos.iterdir():  # each picture has another half as its subject
         with Image.open(path) as picture:
             half = Image.new("L", picture.size)
             half.paste(255, (0, 0, 24, 40) if path.stem[-1] in "02468" else (24, 0, 48, 40))
@@ -247,13 +247,13 @@ def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
                 made.append([image.image.tobytes() for image in images])
                 if device == CPU:
                     continue
-                # Noise, scales and timesteps of each batch go over before its steps.
+                # Noise, scales and timesteps of each batch are copied before its steps.
                 count = 2 * 3
                 if name == "euler-ancestral" or "sde" in name:
-                    count += len(looks)  # they draw on the way, on the CPU as all noise is drawn
-                elif name == "lcm":  # but for the last step
+                    count += len(looks)  # they draw noise between steps, on the CPU like all noise
+                elif name == "lcm":  # except in the last step
                     count += len(looks) - 2
-                elif name == "unipc":  # diffusers hands over its coefficients in every step
+                elif name == "unipc":  # diffusers copies its coefficients in every step
                     count += 18
                 steps = counted(w for w in waits if w.where.startswith("denoise.py"))
                 assert steps == {"copy_ in denoise.py denoise": count}, name

@@ -1,4 +1,4 @@
-"""What the documents say: links that resolve, commands that exist, files that are named."""
+"""The documents: links that resolve, commands and files that exist."""
 
 import dataclasses
 import inspect
@@ -53,7 +53,7 @@ from detsd.train.step import LONG_RUN
 from detsd.utils import png, progress
 from dev import configuration, curves, pictures
 
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README first: it is run so
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]  # README's run first
 PAGES = [*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES += [ROOT / f"{folder}/README.md" for folder in ("demo_model", "benchmarks")]
 PAGES += [ROOT / "dev" / "LOG.md"]
@@ -213,7 +213,7 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
 
 def test_det_commands_are_real(monkeypatch, capsys):
     """Determined's own parser takes every line that begins with det, and knows every `det ...`."""
-    monkeypatch.chdir(ROOT)  # it opens the files that are named
+    monkeypatch.chdir(ROOT)  # it opens the named files
     det = det_cli.make_parser()
     add_args(det, det_cli.all_args_description)
     texts = [p.read_text() for p in [*PAGES, *EXPERIMENTS]]
@@ -405,7 +405,7 @@ def test_readme_names_every_file_at_the_top():
     ).stdout.split()
     top = {path.split("/")[0] for path in tracked if not path.startswith(".")} - {"README.md"}
     readme = (ROOT / "README.md").read_text()
-    assert len(readme.splitlines()) <= 350  # what goes deeper is in docs/
+    assert len(readme.splitlines()) <= 350  # details are in docs/
     assert [name for name in sorted(top) if f"`{name}" not in readme] == []
     rows = re.findall(r"^\| (`detsd/\w.*?) \|", readme, re.M)
     package = [f"detsd/{p.parent.name}/" for p in (ROOT / "detsd").glob("*/__init__.py")]

@@ -1,4 +1,4 @@
-"""What a task starts with: its context, its image, the hook that completes the image."""
+"""A task's environment: its context, its image, the hook that completes the image."""
 
 import os
 import shutil
@@ -91,7 +91,7 @@ def test_the_hook_on_an_image_like_the_default_one(tmp_path):
         assert any(line.startswith(name) for line in asked), asked
     for name in ("torch", "numpy", "pillow", "tqdm", "scipy", "pyyaml"):
         assert not any(line.lower().startswith(name) for line in asked), asked
-    # What is there stays, what is missing or too old comes as it was tested with such a torch.
+    # Existing packages stay; missing or old ones are installed as tested with such a torch.
     assert given["torch"] == "2.3.0a0+40ec155e58.nv24.3"
     assert given["numpy"] == "1.24.4"
     assert not {"pillow", "tqdm", "scipy"} & set(given)
@@ -99,7 +99,7 @@ def test_the_hook_on_an_image_like_the_default_one(tmp_path):
         assert given[name] == pins("determined-0.38-image.txt")[name]
     assert "PIP_CONSTRAINT is unset" in done.stdout
     assert TOKEN not in done.stdout + done.stderr
-    assert done.stderr.rstrip().endswith("+ : the task")  # traced again, as before
+    assert done.stderr.rstrip().endswith("+ : the task")  # tracing is on again, as before
 
     failed = image.start(PIP_ENDS="1")
     assert failed.returncode == 1
@@ -133,18 +133,18 @@ def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
     assert not (tmp_path / "asked").exists()
     assert TOKEN not in done.stderr
 
-    # A trial without a slot is told so before the launcher fails over it.
+    # A trial without a slot gets an error before the launcher fails.
     zero = image.start(DET_TASK_TYPE="TRIAL", DET_SLOT_IDS="[]")
     assert zero.returncode == 1
     assert "resources.slots_per_trial is 0" in zero.stderr
 
-    # The harness is the cluster's: another one is mentioned, kept, and pinned for pip.
+    # The harness is the cluster's: another version is reported, kept, and pinned for pip.
     image = Image(tmp_path / "older", complete | {"determined": "0.37.0"})
     done = image.start()
     assert "this cluster has determined 0.37.0, tested is determined<0.39,>=0.38.0" in done.stdout
     assert not (tmp_path / "older" / "asked").exists()
 
-    # Without diffusers: that alone, in the version tested with this Python.
+    # Without diffusers: only that is installed, in the version tested with this Python.
     del complete["diffusers"]
     image = Image(tmp_path / "less", complete)
     assert image.start().returncode == 0
@@ -172,7 +172,7 @@ def test_what_the_dockerfile_copies_is_all_that_its_step_needs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "diffusers" in done.stdout
     assert image.lines("pins")["diffusers"]
-    # The harness is among it, so that containers need not install it again.
+    # It includes the harness, so that containers need not install it again.
     assert any(line.startswith("determined") for line in image.lines("asked"))
     assert image.lines("pins")["determined"] == "0.38.1"
 

@@ -99,7 +99,7 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initi
     said = capsys.readouterr().out
     (found,) = figures(out)["concepts"]
     early, late = found["states"]
-    # Rows that are the phrase's score as the phrase, in everything.
+    # The phrase's own rows score exactly as the phrase.
     shared = found["phrase"].keys() - {"label", "phrase"}
     assert {
         "clip_image_similarity",
@@ -111,7 +111,7 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initi
     assert any(late[key] != found["phrase"][key] for key in shared)
     assert (early["label"], late["label"]) == ("blob-thing, 4 steps", "blob-thing, 8 steps")
     assert found["phrase"]["phrase"] == "red ball"
-    # Its own pictures are told from the look-alikes.
+    # Its own pictures are distinguished from the look-alikes.
     assert found["training_images"]["lineup"] > 0.6
     assert found["lineup"]["chance"] == pytest.approx(1 / 3)
     ends = found["anchors"]
@@ -123,7 +123,7 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initi
     rows = early["text_encoders"][0]["rows"]
     assert [row["norm"] for row in rows] == pytest.approx(initializer_vectors.norm(dim=1).tolist())
     assert [row["began_as"]["cosine"] for row in rows] == pytest.approx([1, 1])
-    # What a person looks at.
+    # The pictures for people.
     for label in (
         "training images",
         "the initializer",
@@ -136,7 +136,7 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initi
     assert "33% by chance" in said
     for name in ("evaluation.png", "samples.png"):
         assert min(read(out / name).size) > 200
-    assert len(list((out / "sheets").iterdir())) == 3  # of the phrase and both states
+    assert len(list((out / "sheets").iterdir())) == 3  # for the phrase and both states
     assert len(list((out / "images").glob("*.png"))) == 3 * (3 + 2)
     lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     scores = [line["score"] for line in lines if line["group"] == "evaluation"]
@@ -156,7 +156,7 @@ def test_an_interrupted_evaluation_goes_on(run, clip, tmp_path):
     assert call(*given) == 0
     assert (out / "evaluation.json").read_bytes() == whole
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert call(*given, first_seed=5) == 2  # other samples have no place there
+    assert call(*given, first_seed=5) == 2  # other samples do not belong there
 
 
 @pytest.mark.slow
@@ -210,8 +210,8 @@ def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors
     assert after_one[1].label == "zyx-two, 1 step"
     assert (
         labels.count("the initializer") == 3
-    )  # one for each initializer and word that it stands for
-    # Runs of one name are numbered in the order in which they are named.
+    )  # one for each initializer, and each word that it replaces
+    # Runs with the same name are numbered in the order given.
     shutil.copytree(run, tmp_path / "other" / run.name)
     files = LearnedConceptsConfig([str(run), str(tmp_path / "other" / run.name)])
     same = [s.label for s in find_sample_sets(dataclasses.replace(config, concepts=files))]
@@ -288,7 +288,7 @@ def test_the_bundled_concept_as_it_stands(tmp_path, capsys):
     (concept,) = found["concepts"]
     assert Path(concept["images"]).resolve() == ROOT / "det_logos"
     errors = [state["denoising_error"] for state in (concept["phrase"], *concept["states"])]
-    assert errors[0] > errors[1]  # it was learned
+    assert errors[0] > errors[1]  # the concept was learned
     assert "det-logo-demo, " in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""The shipped experiment files as Determined 0.38.1 takes them, checked without a cluster."""
+"""The shipped experiment files as Determined 0.38.1 accepts them, checked without a cluster."""
 
 import json
 import random
@@ -18,8 +18,8 @@ from detsd.config import (
 
 NAMES = sorted(p.name for p in [*ROOT.glob("*_*.yaml"), ROOT / "evaluate.yaml"])
 
-# Keys and types, from Determined's reference of the experiment configuration: those of use here.
-# Where the master would take others too, the test wants them added on purpose.
+# Keys and types from Determined's reference of the experiment configuration, as far as used here.
+# The master accepts others, too; the test requires that they are added on purpose.
 SEARCHER = {
     "name": str, "metric": str, "smaller_is_better": bool, "source_trial_id": int,
     "source_checkpoint_uuid": str,
@@ -118,12 +118,12 @@ def experiment_problems(experiment) -> list[str]:
             found.append(f"environment variable {line!r} is not NAME=VALUE")
     for policy in experiment.get("log_policies", []):
         found += problems(policy, {"name": str, "pattern": str, "action": str}, "log_policies.")
-        if set(policy) == {"name"}:  # takes away a policy that the master would add
+        if set(policy) == {"name"}:  # removes a policy that the master would add
             continue
         found += [f"log_policies: {key} is missing" for key in {"name", "pattern"} - policy.keys()]
         try:
             re2.compile(policy.get("pattern", ""))
-        except re2.error as error:  # the master would accept it, and never match it
+        except re2.error as error:  # the master would accept it but never match it
             found.append(f"log_policies: {policy['pattern']} is no pattern of RE2 ({error})")
         if policy.get("action") not in ("cancel_retries", "exclude_node"):
             found.append(f"log_policies has the action {policy.get('action')}")
@@ -169,13 +169,13 @@ def test_shipped_files(name):
     if experiment["searcher"]["name"] == "single":  # off cluster, too
         load_config(ROOT / name, kind=kind)
     assert experiment["entrypoint"] == f"{launcher} python3 -m detsd {job}"
-    # Mistakes and full GPUs end at the first try; the advice names a knob of this kind of job.
+    # Mistakes and full GPUs end at the first try; the advice names a setting of this kind of job.
     removed, mistake, memory = experiment["log_policies"]
     assert removed == {"name": "CUDA OOM"}
     assert mistake["pattern"] == "^detsd: "
     knob = "training.train_batch_size" if job == "finetune" else "output.batch_size"
     assert f"lower {knob}" in memory["name"]
-    # Every trial gets hyperparameters that the package takes, the same after the trip.
+    # Every trial gets hyperparameters that the package accepts, unchanged by the master.
     rng = random.Random(0)
     for _ in range(20):
         drawn = draw(experiment["hyperparameters"], rng)

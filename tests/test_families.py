@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL alike; held equal to stock diffusers on tiny random models."""
+"""Stable Diffusion 1.x, 2.x and XL, compared with stock diffusers on tiny random models."""
 
 import dataclasses
 import hashlib
@@ -140,7 +140,7 @@ def test_words_that_were_saved_into_a_model_keep_all_their_vectors(family, folde
     ids = pipe.vocabulary.token_ids(["a red ball beside a blob-thing"])[0].tolist()
     first = pipe.vocabulary.text_encoders[0].embedding.first_id
     assert [i - first for i in ids if i >= first] == [2, 3, 0, 1]
-    assert all(i < first - 2 for i in ids if i < first)  # none of the saved word's
+    assert all(i < first - 2 for i in ids if i < first)  # none of the saved word's ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -212,7 +212,7 @@ def test_clip_skip_is_that_of_diffusers_and_holds_for_negative_prompts(family, f
     (got,) = pipe(PROMPT, negative_prompt="red", **draw, **options).images
     np.testing.assert_allclose(got, want, atol=1e-5)
     plain = pipe(PROMPT, clip_skip=0, num_inference_steps=1, **draw | {"output_type": "latent"})
-    assert plain.images.isfinite().all()  # whoever names it gets diffusers' own
+    assert plain.images.isfinite().all()  # a user who names it gets diffusers' own
 
 
 def test_more_layers_than_there_are_cannot_be_left_out(folders):
@@ -458,7 +458,7 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
     assert whole.widths == WIDTHS[family]
     assert all(map(torch.equal, whole.embeddings, parts.embeddings))
     (start,) = read_concepts(tmp_path / "whole/checkpoints/step-00000004")
-    assert not any(map(torch.equal, whole.embeddings, start.embeddings))  # of every encoder
+    assert not any(map(torch.equal, whole.embeddings, start.embeddings))  # in every encoder
     assert main(["show", str(tmp_path / "whole" / last)]) == 0
     assert f"of width {' and '.join(map(str, WIDTHS[family]))}" in capsys.readouterr().out
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]))
@@ -734,7 +734,7 @@ def configs(tmp_path, folders, monkeypatch):
             (small / f"tokenizer{end}/tokenizer_config.json").write_text(json.dumps(facts))
     file = tmp_path / "configs/sd2/scheduler/scheduler_config.json"
     scheduler = json.loads(file.read_text())
-    del scheduler["prediction_type"]  # which nothing but the weights tells
+    del scheduler["prediction_type"]  # only the weights show it
     file.write_text(json.dumps(scheduler))
     monkeypatch.setattr(single_file, "CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(single_file, "VOCABULARY", vocabulary())
@@ -781,7 +781,7 @@ def test_stable_diffusion_2_is_asked_what_it_predicts(folders):
     unet = load_base_model(ModelConfig(str(folders["sd2"])), CPU).unet
     unet.conv_out.weight.zero_()
     for bias, predicted, size in ((-0.8, "v_prediction", 8), (0.5, "epsilon", 64)):
-        unet.conv_out.bias.fill_(bias)  # all that it says
+        unet.conv_out.bias.fill_(bias)  # its only output
         assert infer_prediction_type({}, unet)["prediction_type"] == predicted
         assert unet.config.sample_size == size
     assert infer_prediction_type({"prediction_type": "told"}, unet)["prediction_type"] == "told"

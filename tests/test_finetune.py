@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: the invariants, resuming, layouts, what is refused."""
+"""Fine-tuning end to end: the invariants, resuming, layouts, refused input."""
 
 import dataclasses
 import itertools
@@ -61,7 +61,7 @@ def finetune(path, folder, *extra):
 
 
 def test_what_a_run_leaves_behind(experiment, tmp_path, tiny_model, capsys, monkeypatch):
-    out = tmp_path / "blobs: no. 1, #2"  # YAML would make a mapping and a comment of it
+    out = tmp_path / "blobs: no. 1, #2"  # YAML would read a mapping and a comment
     assert finetune(experiment(inference=SAMPLES), out) == 0
     said = capsys.readouterr().out
     assert "before_after.png" in said
@@ -171,7 +171,7 @@ def test_a_concept_knows_the_clip_skip_that_it_was_learned_with(
 def test_an_old_run_does_not_go_on_with_layers_left_out(experiment, tmp_path, capsys):
     out, path = tmp_path / "out", experiment()
     assert finetune(path, out, "--set", "training.num_sgd_steps=4") == 0
-    for file in out.glob("checkpoints/*/metadata.json"):  # as a version without the key wrote it
+    for file in out.glob("checkpoints/*/metadata.json"):  # as written by a version without the key
         facts = json.loads(file.read_text())
         assert facts["config"]["model"].pop("clip_skip") == 0
         file.write_text(json.dumps(facts))
@@ -197,7 +197,7 @@ def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
     start = out / "checkpoints" / "step-00000008"
     extra = ("--warm-start", start, "--set", "training.learning_rate=1e-9")
     assert finetune(path, again, *extra) == 0
-    # Learned rows taken over, step 0, and the new, tiny rate: all but unmoved.
+    # Learned rows are taken over, at step 0, with the new, tiny rate: they hardly change.
     assert torch.allclose(rows_of(again, 8)["blob-thing"], before, atol=1e-6)
     assert metrics_of(again)[8]["learning_rate"] == 1e-9
     capsys.readouterr()
@@ -229,7 +229,7 @@ def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_pat
     # Samples: two of two steps, at 0, 3, 6 and 7; validation: one image at two timesteps.
     first = {"steps": 7, "validation": 3 * 2, "samples": 4 * 4, "decoding": 4}
     rest = {"steps": 4, "validation": 2 * 2, "samples": 2 * 4, "decoding": 2}
-    # The time-lapse shows two images at each of the four steps, also after a resumption.
+    # The time-lapse shows two images at each of the four steps, also after resuming.
     assert counts == [first | {"drawing": 8, "saving": 3}, rest | {"drawing": 8, "saving": 2}]
 
 
@@ -290,7 +290,7 @@ def test_two_concepts_at_once(experiment, tmp_path, photos, capsys):
         assert torch.equal(load_file(folder / f"{name}.safetensors")[name], own)
     start = rows_of(out, 4)
     assert all(not torch.equal(rows[k], start[k]) for k in rows)
-    # Restored: without its last checkpoint the run makes the same one again.
+    # Without its last checkpoint, the run makes the same one again.
     shutil.rmtree(folder)
     assert finetune(path, out) == 0
     assert all(torch.equal(rows_of(out, 8)[k], rows[k]) for k in rows)
@@ -413,7 +413,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
     assert finetune(path, whole) == 0
     assert "complete: the concept is in" in capsys.readouterr().out
 
-    # Interrupted and gone on with; its last checkpoints, and the best one itself, deleted.
+    # Interrupted and resumed; its last checkpoints, and the best one itself, are deleted.
     with monkeypatch.context() as stopped:
         stop_after(stopped, 3)
         assert finetune(path, out) == 128
@@ -433,7 +433,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
         assert finetune(path, folder, *more) == 0
         assert read_concepts(folder)[0].steps == steps
     assert (out / best.name).read_bytes() == best.read_bytes()
-    # The best one is gone for good: what is left is not called the best.
+    # The best one is deleted: no other one is called the best.
     (out / best.name).unlink()
     shutil.rmtree(out / "checkpoints" / "step-00000010")
     capsys.readouterr()
@@ -453,7 +453,7 @@ def test_what_is_measured_at_checkpoints(measuring, photos, tmp_path, capsys):
         assert 0 <= m["score"] <= 1
         assert m["lineup"] in (0, 1 / 3, 2 / 3, 1)
     assert len({m["clip_image_similarity"] for m in told.values()}) > 1
-    assert not list((whole / "samples").glob("*"))  # those that are measured are not shown
+    assert not list((whole / "samples").glob("*"))  # measured samples are not stored
     best = read_metadata(whole / "checkpoints" / "step-00000008")["best"]
     assert best["score"] == max(m["score"] for m in told.values())
     assert read_concepts(whole)[0].steps == best["steps_completed"]
@@ -552,7 +552,7 @@ def test_a_run_ends_where_its_loss_has_levelled_off(experiment, tmp_path, monkey
     assert sorted(metrics_of(whole)) == [2, 4, 6, 8, 10, 12]
     assert (whole / "before_after.png").is_file()
     last = metrics_of(whole, "validation")[12]
-    assert last["sgd_steps"] == 18  # to a search it is a whole trial
+    assert last["sgd_steps"] == 18  # to a search, it is a complete trial
     facts = read_metadata(whole / "checkpoints" / "step-00000012")
     assert facts["complete"] is True
     assert facts["best"]["steps_completed"] == 9
@@ -648,7 +648,7 @@ def test_a_signal_saves_between_checkpoints_and_resumes(experiment, tmp_path, nu
         run.wait_until(lambda: "6/4000 steps" in run.said[0])
         os.kill(run.processes[0].pid, number)
         if number == signal.SIGHUP:
-            os.kill(run.processes[0].pid, number)  # a shell repeats it
+            os.kill(run.processes[0].pid, number)  # a shell repeats the signal
         assert run.end() == [128 + number], run.said
     assert "the same command continues" in run.said[0]
     (folder,) = (out / "checkpoints").iterdir()
@@ -759,7 +759,7 @@ def test_layouts_agree(experiment, tmp_path):
             assert sorted(ours) == sorted(theirs)
             for step, m in ours.items():
                 assert theirs[step][key] == pytest.approx(m[key], rel=1e-5)
-    # The samples at step 0 come from equal rows: equal to the last bit on any number of ranks.
+    # The samples at step 0 come from equal rows: they are equal to the bit on any number of ranks.
     for k in range(2):
         file = f"step-00000000-{k:03d}.png"
         pictures = [(tmp_path / n / "samples" / file).read_bytes() for n in layouts]
@@ -926,7 +926,7 @@ def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, capl
         assert read_metadata(out / "checkpoints" / "step-00000008")["complete"]
         assert sorted(metrics_of(out)) == [2, 4, 6, 8]
     with Image.open(out / "time_lapse.gif") as gif:
-        assert gif.n_frames == 2  # without the one that is torn
+        assert gif.n_frames == 2  # without the truncated one
 
 
 def test_two_processes_keep_out_of_one_folder(experiment, tmp_path, capsys):
@@ -1037,7 +1037,7 @@ def test_a_diverged_run_reports_a_finite_value_and_ends(experiment, tmp_path, ca
     assert "no longer finite" in capsys.readouterr().err
     last = list(metrics_of(out, "validation").values())[-1]
     assert last["val_loss"] == 1e9
-    assert last["sgd_steps"] == 8  # all of its steps: a search counts it and goes on to another
+    assert last["sgd_steps"] == 8  # all of its steps: a search counts it as complete
     for told in metrics_of(out).values():  # after step 1 the rows' norms overflow, not the loss
         assert all(map(math.isfinite, told.values()))
 
@@ -1113,7 +1113,7 @@ def test_start_from_a_concept_file(experiment, tmp_path):
     assert finetune(experiment(), out) == 0
     file = out / "checkpoints" / "step-00000008" / "blob-thing.safetensors"
     brief = {"learning_rate": 1e-9, "num_sgd_steps": 1}
-    for k, source in enumerate((file, out)):  # the run stands for its newest checkpoint
+    for k, source in enumerate((file, out)):  # the run's folder means its newest checkpoint
         path = experiment(concepts={"initializer_strs": [str(source)]}, training=brief)
         assert finetune(path, again / str(k)) == 0
         learned = rows_of(again / str(k), 1)["blob-thing"]
@@ -1165,7 +1165,7 @@ def test_the_demo_learns_the_logo(tmp_path):
     assert finetune("finetune_demo.yaml", tmp_path, *(f"--set={c}" for c in changes)) == 0
     last = metrics_of(tmp_path, "validation")[50]
     assert last["val_loss"] == last["val_loss_held_out"]
-    assert last["val_loss"] < 0.95 * last["val_loss_initializer"]  # .913 when measured
+    assert last["val_loss"] < 0.95 * last["val_loss_initializer"]  # measured: .913
 
 
 def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, caplog):
@@ -1176,7 +1176,7 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
             train_step, "compiled", partial(torch.compile, backend=backend, dynamic=False)
         )
 
-    compile_by("eager")  # the same graphs, without the minutes
+    compile_by("eager")  # the same graphs, without minutes of compiling
 
     def train(name, setting, **training):
         training["compile"] = setting
@@ -1189,7 +1189,7 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
     last = tmp_path / "compiled" / "checkpoints" / "step-00000008"
     shutil.rmtree(last)
     assert torch.equal(train("compiled", "on"), compiled)
-    compile_by("aot_eager")  # and those of the gradients
+    compile_by("aot_eager")  # and the gradients' graphs
     halves = train("halves", "on", train_batch_size=2, gradient_accumulation_steps=2)
     torch.testing.assert_close(halves, compiled, rtol=1e-3, atol=1e-4)
     assert "continuing uncompiled" not in caplog.text

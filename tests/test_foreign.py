@@ -1,4 +1,4 @@
-"""Images of A1111 and ComfyUI as the source of `generate --from`: what is read and said."""
+"""Images of A1111 and ComfyUI as the source of `generate --from`: settings and messages."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Concept files: every layout read and written; what is none named, and never run."""
+"""Concept files: every layout is read and written; other files are named, and never run."""
 
 import contextlib
 import dataclasses
@@ -194,7 +194,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path):
         write_concepts([dataclasses.replace(CONCEPTS[0], steps=step)], folder)
     (tmp_path / "checkpoints" / "step-00000300").mkdir()  # without a concept
     (tmp_path / "checkpoints" / ".step-00000400").mkdir()
-    write_concepts(CONCEPTS, tmp_path / "checkpoints" / ".step-00000400")  # not whole
+    write_concepts(CONCEPTS, tmp_path / "checkpoints" / ".step-00000400")  # not complete
     for source in (tmp_path, tmp_path / "checkpoints", folder):
         assert read_concepts(source)[0].steps == 100
         located = ConceptSource.parse(f"{source}=word").located
@@ -290,7 +290,7 @@ def test_a_checkpoint_holds_all_and_a_file_of_each(tmp_path):
         assert all(map(same, read_concepts(where), CONCEPTS))
     table = torch.load(tmp_path / DICT_FILE, weights_only=True)
     assert table["blob-thing"]["initializer_strs"] == "red ball"
-    # A slice saved as a view would drag the whole table along.
+    # A slice saved as a view would include the whole table.
     assert table["blob-thing"]["learned_embeddings"].untyped_storage().nbytes() == 2 * 16 * 4
     assert set(load_file(tmp_path / "blob-thing.safetensors")) == {"blob-thing"}
     assert same(read_concepts(tmp_path / "other_thing.safetensors")[0], CONCEPTS[1])
@@ -309,7 +309,7 @@ def test_export_loses_nothing(tmp_path, layout):
         store(encode([concept], layout), folder)
         path = sorted(folder.iterdir())[0]
         assert same(read_concepts(path)[0], concept)
-        store(encode([concept], layout), folder)  # the same again is no clash
+        store(encode([concept], layout), folder)  # writing the same again is no clash
         assert not [p for p in folder.iterdir() if p.name.startswith(".")]
         with pytest.raises(UserError, match="already exists and holds something else"):
             store({path.name: b"other"}, folder)
@@ -425,7 +425,7 @@ def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
         for layout in plan[model]:
             theirs = np.load(tmp_path / f"{len(concept.embeddings)}-{layout}.npy")
             # Ours is theirs rounded. Another number of threads moves a level by .0003 (measured),
-            # which turns one in three thousand the other way.
+            # so that one in three thousand is rounded the other way.
             assert np.abs(theirs - ours).max() < 0.501, layout
             assert np.abs(theirs - plain).max() > 2, layout
 
@@ -475,7 +475,7 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
             for file in (Path(said.splitlines()[0]), Path(source)):
                 plan.append(([(str(file), {})], f"a photo of a {word} on grass"))
                 wanted.append(states([c], f"a photo of a {c.name} on grass"))
-                assert same(read_concepts(file)[0], c)  # under its own spelling
+                assert same(read_concepts(file)[0], c)  # with its own spelling
     short, long = concepts[5:7]
     write_concepts([short, long], tmp_path)
     two = ["export", str(tmp_path), "--format", "diffusers", "--output", str(tmp_path / "two")]
@@ -632,7 +632,7 @@ TABLES = {
     "no rows": ({"x": torch.ones(0, 768)}, r"shape \(0, 768\), not a matrix"),
     "sparse": ({"x": torch.ones(2, 2).to_sparse()}, "not a matrix"),
     "meta": ({"x": torch.ones(2, 2, device="meta")}, "not a matrix"),
-    # A few bytes that stand for 4 TB.
+    # A few bytes that describe 4 TB.
     "stretched": ({"x": torch.ones(1, 1).expand(10**9, 1000)}, r"1000000000, 1000\), not a matrix"),
     "uneven": ({"clip_l": TWO[0], "clip_g": TWO[1][:2]}, "a different number of rows"),
     "output": ({"emp_params": ONE[0] * 0, "emp_params_out": ONE[0]}, "behind the text encoder"),
@@ -679,7 +679,7 @@ def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
                 member.write(bytes(2**18))
     assert bomb.stat().st_size < 10**5
     model = pickled(tmp_path / "model", {"model.diffusion_model.x": torch.ones(2**10)}, ".ckpt")
-    monkeypatch.setattr(torch, "load", None)  # nothing gets that far
+    monkeypatch.setattr(torch, "load", None)  # nothing must get that far
     monkeypatch.setattr(safe_load, "MAX_BYTES", 2**11)
     with pytest.raises(UserError, match=r"an archive that unpacks to 0\.0 GB"):
         read_concepts(bomb)

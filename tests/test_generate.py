@@ -1,4 +1,4 @@
-"""The grid: counted, sharded, killed, resumed, made again from one of its images."""
+"""The grid: counted, sharded, killed, resumed, remade from one of its images."""
 
 import dataclasses
 import json
@@ -110,7 +110,7 @@ def test_batches_hold_every_job_once_and_agree_in_what_they_must():
     assert sorted(n for batch in found for n in batch) == list(range(240))
     assert all(len({jobs[n].batch_key for n in batch}) == 1 for batch in found)
     assert max(map(len, found)) == 7
-    # Prompts and scales are mixed, so only the last batch of each kind is short.
+    # Batches mix prompts and scales, so only the last batch of each kind is short.
     assert sum(len(batch) < 7 for batch in found) == 8
 
 
@@ -139,9 +139,9 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
     assert text[0] == job.prompt
     assert text[1].startswith("Steps: 3, Sampler: DDIM, CFG scale: 4.5, Seed: 2, Size: 32x32, ")
 
-    # contact sheets: a prompt each, seeds down, settings across, under their labels
+    # contact sheets: one per prompt, seeds down, settings across, under their labels
     assert len(list((folder / "sheets").glob("*.png"))) == 2
-    rows, row_labels, column_labels, title = min(drawn, key=lambda given: given[3])  # by threads
+    rows, row_labels, column_labels, title = min(drawn, key=lambda given: given[3])  # from threads
     assert title == "a photo of a blob-thing"
     assert row_labels == ["seed 3", "seed 1", "seed 2"]
     assert column_labels == [
@@ -156,7 +156,7 @@ def test_what_a_grid_leaves_behind(given, tmp_path, monkeypatch):
     with Image.open(made.store.path(number)) as image:
         assert rows[1][2].tobytes() == contact_sheets.as_tile(image).tobytes()
 
-    # TensorBoard: every image under a tag of its own
+    # TensorBoard: every image has its own tag
     events = tags(folder)
     found = [t for t in events.Tags()["images"] if not t.startswith("sheets/")]
     assert len(found) == 24
@@ -193,11 +193,11 @@ def test_killed_at_several_moments_and_finished_by_two_ranks(slow_grid, given, t
                 grid.kill()
             assert grid.end() == ([0, 0] if count == 24 else [-signal.SIGKILL]), grid.said
         now = {p: p.stat().st_mtime_ns for p in folder.glob("images/job-*.png")}
-        assert now == now | kept  # what was finished was neither lost nor made again
+        assert now == now | kept  # finished images are neither lost nor made again
         kept = now
     assert pixels(folder) == pixels(whole)
     assert len((folder / "manifest.jsonl").read_text().splitlines()) == 24
-    # The events were begun anew at every start, and hold every image once.
+    # Every start writes new event files, and they hold every image once.
     events = tags(folder)
     assert all(len(events.Images(tag)) == 1 for tag in events.Tags()["images"])
     assert len(events.Tags()["images"]) == 26
@@ -224,7 +224,7 @@ def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
     assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
     assert f"the same pixels as {source}" in capsys.readouterr().out
     assert pixels(tmp_path / "again")["job-00000.png"] == pixels(tmp_path / "out")[source.name]
-    # into a folder that another grid's image of the same number does not get
+    # into a folder that differs from that of another grid's image with the same number
     for path, name in ((source, "from-out-job-00017"), (tmp_path / "bare.png", "from-bare")):
         shutil.copyfile(source, tmp_path / "bare.png")
         assert grid_config(parser().parse_args(["generate", "--from", str(path)]))[2] == name
@@ -234,7 +234,7 @@ def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
         call("generate", "--from", source, "--set", "grid.seeds=[1, 9]", "--output-dir", near) == 0
     )
     assert len(pixels(near)) == 2
-    # a picture that went through an editor
+    # a picture saved by an editor
     Image.open(source).convert("RGB").save(tmp_path / "bare.png")
     capsys.readouterr()
     assert call("generate", "--from", tmp_path / "bare.png") == 2
@@ -319,7 +319,7 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
 def test_a_finished_grid_can_grow(given, tmp_path):
     """By seeds, a prompt, a scale, a sampler; what is there is neither lost nor made again."""
     folder, whole = tmp_path / "out", tmp_path / "whole"
-    given["output"]["fill_batches"] = True  # so that batches make no difference
+    given["output"]["fill_batches"] = True  # so that batches do not matter
     generate(given, folder)
     first = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("images/job-*.png")}
     sheets = {p: p.read_bytes() for p in folder.glob("sheets/*.png")}
@@ -332,7 +332,7 @@ def test_a_finished_grid_can_grow(given, tmp_path):
         assert len(grid.store.finished) == 24
         assert len(grid.jobs) == 72
         assert sum(len(batch) for batch, _ in grid._todo()) == 48
-    assert {p: p.read_bytes() for p in folder.glob("sheets/*.png")} == sheets  # nothing came
+    assert {p: p.read_bytes() for p in folder.glob("sheets/*.png")} == sheets  # nothing was added
     grown = generate(given, folder)
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in first} == first
     lines = [json.loads(s) for s in (folder / "manifest.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Configurations that are none, stand for more than they say, or name no possible path."""
+"""Configurations that are invalid, expand to huge values, or name impossible paths."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every reader, given what nobody writes: the result is right, or a sentence (tests/fuzz.py)."""
+"""Every reader with malformed input: the result is right, or a sentence (tests/fuzz.py)."""
 
 import json
 import random

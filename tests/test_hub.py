@@ -1,4 +1,4 @@
-"""Models of the hub, against a stand-in: what is fetched, what is recorded, what is said."""
+"""Models of the hub, against a stand-in: downloads, records and messages."""
 
 import io
 import json
@@ -225,7 +225,7 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
     caplog.clear()
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
     assert f"as fetched before, at {hub.models[NAME].main}" in caplog.text
-    assert len(no_waiting) == 7  # what is in the cache is taken at once
+    assert len(no_waiting) == 7  # cached files are used at once
 
 
 @pytest.mark.parametrize("there", ["", "model_index.json", "scheduler/scheduler_config.json"])
@@ -248,7 +248,7 @@ def test_a_hub_whose_name_does_not_resolve_for_a_moment_is_asked_again(
 
     download = hub_access.hf_hub_download
 
-    def lost(name, file, **options):  # the library has tried five times by then
+    def lost(name, file, **options):  # the library has already tried five times
         if file == there and len(waits) < 2:
             raise LocalEntryNotFoundError("see above") from OSError(-2, "Name is not known")
         return download(name, file, **options)
@@ -272,7 +272,7 @@ def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
     assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main
     assert no_waiting == [7, 7]
     hub.busy = 3
-    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main  # the cache's
+    assert load_base_model(ModelConfig(NAME), CPU).commit == hub.models[NAME].main  # the cached one
     shutil.rmtree(constants.HF_HUB_CACHE)
     hub.busy = 8
     assert "answers 429 Too Many Requests, and the cache" in refusal()
@@ -306,7 +306,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
     assert "the connection to the hub broke off" in said
     assert "run the same command again" in said
     weights = [p for p in (tmp_path / "cache").rglob("*.safetensors") if p.exists()]
-    assert weights == []  # what carries the name is whole
+    assert weights == []  # files with the final name are complete
     hub.cut = 0
     load_base_model(ModelConfig(NAME), CPU)
 

@@ -1,4 +1,4 @@
-"""What is not imported: packages that nothing here uses, until somebody asks for them."""
+"""Deferred imports: packages that nothing uses are not run until they are needed."""
 
 import gc
 import json
@@ -12,8 +12,8 @@ from tiny import ROOT
 
 from detsd.utils import imports
 
-# In a process of its own: what this one has imported stays. The names of all that was run by the
-# time that a command is over or, of a fine-tuning, at its first step.
+# Runs in a new process, since this one's imports stay. Prints the names of all modules run by the
+# end of a command or, for a fine-tuning, at its first step.
 SCRIPT = """
 import json, sys
 from detsd.__main__ import main

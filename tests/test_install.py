@@ -1,4 +1,4 @@
-"""`pip install .` gives the package alone, its requirements, and the command `detsd`."""
+"""`pip install .` installs only the package, its requirements, and the command `detsd`."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def test_pip_install(tmp_path):
         shutil.copy(ROOT / name, source)
     others = ("demo_model", "det_logos", "tests", "benchmarks", "dev", "docs", "findings")
     for name in ("detsd", *others):
-        # What else lies at the top must not come along; of the package, all.
+        # Other files at the top must not be installed; the package's files all must be.
         keep = shutil.ignore_patterns("__pycache__", *([] if name == "detsd" else ["*.*"]))
         shutil.copytree(ROOT / name, source / name, ignore=keep)
     pip = [
@@ -68,7 +68,7 @@ def test_pip_install(tmp_path):
     away = call("app")
     assert away.returncode == 2
     assert "the bundled model is not installed with the package" in away.stderr
-    # As the shell asks after register-python-argcomplete: the words that may stand there.
+    # As the shell asks after register-python-argcomplete: the possible words.
     answer = tmp_path / "answer"
     asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_TYPE": "9"}
     call(**asked, COMP_LINE="detsd gen", COMP_POINT="9")

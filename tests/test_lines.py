@@ -1,4 +1,4 @@
-"""The figure for a logo's lines, on drawings of it with and without them."""
+"""The share of a logo's visible lines, on drawings of the logo with and without them."""
 
 import numpy as np
 import pytest

@@ -82,7 +82,7 @@ def test_what_a_mask_leaves_out_changes_nothing(kind):
 def test_a_mask_weighs_and_does_not_scale():
     a, b = torch.zeros(1, 4, 2, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(1, 4, 2, 2)
     every = squared_error(a, b)
-    for weight in (1.0, 0.5):  # all alike: the plain mean
+    for weight in (1.0, 0.5):  # equal weights: the plain mean
         mask = torch.full((1, 1, 2, 2), weight)
         assert squared_error(a, b, mask).tolist() == pytest.approx(every.tolist())
     mask = torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]]])

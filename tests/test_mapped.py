@@ -1,6 +1,6 @@
-"""Weights of another dtype than their files': the same numbers, and never both in memory.
+"""Weights in another dtype than their files': the same numbers, and never both in memory.
 
-And weights that are dropped: their memory is given back.
+The memory of dropped weights is given back.
 """
 
 import ctypes
@@ -69,7 +69,7 @@ def test_a_cast_does_not_hold_the_file_as_well(tmp_path):
         with torch.device("meta"):
             model = torch.nn.Sequential(*layers())
         model.load_state_dict(load_file(path), assign=True)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = memory("VmHWM")
         cast(model, torch.bfloat16, files)
         grown = memory("VmHWM") - before
@@ -92,7 +92,7 @@ def test_memory_of_dropped_weights_is_given_back(tmp_path):
     """Which glibc keeps while weights behind them, here the last layer's, are still there."""
 
     def run() -> None:
-        # As glibc sets it itself, once tensors of 32 MB have been freed.
+        # The value that glibc sets itself once tensors of 32 MB have been freed.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 32 << 20)
         model = torch.nn.Sequential(*layers())
         before = memory("VmRSS")

@@ -1,4 +1,4 @@
-"""What images are measured by: known answers, evaluators of both kinds, their mistakes."""
+"""The measures of images: known answers, evaluators of both kinds, errors."""
 
 import itertools
 import json
@@ -70,11 +70,11 @@ def test_a_classifier_finds_what_is_there_and_nothing_by_chance():
     assert (found.cv_accuracy, found.chance) == (1, 0.25)
     assert found.share(features(9, 9, centres[0])) == 1
     assert found.share(features(9, 9, centres[2])) == 0
-    # Labels that say nothing: whatever set is called the concept's, on average it is chance.
+    # Random labels: whichever set counts as the concept's, the average is chance.
     samples, shuffled = features(40, 9), list(features(20, 8).split(5))
     shares = [lineup_of(shuffled[k:] + shuffled[:k]).share(samples) for k in range(4)]
     assert sum(shares) == pytest.approx(1)
-    # A picture is no evidence for its own set: of pictures that are all alike, none is told apart.
+    # A picture is no evidence for its own set: among equal pictures, none is distinguished.
     assert lineup_of(list(features(400, 3).split(100))).cv_accuracy < 0.4
     assert lineup_of([features(1, k) for k in range(3)]).cv_accuracy is None
 
@@ -170,7 +170,7 @@ def test_metrics_compare_samples_with_images_prompts_and_lookalikes(monkeypatch)
     pictures, *others = (list(features(5, k, centre)) for k, centre in enumerate(centres))
     encoders = {"clip": Features(texts), "dino": Features(texts)}
     found = ConceptMetrics(encoders, pictures, ["a {}", "{} by night"], others, 4)
-    plain, edited = features(4, 8), features(4, 9)  # two of each prompt
+    plain, edited = features(4, 8), features(4, 9)  # two per prompt
     ends, of_phrase = found.fit_baselines([*plain, *edited])
     real = torch.stack(pictures)
     assert ends == fit_baselines(real, texts, plain, edited)
@@ -178,7 +178,7 @@ def test_metrics_compare_samples_with_images_prompts_and_lookalikes(monkeypatch)
     assert of_phrase["clip_text_similarity"] == text_similarity(edited, texts) == ends.text_high
     assert of_phrase["dino_image_similarity"] == of_phrase["clip_image_similarity"]
     assert found.figures([*plain, *edited], ends) == of_phrase | {"score": 0}
-    # The best that there is: samples that are the pictures, and prompts that are followed.
+    # The best possible result: the samples are the pictures, and follow the prompts.
     best = found.figures([*pictures[:4], *texts.repeat_interleave(2, dim=0)], ends)
     assert best["lineup"] == 1
     assert best["clip_text_similarity"] == pytest.approx(1)
@@ -241,7 +241,7 @@ def test_evaluators_in_folders_of_their_own(tmp_path, monkeypatch):
     assert eye.image_features(PICTURES).shape == eye.text_features(["a", "b", "c"]).shape == (3, 12)
     assert second.image_features(PICTURES).shape == (3, 16)
     assert list(load_encoders(EvaluatorConfig(), "demo_model", CPU)) == ["clip"]
-    # The libraries would take one for the other, with weights of chance.
+    # The libraries would load one as the other, with random weights.
     with pytest.raises(
         UserError, match=r"evaluator\.clip: .*dino is .* type 'dinov2'; name a CLIP"
     ):

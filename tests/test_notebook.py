@@ -1,4 +1,4 @@
-"""The notebook as it is committed, and run from top to bottom in a real kernel."""
+"""The notebook as committed, and run from top to bottom in a real kernel."""
 
 import nbformat
 import pytest
@@ -44,7 +44,7 @@ def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert "note:" not in text
     make_small(notebook)
     assert [o for o in outputs if "image/jpeg" in o.get("data", {})] == pictures
-    # Nothing but what the cells say: no warnings, no loading bars.
+    # Only the cells' own output: no warnings, no loading bars.
     assert [o.text for o in outputs if o.get("name") == "stderr"] == []
 
 

@@ -1,4 +1,4 @@
-"""`initializer_strs: auto` and `num_vectors: auto`: what is found, and that it is found once."""
+"""`initializer_strs: auto` and `num_vectors: auto`: the right values, found only once."""
 
 import json
 import shutil
@@ -87,11 +87,11 @@ def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsy
     resumed = concept_of(tmp_path / "out")
     assert resumed.initializer == whole.initializer
     assert torch.equal(resumed.embeddings[0], whole.embeddings[0])
-    # What another run learned is gone on with under its phrase.
+    # A concept of another run keeps that run's phrase.
     more = ["--warm-start", str(tmp_path / "whole"), "--output-dir", str(tmp_path / "more")]
     assert main(["finetune", str(path), *more]) == 0
     assert concept_of(tmp_path / "more").initializer == whole.initializer
-    # Under another word it is told before anything is looked for, or loaded.
+    # Under another word, the error comes before anything is searched or loaded.
     monkeypatch.setattr(trainer, "load_base_model", unreached)
     more = ["--warm-start", f"{tmp_path / 'whole'}=cube", "--output-dir", str(tmp_path / "other")]
     assert main(["finetune", str(path), *more]) == 2
@@ -166,7 +166,7 @@ def test_auto_beside_a_folder_of_that_name(searching, tmp_path, photos, monkeypa
     monkeypatch.chdir(tmp_path)
     assert finetune(path, tmp_path / "out") == 0
     assert [concept_of(tmp_path / "out", k).initializer for k in (0, 1)] == ["ball", "blue box"]
-    # What was learned is gone on with under a bare name as well.
+    # A learned concept may be given by a bare name as well.
     start = load_config(searching(initializer_strs="out", img_dirs="ball")).concepts
     assert start.initializer_strs == [str(tmp_path / "out")]
 

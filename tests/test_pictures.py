@@ -1,4 +1,4 @@
-"""Every kind of picture becomes what docs/pictures.md says; memory has a ceiling."""
+"""Every kind of picture is read as docs/pictures.md says; memory has a ceiling."""
 
 import ast
 import shutil
@@ -185,7 +185,7 @@ def test_a_large_picture_is_decoded_smaller_to_nearly_the_same(
     waves = 128 + 100 * np.sin(x / 31) * np.cos(y / 23)
     image = Image.fromarray(np.stack([waves, x / 2, y / 2], -1).astype(np.uint8))
     image.save(tmp_path / name, exif=exif(6), **options)
-    if name.endswith("jp2"):  # has no EXIF data in Pillow
+    if name.endswith("jp2"):  # Pillow reads no EXIF data from it
         image = image.transpose(Image.Transpose.ROTATE_270)
         image.save(tmp_path / name, **options)
     whole = read_picture(tmp_path / name, needed=(32, 40))
@@ -289,7 +289,7 @@ def test_eight_pictures_of_144_million_pixels_take_less_than_1_gb(tmp_path):
     for name in ("rgb1.png", "rgb2.png"):
         shutil.copy(tmp_path / "rgb0.png", tmp_path / name)
     Image.new("L", (side, side), 99).save(tmp_path / "whole.jpg")
-    halves(RED, BLUE).save(tmp_path / "tiny.jpg")  # some hundred bytes that declare as much
+    halves(RED, BLUE).save(tmp_path / "tiny.jpg")  # a few hundred bytes that declare as much
     data = (tmp_path / "tiny.jpg").read_bytes()
     declared, huge = (b"\x08" + struct.pack(">HH", n, n) for n in (8, side))
     assert data.count(declared) == 1

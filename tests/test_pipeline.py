@@ -1,4 +1,4 @@
-"""The pipeline: schedulers, concepts from everywhere, pixels that depend on their own job alone."""
+"""The pipeline: schedulers, concepts from all sources, pixels that depend only on their job."""
 
 import dataclasses
 import functools
@@ -104,7 +104,7 @@ def test_pixels_are_a_function_of_the_job(pipe):
     assert pipe.make([JOB])[0].image.tobytes() == first
 
 
-@pytest.mark.parametrize(  # noise at the start; at each step, by each image's generator
+@pytest.mark.parametrize(  # noise at the start; at each step, from each image's generator
     "name", ["ddim", "euler-ancestral", "dpmsolver++-sde", "lcm"]
 )
 def test_company_in_the_batch_does_not_show(pipe, name):
@@ -133,7 +133,7 @@ def test_call_takes_what_diffusers_takes(pipe):
     seen = []
     result = pipe(
         ["a blob-thing", "a dog"],
-        24,  # height and width, by their places
+        24,  # positional height and width
         40,
         negative_prompt=["red", "blob-thing"],
         num_inference_steps=2,
@@ -146,7 +146,7 @@ def test_call_takes_what_diffusers_takes(pipe):
     assert seen == [0, 1]
     with pytest.raises(UserError, match=r"scheduler 'ddpm' is unknown; use one of ddim, pndm"):
         pipe("a dog", scheduler_name="ddpm")
-    pipe.make([JOB])  # with DDIM; the pipeline stays with its own
+    pipe.make([JOB])  # with DDIM; the pipeline keeps its own
     assert type(pipe.diffusers_pipeline.scheduler) is SCHEDULERS["euler"]
 
 
@@ -192,7 +192,7 @@ def test_as_many_steps_as_timesteps_are_refused(pipe):
     pipe.check([few])
     with pytest.raises(UserError, match="^grid.num_inference_steps: 51 is more than the 50 of"):
         pipe.check([few, dataclasses.replace(few, num_inference_steps=51)], "grid")
-    for name in ("ddim", "pndm"):  # they look their noise levels up by timestep
+    for name in ("ddim", "pndm"):  # they look up noise levels by timestep
         scheduler = make_scheduler(pipe.model, name)
         scheduler.set_timesteps(999)
         assert max(scheduler.timesteps) == 999
@@ -379,7 +379,7 @@ def test_doubts_about_prompts(pipe):
     long = "very " * 80 + "blob-thing"
     assert prompt_warnings(long, pipe.vocabulary) == []
     assert pipe.vocabulary.chunk_count(long) == 2
-    (doubt,) = prompt_warnings(long, pipe.vocabulary, weighted=False)  # as captions are read
+    (doubt,) = prompt_warnings(long, pipe.vocabulary, weighted=False)  # as for captions
     assert "84 tokens but the model reads 77" in doubt
     assert "concept blob-thing among them" in doubt
 
@@ -430,12 +430,12 @@ def test_saved_images_hold_the_settings_that_make_them_again(pipe, tmp_path):
     with Image.open(path) as image:
         facts = image.text["parameters"]
     assert "Guidance interval: 0.2 to 0.8, Timestep spacing: trailing" in facts
-    copy = dataclasses.replace(JOB, copy=1)  # of the same seed, under a seed of its own
+    copy = dataclasses.replace(JOB, copy=1)  # the same seed; its file records its own
     (other,) = pipe.save([copy], made[:1], tmp_path / "new" / "folder")
     again = dataclasses.replace(JOB, seed=read_record(other)["seed"])
     assert torch.equal(again.generator.get_state(), copy.generator.get_state())
     alone = [dataclasses.replace(made[0], batch_size=1)]
-    assert pipe.save(jobs[:1], alone, tmp_path)[0].name != first.name  # made in another batch
+    assert pipe.save(jobs[:1], alone, tmp_path)[0].name != first.name  # made in another batch size
     assert pipe.save(jobs, made, tmp_path / "new" / "folder") == [first, second]
 
 
@@ -447,11 +447,11 @@ def test_the_process_ends_in_the_image_and_in_the_picture(pipe):
     assert times[-1] == 0
     assert reverse[-1].tobytes() == pipe.make([JOB])[0].image.tobytes()
     shape = (1, *latent_shape(pipe.model))
-    used = torch.randn(shape, generator=JOB.generator)  # by the image itself, as well
+    used = torch.randn(shape, generator=JOB.generator)  # used by the image itself, as well
     pixels = decode(pipe.model.vae, used)
     decoded = pipe.diffusers_pipeline.image_processor.postprocess(pixels)
     assert reverse[0].tobytes() == decoded[0].tobytes()
-    # At the start both are the same noise, but for what is left of the picture in it.
+    # At the start both are the same noise, except for the picture's remainder in it.
     start, end = (
         np.abs(np.asarray(reverse[k], int) - np.asarray(forward[k], int)).mean() for k in (0, -1)
     )

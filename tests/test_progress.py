@@ -1,4 +1,4 @@
-"""What a person sees: lines above bars, times that count all that is left, answers to Ctrl-C."""
+"""The user's view: lines above bars, times that include all remaining work, responses to Ctrl-C."""
 
 import contextlib
 import io
@@ -67,10 +67,10 @@ def test_the_time_left_counts_every_kind_of_work_at_its_own_speed():
     assert seconds_left(kinds) == pytest.approx(8 * 2 + 100 * 3)  # a second per pass
     for _ in range(100):
         steps.record(0.5, 1)
-    assert seconds_left(kinds) == pytest.approx(16)  # at 100 of 100 steps, the samples are left
-    samples.record(0, 9)  # more than there were, as where a batch is made again
+    assert seconds_left(kinds) == pytest.approx(16)  # after 100 of 100 steps, the samples remain
+    samples.record(0, 9)  # more than there were, as when a batch is made again
     assert seconds_left(kinds) == 0
-    # What takes its own time on any device says nothing of the others.
+    # Work whose time does not depend on the device says nothing about the others.
     fresh = {"steps": Phase(3, total=10), "samples": samples, "drawing": Phase(0, 1, 0, 5.0, 1.0)}
     samples.seconds, samples.seen = 2.0, 1.0
     assert seconds_left(fresh) == pytest.approx(10 * 3 + 5)
@@ -109,7 +109,7 @@ def session_answered_at(moment: int) -> tuple[list[str], bool]:
         if event in ("call", "return") and next(moments) == moment:
             sys.settrace(None)
             progress.print_from_signal("stopping")
-            time.sleep(0.002)  # the thread gets as far as it can
+            time.sleep(0.002)  # let the thread run as far as it can
         return trace
 
     with terminal() as there:
@@ -165,7 +165,7 @@ def test_waiting_shows_that_it_moves():
         while there.getvalue().count("loading a model ... 0") < 2:
             assert time.monotonic() < until
             time.sleep(0.01)
-    assert screen(there.getvalue()) == []  # and leaves nothing behind
+    assert screen(there.getvalue()) == []  # nothing is left
 
 
 def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
@@ -178,7 +178,7 @@ def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
     try:
         inside, after = handler()
         assert inside is not after is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a job in the background
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a background job
         assert handler() == (signal.SIG_IGN, signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -199,9 +199,9 @@ def test_the_first_of_several_processes_tells_what_is_odd_about_pictures(tmp_pat
 
 def set_terminal() -> None:
     """In the process that detsd becomes: Ctrl-C interrupts, and costs nothing that was written."""
-    # Where the tests run in the background, it is ignored.
+    # If the tests run in the background, it is ignored.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Else the terminal drops what it has not shown yet, after the signal: a part of the answer.
+    # Otherwise, at the signal, the terminal drops output not yet shown: a part of the response.
     attributes = termios.tcgetattr(0)
     attributes[tty.LFLAG] |= termios.NOFLSH
     termios.tcsetattr(0, termios.TCSANOW, attributes)
@@ -226,7 +226,7 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
     session = spawn("finetune", path, "--output-dir", tmp_path / "out")
     session.expect("loading the libraries")
     session.expect(r"loading \S+ \.\.\.")
-    session.expect(r"step 40  val_loss[^\n]*\n")  # all of it, since the terminal shows ^C
+    session.expect(r"step 40  val_loss[^\n]*\n")  # the whole line, since the terminal shows ^C
     session.sendintr()
     session.expect("stopping: storing what has been made")
     session.expect("the same command continues from here")
@@ -284,7 +284,7 @@ def test_a_grid_off_a_terminal_has_rate_and_time_left(tiny_model, tmp_path, monk
     told = [line for line in out.splitlines() if re.match(r"\d+/6 images", line)]
     told = [line for line in told if line != "0/6 images"]  # before the first step
     within = [line for line in told if line.startswith("0/6")]
-    assert len(within) >= 3  # a line a step
+    assert len(within) >= 3  # a line per step
     for line in within:
         assert re.fullmatch(rf"0/6 images, {CLOCK} left", line)
     *between, last = told[len(within) :]

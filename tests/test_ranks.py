@@ -1,4 +1,4 @@
-"""Several processes of one run: what they refuse, and that one which fails ends the others."""
+"""Several processes of one run: what they refuse, and how one that fails ends the others."""
 
 import contextlib
 import json
@@ -104,7 +104,7 @@ def test_two_ranks_that_do_not_fail(tmp_path):
     def body(run):
         assert run.gather([run.ranks.rank]) == [0, 1]
         run.assert_equal_across_ranks(configuration={"a": 1})
-        # All learn at the same call that one was asked: the next, so that no GPU is waited for.
+        # All ranks learn of a stop in the same call: the next one, so that none waits for a GPU.
         asked = [run.ranks.any((k, run.ranks.rank) == (1, 1)) for k in range(4)]
         assert asked == [False, False, True, False]
         run.save(1, {}, lambda folder: (folder / "x").write_text("x"))
@@ -216,9 +216,9 @@ def test_a_rank_asked_to_stop_does_not_wait_for_one_that_was_killed(tmp_path, mo
 
     def body():
         with open_run(tmp_path / "out") as run:
-            run.asked_to_stop()  # as whoever is at work does all the time
+            run.asked_to_stop()  # as a working rank does all the time
             (tmp_path / str(run.ranks.rank)).touch()
-            while not (tmp_path / str(1 - run.ranks.rank)).exists():  # it has begun, too
+            while not (tmp_path / str(1 - run.ranks.rank)).exists():  # it has also begun
                 time.sleep(0.01)
             gone = run.ranks.rank == killed
             os.kill(os.getpid(), signal.SIGKILL if gone else signal.SIGTERM)
@@ -277,7 +277,7 @@ def test_cards_that_accelerate_would_refuse(monkeypatch):
     """The RTX 40 series under an older driver: its launcher sets these, torchrun does not."""
     given = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
     for name in given:
-        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     told = []

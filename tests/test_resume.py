@@ -1,4 +1,4 @@
-"""Fine-tunings that go on: on other processes, in another place, with other samples."""
+"""Fine-tunings that resume: on other processes, in another place, with other samples."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from detsd.utils.paths import content_digest
         (4, 1, 8, 1, (4, 2)),  # began on two
         (4, 2, 24, 1, (4, 6)),  # on three
         (4, 2, 24, 2, (4, 3)),
-        (4, 1, 12, 2, (3, 2)),  # micro-batches are no larger than the memory is known to hold
+        (4, 1, 12, 2, (3, 2)),  # micro-batches no larger than those known to fit in memory
         (5, 1, 5, 5, (1, 1)),
         (4, 1, None, 2, (4, 1)),  # not known
     ],
@@ -174,7 +174,7 @@ def test_samples_and_reports_may_change_on_the_way(experiment, tmp_path, monkeyp
     prompts = ["a blob-thing on the moon"]
     changes = {"inference_prompts": prompts, "seeds": [3], "scheduler_name": "euler"}
     new = experiment("new.yaml", inference=changes, training={"metric_report_freq": 1})
-    for stop in (1, None):  # stopped once more before its next checkpoint
+    for stop in (1, None):  # stopped again before its next checkpoint
         with monkeypatch.context() as stopped:
             if stop:
                 stop_after(stopped, 1)

@@ -1,4 +1,4 @@
-"""What `show` says of concept files and checkpoints, right and wrong ones."""
+"""The output of `show` for valid and invalid concept files and checkpoints."""
 
 import json
 import shutil
@@ -189,7 +189,7 @@ def test_a_picture_shows_words_of_any_letters(tmp_path, monkeypatch, caplog, rec
     """Vocabularies of the hub's models have words such as `$$` and 日本."""
     from matplotlib import font_manager, get_data_path
 
-    other = f"{get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has everything
+    other = f"{get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has all characters
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [other])
     fonts._file.cache_clear()
     fonts._installed.cache_clear()

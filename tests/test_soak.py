@@ -1,4 +1,4 @@
-"""The command that disturbs runs at random points, and what it would find."""
+"""The command that disturbs runs at random points, and the faults that it finds."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""What a grid's chief keeps: shards that outlive garbage collection, contact sheets, lines."""
+"""The store of a grid's chief: shards that outlive garbage collection, contact sheets, lines."""
 
 import contextlib
 import itertools
@@ -73,7 +73,7 @@ def test_a_checkpoint_comes_after_enough_time(opened, tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     kept = opened(checkpoint_seconds=30)
-    for n, now in enumerate((10, 29, 31, 35, 60, 61, 62)):  # four at once are due anyway
+    for n, now in enumerate((10, 29, 31, 35, 60, 61, 62)):  # four at once are due in any case
         clock[0] = float(now)
         kept.add(files(kept, [n]))
         kept._writer.submit(int).result()  # what was given to it before is done
@@ -235,9 +235,9 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(ContactSheets, "_draw", drawn_late)
     kept = opened()
-    for numbers in (range(6), range(6, 10)):  # all of a sheet, and most of the other
+    for numbers in (range(6), range(6, 10)):  # a whole sheet, and most of another
         kept.add(files(kept, numbers))
-    kept._writer.submit(int).result(60)  # all of that is written
+    kept._writer.submit(int).result(60)  # everything is written
     stored = sorted(FolderRun.storage.iterdir())
     assert [path.name for path in stored] == ["00000006", "00000010"]
     assert not list(FolderRun.storage.rglob("*.png"))
@@ -270,7 +270,7 @@ def test_a_grid_in_checkpoints_grows(opened, tmp_path, monkeypatch):
     assert (len(grown.jobs), len(grown.finished), grown.grown) == (16, 12, True)
     assert grown.problem == ""
     grown.begin()
-    # Job 3 is the first new one; its number belongs to another image, the last four are free.
+    # Job 3 is the first new one; its number belongs to another image; the last four are free.
     missing = [job for job in range(16) if job not in grown.finished]
     assert missing == [3, 7, 11, 15]
     assert [grown.numbers[job] for job in missing] == [12, 13, 14, 15]
@@ -292,7 +292,7 @@ def test_a_grid_in_checkpoints_grows(opened, tmp_path, monkeypatch):
     last = opened("last", FolderRun.storage / "00000016", num_seeds=4)
     assert len(last.finished) == 16
     for job in range(16):
-        drawn_as = job if job in missing else 3 * (job // 4) + job % 4  # in the grid of three seeds
+        drawn_as = job if job in missing else 3 * (job // 4) + job % 4  # with three seeds
         assert last.image(job).getpixel((0, 0)) == (9 * drawn_as, 0, 0)
     sheets = {p.parent.parent.name for p in FolderRun.storage.rglob("sheet-*.png")}
     assert "00000016" in sheets
@@ -313,7 +313,7 @@ def test_metrics_come_while_nothing_is_stored(opened, tmp_path, monkeypatch):
         kept._writer.submit(int).result()  # what was given to it before is done
     rate = kept.rate
     assert not kept.finish()
-    assert kept.rate == rate > 0  # of the time until the last image came
+    assert kept.rate == rate > 0  # measured until the last image came
     told = [json.loads(s) for s in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["steps_completed"] for line in told]
     assert len(steps) > 3

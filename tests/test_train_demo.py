@@ -1,4 +1,4 @@
-"""The bundled model's training loop: resumable at any moment, on the same path."""
+"""The bundled model's training loop: resumable at any moment, with the same results."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from demo_model.train.export import export
 @pytest.fixture
 def args(tmp_path, monkeypatch):
     for module in (pictures, unet):
-        monkeypatch.setattr(module, "CHUNK", 16)  # pictures; enough here, and soon drawn
+        monkeypatch.setattr(module, "CHUNK", 16)  # pictures; enough here, and quickly drawn
     monkeypatch.setattr(pictures, "HELD_OUT", 32)
     monkeypatch.setattr(unet, "CHECKED", 32)
     return argparse.Namespace(
@@ -144,7 +144,7 @@ def test_export_loads_in_the_libraries(args, tmp_path):
 def test_every_stage_runs_and_the_export_draws(args, tmp_path, monkeypatch):
     """A few steps of all of them on a few pictures; each leaves alone what is not its own."""
     monkeypatch.setattr(autoencoder, "vae_checks", lambda args: lambda vae: {})
-    for name in ("rich", "core", "held"):  # drawn here: a pool of processes takes longer
+    for name in ("rich", "core", "held"):  # in this process: a pool takes longer
         drawn = pictures.draw_captioned((name.replace("held", "core"), 0, 0, 48))
         np.save(tmp_path / f"{name}.npy", drawn[0])
         (tmp_path / f"{name}.json").write_text(json.dumps(drawn[1]))
@@ -157,7 +157,7 @@ def test_every_stage_runs_and_the_export_draws(args, tmp_path, monkeypatch):
     vae, decoder = saved["vae.safetensors"], saved["decoder.safetensors"]
     changed = {k.split(".")[0] for k in vae if not torch.equal(vae[k], decoder[k])}
     assert changed == {"decoder"}
-    # The words of the captions moved, all others are as they were.
+    # The captions' words changed, all others are the same.
     before, after = saved["clip.safetensors"], saved["text.safetensors"]
     table = "text_model.embeddings.token_embedding.weight"
     moved = (before[table] != after[table]).any(1).nonzero().flatten().tolist()
@@ -250,7 +250,7 @@ def test_new_pictures_are_a_function_of_seed_and_step(args):
         assert torch.equal(getattr(gone, key), getattr(jumped, key)), key
     batches = [w.sample(41, loop.generator(0, 41)) for w in (gone, jumped)]
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
-    args.batch = 128  # a fourth of the steps come to the same pictures
+    args.batch = 128  # a quarter of the steps reach the same pictures
     assert torch.equal(window_at(args, 10).latents, jumped.latents)
     args.seed = 3
     assert not torch.equal(window_at(args, 10).latents, jumped.latents)
@@ -283,7 +283,7 @@ def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
     args.work_dir, args.start_from = tmp_path / "second", args.export_to
     args.seed, args.rate = 0, None
     args.work_dir.mkdir()
-    for file in (tmp_path / "first").glob("held.*"):  # drawn anew they would be the same
+    for file in (tmp_path / "first").glob("held.*"):  # redrawn, they would be the same
         file.rename(args.work_dir / file.name)
     with pytest.raises(loop.Stop, match="has been trained for 2 steps; ask for more with --steps"):
         unet.train_unet(args)
@@ -295,7 +295,7 @@ def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
     said = json.loads((args.work_dir / "training.json").read_text())
     assert said == {"step": 3, "samples": 96, "seed": 7, "rate": 1e-4}
     assert unet.read_progress(args) == said
-    # The warm-up begins anew: the first step moves no weight far from the export's.
+    # The warm-up starts again: the first step moves no weight far from the export's.
     before = growing.exported(args.export_to, "unet")
     after = load_file(args.work_dir / "unet.safetensors")
     assert 0 < max((after[k] - before[k]).abs().max() for k in before) < 1e-4

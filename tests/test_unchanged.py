@@ -1,14 +1,14 @@
 """Rows, metrics and pixels are those of the version before the packages (tests/data/README.md).
 
-Equal to the bit on a machine that rounds like the one they were recorded on. Another CPU's kernels
-round otherwise; there they agree within tolerances. Measured on other kernels of one CPU, and with
-another seed in their place:
+They are equal to the bit on a machine that rounds like the one where they were recorded. Another
+CPU's kernels round differently; there, they agree within tolerances. Measured with other kernels of
+one CPU, and with another seed for comparison:
 
     losses           relative difference  6e-5, another seed 0.1
-    vectors          norm of the difference  6e-4, the way learned 2.4e-3
+    vectors          norm of the difference  6e-4, of the learned change 2.4e-3
     pixels           one level of 255
 
-Another seed's vectors end 1.2e-3 away: there it is the losses that tell.
+Another seed's vectors differ by 1.2e-3: there, the losses show the difference.
 """
 
 import functools
@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 pytestmark = pytest.mark.slow
 
 DATA = ROOT / "tests" / "data"
-# Metrics that every kernel gives alike, and their relative tolerance. The others are differences of
+# Metrics on which all kernels agree, and their relative tolerance. The others are differences of
 # nearly equal numbers.
 ROBUST = {
     "loss": 1e-3,
@@ -170,7 +170,7 @@ def test_a_grid_is_unchanged_and_one_of_the_flat_package_goes_on(tmp_path):
 
 def test_only_another_rounding_excuses_a_difference(monkeypatch):
     old = np.full((2, 2), 7, np.uint8)
-    rounds_as_recorded()  # the digest can be made here
+    rounds_as_recorded()  # the digest can be computed here
     for same in (True, False):
         monkeypatch.setattr(sys.modules[__name__], "rounds_as_recorded", lambda same=same: same)
         assert_pixels("equal", old, old)

@@ -1,4 +1,4 @@
-"""What travels to a cluster, by the reader of `det experiment create` itself."""
+"""The files uploaded to a cluster, as read by `det experiment create` itself."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def test_a_users_folders_travel_whatever_they_are_called(tmp_path):
     found = {file.path for file in read_v1_context(tmp_path)}
     assert set(kept) <= found
     assert not set(left) & found
-    # As docs/operations.md says: a linked folder arrives, empty.
+    # As docs/operations.md says: a linked folder arrives empty.
     assert [name for name in found if name.startswith("linked")] == ["linked"]
 
 

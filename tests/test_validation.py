@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, and when its loss has levelled off: known answers."""
+"""The best checkpoint, and the end of a loss's decrease: known answers."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_the_best_step():
         6: {"val_loss": 0.4, "score": 0.3},
         8: {"val_loss": 0.45},
     }
-    assert best_step(validations, "val_loss") == 4  # of equal ones the first
+    assert best_step(validations, "val_loss") == 4  # of equal ones, the first
     assert best_step(validations, "score") == 4
     assert best_step({8: {"val_loss": 0.45}}, "score") is None
     assert best_step({}, "val_loss") is None
@@ -27,7 +27,7 @@ def test_the_best_step():
         ([0.9, 0.5, 0.4, 0.4, 0.4], 5, False),  # fewer than the window, beside the initializer's
         ([0.9, 0.8, 0.7, 0.6, 0.5], 3, False),  # still falling
         ([0.5, 0.5, 0.5, 0.5], 3, True),  # nothing is learned
-        ([0.9, 0.5, 0.4, 0.4, 0.9], 3, False),  # rising is not level
+        ([0.9, 0.5, 0.4, 0.4, 0.9], 3, False),  # rising is not levelled off
         ([0.9], 2, False),
     ],
 )

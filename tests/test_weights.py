@@ -1,4 +1,4 @@
-"""Prompts with weights and of any length: the grammar, the chunks, the states, the pixels."""
+"""Prompts of any length, with weights: the grammar, the chunks, the states, the pixels."""
 
 import dataclasses
 import logging
@@ -135,10 +135,10 @@ def test_a_phrase_after_a_comma_moves_whole_into_the_next_chunk():
     ids[59] = 0
     assert chunked(ids) == [ids[:60], ids[60:]]
     ids[59], ids[55] = 60, 0
-    assert chunked(ids) == [ids[:56], ids[56:]]  # 19 tokens behind it
+    assert chunked(ids) == [ids[:56], ids[56:]]  # 19 tokens follow it
     ids[55], ids[54] = 56, 0
     assert chunked(ids) == [ids[:75], ids[75:]]  # 20
-    ids[54], ids[75] = 55, 0  # itself behind the end
+    ids[54], ids[75] = 55, 0  # itself after the end
     assert chunked(ids) == [ids[:75], ids[75:]]
 
 
@@ -148,7 +148,7 @@ def test_the_vectors_of_a_word_stay_together():
     ids = [*range(1, 74), *word, 99]
     assert chunked(ids, lengths={500: 4}) == [ids[:73], [*word, 99]]
     assert chunked(ids[2:], lengths={500: 4}) == [ids[2:77], [99]]  # they just fit
-    many = list(range(500, 600))  # more than there is room for
+    many = list(range(500, 600))  # more than fit
     assert chunked(many, lengths={500: 100}) == [many[:75], many[75:]]
 
 
@@ -221,7 +221,7 @@ def test_images_follow_weights_in_both_prompts(pipe):
     assert (pixels(pipe, prompt="a blob-thing <lora:x:0.8>") == plain).all()
     assert (pixels(pipe, prompt="a blob-thing BREAK") == plain).all()
     without = pixels(pipe, prompt="a (blob-thing:1.4)", prompt_weights=False)
-    assert (without == plain).all()  # as versions without weights drew it
+    assert (without == plain).all()  # as in versions without weights
 
 
 @pytest.mark.parametrize("change", [{"guidance_interval": (0.3, 0.7)}, {"guidance_scale": 1.0}, {}])

@@ -1,4 +1,4 @@
-"""Batches shared out over ranks, which are threads here."""
+"""Batches distributed over ranks, which are threads here."""
 
 import itertools
 import threading
@@ -106,7 +106,7 @@ def test_a_chief_that_is_behind_gets_no_more_until_it_is_not():
 
     def take(came):
         held.append(len(came))
-        return len(held) > 4  # so many rounds long it cannot take more
+        return len(held) > 4  # for so many rounds, it takes no more
 
     _, came, _ = share(2, list(range(6)), lambda batch: None, take=take)
     assert held[4] == 0

@@ -1,4 +1,4 @@
-"""The training world and the logo: deterministic, truthful, and strangers to each other."""
+"""The training world and the logo: deterministic, with true captions, without overlap."""
 
 import hashlib
 import itertools
@@ -100,7 +100,7 @@ def test_captions_say_what_is_drawn():
             second = np.concatenate(
                 [p.points for p in parts if p.role in ("accent", "accent shade")]
             )
-            if scene.kinds[0] not in captions.DETAILS:  # whose details share the second colour
+            if scene.kinds[0] not in captions.DETAILS:  # their details share the second colour
                 assert first[:, axis].mean() < second[:, axis].mean()
             assert text.index(scene.kinds[0]) <= text.rindex(scene.kinds[1])
         elif scene.figure == "inside":
@@ -232,7 +232,7 @@ def test_the_world_is_still_the_one_the_model_was_trained_on():
     for index in range(50):
         said.update(world.picture(0, index)[1].encode())
     assert said.hexdigest()[:16] == "03c6ddc3aba36b59"
-    # Mean colours of three pictures; loose, since libraries round differently.
+    # Mean colours of three pictures; with loose tolerances, since libraries round differently.
     for index, mean in MEANS.items():
         pixels = np.asarray(world.picture(0, index)[0], float)
         assert np.allclose(pixels.mean((0, 1)), mean, atol=2.0)

@@ -36,7 +36,7 @@ from transformers import (
     Dinov2Model,
 )
 
-WORDS = 4_000  # of CLIP's 49,408: to read them all takes longer than all else of such a model
+WORDS = 4_000  # of CLIP's 49,408: reading all takes longer than the rest of such a model
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -333,7 +333,7 @@ def ldm_vae(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
             key = _renamed(key, (f"down_blocks.{b}.", f"down.{b}."))
             key = _renamed(key, (f"up_blocks.{b}.", f"up.{last - b}."))
         if "attn_1" in key and "norm" not in key and value.ndim == 2:
-            value = value[..., None, None]  # a convolution, there
+            value = value[..., None, None]  # a convolution in that layout
         found[key] = value
     return found
 
