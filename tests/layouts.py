@@ -47,7 +47,7 @@ def diffusers(path, word, rows):
 
 
 def diffusers_bin(path, word, rows):
-    """As of 2022: one row, of one dimension."""
+    """Write diffusers' layout of 2022: one row, of one dimension."""
     return pickled(path, {word: torch.nn.Parameter(rows[0][0])}, ".bin")
 
 
@@ -98,7 +98,7 @@ def kohya(path, word, rows):
 
 
 def kohya_pt(path, word, rows):
-    """In PyTorch's older layout, which is no zip archive."""
+    """Write PyTorch's older layout, which is not a zip archive."""
     return pickled(path, {"emb_params": rows[0]}, zipped=False)
 
 
@@ -141,7 +141,7 @@ def onetrainer_bundle(path, word, rows):
 
 
 def a1111_bundle(path, word, rows):
-    """As `networks.py` reads it."""
+    """Write a bundle as `networks.py` reads it."""
     return tensors(path, LORA | {f"bundle_emb.{word}.string_to_param.*": rows[0]})
 
 

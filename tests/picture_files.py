@@ -54,14 +54,14 @@ HNh+bD82IQlZJMBgQU9pR5sQhKySYDAgp7SjzYhCX//Z""",
 
 
 def halves(left, right, mode: str = "RGB") -> Image.Image:
-    """8 x 8 pixels, two colours side by side."""
+    """Return 8 x 8 pixels of two colours side by side."""
     image = Image.new(mode, (8, 8), left)
     image.paste(right, (4, 0, 8, 8))
     return image
 
 
 def pillow(mode: str, left, right, **options) -> Callable[[Path], None]:
-    """Write two colours as the file's name says."""
+    """Return a function that writes two colours in the format of the file's name."""
     return lambda path: halves(left, right, mode).save(path, **options)
 
 
@@ -90,7 +90,7 @@ def png(depth: int, color: int, left, right, **chunks: bytes) -> Callable[[Path]
 
 
 def trns(*values: int) -> bytes:
-    """The colour of a PNG file that is transparent."""
+    """Return a PNG chunk that makes one colour transparent."""
     return struct.pack(f">{len(values)}H", *values)
 
 
@@ -122,7 +122,7 @@ def jpeg_2000(path: Path) -> None:
 
 
 def jpeg_2000_of(profile: bytes, left, right) -> Callable[[Path], None]:
-    """Write a JPEG 2000 file with a profile in the place of its declared colour space."""
+    """Write a JPEG 2000 file with a profile instead of a declared colour space."""
 
     def write(path: Path) -> None:
         halves(left, right).save(path)
@@ -139,7 +139,7 @@ def jpeg_2000_of(profile: bytes, left, right) -> Callable[[Path], None]:
 
 
 def exif(orientation: int = 1, adobe_rgb: bool = False) -> Image.Exif:
-    """EXIF data with an orientation, or a camera's mark of Adobe RGB."""
+    """Return EXIF data with an orientation, or a camera's mark of Adobe RGB."""
     data = Image.Exif()
     data[0x0112] = orientation
     if adobe_rgb:
@@ -149,12 +149,12 @@ def exif(orientation: int = 1, adobe_rgb: bool = False) -> Image.Exif:
 
 
 def grey_profile() -> bytes:
-    """A grey profile whose numbers are light itself."""
+    """Return a grey profile with linear light."""
     return _profile(b"GRAY", b"XYZ ", {b"kTRC": b"curv" + bytes(8)})
 
 
 def cmyk_profile() -> bytes:
-    """A CMYK profile in which magenta and yellow together make `RED`, and one of them nothing."""
+    """Return a CMYK profile in which magenta and yellow make `RED`, but only together."""
     to_lab = ImageCms.buildTransform(
         ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
@@ -172,7 +172,7 @@ def cmyk_profile() -> bytes:
 
 
 def _profile(space: bytes, connection: bytes, tags: dict[bytes, bytes], kind=b"mntr") -> bytes:
-    """An ICC profile of version 2.4 with a white point."""
+    """Return an ICC profile of version 2.4 with a white point."""
     white = struct.pack(">3i", 63190, 65536, 54061)
     tags = {b"wtpt": b"XYZ " + bytes(4) + white, **tags}
     start = 132 + 12 * len(tags)
@@ -187,7 +187,7 @@ def _profile(space: bytes, connection: bytes, tags: dict[bytes, bytes], kind=b"m
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of picture: how a file of it is written, and what is trained on."""
+    """A kind of picture: the writer of its files, and the pixels that training sees."""
 
     title: str
     file: str
@@ -345,7 +345,7 @@ KINDS = [
 
 
 def table() -> str:
-    """The kinds as a Markdown table."""
+    """Return the kinds as a Markdown table."""
     lines = ["| kind of picture | values in the file | trained on as |", "|---|---|---|"]
     for kind in KINDS:
         a, b = (" ".join(map(str, color)) for color in (kind.lower_left, kind.upper_right))

@@ -123,7 +123,7 @@ def save_work(place: Path) -> list[Work]:
 
 
 def left_in(folder: Path, file_events: int = 0, seconds: float = 0) -> Left:
-    """Read all of a run's folder but its lock; metrics without what a clock has measured."""
+    """Read a run's folder without its lock, and metrics without measured times."""
     files, tags = {}, {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -147,7 +147,7 @@ def left_in(folder: Path, file_events: int = 0, seconds: float = 0) -> Left:
 
 
 def _content(value: object) -> bytes:
-    """Return all that is in a state, with every bit of its tensors."""
+    """Return a state's whole content, with every bit of its tensors."""
     if isinstance(value, torch.Tensor):
         return repr((value.dtype, value.shape, value.contiguous().numpy().tobytes())).encode()
     if isinstance(value, dict):
@@ -164,10 +164,10 @@ def hidden(folder: Path) -> list[str]:
 
 
 def differences(found: Left, whole: Left, stops: bool = False) -> list[str]:
-    """Say how a run differs from an undisturbed one.
+    """List the differences between a run and an undisturbed one.
 
     Args:
-        stops: whether checkpoints of other steps may be there, as a run that is stopped stores.
+        stops: whether there may be checkpoints of other steps, as stored by a stopped run.
     """
     told = []
     for what, ours, theirs in (
@@ -189,7 +189,7 @@ def differences(found: Left, whole: Left, stops: bool = False) -> list[str]:
 
 @dataclass(frozen=True)
 class Point:
-    """A moment in a process: so many seconds after a file's event, or after the start."""
+    """A moment in a process: some seconds after a file's event, or after the start."""
 
     event: int | None  # of those in the run's folder
     seconds: float
@@ -208,7 +208,7 @@ class Point:
 
 
 class Watch:
-    """Counts the events of files in a run's folder, and sends this process signals at a point."""
+    """A watch that counts file events in a run's folder, and signals this process at a point."""
 
     def __init__(self, folder: Path, point: Point | None, signals: list[tuple[int, float]]):
         self._folder, self._point, self._signals = str(folder), point, signals
@@ -260,7 +260,7 @@ class Trial:
         self.folder.mkdir(exist_ok=True)
 
     def whole(self, ranks: int = 1) -> Left:
-        """Return what an undisturbed run on so many processes leaves, run at the first call."""
+        """Return the result of an undisturbed run on `ranks` processes, made at the first call."""
         if ranks not in self.work.undisturbed:
             folder = Path(tempfile.mkdtemp(dir=self.place.parent, prefix="whole-"))
             began = time.monotonic()
@@ -307,7 +307,7 @@ class Trial:
     def start(
         self, ranks: int, body: Callable[[], int], kill_rest: bool = False
     ) -> tuple[list[int | None], str]:
-        """Run it to its end, or until one process is killed; exit codes, and what was said."""
+        """Run it to its end, or until a process is killed; return exit codes and output."""
         with Forked(self.place, body, ranks) as run:
             ended = multiprocessing.connection.wait([p.sentinel for p in run.processes], TIMEOUT)
             for process in run.processes:
@@ -328,7 +328,7 @@ class Trial:
             self.problems.append(problem)
 
     def expect_clean(self, said: str) -> None:
-        """After an end that was no kill: no traceback, and nothing hidden left."""
+        """Check the end of a run that was not killed: no traceback, no hidden files."""
         self.expect("Traceback" not in said, "a traceback")
         self.expect(not hidden(self.folder), f"left at once: {hidden(self.folder)}")
 
@@ -346,7 +346,7 @@ class Trial:
 
 
 def killed(trial: Trial) -> None:
-    """SIGKILL of all processes, up to three times."""
+    """Send SIGKILL to all processes, up to three times."""
     ranks = trial.rng.choice([1, 1, 2]) if trial.work.name == "generate" else 1
     for _ in range(trial.rng.randint(1, 3)):
         point = Point.draw(trial.rng, trial.whole(ranks))
@@ -358,7 +358,7 @@ def killed(trial: Trial) -> None:
 
 
 def interrupted(trial: Trial, times: int) -> None:
-    """Ctrl-C, once or twice: exit code 130, nothing hidden is left, the same command goes on."""
+    """Send Ctrl-C, once or twice: exit code 130, no hidden files, the same command continues."""
     ranks, trial.stops = trial.rng.choice([1, 1, 1, 2]), True
     for _ in range(trial.rng.randint(1, 2)):
         # Two processes get it at once, as from a terminal: they share only the clock.
@@ -375,7 +375,7 @@ def interrupted(trial: Trial, times: int) -> None:
 
 
 def lost(trial: Trial) -> None:
-    """SIGKILL of one of two processes: the other ends, of which torchrun asks it by SIGTERM."""
+    """Send SIGKILL to one of two processes: the other ends at torchrun's SIGTERM."""
     rank = trial.rng.randrange(2)
     point = Point.draw(trial.rng, trial.whole(2), by_event=rank == 0)
     trial.story.append(f"rank {rank} killed {point}")
@@ -389,7 +389,7 @@ def lost(trial: Trial) -> None:
 
 
 def lost_under_torchrun(trial: Trial) -> None:
-    """The same with torchrun's own processes, which load the libraries themselves."""
+    """Do the same with torchrun's own processes, which load the libraries themselves."""
     whole, rank = trial.whole(2), str(trial.rng.randrange(2))
     loaded = trial.rng.random() < 0.8
     # Longer waits would come after most runs; loading the libraries takes the other ten seconds.
@@ -427,7 +427,7 @@ def lost_under_torchrun(trial: Trial) -> None:
 
 
 def two_at_once(trial: Trial) -> None:
-    """Two processes in one folder: one is refused with a sentence, or comes after the other."""
+    """Start two processes in one folder: one is refused with a sentence, or runs afterwards."""
     kill = trial.rng.random() < 0.4
     point = Point.draw(trial.rng, trial.whole())
     body = trial.body(trial.folder, *([point, [(signal.SIGKILL, 0)]] if kill else []))
@@ -450,7 +450,7 @@ def two_at_once(trial: Trial) -> None:
 
 
 def full(trial: Trial) -> None:
-    """A disk that is full after so many bytes or files: a sentence, and more room is enough."""
+    """Limit the disk's bytes or files: the run ends with a sentence, and continues with more."""
     whole = trial.whole()
     with _own_disk(trial.folder) as resize:
         for _ in range(trial.rng.randint(1, 2)):
@@ -480,7 +480,7 @@ def full(trial: Trial) -> None:
 
 @contextlib.contextmanager
 def _own_disk(folder: Path) -> Iterator[Callable[[str, int], None] | None]:
-    """Mount a tmpfs that no other process sees; yield how to resize it, None: not allowed here."""
+    """Mount a private tmpfs; yield a function that resizes it, None if not allowed here."""
     libc = ctypes.CDLL(None, use_errno=True)
     ids = os.getuid(), os.getgid()
     if libc.unshare(CLONE_NEWNS) and libc.unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0:
@@ -544,7 +544,7 @@ class Tally:
 
 
 def run_trial(name: str, seed: int, works: list[Work], place: Path) -> Trial:
-    """Run a trial in a process of its own, whose mounts and threads end with it."""
+    """Run a trial in a new process, whose mounts and threads end with it."""
     work_name, _, scenario = name.partition(" ")
     (work,) = (w for w in works if w.name == work_name)
     trial = Trial(work, place, random.Random(seed))
@@ -604,7 +604,7 @@ def soak(names: list[str], seeds: Iterator[int], minutes: float) -> dict[str, Ta
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run trials; exit code 1 where any of them had a fault of ours."""
+    """Run trials; return exit code 1 if any of them found a fault."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
     parser.add_argument("--minutes", type=float, default=60)

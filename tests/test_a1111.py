@@ -40,7 +40,7 @@ RECORD = {
 
 
 def fields(text: str) -> dict[str, str]:
-    """The fields of A1111's last line, read letter by letter."""
+    """Parse the fields of A1111's last line, letter by letter."""
     found, rest = {}, text
     while rest:
         key, _, rest = rest.partition(": ")
@@ -57,7 +57,7 @@ def fields(text: str) -> dict[str, str]:
 
 
 def parse(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt and fields, as A1111 splits them."""
+    """Split a text into prompt, negative prompt and fields, as A1111 does."""
     *lines, last = text.strip().split("\n")
     start = next((k for k, x in enumerate(lines) if x.startswith("Negative prompt:")), len(lines))
     negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
@@ -93,7 +93,7 @@ def test_every_value_comes_back_whole(name):
 
 
 def test_hashes_are_those_of_files(tiny_model, tmp_path):
-    """Of a concept's file, and in a checkpoint of that which other tools read."""
+    """They are of a concept's file or, for a checkpoint, of the file that other tools read."""
     model = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model)).model
     write_concepts([LearnedConcept("two, words: x", "", (torch.ones(1, 16),))], tmp_path)
     single = tmp_path / "cat.pt"
@@ -125,7 +125,7 @@ def test_a_saved_image_has_the_fields(tiny_model, tmp_path):
 
 
 def other_levels(kind: str, steps: int, levels: np.ndarray) -> np.ndarray:
-    """The noise levels of a schedule of A1111 or ComfyUI, without the last, 0."""
+    """Return the noise levels of a schedule of A1111 or ComfyUI, without the last, 0."""
 
     def at(timesteps):
         return np.exp(np.interp(timesteps, np.arange(1000), np.log(levels)))
@@ -155,7 +155,7 @@ def model():
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row[0].replace("`", ""))
 def test_the_table_names_settings_with_the_same_noise_levels(row, model):
-    """Both levels and the scale of the first noise, for the steps that the table says."""
+    """The noise levels and the scale of the first noise agree, for the steps in the table."""
     name, spacing = re.fullmatch(r"`(\S+)`, (\w+)", row[0]).groups()
     spacing = "leading" if spacing == "any" else spacing
     levels = ((1 - model.scheduler.alphas_cumprod) / model.scheduler.alphas_cumprod) ** 0.5
@@ -193,7 +193,7 @@ def test_the_table_names_settings_with_the_same_noise_levels(row, model):
 
 
 def test_a_schedule_is_named_wherever_a1111_would_take_another():
-    """DPM++ 2M is Karras' there unless it says otherwise."""
+    """There, DPM++ 2M uses Karras' schedule unless the fields name another."""
     for name in png.SAMPLERS:
         for spacing in ("leading", "trailing", "linspace"):
             found = png.noise_fields(name, spacing)

@@ -110,12 +110,12 @@ def good_job(backend: Backend, **change):
 
 
 def finished(generation):
-    """The images of a generation that is waited for."""
+    """Return the images of a generation, once it is complete."""
     return list(generation)[-1].images
 
 
 def checkpoint(folder: Path, concept: LearnedConcept, pictures: Path, kind: str) -> Path:
-    """A folder as a fine-tuning leaves it, as far as the page looks at it."""
+    """Write the files of a fine-tuning's folder that the page reads."""
     folder.mkdir(parents=True, exist_ok=True)
     write_concepts([concept], folder)
     concepts = {
@@ -276,7 +276,7 @@ def test_a_grid_goes_row_by_row_and_words_are_looked_for_in_whole_prompts(backen
 
 
 def test_two_axes_of_words_and_samplers_by_the_names_people_know(backend):
-    """Words are replaced at once: what one axis puts in is not looked for by the other."""
+    """Words are replaced in one pass: one axis does not replace the other's words."""
     given = parse(ImageSettings, GOOD | {"prompt": "a red ball on a blob-thing"})
     x, y = ("words of the prompt", "red, ball"), ("words of the prompt", 'ball, "red, old cat"')
     jobs, columns, rows = grid_jobs(backend.pipe, given, x, y)
@@ -333,7 +333,7 @@ def test_what_a_model_can_draw_is_told_by_its_folder(backend, tmp_path, caplog):
 
 
 def test_images_and_their_plain_twins(backend, monkeypatch):
-    """Two batches of two: progress over both; files, and larger ones, that hold their settings."""
+    """Two batches of two have common progress; files and larger copies hold the settings."""
     monkeypatch.setattr(engine, "fitting_batch_size", lambda *_: 2)
     jobs = copies(good_job(backend), 2)
     last = list(backend.generate(jobs + backend.baselines(jobs), previews=True))[-1]
@@ -354,7 +354,7 @@ def test_images_and_their_plain_twins(backend, monkeypatch):
 
 
 def test_stopped_between_steps_what_is_made_stays(backend, monkeypatch):
-    """Whoever stops looking stops it too, and the next one finds the model free."""
+    """A visitor who leaves stops their images, and the next one finds the model free."""
     monkeypatch.setattr(engine, "fitting_batch_size", lambda *_: 1)
     jobs = copies(good_job(backend), 3)
     assert not backend.stop()
@@ -447,7 +447,7 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
 
 
 def test_a_concept_is_taken_to_every_tool_that_reads_it(backend):
-    """As a file that says what `export` says."""
+    """The page writes the same files and hints as `export`."""
     (concept,) = backend.pipe.vocabulary.concepts()
     for tool, template in PROMPTS.items():
         (path,), said = export_for(backend, concept.name, tool)
@@ -517,7 +517,7 @@ def test_concepts_with_their_pictures_and_prompts_that_fit_a_style(backend, tmp_
 
 @pytest.fixture
 def learning(backend, tmp_path, monkeypatch):
-    """Without a process, whose command line is kept instead."""
+    """Return training runs that record the command line instead of starting a process."""
     made = TrainingRuns(backend.pipe, tmp_path / "outputs")
     process = SimpleNamespace(returncode=None, poll=lambda: process.returncode, signals=[])
     process.send_signal = process.signals.append
@@ -559,7 +559,7 @@ def test_what_cannot_be_learned_leaves_nothing_behind(learning, photos, change, 
 
 
 def test_odd_words_stay_what_they_are_and_none_takes_the_pictures_of_another(learning, photos):
-    """`1e5` is a number to YAML 1.2 alone; `my: cat` and `my #cat` would share a folder."""
+    """Only YAML 1.2 reads `1e5` as a number; `my: cat` and `my #cat` would share a folder."""
     given = {"phrase": "grey cat", "pictures": [next(photos.iterdir())]}
     for word in ("1e5", "my: cat"):
         folder = learning.start(word, **given)
@@ -603,7 +603,7 @@ def test_captions_of_the_learn_tab_stand_beside_their_pictures(learning, photos)
 
 
 def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
-    """Its files, how it is told to go while it does, and when it may be begun again."""
+    """Its files, its progress while it runs, and the times when it can be started again."""
     assert learning.status() is None
     pictures = [p for p in sorted(photos.iterdir()) for _ in range(2)]  # with clashing names
     folder = learning.start(
@@ -674,7 +674,7 @@ def test_a_learning_from_start_to_end(learning, backend, photos, tmp_path):
 
 
 def test_the_time_left_is_that_of_the_runs_bar(learning, photos, monkeypatch, capsys):
-    """Which counts what comes besides the steps: here 2 h of them, and 90 s of samples."""
+    """It includes other work than steps: here 2 h of steps, and 90 s of samples."""
     folder = learning.start("my-cat", "cat", [next(photos.iterdir())])
     log = folder / "log.txt"
     assert learning.status().seconds_left is None
@@ -702,7 +702,7 @@ def test_the_time_left_is_that_of_the_runs_bar(learning, photos, monkeypatch, ca
 
 
 def test_captions_come_through_the_endpoint_too(backend, learning, photos, monkeypatch):
-    """In the order of the pictures; refused where they are not one for each."""
+    """They are in the pictures' order, and refused if there is not one for each."""
     monkeypatch.setattr("detsd.app.api.uploaded", Path)
     learn = Endpoints(backend, learning).learn
     pictures = [str(path) for path in sorted(photos.iterdir())[:2]]
@@ -727,7 +727,7 @@ def test_captions_come_through_the_endpoint_too(backend, learning, photos, monke
 def test_the_learn_tab_keeps_the_shapes_of_pictures_where_it_is_told_to(
     backend, learning, photos, monkeypatch
 ):
-    """Its components stand in the order of what is called with their values."""
+    """Its components are in the order of the parameters that get their values."""
     monkeypatch.setattr("detsd.app.learn_tab.uploaded", Path)
     blocks = pages.page(backend, learning)
     (start,) = (f for f in blocks.fns.values() if f.fn and f.fn.__name__ == "start")
@@ -745,7 +745,7 @@ def test_the_learn_tab_keeps_the_shapes_of_pictures_where_it_is_told_to(
 
 
 def test_one_thing_at_a_time_and_programs_see_endpoints_alone(backend, tmp_path):
-    """What touches the model waits in one queue, whoever asks; parameters have names."""
+    """All work with the model waits in one queue, for all visitors; parameters have names."""
     page = pages.page(backend, TrainingRuns(backend.pipe, tmp_path))
     public = {f.api_name: f for f in page.fns.values() if f.api_visibility == "public"}
     assert set(public) == {
@@ -768,7 +768,7 @@ def test_one_thing_at_a_time_and_programs_see_endpoints_alone(backend, tmp_path)
 
 
 def odd_values(annotation) -> list:
-    """Values that are not of a type."""
+    """Return values that are not of a type."""
     values = {
         str: [3, None, ["a"], {"a": 1}],
         int: ["7", 2.7, None, True, [1, 2], 2**70, float("nan")],
@@ -781,7 +781,7 @@ def odd_values(annotation) -> list:
 
 
 def test_values_of_a_wrong_type_are_told_by_the_name_of_their_parameter(backend, tmp_path):
-    """gradio hands on whatever comes; every parameter of every endpoint is tried."""
+    """gradio passes on any value; the test tries every parameter of every endpoint."""
     page = pages.page(backend, TrainingRuns(backend.pipe, tmp_path))
     tried = 0
     for endpoint in (f for f in page.fns.values() if f.api_visibility == "public"):
@@ -840,7 +840,7 @@ def test_a_page_for_others_takes_no_paths(backend, concept_file):
 
 
 def test_a_page_for_others_shows_no_pictures_from_elsewhere(backend, tmp_path, photos, monkeypatch):
-    """A checkpoint of a stranger may say that it was learned from any folder."""
+    """An untrusted checkpoint may name any folder as its training images."""
     folder = checkpoint(
         tmp_path / "step", LearnedConcept("odd-look", "", (torch.ones(1, 16),)), photos, "object"
     )
@@ -861,7 +861,7 @@ def test_a_page_for_others_shows_no_pictures_from_elsewhere(backend, tmp_path, p
 
 
 def test_words_of_strangers_are_shown_as_they_are(backend, tmp_path, photos):
-    """No HTML and no Markdown of a concept's file becomes a part of the page."""
+    """HTML and Markdown from a concept's file never become part of the page."""
     phrase = '<img src="http://127.0.0.1:9/x.png"> ![x](http://127.0.0.1:9/y.png)'
     folder = checkpoint(
         tmp_path / "<b>", LearnedConcept("odd-<i>word", phrase, (torch.ones(1, 16),)), photos, "<u>"
@@ -915,7 +915,7 @@ def test_who_may_ask_under_which_name_and_with_which_password():
 
 
 def ask(url, data=None, **headers):
-    """Status and text of an answer; headers with _ for -."""
+    """Return the status and text of a response; headers have _ for -."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     if data is not None and not isinstance(data, bytes):
         headers, data = {"Content-Type": "application/json"} | headers, json.dumps(data).encode()
@@ -929,7 +929,7 @@ def ask(url, data=None, **headers):
 
 @pytest.fixture
 def served(backend, tmp_path, monkeypatch):
-    """The page in this process, and its URL."""
+    """Serve the page in this process; yield its URL."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     page = pages.page(backend, TrainingRuns(backend.pipe, tmp_path / "outputs"))
     yield pages.launch(page, Address(), backend.folder)
@@ -938,7 +938,7 @@ def served(backend, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_only_its_own_names_and_its_own_pages(served):
-    """A foreign name that points here reads nothing; a page of another site sends nothing."""
+    """A foreign name that points here cannot read; a page of another site cannot send."""
     port = urlsplit(served).port
     assert ask(served)[0] == 200
     for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", f"LOCALHOST:{port}"):
@@ -963,7 +963,7 @@ def test_only_its_own_names_and_its_own_pages(served):
 
 @pytest.fixture
 def endless(backend, monkeypatch):
-    """Images that are never ready: set when they are begun, and when they are stopped."""
+    """Replace generation by an endless one; return events for its start and stop."""
     going, left = threading.Event(), threading.Event()
 
     def generate(jobs, previews=False):
@@ -994,7 +994,7 @@ def test_images_of_a_program_that_has_left_are_stopped(endless, served):
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here, and none could be installed")
 def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(endless, served):
-    """Of two visitors, one waits while the other's are made; each stops and leaves for itself."""
+    """One of two visitors waits while the other's are made; each stops only their own."""
     from playwright.sync_api import expect, sync_playwright
 
     going, left = endless
@@ -1039,7 +1039,7 @@ def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(end
     [("0.0.0.0", [], None), ("::1", ["--auth", "me:secret"], ("me", "secret"))],
 )
 def test_a_page_for_others_asks_for_a_password(tiny_model, tmp_path, host, options, login):
-    """Started where proxies are set."""
+    """The page starts with proxies set."""
     args = ["app", "--model", tiny_model, "--host", host, "--port", free_port(), *options]
 
     def serve():
@@ -1081,9 +1081,9 @@ def test_a_port_that_is_taken(tiny_model, capsys):
 
 @pytest.fixture(scope="module")
 def address(tiny_model, photos, tmp_path_factory):
-    """The demo on the tiny model, as a user starts it, where proxies are set.
+    """Start the demo with the tiny model as a user does, with proxies set; yield its address.
 
-    The model's folder says what it can draw, the concept's where its pictures are.
+    The model's folder lists what it can draw; the concept's names its pictures.
     """
     folder = tmp_path_factory.mktemp("served")
     model = folder / "model"
@@ -1120,13 +1120,13 @@ def address(tiny_model, photos, tmp_path_factory):
 
 
 def example() -> str:
-    """The program that docs/app.md shows."""
+    """Return the program in docs/app.md."""
     return re.search(r"```python\n(.*?)```", (ROOT / "docs" / "app.md").read_text(), re.S)[1]
 
 
 @pytest.mark.slow
 def test_programs_use_the_page(address, backend, photos, tmp_path, monkeypatch, capsys):
-    """The example of the documents, word for word; then what it leaves out."""
+    """The example of the documents runs word for word; then the other endpoints."""
     from gradio_client import Client, exceptions
 
     monkeypatch.chdir(tmp_path)
@@ -1174,7 +1174,7 @@ def test_programs_use_the_page(address, backend, photos, tmp_path, monkeypatch, 
 
 
 def test_a_training_that_ends_while_the_page_asks_is_asked_for_once_more():
-    """Else the page would show it as running for ever: its timer asks no more."""
+    """Otherwise the page would show it as running forever, since its timer stops."""
 
     class Ending:
         running = True
@@ -1197,7 +1197,7 @@ def test_a_training_that_ends_while_the_page_asks_is_asked_for_once_more():
 def test_the_end_of_a_training_chooses_what_it_has_learned_and_nothing_else(
     backend, learning, photos
 ):
-    """A training that was stopped leaves the choice in the tab Concepts to the visitor."""
+    """A stopped training leaves the visitor's choice in the Concepts tab."""
     blocks = pages.page(backend, learning)
     (tick,) = (f.fn for f in blocks.fns.values() if f.fn and f.fn.__name__ == "tick")
 
@@ -1218,7 +1218,7 @@ def test_the_end_of_a_training_chooses_what_it_has_learned_and_nothing_else(
 
 
 def test_a_training_whose_folder_has_gone_is_told_and_leaves_the_list(learning, photos):
-    """In the tab itself: gradio shows no error of an event that is not queued."""
+    """The tab itself shows the error: gradio hides the errors of unqueued events."""
     folder = learning.start("my-cat", "cat", [next(photos.iterdir())])
     learning.process.returncode = 0
     with gr.Blocks():
@@ -1233,7 +1233,7 @@ def test_a_training_whose_folder_has_gone_is_told_and_leaves_the_list(learning, 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here, and none could be installed")
 def test_the_page_in_a_browser(address, photos, tmp_path):
-    """Everything on it, one after the other, on a telephone and on a screen."""
+    """Everything on it is used in turn, on a telephone and on a screen."""
     from playwright.sync_api import Error, expect, sync_playwright
 
     elsewhere = []
@@ -1265,7 +1265,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
             expect(field).to_have_value(str(value))
 
         def told(sentence):
-            """An error is shown, and put away."""
+            """Check that an error is shown, and close it."""
             expect(page.get_by_test_id("toast-text")).to_contain_text(sentence)
             page.get_by_test_id("toast-close").click()
             expect(page.get_by_test_id("toast-text")).to_have_count(0)
@@ -1492,7 +1492,7 @@ def test_the_page_in_a_browser(address, photos, tmp_path):
 
 
 def test_the_page_has_the_clip_skip_and_the_vae_of_its_model(tiny_model, tmp_path):
-    """It says so, learns by them, and tells of an image that was made by others."""
+    """It shows them, learns with them, and notes images that were made with others."""
     pipe = DetSDTextualInversionPipeline.from_pretrained(
         str(tiny_model), clip_skip=1, vae=str(tiny_model / "vae")
     )

@@ -48,7 +48,7 @@ def test_the_shipped_grid_is_measured_beside_other_settings(capsys, monkeypatch,
 
 
 def test_a_grid_over_many_processes_runs_without_a_model():
-    """Its stand-in for the pipeline has all that a grid asks of one."""
+    """Its stand-in for the pipeline has everything that a grid needs."""
     small = ["--images", "40", "--ranks", "2", "--side", "16", "--seconds", "1"]
     command = [sys.executable, "-m", "benchmarks.scale", *small]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -58,7 +58,7 @@ def test_a_grid_over_many_processes_runs_without_a_model():
 
 
 def test_memory_is_measured_of_commands_that_are_valid(tmp_path, monkeypatch):
-    """And of the process that ran, whose words are shown where it fails."""
+    """It is that of the process that ran; if it fails, its output is shown."""
     commands = resident.save_commands(tmp_path, {"pretrained_model_name_or_path": "demo_model"}, 64)
     for name, kind in (("finetune", FinetuneConfig), ("generate", GenerateConfig)):
         word, path = commands[name]

@@ -40,7 +40,7 @@ CUT = {"wide": (48, 24), "tall": (24, 48), "square": (32, 32)}  # for the tiny m
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """Twelve photos of three shapes, most of them landscapes."""
+    """Write twelve photos of three shapes, most of them landscapes."""
     folder = tmp_path_factory.mktemp("mixed")
     rng = np.random.default_rng(1)
     for kind, count in COUNTS.items():
@@ -69,7 +69,7 @@ def shape_of(sample) -> tuple[int, int]:
 
 
 def test_buckets_have_about_the_same_number_of_pixels():
-    """In multiples of the step, landscapes and portraits alike; known ones of Stable Diffusion."""
+    """They are multiples of the step, symmetric, and include Stable Diffusion's usual ones."""
     for size, step in ((512, 64), (768, 64), (1024, 64), (64, 16), (32, 8)):
         found = target_sizes(SimpleNamespace(img_aspect="buckets"), size, step)
         assert (size, size) in found
@@ -164,7 +164,7 @@ def test_pictures_are_cut_to_their_buckets_with_masks_and_time_ids(model, mixed,
 
 @pytest.mark.parametrize("samples_per_step", [1, 3, 8])
 def test_the_samples_of_a_step_are_of_one_shape(model, mixed, samples_per_step):
-    """And all pictures come up equally often; in any order, a sample is the same."""
+    """All pictures appear equally often; a sample does not depend on the order of requests."""
     data = TrainingData(concepts(mixed), model, 3, 2, samples_per_step=samples_per_step)
     n = len(data.images)
     total = 2 * n * samples_per_step
@@ -193,7 +193,7 @@ def test_the_samples_of_a_step_are_of_one_shape(model, mixed, samples_per_step):
 @pytest.mark.parametrize("seed", [1, 2**31 - 1, 2**40 + 7])
 @pytest.mark.parametrize("samples_per_step", [1, 8])
 def test_pictures_of_one_shape_come_as_they_did(model, photos, seed, samples_per_step):
-    """By the order of before the buckets, with them and without."""
+    """Their order is that of versions without buckets, with buckets and without."""
     for aspect in (1.0, 1.5, "buckets"):
         config = concepts(photos, img_aspect=aspect)
         data = TrainingData(config, model, seed, 2, samples_per_step=samples_per_step)
@@ -205,7 +205,7 @@ def test_pictures_of_one_shape_come_as_they_did(model, photos, seed, samples_per
 
 
 def test_what_buckets_say_before_training(model, tmp_path, caplog):
-    """Little is lost of a picture whose bucket is near; a strip of 10:1 still loses most."""
+    """A picture near its bucket loses little; a strip of 10:1 still loses most."""
     for k, size in enumerate([(100, 40), (120, 40), (40, 100), (400, 40), (20, 30)]):
         Image.new("RGB", size, (9 * k, 5, 6)).save(tmp_path / f"{k}.png")
     caplog.set_level(logging.INFO)
@@ -244,7 +244,7 @@ def test_a_run_in_buckets_goes_on_as_if_it_had_not_stopped(
 
 @pytest.mark.slow
 def test_layouts_agree_in_buckets(experiment, mixed, tmp_path):
-    """One process of 8, two of 4, four micro-batches of 2: the same training."""
+    """One process of 8, two of 4 and four micro-batches of 2 train the same."""
     layouts = {"one": (8, 1), "two": (4, 1), "accumulated": (2, 4)}
     for name, (batch, accumulated) in layouts.items():
         training = {"train_batch_size": batch, "gradient_accumulation_steps": accumulated}
@@ -263,7 +263,7 @@ def test_layouts_agree_in_buckets(experiment, mixed, tmp_path):
 
 
 def test_a_batch_for_xl_has_the_time_ids_of_its_bucket(mixed, tmp_path):
-    """And the UNet takes it."""
+    """The UNet accepts it."""
     model = load_base_model(ModelConfig(str(save_tiny_sdxl(tmp_path / "xl"))), torch.device("cpu"))
     data = TrainingData(concepts(mixed), model, 1, 2, samples_per_step=4)
     for step in range(len(data.images)):
@@ -288,7 +288,7 @@ def test_a_batch_for_xl_has_the_time_ids_of_its_bucket(mixed, tmp_path):
 def test_samples_have_the_shape_of_the_pictures(
     experiment, mixed, tmp_path, capsys, monkeypatch, aspect, shape
 ):
-    """In training, in the file of the concept, and in the grid that is proposed."""
+    """So it is in training, in the concept's file, and in the proposed grid."""
     given = settings(mixed, inference=SAMPLES)
     given["concepts"]["img_aspect"] = aspect
     out = tmp_path / "out"
@@ -341,7 +341,7 @@ def test_concepts_of_one_run_have_shapes_of_their_own(experiment, mixed, tmp_pat
 
 
 def test_a_run_of_an_earlier_version_keeps_its_squares(experiment, mixed, tmp_path):
-    """Its first samples are squares, by which the others are measured."""
+    """Its first samples are squares, and the others are compared with them."""
     given = settings(mixed, inference=SAMPLES)
     given["concepts"]["img_aspect"] = 1.5
     path, out = experiment(**given), tmp_path / "out"
@@ -357,7 +357,7 @@ def test_a_run_of_an_earlier_version_keeps_its_squares(experiment, mixed, tmp_pa
 
 
 def test_an_evaluation_has_the_shape_of_the_concept(experiment, mixed, tmp_path, tiny_model):
-    """Of a run, and of a file taken out of it; its initializer's samples, too."""
+    """This holds for a run, for a file copied from it, and for its initializer's samples."""
     run = tmp_path / "run"
     assert finetune(experiment(**settings(mixed)), run) == 0
     lone = tmp_path / "lone.safetensors"
@@ -413,7 +413,7 @@ def test_a_shape_that_no_image_can_have_is_none(tmp_path, text):
 
 
 def test_the_page_takes_the_shape_of_the_concept(model, tmp_path):
-    """Of the first one in the prompt; what is asked for comes first."""
+    """The first concept in the prompt counts; an explicit shape comes first."""
     pipe = DetSDTextualInversionPipeline(
         load_base_model(ModelConfig(model.name), torch.device("cpu"))
     )
@@ -437,7 +437,7 @@ def test_the_page_takes_the_shape_of_the_concept(model, tmp_path):
 
 
 def test_a_network_sees_what_stands_to_one_side():
-    """A picture that is not square is padded by its edges; a square one stays as it is."""
+    """A picture that is not square is padded with its edges; a square one is unchanged."""
     image = Image.new("RGB", (96, 48), (250, 250, 250))
     ImageDraw.Draw(image).rectangle((0, 12, 11, 35), fill=(200, 0, 0))  # at the left edge
     for picture, axis in ((image, 0), (image.transpose(Image.Transpose.ROTATE_90), 1)):

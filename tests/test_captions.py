@@ -20,7 +20,7 @@ from detsd.utils.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures, all different."""
+    """Write three different pictures."""
     for k in range(3):
         Image.new("RGB", (40, 48), (k * 80, 9, 9)).save(tmp_path / f"p{k}.png")
     return tmp_path
@@ -42,7 +42,7 @@ def metadata(*rows: dict) -> str:
 
 
 def test_a_picture_is_left_out_neither_for_its_name_nor_for_lack_of_a_caption(tmp_path):
-    """Hugging Face's image folders go by the words train and test, and by metadata.jsonl."""
+    """Hugging Face's image folders depend on the words train and test, and on metadata.jsonl."""
     names = ["a_test_print.png", "at_sea.png", "on_a_train.png"]
     for name in names:
         Image.new("RGB", (40, 48)).save(tmp_path / name)
@@ -204,7 +204,7 @@ def messages(caplog) -> list[str]:
 
 
 def test_what_is_odd_about_a_folder_is_said_in_a_line_each(model, folder, caplog):
-    """Before training: what captions there are, frames, sizes, crops, names, copies."""
+    """Before training, it reports captions, frames, sizes, crops, names and copies."""
     frames = [Image.new("RGB", (40, 40), c) for c in (RED, (0, 0, 0))]
     frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
     Image.new("RGB", (20, 30), (1, 2, 3)).save(folder / "IMG_0001.png")
@@ -261,7 +261,7 @@ def test_nothing_is_said_of_an_ordinary_folder(model, photos, caplog):
 
 
 def test_copies_stay_on_one_side(model, tmp_path):
-    """Six pictures twice are six: none is held out. Of twelve twice, one, and both its files."""
+    """Six pictures with copies count as six: none is held out. Of twelve, one is, with its copy."""
     rng = torch.Generator().manual_seed(0)
     for k in range(12):
         pixels = torch.randint(0, 256, (40, 48, 3), generator=rng, dtype=torch.uint8)

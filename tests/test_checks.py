@@ -126,7 +126,7 @@ def test_windows_is_told_at_once(monkeypatch, capsys):
 
 
 def test_a_mistake_leaves_no_folder_behind(experiment, tmp_path, capsys):
-    """Also one that shows only once the model is there."""
+    """This includes a mistake found only after the model is loaded."""
     out = tmp_path / "out"
     late = "inference.num_inference_steps=1000"
     path = str(experiment(inference=SAMPLES))
@@ -184,7 +184,7 @@ def test_words_are_found_in_either_file_of_a_tokenizer(tiny_model, tmp_path):
 
 
 def test_a_tilde_in_an_option_is_the_home_directory(monkeypatch, tmp_path):
-    """A shell leaves it as it is behind `=`: a folder named ~ would be made."""
+    """A shell does not expand it after `=`: a folder named ~ would be created."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for command, option, name in (
         (["finetune"], "--output-dir", "output_dir"), (["finetune"], "--warm-start", "warm_start"),

@@ -53,7 +53,7 @@ CONCEPTS = ("blob-thing", "blob-thing-two")
 
 @pytest.fixture
 def two_concepts(experiment, photos):
-    """Two concepts in 24 steps, a checkpoint every 8."""
+    """Return an experiment with two concepts in 24 steps, and a checkpoint every 8."""
     path = experiment(
         concepts={
             "concept_strs": list(CONCEPTS),
@@ -68,7 +68,7 @@ def two_concepts(experiment, photos):
 
 @pytest.fixture
 def master(tmp_path, monkeypatch):
-    """A master; trials in this process, and forked from it, do not wait between two uploads."""
+    """Yield a master; trials in this process and its forks do not wait between uploads."""
     monkeypatch.setattr(determined_run, "UPLOADS_APART", 0)
     monkeypatch.setattr(TensorboardManager, "sync", TensorboardManager._sync)
     with Master(tmp_path) as master:
@@ -81,7 +81,7 @@ def rows(master, step, trial=7):
 
 
 def pause(master, when):
-    """At a request to the master, the trial is asked to stop before it gets its answer."""
+    """Ask the trial to stop at a request to the master, before the response."""
     master.preempt_told.clear()
 
     def ask():
@@ -96,12 +96,12 @@ def pause(master, when):
 
 
 def progress_of(share):
-    """For `pause`: a progress of `share` is told."""
+    """Return a condition for `pause`: a report of progress `share`."""
     return lambda path, body: path.endswith("/progress") and body["progress"] >= share
 
 
 def told(kind, steps=None):
-    """For Master.when: a request to .../KIND, of `steps` completed steps or more."""
+    """Return a condition for `Master.when`: a request to .../KIND with at least `steps` steps."""
 
     def check(path, body):
         if not path.endswith(kind):
@@ -115,7 +115,7 @@ def told(kind, steps=None):
 
 @pytest.mark.slow
 def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, master):
-    """Paused, killed, with the master away, restarted."""
+    """The trial is paused, killed, cut off from the master, and restarted."""
     master.run(two_concepts, trial=1)
     assert list(master.stored(1)) == [8, 16, 24]
     assert sorted(master.metrics("training", 1)) == list(range(2, 25, 2))
@@ -233,7 +233,7 @@ CLOCK = r"\d\d:\d\d"
 
 
 def assert_log(said, *patterns):
-    """The lines of a log are these, one for one; a line every ten seconds may come between."""
+    """Check a log's lines one by one; a line every ten seconds may come between."""
     lines = said.splitlines()
     every_ten = rf"\[rank=0\] \d+/\d+ (steps|images)(, [^,]+)?(, {CLOCK} left)?"
     for pattern in patterns:
@@ -247,7 +247,7 @@ def assert_log(said, *patterns):
 
 @pytest.mark.slow
 def test_the_whole_log_of_a_healthy_fine_tuning(experiment, master):
-    """Through hook and launcher, on two slots: no line but of what concerns the user."""
+    """Through hook and launcher, on two slots, every line concerns the user."""
     training = {"num_sgd_steps": 8, "train_batch_size": 2, "register_model": "my-blob"}
     given = experiment_of(experiment(training=training, inference=SAMPLES))
     launched = master.launch(given, slots=2)
@@ -281,7 +281,7 @@ def test_the_whole_log_of_a_healthy_fine_tuning(experiment, master):
 
 @pytest.mark.slow
 def test_the_whole_log_of_a_healthy_grid(tiny_model, master):
-    """On one slot."""
+    """It runs on one slot."""
     given = {
         "searcher": GRID_SEARCHER,
         "hyperparameters": {
@@ -307,7 +307,7 @@ def test_the_whole_log_of_a_healthy_grid(tiny_model, master):
 
 
 def test_an_answer_that_breaks_off_loses_nothing(experiment, master, monkeypatch):
-    """Of a metric it costs a restart; of what only shows nothing. And what a trial is at shows."""
+    """It costs a restart for a metric, and nothing for a status; the page shows the status."""
     monkeypatch.setattr(progress, "LINE", 0)  # a line for every progress
     given = experiment_of(experiment())
     master.run(given, trial=1)
@@ -330,7 +330,7 @@ def test_an_answer_that_breaks_off_loses_nothing(experiment, master, monkeypatch
 
 
 def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
-    """One when it goes, one when it is back; a search asks it nothing meanwhile."""
+    """One when it stops answering, one when it is back; a search does not ask it meanwhile."""
     given = experiment_of(experiment(training={"num_sgd_steps": 9999, "checkpoint_freq": 9999}))
     asked = []
 
@@ -352,7 +352,7 @@ def test_a_master_that_is_away_leaves_two_lines(experiment, master, caplog):
 
 
 def test_a_connection_that_breaks_for_a_moment_leaves_no_line(experiment, master, caplog):
-    """A proxy may close one that was idle: the next try is answered."""
+    """A proxy may close an idle connection; the next try succeeds."""
 
     def drop():
         raise Dropped
@@ -372,7 +372,7 @@ ASHA = {
 
 
 def test_a_trial_that_the_searcher_is_done_with(experiment, master):
-    """No signal comes: it asks, saves and leaves, without a word of preemption."""
+    """It gets no signal: it asks, saves and ends, without mentioning preemption."""
     given = experiment_of(
         experiment(
             training={"num_sgd_steps": 9999, "checkpoint_freq": 9999},
@@ -401,7 +401,7 @@ def test_a_trial_that_the_searcher_is_done_with(experiment, master):
 
 
 def test_a_trial_of_a_search_that_diverges(experiment, master):
-    """It reports finite values as of its last step, says why, and succeeds: no restart helps."""
+    """It reports finite values for its last step and the reason, and succeeds: no restart helps."""
     given = experiment_of(experiment(training={"optimizer_name": "sgd", "learning_rate": 1e38}))
     given |= {"searcher": ASHA, "log_policies": POLICIES}
     said = master.run(given)
@@ -418,7 +418,7 @@ def test_a_trial_of_a_search_that_diverges(experiment, master):
 
 
 def test_a_best_checkpoint_that_is_deleted_is_not_offered(experiment, master, monkeypatch):
-    """Neither one that is gone when the run goes on, nor one that goes at its end."""
+    """This holds for one deleted before the run resumes, and for one deleted at its end."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5, 5: 0.4, 6: 0.7}
     monkeypatch.setattr(Validation, "loss", lambda *_: 0.9)
     monkeypatch.setattr(Trainer, "_validate", lambda self, *_: losses[self.state.steps_completed])
@@ -445,7 +445,7 @@ def test_a_best_checkpoint_that_is_deleted_is_not_offered(experiment, master, mo
 
 
 def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch, caplog):
-    """As what the master keeps as the best, though the trial was paused and restarted."""
+    """It is the one that the master keeps as the best, even after a pause and a restart."""
     losses = {1: 0.5, 2: 0.3, 3: 0.6, 4: 0.5}
     monkeypatch.setattr(Validation, "loss", lambda *_: 0.9)
     monkeypatch.setattr(Trainer, "_validate", lambda self, *_: losses[self.state.steps_completed])
@@ -483,7 +483,7 @@ def test_the_best_checkpoint_is_registered_once(experiment, master, monkeypatch,
 
 
 def test_the_table_of_a_search(experiment, master, monkeypatch, capsys):
-    """The best trial first, and its next commands; a trial that diverged, one without a value."""
+    """It has the best trial first, its next commands, a diverged trial, and one without a value."""
     training = {"checkpoint_freq": 2}
     searcher = ASHA | {"max_trials": 9, "divisor": 2, "max_rungs": 3}
     storage = {"save_trial_latest": 1, "save_trial_best": 0, "save_experiment_best": 1}
@@ -579,7 +579,7 @@ def test_checkpoints_that_others_stored_do_not_stop_the_table_of_a_search(monkey
 def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(
     experiment, master, monkeypatch, tmp_path, capsys
 ):
-    """By its uuid in any case, in the option or under the key that a cluster reads."""
+    """Its uuid, in upper or lower case, is in the option or under the cluster's key."""
     monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
     path = experiment(training={"num_sgd_steps": 2, "checkpoint_freq": 2})
     master.run(experiment_of(path))
@@ -614,7 +614,7 @@ def test_a_run_off_cluster_begins_with_a_checkpoint_of_the_cluster(
 def test_models_of_the_registry_stand_for_their_checkpoints(
     experiment, master, monkeypatch, tmp_path, capsys
 ):
-    """By name or by name and version, in a trial and off cluster; noted with the uuid."""
+    """They have a name or name and version, in a trial and off cluster; the uuid is recorded."""
     monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
     training = {"num_sgd_steps": 4, "checkpoint_freq": 2, "register_model": "my-blob"}
     given = experiment_of(experiment(training=training))
@@ -696,7 +696,7 @@ def manifest(checkpoint):
 
 
 def test_a_trial_of_a_search_that_has_settled(experiment, master):
-    """To the searcher it has come to its last step: it is counted, and another begins."""
+    """For the searcher, it has reached its last step: it counts, and another begins."""
     training = {"num_sgd_steps": 8, "checkpoint_freq": 2, "stop_on_plateau": 2}
     training |= {"learning_rate": 1e-12, "plateau_ratio": 1}
     given = experiment_of(experiment(training=training))
@@ -712,7 +712,7 @@ def test_a_trial_of_a_search_that_has_settled(experiment, master):
 
 
 def commands_of(said):
-    """The commands that a trial proposes at its end, by what they are for; each is a real one."""
+    """Return a trial's proposed next commands by purpose, after checking that they are real."""
     det = det_cli.make_parser()
     add_args(det, det_cli.all_args_description)
     lines = said[said.index("\nnext:\n") :].splitlines()[2:]
@@ -731,7 +731,7 @@ def commands_of(said):
 def test_the_end_of_a_fine_tuning_says_what_to_do_with_it(
     experiment, master, monkeypatch, tmp_path
 ):
-    """Of its best checkpoint, which the commands name; restarted after its end it says it again."""
+    """The commands name its best checkpoint; a restart after the end prints them again."""
     monkeypatch.chdir(ROOT)  # the command line looks for its files there
     clip = save_tiny_clip(tmp_path / "clip")
     path = experiment(
@@ -819,7 +819,7 @@ POLICIES = experiment_of(ROOT / "finetune_const.yaml")["log_policies"]
 
 
 def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
-    """And the line that ends the restarts says all of it."""
+    """The line that ends the restarts contains the whole message."""
     given = experiment_of(experiment()) | {"max_restarts": 2, "log_policies": POLICIES}
     hyperparameters = given["hyperparameters"]
     for section, key, value, words in (
@@ -851,7 +851,7 @@ def test_a_mistake_costs_no_restart(experiment, master, tmp_path):
 
 
 def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypatch, tmp_path):
-    """The master accepts its uuid; the trial ends in one run, with what is left."""
+    """The master accepts its uuid; the trial ends in one run, and names those left."""
     given = experiment_of(experiment(training={"checkpoint_freq": 2}))
     given |= {"max_restarts": 2, "log_policies": POLICIES}
     given["checkpoint_storage"] = {"save_trial_latest": 1, "save_trial_best": 1}
@@ -888,7 +888,7 @@ def test_a_fork_from_a_checkpoint_that_was_deleted(experiment, master, monkeypat
 
 
 def test_a_finished_grid_that_is_continued_with_more_seeds_grows(tiny_model, master):
-    """`det e continue` runs the same trial again, by the changed configuration."""
+    """`det e continue` runs the same trial again, with the changed configuration."""
 
     def continued(seeds):
         grid = {"prompts": ["a ball", "a box"], "num_inference_steps": 2, "num_seeds": seeds}
@@ -911,7 +911,7 @@ def test_a_finished_grid_that_is_continued_with_more_seeds_grows(tiny_model, mas
 
 
 def test_a_fork_that_does_not_fit_says_what_to_do_on_a_cluster(experiment, master, tmp_path):
-    """In words of a cluster: no command line is at hand there, and no folder."""
+    """The message suits a cluster, which has no command line and no folder."""
     given = experiment_of(experiment()) | {"max_restarts": 2, "log_policies": POLICIES}
     master.run(given)
     learned = master.checkpoints()[8]
@@ -949,7 +949,7 @@ def test_a_fork_that_does_not_fit_says_what_to_do_on_a_cluster(experiment, maste
 
 
 def login(master, monkeypatch):
-    """Have this process be a user's, off cluster."""
+    """Make this process a user's, off cluster."""
     env = {"DET_MASTER": f"http://127.0.0.1:{master.server.server_port}", "DET_USER": "u"}
     for name, value in (env | {"DET_USER_TOKEN": "s"}).items():
         monkeypatch.setenv(name, value)
@@ -958,7 +958,7 @@ def login(master, monkeypatch):
 
 @pytest.mark.slow
 def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeypatch):
-    """Twelve images of concepts that lie in a checkpoint: every image is made once, and right."""
+    """Twelve images use a checkpoint's concepts: each is made once, and correctly."""
     learned = torch.linspace(-1, 1, 32).reshape(2, 16)
     source = master.store("source")
     source.mkdir(parents=True)
@@ -1062,7 +1062,7 @@ def test_a_grid_of_images_through_failures(tiny_model, master, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_an_evaluation_is_paused_and_goes_on(tiny_model, photos, master, tmp_path, monkeypatch):
-    """What it finds is what it finds off cluster."""
+    """Its results are those of a run off cluster."""
     concept = LearnedConcept("blob-thing", "red ball", (torch.ones(2, 16),), steps=9)
     write_concepts([concept], tmp_path)
     given = {
@@ -1128,7 +1128,7 @@ def test_the_interface_that_leads_to_the_chief_is_chosen_for_gloo(monkeypatch):
 
 
 def a_node(rank, port, out):
-    """One of two nodes of one process each; the chief's is reached by its address alone."""
+    """Run one of two nodes of one process each, which know only the chief's address."""
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
         "GROUP_RANK": str(rank), "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",

@@ -66,7 +66,7 @@ def test_the_same_prompt_without_concepts_gives_the_same_states(tiny_model):
 
 
 def test_a_concept_with_its_phrase_rows_equals_the_phrase(vocabulary):
-    """A concept that has learned nothing yet is its phrase."""
+    """An untrained concept equals its phrase."""
     rows = vocabulary.initializer_vectors("red ball", None, "key")
     vocabulary.add(LearnedConcept("blob-thing", "red ball", tuple(rows)))
     ids = vocabulary.token_ids(["a photo of a blob-thing on wood", "a photo of a red ball on wood"])
@@ -87,7 +87,7 @@ def test_several_vectors_and_concepts_keep_their_own_rows(vocabulary):
 
 
 def test_threads_do_not_mix_up_each_others_padding(vocabulary):
-    """Padding and truncation are states of the tokenizer; grids describe images while others go."""
+    """Padding and truncation are tokenizer state, and grids tokenize in several threads."""
     long = "very " * 200
     assert vocabulary.length(long) > 200
     with ThreadPoolExecutor(4) as pool:

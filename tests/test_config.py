@@ -265,7 +265,7 @@ def test_a_concept_can_be_given_another_word():
 
 
 def test_an_emoji_as_json_writes_it_is_one_character(tmp_path):
-    """Of an escape's half there is a sentence, not a traceback."""
+    """Half an escape gives a sentence, not a traceback."""
     path = tmp_path / "e.yaml"
     path.write_text(yaml.safe_dump({"hyperparameters": MINIMAL}))
     config = load_config(path, ['concepts.concept_strs=["\\ud83d\\udc31"]'])
@@ -287,7 +287,7 @@ def test_one_of_several_concepts_is_renamed_in_a_mapping(tmp_path):
 
 
 def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplog, capsys):
-    """By the file's own command, and wherever it is read; as Determined counts them."""
+    """The file's own command and every reader warn of them, counting like Determined."""
     text = (ROOT / "finetune_search.yaml").read_text()
     assert main(["search", str(ROOT / "finetune_search.yaml")]) == 0
     assert capsys.readouterr().out == (
@@ -348,7 +348,7 @@ def test_what_a_file_says_of_its_search(tmp_path, capsys, caplog):
 
 @pytest.mark.parametrize("section", ["grid", "evaluation", "inference"])
 def test_guidance_intervals_and_steps_that_cannot_be_made(section, tmp_path):
-    """And those that can: two fractions, the smaller one first."""
+    """Valid ones are two fractions, the smaller one first."""
     kind = {"grid": GenerateConfig, "evaluation": EvaluateConfig}.get(section, FinetuneConfig)
     base = {"model": {"pretrained_model_name_or_path": "demo_model"}}
     if section == "inference":

@@ -25,7 +25,7 @@ def test_sheet_holds_every_image_and_label():
 
 @pytest.mark.parametrize("side", [64, 200, 512])
 def test_the_more_images_the_smaller_is_each_on_a_sheet(side):
-    """So that a sheet stays as large as can be looked at, and costs as little as it shows."""
+    """A sheet must stay viewable, and its cost must fit its size."""
     pixels = []
     for count in (1, contact_sheets.MANY, contact_sheets.MANY + 1, 4 * contact_sheets.MANY, 1000):
         shown = contact_sheets.as_tile(tile(60, side), count)
@@ -101,7 +101,7 @@ def test_every_prompt_of_a_time_lapse_has_a_row_and_a_label(tmp_path, monkeypatc
 
 
 def ink(text) -> set[bytes]:
-    """The shapes of a text's characters, as they are drawn in the font of the whole."""
+    """Return the shapes of a text's characters, drawn in the font for the whole text."""
     font = fonts.font(20, text)
     return {bytes(font.getmask(c)) for c in text if not c.isspace()}
 

@@ -23,7 +23,7 @@ CHANGES = st.lists(
 
 
 def damaged(data: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
-    """Replace a few bytes at each place, counted in shares of the whole, by others."""
+    """Replace a few bytes at each place, given as a share of the file's length."""
     for share, length, other in changes:
         at = int(share * len(data))
         data = data[:at] + other + data[at + length :]

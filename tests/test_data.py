@@ -120,7 +120,7 @@ def test_unreadable_files_are_named_and_skipped(tmp_path, caplog):
 
 
 def test_what_is_passed_over_is_named(tmp_path, caplog, monkeypatch):
-    """One JPEG file and three HEIC files must not train on one picture in silence."""
+    """One JPEG file and three HEIC files must not train on one picture silently."""
     caplog.set_level(logging.WARNING)
     Image.new("RGB", (8, 8), RED).save(tmp_path / "a.jpg")
     for name in ("b.heic", "c.HEIC", "d.heic", "e.mp4", "a.txt", ".DS_Store", "Thumbs.db"):
@@ -154,7 +154,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path, monkeypatch):
 
 
 def test_a_file_name_that_is_no_utf8(tmp_path):
-    """The picture is read; words are not guessed from its name."""
+    """The picture is read; its name gives no words."""
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     Image.new("RGB", (8, 8), RED).save(path)
     assert len(list(read_images(tmp_path, concepts(tmp_path), 32, "key"))) == 1
@@ -224,7 +224,7 @@ def test_timesteps_are_uniform_and_spread(model, photos):
 
 
 def test_work_ahead_keeps_its_order_and_stays_near():
-    """Three threads; never more than a few results that nobody has taken."""
+    """Three threads hold only a few results that have not been taken."""
     begun = []
 
     def square(n):
@@ -311,7 +311,7 @@ def test_held_out_images_are_not_trained_on(model, photos, tmp_path):
 
 
 def picture_with_mask(folder, name, box, size=(48, 40)):
-    """A picture with a subject in `box`: transparent around it, and the same on white beside a
+    """Write a picture with a subject in `box`, transparent around it, and one on white beside a
     mask."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -329,7 +329,7 @@ def picture_with_mask(folder, name, box, size=(48, 40)):
 
 
 def test_a_mask_is_cut_and_mirrored_with_its_picture(model, tmp_path):
-    """Of 48 x 40 pixels 40 x 40 remain, scaled to 32 x 32: 8 x 8 latents of 5 pixels each."""
+    """40 x 40 of 48 x 40 pixels remain, scaled to 32 x 32: 8 x 8 latents of 5 pixels each."""
     picture_with_mask(tmp_path, "a", (4, 0, 19, 20))  # the crop begins at pixel 4
     for crop, wide in ((True, 3), (False, 2.5)):
         config = concepts(tmp_path, mask="files", horizontal_flip=True, center_crop=crop)
@@ -411,7 +411,7 @@ def test_a_wholly_transparent_picture_is_refused(model, tmp_path):
 
 
 def test_tags_are_a_function_of_the_index(model, photos, tmp_path):
-    """In every order, some left out; what names the concept stays, and so does all else."""
+    """Tags are shuffled and some dropped; the concept's tag stays, and the rest of the sample."""
     folder = Path(shutil.copytree(photos, tmp_path / "photos"))
     tags = ["a photo", "{} on a hill", "at noon", "sharp"]
     for path in folder.glob("*.png"):
@@ -464,7 +464,7 @@ def test_a_word_with_a_comma_is_no_two_tags(word):
 
 @pytest.mark.parametrize(("aspect", "shape"), [(1.5, (40, 24)), (0.5, (24, 48)), (1, (32, 32))])
 def test_pictures_are_cut_to_an_aspect(model, tmp_path, aspect, shape):
-    """And their masks with them, and noise for as many latents."""
+    """Masks are cut like their pictures, and noise has the latents' shape."""
     assert target_size(32, aspect) == shape
     picture_with_mask(tmp_path, "a", (0, 0, 24, 40))  # the left half
     d = TrainingData(concepts(tmp_path, img_aspect=aspect, mask="files"), model, 1, 2)

@@ -123,7 +123,7 @@ def test_the_list_of_words_is_the_worlds():
 
 @pytest.mark.parametrize("name", lineup.CASES)
 def test_the_judge_of_the_line_up_knows_every_candidate(name):
-    """Each is named from a drawing of it that is blurred, washed out, noisy and moved."""
+    """It recognises each from a drawing that is blurred, washed out, noisy and moved."""
     case = lineup.CASES[name]
     judge = lineup.Judge(case, "flat", "white")
     assert len(case.others) == 9
@@ -139,7 +139,7 @@ def test_the_judge_of_the_line_up_knows_every_candidate(name):
 
 
 def test_a_small_line_up_of_the_demo_concept(pipe):
-    """Damaged weights, or rows of another model, draw something else; chance is one of ten."""
+    """Damaged weights, or another model's rows, draw something else; chance is one in ten."""
     denoiser = evaluate.with_concepts(
         evaluate.load(MODEL), ROOT / "learned_embeddings_dict_demo.pt"
     )
@@ -150,7 +150,7 @@ def test_a_small_line_up_of_the_demo_concept(pipe):
 
 
 def test_caption_control_on_fixed_pictures(pipe):
-    """A damaged weight file, or a world that moved away from the model, falls to chance (0.1)."""
+    """A damaged weight file, or a world that no longer fits the model, gives chance (0.1)."""
     control = evaluate.caption_control(evaluate.by_denoising(pipe), count=8)
     for attribute, share in CONTROL.items():
         assert control[attribute] >= share, control
@@ -164,7 +164,7 @@ def test_the_demo_concept():
 
 
 def test_the_demo_concept_beats_words():
-    """On fresh logo pictures: rows below the phrase, and with the caption that names every part."""
+    """On new logo pictures, its error is below the phrase's, with a full caption as well."""
     concept = ROOT / "learned_embeddings_dict_demo.pt"
     denoiser = evaluate.with_concepts(evaluate.load(MODEL), concept)
     errors = evaluate.concept_errors(denoiser, count=8)

@@ -30,7 +30,7 @@ def pipe(request, tiny_model, tiny_v_model):
 
 @pytest.fixture(scope="module")
 def stock(tiny_model):
-    """A pipeline that diffusers alone has loaded."""
+    """Load a pipeline with diffusers alone."""
     made = diffusers.StableDiffusionPipeline.from_pretrained(tiny_model)
     made.set_progress_bar_config(disable=True)
     return made
@@ -42,7 +42,7 @@ def pixels(made):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_pixels_are_those_of_stock_diffusers(name, pipe):
-    """Two images at once, of two prompts; with guidance and without."""
+    """Two images of two prompts are made at once, with guidance and without."""
     for scale in (6.3, 1.0):
         job = dataclasses.replace(JOB, scheduler_name=name, guidance_scale=scale)
         jobs = [job, dataclasses.replace(job, prompt="a dog", seed=8, negative_prompt="blue")]
@@ -85,7 +85,7 @@ STOCK = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("pipe", ["epsilon"], indirect=True)
 def test_samplers_and_spacings_are_those_of_diffusers(name, spacing, pipe, stock, monkeypatch):
-    """The same latents, two images at once."""
+    """The latents are the same, for two images at once."""
     kind, options = STOCK[name]
     if spacing:
         options = options | {"timestep_spacing": spacing}
@@ -107,7 +107,7 @@ def test_samplers_and_spacings_are_those_of_diffusers(name, spacing, pipe, stock
 
 
 def test_the_spacing_of_a_saved_copy_is_that_of_its_file(model):
-    """diffusers writes defaults out: a copy of Stable Diffusion 1.x says leading, for all."""
+    """diffusers writes defaults: a saved copy of Stable Diffusion 1.x says leading."""
     config = {k: v for k, v in model.sampling_scheduler_config.items() if k != "timestep_spacing"}
     copy = json.loads(diffusers.PNDMScheduler.from_config(config).to_json_string())
     for name, own in (("ddim", "leading"), ("euler", "linspace"), ("dpmsolver++", "linspace")):
@@ -119,7 +119,7 @@ def test_the_spacing_of_a_saved_copy_is_that_of_its_file(model):
 
 
 def test_spacings_differ(tiny_model):
-    """Where they matter: a latent consistency model has its own."""
+    """They differ where they matter: a latent consistency model has its own."""
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model), precision="fp32")
     for name in ("ddim", "euler", "unipc"):
         images = {
@@ -133,7 +133,7 @@ def test_spacings_differ(tiny_model):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_schedule_that_ends_in_pure_noise_holds_for_every_sampler(name, model):
-    """Of a model trained with rescaled betas, which a perfect one's images show."""
+    """It is that of a model trained with rescaled betas; a perfect model's images show it."""
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     config |= {"prediction_type": "v_prediction", "set_alpha_to_one": True}
     trained = diffusers.DDPMScheduler.from_config(dict(model.scheduler.config) | config)
@@ -190,7 +190,7 @@ def test_a_guidance_interval_counts_steps(name, steps, interval, calls, pipe):
 
 @pytest.mark.parametrize("name", ["euler-ancestral", "heun"])
 def test_steps_outside_of_a_guidance_interval_are_one_pass(name, pipe, monkeypatch):
-    """Also where each image of a batch has a scale of its own; null and [0, 1] are everywhere."""
+    """This also holds with a scale per image; null and [0, 1] mean all steps."""
     sizes, forward = [], type(pipe.model.unet).forward
 
     def counted(self, x, *args, **options):
@@ -216,7 +216,7 @@ def test_steps_outside_of_a_guidance_interval_are_one_pass(name, pipe, monkeypat
 
 
 def through(dtype, name, scales, seeds, unet=None):
-    """Latents of a UNet that predicts what its text says, in a dtype."""
+    """Return the latents of a UNet that predicts its text states, in a dtype."""
 
     def speak(x, t, encoder_hidden_states, **_):
         assert x.dtype == dtype
@@ -238,7 +238,7 @@ def through(dtype, name, scales, seeds, unet=None):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_same_noise_in_every_precision(name):
-    """At the start and on the way, where the models say the same."""
+    """At the start and between steps, the noise is the same if the predictions are."""
     full = through(torch.float32, name, [2.0, 4.0], [1, 2])
     for dtype in (torch.bfloat16, torch.float16):
         half = through(dtype, name, [2.0, 4.0], [1, 2])
@@ -264,7 +264,7 @@ def test_conditionings_are_joined_with_all_that_is_added():
 
 
 def test_any_jobs_come_back_in_their_order(pipe):
-    """Of three samplers and sizes, three of a kind, two at once: each as it is alone."""
+    """Three samplers and sizes, three jobs of each, two at once: each image is as made alone."""
     jobs = [
         dataclasses.replace(JOB, seed=seed, scheduler_name=name, width=width)
         for seed in (1, 2, 3)
@@ -328,7 +328,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(pipe, monkeypatch, caplog)
 
 
 def test_images_beyond_the_range_of_a_precision_are_told(pipe, monkeypatch, caplog):
-    """As some VAEs of fine-tunes make them in fp16: black, and no safety checker has seen them."""
+    """Some VAEs of fine-tunes make black images in fp16, without any safety checker."""
     real = engine.decode
 
     def overflowing(vae, latents):
@@ -343,7 +343,7 @@ def test_images_beyond_the_range_of_a_precision_are_told(pipe, monkeypatch, capl
 
 
 def test_on_a_gpu_the_vae_sees_one_image_at_a_time(tiny_model):
-    """Whoever asks: grids, samples of a training, the page's previews, the encoding of pictures."""
+    """This holds for grids, training samples, the page's previews and encoding of pictures."""
     model = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model)).model
     vae, seen = model.vae, []
     for part in (vae.encoder, vae.decoder):
@@ -365,7 +365,7 @@ def test_on_a_gpu_the_vae_sees_one_image_at_a_time(tiny_model):
 
 
 def test_memory_that_pytorch_keeps_counts_as_free(monkeypatch):
-    """A GPU of 10 GB with 8 reserved, 2 of them in use; asked for by number, as 2.3 wants it."""
+    """A GPU has 10 GB, with 8 reserved and 2 of these in use; PyTorch 2.3 needs its number."""
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: asked.append(d) or (2e9, 10e9))

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 def apart(test):
-    """Run a test in a fork: the pretended device changes a process for good."""
+    """Run a test in a fork: the pretended device permanently changes a process."""
 
     @functools.wraps(test)
     def run(**given):
@@ -47,7 +47,7 @@ def apart(test):
 
 @contextmanager
 def on(device):
-    """Whatever is run is run on a device; what waits for it."""
+    """Make runs use a device; yield the operations that wait for it."""
     from pretend import watching
 
     Ranks.device = property(lambda self: device, lambda self, found: None)
@@ -57,9 +57,9 @@ def on(device):
 
 
 def moved(module, to, *where, **how):
-    """A module moved, its weights copied even from the CPU to the CPU.
+    """Move a module, copying its weights even from the CPU to the CPU.
 
-    Where in memory numbers begin, as they lie in a file, can show in the last bits of a product.
+    The memory alignment of weights mapped from a file can change the last bits of a product.
     """
     for part in to(module, *where, **how).parameters():
         if part.device == CPU:
@@ -173,7 +173,7 @@ def test_a_step_gives_the_same_rows_and_waits_for_nothing(precision, experiment,
 
 @apart
 def test_a_fine_tuning_tells_and_leaves_the_same(experiment, photos, tiny_model, tmp_path):
-    """Masks, validation, samples, what is measured, and a checkpoint that it goes on from."""
+    """This covers masks, validation, samples, measures, and resuming from a checkpoint."""
     from pretend import DEVICE
 
     for path in photos.iterdir():  # each picture has another half as its subject
@@ -222,7 +222,7 @@ def test_a_fine_tuning_tells_and_leaves_the_same(experiment, photos, tiny_model,
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @apart
 def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
-    """Every sampler, with guidance of each image's own and without, in batches of several steps."""
+    """This covers every sampler, guidance per image or none, and batches of several steps."""
     from pretend import DEVICE
 
     model = FAMILIES[family](tmp_path / "model")
@@ -269,7 +269,7 @@ def test_images_are_the_same_and_their_steps_wait_for_nothing(family, tmp_path):
 
 @apart
 def test_figures_grids_and_previews_are_the_same(photos, tmp_path):
-    """With the model's safety checker, from a concept's file on."""
+    """This includes the model's safety checker, and reading the concept's file."""
     from pretend import DEVICE
 
     model = save_tiny_model(tmp_path / "model")

@@ -62,7 +62,7 @@ EXPERIMENTS = [*ROOT.glob("*_*.yaml"), ROOT / "evaluate.yaml"]
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors that a code host gives the headings of a page."""
+    """Return the anchors that a code host gives the headings of a page."""
     titles = re.findall(r"^#+ +(.*)$", re.sub(r"^```.*?^```", "", page, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -145,9 +145,9 @@ def test_commands_are_real(path):
 
 @pytest.mark.slow
 def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
-    """One after the other beside a copy of the files, as they stand but for fewer steps and images.
+    """They run in order beside a copy of the files, unchanged except for fewer steps and images.
 
-    Not here: the page, which has a test of its own, models of the hub, a cluster's IDs, and make.
+    Not here: the page, which has its own test, models of the hub, a cluster's IDs, and make.
     """
     for path in ROOT.glob("[!.]*"):
         if path.name not in ("outputs", "det_logos"):
@@ -212,7 +212,7 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
 
 
 def test_det_commands_are_real(monkeypatch, capsys):
-    """Determined's own parser takes every line that begins with det, and knows every `det ...`."""
+    """Determined's own parser accepts every line that begins with det, and every `det ...`."""
     monkeypatch.chdir(ROOT)  # it opens the named files
     det = det_cli.make_parser()
     add_args(det, det_cli.all_args_description)
@@ -264,7 +264,7 @@ def test_the_table_of_tools_is_what_export_prints():
 
 
 def test_a_concept_for_xl_is_loaded_as_the_readme_says(tmp_path, monkeypatch):
-    """By stock diffusers: both text encoders' states are those of detsd."""
+    """Stock diffusers loads it: both text encoders' states are detsd's."""
     monkeypatch.chdir(tmp_path)
     model = save_tiny_sdxl(tmp_path / "sdxl")
     concept = LearnedConcept("det-logo", "", (torch.randn(2, 16), torch.randn(2, 24)))
@@ -359,7 +359,7 @@ def test_numbers_in_documents_are_those_of_the_code():
 
 
 def commented(path: Path) -> list[tuple[str, str, str]]:
-    """The settings of an experiment file with a comment: section.key, value, comment."""
+    """Return an experiment file's commented settings: section.key, value, comment."""
     found, section, key = [], "", ""
     text = path.read_text(encoding="utf-8").split("\nhyperparameters:\n")[1]
     for line in text.splitlines():
@@ -384,7 +384,7 @@ def numbers(text: str) -> set[float]:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.name)
 def test_comments_of_settings_agree_with_their_fields(path):
-    """A number of a comment is in the field's text; a list of choices is complete."""
+    """A comment's numbers are in the field's help text; lists of choices are complete."""
     kind = {"finetune": FinetuneConfig, "generate": GenerateConfig}.get(
         path.name.partition("_")[0], EvaluateConfig
     )

@@ -33,7 +33,7 @@ def test_the_context_is_small_and_whole(capsys):
 
 
 class Image:
-    """A container whose image holds the distributions `packages`, and pip only in appearance."""
+    """A container whose image holds the distributions `packages` and a fake pip."""
 
     def __init__(self, folder: Path, packages: dict[str, str]):
         self.folder = folder
@@ -58,7 +58,7 @@ class Image:
     def start(
         self, folder: Path = ROOT, task: str = ": the task", **env: str
     ) -> subprocess.CompletedProcess:
-        """What Determined does with the hook, in `folder`; it then starts the task."""
+        """Run the hook in `folder` as Determined does, which then starts the task."""
         return subprocess.run(
             ["bash", "-c", f"set -e -x; source startup-hook.sh; {task}"], cwd=folder, text=True,
             capture_output=True, timeout=60, env=env | {
@@ -68,7 +68,7 @@ class Image:
         )  # fmt: skip
 
     def lines(self, name: str) -> dict[str, str]:
-        """Name and version of each line that pip was given."""
+        """Return the name and version of each line that pip was given."""
         path = self.folder / name
         text = path.read_text() if path.exists() else ""
         return dict(line.partition("==")[::2] for line in text.splitlines())
@@ -109,7 +109,7 @@ def test_the_hook_on_an_image_like_the_default_one(tmp_path):
 
 
 def test_the_hook_sets_what_the_launcher_and_torch_warn_about(tmp_path):
-    """One slot keeps its threads; several get the one that torchrun would give them."""
+    """One slot keeps its threads; several get one each, as torchrun would set it."""
     shown = "echo $OMP_NUM_THREADS $TORCH_CPP_LOG_LEVEL"
     tested = "tested.txt" if sys.version_info >= (3, 11) else "determined-0.38-image.txt"
     image = Image(tmp_path, {"torch": "2.13.0"} | pins(tested))
@@ -155,7 +155,7 @@ def test_the_hook_on_a_complete_image_installs_nothing(tmp_path):
 
 
 def test_what_the_dockerfile_copies_is_all_that_its_step_needs(tmp_path):
-    """No image can be built here: its files are laid out, and its step runs on them."""
+    """No image can be built here: the test copies its files, and runs its step on them."""
     image, work = Image(tmp_path / "image", {}), tmp_path / "work"
     for line in (ROOT / "Dockerfile").read_text().splitlines():
         words = line.split()

@@ -48,7 +48,7 @@ def clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lookalikes(tmp_path_factory) -> list[Path]:
-    """Two sets of plain pictures, which nobody takes for noise."""
+    """Write two sets of plain pictures, clearly different from noise."""
     folders = []
     for colour in ("red", "navy"):
         folders.append(tmp_path_factory.mktemp("lookalikes") / colour)
@@ -60,7 +60,7 @@ def lookalikes(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture
 def initializer_vectors(tiny_model) -> torch.Tensor:
-    """The rows of "red ball"."""
+    """Return the rows of "red ball"."""
     ((tokenizer, table),) = load_token_tables(ModelConfig(str(tiny_model)))
     assert isinstance(tokenizer, CLIPTokenizer)
     return table[tokenizer("red ball", add_special_tokens=False).input_ids].clone()
@@ -68,7 +68,7 @@ def initializer_vectors(tiny_model) -> torch.Tensor:
 
 @pytest.fixture
 def run(experiment, tmp_path, initializer_vectors) -> Path:
-    """A fine-tuning's folder: at step 4 the rows are the phrase's still, at step 8 others."""
+    """Make a fine-tuning's folder: the rows are the phrase's at step 4, and others at step 8."""
     config = load_config(experiment())
     folder = tmp_path / "my-run"
     for step, rows in ((4, initializer_vectors), (8, initializer_vectors.flip(0) * 3)):
@@ -82,7 +82,7 @@ def run(experiment, tmp_path, initializer_vectors) -> Path:
 
 
 def call(*arguments, **settings) -> int:
-    """A command line in this process, at a small size; its exit code."""
+    """Run a command line in this process, at a small size; return its exit code."""
     pairs = (f"evaluation.{key}={value}" for key, value in (SMALL | settings).items())
     sets = [word for pair in pairs for word in ("--set", pair)]
     return main(["evaluate", *map(str, arguments), "--set", "output.batch_size=4", *sets])
@@ -184,7 +184,7 @@ def test_edited_prompts_may_hold_other_braces(run):
 
 
 def test_the_words_and_labels_of_many_sources(run, tmp_path, initializer_vectors):
-    """Two states of one run, a copy of it, and a file of two concepts, one of them a style."""
+    """The sources are two states of a run, a copy, and a file of an object and a style."""
     shutil.copytree(run, tmp_path / "copy")
     two = [
         LearnedConcept(name, "blue box", (initializer_vectors,))
@@ -248,7 +248,7 @@ def test_the_prompts_name_the_concept():
 
 
 def test_each_concept_of_a_run_has_its_own_ground(run, photos, tmp_path):
-    """The second one's pictures, its kind, and the held-out images of its place in the run."""
+    """The second one has its own pictures, kind, and held-out images."""
     path = run / "checkpoints" / "step-00000008"
     facts = json.loads((path / "metadata.json").read_text())
     c = facts["config"]["concepts"]
@@ -279,7 +279,7 @@ def test_each_concept_of_a_run_has_its_own_ground(run, photos, tmp_path):
 
 
 def test_the_bundled_concept_as_it_stands(tmp_path, capsys):
-    """With the bundled model's own CLIP, and the pictures that it was learned from."""
+    """The bundled model's own CLIP measures it, against its training images."""
     settings = {"num_samples": 2, "num_error_timesteps": 5}
     assert call("learned_embeddings_dict_demo.pt", "--output-dir", tmp_path, **settings) == 0
     found = figures(tmp_path)
@@ -297,7 +297,7 @@ def test_the_bundled_concept_as_it_stands(tmp_path, capsys):
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    """What is heavy is not come to."""
+    """Fail if anything heavy is loaded."""
     monkeypatch.setattr(loading, "load_base_model", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr(evaluation, "Grid", lambda *_, **__: pytest.fail("loaded"))
 

@@ -69,7 +69,7 @@ RANGES = {
 
 
 def problems(given, wanted, path="") -> list[str]:
-    """What of `given` the description `wanted` does not allow."""
+    """List the parts of `given` that the description `wanted` does not allow."""
     found = []
     for key, value in given.items():
         kind = wanted.get(key)
@@ -86,7 +86,7 @@ def problems(given, wanted, path="") -> list[str]:
 
 
 def range_problems(value, path="hyperparameters") -> list[str]:
-    """Search ranges that Determined would refuse, or would not expand."""
+    """List search ranges that Determined would refuse, or would not expand."""
     if isinstance(value, list):
         inside = any(isinstance(v, dict) for v in value)
         return [f"{path}: a range inside a list is not expanded"] if inside else []
@@ -131,7 +131,7 @@ def experiment_problems(experiment) -> list[str]:
 
 
 def draw(value, rng: random.Random):
-    """Hyperparameters as a trial of a search gets them."""
+    """Draw hyperparameters as a trial of a search gets them."""
     if not isinstance(value, dict):
         return value
     kind = value.get("type")
@@ -147,7 +147,7 @@ def draw(value, rng: random.Random):
 
 
 def through_the_master(value):
-    """A trip through JSON, on which whole floats become int."""
+    """Pass a value through JSON, where whole floats become int."""
     if isinstance(value, dict):
         return {k: through_the_master(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -185,7 +185,7 @@ def test_shipped_files(name):
 
 
 def test_searches_search():
-    """Over what their descriptions say; ASHA judges at validations."""
+    """They search the ranges in their descriptions; ASHA judges at validations."""
     tune, images = (
         yaml_safe_load((ROOT / f"{job}_search.yaml").read_text())
         for job in ("finetune", "generate")

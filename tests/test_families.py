@@ -71,7 +71,7 @@ PROMPT = "a blob-thing on wood"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A tiny model of every family."""
+    """Save a tiny model of every family."""
     return {name: make(tmp_path_factory.mktemp(name)) for name, make in FAMILIES.items()}
 
 
@@ -83,7 +83,7 @@ def blob(family: str) -> LearnedConcept:
 
 
 def stock(folder, concept: LearnedConcept | None = None):
-    """The stock pipeline, with a concept as diffusers loads it."""
+    """Load the stock pipeline, with a concept as diffusers loads it."""
     two = (folder / "text_encoder_2").is_dir()
     pipe = (StableDiffusionXLPipeline if two else StableDiffusionPipeline).from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -118,7 +118,7 @@ def test_images_equal_those_of_stock_diffusers(family, negative, folders):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_words_that_were_saved_into_a_model_keep_all_their_vectors(family, folders, tmp_path):
-    """A job and a call make the image of diffusers, which saved them."""
+    """A job and a call make the same image as diffusers, which saved them."""
     own = dataclasses.replace(blob(family), name="red-ball")
     stock(folders[family], own).save_pretrained(tmp_path)
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(tmp_path))
@@ -148,7 +148,7 @@ def test_words_that_were_saved_into_a_model_keep_all_their_vectors(family, folde
 def test_a_grid_of_few_prompts_drops_the_text_encoders(
     family, most, folders, tmp_path, monkeypatch
 ):
-    """Once the prompts are encoded: the images are to the bit those of encoders that stay."""
+    """It drops them once the prompts are encoded; the images are bit-equal to those without."""
     monkeypatch.setattr(grid, "MAX_PROMPTS", most)
     concept, model = blob(family), {"pretrained_model_name_or_path": str(folders[family])}
     write_concepts([concept], tmp_path)
@@ -226,7 +226,7 @@ def test_more_layers_than_there_are_cannot_be_left_out(folders):
 
 
 def save_vae(folder, path, **changes):
-    """Write the VAE of a model with other weights, as a folder, or as a file in either layout."""
+    """Write a model's VAE with other weights, as a folder, or as a file in either layout."""
     source = AutoencoderKL.from_pretrained(folder, subfolder="vae")
     torch.manual_seed(5)
     vae = AutoencoderKL.from_config(dict(source.config) | changes)
@@ -364,7 +364,7 @@ def test_a_guidance_interval_is_that_of_diffusers_modular_pipeline(name, folders
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_call_in_half_precision_is_the_image_of_the_job(family, folders):
-    """GPUs make images in fp16, in which Stable Diffusion XL's VAE overflows and stays in fp32."""
+    """GPUs make images in fp16, where Stable Diffusion XL's VAE overflows; it stays in fp32."""
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders[family]), precision="fp16")
     (made,) = pipe.make([Job("a dog", 7, num_inference_steps=2)])
     options = {"num_inference_steps": 2, "guidance_scale": 7.5}
@@ -373,7 +373,7 @@ def test_a_call_in_half_precision_is_the_image_of_the_job(family, folders):
 
 
 def test_pooled_states_are_of_the_end_token_though_added_ids_are_larger(tmp_path):
-    """The configurations of the real model say 2 for the end token: the largest id counts."""
+    """The real model's configurations give 2 as the end token: then the largest id counts."""
     model = load_base_model(ModelConfig(str(save_tiny_sdxl(tmp_path, eos_token_id=2))), CPU)
     model.vocabulary.add(blob("sdxl"))
     side = model.vocabulary.text_encoders[1]
@@ -425,7 +425,7 @@ def test_frames_say_where_a_square_was_cut_out():
 
 @pytest.fixture
 def tuned(experiment, tmp_path, folders):
-    """Fine-tune a family in this process; the exit code."""
+    """Fine-tune a family in this process; return the exit code."""
 
     def run(family, out, *extra):
         file = experiment(
@@ -471,7 +471,7 @@ def test_every_family_is_learned_resumed_shown_and_drawn(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_sample_outweighs_the_others(family, experiment, tmp_path, folders, monkeypatch):
-    """And how the samples of a step are split into micro-batches makes no difference."""
+    """The split of a step's samples into micro-batches makes no difference either."""
     model = {"pretrained_model_name_or_path": str(folders[family])}
     with open_run(tmp_path / "out", accelerate=True) as run:
         trainer = Trainer(load_config(experiment(model=model)), run)
@@ -620,7 +620,7 @@ def test_what_other_parts_say(part, changes, words, folders):
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tmp_path):
-    """Without weights in the folder: a sentence on these would come were they looked for."""
+    """The folder has no weights: looking for them would give another sentence."""
     folder = tmp_path / "inpainting"
     shutil.copytree(folders["sd1"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = read(folder, "unet/config.json")
@@ -640,7 +640,7 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tm
 
 
 def test_an_installed_package_puts_no_watermark_into_images(folders, monkeypatch):
-    """diffusers does, by default, once invisible-watermark is there."""
+    """diffusers does by default if invisible-watermark is installed."""
     there = "is_invisible_watermark_available"
     monkeypatch.setattr(pipeline_stable_diffusion_xl, there, lambda: True)
     pipe = DetSDTextualInversionPipeline.from_pretrained(str(folders["sdxl"]))
@@ -661,7 +661,7 @@ def states(model):
 
 
 def test_halves_alone_load_without_being_told(folders, tmp_path):
-    """A folder with .fp16 weights only; beside whole ones these are not looked at."""
+    """A folder may have only .fp16 weights; beside full ones, these are ignored."""
     halves = save_tiny_sdxl(tmp_path / "halves", variant="fp16")
     whole = shutil.copytree(folders["sdxl"], tmp_path / "whole")
     a, b = (load_base_model(ModelConfig(str(f)), CPU) for f in (halves, whole))
@@ -678,7 +678,7 @@ def test_halves_alone_load_without_being_told(folders, tmp_path):
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
 def test_weights_that_lack_a_tensor_are_refused(part, folders, tmp_path):
-    """The libraries log it, draw the tensor at random, and go on."""
+    """The libraries log it, initialize the tensor at random, and continue."""
     folder = shutil.copytree(folders["sd1"], tmp_path / "damaged")
     (file,) = (folder / part).glob("*.safetensors")
     tensors = load_file(file)
@@ -690,7 +690,7 @@ def test_weights_that_lack_a_tensor_are_refused(part, folders, tmp_path):
 
 
 def test_a_text_encoder_under_other_names_is_refused(folders, tmp_path):
-    """As transformers 4 sees one that transformers 5 saved: not one name is its own."""
+    """transformers 4 sees one saved by transformers 5 so: no name matches."""
     folder = shutil.copytree(folders["sd1"], tmp_path / "renamed")
     (file,) = (folder / "text_encoder").glob("*.safetensors")
     renamed = {f"other.{name}": tensor for name, tensor in load_file(file).items()}
@@ -713,7 +713,7 @@ def test_a_model_from_which_a_word_was_unloaded_is_read(family, folders, tmp_pat
 
 @pytest.mark.parametrize("read", [load_base_model, load_token_tables])
 def test_a_tokenizer_without_its_vocabulary_is_refused(read, folders, tmp_path):
-    """transformers 5 makes one of two tokens, to which every prompt is the same."""
+    """transformers 5 makes one of two tokens, for which all prompts are the same."""
     folder = shutil.copytree(folders["sd1"], tmp_path / "cut-off")
     for name in ("vocab.json", "merges.txt", "tokenizer.json"):
         (folder / "tokenizer" / name).unlink(missing_ok=True)
@@ -723,7 +723,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(read, folders, tmp_path):
 
 @pytest.fixture
 def configs(tmp_path, folders, monkeypatch):
-    """The configurations of the tiny families in place of the real ones."""
+    """Replace the real configurations with those of the tiny families."""
     for family, folder in folders.items():
         small = shutil.copytree(
             folder, tmp_path / "configs" / family, ignore=shutil.ignore_patterns("*.safetensors")
@@ -764,7 +764,7 @@ def test_a_single_file_is_the_folder(family, tmp_path, folders, configs):
 
 
 def test_the_marks_of_a_single_file_are_read(tmp_path, folders, configs):
-    """Empty tensors say that it predicts v, down to pure noise; diffusers does not read them."""
+    """Empty tensors mark v-prediction and zero terminal SNR; diffusers does not read them."""
     file = save_single_file(folders["sdxl"], tmp_path / "model.safetensors")
     plain = load_base_model(ModelConfig(str(file)), CPU)
     marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
@@ -788,7 +788,7 @@ def test_stable_diffusion_2_is_asked_what_it_predicts(folders):
 
 
 def test_the_configurations_that_come_along_are_the_real_models():
-    """Parameters of the published models, counted without any memory for them."""
+    """The published models' parameters are counted without allocating them."""
     counts = {
         "sd1": (859_520_964, 83_653_863, 123_060_480),
         "sd2": (865_910_724, 83_653_863, 340_387_840),
@@ -861,7 +861,7 @@ def test_pickles_and_missing_files_are_refused(tmp_path):
 
 
 def test_a_safety_checker_that_is_a_pickle(folders, tmp_path):
-    """Read as tensors alone; a switch does without."""
+    """It is read as tensors only; a setting omits it."""
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2, "image_size": 32, "patch_size": 16}  # fmt: skip
     sizes = CLIPConfig(vision_config=tower, text_config={"hidden_size": 16}, projection_dim=16)

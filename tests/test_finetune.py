@@ -108,7 +108,7 @@ def test_what_a_run_leaves_behind(experiment, tmp_path, tiny_model, capsys, monk
 
 
 def test_each_sample_prompt_has_tags_of_its_own(experiment, tmp_path):
-    """Also where two differ after 80 characters, or by a slash; others have those they had."""
+    """So do prompts that differ after 80 characters or by a slash; others keep their old tags."""
     start = "a wide view of a blob-thing " + 8 * "and another one "
     prompts = [
         start,
@@ -132,7 +132,7 @@ def test_each_sample_prompt_has_tags_of_its_own(experiment, tmp_path):
 def test_a_concept_knows_the_clip_skip_that_it_was_learned_with(
     experiment, tmp_path, capsys, caplog, tiny_model
 ):
-    """And whatever is made of it has it, too: grids, evaluations, the run that goes on."""
+    """Everything made with it uses it, too: grids, evaluations, resumed runs."""
     out, grid = tmp_path / "out", tmp_path / "grid"
     path = experiment(training={"num_sgd_steps": 4}, model={"clip_skip": 1})
     assert finetune(path, out) == 0
@@ -209,7 +209,7 @@ def test_complete_changed_and_warm_start(experiment, tmp_path, capsys):
 
 
 def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_path):
-    """From the start, and from a checkpoint on: nothing is left at the end, nor done too often."""
+    """From the start or from a checkpoint, the end leaves no work, and none is done twice."""
     change = {"num_sgd_steps": 7, "checkpoint_freq": 3}
     config = load_config(experiment(training=change, inference=SAMPLES))
     out = tmp_path / "out"
@@ -234,7 +234,7 @@ def test_the_work_that_a_bar_counts_is_the_work_that_is_done(experiment, tmp_pat
 
 
 def test_more_steps_go_on_in_the_same_folder(experiment, tmp_path, capsys):
-    """With a constant rate they end where a run that began with them does, bit for bit."""
+    """With a constant rate, the result is bit-equal to that of a run begun with more steps."""
     for shape, samples, words in (
         ("constant", {}, "12 steps instead of 8: the result equals that of a run"),
         ("cosine", SAMPLES, "a cosine schedule over 12 steps, starting at 0.0025 instead of 0"),
@@ -350,7 +350,7 @@ def test_a_run_on_pictures_that_are_not_square(experiment, tmp_path):
 
 
 def test_a_masked_run_says_so_and_goes_on(experiment, tmp_path, photos, capsys):
-    """And the mask is of what it was begun with."""
+    """Its masks must stay those that it began with."""
     folder = shutil.copytree(photos, tmp_path / "photos")
     for k in range(12):
         mask = Image.new("L", (48, 40))
@@ -378,7 +378,7 @@ def test_a_masked_run_says_so_and_goes_on(experiment, tmp_path, photos, capsys):
 
 
 def losses_are(monkeypatch, phrase, by_step):
-    """Let validations measure these."""
+    """Make validations measure these losses."""
     monkeypatch.setattr(Validation, "loss", lambda *_: phrase)
     monkeypatch.setattr(Trainer, "_validate", lambda self, *_: by_step[self.state.steps_completed])
 
@@ -389,7 +389,7 @@ def stop_after(monkeypatch, steps):
 
 
 def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
-    """By the run's folder, which stands for it, whatever else becomes of the run."""
+    """The run's folder means the best checkpoint, whatever else happens to the run."""
     losses_are(monkeypatch, 0.9, {2: 0.7, 4: 0.5, 6: 0.6, 8: 0.5, 10: 0.4, 12: 0.8})
     path = experiment(training={"checkpoint_freq": 2})
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -442,7 +442,7 @@ def test_the_best_checkpoint_is_kept(experiment, tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_measured_at_checkpoints(measuring, photos, tmp_path, capsys):
-    """By every validation, and the best is named by it; gone on with, all of it is the same."""
+    """Every validation measures; the best is chosen by it; a resumed run has the same values."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert finetune(measuring, whole) == 0
     assert "the best (val_loss " in capsys.readouterr().out
@@ -482,7 +482,7 @@ def test_what_is_measured_at_checkpoints(measuring, photos, tmp_path, capsys):
 
 
 def test_a_diverged_run_reports_the_worst_of_what_it_measures(measuring, tmp_path, capsys):
-    """So that a search by any of it fails no more than one by val_loss."""
+    """A search by any of these metrics must not fail, as one by val_loss does not."""
     change = ("--set", "training.optimizer_name=sgd", "--set", "training.learning_rate=1e38")
     assert finetune(measuring, tmp_path / "out", *change) == 2
     assert "no longer finite" in capsys.readouterr().err
@@ -510,7 +510,7 @@ def test_measuring_begins_with_the_run(measuring, tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, capsys):
-    """Its state knows nothing of validations; somebody's file in its folder stays."""
+    """Its state has no validations; a user's file in its folder stays."""
     path = experiment(training={"checkpoint_freq": 2})
     out, best = tmp_path / "out", tmp_path / "out" / "learned_embeddings_dict.pt"
     with monkeypatch.context() as stopped:
@@ -539,7 +539,7 @@ def test_a_run_of_an_earlier_version_goes_on(experiment, tmp_path, monkeypatch, 
 
 
 def test_a_run_ends_where_its_loss_has_levelled_off(experiment, tmp_path, monkeypatch, capsys):
-    """Stopped and gone on with, at the same step and with the same rows, bit for bit."""
+    """Stopped and resumed, it ends at the same step with the same rows, bit for bit."""
     losses_are(monkeypatch, 0.9, {3: 0.6, 6: 0.5, 9: 0.49, 12: 0.495, 15: 0.49, 18: 0.48})
     change = {"num_sgd_steps": 18, "checkpoint_freq": 3}
     change |= {"stop_on_plateau": 3, "plateau_ratio": 0.05}
@@ -599,7 +599,7 @@ def test_learning_rate_shapes(experiment):
 
 @pytest.mark.slow
 def test_threads_do_not_change_a_run(tmp_path):
-    """Twice the same on two threads: rounding in another order would show after two steps."""
+    """Two runs on two threads are equal: another rounding order would show after two steps."""
     changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=4",
                "training.num_validation_timesteps=1", "training.max_validation_images=1",
                "concepts.img_dirs=[examples/ring_and_dot]")  # fmt: skip
@@ -663,7 +663,7 @@ def test_a_signal_saves_between_checkpoints_and_resumes(experiment, tmp_path, nu
 
 @pytest.mark.slow
 def test_a_reader_that_goes_stops_a_run_and_loses_nothing(experiment, tmp_path):
-    """As in `detsd finetune ... | head`."""
+    """For example `detsd finetune ... | head`."""
     path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4000})
     out = tmp_path / "out"
 
@@ -719,7 +719,7 @@ def test_a_reader_of_results_that_goes_leaves_the_errors(tmp_path, both):
 
 
 def test_a_stop_between_reports_changes_nothing(experiment, tmp_path, monkeypatch):
-    """Stopped after step 3 of a report every 2: the means of the next report are whole."""
+    """With a report every 2 steps and a stop after 3, the next report's means are complete."""
     path = experiment()
     assert finetune(path, tmp_path / "whole") == 0
     out = tmp_path / "out"
@@ -736,7 +736,7 @@ def test_a_stop_between_reports_changes_nothing(experiment, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_layouts_agree(experiment, tmp_path):
-    """One process with batch 4, two with 2, four accumulation steps of 1: the same training."""
+    """One process of batch 4, two of 2, and four accumulation steps of 1 train the same."""
     layouts = {
         name: experiment(f"{name}.yaml", training=change, inference=SAMPLES)
         for name, change in (
@@ -849,7 +849,7 @@ def test_a_full_disk_leaves_earlier_checkpoints(experiment, tmp_path, capsys, mo
 
 
 def test_nothing_unfinished_stays(experiment, tmp_path, monkeypatch, capsys):
-    """Asked twice to stop while a checkpoint is written; and after a kill, of no later step."""
+    """This holds for two stops while a checkpoint is written, and after a kill."""
     out = tmp_path / "out"
     real = torch.save
 
@@ -886,7 +886,7 @@ def test_a_disk_too_full_for_tensorboard_is_one_sentence(experiment, tmp_path, c
 
 
 def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, capsys, monkeypatch):
-    """By a real limit of a file's size, which the system reports as it does a full disk."""
+    """A real limit on file size is reported by the system like a full disk."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     real = checkpoint.write_concepts
 
@@ -908,7 +908,7 @@ def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, ca
 
 
 def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, caplog):
-    """Of every file that a run reads again: metrics, samples, a checkpoint's metadata."""
+    """This covers every file that a run reads again: metrics, samples, metadata."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     path = experiment(inference=SAMPLES | {"seeds": [0]})
     assert finetune(path, whole) == 0
@@ -940,7 +940,7 @@ def test_two_processes_keep_out_of_one_folder(experiment, tmp_path, capsys):
 
 
 def overflow_at(monkeypatch, steps):
-    """Let the loss of these steps (from 0) be beyond all numbers, as fp16's is now and then."""
+    """Make the loss of these steps (from 0) overflow, as it does in fp16 now and then."""
     real, calls = TrainStep.loss, itertools.count()
 
     def loss(self, batch):
@@ -1010,7 +1010,7 @@ def test_more_vectors_than_a_prompt_has_room_for(experiment, tmp_path, capsys, c
 
 
 def test_a_user_without_home_and_entry(tmp_path, tiny_model):
-    """As containers run them; and a terminal that knows ASCII only."""
+    """Containers run as such users; the terminal knows only ASCII."""
     code = (
         "import pwd, sys; pwd.getpwuid = lambda uid: {}[f'uid not found: {uid}']\n"
         "from detsd.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -1043,7 +1043,7 @@ def test_a_diverged_run_reports_a_finite_value_and_ends(experiment, tmp_path, ca
 
 
 def test_a_stop_stores_no_diverged_rows(experiment, tmp_path, monkeypatch, capsys):
-    """Between two reports, too: what a trial goes on from has to be worth it."""
+    """This holds between two reports, too: a trial must resume from usable rows."""
     change = {"optimizer_name": "sgd", "learning_rate": 1e38, "metric_report_freq": 8}
     calls = iter([False, False, True])
     monkeypatch.setattr(LocalRun, "should_stop", lambda self: next(calls))
@@ -1053,7 +1053,7 @@ def test_a_stop_stores_no_diverged_rows(experiment, tmp_path, monkeypatch, capsy
 
 
 def test_samples_of_nothing_learned_are_pointed_out(experiment, tmp_path, caplog):
-    """As when somebody changes the concept's word and not the prompts."""
+    """This happens if a user changes the concept's word but not the prompts."""
     prompts = ["a photo of a det-logo", "a photo of a blob-thing"]
     path = experiment(inference={"inference_prompts": prompts}, training={"num_sgd_steps": 1})
     assert finetune(path, tmp_path / "out") == 0
@@ -1064,7 +1064,7 @@ def test_samples_of_nothing_learned_are_pointed_out(experiment, tmp_path, caplog
 def test_a_run_goes_on_with_the_images_it_began_with(
     experiment, tmp_path, photos, monkeypatch, capsys, caplog
 ):
-    """Else a held-out image could have been trained on. Its captions are looked at as well."""
+    """Otherwise a held-out image could have been trained on. Captions are checked as well."""
     folder = shutil.copytree(photos, tmp_path / "photos")
     long = "a {} on " + "very " * 80 + "old wood"
     (folder / "on_a_table_0.txt").write_text(long)
@@ -1088,7 +1088,7 @@ def test_a_run_goes_on_with_the_images_it_began_with(
 
 
 def test_what_prompts_of_other_programs_have_is_told_once(experiment, tmp_path, photos, caplog):
-    """In captions, sample prompts and their negative prompt."""
+    """This covers captions, sample prompts and their negative prompt."""
     folder = shutil.copytree(photos, tmp_path / "photos")
     for k in (0, 1):
         caption = f"a blob-thing, (red:1.{k}), <lora:x{k}:0.8>, a {{b|c{k}}}"
@@ -1130,7 +1130,7 @@ def test_a_path_is_never_a_phrase(experiment, tmp_path, monkeypatch, capsys, sta
 
 
 def test_warm_start_from_any_concept(experiment, tmp_path, capsys):
-    """A run folder, and another tool's file under another word."""
+    """It may be a run's folder, or another tool's file under another word."""
     file = tmp_path / "learned_embeds.safetensors"
     save_file({"<toy>": torch.randn(2, 16)}, file)
     path = experiment(training={"learning_rate": 1e-9, "num_sgd_steps": 1, "checkpoint_freq": 1})
@@ -1160,7 +1160,7 @@ def test_no_token_is_ever_written(experiment, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_demo_learns_the_logo(tmp_path):
-    """The shipped demo, a third of its steps, no samples: held-out loss below the phrase's."""
+    """After a third of the demo's steps, the held-out loss is below the phrase's."""
     changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=50")
     assert finetune("finetune_demo.yaml", tmp_path, *(f"--set={c}" for c in changes)) == 0
     last = metrics_of(tmp_path, "validation")[50]
@@ -1169,7 +1169,7 @@ def test_the_demo_learns_the_logo(tmp_path):
 
 
 def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, caplog):
-    """Within the precision, in halves, too; resumed, to the bit. One that fails costs a line."""
+    """They agree within rounding, also in micro-batches; resuming is exact; a failure is a line."""
 
     def compile_by(backend):
         monkeypatch.setattr(
@@ -1199,7 +1199,7 @@ def test_the_compiled_step_is_the_plain_one(experiment, tmp_path, monkeypatch, c
 
 
 def test_a_training_too_large_for_the_memory(experiment, tmp_path, monkeypatch, capsys):
-    """A sentence that names the keys, whether the model or its activations are too much."""
+    """A sentence names the keys, whether the model or its activations do not fit."""
     full = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def fails(*_, **__):

@@ -130,7 +130,7 @@ def test_noise_of_the_gpu_and_odd_steps_are_named(tmp_path):
 
 
 def test_our_own_text_is_read_back(tmp_path):
-    """Where another program kept A1111's text of an image and lost the rest."""
+    """Another program may keep an image's A1111 text and lose the rest."""
     record = {
         "prompt": "a fish", "negative_prompt": "bad", "seed": 5, "guidance_scale": 4.0,
         "num_inference_steps": 20, "width": 64, "height": 64, "spacing": "trailing",
@@ -349,7 +349,7 @@ def test_values_out_of_bounds_end_in_a_sentence(tmp_path, capsys, line, said):
 
 
 def test_an_image_is_made_of_each(tmp_path, tiny_model, capsys):
-    """On the model that is named; what is not honoured is said before."""
+    """It uses the named model; unsupported settings are reported first."""
     line = "Steps: 2, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 32x32, Model: other, "
     line += "Clip skip: 2"
     model = f"model.pretrained_model_name_or_path={tiny_model}"

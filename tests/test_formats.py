@@ -72,7 +72,7 @@ def same(a: LearnedConcept, b: LearnedConcept) -> bool:
     ("writer", "rows", "by_file"), CASES, ids=[f"{w.__name__}-{len(r)}" for w, r, _ in CASES]
 )
 def test_what_another_tool_wrote_is_read(tmp_path, writer, rows, by_file):
-    """Equal rows, the right word, whatever the suffix says; `=word` gives another one."""
+    """Rows and word are right, whatever the suffix; `=word` gives another word."""
     path = writer(tmp_path / "learned_embeds", "<cat-toy>", [r.clone() for r in rows])
     (concept,) = read_concepts(path)
     assert concept.name == ("learned_embeds" if by_file else "<cat-toy>")
@@ -108,7 +108,7 @@ def test_the_pair_of_diffusers_is_one_concept(tmp_path, named):
 
 
 def test_files_of_like_names_are_no_pair(tmp_path):
-    """Of Stable Diffusion 1 and 2; of another word; damaged."""
+    """They are of Stable Diffusion 1 and 2, of another word, or damaged."""
     tensors(tmp_path / "x", {"x": ONE[0]})
     for other in ({"x": torch.ones(3, 1024)}, {"y": TWO[1]}, {"x": torch.ones(9, 1280)}):
         tensors(tmp_path / "x_2", other)
@@ -122,7 +122,7 @@ def test_files_of_like_names_are_no_pair(tmp_path):
 
 
 def test_words_in_a_lora_are_read_and_the_lora_is_left_out(tmp_path, caplog, monkeypatch):
-    """Words of any spelling, several of them, beside a LoRA larger than any concept."""
+    """Several words of any spelling are beside a LoRA larger than any concept."""
     table = {f"bundle_emb.{w}.{k}": r.clone() for w in ("my.word", "x") for k, r in
              zip(("clip_l", "clip_g"), TWO, strict=True)}  # fmt: skip
     path = tensors(tmp_path / "lora", table | {"lora_te1_x.lora_up.weight": torch.ones(999, 9)})
@@ -160,7 +160,7 @@ def test_ai_toolkit_notes_are_json(tmp_path):
 
 
 def test_a_card_is_told_from_a_picture(tmp_path):
-    """The generator's numbers are those that A1111 checks its own by."""
+    """The random numbers are the ones by which A1111 recognises its cards."""
     numbers = cards._generator()
     assert list(itertools.islice(numbers, 8)) == [253, 242, 127, 44, 157, 27, 239, 133]
     assert sum(itertools.islice(cards._generator(), 100, 100_100)) == 12731374
@@ -229,7 +229,7 @@ SEEN = ["می\u200cخواهم", "क्\u200dष", "👩\u200d🚀", "mon chat",
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_a_word_that_cannot_be_read_again_is_refused_at_both_ends(tmp_path, name):
-    """Before training, in a file, and where a file is given a word; the sentence names another."""
+    """It is refused before training, in a file, and as a file's new word; another is suggested."""
     problem = word_problem(name)
     assert repr(UNSEEN[name]) in problem
     assert name not in problem
@@ -246,7 +246,7 @@ def test_a_word_that_cannot_be_read_again_is_refused_at_both_ends(tmp_path, name
 
 @pytest.mark.parametrize("name", SEEN)
 def test_every_word_that_can_be_written_is_read_again(tmp_path, name):
-    """Joiners belong to Persian, Hindi and emoji."""
+    """This includes joiners, which occur in Persian, Hindi and emoji."""
     assert word_problem(name) is None
     concept = dataclasses.replace(CONCEPTS[0], name=name)
     write_concepts([concept], tmp_path)
@@ -328,7 +328,7 @@ def test_a_digest_is_of_the_rows_of_every_text_encoder():
 
 
 def test_a_step_that_is_not_known_is_not_written(tmp_path):
-    """ai-toolkit makes a whole number of it, whatever it is."""
+    """ai-toolkit converts any value to a whole number."""
     for steps in (None, 70):
         concept = dataclasses.replace(CONCEPTS[0], steps=steps)
         (data,) = encode([concept], "a1111").values()
@@ -386,7 +386,7 @@ assert not any(name.startswith("detsd") for name in sys.modules)
 
 
 def test_stock_diffusers_makes_our_image_of_every_export(tmp_path, tiny_model):
-    """Of one text encoder and of two, in a process without detsd."""
+    """This covers one and two text encoders, in a process without detsd."""
     one, seeded = CONCEPTS[0], torch.Generator().manual_seed(0)
     concepts = (
         one,
@@ -447,7 +447,7 @@ assert not any(name.startswith("detsd") for name in sys.modules)
 
 
 def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_model, capsys):
-    """Capitals, underscores, a number at the end; two words of which one begins the other."""
+    """The words have capitals, underscores or a final number; one is a prefix of another."""
     names = ["DetLogo", "ISO-tag", "det_logo", "my-logo_1", "Ünï", "det-logo", "det-logo-demo"]
     concepts = [LearnedConcept(n, "red ball", (torch.randn(3, 16),)) for n in names]
     concepts += [LearnedConcept("OneVector", "", (torch.randn(1, 16),))]
@@ -503,7 +503,7 @@ def test_stock_diffusers_uses_every_vector_whatever_the_word(tmp_path, tiny_mode
 
 
 def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch):
-    """Several formats in one folder stand beside each other; other vectors are not replaced."""
+    """Several formats fit in one folder; files with other vectors are not replaced."""
     monkeypatch.chdir(tmp_path)
     concept = dataclasses.replace(CONCEPTS[0], name="Det Logo", embeddings=(torch.randn(2, 768),))
     write_concepts([concept], tmp_path)
@@ -546,7 +546,7 @@ def test_an_export_says_what_to_write_in_each_tool(tmp_path, capsys, monkeypatch
     ],
 )
 def test_invokeai_needs_a_name_of_ascii_letters(word, said):
-    """It passes over any other <name> in a prompt, and does not tell."""
+    """It silently ignores any other <name> in a prompt."""
     assert prompts(dataclasses.replace(CONCEPTS[0], name=word), "kohya")["InvokeAI"] == said
 
 
@@ -561,7 +561,7 @@ def test_every_format_has_its_tools(layout):
 
 
 class Trap:
-    """Unpickled, it would leave a file called `ran`."""
+    """An object that would leave a file called `ran` if it were unpickled."""
 
     def __reduce__(self):
         return (open, ("ran", "w"))
@@ -670,7 +670,7 @@ def test_networks_as_safetensors(tmp_path):
 
 
 def test_sizes_are_bounded_before_reading(tmp_path, monkeypatch):
-    """A zip bomb; a pickle, a safetensors file and a picture larger than any concept."""
+    """A zip bomb is refused; so are pickles, safetensors files and pictures above any concept."""
     bomb = tmp_path / "bomb.pt"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", pickle.dumps({}, 2))
@@ -705,7 +705,7 @@ def test_truncated_files_are_refused(tmp_path, zipped):
 
 
 def test_whatever_byte_is_wrong_there_is_a_concept_or_a_sentence(tmp_path):
-    """Of every layout 40 copies, each with one byte changed, inserted or left out."""
+    """The test reads 40 copies of every layout, each with one byte changed, inserted or removed."""
     rng = random.Random(0)
     for writer, rows, _ in CASES:
         path = writer(tmp_path / "x", "cat-toy", [r[:1, :4].clone() for r in rows])
@@ -759,7 +759,7 @@ BESIDE = {
 def test_intact_files_are_read_whatever_pytorch_can_do(
     tmp_path, monkeypatch, kind, protocol, zipped
 ):
-    """Every pickle protocol, NumPy numbers beside the rows, ParameterDict in both layouts."""
+    """These have all pickle protocols, NumPy numbers beside rows, ParameterDict in both layouts."""
     rows, wanted = torch.randn(3, 8), None
     table = {
         "plain": {"cat-toy": rows},
@@ -783,7 +783,7 @@ def test_intact_files_are_read_whatever_pytorch_can_do(
 
 
 def test_a_storage_is_read_once_however_often_it_is_named(tmp_path):
-    """64 KB that a pickle of a few kilobytes names 300 times."""
+    """A pickle of a few kilobytes names 64 KB 300 times."""
     storage = (
         b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
     )
@@ -797,7 +797,7 @@ def test_a_storage_is_read_once_however_often_it_is_named(tmp_path):
 
 
 def test_a_pickle_changes_nothing_outside_itself(tmp_path):
-    """BUILD on a class or function sets attributes of it: of ours, made for this file alone."""
+    """BUILD on a class or function sets its attributes: only on ours, made for this file."""
     for name in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n"):
         attack = b"\x80\x02" + name + b"N}X\x05\x00\x00\x00stateK\x01s\x86b."
         data = {"x/data.pkl": attack, "x/version": b"3\n"}

@@ -46,7 +46,7 @@ def concepts(tmp_path) -> Path:
 
 @pytest.fixture
 def given(tiny_model, concepts) -> dict:
-    """2 prompts x 2 steps x 2 scales x 3 seeds in batches of 4."""
+    """Return a grid: 2 prompts x 2 steps x 2 scales x 3 seeds in batches of 4."""
     return {
         "model": {"pretrained_model_name_or_path": str(tiny_model)},
         "concepts": {"files": str(concepts)},
@@ -62,7 +62,7 @@ def given(tiny_model, concepts) -> dict:
 
 @pytest.fixture
 def slow_grid(given, tmp_path) -> Path:
-    """The grid as a file, with steps enough to be caught half-way."""
+    """Write the grid as a file, with enough steps to be caught half-way."""
     given["grid"]["num_inference_steps"] = [12, 13]
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({"name": "t", "hyperparameters": given}))
@@ -78,7 +78,7 @@ def generate(given: dict, folder: Path) -> Grid:
 
 
 def call(*arguments) -> int:
-    """A command line in this process; its exit code."""
+    """Run a command line in this process; return its exit code."""
     return main(list(map(str, arguments)))
 
 
@@ -256,7 +256,7 @@ def test_an_image_whose_concept_was_learned_anew(given, concepts, tmp_path, caps
 
 
 def test_every_rank_of_a_small_grid_has_work(given, tmp_path, monkeypatch):
-    """Twelve images that agree, on three ranks: four each, unless every batch is to be full."""
+    """Three ranks make four of twelve similar images each, unless batches must be full."""
     given["grid"] |= {"prompts": "a zyx-two", "num_inference_steps": 2, "guidance_scales": 4}
     given["grid"]["seeds"] = list(range(12))
     for fill, sizes in ((False, [4, 4, 4]), (True, [12])):
@@ -317,7 +317,7 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
 
 
 def test_a_finished_grid_can_grow(given, tmp_path):
-    """By seeds, a prompt, a scale, a sampler; what is there is neither lost nor made again."""
+    """It grows by seeds, a prompt, a scale, a sampler; old images are neither lost nor remade."""
     folder, whole = tmp_path / "out", tmp_path / "whole"
     given["output"]["fill_batches"] = True  # so that batches do not matter
     generate(given, folder)
@@ -430,7 +430,7 @@ def test_a_flagged_image_is_said_to_be_flagged(given, tmp_path, monkeypatch, cap
 
 
 def test_searchers_may_vary_any_field(given, tmp_path):
-    """Scalars where lists were, whole floats as int: what a trial of a searcher gets."""
+    """A searcher's trial gets scalars instead of lists, and whole floats as int."""
     given["grid"] = {
         "prompts": "a zyx-two", "negative_prompts": "a dog", "scheduler_names": "euler",
         "num_inference_steps": 2.0, "guidance_scales": 3, "first_seed": 11,
@@ -474,7 +474,7 @@ def test_mistakes_end_with_a_sentence(slow_grid, tmp_path, capsys):
 
 
 def test_a_misspelt_concept_is_pointed_out(given, tmp_path, caplog, monkeypatch):
-    """Before the model is loaded, which may take minutes, and once."""
+    """The warning comes once, before the model is loaded, which may take minutes."""
     given["grid"] = {"prompts": "a blob-thin", "num_inference_steps": 1}
     sentence = "'blob-thin', which is not a loaded concept (loaded: blob-thing, zyx-two)"
     generate(given, tmp_path / "out")

@@ -120,7 +120,7 @@ def test_a_phrase_may_be_longer_than_a_file_name(tmp_path, photos):
 
 
 def test_repeated_values_are_found_in_one_pass():
-    """20,000 seeds, as an experiment may list; each was compared with all."""
+    """An experiment may list 20,000 seeds; earlier, each was compared with all others."""
 
     class Seed(int):
         compared = 0

@@ -77,7 +77,7 @@ def test_a_pickle_that_unfolds_is_refused_before_it_does(tmp_path, kind, monkeyp
 
 
 def test_a_key_of_tuples_in_each_other_is_no_word(tmp_path):
-    """As deep as a pickle may be: it has no text."""
+    """It may be as deep as pickles allow, where converting it to text fails."""
     path = archive(tmp_path / "x.pt", b"\x80\x02}N" + b"\x85" * 19_990 + b"Ns.")
     with pytest.raises(UserError, match="a PyTorch file of another kind"):
         read_concepts(path)
@@ -91,7 +91,7 @@ def test_thousands_of_files_in_an_archive_are_refused_before_they_are_listed(tmp
 
 
 def test_many_concepts_that_a_few_bytes_stand_for_are_refused(tmp_path):
-    """Each may have some 16 million numbers; together they would fill the memory."""
+    """Each may have about 16 million numbers; together they would fill the memory."""
     wide = torch.ones(1).expand(2**14, 768)
     torch.save({f"word-{k}": wide for k in range(9)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="a file of 113,246,208 numbers, not a concept"):
@@ -99,7 +99,7 @@ def test_many_concepts_that_a_few_bytes_stand_for_are_refused(tmp_path):
 
 
 def test_the_ceilings_hold_in_a_process_of_their_own(tmp_path):
-    """Memory above that of the libraries, in MB; SECURITY.md names 1,000 for files of 256 MB."""
+    """In MB above the libraries' memory; SECURITY.md gives 1,000 for files of 256 MB."""
     paths = [archive(tmp_path / f"{k}.pt", data) for k, data in enumerate(UNFOLDING.values())]
     script = (
         "import sys, torch\n"
@@ -228,7 +228,7 @@ def test_pictures_of_a_state_that_are_no_archive_are_named(tmp_path):
 
 
 def test_files_of_the_users_own_beside_those_of_a_run(experiment, tmp_path):
-    """Copies by hand fit the patterns of the names, but not the names."""
+    """Manual copies match the patterns of file names, but not the names themselves."""
     out, path = tmp_path / "out", experiment(inference={"inference_prompts": ["a blob-thing"]})
     (out / "samples").mkdir(parents=True)
     mine = [out / "samples" / "step-final.png", out / "samples" / "step-1-old.png"]

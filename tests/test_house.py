@@ -38,7 +38,7 @@ LIGHT = (
 
 
 def imported(path: Path, late: bool) -> set[str]:
-    """The modules that a file imports, at its top, or anywhere with `late`."""
+    """Return the modules that a file imports at its top or, with `late`, anywhere."""
     tree = ast.parse(path.read_text())
     nodes = ast.walk(tree) if late else itertools.chain(tree.body, *map(ast.walk, tops(tree)))
     found = set()
@@ -51,7 +51,7 @@ def imported(path: Path, late: bool) -> set[str]:
 
 
 def tops(tree: ast.Module) -> list[ast.stmt]:
-    """The statements that run when a module is imported, besides definitions."""
+    """Return the compound statements that run when a module is imported."""
     return [n for n in tree.body if isinstance(n, ast.If | ast.Try | ast.With)]
 
 
@@ -77,7 +77,7 @@ def test_a_package_imports_only_what_it_may(package):
 
 
 def test_light_files_load_no_large_library():
-    """Nor does what they import at their top, and what that imports."""
+    """Neither do the modules that they import at their top, directly or indirectly."""
     by_module = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in files()}
     light = {p for pattern in LIGHT for p in PACKAGE.glob(pattern)}
     assert len(light) > 20
@@ -95,7 +95,7 @@ def test_light_files_load_no_large_library():
 
 
 def test_packages_are_imported_without_their_content():
-    """So that a light file of one costs nothing: only config, all light, hands names on."""
+    """Importing a light file must cost nothing: only config, all light, re-exports names."""
     for path in PACKAGE.glob("*/__init__.py"):
         assert path.parent.name == "config" or not path.read_text(), path
 
@@ -105,7 +105,7 @@ def test_files_classes_and_functions_are_short():
 
 
 def test_docstrings_open_with_a_verb_or_a_noun():
-    """A question word says what a thing answers, but not what it does or is."""
+    """A question word does not name what a thing does or is."""
     question = re.compile(r"(What|Whether|Of|Where|Why|How|Which|Who)\b")
     wrong = [
         f"{path.relative_to(ROOT)}: {found.text.splitlines()[0]}"

@@ -41,7 +41,7 @@ NAME = "tiny/model"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch, tiny_model):
-    """A hub that serves the tiny model, a cache of its own, and no token."""
+    """Yield a hub that serves the tiny model, with a new cache and no token."""
     for name in ("HF_AUTH_TOKEN", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with serve() as made:
@@ -59,7 +59,7 @@ def hub(tmp_path, monkeypatch, tiny_model):
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    """The seconds that this thread wanted to wait, in place of the wait."""
+    """Record the seconds that this thread would wait, instead of waiting."""
     waits = []
 
     def sleep(seconds: float) -> None:
@@ -98,7 +98,7 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, tiny_model, tmp_path)
 
 
 def test_another_vae_of_the_hub_is_kept_to_its_commit(hub, tiny_model):
-    """And the model's own is not fetched."""
+    """The model's own VAE is not downloaded."""
     begun = hub.add("tiny/vae", tiny_model / "vae")
     model = load_base_model(ModelConfig(NAME, vae="tiny/vae"), CPU)
     assert model.settings["vae"] == f"tiny/vae@{begun}"
@@ -185,7 +185,7 @@ def test_what_is_no_complete_model_is_told_before_its_weights_are_fetched(
 
 
 def test_mistakes_are_told_before_the_weights_are_fetched(hub, tmp_path, experiment, capsys):
-    """Words, by the model's own vocabulary; concepts, by the width of its text encoder."""
+    """The vocabulary shows mistakes in words; the text encoder's width shows those in concepts."""
     model = {"pretrained_model_name_or_path": NAME}
     path = experiment(model=model, concepts={"concept_strs": ["cat"]})
     assert main(["finetune", str(path), "--output-dir", str(tmp_path / "a")]) == 2
@@ -232,7 +232,7 @@ def test_without_a_network_the_cache_serves_and_its_commit_is_recorded(
 def test_a_hub_whose_name_does_not_resolve_for_a_moment_is_asked_again(
     hub, monkeypatch, there, caplog
 ):
-    """At its first file as at a later one; a refusal is told at once."""
+    """This holds for the first file and later ones; a refusal is reported at once."""
     waits = []
 
     def reach(at: str) -> None:
@@ -279,7 +279,7 @@ def test_a_busy_hub_is_asked_again_as_late_as_it_wishes(hub, no_waiting):
 
 
 def test_a_busy_hub_is_asked_again_by_an_older_library(hub, no_waiting, monkeypatch, caplog):
-    """Before 1.0, huggingface_hub had requests' responses, which have no `reason_phrase`."""
+    """Before 1.0, huggingface_hub used requests, whose responses have no `reason_phrase`."""
     download = hub_access.hf_hub_download
 
     def busy(*names, **options):
@@ -312,7 +312,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was_or_ends_in_a_sentence(
 
 
 def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
-    """Bars on a terminal, lines in a log."""
+    """It shows bars on a terminal, and lines in a log."""
     monkeypatch.setattr(model_hub, "LINE", 0.05)
     monkeypatch.setattr(model_hub, "SMALL", 0)
     hub.delay = 0.4
@@ -341,7 +341,7 @@ def test_no_room_is_told_before_the_download(hub, monkeypatch):
 
 
 def test_the_commit_that_was_used_is_used_again(hub, tiny_model, tmp_path, experiment, monkeypatch):
-    """By an image made again from itself, and by a fine-tuning and a grid that go on."""
+    """This holds for a remade image, and for a resumed fine-tuning and grid."""
     first = hub.models[NAME].main
     write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 16),))], tmp_path)
     grid = tmp_path / "grid.yaml"
@@ -384,7 +384,7 @@ CLIP = "tiny/clip"
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """What repositories of evaluators hold: weights of all kinds, those in safetensors in parts."""
+    """Write an evaluator's repository: weights of all kinds, with sharded safetensors."""
     folder = save_tiny_clip(tmp_path_factory.mktemp("clip"))
     model = CLIPModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -399,7 +399,7 @@ def clip(tmp_path_factory):
 
 
 def evaluator_refusal(name: str = CLIP) -> str:
-    """What is said of a CLIP; of a DINO of that name it is the same."""
+    """Return the message about a CLIP; that about a DINO of this name is the same."""
     said = []
     for key in ("clip", "dino"):
         with pytest.raises(UserError) as caught:
@@ -501,7 +501,7 @@ def test_an_evaluation_tells_of_which_commit_its_evaluator_was(hub, clip, photos
 def test_a_fine_tuning_measures_with_the_commits_that_it_began_with(
     hub, clip, tmp_path, experiment, capsys
 ):
-    """By which its anchors are; a name that is none is told before the base model's weights."""
+    """Its anchors depend on them; a wrong name is reported before the base model's weights load."""
     first = hub.add(CLIP, clip)
     sections = {
         "model": {"pretrained_model_name_or_path": NAME},

@@ -47,7 +47,7 @@ FINETUNING = (
 
 
 def imported(*words) -> set[str]:
-    """Run a command in a new process; the modules that it has run."""
+    """Run a command in a new process; return the modules that it has run."""
     command = [sys.executable, "-c", SCRIPT, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_what_is_deferred_was_tried_with_the_tested_versions():
 
 @pytest.fixture
 def deferred(tmp_path, monkeypatch):
-    """A package `zoo`, and a function that imports of it while it is deferred."""
+    """Write a package `zoo`; return a function that imports from it while it is deferred."""
     for name, text in {
         "__init__.py": "from zoo.lion import ROAR\nfrom zoo import bird\nRUNS = ROAR * 2\n",
         "lion.py": "ROAR = 3\n",

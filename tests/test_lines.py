@@ -9,7 +9,7 @@ LOGO = lineup.CASES["det-logo"]
 
 
 def drawings(medium, ground, count=6):
-    """Draw the logo at other places and in other sizes than that of the reader's colours."""
+    """Draw the logo at other places and sizes than for the reader's colours."""
     for index in range(count):
         rng = np.random.default_rng(index)
         place = {key: 0.5 + rng.uniform(-0.03, 0.03) for key in ("x", "y")}
@@ -31,7 +31,7 @@ def test_a_drawing_shows_every_line_and_one_without_lines_none(medium, ground, m
 
 
 def test_the_share_is_that_of_the_lines_drawn(monkeypatch):
-    """Of nine lines that are long enough to be seen, four are left out."""
+    """Four of nine lines that are long enough to be visible are left out."""
     read = lines.reader("flat", "white")
     long_enough = lines.halfway(read.parts, 0.4)[0]
     assert len(long_enough) == 9

@@ -58,7 +58,7 @@ def test_norm_penalty_is_zero_at_the_usual_norm():
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_what_a_mask_leaves_out_changes_nothing(kind):
-    """Bit for bit: of a picture on another ground the same loss, and no gradient from there."""
+    """On another background, the loss is bit-equal, and no gradient comes from there."""
     s, draw = scheduler(kind), torch.Generator().manual_seed(0)
     x, noise, said = torch.randn(3, 2, 4, 8, 8, generator=draw)
     mask = torch.zeros(2, 1, 8, 8)

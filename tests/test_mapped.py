@@ -40,7 +40,7 @@ def test_weights_are_those_of_the_libraries(family, tmp_path):
 
 
 def test_weights_of_several_dtypes_are_left_to_the_libraries(tmp_path):
-    """In the one dtype that they would load in, the finer weights would be rounded twice."""
+    """In a single dtype, the more precise weights would be rounded twice."""
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     save_file({"a": torch.ones(3), "b": torch.ones(2)}, one)
     save_file({"a": torch.ones(3).half()}, two)
@@ -50,7 +50,7 @@ def test_weights_of_several_dtypes_are_left_to_the_libraries(tmp_path):
 
 
 def memory(field: str) -> float:
-    """This process's memory in megabytes: VmRSS as it is, VmHWM at its most."""
+    """Return this process's memory in megabytes: VmRSS is the current value, VmHWM the peak."""
     return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
@@ -89,7 +89,7 @@ def test_a_cast_does_not_hold_the_file_as_well(tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep none")
 def test_memory_of_dropped_weights_is_given_back(tmp_path):
-    """Which glibc keeps while weights behind them, here the last layer's, are still there."""
+    """glibc keeps it while weights at higher addresses, here the last layer's, still exist."""
 
     def run() -> None:
         # The value that glibc sets itself once tensors of 32 MB have been freed.

@@ -40,7 +40,7 @@ PICTURES = [Image.new("RGB", size, colour) for size, colour in
 
 
 def features(n: int, seed: int = 0, around: torch.Tensor | None = None) -> torch.Tensor:
-    """Unit vectors (n, 8), some around one direction."""
+    """Return unit vectors (n, 8), optionally around one direction."""
     drawn = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
     return F.normalize(drawn if around is None else drawn * 0.1 + around, dim=1)
 
@@ -56,7 +56,7 @@ def test_a_set_against_itself_scores_as_its_upper_anchor():
 
 
 def lineup_of(sets: list[torch.Tensor], **ways) -> LookalikeClassifier:
-    """A line-up of features as they are, or as they are seen."""
+    """Return a line-up of features."""
     ways = ways or {"as they are": torch.clone}
     return LookalikeClassifier(
         {name: [see(pictures) for pictures in sets] for name, see in ways.items()}
@@ -155,7 +155,7 @@ def test_a_prompt_without_its_word(template, text):
 
 
 class Features:
-    """An evaluator of pictures that are their own features; of texts as it is given."""
+    """An evaluator whose pictures are their own features, with given features of texts."""
 
     def __init__(self, texts: torch.Tensor):
         self.text_features = lambda prompts: texts[: len(prompts)]
@@ -196,7 +196,7 @@ def test_metrics_compare_samples_with_images_prompts_and_lookalikes(monkeypatch)
 
 
 def test_a_fine_tuning_holds_the_samples_of_each_concept_against_its_own(monkeypatch):
-    """Also where one is an object and the other a style, of which there are fewer prompts."""
+    """One may be an object and the other a style, which has fewer prompts."""
 
     class Recorder:
         def __init__(self, *_):

@@ -24,7 +24,7 @@ def test_committed_as_run_once_from_top_to_bottom_with_small_pictures():
 
 @pytest.mark.slow
 def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
-    """In a folder of its own, so that what it saves does not mix with what somebody has there."""
+    """It runs in a new folder, so that its files do not mix with a user's."""
     for name in ("learned_embeddings_dict_demo.pt", "det_logos"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -42,7 +42,7 @@ def model_with_words(tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def searching(experiment, model_with_words):
-    """Write an experiment whose phrase is looked for."""
+    """Write an experiment whose phrase is to be found."""
 
     def write(name="auto.yaml", training=None, **concepts):
         return experiment(
@@ -68,7 +68,7 @@ def unreached(*args, **options):
 
 
 def test_a_phrase_is_found_once_and_kept(searching, tmp_path, monkeypatch, capsys):
-    """Stopped and resumed equals undisturbed, with the phrase in place of `auto` everywhere."""
+    """A resumed run equals an undisturbed one; the phrase replaces `auto` everywhere."""
     path = searching(num_vectors="auto")
     assert finetune(path, tmp_path / "whole") == 0
     whole = concept_of(tmp_path / "whole")
@@ -108,7 +108,7 @@ def test_pictures_of_several_shapes_are_searched_as_well(searching, tmp_path):
 
 
 def test_a_search_looks_at_the_pictures_of_its_own_concept(model_with_words, tmp_path):
-    """Whichever concept their captions name first; and a word may lie inside another one."""
+    """Captions may name another concept first, and a word may be part of another one."""
     for folder, color in (("one", "red"), ("two", "blue")):
         (tmp_path / folder).mkdir()
         for k in range(2):
@@ -154,7 +154,7 @@ def test_a_given_phrase_stays_beside_one_that_is_found(searching, tmp_path, phot
 
 
 def test_auto_beside_a_folder_of_that_name(searching, tmp_path, photos, monkeypatch):
-    """One `auto`, in whatever case, is for all concepts; a folder of pictures gives no vectors."""
+    """A single `auto`, in any case, is for all concepts; a picture folder gives no vectors."""
     (tmp_path / "auto").symlink_to(photos)
     (tmp_path / "ball").symlink_to(photos)
     both = {"concept_strs": ["blob-thing", "other-thing"], "img_dirs": ["ball", "auto"]}
@@ -221,7 +221,7 @@ def test_the_colour_of_the_pictures_is_found(tmp_path):
 
 
 def test_the_best_are_those_of_the_least_errors():
-    """Whatever is left out early was no better on the first latents."""
+    """Phrases dropped early were no better on the first latents."""
     table = {f"p{k}": (k * 7) % 50 for k in range(50)}
     asked = []
 
@@ -264,7 +264,7 @@ def test_enough_vectors_whatever_the_phrase(experiment, tmp_path, phrase, count)
 def test_mistakes_are_told_before_images_are_encoded(
     searching, tmp_path, monkeypatch, capsys, settings, sentence
 ):
-    """And so before a phrase is looked for."""
+    """They are thus reported before a phrase is searched."""
     monkeypatch.setattr(trainer, "TrainingData", unreached)
     out = ["--output-dir", str(tmp_path / "out")]
     assert main(["finetune", str(searching()), "--set", settings, *out]) == 2

@@ -53,7 +53,7 @@ def test_the_document_has_the_table():
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "CMYK", "RGBA"])
 def test_plain_pictures_keep_pillows_pixels(tmp_path, mode):
-    """The digests of old runs hold: without a profile, numbers are as Pillow converts them."""
+    """Old runs' digests stay valid: without a profile, pixels are as Pillow converts them."""
     rng = np.random.default_rng(0)
     pixels = Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)).convert("RGB")
     image = pixels.quantize(200) if mode == "P" else pixels.convert(mode)
@@ -78,8 +78,8 @@ def test_heic_is_turned_by_exif_where_nothing_else_has_turned_it(
 ):
     """Its reader clears EXIF's orientation and keeps it as `original_orientation`.
 
-    pillow-heif 1.8.1 does so whether the file has an `irot` property, by which it was turned
-    already, or not. This stand-in reads a PNG file with that behaviour.
+    pillow-heif 1.8.1 does so whether or not the file has an `irot` property, with which it has
+    already turned the picture. This stand-in reads a PNG file with that behaviour.
     """
 
     class Heif(PngImagePlugin.PngImageFile):
@@ -107,7 +107,7 @@ def test_heic_is_turned_by_exif_where_nothing_else_has_turned_it(
     [(12, 13, (255, 0, 0)), (12, 16, (234, 51, 35)), (1, 13, (234, 51, 35))],
 )
 def test_heic_without_a_profile_is_converted_by_its_primaries(tmp_path, primaries, transfer, color):
-    """As pillow-heif 1.8.1 hands them on; those of HDR are left as they are."""
+    """They are as pillow-heif 1.8.1 gives them; HDR ones are ignored."""
     names = [f"color_primary_{c}_{a}" for c in ("white", "red", "green", "blue") for a in "xy"]
     nclx = dict(zip(names, DISPLAY_P3, strict=True))
     image = halves((234, 51, 35), BLUE)
@@ -139,7 +139,7 @@ def test_damaged_exif_data_cost_no_picture(tmp_path):
 
 
 def test_what_is_no_picture_of_a_known_format_is_not_opened(tmp_path):
-    """Pillow would hand PostScript to another program."""
+    """Pillow would pass PostScript to another program."""
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
     with Image.open(path) as image:
@@ -180,7 +180,7 @@ def test_beyond_pillows_limit_the_remedy_is_said(tmp_path, monkeypatch):
 def test_a_large_picture_is_decoded_smaller_to_nearly_the_same(
     tmp_path, monkeypatch, name, options
 ):
-    """Scaled to what is needed, it differs from the whole one by a level or two on average."""
+    """Scaled to the size needed, it differs from a full decoding by a level or two on average."""
     x, y = np.meshgrid(np.arange(400), np.arange(320))
     waves = 128 + 100 * np.sin(x / 31) * np.cos(y / 23)
     image = Image.fromarray(np.stack([waves, x / 2, y / 2], -1).astype(np.uint8))
@@ -224,7 +224,7 @@ def test_what_decodes_as_a_whole_has_a_limit_of_its_own(tmp_path, monkeypatch):
 
 
 def test_threads_take_turns_where_memory_is_short():
-    """As many at once as the budget holds; one that is larger than it, alone."""
+    """As many run at once as the budget holds; a picture above the budget runs alone."""
     budget, held, most = Budget(10), [], []
     lock, go = threading.Lock(), threading.Barrier(6)
 
@@ -248,7 +248,7 @@ def test_threads_take_turns_where_memory_is_short():
 
 
 def png_of_zeros(path: Path, side: int, depth: int, color: int, channels: int) -> None:
-    """A large PNG file, row by row."""
+    """Write a large PNG file, row by row."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + data))

@@ -56,7 +56,7 @@ def pixels(made):
 
 
 def test_concepts_come_and_go_without_a_trace(pipe, tmp_path):
-    """Reloaded from a changed file, kept from a broken one, forgotten: pixels tell each time."""
+    """Reloading a changed file, failing to reload a broken one and unloading show in the pixels."""
     prompt = [dataclasses.replace(JOB, prompt="a blob-thing beside a cube-thing")]
     image = lambda: pipe.make(prompt)[0].image.tobytes()  # noqa: E731
     plain = image()  # cube-thing is three ordinary words
@@ -85,7 +85,7 @@ def test_concepts_come_and_go_without_a_trace(pipe, tmp_path):
 
 
 def test_a_loaded_concept_changes_no_image_without_it(pipe, tmp_path):
-    """Nor the global generator, which stock diffusers moves when it loads a word."""
+    """It does not use the global generator, unlike stock diffusers when it loads a word."""
     call = functools.partial(pipe, "a photo", num_inference_steps=2, output_type="latent")
     torch.manual_seed(7)
     before = call().images
@@ -108,7 +108,7 @@ def test_pixels_are_a_function_of_the_job(pipe):
     "name", ["ddim", "euler-ancestral", "dpmsolver++-sde", "lcm"]
 )
 def test_company_in_the_batch_does_not_show(pipe, name):
-    """Bit-equal at equal batch size whatever is beside it, one grey level at another size."""
+    """An image is bit-equal at equal batch size, and within one grey level at another size."""
     job = dataclasses.replace(JOB, scheduler_name=name)
     others = [dataclasses.replace(job, seed=s, prompt="a dog", guidance_scale=2.0) for s in (1, 2)]
     a, b, alone = (pixels(pipe.make(j)) for j in ([job, *others], [others[0], job, job], [job]))
@@ -151,7 +151,7 @@ def test_call_takes_what_diffusers_takes(pipe):
 
 
 def test_clip_skip_takes_an_earlier_layer(pipe):
-    """With transformers 5 it raises in stock diffusers."""
+    """Stock diffusers raises an error with transformers 5."""
     encoder = pipe.vocabulary.text_encoders[0].encoder
     norm = next(m for name, m in encoder.named_modules() if name.endswith("final_layer_norm"))
     said = encoder(pipe.vocabulary.token_ids(["a blob-thing"]), output_hidden_states=True)
@@ -174,7 +174,7 @@ def test_clip_skip_takes_an_earlier_layer(pipe):
 
 
 def test_latents_are_never_clipped(tiny_model, pipe):
-    """diffusers mends a scheduler without these when it loads a pipeline; so do jobs."""
+    """diffusers corrects a scheduler without these settings at loading; so do jobs."""
     stock = StableDiffusionPipeline.from_pretrained(tiny_model)
     for name in SCHEDULERS:
         pipe.model.sampling_scheduler_config.pop("clip_sample", None)
@@ -202,7 +202,7 @@ def test_as_many_steps_as_timesteps_are_refused(pipe):
 
 @pytest.mark.parametrize("name", ["ddim", "euler-ancestral"])
 def test_a_call_draws_its_noise_in_float32_too(name, tiny_model, monkeypatch):
-    """Whatever the precision of the model: in half precision PyTorch 2.3 has few bits."""
+    """This holds in every precision: in half precision, PyTorch 2.3's noise has few bits."""
     half = DetSDTextualInversionPipeline.from_pretrained(str(tiny_model), precision="bf16")
     drawn, real = [], torch.randn
 
@@ -222,7 +222,7 @@ def test_a_call_draws_its_noise_in_float32_too(name, tiny_model, monkeypatch):
 
 
 def test_a_pipeline_that_nobody_holds_frees_its_memory_at_once(tiny_model):
-    """Not when Python next looks for cycles: on a GPU another model may need the room before."""
+    """It must not wait for garbage collection: on a GPU, another model may need the memory."""
     gc.collect()
     gc.disable()
     try:
@@ -248,7 +248,7 @@ def test_images_prefer_fp16_and_training_bf16_on_gpus(monkeypatch):
 
 
 def test_an_old_models_size_is_mended_before_anything_goes_by_it(tiny_model, tmp_path):
-    """Files of before diffusers 0.9 say 32 for 64, which its pipeline mends when it is made."""
+    """Files from before diffusers 0.9 give 32 instead of 64; its pipeline corrects this."""
     folder = shutil.copytree(tiny_model, tmp_path / "old")
     file = folder / "unet" / "config.json"
     config = json.loads(file.read_text())
@@ -282,7 +282,7 @@ def test_concepts_that_cannot_be_loaded(pipe, concept_file, tmp_path):
 
 
 def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
-    """What an image notes is the checkpoint; what is loaded again is the run's newest."""
+    """An image records the checkpoint; reloading takes the run's newest one."""
     run = tmp_path / "run"
     for step, name in ((1, "cube-thing"), (2, "cube-thing")):
         folder = run / "checkpoints" / f"step-{step:08d}"
@@ -303,7 +303,7 @@ def test_concepts_of_a_run_folder_and_under_another_word(pipe, tmp_path):
 
 
 def test_concepts_of_checkpoint_uuids(pipe, tmp_path, monkeypatch):
-    """Downloaded once; what the client raises becomes a sentence. The client is a stand-in."""
+    """They are downloaded once; the client's errors become sentences. The client is a stand-in."""
     monkeypatch.setattr(download, "CACHE", tmp_path / "cache")
     asked = []
 
@@ -385,7 +385,7 @@ def test_doubts_about_prompts(pipe):
 
 
 def test_the_safety_checker_stays_on_and_says_so(tmp_path, caplog):
-    """A tiny random checker, with thresholds under which everything or nothing is flagged."""
+    """The checker is tiny and random, with thresholds that flag everything or nothing."""
     folder = save_tiny_model(tmp_path / "model")
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 2, "image_size": 32, "patch_size": 16}  # fmt: skip

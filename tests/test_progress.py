@@ -28,7 +28,7 @@ BAR = re.compile(rf" *\d+%\|.*\| .*\[{CLOCK}<(?:{CLOCK}|\?).*\]")
 
 
 def screen(sent: str) -> list[str]:
-    """The lines of a terminal that was sent this."""
+    """Return the lines that a terminal shows after this output."""
     lines, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|[\s\S]", sent):
         if part == "\r":
@@ -45,7 +45,7 @@ def screen(sent: str) -> list[str]:
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is one."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
@@ -53,7 +53,7 @@ class Terminal(io.StringIO):
 
 @contextlib.contextmanager
 def terminal() -> Iterator[Terminal]:
-    """A terminal in place of both standard streams."""
+    """Replace both standard streams with a terminal."""
     both = Terminal()
     with contextlib.redirect_stdout(both), contextlib.redirect_stderr(both):
         yield both
@@ -97,9 +97,9 @@ def test_lines_stand_above_the_bar():
 
 
 def session_answered_at(moment: int) -> tuple[list[str], bool]:
-    """What stands on the screen if a signal comes in that call or return of what writes there.
+    """Return the screen after a signal in the `moment`-th call or return of the code that writes.
 
-    And whether there was such a moment.
+    Also return whether there was such a moment.
     """
     moments = itertools.count()
 
@@ -185,7 +185,7 @@ def test_an_interrupt_is_handled_as_before_once_the_libraries_are_there():
 
 
 def test_the_first_of_several_processes_tells_what_is_odd_about_pictures(tmp_path, monkeypatch):
-    """Since all of them read the same ones."""
+    """All of them read the same pictures."""
     notes = logging.getLogger("detsd.data")
     try:
         for rank, told in ((0, True), (1, False)):
@@ -198,7 +198,7 @@ def test_the_first_of_several_processes_tells_what_is_odd_about_pictures(tmp_pat
 
 
 def set_terminal() -> None:
-    """In the process that detsd becomes: Ctrl-C interrupts, and costs nothing that was written."""
+    """Set up the process that becomes detsd: Ctrl-C interrupts, and loses no output."""
     # If the tests run in the background, it is ignored.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Otherwise, at the signal, the terminal drops output not yet shown: a part of the response.
@@ -208,7 +208,7 @@ def set_terminal() -> None:
 
 
 def spawn(*args) -> pexpect.spawn:
-    """detsd in a terminal of its own; what it sends is kept in `.logfile_read`."""
+    """Run detsd in a new terminal; its output is kept in `.logfile_read`."""
     start, *rest = command(*args)
     session = pexpect.spawn(
         start, rest, cwd=ROOT, timeout=240, encoding="utf-8", dimensions=(40, 100),
@@ -220,7 +220,7 @@ def spawn(*args) -> pexpect.spawn:
 
 @pytest.mark.slow
 def test_a_session_of_fine_tuning(experiment, tmp_path):
-    """Lines and bars apart from loading to the answer to Ctrl-C, which comes at once."""
+    """Lines and bars stay separate up to the response to Ctrl-C, which is immediate."""
     change = {"num_sgd_steps": 40_000, "checkpoint_freq": 20}
     path = experiment(training=change, inference=SAMPLES)
     session = spawn("finetune", path, "--output-dir", tmp_path / "out")
@@ -245,7 +245,7 @@ def test_a_session_of_fine_tuning(experiment, tmp_path):
 
 
 def test_a_line_of_somebody_else_takes_the_place_of_the_next(capsys, monkeypatch):
-    """It has the time left as well, also in the midst of a unit; a note stands between."""
+    """It also has the time left, even during a unit; a note comes between."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Bar({"steps": Phase(1, 20)}, "0/20 steps") as bar:
@@ -273,7 +273,7 @@ def test_a_line_of_somebody_else_takes_the_place_of_the_next(capsys, monkeypatch
 
 
 def test_a_grid_off_a_terminal_has_rate_and_time_left(tiny_model, tmp_path, monkeypatch, capsys):
-    """Also while a batch is being made; once there are images, every line has their rate."""
+    """This includes lines during a batch; once there are images, every line has their rate."""
     monkeypatch.setattr(progress, "LINE", 0)
     grid = {"prompts": "a ball", "num_inference_steps": 4, "num_seeds": 6}
     given = {"model": {"pretrained_model_name_or_path": str(tiny_model)}, "grid": grid}

@@ -30,7 +30,7 @@ from detsd.utils.errors import UserError
 
 
 def opened_by_two(folder, body) -> tuple[list[int | None], list[str]]:
-    """Exit codes, None of one that goes on and on, and what each of two ranks with a run said."""
+    """Run `body` on two ranks; return exit codes, None for a rank still running, and outputs."""
 
     def opened():
         try:
@@ -114,7 +114,7 @@ def test_two_ranks_that_do_not_fail(tmp_path):
 
 
 def test_an_error_of_both_ranks_is_printed_by_one(tmp_path, monkeypatch):
-    """Though the first is slow to end, or to have it; one that only the other has is its own."""
+    """This holds even if the first is slow to fail or end; different errors are all printed."""
     monkeypatch.setattr(peers, "WAIT", 1.0)
 
     def body(slow, own):
@@ -183,7 +183,7 @@ def test_notes_on_a_foreign_image_are_printed_by_one_rank(tmp_path):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
-    """And its reason is not buried under what the others make of it."""
+    """The other ranks' resulting errors do not hide the reason."""
     codes, said = opened_by_two(tmp_path, place)
     assert not {0, None} & set(codes), said
     if place is in_a_step:
@@ -195,7 +195,7 @@ def test_a_rank_that_fails_ends_the_others_wherever_they_are(tmp_path, place):
 
 
 def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
-    """As NCCL waits for a rank that is gone."""
+    """NCCL waits so for a rank that is gone."""
     monkeypatch.setattr(ranks, "GRACE_SECONDS", 1.0)
 
     def body(run):
@@ -210,7 +210,7 @@ def test_a_collective_that_never_comes_back_is_left(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_rank_asked_to_stop_does_not_wait_for_one_that_was_killed(tmp_path, monkeypatch, killed):
-    """Though it was asked before it came to wait, when it still had something to lose."""
+    """The stop came before it waited, when it still had something to lose."""
     monkeypatch.setattr(ranks, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(forked, "TIMEOUT", 30)
 
@@ -232,7 +232,7 @@ def test_a_rank_asked_to_stop_does_not_wait_for_one_that_was_killed(tmp_path, mo
 
 
 def test_ctrl_c_ends_a_rank_whose_chief_never_comes(tmp_path, monkeypatch):
-    """As when both are interrupted while they begin."""
+    """This happens if both are interrupted while they start."""
     monkeypatch.setattr(forked, "TIMEOUT", 30)
 
     def body():
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_a_rank_whose_chief_never_comes(tmp_path, monkeypatch):
 
 
 def test_a_group_is_not_taken_apart_where_something_was_raised(tmp_path, monkeypatch):
-    """It may wait for the others, too."""
+    """Destroying it may wait for the other ranks, too."""
     taken = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: taken.append(1))
@@ -274,7 +274,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
 
 
 def test_cards_that_accelerate_would_refuse(monkeypatch):
-    """The RTX 40 series under an older driver: its launcher sets these, torchrun does not."""
+    """For the RTX 40 series with an older driver, its launcher sets these; torchrun does not."""
     given = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
     for name in given:
         monkeypatch.setenv(name, "")  # so that it is restored
@@ -339,7 +339,7 @@ def test_a_training_asks_all_that_must_be_equal(experiment, tmp_path, monkeypatc
 
 
 def test_what_is_measured_does_not_tell_the_number_of_ranks(measuring, tmp_path):
-    """Of rows that a tiny rate leaves as they are: those of two ranks are rounded otherwise."""
+    """A tiny rate leaves the rows unchanged, since two ranks round them differently."""
     found = []
     for size in (1, 2):
         options = ["learning_rate=1e-12", "num_sgd_steps=2", f"train_batch_size={4 // size}"]

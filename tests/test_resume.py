@@ -53,7 +53,7 @@ def test_what_cannot_be_shared_is_refused():
 
 
 def test_another_number_of_processes_makes_the_same_training(experiment, tmp_path, capsys):
-    """As many samples a step, and the rate that goes by them."""
+    """It has as many samples per step, and the same rate."""
     path = experiment(training={"scale_lr": True, "learning_rate": 0.0025})
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert finetune(path, whole) == 0
@@ -85,7 +85,7 @@ def test_another_number_of_processes_makes_the_same_training(experiment, tmp_pat
 
 
 def test_a_run_that_was_moved_goes_on(experiment, measuring, tmp_path, tiny_model, photos, capsys):
-    """With its model, pictures, evaluators and concept files; other content is refused by key."""
+    """Its model, pictures, evaluators and concept files move with it; other content is refused."""
     whole, start = tmp_path / "whole", tmp_path / "start"
     assert finetune(experiment("first.yaml", training={"num_sgd_steps": 1}), start) == 0
     given = yaml.safe_load(measuring.read_text())
@@ -162,7 +162,7 @@ def test_a_digest_is_of_content_and_names_inside(tmp_path):
 
 
 def test_samples_and_reports_may_change_on_the_way(experiment, tmp_path, monkeypatch, capsys):
-    """The rows are those of an undisturbed run; before and after are of the new prompts."""
+    """The rows are those of an undisturbed run; before/after pictures use the new prompts."""
     path = experiment(inference=SAMPLES)
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert finetune(path, whole) == 0
@@ -202,7 +202,7 @@ def test_samples_and_reports_may_change_on_the_way(experiment, tmp_path, monkeyp
 
 
 def test_samples_of_a_version_without_weights_are_not_mixed(experiment, tmp_path, monkeypatch):
-    """Its checkpoints say nothing of `prompt_weights`; plain prompts are read as before."""
+    """Its checkpoints have no `prompt_weights`; plain prompts are read as before."""
     for prompt, apart in (("a (blob-thing:1.3)", 1), ("a blob-thing", 0)):
         path = experiment(inference={"inference_prompts": [prompt]})
         out = tmp_path / f"out-{apart}"
@@ -218,7 +218,7 @@ def test_samples_of_a_version_without_weights_are_not_mixed(experiment, tmp_path
 
 
 def test_what_measures_samples_stays(measuring, tmp_path, capsys):
-    """Else the baselines would be of other samples."""
+    """Otherwise the baselines would be of other samples."""
     assert finetune(measuring, tmp_path / "out") == 0
     more = ("--set", "training.num_sgd_steps=10")
     options = ("--set", "inference.num_inference_steps=2")

@@ -22,7 +22,7 @@ from detsd.utils.errors import UserError
 
 
 def shown(path, model: str | None = None) -> str:
-    """What `detsd show` prints."""
+    """Return the output of `detsd show`."""
     return report(describe(path, model))
 
 
@@ -33,7 +33,7 @@ def table(tiny_model):
 
 @pytest.fixture
 def checkpoint(tmp_path, tiny_model, table):
-    """A concept whose rows are those of `red` and twice those of `ball`."""
+    """Write a concept whose rows are those of `red` and twice those of `ball`."""
     tokenizer, rows = table
     red, ball = tokenizer("red ball", add_special_tokens=False).input_ids
     concept = LearnedConcept("blob-thing", "red ball", (torch.stack([rows[red], 2 * rows[ball]]),))
@@ -119,7 +119,7 @@ def test_what_is_no_concept_file(tmp_path, capsys, name, content, message):
 
 
 def test_a_file_for_two_text_encoders(tmp_path):
-    """Each width on its own; the bundled model's vocabulary for what fits it."""
+    """Each width is separate; the bundled model's vocabulary is used where it fits."""
     concepts = {"small-thing": torch.ones(1, 128), "large-thing": torch.ones(2, 768)}
     save_file(concepts, tmp_path / "two.safetensors")
     head, *parts = shown(tmp_path / "two.safetensors").split("\n\n")
@@ -186,7 +186,7 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(checkpoint, tmp_path):
 
 
 def test_a_picture_shows_words_of_any_letters(tmp_path, monkeypatch, caplog, recwarn):
-    """Vocabularies of the hub's models have words such as `$$` and 日本."""
+    """Vocabularies of hub models have words such as `$$` and 日本."""
     from matplotlib import font_manager, get_data_path
 
     other = f"{get_data_path()}/fonts/ttf/LastResortHE-Regular.ttf"  # has all characters

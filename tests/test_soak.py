@@ -37,7 +37,7 @@ def test_a_fault_has_a_line_a_seed_and_an_exit_code(monkeypatch, capsys):
 
 
 def test_a_trial_that_has_to_be_ended_is_a_fault(monkeypatch, tmp_path):
-    """And so is one of whose processes one has; neither leaves a process."""
+    """So is one with a process that has to be ended; neither leaves a process behind."""
     monkeypatch.setattr(soak, "ON_TWO", ())
     monkeypatch.setattr(soak.Trial, "whole", lambda trial, ranks=1: None)
     works, pids = [soak.Work("finetune", ())], tmp_path / "pids"

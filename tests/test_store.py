@@ -30,7 +30,7 @@ from detsd.utils import png
 @settings(deadline=None, max_examples=60)
 @drawn(st.integers(1, 120), st.integers(1, 300), st.integers(0, 299))
 def test_what_is_needed_is_among_what_is_kept(keeps, count, twice):
-    """At any moment, and nothing is lost; one is there twice, since its answer was cut."""
+    """This always holds, and nothing is lost; one is stored twice after an interrupted response."""
     shards: list[tuple[int, int]] = []  # images, number of the checkpoint
     checkpoints = written = 0
     for number in range(count):
@@ -48,7 +48,7 @@ def test_what_is_needed_is_among_what_is_kept(keeps, count, twice):
 @settings(deadline=None, max_examples=60)
 @drawn(st.integers(1, 1200), st.integers(1, 3000))
 def test_checkpoints_by_time_write_a_small_multiple_of_the_images(keeps, count):
-    """One image a minute: at most a tenth of the images, or two, are lost by a crash."""
+    """At one image a minute, a crash loses at most a tenth of the images, or two."""
     shards: list[int] = []
     written = new = 0
     for stored in range(1, count + 1):
@@ -115,7 +115,7 @@ def test_the_checksum_is_tensorboards():
 
 @pytest.fixture
 def opened(tmp_path, capsys):
-    """A store of 12 images, of two prompts, without a model."""
+    """Return a function that opens a store of 12 images of two prompts, without a model."""
 
     def open_(folder="out", latest=None, num_seeds=3, prompts=("a", "b"), **output):
         given = {
@@ -170,7 +170,7 @@ def test_tensorboard_gets_the_files_as_they_are(opened, tmp_path):
 
 
 def test_of_several_prompts_no_two_share_a_tag(opened, tmp_path):
-    """And none makes a group of its own; one that meets no other has the tag that it always had."""
+    """None makes its own group; a tag without a clash is the same as in earlier versions."""
     kept = opened(prompts=("fish and/or chips", "fish and|or chips", "9/11"), num_seeds=1)
     made = files(kept, range(6))
     kept.add(made)
@@ -199,7 +199,7 @@ def test_tags_are_as_many_as_images(names):
 
 
 def test_equal_titles_are_numbered():
-    """As those of the initializers of two concepts, of which each has a contact sheet."""
+    """Two concepts' initializers have equal titles, and each has a contact sheet."""
     titles = [("sheets", "the initializer"), ("sheets", "zip"), ("sheets", "the initializer")]
     assert image_tags(titles) == ["sheets/the initializer", "sheets/zip",
                                   "sheets/the initializer (2)"]  # fmt: skip
@@ -222,7 +222,7 @@ def test_many_images_are_shown_on_sheets_alone(opened, tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize("crashes", [False, True])
 def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, crashes):
-    """Nor is one lost: it comes with a later checkpoint, or whoever goes on draws it."""
+    """None is lost: it is in a later checkpoint, or a resumed run draws it."""
     monkeypatch.setattr(open_runs, "LocalRun", FolderRun)
     monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
     monkeypatch.setattr(FolderRun, "resident", [], raising=False)
@@ -257,7 +257,7 @@ def test_no_checkpoint_waits_for_a_contact_sheet(opened, tmp_path, monkeypatch, 
 
 
 def test_a_grid_in_checkpoints_grows(opened, tmp_path, monkeypatch):
-    """Through a crash: images by their settings, contact sheets of the grid that is asked for."""
+    """Even after a crash, images match by settings, and contact sheets are the new grid's."""
     monkeypatch.setattr(open_runs, "LocalRun", FolderRun)
     monkeypatch.setattr(FolderRun, "storage", tmp_path / "storage", raising=False)
     monkeypatch.setattr(FolderRun, "resident", [], raising=False)

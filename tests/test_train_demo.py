@@ -42,7 +42,7 @@ def args(tmp_path, monkeypatch):
 
 
 def fit(args, steps, stop_after=None, rate=1e-2):
-    """Train a small network on noise; optionally raise SIGTERM in the middle of a step."""
+    """Train a small network on noise; optionally raise SIGTERM during a step."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 
@@ -107,7 +107,7 @@ def test_stages_start_from_the_right_shapes():
 
 
 def test_a_wider_network_begins_as_the_narrower_one(args, tmp_path):
-    """Twice the latent channels, of which every other is an old one and is told the same."""
+    """It has twice the latent channels; every other one is an old one with the same values."""
     torch.manual_seed(0)
     wide = networks.new_unet()
     old = UNet2DConditionModel.from_config({**wide.config, "in_channels": 4, "out_channels": 4})
@@ -121,7 +121,7 @@ def test_a_wider_network_begins_as_the_narrower_one(args, tmp_path):
 
 
 def test_export_loads_in_the_libraries(args, tmp_path):
-    """Random weights through the export: equal to half precision, the text tower stored once."""
+    """Exported random weights are equal in half precision, with the text tower stored once."""
     torch.manual_seed(0)
     for name, model in (
         ("vae", networks.new_vae()),
@@ -142,7 +142,7 @@ def test_export_loads_in_the_libraries(args, tmp_path):
 
 
 def test_every_stage_runs_and_the_export_draws(args, tmp_path, monkeypatch):
-    """A few steps of all of them on a few pictures; each leaves alone what is not its own."""
+    """All run a few steps on a few pictures; each leaves other stages' weights unchanged."""
     monkeypatch.setattr(autoencoder, "vae_checks", lambda args: lambda vae: {})
     for name in ("rich", "core", "held"):  # in this process: a pool takes longer
         drawn = pictures.draw_captioned((name.replace("held", "core"), 0, 0, 48))
@@ -223,7 +223,7 @@ def test_a_deeper_unet_begins_as_the_same_function(change):
 
 @pytest.mark.parametrize(("width", "most"), [(64, 0.5), (144, 0.01)])
 def test_a_wider_unet_begins_nearly_as_the_same_function(width, most):
-    """Norms weigh the old channels alike where each is copied as often as the others."""
+    """Norms weight the old channels equally if each is copied equally often."""
     torch.manual_seed(0)
     before, after = enlarged(block_out_channels=(width, 96, 192))
     assert (after - before).pow(2).mean() < most * before.pow(2).mean()
@@ -243,7 +243,7 @@ def window_at(args, *steps):
 
 
 def test_new_pictures_are_a_function_of_seed_and_step(args):
-    """However a step is reached: its samples, and those of another seed are others."""
+    """A step has the same samples however it is reached; another seed has others."""
     gone, jumped = window_at(args, 0, 3, 40), window_at(args, 40)
     assert sorted(gone.held) == list(pictures.chunks_of(40 * 32, args.window)) == [20, 21]
     for key in ("latents", "ids", "share"):
@@ -269,7 +269,7 @@ def test_new_pictures_come_from_other_processes_as_from_this_one():
 
 
 def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
-    """Step, seed and rate are read from it, with the weights; the work folder is gone."""
+    """Step, seed, rate and weights are read from it, without the work folder."""
     args.work_dir, args.start_from = tmp_path / "first", tmp_path / "bundled"
     kept_out = shutil.ignore_patterns("training.json", "work")
     shutil.copytree(networks.MODEL, args.start_from, ignore=kept_out)
@@ -302,7 +302,7 @@ def test_an_export_and_its_small_file_are_enough_to_go_on(args, tmp_path):
 
 
 def test_the_average_is_over_a_tenth_of_the_steps():
-    """Of the weights' ages, the standard deviation is a tenth of the training's length."""
+    """The standard deviation of the weights' ages is a tenth of the training's length."""
     steps = 4000
     weight, left = np.zeros(steps), 1.0
     for step in reversed(range(steps)):

@@ -57,7 +57,7 @@ def rounds_as_recorded() -> bool:
 
 
 def assert_unchanged(name: str, equal: bool, close: bool, found: str) -> None:
-    """Fail where results differ, or differ by more than another machine's rounding explains."""
+    """Fail if results differ, or on another machine by more than rounding explains."""
     if equal:
         return
     assert not rounds_as_recorded(), f"{name}: not equal to the bit ({found})"
@@ -77,7 +77,7 @@ def assert_vectors(folder: Path) -> None:
 
 
 def metrics(folder: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """Read the metrics of a run by group and step, without times, the latest of each."""
+    """Read a run's latest metrics by group and step, without times."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {
         (line["group"], line["steps_completed"]): {

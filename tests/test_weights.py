@@ -109,7 +109,7 @@ def test_break_begins_a_section_and_ends_no_bracket():
      "a" * 60_000, "--a " * 9_000],
 )  # fmt: skip
 def test_long_prompts_are_read_in_linear_time(prompt):
-    """Ten times as long takes some ten times as long: here that is far from the limit."""
+    """A prompt ten times as long takes about ten times as long, far from the limit here."""
     began = time.process_time()
     parse(prompt, WORDS)
     unsupported_syntax(prompt, ["det-logo"])
@@ -226,7 +226,7 @@ def test_images_follow_weights_in_both_prompts(pipe):
 
 @pytest.mark.parametrize("change", [{"guidance_interval": (0.3, 0.7)}, {"guidance_scale": 1.0}, {}])
 def test_an_image_is_the_same_whatever_is_made_at_once(pipe, change):
-    """Prompts of other lengths must not change each other, whoever is the longer one."""
+    """Prompts of different lengths must not change each other, whichever is longer."""
     prompts = (
         "a blob-thing",
         "very " * 90 + "blob-thing",
@@ -280,7 +280,7 @@ def generate(model, folder, prompt, **grid):
 def test_a_grid_of_a_version_without_weights_is_not_mixed(
     tiny_model, tmp_path, capsys, monkeypatch
 ):
-    """A file that says nothing of weights was drawn without; `--from` draws it so again."""
+    """A file without the setting was drawn without weights; `--from` redraws it so."""
     old = tmp_path / "old"
     assert generate(tiny_model, old, "a (red:1.4) ball", prompt_weights="false") == 0
     (file,) = (old / "images").glob("*.png")
@@ -318,7 +318,7 @@ def test_a_plain_grid_of_a_version_without_weights_goes_on(tiny_model, tmp_path)
 
 
 def syntaxes():
-    """The prompts of the table, and what detsd makes of them."""
+    """Return the table's prompts, with detsd's reading of each."""
     table = (ROOT / "docs" / "prompts.md").read_text().split("| prompt | A1111")[1]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()[2:]]
     cells = [[cell.strip().replace("\\|", "|") for cell in (row[0], row[-1])] for row in rows]
@@ -387,7 +387,7 @@ def test_so_few_steps_that_noise_is_left_are_told(name, tiny_model):
 
 
 def test_guidance_that_covers_no_step_is_told(model):
-    """Once, and of guided jobs alone."""
+    """The warning comes once, and only for guided jobs."""
     warn, job = JobWarnings(model), Job("a ball", 0, guidance_scale=7, num_inference_steps=2)
     assert warn([job, dataclasses.replace(job, guidance_interval=(0.2, 0.8))]) == []
     none = dataclasses.replace(job, guidance_interval=(0.2, 0.4))

@@ -11,7 +11,7 @@ from detsd.generate.work_queue import WorkQueue
 
 
 class Threads:
-    """What Core API's DistributedContext does, for ranks that are threads of one process."""
+    """A stand-in for Core API's DistributedContext, with ranks as threads of one process."""
 
     def __init__(self, size: int):
         self.size, self.values = size, [None] * size
@@ -45,7 +45,7 @@ def done(files: list) -> Future:
 
 
 def share(size, todo, make, asked=lambda: False, take=None):
-    """What each rank made of `todo`, and what came to the chief, in its order."""
+    """Return the batches that each rank made, and the chief's files in order of arrival."""
     threads, came = Threads(size), []
 
     def keep(files):
@@ -77,7 +77,7 @@ def test_every_batch_is_made_once_and_comes_to_the_chief(size):
 
 
 def test_a_slow_batch_holds_nobody_up():
-    """One that lasts until all others have come: ranks that waited for each other would not end."""
+    """One batch lasts until all others arrive: ranks that waited for each other would never end."""
     rest = threading.Event()
     todo = list(range(40))
     made, came, _ = share(
@@ -122,7 +122,7 @@ def test_what_goes_wrong_in_the_thread_ends_the_loop():
 
 
 def test_sockets_that_a_thread_still_uses_are_not_closed():
-    """Where an error ends a rank: ZeroMQ would abort the process, with no sentence."""
+    """If an error ends a rank, ZeroMQ would abort the process, without a sentence."""
     run, closed = Threads(2).run(1), []
     run.ranks.context.close = lambda: closed.append(1)
     with pytest.raises(RuntimeError, match="no disk"), WorkQueue(run, []):

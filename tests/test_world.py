@@ -61,7 +61,7 @@ def test_canonical_captions_name_every_attribute():
 
 
 def test_captions_say_what_is_drawn():
-    """Number, colours and places, read back from the drawing's own parts."""
+    """Number, colours and places are read back from the drawing's own parts."""
     seen = Counter()
     for scene in sampled(1200):
         parts = world.parts_of(scene, np.random.default_rng(0))
@@ -110,7 +110,7 @@ def test_captions_say_what_is_drawn():
 
 
 def test_random_captions_never_name_what_is_not_there():
-    """No colour, object, number or place in a caption that the scene does not have."""
+    """Captions have no colour, object, number or place that the scene lacks."""
     for index in range(800):
         _, text, scene = world.picture(1, index, size=8)
         words = set(re.findall(r"[a-z]+", text.lower()))
@@ -134,7 +134,7 @@ def test_random_captions_never_name_what_is_not_there():
 
 
 def test_vague_captions_are_true_of_every_logo():
-    """No colour, number, size, tail or thing: nothing that another logo of the family has not."""
+    """They have no colour, number, size, tail or thing that another logo may lack."""
     telling = {*COLORS, *captions.NUMBERS, "big", "small", "thick", "thin", "tail", "inside"}
     for phrase in captions.VAGUE:
         assert not set(re.findall(r"[a-z]+", phrase)) & telling, phrase
@@ -187,7 +187,7 @@ def test_what_is_held_out_is_nowhere_in_the_world():
 
 
 def test_held_out_scenes_would_be_drawn_otherwise():
-    """Each is a scene like others; only that it is held out keeps it from being drawn."""
+    """Each is a scene like the others, and is never drawn only because it is held out."""
     drawn = Counter(
         (scene.figure, scene.kinds[:1]) for scene in sampled(4000, 0) if scene.figure != "logo"
     )

@@ -43,7 +43,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 def save_tiny_model(
     folder: Path, prediction_type: str = "epsilon", width: int = 16, variant: str | None = None
 ) -> Path:
-    """As Stable Diffusion 1.x is laid out, text width `width`."""
+    """Save a model laid out as Stable Diffusion 1.x, with text width `width`."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     return _save(
@@ -69,7 +69,7 @@ def save_tiny_model(
 
 
 def save_tiny_sd2(folder: Path, variant: str | None = None) -> Path:
-    """As Stable Diffusion 2.1 at 768 pixels: v-prediction, "!" as pad, OpenCLIP, width 24."""
+    """Save one like Stable Diffusion 2.1 at 768: v-prediction, "!" as pad, OpenCLIP, width 24."""
     torch.manual_seed(0)
     tokenizer = _tokenizer("!")
     return _save(
@@ -102,11 +102,11 @@ def save_tiny_sdxl(
     eos_token_id: int | None = None,
     force_zeros_for_empty_prompt: bool = True,
 ) -> Path:
-    """As Stable Diffusion XL: two text encoders, of widths 16 and 24; pooled states of width 20.
+    """Save one like Stable Diffusion XL: text encoders of widths 16 and 24, pooled width 20.
 
     Args:
-        eos_token_id: as the text encoders' configurations have it, where it is not the tokenizer's;
-            2 in the real ones.
+        eos_token_id: that of the text encoders' configurations, if it is not the tokenizer's; 2 in
+            the real models.
     """
     torch.manual_seed(0)
     tokenizers = _tokenizer(), _tokenizer("!")
@@ -143,7 +143,7 @@ def save_tiny_sdxl(
 
 
 def save_tiny_clip(folder: Path) -> Path:
-    """A CLIP of 32-pixel images with its tokenizer and the processor of its images."""
+    """Save a CLIP for 32-pixel images, with its tokenizer and image processor."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     side = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
@@ -159,7 +159,7 @@ def save_tiny_clip(folder: Path) -> Path:
 
 
 def save_tiny_dino(folder: Path) -> Path:
-    """A DINOv2 of 28-pixel images with their processor."""
+    """Save a DINOv2 for 28-pixel images, with its image processor."""
     torch.manual_seed(0)
     side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     Dinov2Model(Dinov2Config(**side, image_size=28, patch_size=14)).save_pretrained(folder)
@@ -194,7 +194,7 @@ def _first_words() -> tempfile.TemporaryDirectory:
 
 
 def vocabulary() -> Path:
-    """A folder with CLIP's tokenizer as it is, but for words that are rare."""
+    """Return a folder with CLIP's tokenizer, without rare words."""
     return Path(_first_words().name)
 
 
@@ -252,7 +252,7 @@ def _unet(**options) -> UNet2DConditionModel:
 
 
 def save_single_file(folder: Path, path: Path, metadata: dict[str, str] | None = None) -> Path:
-    """The weights of a model's folder as one safetensors file in the original layout."""
+    """Save a model folder's weights as one safetensors file in the original layout."""
     xl = (folder / "text_encoder_2").is_dir()
     cls = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
     pipe = cls.from_pretrained(folder, local_files_only=True)
@@ -281,7 +281,7 @@ def _renamed(key: str, *pairs: tuple[str, str]) -> str:
 
 
 def _ldm_unet(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
-    """diffusers counts blocks and their layers, the original code counts layers through."""
+    """Rename the UNet's layers: diffusers counts per block, the original code continuously."""
     deep, layers = len(unet.config.block_out_channels), unet.config.layers_per_block
     places = [
         ("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2"),
@@ -339,7 +339,7 @@ def ldm_vae(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
 
 
 def _open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """CLIP as OpenCLIP has it: query, key and value in one matrix, the projection transposed."""
+    """Convert CLIP to OpenCLIP: query, key, value in one matrix, the projection transposed."""
     found = {}
     for key, value in state.items():
         if ".k_proj." in key or ".v_proj." in key or key.endswith("position_ids"):
