@@ -66,7 +66,7 @@ class GenerationButtons:
                 self.counts: (0, 0),
             }
 
-        # A generator, because gradio ends only these when the browser's tab is closed.
+        # A generator, since gradio ends only generators when the browser's tab is closed.
         def make(*values: Any) -> Iterator[dict]:
             progress = gr.Progress()
             try:

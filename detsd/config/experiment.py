@@ -150,7 +150,7 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
     if problem := asha_problem(searcher):
         raise UserError(f"{source} has {problem}")
     steps = _hyperparameter(hyperparameters, "training.num_sgd_steps")
-    # The searcher does not replace a trial that ends itself: it would stop after the first.
+    # A trial that ends on its own is not replaced: the search would stop after the first.
     if isinstance(steps, int) and longest > steps:
         raise UserError(
             f"{source} has searcher.max_time: {longest}, but its trials end at "

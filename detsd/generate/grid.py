@@ -44,7 +44,7 @@ from detsd.utils.progress import Bar, Phase, spinner, status
 
 logger = logging.getLogger("detsd")
 
-MAX_PROMPTS = 64  # encoded before the first image; Stable Diffusion takes less than a step's time
+MAX_PROMPTS = 64  # encoded before the first image; in Stable Diffusion, faster than one step
 
 
 class Grid:
