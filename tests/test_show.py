@@ -118,6 +118,13 @@ def test_what_is_no_concept_file(tmp_path, capsys, name, content, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("name", ["uuid:", "model:", "model:=x"])
+def test_a_checkpoint_without_a_name(capsys, name):
+    """As an unset shell variable leaves it; it does not stand for the current folder."""
+    assert main(["show", name]) == 2
+    assert capsys.readouterr().err.startswith(f"detsd: {name} does not exist; name a concept file")
+
+
 def test_a_file_for_two_text_encoders(tmp_path):
     """Each width is separate; the bundled model's vocabulary is used where it fits."""
     concepts = {"small-thing": torch.ones(1, 128), "large-thing": torch.ones(2, 768)}

@@ -48,6 +48,8 @@ class ConceptSource:
             return cls(Path(text))
         place, _, words = text.partition("=")
         old, _, word = map(str.strip, words.rpartition("="))
+        if place in ("model:", "uuid:"):  # without a name, e.g. of an unset shell variable
+            return cls(Path(text))
         if place.startswith("model:"):
             return cls(Path(), word, old=old, model=place.removeprefix("model:"))
         if place.startswith("uuid:") or UUID.fullmatch(place):
