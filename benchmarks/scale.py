@@ -70,7 +70,7 @@ class StandIn:
     def load_from_uuids(self, _):
         return []
 
-    def check(self, _):
+    def check(self, *_):
         pass
 
     def concept_fingerprints(self, _):
@@ -163,7 +163,17 @@ def run_grid(args, given: dict, folder: Path) -> dict[int, tuple]:
     ]
     for process in processes:
         process.start()
-    found = {r: rest for r, *rest in (out.get() for _ in processes)}
+    found = {}
+    while len(found) < args.ranks:
+        if any(process.exitcode for process in processes):  # the others would wait for it forever
+            for process in processes:
+                process.terminate()
+            raise RuntimeError("a process of the grid failed; its error is above")
+        if out.empty():
+            time.sleep(0.05)
+        else:
+            rank, *times = out.get()
+            found[rank] = times
     for process in processes:
         process.join()
     return found
