@@ -644,7 +644,12 @@ def test_resume_after_sigkill_is_bit_exact(experiment, tmp_path, capsys):
 def test_a_signal_saves_between_checkpoints_and_resumes(experiment, tmp_path, number):
     path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4000})
     out = tmp_path / "out"
-    with Forked(tmp_path, lambda: finetune(path, out)) as run:
+
+    def run_until_stopped():
+        signal.signal(number, signal.SIG_DFL)  # under nohup, SIGHUP is ignored
+        return finetune(path, out)
+
+    with Forked(tmp_path, run_until_stopped) as run:
         run.wait_until(lambda: "6/4000 steps" in run.said[0])
         os.kill(run.processes[0].pid, number)
         if number == signal.SIGHUP:
