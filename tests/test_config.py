@@ -342,6 +342,11 @@ def test_what_a_file_says_of_its_search(tmp_path, capsys, caplog):
     path.write_text(text.replace("checkpoint_freq: 30", "checkpoint_freq: 100"))
     assert main(["search", str(path)]) == 0
     assert "training.checkpoint_freq: 100 is more than the first rung, 30, and" in caplog.text
+    for written, late in (("{type: const, val: 100}", True), ("{type: int, minval: 9}", False)):
+        caplog.clear()
+        path.write_text(text.replace("checkpoint_freq: 30", f"checkpoint_freq: {written}"))
+        assert main(["search", str(path)]) == 0
+        assert ("is more than the first rung" in caplog.text) == late
     path.write_text(text.replace("max_rungs: 3", "max_rungs: null"))  # Determined's default
     assert main(["search", str(path)]) == 0
 

@@ -16,6 +16,7 @@ from detsd.config import (
     flat,
     read_experiment,
 )
+from detsd.config.experiment import hyperparameter
 from detsd.config.search import DIVERGED, DIVISOR, late_rung_warning, rung_warning, rungs
 from detsd.runs.search import TrialResult, read_trials
 from detsd.utils import progress
@@ -59,7 +60,7 @@ def _explain(path: Path) -> int:
             f"{path} has searcher.name: {searcher.get('name')}, but only adaptive_asha compares "
             "trials on their way; see finetune_search.yaml for such a search"
         )
-    every = flat(sections).get("training.checkpoint_freq", TrainingConfig.checkpoint_freq)
+    every = hyperparameter(sections, "training.checkpoint_freq", TrainingConfig.checkpoint_freq)
     for warning in filter(None, (rung_warning(searcher), late_rung_warning(searcher, every))):
         logger.warning("%s", warning)
     *judged, last = map(str, steps)

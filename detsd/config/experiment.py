@@ -88,21 +88,21 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
         _check_asha(searcher, hyperparameters, source, kind)
 
 
-def _hyperparameter(hyperparameters: dict[str, Any], name: str) -> Any:
-    """Return a value, which the master may write as {type: const, val: 270}."""
+def hyperparameter(hyperparameters: dict[str, Any], name: str, default: Any = None) -> Any:
+    """Return a value, which the master may write as {type: const, val: 270}; None for a range."""
     section, _, key = name.partition(".")
     given = hyperparameters.get(section)
-    value = given.get(key) if isinstance(given, dict) else None
+    value = given.get(key, default) if isinstance(given, dict) else default
     return value.get("val") if isinstance(value, dict) else value
 
 
 def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: type) -> None:
     """Refuse a searcher whose metric is not reported, or is optimized in the wrong direction."""
     metrics = kind.metrics
-    if _hyperparameter(hyperparameters, "measure.num_samples"):
+    if hyperparameter(hyperparameters, "measure.num_samples"):
         every = FinetuneConfig.measured.items()
         metrics += tuple(
-            name for name, key in every if key is None or _hyperparameter(hyperparameters, key)
+            name for name, key in every if key is None or hyperparameter(hyperparameters, key)
         )
     asha = searcher.get("name") == "adaptive_asha"
     for key, default in {"metric": kind.metrics[0], "time_metric": kind.metrics[-1]}.items():
@@ -117,7 +117,7 @@ def _check_metrics(searcher: dict, hyperparameters: dict, source: str, kind: typ
                 f"{source} has searcher.{key}: {given}, which is not reported at every validation; "
                 f"use one of {', '.join(metrics)}" + f", or set {needs}" * bool(needs)
             )
-    best, metric = _hyperparameter(hyperparameters, "training.best_metric"), searcher["metric"]
+    best, metric = hyperparameter(hyperparameters, "training.best_metric"), searcher["metric"]
     if best in (None, "auto"):
         best = "score" if metrics != kind.metrics else metric
     if best != metric:
@@ -149,7 +149,7 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
         raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
     if problem := asha_problem(searcher):
         raise UserError(f"{source} has {problem}")
-    steps = _hyperparameter(hyperparameters, "training.num_sgd_steps")
+    steps = hyperparameter(hyperparameters, "training.num_sgd_steps")
     # A trial that ends on its own is not replaced: the search would stop after the first.
     if isinstance(steps, int) and longest > steps:
         raise UserError(

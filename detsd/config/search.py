@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from detsd.config.schema import shown
+
 DIVERGED = 1e9  # reported in place of a loss that is not finite: searchers fail on NaN
 
 MAX_RUNGS, DIVISOR = 5, 4  # Determined's defaults
@@ -23,20 +25,17 @@ def asha_problem(searcher: dict[str, Any]) -> str | None:
         if value is None and key != "max_trials":  # a default
             continue
         if not isinstance(value, int) or value < 1:
-            return f"searcher.{key}: {_yaml(value)}; give a whole number of at least 1"
+            return f"searcher.{key}: {shown(value, cut=False)}; give a whole number of at least 1"
     divisor = searcher.get("divisor")
     if divisor is not None and not (isinstance(divisor, int | float) and divisor > 1):
-        return f"searcher.divisor: {_yaml(divisor)}; give a number above 1, such as {DIVISOR}"
+        found = shown(divisor, cut=False)
+        return f"searcher.divisor: {found}; give a number above 1, such as {DIVISOR}"
     if (first := rungs(searcher)[0]) < 1:
         return (
             f"searcher.max_time: {searcher['max_time']}, whose first rung is at {first}; raise it, "
             "or lower max_rungs"
         )
     return None
-
-
-def _yaml(value: Any) -> str:
-    return "null" if value is None else repr(value)
 
 
 def late_rung_warning(searcher: dict[str, Any], validated_every: Any) -> str | None:
