@@ -143,9 +143,11 @@ def find_sample_sets(config: EvaluateConfig, uuids: Sequence[str] = ()) -> list[
             dataclasses.replace(concept, name=word),
             str(ConceptSource(Path(source), word, old=old)) if renamed else source,
         )
-        plain = _jobs(config, reference, reference.initializer)
-        initializer = SampleSet("the initializer", reference, plain)
-        groups.setdefault(repr(reference), [initializer]).append(sample_set)
+        group = groups.setdefault(repr(reference), [])
+        if not group:
+            plain = _jobs(config, reference, reference.initializer)
+            group.append(SampleSet("the initializer", reference, plain))
+        group.append(sample_set)
     return [sample_set for group in groups.values() for sample_set in group]
 
 

@@ -29,9 +29,11 @@ def load_part(cls: type, source: ModelFiles, part: str, dtype: torch.dtype) -> A
         ValueError: weights are missing, which the libraries would initialise at random.
     """
     files = [source.folder / name for name in source.weights(part)]
-    # transformers has renamed this keyword, and does not need it.
-    options = {"torch_dtype": stored_dtype(files) or dtype} if issubclass(cls, ModelMixin) else {}
-    if tokens := stored_tokens(files):
+    options = {}
+    if issubclass(cls, ModelMixin):
+        # transformers has renamed this keyword, and does not need it.
+        options["torch_dtype"] = stored_dtype(files) or dtype
+    elif tokens := stored_tokens(files):
         # diffusers leaves the old number in the configuration when it removes a word.
         options["vocab_size"] = tokens
     model, info = cls.from_pretrained(
