@@ -247,6 +247,7 @@ def vocabulary() -> dict[str, list[str]]:
         "media": [MEDIUM_PHRASES[m][0].format("...") for m in MEDIA],
         "objects": [*SHAPES, *THINGS, *LETTERS, "brain logo"],
         "colors": list(COLORS),
+        "numbers": list(NUMBERS[1:]),
         "grounds": [
             BACKGROUND_PHRASES[g][0].format("blue" if g in COLORED_BACKGROUNDS else "")
             for g in BACKGROUNDS

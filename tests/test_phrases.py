@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from difflib import SequenceMatcher
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_a_search_looks_at_the_pictures_of_its_own_concept(model_with_words, tmp
 
 
 def test_a_model_that_names_no_colours_is_searched_without():
-    grammar = Grammar([], ["ball", "box"], [], [])
+    grammar = Grammar.of({"objects": ["ball", "box"]})
     assert find_phrase(lambda tried, count: [p != "box" for p in tried], grammar, "object") == "box"
 
 
@@ -186,20 +187,48 @@ def test_words_for_models_without_a_vocabulary(tiny_model):
     model = load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu"), [], training=True)
     for kind in ("object", "style"):
         grammar = phrases.grammar_of(model, kind, "key")
-        assert grammar.tails
+        assert grammar.patterns
         for words in (grammar.colors, grammar.objects, grammar.media):
             assert all(model.vocabulary.is_word(w) for text in words for w in text.split())
 
 
-def test_the_grammar_of_the_bundled_model_says_its_compositions():
-    own = ModelVocabulary.of(str(ROOT / "demo_model"))
-    grammar = Grammar.of(own.lists)
-    ends = ["".join(tail) for tail in grammar.tails]
-    assert ends
-    assert all(any(c.endswith(end) for c in own.lists["compositions"]) for end in ends)
-    slots = [word for tail in grammar.tails for word in tail[1::2]]
-    assert all(word in grammar.colors + grammar.objects for word in slots)
-    assert all(not own.unknown(medium) for medium in grammar.media)
+@pytest.fixture(scope="module")
+def bundled_words():
+    return ModelVocabulary.of(str(ROOT / "demo_model"))
+
+
+def test_the_grammar_of_the_bundled_model_says_its_compositions(bundled_words):
+    grammar = Grammar.of(bundled_words.lists)
+    said = ["".join(pattern) for pattern in grammar.patterns]
+    assert said == [text.removeprefix("a ") for text in bundled_words.lists["compositions"]]
+    slots = {"".join(pattern): pattern[1::2] for pattern in grammar.patterns}
+    assert slots["red heart above a yellow square"] == ("red", "heart", "yellow", "square")
+    assert slots["six orange circles in a ring"] == ("six", "orange", "circle")
+    stripes = "circle of three stripes, red, white and blue"
+    assert slots[stripes] == ("circle", "red", "white", "blue")
+    assert all(not bundled_words.unknown(medium) for medium in grammar.media)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pink heart",
+        "teal square with a pink circle inside",
+        "square of three stripes, green, black and purple",
+        "five red crosses in a ring",
+        "brown circle above a brown star above a brown circle",
+        "orange house with blue dots",
+    ],
+)
+def test_the_phrase_of_every_kind_of_picture_is_found(bundled_words, target):
+    """With errors that count the words that differ, all words are right in the end."""
+
+    def errors(phrases, count):
+        return [
+            -SequenceMatcher(None, target.split(), phrase.split()).ratio() for phrase in phrases
+        ]
+
+    assert find_phrase(errors, Grammar.of(bundled_words.lists), "object") == target
 
 
 def test_the_colour_of_the_pictures_is_found(tmp_path):
@@ -211,7 +240,7 @@ def test_the_colour_of_the_pictures_is_found(tmp_path):
     model = load_base_model(ModelConfig(name), torch.device("cpu"), [], training=True)
     data = TrainingData(ConceptsConfig(["my-dot"], ["auto"], [str(tmp_path)]), model, 1, 4)
     errors = DenoisingErrors(model, data.noisy_samples("my-dot", MOST, *NOISY), "my-dot")
-    grammar = Grammar(["red", "green", "blue"], ["star", "circle"], [], [])
+    grammar = Grammar(["red", "green", "blue"], ["star", "circle"], [], [], [])
     phrase = find_phrase(errors, grammar, "object")
     assert phrase.startswith("blue ")
     found, *others = errors([phrase, "red circle", "green circle"], MOST)

@@ -4,8 +4,9 @@
 
 Candidates are built with the grammar of the model's captions (`vocabulary.json` in its folder) or,
 for other models, from everyday words: first colours, then things in these colours, then the rest of
-the picture. All are tried on the same noised latents of the training images, at timesteps that
-decide the shape. The best third is then tried on twice as many latents (arXiv 1502.07943).
+the picture, then the first words again, beside the later ones. All are tried on the same noised
+latents of the training images, at timesteps that decide the shape. The best third is then tried on
+twice as many latents (arXiv 1502.07943).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ FIRST, MOST = 2, 16  # latents that a phrase is tried on at first, and at most
 NOISY = (0.45, 0.9)  # fractions of the timesteps: texture is decided below them, nothing above
 COLORS, TAILS = 2, 3  # how many of the best are kept for the next round
 TRIED_WITH = 3  # things to try each colour with
+AGAIN = 4  # words that are looked for once more
 
 
 def add_found(
@@ -81,33 +83,77 @@ def _search(
     return phrase
 
 
+Parts = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Grammar:
-    """The words and patterns of a model's captions."""
+    """The words and patterns of a model's captions.
 
-    colors: list[str]
+    A pattern is a caption, split at the words that others of their list can replace. These have the
+    odd indices: ("", "green", " ", "ring", " with a ", "blue", " ", "star", " inside").
+    """
+
+    colors: list[str]  # "" among them: none, as in everyday words
     objects: list[str]
     media: list[str]
-    tails: list[list[str]]  # possible endings after "red ring": texts, with slots in between
+    numbers: list[str]
+    patterns: list[Parts]
 
     @staticmethod
     def of(lists: dict[str, list[str]], known: Vocabulary | None = None) -> Grammar:
         """Read the lists of a `vocabulary.json`, keeping only words of the vocabulary `known`."""
-        colors, objects, media, compositions = (
+        colors, objects, media, numbers, compositions = (
             [w for w in lists.get(key, []) if known is None or all(map(known.is_word, w.split()))]
-            for key in ("colors", "objects", "media", "compositions")
+            for key in ("colors", "objects", "media", "numbers", "compositions")
         )
         media = [re.sub(r"^an? | of \.\.\.$", "", medium) for medium in media]
-        color, thing = ("|".join(filter(None, found)) or "(?!)" for found in (colors, objects))
-        head = re.compile(rf"an? ({color}) ({thing}) ")
-        slots = re.compile(rf"\b({color}|{thing})\b")
-        tails: dict[tuple[str, ...], None] = {}
-        for text in compositions:
-            if match := head.match(text):
-                parts = slots.split(text[match.end() - 1 :])  # every second one is a slot
-                if parts[1:]:
-                    tails[tuple(parts)] = None
-        return Grammar(colors, objects, media, [list(parts) for parts in tails])
+        grammar = Grammar(colors or [""], objects, media, numbers, [])
+        grammar.patterns.extend(map(grammar._pattern, compositions))
+        return grammar
+
+    def _pattern(self, caption: str) -> Parts:
+        """Split a caption.
+
+        A number that no colour follows ("three stripes") stays, as do things after the first that
+        have no colour ("in a ring").
+        """
+        words = sorted(filter(None, [*self.colors, *self.objects, *self.numbers]), key=len)
+        words = "|".join(map(re.escape, reversed(words)))  # "brain logo" before "brain"
+        first, *rest = re.split(rf"\b({words})(?=(?:e?s)?\b)", re.sub("^an? ", "", caption))
+        parts = [first]
+        for word, text, later in zip(rest[::2], rest[1::2], [*rest[2::2], ""], strict=True):
+            colored = parts[-1] == " " and parts[-2] in self.colors
+            if (
+                word in self.colors
+                or (word in self.objects and (colored or {*parts[1::2]}.isdisjoint(self.objects)))
+                or (word in self.numbers and text == " " and later in self.colors)
+            ):
+                parts += [word, text]
+            else:
+                parts[-1] += word + text
+        return tuple(parts)
+
+    def begun(self, pattern: Parts, color: str, thing: str) -> tuple[Parts, list[int]]:
+        """Put a thing in place of a pattern's first one, and its colour in place of every colour.
+
+        Returns:
+            The parts of the phrase, and the indices of the words that are still to be found.
+        """
+        parts = [color if k % 2 and w in self.colors else w for k, w in enumerate(pattern)]
+        left = list(range(1, len(pattern), 2))
+        if slot := next((k for k in left if pattern[k] in self.objects), None):
+            parts[slot] = thing
+            left.remove(slot)
+            if pattern[slot - 1] == " " and pattern[slot - 2] in self.colors:
+                left.remove(slot - 2)
+        return tuple(parts), left
+
+    def replaced(self, phrase: Parts, slot: int) -> list[Parts]:
+        """Return a phrase with each word of the same list in place of one."""
+        lists = (self.colors, self.objects, self.numbers)
+        words = next(words for words in lists if phrase[slot] in words)
+        return [(*phrase[:slot], word, *phrase[slot + 1 :]) for word in words]
 
 
 def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
@@ -126,34 +172,48 @@ def grammar_of(model: BaseModel, kind: str, key: str) -> Grammar:
 
 def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
     """Build the phrase with the least error, part by part."""
-    colors = grammar.colors or [""]
     if kind == "style":
         (medium, *_) = best(errors, grammar.media)
-        return best(errors, [medium, *(_phrase(color, " ", medium) for color in colors)])[0]
-    pairs = {_phrase(c, " ", thing): c for c in colors for thing in grammar.objects[:TRIED_WITH]}
-    tried = list(dict.fromkeys(pairs[pair] for pair in best(errors, list(pairs))))[:COLORS]
-    found = best(errors, [_phrase(c, " ", thing) for c in tried for thing in grammar.objects])
-    begun = [[found[0], *tail] for tail in grammar.tails]
-    # Fill slot after slot; later slots build on the words found for earlier ones.
-    for slot in range(2, max(map(len, begun), default=0), 2):
+        return best(errors, [medium, *(_text((color, " ", medium)) for color in grammar.colors)])[0]
+    through: dict[str, Parts] = {}  # the phrases that went through every round
+
+    def ranked(phrases: Iterable[Parts]) -> list[Parts]:
+        made = {_text(parts): parts for parts in phrases}
+        found = {text: made[text] for text in best(errors, list(made))}
+        through.update(found)
+        return list(found.values())
+
+    pairs = ranked(
+        ("", c, " ", t, "") for c in grammar.colors for t in grammar.objects[:TRIED_WITH]
+    )
+    tried = list(dict.fromkeys(color for _, color, *_ in pairs))[:COLORS]
+    pairs = ranked(("", c, " ", t, "") for c in tried for t in grammar.objects)
+    _, color, _, thing, _ = pairs[0]
+    # Find word after word; later ones build on those found for earlier ones.
+    begun = [grammar.begun(pattern, color, thing) for pattern in grammar.patterns]
+    ranked(parts for parts, left in begun if not left)
+    kept = TAILS
+    while begun := [(phrase, left) for phrase, left in begun if left]:
         longer = {
-            _phrase(*parts[:slot], word, *parts[slot + 1 :]): (parts, word)
-            for parts in begun
-            if slot < len(parts)
-            for word in (colors if parts[slot] in colors else grammar.objects)
+            parts: later
+            for phrase, (slot, *later) in begun
+            for parts in grammar.replaced(phrase, slot)
         }
-        ranked = best(errors, list(longer))[:TAILS]
-        found += ranked
-        begun = [
-            [*parts[:slot], word, *parts[slot + 1 :]]
-            for parts, word in map(longer.get, ranked if slot == 2 else ranked[:1])
-        ]
-    return best(errors, found)[0]
+        begun = [(parts, longer[parts]) for parts in ranked(longer)[:kept]]
+        kept = 1
+    # Beside the later words, another may fit better in place of an earlier one.
+    found = min(zip(errors(list(through), MOST), through, strict=True))[1]
+    for slot in range(1, len(through[found]), 2)[:AGAIN]:
+        phrase = through[found]
+        ranked(grammar.replaced(phrase, slot))
+        found = min(zip(errors(list(through), MOST), through, strict=True))[1]
+    return found
 
 
-def _phrase(*parts: str) -> str:
-    """Join the parts of a phrase, some of which may be empty."""
-    return re.sub(r"\ba (?=[aeiou])", "an ", " ".join("".join(parts).split()))
+def _text(parts: Parts) -> str:
+    """Join the parts of a phrase, some of which may be empty; spell articles and plurals."""
+    text = " ".join("".join(parts).split())
+    return re.sub(r"sss\b", "sses", re.sub(r"\ba (?=[aeiou])", "an ", text))
 
 
 def best(errors: DenoisingErrors, phrases: Sequence[str]) -> list[str]:
