@@ -74,12 +74,13 @@ def stored_tokens(files: Iterable[Path]) -> int | None:
 @torch.no_grad()
 def cast(model: torch.nn.Module, dtype: torch.dtype, files: Iterable[Path]) -> torch.nn.Module:
     """Cast a model's weights one by one, and release the pages mapped from `files` on the way."""
-    maps = _maps(files)
-    for weight in (*model.parameters(), *model.buffers()):
-        if weight.is_floating_point() and weight.dtype != dtype:
-            mapped = weight.data
-            weight.data = mapped.to(dtype)
-            _release(mapped, maps)
+    weights = (*model.parameters(), *model.buffers())
+    others = [w for w in weights if w.is_floating_point() and w.dtype != dtype]
+    maps = _maps(files) if others else []
+    for weight in others:
+        mapped = weight.data
+        weight.data = mapped.to(dtype)
+        _release(mapped, maps)
     return model
 
 
