@@ -231,6 +231,7 @@ class Samples:
         picture = contact_sheets.before_after(
             frames[0][1], frames[-1][1], prompts, [*initializers], pictures
         )
-        picture.save(self._run.folder / "before_after.png")
-        self._run.log_image("before_after", png.encode(picture), step)
+        path = self._run.folder / "before_after.png"
+        png.save(picture, path)
+        self._run.log_image("before_after", path.read_bytes(), step)
         contact_sheets.time_lapse(frames, prompts, self._run.folder)
