@@ -78,11 +78,10 @@ class _Loader(SourceFileLoader):
 class _Finder:
     """The finder of deferred packages."""
 
-    def __init__(self):
-        self._names = {n for lib, (_, names) in DEFERRED.items() if _tried(lib) for n in names}
-
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name in self._names else None
+        library = name.partition(".")[0]
+        deferred = name in DEFERRED.get(library, ("", ()))[1] and _tried(library)
+        spec = PathFinder.find_spec(name, path, target) if deferred else None
         if spec:
             spec.loader = _Loader(name, spec.origin)
         return spec
