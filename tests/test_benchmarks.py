@@ -2,16 +2,16 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import Forked
 from tiny import ROOT
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import memory, resident, spread
+from benchmarks import measure, memory, resident, scale, spread
 from benchmarks.measure import operations, table
 from detsd.__main__ import main
 from detsd.config import FinetuneConfig, GenerateConfig, load_config
@@ -19,6 +19,7 @@ from detsd.config import FinetuneConfig, GenerateConfig, load_config
 
 def test_every_table_comes_out(capsys, monkeypatch, photos):
     monkeypatch.setattr(benchmarks.finetune, "IMAGES", str(photos))
+    monkeypatch.setattr(measure, "ROUNDS", 1)
     sections = ["finetune", "generate", "data"]  # the other sections start processes
     benchmarks.main(["--smoke", "--models", "sd1", "sdxl", "--only", *sections])
     text = capsys.readouterr().out
@@ -47,14 +48,14 @@ def test_the_shipped_grid_is_measured_beside_other_settings(capsys, monkeypatch,
     assert of_processor[2] > 1  # a sixth of the passes
 
 
-def test_a_grid_over_many_processes_runs_without_a_model():
+def test_a_grid_over_many_processes_runs_without_a_model(tmp_path, monkeypatch):
     """Its stand-in for the pipeline has everything that a grid needs."""
     small = ["--images", "40", "--ranks", "2", "--side", "16", "--seconds", "1"]
-    command = [sys.executable, "-m", "benchmarks.scale", *small]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert re.search("^40 images of .* over 2 ranks$", done.stdout, re.M)
-    assert re.search("^mixed steps: .*% of the ranks' time lost$", done.stdout, re.M)
+    monkeypatch.setattr(sys, "argv", ["scale", *small])
+    with Forked(tmp_path, scale.main) as run:  # it replaces the pipeline for good
+        assert run.end() == [0], run.said
+    assert re.search("^40 images of .* over 2 ranks$", run.said[0], re.M)
+    assert re.search("^mixed steps: .*% of the ranks' time lost$", run.said[0], re.M)
 
 
 def test_memory_is_measured_of_commands_that_are_valid(tmp_path, monkeypatch):
