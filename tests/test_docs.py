@@ -207,8 +207,10 @@ def test_the_commands_of_the_guides_run(tmp_path, monkeypatch):
         assert (tmp_path / "outputs" / name / "before_after.png").is_file()
     for page, above in (("README.md", "In your own code:"), ("docs/generating.md", "## In your")):
         snippet = (ROOT / page).read_text().split(above)[1].partition("\n\n")[2]
+        program = inspect.cleandoc(snippet.partition("\n\n")[0])
+        assert program.count(", guidance_scale=4)") == 1
         names = {}
-        exec(inspect.cleandoc(snippet.partition("\n\n")[0]), names)
+        exec(program.replace("guidance_scale=4", "guidance_scale=4, num_inference_steps=2"), names)
         assert names["pipe"].concepts == ["det-logo-demo"]
 
 
