@@ -9,13 +9,16 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from demo_model import world
 from demo_model.captions import caption, lies, vague_caption
 from demo_model.scenes import Scene, sample
+
+if TYPE_CHECKING:  # torch takes the processes that draw two seconds each, and they do not need it
+    import torch
 
 CAPTIONS_PER_PICTURE = 4
 HELD_OUT = 512  # pictures of another seed, for validation
@@ -63,11 +66,15 @@ def load_pictures(args: argparse.Namespace, name: str) -> tuple[np.ndarray, list
 
 def shows_logo(captions: list[list[str]]) -> torch.Tensor:
     """Tell the pictures (N,) that show a logo, by their captions."""
+    import torch
+
     return torch.tensor(["logo" in texts[0] for texts in captions])
 
 
 def to_tensor(images: np.ndarray, device: str) -> torch.Tensor:
     """Turn uint8 (B, H, W, 3) into float (B, 3, H, W) in [-1, 1]."""
+    import torch
+
     pixels = torch.from_numpy(np.array(images)).to(device)  # a copy: the file is mapped read-only
     return pixels.permute(0, 3, 1, 2) / 127.5 - 1
 
