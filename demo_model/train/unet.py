@@ -7,6 +7,7 @@ four times on average.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 
 import torch
@@ -130,13 +131,19 @@ def timesteps(batch: int, rng: torch.Generator) -> torch.Tensor:
     return (even**0.75 * 1000).long().clamp_(max=999)
 
 
-def words(tokenizer) -> torch.Tensor:
-    """Return the token ids in captions of new pictures, and those of the empty caption."""
+@functools.cache
+def caption_words() -> list[str]:
+    """Return the words in captions of new pictures, and the empty caption."""
     said = {""}
     for chunk in range(4_000 // CHUNK):  # from a separate seed; even a rare word is in dozens
         for _, captions in fresh_scenes(11, chunk):
             said.update(word for text in captions for word in text.split())
-    return torch.unique(token_ids(tokenizer, sorted(said)))
+    return sorted(said)
+
+
+def words(tokenizer) -> torch.Tensor:
+    """Return the token ids of `caption_words`."""
+    return torch.unique(token_ids(tokenizer, caption_words()))
 
 
 class HeldOut:
