@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
+from demo_model.train import clip as contrastive
 from demo_model.train import growing, loop, networks, pictures, store, tokens, unet
 from demo_model.train import vae as autoencoder
 from demo_model.train.__main__ import STAGES
@@ -25,6 +26,7 @@ def args(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "CHUNK", 16)  # pictures; enough here, and quickly drawn
     monkeypatch.setattr(pictures, "HELD_OUT", 32)
     monkeypatch.setattr(unet, "CHECKED", 32)
+    monkeypatch.setattr(contrastive, "BATCH", 16)
     return argparse.Namespace(
         work_dir=tmp_path,
         device="cpu",

@@ -17,6 +17,8 @@ from demo_model.train.pictures import CAPTIONS_PER_PICTURE, load_pictures, to_te
 from demo_model.train.store import load_clip, store
 from demo_model.train.tokens import all_ids, compact, spread_out
 
+BATCH = 96  # pictures
+
 
 def train_clip(args: argparse.Namespace) -> None:
     """Train both towers, starting from those of an export if there is one."""
@@ -83,9 +85,8 @@ def contrast(
         return loss, captions_of.argmax(1) == same
 
     def loss_of(step: int, rng: torch.Generator):
-        batch = 96
-        chosen = torch.randint(len(images), (batch,), generator=rng)
-        which = torch.randint(CAPTIONS_PER_PICTURE, (batch,), generator=rng)
+        chosen = torch.randint(len(images), (BATCH,), generator=rng)
+        which = torch.randint(CAPTIONS_PER_PICTURE, (BATCH,), generator=rng)
         wrong = ids[chosen, CAPTIONS_PER_PICTURE:]
         loss, right = compare(clip, images[chosen.numpy()], ids[chosen, which], wrong)
         with torch.no_grad():
