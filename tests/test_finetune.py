@@ -1166,7 +1166,8 @@ def test_no_token_is_ever_written(experiment, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_demo_learns_the_logo(tmp_path):
     """After a third of the demo's steps, the held-out loss is below the phrase's."""
-    changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=50")
+    changes = ("inference.inference_prompts=[]", "training.num_sgd_steps=50",
+               "training.checkpoint_freq=50")  # fmt: skip
     assert finetune("finetune_demo.yaml", tmp_path, *(f"--set={c}" for c in changes)) == 0
     last = metrics_of(tmp_path, "validation")[50]
     assert last["val_loss"] == last["val_loss_held_out"]
