@@ -29,6 +29,7 @@ def pytest_sessionstart():
 
 def pytest_collection_finish():
     gc.freeze()
+    gc.set_threshold(20_000)  # a model has thousands of objects
     gc.enable()
 
 
@@ -63,8 +64,9 @@ def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for k in range(12):
-        pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"on_a_table_{k}.png")
+        pixels = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)  # squares, which PNG packs fast
+        photo = Image.fromarray(pixels).resize((48, 40), Image.Resampling.NEAREST)
+        photo.save(folder / f"on_a_table_{k}.png")
     return folder
 
 
