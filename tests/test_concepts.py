@@ -12,8 +12,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from detsd.concepts.concept import LearnedConcept
 from detsd.concepts.prompts import PromptRewriter
 from detsd.concepts.vocabulary import Vocabulary
-from detsd.config import ModelConfig
-from detsd.models.loading import load_base_model
 from detsd.utils.errors import UserError
 
 WORDS = st.from_regex(r"[a-z]{1,4}(-[a-z]{1,4}){0,2}", fullmatch=True)
@@ -21,7 +19,10 @@ WORDS = st.from_regex(r"[a-z]{1,4}(-[a-z]{1,4}){0,2}", fullmatch=True)
 
 @pytest.fixture
 def vocabulary(tiny_model):
-    return load_base_model(ModelConfig(str(tiny_model)), torch.device("cpu")).vocabulary
+    """Load a vocabulary without the rest of its model."""
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_model, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(tiny_model, subfolder="text_encoder")
+    return Vocabulary(tokenizer, encoder.requires_grad_(False), model=str(tiny_model))
 
 
 def learned(name, n=2, width=16, fill=1.0):
