@@ -321,6 +321,7 @@ def test_a_download_shows_that_it_moves(hub, monkeypatch, capsys):
     assert f"fetching {NAME}: " in said
     assert said.count(" of ") >= 2, said
     shutil.rmtree(constants.HF_HUB_CACHE)
+    hub.delay = 0
 
     class Terminal(io.StringIO):
         def isatty(self):
