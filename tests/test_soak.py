@@ -53,10 +53,10 @@ def test_a_trial_that_has_to_be_ended_is_a_fault(monkeypatch, tmp_path):
         place.mkdir()
         return soak.run_trial("finetune killed", 1, works, place).problems
 
-    monkeypatch.setattr(forked, "TIMEOUT", 0.5)
-    monkeypatch.setattr(soak, "TIMEOUT", 0.5)
+    monkeypatch.setattr(forked, "TIMEOUT", 1)
+    monkeypatch.setattr(soak, "TIMEOUT", 1)
     assert ended(lambda trial: trial.start(2, waits), "start") == ["a process had to be ended"]
-    monkeypatch.setattr(soak, "TRIAL_SECONDS", 1)
+    monkeypatch.setattr(soak, "TRIAL_SECONDS", 2)
     monkeypatch.setattr(soak, "TIMEOUT", 1000)
     assert ended(lambda trial: trial.start(1, waits), "trial") == ["the trial had to be ended"]
     found = [int(line) for line in pids.read_text().splitlines()]
