@@ -94,12 +94,41 @@ def trns(*values: int) -> bytes:
     return struct.pack(f">{len(values)}H", *values)
 
 
-def psd(mode: int, left, right) -> Callable[[Path], None]:
-    """Write a PSD file of one flat layer; mode 3 is RGB, 4 is CMYK."""
+def psd(mode: int, left, right, layers: bytes = b"") -> Callable[[Path], None]:
+    """Write a flattened PSD file; mode 3 is RGB, 4 is CMYK."""
     planes = [[a] * 4 + [b] * 4 for a, b in zip(left, right, strict=True)]
     head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, len(planes), 8, 8, 8, mode)
-    body = b"\0" * 12 + b"\0\0" + b"".join(bytes(plane) * 8 for plane in planes)
+    body = b"\0" * 8 + struct.pack(">I", len(layers)) + layers
+    body += b"\0\0" + b"".join(bytes(plane) * 8 for plane in planes)
     return lambda path: path.write_bytes(head + body)
+
+
+# One empty layer; the sign of the number says that the fourth channel is the transparency.
+TRANSPARENT = struct.pack(">Ih16xH8s4BII", 36, -1, 0, b"8BIMnorm", 255, 0, 0, 0, 0, 0)
+
+
+def tiff(planes: list[bytes], bits: int, photometric: int) -> Callable[[Path], None]:
+    """Write a TIFF file by hand, with a strip for each channel."""
+    count, body, at = len(planes), b"".join(planes), 8
+    starts = [at + n * len(planes[0]) for n in range(count)]
+    tags = {256: [8], 257: [8], 258: [bits] * count, 259: [1], 262: [photometric], 273: starts}
+    tags |= {277: [count], 278: [8], 279: [len(plane) for plane in planes], 284: [1 + (count > 1)]}
+    entries = b""
+    for tag, values in tags.items():
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, body = struct.pack("<I", at + len(body)), body + packed
+        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
+    head = struct.pack("<2sHI", b"II", 42, at + len(body))
+    body += struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    return lambda path: path.write_bytes(head + body)
+
+
+def halves_of(left: int, right: int, bits: int) -> bytes:
+    """Return eight rows of values of 16 bits, or of 12 bits, which are packed."""
+    values = [left] * 4 + [right] * 4
+    packed = int("".join(f"{value:012b}" for value in values), 2) if bits == 12 else 0
+    return (packed.to_bytes(12, "big") if bits == 12 else struct.pack("<8H", *values)) * 8
 
 
 def tiff_u32(left: int, right: int) -> Callable[[Path], None]:
@@ -246,9 +275,22 @@ KINDS = [
     Kind("TIFF, grey, 16 bits' values in 32", "a.tiff", array(np.int32, 77 * 257, 65535),
          "19789, 65535", GREY, WHITE),
     Kind("TIFF, grey, float", "a.tiff", array(np.float32, 77 / 255, 1), "0.302, 1", GREY, WHITE),
+    Kind("TIFF, RGB, 16 bits, a plane for each channel", "a.tiff",
+         tiff([halves_of(a * 257, b * 256, 16) for a, b in zip(RED, BLUE, strict=True)], 16, 2),
+         "51400 10280 7710, 0 0 65280", RED, BLUE),
+    Kind("TIFF, grey, 12 bits", "a.tiff", tiff([halves_of(1237, 4095, 12)], 12, 1),
+         "1237, 4095", GREY, WHITE),
+    Kind("TIFF, grey, 16 bits, zero is white", "a.tiff",
+         array(np.uint16, 65535 - 77 * 257, 0, tiffinfo={262: 0}), "45746, 0", GREY, WHITE),
+    Kind("TIFF, grey, float, zero is white", "a.tiff",
+         array(np.float32, 1 - 77 / 255, 0, tiffinfo={262: 0}), "0.698, 0", GREY, WHITE),
     Kind("TIFF, CIELAB", "a.tiff", pillow("LAB", (255, 128, 128), (0, 128, 128)),
          "L 100, L 0", WHITE, BLACK, 1),
     Kind("PSD, RGB", "a.psd", psd(3, RED, BLUE), "RGB", RED, BLUE),
+    Kind("PSD, RGB with a saved selection", "a.psd", psd(3, (*RED, 255), (*BLUE, 0)),
+         "RGB, selection", RED, BLUE),
+    Kind("PSD, RGB with transparency", "a.psd", psd(3, (*RED, 255), (*BLUE, 0), TRANSPARENT),
+         "opaque red, transparent blue", RED, WHITE, 0, (255, 0)),
     Kind("PSD, grey", "a.psd", psd(1, (77,), (255,)), "77, 255", GREY, WHITE),
     Kind("PSD, CMYK without a profile", "a.psd", psd(4, (255, 0, 0, 255), (255,) * 4),
          "MY, no ink", (255, 0, 0), WHITE),

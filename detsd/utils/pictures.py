@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
 
-from detsd.utils import jpeg2000
+from detsd.utils import jpeg2000, tiff
 from detsd.utils.colors import profile_of, to_srgb
 from detsd.utils.formats import open_picture
 from detsd.utils.memory import give_back_memory
@@ -46,7 +46,6 @@ TURNS = {
 
 QUARTER_TURNS = {TURNS[k] for k in (5, 6, 7, 8)}
 
-SAMPLE_FORMAT = 339  # a tag of TIFF: 1 unsigned, 2 signed, 3 float
 TRNS_SCALE = {"L;2": 85, "L;4": 17}  # Pillow widens the greys of these PNG files, but not tRNS
 
 
@@ -172,7 +171,11 @@ def _decode(image: Image.Image, path: Path, factor: int, halvings: int) -> Image
             image.info["transparency"] = key * TRNS_SCALE[raw]
         elif raw == "RGB;16B" and isinstance(key, tuple):
             image.info["transparency"] = tuple(value >> 8 for value in key)
+    if image.format == "TIFF":
+        tiff.mend_planes(image)
     image.load()
+    if image.format == "PSD" and image.mode == "RGBA" and not tiff.psd_is_transparent(path):
+        return image.convert("RGB")
     return image
 
 
@@ -252,14 +255,9 @@ def _split_alpha(
 def _values(strip: Image.Image, image: Image.Image) -> np.ndarray:
     """Return the values of a strip of a picture of 16 or 32 bits; none is NaN."""
     values = np.asarray(strip)
-    if image.mode == "I" and _is_unsigned(image):
+    if image.mode == "I" and tiff.is_unsigned(image):
         values = values.view(np.uint32)
     return np.nan_to_num(values) if image.mode == "F" else values
-
-
-def _is_unsigned(image: Image.Image) -> bool:
-    """Return whether a TIFF file's integers are unsigned: Pillow reads them as signed."""
-    return image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == 1
 
 
 def _top_value(image: Image.Image) -> float:
@@ -268,13 +266,13 @@ def _top_value(image: Image.Image) -> float:
     It is the smallest usual one that no value exceeds: 16-bit pictures may be stored in 32 bits.
     """
     if image.mode.startswith("I;16"):
-        return 2**16 - 1
+        return tiff.white_of_16(image)
     largest = max(float(_values(strip, image).max()) for _, strip in _strips(image))
     if image.mode == "F" and largest <= 1:
         return 1.0
     # A dark one need not hold a value above 255; older versions of Pillow call such a PNG "I".
     least = 2**16 - 1 if image.format in ("PNG", "PPM") else 255
-    whites = (255, 2**16 - 1, 2**32 - 1 if _is_unsigned(image) else 2**31 - 1)
+    whites = (255, 2**16 - 1, 2**32 - 1 if tiff.is_unsigned(image) else 2**31 - 1)
     return next((w for w in whites if w >= max(largest, least)), largest)
 
 
@@ -288,6 +286,8 @@ def _narrow(
 
     def scaled(values: np.ndarray) -> np.ndarray:
         values = values.astype(np.float64) / top_value * 255
+        if tiff.is_negative(image):
+            values = 255 - values
         if profile:
             ramp = to_srgb(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), profile)
             values = np.interp(values, np.arange(256), np.asarray(ramp)[0, :, 1])
