@@ -173,6 +173,13 @@ def test_a_disturbed_trial_ends_where_an_undisturbed_one_does(two_concepts, mast
             names = {"loss", "mse", "val_loss", "val_gap", "learning_rate"} & set(m)
             assert {n: m[n] for n in names} == {n: undisturbed[step][n] for n in names}
 
+    # No step is shown twice: neither that of a stopped process nor that of the next one.
+    folders = {events.parent for events in master.folder.rglob("events.out.tfevents.*")}
+    assert sorted(len(list(folder.iterdir())) for folder in folders) == [1, 3]
+    for folder in folders:
+        shown = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+        assert [e.step for e in shown.Scalars("training/loss")] == list(range(2, 25, 2))
+
     count = len(master.told)
     master.run(two_concepts)  # a finished run restarted: nothing more
     later = [path.rsplit("/")[-1] for path, _ in master.told[count:]]

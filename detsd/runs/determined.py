@@ -57,7 +57,6 @@ class DeterminedRun(Run):
             threading.Thread(target=ask, name="searcher", daemon=True).start()
         if self.is_chief:
             progress.watchers.append(self.show)
-            self.tensorboard = TensorBoard(context.train.get_tensorboard_path())
 
     def close(self) -> None:
         """Stop what this process left running."""
@@ -71,6 +70,12 @@ class DeterminedRun(Run):
         self.latest, self.latest_uuid = checkpoint, uuid
         self.latest_is_own = read_metadata(checkpoint).get("trial_id") == self._trial_id
         self.stored_uuid = uuid if self.latest_is_own else ""
+
+    def open_tensorboard(self) -> None:
+        """Open the event file, once it is known at which step this process begins."""
+        if self.is_chief:
+            path = self.context.train.get_tensorboard_path()
+            self.tensorboard = TensorBoard(path, self.own_steps + 1)
 
     def report(self, steps, metrics, group="training"):
         if self.is_chief:
@@ -224,5 +229,6 @@ def determined_run(accelerate: bool) -> Iterator[Run]:
                 except CheckpointNotFound:  # the master accepts a deleted one
                     raise UserError(deleted(latest)) from None
             run.resume_from(context.distributed.broadcast_local(folder / "latest"), latest)
+        run.open_tensorboard()
         yield run
         run.flush()

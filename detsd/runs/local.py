@@ -11,7 +11,7 @@ import signal
 import socket
 from pathlib import Path
 
-from detsd.runs.folder import METADATA, RunFolder, is_complete, read_metadata
+from detsd.runs.folder import METADATA, RunFolder, is_complete
 from detsd.runs.ranks import Ranks
 from detsd.runs.registry import find_version
 from detsd.runs.run import Run
@@ -67,11 +67,9 @@ class LocalRun(Run):
     def begin(self):
         self._begun = True
         if self.is_chief:
-            own = self.latest if self.latest_is_own else None
-            steps = read_metadata(own)["steps_completed"] if own else -1
             self._files.remove_unfinished()
-            self._files.forget_metrics_after(steps)
-            self.tensorboard = TensorBoard(self._files.tensorboard, purge_step=steps + 1)
+            self._files.forget_metrics_after(self.own_steps)
+            self.tensorboard = TensorBoard(self._files.tensorboard, self.own_steps + 1)
 
             if self.models:  # a grid has no checkpoint whose metadata could hold them
                 with atomic_write(self._files.models_file) as staging:

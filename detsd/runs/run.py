@@ -68,6 +68,12 @@ class Run:
         return self.ranks.rank == 0
 
     @property
+    def own_steps(self) -> int:
+        """The steps of the latest checkpoint, if this run wrote it; else -1."""
+        own = self.latest if self.latest_is_own else None
+        return read_metadata(own)["steps_completed"] if own else -1
+
+    @property
     def latest_name(self) -> str:
         """The latest checkpoint's name for messages."""
         return f"checkpoint {self.latest_uuid}" if self.latest_uuid else str(self.latest)

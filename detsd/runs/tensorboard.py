@@ -63,19 +63,19 @@ class TensorBoard:
     loses the last two minutes if the process is killed.
 
     Args:
-        purge_step: the step from which on earlier events are hidden: these steps are repeated.
+        purge_step: the step from which on earlier events are hidden: these steps are repeated. The
+            first process gives one, too: `det tensorboard` takes the first for a run's beginning.
     """
 
     _numbers = itertools.count()  # of the files of this process
 
-    def __init__(self, folder: Path, purge_step: int | None = None):
+    def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         place = f"{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
         self._file = (folder / f"events.out.tfevents.{int(time.time()):010d}.{place}").open("wb")
         self._records = record_writer.RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
-        if purge_step is not None:
-            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **event: Any) -> None:
         self._records.write(Event(wall_time=time.time(), **event).SerializeToString())
