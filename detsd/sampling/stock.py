@@ -4,6 +4,7 @@ import functools
 import inspect
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -65,7 +66,33 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
         # PNDM, LMS and Heun would ignore this setting, and sample at other noise levels than the
         # model was trained on.
         options["trained_betas"] = _zero_snr_betas(model.scheduler)
-    return cls.from_config(options | OPTIONS.get(name, {}))
+    return _with_exact_steps(cls.from_config(options | OPTIONS.get(name, {})))
+
+
+def _with_exact_steps(scheduler: Any) -> Any:
+    """Make a sampler take as many steps as asked for, from the first one on.
+
+    With trailing spacing, rounding gives 61, 103, 121 and some other numbers of steps one timestep
+    more, -1, which DDIM and PNDM take for the noisiest one: the image is noise. Karras' noise
+    levels for zero SNR begin with two steps at timestep 999, of which the sampler would find the
+    second.
+    """
+    set_timesteps = scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)  # diffusers inspects its signature
+    def exact(*args, **options):
+        set_timesteps(*args, **options)
+        extra = int((scheduler.timesteps < 0).sum())  # Heun has each of its timesteps twice
+        if extra:
+            scheduler.timesteps = scheduler.timesteps[:-extra]
+            if hasattr(scheduler, "sigmas"):
+                kept = scheduler.sigmas[: -extra - 1], scheduler.sigmas[-1:]
+                scheduler.sigmas = torch.cat(kept)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+
+    scheduler.set_timesteps = exact
+    return scheduler
 
 
 def _zero_snr_betas(scheduler: DDPMScheduler) -> list[float]:
