@@ -700,6 +700,16 @@ def test_a_text_encoder_under_other_names_is_refused(folders, tmp_path):
         load_base_model(ModelConfig(str(folder)), CPU)
 
 
+def test_a_model_saved_with_a_lora_is_refused(folders, tmp_path):
+    """peft puts the layers that a LoRA changes under other names; diffusers finds none of them."""
+    folder = shutil.copytree(folders["sd1"], tmp_path / "with-lora")
+    (file,) = (folder / "unet").glob("*.safetensors")
+    renamed = {n.replace(".to_q.", ".to_q.base_layer."): t for n, t in load_file(file).items()}
+    save_file(renamed, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"unet lack .*again after unload_lora_weights\(\)"):
+        load_base_model(ModelConfig(str(folder)), CPU)
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_a_model_from_which_a_word_was_unloaded_is_read(family, folders, tmp_path):
     """diffusers took the word's rows from the table, and saved the old vocab_size."""

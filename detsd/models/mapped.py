@@ -46,7 +46,12 @@ def load_part(cls: type, source: ModelFiles, part: str, dtype: torch.dtype) -> A
     )
     if missing := sorted(info["missing_keys"]):
         reason = f"the weights of {part} lack {len(missing)} of its tensors, first {missing[0]}"
-        if info["unexpected_keys"]:
+        if any(".base_layer." in name for name in info["unexpected_keys"]):
+            reason += (
+                "; a LoRA was loaded when it was saved, so save it again after "
+                "unload_lora_weights() (and fuse_lora() before that, to keep its effect)"
+            )
+        elif info["unexpected_keys"]:
             reason += "; another version of transformers seems to have saved them, so use that one"
         raise ValueError(reason)
     return cast(model, dtype, files)
