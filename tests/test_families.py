@@ -619,6 +619,19 @@ def test_what_other_parts_say(part, changes, words, folders):
     assert words in unsupported_parts(configs | {part: configs[part] | changes})
 
 
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_training_noise_does_not_depend_on_the_models_sampler(name, folders, tmp_path):
+    """These samplers' own `add_noise` has the levels in reverse order before `set_timesteps`."""
+    folder = shutil.copytree(folders["sd1"], tmp_path / "other-sampler")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name}))
+    t, signal, noise = torch.tensor([0, 999]), torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    first, last = load_base_model(ModelConfig(str(folder)), CPU).scheduler.add_noise(
+        signal, noise, t
+    )
+    assert first < 0.05 < 0.99 < last
+
+
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(folders, tmp_path):
     """The folder has no weights: looking for them would give another sentence."""
     folder = tmp_path / "inpainting"
