@@ -464,3 +464,53 @@ def test_the_plain_prompt_has_the_phrases(pipe):
     assert (
         pipe.vocabulary.with_initializers("a blob-thing and a cube-thing") == "a ball and a thing"
     )
+
+
+def test_a_job_takes_what_numpy_and_json_give(pipe, tmp_path):
+    """Seeds of an array and an interval as a list give the same image and the same file."""
+    job = dataclasses.replace(JOB, guidance_interval=(0.2, 0.8))
+    given = Job(
+        np.str_(JOB.prompt), np.arange(8)[7], guidance_scale=np.float64(7.5),
+        num_inference_steps=np.int32(3), guidance_interval=[0.2, 0.8],
+    )  # fmt: skip
+    assert given == job
+    assert {type(value) for value in vars(given).values()} <= {*map(type, vars(job).values())}
+    made = pipe.make([given])
+    assert np.array_equal(*pixels([made[0], pipe.make([job])[0]]))
+    assert pipe.save([given], made, tmp_path) == pipe.save([job], made, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"seed": -1}, r"job\.seed is -1 but must be a whole number from 0 to 4294967295$"),
+        ({"seed": 2**32}, "job.seed is 4294967296"),
+        ({"seed": 1.5}, "job.seed is 1.5"),
+        ({"num_inference_steps": 0}, "job.num_inference_steps is 0 but must be a whole number"),
+        ({"num_inference_steps": 1000}, "must be less than the 1000 timesteps of"),
+        ({"width": 36, "height": 0}, "job.width is 36 but must be a multiple of 8; job.height is"),
+        ({"spacing": "even"}, "job.spacing is 'even' but must be one of leading, trailing, linsp"),
+        ({"guidance_interval": [0.8, 0.2]}, "job.guidance_interval is .* but must be .start, stop"),
+        ({"scheduler_name": "lcm", "num_inference_steps": 60}, "60 is more than the 50 of the lcm"),
+        ({"scheduler_name": "Euler a"}, "is unknown; .*; did you mean 'euler-ancestral'"),
+    ],
+)
+def test_a_job_that_no_configuration_could_name_is_refused(pipe, change, problem):
+    """Otherwise an image is smaller than its file says, or a library fails without a reason."""
+    with pytest.raises(UserError, match=problem):
+        pipe.make([dataclasses.replace(JOB, **change)])
+
+
+def test_a_script_may_name_one_concept_or_a_list(tiny_model, concept_file):
+    """As in a configuration; a string was taken apart into letters."""
+    load = functools.partial(DetSDTextualInversionPipeline.from_pretrained, tiny_model)
+    for concepts in (concept_file, str(concept_file), [concept_file], (concept_file,)):
+        assert load(concepts=concepts).concepts == ["blob-thing"]
+        plain = load()
+        assert plain.load_concepts(concepts) == ["blob-thing"]
+    uuid = "0" * 8 + "-0000" * 3 + "-" + "0" * 12
+    for call in (load().load_from_uuids, lambda uuids: load(uuids=uuids)):
+        with pytest.raises(UserError, match=f"checkpoint {uuid} "):
+            call(uuid)
+    with pytest.raises(UserError, match="precision is 'float16' but must be one of auto, fp32, b"):
+        load(precision="float16")

@@ -137,7 +137,7 @@ def closest_key(key: str, kind: type) -> str:
     return "known keys: " + ", ".join(known)
 
 
-def _closest_choice(value: Any, choices: Collection[Any]) -> str:
+def closest_choice(value: Any, choices: Collection[Any]) -> str:
     """Suggest a choice for a misspelled one, or for a sampler's name in other programs."""
     known = {choice: choice for choice in map(str, choices)}
     if "euler" in known:
@@ -206,7 +206,7 @@ def _value(kind: Any, value: Any) -> Any:
         choices = typing.get_args(kind)
         if value in choices:
             return value
-        raise ValueError(type_name(kind) + _closest_choice(value, choices))
+        raise ValueError(type_name(kind) + closest_choice(value, choices))
     if kind is types.NoneType and value is None:
         return None
     if kind is bool and isinstance(value, bool):

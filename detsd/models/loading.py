@@ -45,6 +45,8 @@ def pick_dtype(precision: str, device: torch.device, training: bool = False) -> 
     bf16 has the range of float32, which gradients need. fp16 is more precise: its images are nine
     times closer to those in float32 (dev/LOG.md).
     """
+    if precision not in (known := ("auto", *DTYPES)):  # in a script, not in a configuration
+        raise UserError(f"precision is {precision!r} but must be one of {', '.join(known)}")
     if precision != "auto":
         return DTYPES[precision]
     if device.type != "cuda":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from PIL import Image
 
 from detsd.config import GridConfig, InferenceConfig
+from detsd.config.schema import MAX_SEED, SpacingName, sampling_problems
+from detsd.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,31 @@ class Job:
     spacing: str | None = None  # of the timesteps; None: the model's own
     # Parse (word:1.3), BREAK and long prompts with `concepts.weights`; False: plain text, cut off.
     prompt_weights: bool = True
+
+    def __post_init__(self):
+        """Turn numpy's numbers and a list into Python's own: settings are hashed, and JSON."""
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+        if isinstance(self.guidance_interval, list):
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+
+    def check(self) -> None:
+        """Refuse settings that no image of any model can have."""
+        spacings, steps = typing.get_args(SpacingName), self.num_inference_steps
+        found = sampling_problems("job", self.guidance_interval, [], [])
+        if not (isinstance(self.seed, int) and 0 <= self.seed <= MAX_SEED):
+            found.append(f"job.seed is {self.seed} but must be a whole number from 0 to {MAX_SEED}")
+        if not (isinstance(steps, int) and steps > 0):
+            found.append(f"job.num_inference_steps is {steps} but must be a whole number above 0")
+        if self.spacing not in (None, *spacings):
+            known = ", ".join(spacings)
+            found.append(f"job.spacing is {self.spacing!r} but must be one of {known}, or None")
+        for name in ("width", "height"):
+            if (side := getattr(self, name)) is not None and (side < 8 or side % 8):
+                found.append(f"job.{name} is {side} but must be a multiple of 8")
+        if found:
+            raise UserError("; ".join(found))
 
     @property
     def noise_seed(self) -> int:

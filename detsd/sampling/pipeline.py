@@ -91,8 +91,8 @@ class DetSDTextualInversionPipeline:
         clip_skip: int = 0,
         vae: str | None = None,
         safety_checker: bool = True,
-        concepts: Iterable[str | Path] = (),
-        uuids: Iterable[str] = (),
+        concepts: str | Path | Iterable[str | Path] = (),
+        uuids: str | Iterable[str] = (),
     ) -> DetSDTextualInversionPipeline:
         """Load a base model, with its safety checker if it has one.
 
@@ -104,7 +104,7 @@ class DetSDTextualInversionPipeline:
             concepts, uuids: concepts to load, as with `load_concepts` and `load_from_uuids`; those
                 that do not fit the model are refused before its weights are downloaded.
         """
-        sources = [*concepts, *(f"uuid:{uuid}" for uuid in uuids)]
+        sources = [*_listed(concepts), *(f"uuid:{uuid}" for uuid in _listed(uuids))]
         learned = [find_concepts(source) for source in sources]
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         config = ModelConfig(pretrained_model_name_or_path, revision, precision, clip_skip, vae)
@@ -125,22 +125,22 @@ class DetSDTextualInversionPipeline:
         """The words that prompts may use."""
         return self.vocabulary.names
 
-    def load_concepts(self, *paths: str | Path) -> list[str]:
+    def load_concepts(self, *paths: str | Path | Iterable[str | Path]) -> list[str]:
         """Load concepts; return the new words.
 
         Args:
             paths: concept files of any layout, checkpoint folders, or run folders, which stand for
                 their best checkpoint; `path=word` gives a concept that word.
         """
-        return [word for path in paths for word in self.add(*find_concepts(path))]
+        every = [find_concepts(path) for given in paths for path in _listed(given)]
+        return [word for found in every for word in self.add(*found)]
 
-    def load_from_uuids(self, uuids: Iterable[str]) -> list[str]:
+    def load_from_uuids(self, uuids: str | Iterable[str]) -> list[str]:
         """Load concepts of Determined checkpoints, `uuid` or `uuid=word`; return the new words.
 
-        The master and the login are those of the `det` command line. A checkpoint is downloaded
-        once and kept in `~/.cache/detsd`.
+        Master and login are those of `det`. A checkpoint is downloaded once, to `~/.cache/detsd`.
         """
-        return self.load_concepts(*(f"uuid:{uuid}" for uuid in uuids))
+        return self.load_concepts(*(f"uuid:{uuid}" for uuid in _listed(uuids)))
 
     def add(self, concepts: list[LearnedConcept], source: str, reload_from: str) -> list[str]:
         """Add concepts, all or none; return their words.
@@ -202,6 +202,7 @@ class DetSDTextualInversionPipeline:
     def check(self, jobs: list[Job], section: str = "") -> None:
         """Refuse jobs that the model cannot make; `section` is that of the configuration."""
         for job in jobs:
+            job.check()
             check_steps(self.model, job.scheduler_name, job.num_inference_steps, section)
 
     def guided_calls(self, job: Job) -> list[bool]:
@@ -241,6 +242,7 @@ class DetSDTextualInversionPipeline:
         Args:
             options: as for `Sampler.make_batches`.
         """
+        self.check(jobs)
         self.warnings.log(jobs)
         batches = self.sampler.make_batches(jobs, **options)
         made = {number: image for batch in batches for number, image in batch.items()}
@@ -276,8 +278,7 @@ class DetSDTextualInversionPipeline:
 
         Equal settings give the same file name, different ones another. `folder` is created.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
         paths = []
         for job, result in zip(jobs, made, strict=True):
             how = {"flagged": result.flagged, "batch_size": result.batch_size}
@@ -287,3 +288,8 @@ class DetSDTextualInversionPipeline:
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
             paths[-1].write_bytes(self.encode(result, record))
         return paths
+
+
+def _listed(given: str | Path | Iterable[str | Path]) -> list[str | Path]:
+    """Return sources as a list: a single one counts as a list of one, as in a configuration."""
+    return [given] if isinstance(given, str | Path) else list(given)

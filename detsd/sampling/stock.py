@@ -18,7 +18,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from detsd.config.schema import LCM_STEPS
+from detsd.config.schema import LCM_STEPS, closest_choice
 from detsd.models.base import BaseModel
 from detsd.utils.errors import UserError
 
@@ -54,7 +54,8 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
         spacing: of the timesteps: leading, trailing or linspace; None: the model's.
     """
     if name not in SCHEDULERS:
-        raise UserError(f"scheduler {name!r} is unknown; use one of {', '.join(SCHEDULERS)}")
+        known, close = ", ".join(SCHEDULERS), closest_choice(name, SCHEDULERS)
+        raise UserError(f"scheduler {name!r} is unknown; use one of {known}{close}")
     # Latents have no bounds to clip to. diffusers sets both when it loads a pipeline.
     options = {**model.sampling_scheduler_config, "clip_sample": False, "steps_offset": 1}
     if name == "pndm":
