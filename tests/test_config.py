@@ -249,6 +249,11 @@ def test_differences_name_the_keys():
     b = dataclasses.asdict(parse_config(with_values(training={"learning_rate": 0.5}), "x"))
     assert differences(a, b) == ["training.learning_rate was 0.0005, is 0.5"]
     assert differences(a, a) == []
+    b["concepts"] |= {"num_vectors": [None, 3], "horizontal_flip": True, "concept_strs": ["x" * 99]}
+    vectors, flip, word = sorted(differences(b, a), reverse=True)[1:]
+    assert vectors == "concepts.num_vectors was [null, 3], is [null]"
+    assert flip == "concepts.horizontal_flip was true, is false"
+    assert word.startswith(f"concepts.concept_strs was ['{'x' * 99}'], is [")
     assert isinstance(parse_config(MINIMAL, "x"), FinetuneConfig)
 
 

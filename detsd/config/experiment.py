@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from detsd.config.finetune import FinetuneConfig
 from detsd.config.generate import EvaluateConfig, GenerateConfig
-from detsd.config.schema import parse_section
+from detsd.config.schema import parse_section, shown
 from detsd.config.search import asha_problem, rung_warning
 from detsd.config.yaml_text import MAX_DEPTH, parse_yaml, read_text
 from detsd.config.yaml_versions import disagreements
@@ -76,7 +76,7 @@ def check_experiment(experiment: Any, source: str, kind: type) -> None:
     slots = (experiment.get("resources") or {}).get("slots_per_trial")
     if slots is not None and (not isinstance(slots, int) or slots < 1):
         raise UserError(
-            f"{source} has resources.slots_per_trial: {slots!r}, but the launcher starts one "
+            f"{source} has resources.slots_per_trial: {shown(slots)}, but the launcher starts one "
             "process per slot; set it to a whole number of at least 1 (an agent without a GPU has "
             "one slot as well)"
         )
@@ -146,7 +146,7 @@ def _check_asha(searcher: dict, hyperparameters: dict, source: str, kind: type) 
             f"{source} has no searcher.max_time; set it to the {kind.metrics[-1]} of a whole trial"
         )
     if not isinstance(longest, int):
-        raise UserError(f"{source} has searcher.max_time: {longest!r}; give a whole number")
+        raise UserError(f"{source} has searcher.max_time: {shown(longest)}; give a whole number")
     if problem := asha_problem(searcher):
         raise UserError(f"{source} has {problem}")
     steps = hyperparameter(hyperparameters, "training.num_sgd_steps")

@@ -149,12 +149,25 @@ def closest_choice(value: Any, choices: Collection[Any]) -> str:
     return f"; did you mean {known[close[0]]!r}?" if close else ""
 
 
+class YamlWords(reprlib.Repr):
+    """A `reprlib.Repr` that writes null, true and false, also inside of lists."""
+
+    def repr_NoneType(self, value: None, level: int) -> str:  # found by the type's name
+        """Return YAML's word for None."""
+        return "null"
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        """Return YAML's word for a truth value."""
+        return str(value).lower()
+
+
 def shown(value: Any, cut: bool = True) -> str:
     """Return a value for a message, in YAML's words (null, true, false), cut to a usual length."""
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return reprlib.repr(value) if cut else repr(value)
+    words = YamlWords()
+    if not cut:
+        for name in ("maxlist", "maxdict", "maxstring", "maxlong", "maxother", "maxlevel"):
+            setattr(words, name, sys.maxsize)
+    return words.repr(value)
 
 
 def type_name(kind: Any) -> str:
