@@ -300,6 +300,13 @@ def test_rungs_that_too_few_trials_take_away_are_told_beforehand(tmp_path, caplo
         "and 90\n"
     )
     assert caplog.text == ""
+    for divisor in ("null", "2.5"):  # null is Determined's default, 4
+        path = tmp_path / f"{divisor}.yaml"
+        few = text.replace("max_trials: 18", "max_trials: 2")
+        path.write_text(few.replace("divisor: 3", f"divisor: {divisor}"))
+        assert main(["search", str(path)]) == 0
+        assert "searcher.max_rungs: 3 becomes 1 with max_trials: 2" in caplog.text
+        caplog.clear()
     for trials, rungs in ((9, [30, 90, 270]), (8, [90, 270]), (6, [90, 270]), (2, [270])):
         path = tmp_path / "few.yaml"
         path.write_text(text.replace("max_trials: 18", f"max_trials: {trials}"))

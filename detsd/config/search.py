@@ -65,11 +65,10 @@ def rungs(searcher: dict[str, Any]) -> list[int]:
 def rung_warning(searcher: dict[str, Any]) -> str | None:
     """Return a sentence on rungs that are dropped for lack of trials, or None."""
     wanted, trials = searcher.get("max_rungs"), searcher.get("max_trials")
-    divisor = searcher.get("divisor", DIVISOR)
-    numbers = (wanted, trials, divisor, searcher.get("max_time"))
+    numbers = (wanted, trials, searcher.get("max_time"))
     if searcher.get("name") != "adaptive_asha" or not all(isinstance(n, int) for n in numbers):
         return None
-    if trials < 1 or divisor < 2 or _rung_count(searcher, trials) >= wanted:
+    if asha_problem(searcher) or _rung_count(searcher, trials) >= wanted:
         return None
     counts = range(trials, 10**5)
     enough = next((n for n in counts if _rung_count(searcher, n) >= wanted), None)
