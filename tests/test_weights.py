@@ -394,3 +394,12 @@ def test_guidance_that_covers_no_step_is_told(model):
     (said,) = warn([none, dataclasses.replace(none, seed=1)])
     assert said.startswith("guidance_interval: [0.2, 0.4] contains none of the 2 steps")
     assert JobWarnings(model)([dataclasses.replace(none, guidance_scale=1)]) == []
+
+
+def test_negative_prompts_without_guidance_are_told(model):
+    """Two of them would make the same image twice; each scale is told once."""
+    warn, job = JobWarnings(model), Job("a ball", 0, "red", guidance_scale=1)
+    said = "at a guidance scale of 1, negative prompts have no effect; use more than 1"
+    assert warn([job, dataclasses.replace(job, negative_prompt="blue")]) == [said]
+    for other in ({"negative_prompt": ""}, {"guidance_scale": 1.1}):
+        assert JobWarnings(model)([dataclasses.replace(job, **other)]) == []

@@ -42,6 +42,12 @@ class JobWarnings:
             unguided = job.guided and job.guidance_interval and not guided_steps(*guidance)
             if unguided and self._is_new(*guidance):
                 found.append(_unguided(*guidance, section))
+            scale = job.guidance_scale
+            if job.negative_prompt and not job.guided and self._is_new("negative", scale):
+                found.append(
+                    f"at a guidance scale of {scale:g}, negative prompts have no effect; use more "
+                    "than 1"
+                )
         return found
 
     def _is_new(self, *settings: Any) -> bool:
