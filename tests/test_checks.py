@@ -148,6 +148,39 @@ def test_all_that_is_missing_is_told_at_once(tmp_path):
     assert f"photos does not exist (looked in {tmp_path} and in {os.getcwd()})" in text
 
 
+def test_settings_without_an_effect_are_told(caplog):
+    """Each is a warning; a setting that has its default value is none."""
+    path = ROOT / "finetune_demo.yaml"
+    values = {
+        "evaluator.clip": "owner/name", "measure.num_prompts": 4, "training.weight_decay": 0.01,
+        "training.plateau_ratio": 0.2, "training.adam_beta2": 0.99, "concepts.shuffle_tags": True,
+    }  # fmt: skip
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    check_finetune(load_config(path, given), str(path))
+    measuring = "has no effect while measure.num_samples is 0; set it to 4 or more"
+    assert caplog.messages == [
+        *(f"{key} {measuring}" for key in ("evaluator.clip", "measure.num_prompts")),
+        "training.weight_decay has no effect while training.optimizer_name is 'adam'; use adamw",
+        "training.plateau_ratio has no effect while training.stop_on_plateau is null; set it to 3 "
+        "to 10",
+    ]
+    caplog.clear()
+    given += ["concepts.append_file_name_to_text=false", "training.optimizer_name=sgd"]
+    given += ["measure.num_samples=4", "training.stop_on_plateau=3"]
+    check_finetune(load_config(path, given), str(path))
+    assert caplog.messages == [
+        "training.adam_beta2 has no effect while training.optimizer_name is 'sgd'; use adam or "
+        "adamw",
+        "concepts.shuffle_tags has no effect while concepts.use_caption_files is false and "
+        "concepts.append_file_name_to_text is false; set one of them to true",
+    ]
+    caplog.clear()
+    for path in ROOT.glob("finetune_*.yaml"):
+        if path.name != "finetune_search.yaml":  # a searcher gives its values
+            check_finetune(load_config(path), str(path))
+    assert caplog.messages == []
+
+
 def test_paths_beside_the_configuration_come_first(tmp_path, monkeypatch):
     beside, working = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (beside / "mine", working / "mine", working / "theirs"):

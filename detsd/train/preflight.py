@@ -3,16 +3,43 @@
 Nothing is written or downloaded. Checks that need the model itself are made where it is used.
 """
 
+import dataclasses
+import logging
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 from detsd.concepts.source import ConceptSource, word_problem
-from detsd.config import FinetuneConfig, refuse
+from detsd.config import ConceptsConfig, FinetuneConfig, ModelConfig, flat, refuse
+from detsd.config.schema import shown
 from detsd.data.captions import caption_problem
 from detsd.data.folder import ImageFolder, folder_problem, lookalikes_of
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
 from detsd.utils.errors import UserError
+
+logger = logging.getLogger("detsd")
+
+# Values with which other settings have no effect; these settings; what to do.
+UNUSED: tuple[tuple[dict[str, Any], tuple[str, ...], str], ...] = (
+    (
+        {"measure.num_samples": 0},
+        ("evaluator.clip", "evaluator.dino", "measure.lineup", "measure.num_prompts"),
+        "set it to 4 or more",
+    ),
+    ({"training.optimizer_name": "adam"}, ("training.weight_decay",), "use adamw"),
+    (
+        {"training.optimizer_name": "sgd"},
+        ("training.adam_beta1", "training.adam_beta2", "training.adam_epsilon"),
+        "use adam or adamw",
+    ),
+    ({"training.stop_on_plateau": None}, ("training.plateau_ratio",), "set it to 3 to 10"),
+    (
+        {"concepts.use_caption_files": False, "concepts.append_file_name_to_text": False},
+        ("concepts.shuffle_tags", "concepts.tag_drop_out", "concepts.file_name_split_char"),
+        "set one of them to true",
+    ),
+)
 
 
 def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = None) -> None:
@@ -52,6 +79,21 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         except UserError as error:
             problems.append(str(error))
     refuse(problems, source)
+    for warning in unused_settings(config):
+        logger.warning("%s", warning)
+
+
+def unused_settings(config: FinetuneConfig) -> list[str]:
+    """Return a sentence on each setting that differs from its default but has no effect."""
+    given = flat(dataclasses.asdict(config))
+    usual = flat(dataclasses.asdict(FinetuneConfig(ModelConfig(""), ConceptsConfig([], [], []))))
+    return [
+        f"{key} has no effect while {' and '.join(f'{k} is {shown(v)}' for k, v in off.items())}; "
+        f"{remedy}"
+        for off, keys, remedy in UNUSED
+        for key in keys
+        if given[key] != usual[key] and all(given[k] == v for k, v in off.items())
+    ]
 
 
 def word_problems(config: FinetuneConfig, tokens: Container[str]) -> list[str]:
