@@ -167,7 +167,7 @@ def _jobs(config: EvaluateConfig, reference: ConceptReference, word: str) -> lis
         0,
         guidance_scale=e.guidance_scale,
         num_inference_steps=e.num_inference_steps,
-        guidance_interval=e.guidance_interval and tuple(e.guidance_interval),
+        guidance_interval=e.guidance_interval,
         spacing=e.spacing,
     )
     jobs = []

@@ -108,7 +108,7 @@ def grid_jobs(grid: GridConfig, size: int) -> list[Job]:
             0,
             width=grid.width or size,
             height=grid.height or size,
-            guidance_interval=grid.guidance_interval and tuple(grid.guidance_interval),
+            guidance_interval=grid.guidance_interval,
             spacing=grid.spacing,
             prompt_weights=grid.prompt_weights,
         ),
@@ -132,7 +132,7 @@ def sample_jobs(config: InferenceConfig, size: int) -> list[Job]:
         config.scheduler_name,
         size,
         size,
-        guidance_interval=config.guidance_interval and tuple(config.guidance_interval),
+        guidance_interval=config.guidance_interval,
         spacing=config.spacing,
         prompt_weights=config.prompt_weights,
     )
