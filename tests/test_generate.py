@@ -218,7 +218,7 @@ def test_sigterm_stores_what_is_made(slow_grid, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
+def test_an_image_is_made_again_from_itself(given, concepts, tmp_path, capsys):
     generate(given, tmp_path / "out")
     source = tmp_path / "out" / "images" / "job-00017.png"
     assert call("generate", "--from", source, "--output-dir", tmp_path / "again") == 0
@@ -234,6 +234,13 @@ def test_an_image_is_made_again_from_itself(given, tmp_path, capsys):
         call("generate", "--from", source, "--set", "grid.seeds=[1, 9]", "--output-dir", near) == 0
     )
     assert len(pixels(near)) == 2
+    # with its concepts at another place
+    moved = f"concepts.files={concepts.rename(tmp_path / 'moved')}"
+    capsys.readouterr()
+    assert call("generate", "--from", source, "--output-dir", tmp_path / "gone") == 2
+    assert f"{concepts}/learned_embeddings_dict.pt does not exist" in capsys.readouterr().err
+    assert call("generate", "--from", source, "--set", moved, "--output-dir", tmp_path / "b") == 0
+    assert f"the same pixels as {source}" in capsys.readouterr().out
     # a picture saved by an editor
     Image.open(source).convert("RGB").save(tmp_path / "bare.png")
     capsys.readouterr()

@@ -24,6 +24,9 @@ from detsd.utils.foreign import read_foreign
 from detsd.utils.paths import BUNDLED
 from detsd.utils.png import read_record
 
+# Settings that say where the parts of an image are now; with others it is another image.
+PLACES = ("model.", "concepts.", "output.")
+
 
 def generate(args: argparse.Namespace) -> int:
     """Make a grid of images, or one image again; return the exit code."""
@@ -39,7 +42,7 @@ def generate(args: argparse.Namespace) -> int:
         if task.on_cluster():
             print_stored(run, f"all {len(grid.jobs)} images" if grid.jobs[1:] else "the image")
             return 0
-        if args.source and not args.set:
+        if args.source and all(given.startswith(PLACES) for given in args.set or []):
             if grid.store:  # on the chief
                 path = grid.store.path(0)
                 run.print(f"{path}: {compare(path, args.source)}")
