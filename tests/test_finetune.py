@@ -912,6 +912,25 @@ def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, ca
     assert "Traceback" not in said
 
 
+def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys):
+    """Also after its run was moved; no file holds the vectors of step 0."""
+    words = {"inference_prompts": ["a blob-thing and a (blob-thing:1.2)", "a ball"]}
+    given = words | {"negative_prompt": "red", "img_per_prompt": 3, "guidance_interval": [0, 0.5]}
+    assert finetune(experiment(inference=given), tmp_path / "out") == 0
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    for k in (1, 4, 11):
+        sample = moved / "samples" / f"step-00000004-{k:03d}.png"
+        capsys.readouterr()
+        out = tmp_path / f"again-{k}"
+        assert main(["generate", "--from", str(sample), "--output-dir", str(out)]) == 0
+        assert f"job-00000.png: the same pixels as {sample}" in capsys.readouterr().out
+    named = remake_hyperparameters(moved / "samples" / "step-00000004-001.png")
+    step = moved / "checkpoints" / "step-00000004"
+    assert named["concepts"]["files"] == [str(step / "learned_embeddings_dict.pt")]
+    assert main(["generate", "--from", str(moved / "samples" / "step-00000000-000.png")]) == 2
+    assert "writes none into contact sheets and into the samples of s" in capsys.readouterr().err
+
+
 def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, caplog):
     """This covers every file that a run reads again: metrics, samples, metadata."""
     out, whole = tmp_path / "out", tmp_path / "whole"

@@ -228,6 +228,11 @@ def test_an_image_is_made_again_from_itself(given, concepts, tmp_path, capsys):
     for path, name in ((source, "from-out-job-00017"), (tmp_path / "bare.png", "from-bare")):
         shutil.copyfile(source, tmp_path / "bare.png")
         assert grid_config(parser().parse_args(["generate", "--from", str(path)]))[2] == name
+    sample = tmp_path / "run" / "samples" / "step-00000004-000.png"
+    sample.parent.mkdir(parents=True)
+    shutil.copyfile(source, sample)
+    line = ["generate", "--from", str(sample)]
+    assert grid_config(parser().parse_args(line))[2] == "from-run-step-00000004-000"
     # and its neighbours
     near = tmp_path / "near"
     assert (

@@ -66,8 +66,8 @@ def grid_config(args: argparse.Namespace) -> tuple[GenerateConfig, str, str]:
     source, name, hyperparameters = "the command line", "grid", {}
     if args.source:
         source, folder = str(args.source), args.source.absolute().parent
-        grid = f"{folder.parent.name}-" if folder.name == "images" else ""
-        name = f"from-{grid}{args.source.stem}"
+        run = f"{folder.parent.name}-" if folder.name in ("images", "samples") else ""
+        name = f"from-{run}{args.source.stem}"
         hyperparameters = remake_hyperparameters(args.source, args.set or [])
     override(hyperparameters, args.set or [], source)
     return parse_config(hyperparameters, source, GenerateConfig), source, name
@@ -84,7 +84,8 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
         raise UserError(
             f"{path} holds no settings of detsd, A1111 or ComfyUI; give the original file that "
             "one of them wrote (image editors and chat programs strip the settings, and detsd "
-            "writes none into training samples and contact sheets)"
+            "writes none into contact sheets and into the samples of step 0 or of a cluster's "
+            "training)"
         )
     progress.say_once(f"{path} was made with {foreign.tool}")
     key = "model.pretrained_model_name_or_path"
@@ -108,7 +109,7 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
     record = read_record(path)
     if record is None:
         return foreign_hyperparameters(path, given)
-    sources = dict.fromkeys(c["source"] for c in record["concepts"].values())
+    sources = dict.fromkeys(_location(c["source"], path) for c in record["concepts"].values())
     uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
     return {
         "model": record["model"],
@@ -129,3 +130,9 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
         # The original batch size: another one may run other kernels and round differently.
         "output": {"batch_size": record.get("batch_size"), "fill_batches": True},
     }
+
+
+def _location(source: str, image: Path) -> str:
+    """Return where a concept's source is: a training sample names it from its own folder on."""
+    beside = image.parent / source
+    return os.path.normpath(beside) if source.startswith("..") and beside.is_file() else source

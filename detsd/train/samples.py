@@ -7,6 +7,7 @@ them is used.
 
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,13 +21,14 @@ from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.encoders import ImageEncoder
 from detsd.evaluate.metrics import Baselines, ConceptMetrics
 from detsd.models.base import BaseModel
-from detsd.runs.folder import SAMPLE, RunFolder
+from detsd.runs.folder import DICT_FILE, SAMPLE, RunFolder
 from detsd.runs.run import Run
 from detsd.runs.tensorboard import image_tags
-from detsd.sampling.jobs import Job, batches, sample_jobs
+from detsd.sampling.jobs import GeneratedImage, Job, batches, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.utils import contact_sheets, png
 from detsd.utils.memory import give_back_memory
+from detsd.utils.paths import atomic_write
 from detsd.utils.progress import Bar
 
 MAX_BATCH = 4  # samples made at once
@@ -151,12 +153,12 @@ class Samples:
                 [self._jobs[k] for k in numbers],
                 on_step=lambda now: bar.done("samples", len(now.numbers)),
             )
-            own += [(k, m.image) for k, m in zip(numbers, made, strict=True)]
+            own += zip(numbers, made, strict=True)
         self.set_vae_aside()
         by_job = dict(self._run.gather(own))
-        images = [by_job[k] for k in range(len(self._jobs))]
+        images = [by_job[k].image for k in range(len(self._jobs))]
         if self._run.is_chief:
-            self._keep(step, images)
+            self._keep(step, [by_job[k] for k in range(len(self._shown))])
         found: dict[str, float] = {}
         if self._metrics and step == 0 and not self._metrics.baselines:
             self._metrics.fit_baselines(images[len(self._shown) :])
@@ -200,12 +202,24 @@ class Samples:
         if not changed:
             apart.rmdir()
 
-    def _keep(self, step: int, images: list[Image.Image]) -> None:
-        for k, tag in enumerate(self._tags):
+    def _keep(self, step: int, made: list[GeneratedImage]) -> None:
+        # From the sample on, so that the run's folder may move; written next.
+        vectors = os.path.relpath(self._files.checkpoint(step), self._files.sample(step, 0).parent)
+        sources = dict.fromkeys(self._model.vocabulary.names, f"{vectors}/{DICT_FILE}")
+        self._pipeline.sources = sources
+        for k, (tag, image) in enumerate(zip(self._tags, made, strict=True)):
             path = self._files.sample(step, k)
             path.parent.mkdir(exist_ok=True)
-            png.save(images[k], path)
-            self._run.log_image(tag, path.read_bytes(), step)
+            # No file holds the initializers' vectors; the name of a cluster's checkpoint is not
+            # known yet.
+            if step and self._run.folder_is_kept:
+                how = {"flagged": image.flagged, "batch_size": image.batch_size}
+                content = self._pipeline.encode(image, self._pipeline.settings(self._jobs[k]) | how)
+            else:
+                content = png.encode(image.image)
+            with atomic_write(path) as staging:
+                staging.write_bytes(content)
+            self._run.log_image(tag, content, step)
 
     def log_training_images(self, pictures: dict[str, list[Image.Image]]) -> None:
         """Show a few training images of each concept in TensorBoard."""
