@@ -382,7 +382,7 @@ def test_stopped_between_steps_what_is_made_stays(backend, monkeypatch):
     assert generation.images == {}
 
 
-def test_an_image_dropped_fills_the_form(backend, tmp_path):
+def test_an_image_dropped_fills_the_form(backend, tmp_path, monkeypatch):
     given = parse(ImageSettings, GOOD | {"prompt": "a blob-thing"})
     path = finished(backend.generate([good_job(backend)]))[0].path
     assert read_settings(backend.pipe, path) == (given, [])
@@ -407,6 +407,10 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path):
         "its concept blob-thing had different vectors from the one loaded here",
         "its concept cube-thing is not loaded",
     ]
+    model = Path(backend.pipe.model.name)
+    monkeypatch.chdir(model.parent)
+    again = record["model"] | {"pretrained_model_name_or_path": f"./{model.name}"}
+    assert dropped(model=again) == (given, [])  # the same one in another spelling
     part, _ = dropped(guidance_interval=[0.2, 0.8], spacing="trailing")
     assert part == replace(given, guidance_start=0.2, guidance_stop=0.8, spacing="trailing")
     job = make_job(backend.pipe, part)

@@ -328,6 +328,28 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
     assert pixels(tmp_path / "out") == before
 
 
+def test_files_at_another_place_are_the_same_grid(
+    given, concepts, tiny_model, tmp_path, monkeypatch
+):
+    """Of a concept the vectors count, not its file; a model's path may be spelled another way."""
+    generate(given, tmp_path / "out")
+    before = pixels(tmp_path / "out")
+    moved = shutil.copytree(concepts, tmp_path / "moved")
+    monkeypatch.chdir(tiny_model.parent)
+    given["concepts"]["files"] = str(moved)
+    given["model"]["pretrained_model_name_or_path"] = f"./{tiny_model.name}"
+    assert generate(given, tmp_path / "out").store.resumed_count == len(before)
+    given["grid"]["seeds"] = [*given["grid"]["seeds"], 9]  # each image is looked for by its content
+    grown = generate(given, tmp_path / "out")
+    assert grown.store.resumed_count == len(before)
+    assert pixels(tmp_path / "out").items() > before.items()
+    given["model"]["pretrained_model_name_or_path"] = str(
+        shutil.copytree(tiny_model, tmp_path / "m")
+    )
+    with pytest.raises(UserError, match=r"a different grid than this one \(its model differ\)"):
+        generate(given, tmp_path / "out")  # the copy may be another model
+
+
 def test_a_finished_grid_can_grow(given, tmp_path):
     """It grows by seeds, a prompt, a scale, a sampler; old images are neither lost nor remade."""
     folder, whole = tmp_path / "out", tmp_path / "whole"

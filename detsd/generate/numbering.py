@@ -1,8 +1,11 @@
 """The jobs of stored images, identified by their settings, and the numbers in their file names."""
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
+
+from detsd.utils.paths import same_place
 
 
 class Numbering:
@@ -19,6 +22,7 @@ class Numbering:
         """Number `count` jobs; `settings` returns a job's settings."""
         self._count, self._settings = count, settings
         self._by_settings: dict[str, int] = {}  # filled once an image is not in its place
+        self._places = functools.cache(same_place)
         self.found: dict[int, int] = {}
         self.problem = ""
 
@@ -37,17 +41,28 @@ class Numbering:
 
     def _differences(self, record: dict[str, Any], job: int) -> list[str]:
         """Return the settings in which a stored image differs from a job."""
-        mine = self._settings(job)
-        known = {key: record.get(key) for key in mine}  # older files lack some
-        return [k for k in mine if k != "job" and (known[k] or None) != (mine[k] or None)]
+        mine, known = self._content(self._settings(job)), self._content(record)
+        return [key for key in mine if known.get(key) != mine[key]]  # older files lack some
 
     def _job(self, record: dict[str, Any]) -> int | None:
         """Return the job with a stored image's settings, wherever it is in the grid."""
         if not self._by_settings:
             for job in range(self._count):
-                self._by_settings.setdefault(_key(self._settings(job)), job)
+                self._by_settings.setdefault(_key(self._content(self._settings(job))), job)
         known = {key: record.get(key) for key in self._settings(0)}  # older files lack some
-        return self._by_settings.get(_key(known))
+        return self._by_settings.get(_key(self._content(known)))
+
+    def _content(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return what the pixels depend on: of concepts the vectors, not the place of their file.
+
+        The places of model and VAE count, because no digest of them is stored, in one spelling.
+        """
+        found = {key: value or None for key, value in settings.items() if key != "job"}
+        model, concepts = dict(settings["model"]), settings["concepts"]
+        for key in {"pretrained_model_name_or_path", "vae"} & model.keys():
+            model[key] = model[key] and self._places(model[key])
+        digests = {name: concept["sha256"] for name, concept in concepts.items()}
+        return found | {"model": model, "concepts": digests}
 
     def numbers(self) -> list[int]:
         """Return the number of each job's image."""
@@ -61,4 +76,4 @@ class Numbering:
 
 
 def _key(settings: dict[str, Any]) -> str:
-    return json.dumps({k: v or None for k, v in settings.items() if k != "job"}, sort_keys=True)
+    return json.dumps(settings, sort_keys=True)

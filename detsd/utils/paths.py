@@ -93,6 +93,12 @@ def resolve(name: str) -> str:
     return str(beside) if name and not os.path.exists(name) and os.path.exists(beside) else name
 
 
+def same_place(name: str) -> str:
+    """Return a local path in the one spelling that all its spellings share, or else a hub name."""
+    there = resolve(name)
+    return os.path.realpath(there) if os.path.exists(there) else name
+
+
 def content_digest(path: Path) -> str | None:
     """Return a digest of a file, or of the names and files of a folder; None if there is neither.
 
