@@ -323,7 +323,9 @@ def test_another_grid_keeps_out_of_the_folder(given, concepts, tmp_path):
     given["grid"]["seeds"] = [3, 1, 2]
     write_concepts([LearnedConcept("blob-thing", "", (torch.ones(1, 16),))], concepts)  # retrained
     given["grid"]["prompts"] = "a photo of a blob-thing"
-    with pytest.raises(UserError, match=r"a different grid than this one \(its concepts differ\)"):
+    with pytest.raises(
+        UserError, match=r"a different grid than this one \(it differs in its concepts\)"
+    ):
         generate(given, tmp_path / "out")
     assert pixels(tmp_path / "out") == before
 
@@ -346,7 +348,9 @@ def test_files_at_another_place_are_the_same_grid(
     given["model"]["pretrained_model_name_or_path"] = str(
         shutil.copytree(tiny_model, tmp_path / "m")
     )
-    with pytest.raises(UserError, match=r"a different grid than this one \(its model differ\)"):
+    with pytest.raises(
+        UserError, match=r"a different grid than this one \(it differs in its model\)"
+    ):
         generate(given, tmp_path / "out")  # the copy may be another model
 
 

@@ -291,7 +291,7 @@ def test_a_grid_of_a_version_without_weights_is_not_mixed(
     file.write_bytes(png.encode(image, record))
     capsys.readouterr()
     assert generate(tiny_model, old, "a (red:1.4) ball") == 2
-    assert "(its prompt_weights differ)" in capsys.readouterr().err
+    assert "(it differs in its prompt_weights)" in capsys.readouterr().err
     assert generate(tiny_model, old, "a (red:1.4) ball", prompt_weights="false") == 0
     assert main(["generate", "--from", str(file), "--output-dir", str(tmp_path / "again")]) == 0
     assert "the same pixels as" in capsys.readouterr().out

@@ -32,7 +32,11 @@ class Numbering:
         other = self._differences(record, number) if number < self._count else ["job"]
         job = self._job(record) if other else number
         if job is None and not self.problem:
-            what = "there is no such job" if other == ["job"] else f"its {', '.join(other)} differ"
+            what = (
+                "there is no such job"
+                if other == ["job"]
+                else f"it differs in its {', '.join(other)}"
+            )
             self.problem = f"{name} is from a different grid than this one ({what})"
         if job is None or job in self.found:
             return None
