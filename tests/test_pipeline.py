@@ -361,6 +361,26 @@ def test_a_master_that_asks_for_a_login_is_told_in_a_sentence(monkeypatch, capsy
         )
 
 
+def test_a_master_that_breaks_off_is_told_in_a_sentence(monkeypatch, capsys):
+    """This covers the second request for a version, too."""
+
+    class Cut:
+        def get_version(self, number):
+            raise ConnectionError("Connection aborted.\nReset by peer")
+
+    monkeypatch.setattr(client, "get_experiment", lambda number: Cut().get_version(number))
+    monkeypatch.setattr(client, "get_model", lambda name: Cut())
+    for command, what, hint in (
+        ("search 5", "experiment 5", "det e describe 5"),
+        ("show model:my-cat:2", "model 'my-cat'", "det model list"),
+    ):
+        assert main(command.split()) == 2
+        assert capsys.readouterr().err == (
+            f"detsd: {what} cannot be looked up (ConnectionError: Connection aborted. Reset by "
+            f"peer); see whether {hint} works\n"
+        )
+
+
 def test_doubts_about_prompts(pipe):
     pipe.vocabulary.add(LearnedConcept("det-logo-demo", "", (torch.ones(1, 16),)))
     assert (

@@ -8,7 +8,7 @@ from determined.errors import CheckpointStateException
 from determined.experimental import client
 
 from detsd.runs.master import asking_master
-from detsd.utils.errors import UserError, one_line
+from detsd.utils.errors import UserError
 from detsd.utils.paths import uuid_problem
 
 KEEPS = ("save_experiment_best", "save_trial_best", "save_trial_latest")
@@ -36,22 +36,16 @@ def cached_checkpoint(uuid: str) -> Path:
 
 def download(uuid: str, to: Path) -> None:
     """Download a Determined checkpoint, whose uuid was checked, into an empty folder."""
-    what = f"checkpoint {uuid}"
-    try:
-        with asking_master(what, f"{what} is unknown to the master; check the uuid"):
+    what, hint = f"checkpoint {uuid}", "make its storage or the master accessible from this machine"
+    unknown = f"{what} is unknown to the master; check the uuid"
+    with asking_master(what, unknown, hint, "downloaded"):
+        try:
             client.get_checkpoint(uuid).download(str(to))
-    except UserError:
-        raise
-    except CheckpointStateException:
-        raise UserError(deleted(uuid)) from None
-    except BaseException as error:  # storage back ends raise anything; also Ctrl-C
-        shutil.rmtree(to, ignore_errors=True)
-        if not isinstance(error, Exception):
+        except CheckpointStateException:
+            raise UserError(deleted(uuid)) from None
+        except BaseException:  # also Ctrl-C
+            shutil.rmtree(to, ignore_errors=True)
             raise
-        raise UserError(
-            f"checkpoint {uuid} cannot be downloaded ({type(error).__name__}: {one_line(error)}); "
-            "make its storage or the master accessible from this machine"
-        ) from None
 
 
 def deleted(uuid: str) -> str:

@@ -1,5 +1,6 @@
 """Models of a Determined cluster's registry, and the checkpoints that they stand for."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ from determined.common.api import errors as api_errors
 from determined.experimental import client
 
 from detsd.runs.master import asking_master
-from detsd.utils.errors import UserError, one_line
+from detsd.utils.errors import UserError
 
 # The settings that tell one version from another in a list.
 SETTINGS = {
@@ -21,17 +22,10 @@ def find_version(name: str) -> tuple[str, int]:
     """Return the checkpoint's uuid, and the version, of `model` (its latest) or `model:version`."""
     model, number = re.fullmatch(r"(.+?)(?::(\d+))?", name).groups()
     unknown = f"the registry has no model {model!r}; det model list shows all models"
-    try:
-        with asking_master(f"model {model!r}", unknown):
-            entry = client.get_model(model)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"model {model!r} cannot be looked up ({one_line(error)})") from None
-    try:
-        version = entry.get_version(int(number) if number else -1)
-    except api_errors.NotFoundException:
-        version = None
+    with asking_master(f"model {model!r}", unknown, "see whether det model list works"):
+        entry, version = client.get_model(model), None
+        with contextlib.suppress(api_errors.NotFoundException):
+            version = entry.get_version(int(number) if number else -1)
     if version is None:
         what = f"no version {number}" if number else "no version yet"
         raise UserError(f"model {model!r} has {what}; det model list-versions shows all versions")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from detsd.runs.master import asking_master
-from detsd.utils.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -35,16 +34,9 @@ def read_trials(number: int) -> tuple[dict[str, Any], list[TrialResult]]:
     from determined.experimental import client  # late: it takes a third of a second
 
     what = f"experiment {number}"
-    try:
-        with asking_master(what, f"the master has no {what}; det e list shows all experiments"):
-            return _read_trials(client, number)
-    except UserError:
-        raise
-    except Exception as error:  # of the network, of certificates, of rights
-        raise UserError(
-            f"{what} cannot be looked up ({type(error).__name__}: {one_line(error)}); see whether "
-            f"det e describe {number} works"
-        ) from None
+    unknown = f"the master has no {what}; det e list shows all experiments"
+    with asking_master(what, unknown, f"see whether det e describe {number} works"):
+        return _read_trials(client, number)
 
 
 def _read_trials(client: Any, number: int) -> tuple[dict[str, Any], list[TrialResult]]:
