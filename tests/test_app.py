@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -1043,11 +1045,12 @@ def test_images_of_a_page_that_was_closed_are_stopped_and_stop_stops_its_own(end
     [("0.0.0.0", [], None), ("::1", ["--auth", "me:secret"], ("me", "secret"))],
 )
 def test_a_page_for_others_asks_for_a_password(tiny_model, tmp_path, host, options, login):
-    """The page starts with proxies set."""
+    """The page starts with proxies set, and ends when its terminal is closed."""
     args = ["app", "--model", tiny_model, "--host", host, "--port", free_port(), *options]
 
     def serve():
         os.environ |= PROXIES | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         return main(list(map(str, args)))
 
     with Forked(tmp_path, serve) as server:
@@ -1063,7 +1066,59 @@ def test_a_page_for_others_asks_for_a_password(tiny_model, tmp_path, host, optio
         assert ask(f"{url}login", wrong)[0] == 400
         right = f"username={user}&password={password}".encode()
         assert ask(f"{url}login", right)[0] == 200
+        os.kill(server.processes[0].pid, signal.SIGHUP)
+        assert server.end() == [128 + signal.SIGHUP], server.said
         assert "Traceback" not in server.said[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_to_end_stops_its_training(tiny_model, photos, tmp_path):
+    """The training saves a checkpoint, and no temporary folder is left."""
+    from gradio_client import Client, handle_file
+
+    port = free_port()
+
+    def serve():
+        os.chdir(tmp_path)
+        (tmp_path / "tmp").mkdir()
+        os.environ |= PROXIES | {"GRADIO_TEMP_DIR": str(tmp_path / "gradio")}
+        os.environ |= {"PYTHONPATH": str(ROOT)}
+        tempfile.tempdir = str(tmp_path / "tmp")
+        return main(["app", "--model", str(tiny_model), "--port", str(port)])
+
+    metrics = tmp_path / "outputs" / "my-cat" / "metrics.jsonl"
+    with Forked(tmp_path, serve) as server:
+        server.wait_until(lambda: "Ctrl-C" in server.said[0])
+        assert list((tmp_path / "tmp").iterdir())
+        client = Client(f"http://127.0.0.1:{port}/", verbose=False)
+        pictures = [handle_file(next(photos.iterdir()))]
+        client.predict(word="my-cat", phrase="cat", pictures=pictures, api_name="/learn")
+        server.wait_until(lambda: metrics.is_file() and "loss" in metrics.read_text())
+        server.processes[0].terminate()
+        assert server.end() == [128 + signal.SIGTERM], server.said
+    assert "stopped; the same command" in (metrics.parent / "log.txt").read_text()
+    (checkpoint,) = (metrics.parent / "checkpoints").iterdir()
+    assert (checkpoint / "metadata.json").is_file()
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_the_bundled_model_is_known_by_any_path(monkeypatch, tmp_path):
+    """Its form proposes its own learning rate, and its concept is loaded without being named."""
+    shutil.copytree(ROOT / "demo_model", tmp_path / "copy" / "demo_model", copy_function=os.symlink)
+    served = []
+    page = SimpleNamespace(serve=lambda *args: served.append(args))
+    monkeypatch.setitem(sys.modules, "detsd.app.page", page)
+    monkeypatch.chdir(ROOT / "docs")
+    for model, rate, concepts in (
+        ("demo_model", 7e-3, 1), (str(ROOT / "demo_model"), 7e-3, 1), ("../demo_model/", 7e-3, 1),
+        (str(tmp_path / "copy" / "demo_model"), 5e-4, 0),  # without its repository
+    ):  # fmt: skip
+        runs = TrainingRuns(SimpleNamespace(model=SimpleNamespace(name=model)), tmp_path)
+        assert runs.default_training().learning_rate == rate
+        assert main(["app", "--model", model]) == 0
+        _, files, _, _, pictures = served.pop()
+        assert len(files) == len(pictures) == concepts
+        assert all(map(os.path.exists, [*files, *pictures.values()]))
 
 
 def test_without_gradio_one_sentence(monkeypatch, capsys):

@@ -7,6 +7,7 @@ and one queue.
 
 import dataclasses
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -104,6 +105,9 @@ def serve(
         runs = TrainingRuns(pipe, Path("outputs"))
         backend = Backend(pipe, Path(folder), image_dirs, runs.busy, address.is_local)
         blocks = page(backend, runs)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the second
+                signal.signal(number, _exit)
         url = launch(blocks, address, Path(folder))
         print(f"the demo is at {url} (Ctrl-C stops it)", flush=True)
         try:
@@ -112,3 +116,8 @@ def serve(
             backend.stop()
             runs.stop()
             runs.wait()
+
+
+def _exit(number: int, frame: object) -> None:
+    """End as Ctrl-C does: by itself, a signal would leave a training behind and temporary files."""
+    raise SystemExit(128 + number)

@@ -23,7 +23,7 @@ from detsd.config import TrainingConfig, load_config
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.train.preflight import check_finetune
 from detsd.utils.errors import UserError
-from detsd.utils.paths import AUTO, BUNDLED, file_name, resolve
+from detsd.utils.paths import AUTO, bundled_with, file_name, resolve
 from detsd.utils.plurals import counted
 
 MAX_PICTURES = 200  # per run
@@ -60,8 +60,9 @@ class TrainingRuns:
 
     def default_training(self) -> TrainingConfig:
         """Return the defaults of the form: the training section of the experiment files."""
-        name = "finetune_demo.yaml" if self.pipe.model.name == BUNDLED else "finetune_const.yaml"
-        path = Path(resolve(name))
+        repository = bundled_with(self.pipe.model.name)
+        others = Path(resolve("finetune_const.yaml"))
+        path = repository / "finetune_demo.yaml" if repository else others
         return load_config(path).training if path.is_file() else TrainingConfig()
 
     def names(self) -> list[str]:

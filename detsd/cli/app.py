@@ -9,14 +9,7 @@ from detsd.config.schema import parse_section
 from detsd.models.support import model_problems
 from detsd.utils import progress
 from detsd.utils.errors import UserError
-from detsd.utils.paths import (
-    BUNDLED,
-    DEMO_CONCEPT,
-    DEMO_IMAGES,
-    DEMO_WORD,
-    resolve,
-    uuid_problem,
-)
+from detsd.utils.paths import DEMO_CONCEPT, DEMO_IMAGES, DEMO_WORD, bundled_with, uuid_problem
 
 
 def app(args: argparse.Namespace) -> int:
@@ -26,9 +19,9 @@ def app(args: argparse.Namespace) -> int:
             "the demo needs gradio, which is not installed; run pip install -r requirements-app.txt"
         )
     concepts, pictures = args.concepts, {}
-    if concepts is None and not args.uuid and args.model == BUNDLED:
-        concepts = [resolve(DEMO_CONCEPT)]
-        pictures = {DEMO_WORD: DEMO_IMAGES}
+    if concepts is None and not args.uuid and (repository := bundled_with(args.model)):
+        concepts = [str(repository / DEMO_CONCEPT)]
+        pictures = {DEMO_WORD: str(repository / DEMO_IMAGES)}
     given = {"pretrained_model_name_or_path": args.model, "vae": args.vae}
     model, problems = parse_section(ModelConfig, {**given, "clip_skip": args.clip_skip})
     problems = [f"--{problem.replace('_', '-')}" for problem in problems]

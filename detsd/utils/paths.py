@@ -93,6 +93,13 @@ def resolve(name: str) -> str:
     return str(beside) if name and not os.path.exists(name) and os.path.exists(beside) else name
 
 
+def bundled_with(model: str) -> Path | None:
+    """Return the repository's folder if a model is the bundled one, by any path; else None."""
+    folder = Path(resolve(model))
+    there = folder.name == BUNDLED and (folder.parent / DEMO_CONCEPT).is_file()
+    return folder.parent if there else None
+
+
 def same_place(name: str) -> str:
     """Return a local path in the one spelling that all its spellings share, or else a hub name."""
     there = resolve(name)
