@@ -707,6 +707,21 @@ def test_the_time_left_is_that_of_the_runs_bar(learning, photos, monkeypatch, ca
     assert learning.status().seconds_left is None
 
 
+def test_the_warnings_of_a_training_are_shown(learning, photos):
+    """The page's visitor sees no log; the pictures are named as they were dropped."""
+    log = learning.start("my-cat", "cat", [next(photos.iterdir())]) / "log.txt"
+    assert learning.status().notes == ()
+    place = learning.folder.resolve() / "training_pictures"
+    log.write_text(
+        f"loading ...\nWARNING: {place}/a<b>.jpg cannot be read and is skipped (cut)\n4/60 steps\n"
+        f"WARNING: {place}: 2 of 3 pictures are small (c.png)\n"
+    )
+    skipped, small = learning.status().notes
+    assert skipped == "a<b>.jpg cannot be read and is skipped (cut)"
+    assert small == "the pictures: 2 of 3 pictures are small (c.png)"
+    assert "a&lt;b&gt;.jpg cannot" in progress(learning.status())
+
+
 def test_captions_come_through_the_endpoint_too(backend, learning, photos, monkeypatch):
     """They are in the pictures' order, and refused if there is not one for each."""
     monkeypatch.setattr("detsd.app.api.uploaded", Path)

@@ -46,7 +46,7 @@ def progress(status: RunStatus) -> str:
             losses[0] += f", of {phrase} {s.phrase_loss:.4f}"
         losses[0] += f"; {s.samples_per_second:.1f} samples/s" if s.running else ""
     bar = f'<progress max="{s.steps}" value="{s.step}"></progress>'
-    return bar + lines(f"{s.word}: {text}", *losses)
+    return bar + lines(f"{s.word}: {text}", *losses, *s.notes)
 
 
 class LearnTab:

@@ -16,6 +16,8 @@ CONFIG, LOG, PICTURES = "finetune.yaml", "log.txt", "training_pictures"
 
 MAX_FRAMES = 24  # of a time-lapse, which is redrawn often
 
+WARNING, MAX_NOTES = "WARNING: ", 8
+
 # A line of a fine-tuning's bar, which counts validations, samples and drawing as well.
 LEFT = re.compile(r"\d+/\d+ steps, (?:.*, )?(?:(\d+):)?(\d+):(\d+) left")
 
@@ -37,6 +39,7 @@ class RunStatus:
     samples_per_second: float
     seconds_left: float | None  # None if unknown, or if it takes longer than estimated
     problem: str  # why it ended early; "" if it did not
+    notes: tuple[str, ...]  # its warnings: pictures that are skipped, and the like
     sampled: tuple[int, ...]  # steps that have samples, ascending
     checkpoint: Path | None
 
@@ -86,6 +89,7 @@ def read_status(folder: Path, running: bool, failed: bool) -> RunStatus:
         samples_per_second=training.get("samples_per_second", 0.0),
         seconds_left=_seconds_left(folder / LOG) if running else None,
         problem=_problem(folder / LOG) if failed else "",
+        notes=_notes(folder),
         sampled=tuple(s for s in files.sampled_steps() if len(files.samples(s)) >= count),
         checkpoint=latest,
     )
@@ -109,6 +113,14 @@ def _seconds_left(log: Path) -> float | None:
     passed = max(0.0, time.time() - log.stat().st_mtime)
     left = 3600 * hours + 60 * minutes + seconds - passed
     return left if left > 0 else None
+
+
+def _notes(folder: Path) -> tuple[str, ...]:
+    """Return the first warnings of a process, with its pictures by their names alone."""
+    found = [line for line in _log_lines(folder / LOG) if line.startswith(WARNING)]
+    place = str((folder / PICTURES).resolve())  # as in the configuration
+    said = (line.removeprefix(WARNING).replace(f"{place}/", "") for line in found)
+    return tuple(line.replace(place, "the pictures") for line in said)[:MAX_NOTES]
 
 
 def _problem(log: Path) -> str:
