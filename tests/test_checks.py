@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -179,6 +180,15 @@ def test_settings_without_an_effect_are_told(caplog):
         if path.name != "finetune_search.yaml":  # a searcher gives its values
             check_finetune(load_config(path), str(path))
     assert caplog.messages == []
+
+
+def test_a_lookalike_of_one_image_is_told(tmp_path, caplog):
+    shutil.copy(next((ROOT / "det_logos").glob("*.jpg")), tmp_path)
+    path, given = ROOT / "finetune_demo.yaml", ["measure.num_samples=4"]
+    for others, told in ((str(tmp_path), True), ("examples/ring_and_dot", False)):
+        caplog.clear()
+        check_finetune(load_config(path, [*given, f"measure.lineup={others}"]), str(path))
+        assert (f"{tmp_path} has only one image, so that the" in caplog.text) == told
 
 
 def test_paths_beside_the_configuration_come_first(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from detsd.config import (
 )
 from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate import evaluation
+from detsd.evaluate.report import table
 from detsd.evaluate.samples import find_sample_sets
 from detsd.models import loading
 from detsd.models.spec import load_token_tables
@@ -134,6 +135,9 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initi
     assert f"{early['clip_image_similarity']:.3f}" in said
     assert "best: blob-thing" in said
     assert "33% by chance" in said
+    assert "unknown" not in said
+    found["training_images"]["lineup"] = None  # of look-alikes with one image
+    assert "whose accuracy is unknown, because a folder has" in table({"concepts": [found]})
     for name in ("evaluation.png", "samples.png"):
         assert min(read(out / name).size) > 200
     assert len(list((out / "sheets").iterdir())) == 3  # for the phrase and both states

@@ -83,6 +83,10 @@ def table(result: dict[str, Any]) -> str:
         if concept["lineup"]:
             judge, chance = concept["lineup"]["judge"], concept["lineup"]["chance"]
             lines.append(f"line-up: {chance:.0%} by chance; classified by {judge}")
+            if concept["training_images"]["lineup"] is None:
+                lines[-1] += (
+                    ", whose accuracy is unknown, because a folder has only one image; add some"
+                )
         if len(concept["states"]) > 1:
             lines.append(f"best: {concept['best']}")
     return "\n".join(lines[1:])

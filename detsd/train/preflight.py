@@ -13,7 +13,7 @@ from detsd.concepts.source import ConceptSource, word_problem
 from detsd.config import ConceptsConfig, FinetuneConfig, ModelConfig, flat, refuse
 from detsd.config.schema import shown
 from detsd.data.captions import caption_problem
-from detsd.data.folder import ImageFolder, folder_problem, lookalikes_of
+from detsd.data.folder import ImageFolder, folder_problem, list_images, lookalikes_of
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
 from detsd.utils.errors import UserError
@@ -73,6 +73,12 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
         for k, folder in enumerate(config.measure.lineup):
             if problem := folder_problem(folder, beside):
                 problems.append(f"measure.lineup[{k}]: {problem}")
+            elif len(list_images(Path(folder))) == 1:
+                logger.warning(
+                    "measure.lineup[%d]: %s has only one image, so that the classifier's accuracy "
+                    "is unknown; add some",
+                    k, folder,
+                )  # fmt: skip
         try:
             for name, own in zip(c.concept_strs, c.img_dirs, strict=False):
                 lookalikes_of(own, name, config.measure.lineup, "measure.lineup")
