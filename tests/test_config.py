@@ -162,9 +162,11 @@ def test_search_ranges_need_a_searcher(tmp_path):
     path.write_text(
         yaml.safe_dump({"hyperparameters": with_values(training={"learning_rate": lr})})
     )
-    with pytest.raises(UserError, match="search range"):
+    with pytest.raises(UserError, match=r"holds search ranges \(training.learning_rate\); submit"):
         load_config(path)
     assert load_config(path, ["training.learning_rate=0.01"]).training.learning_rate == 0.01
+    with pytest.raises(UserError, match=r"\(concepts.num_vectors, training.learning_rate, train"):
+        load_config(ROOT / "finetune_search.yaml")
 
 
 ASHA = {

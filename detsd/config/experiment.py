@@ -178,15 +178,15 @@ def read_experiment(path: Path) -> Any:
     return found
 
 
-def _constants(value: Any) -> Any:
-    """Replace `{type: const, val: x}` by x; raise ValueError at a search range."""
+def _constants(value: Any, ranges: list[str], path: str = "") -> Any:
+    """Replace `{type: const, val: x}` by x; add the keys of search ranges to `ranges`."""
     if not isinstance(value, dict):
         return value
     if value.get("type") == "const" and "val" in value:
         return value["val"]
     if "type" in value:
-        raise ValueError(value["type"])
-    return {key: _constants(v) for key, v in value.items()}
+        ranges.append(path.removeprefix(".") or "hyperparameters")
+    return {key: _constants(v, ranges, f"{path}.{key}") for key, v in value.items()}
 
 
 def override(hyperparameters: dict[str, Any], overrides: list[str], source: str) -> None:
@@ -233,11 +233,10 @@ def load_config(
         logger.warning("%s", warning)
     hyperparameters = experiment["hyperparameters"]
     override(hyperparameters, overrides or [], str(path))
-    try:
-        hyperparameters = _constants(hyperparameters)
-    except ValueError as error:
+    hyperparameters = _constants(hyperparameters, ranges := [])
+    if ranges:
         raise UserError(
-            f"{path} holds a search range (type: {error}); submit it with det e create, or give "
-            "the value with --set"
-        ) from None
+            f"{path} holds search ranges ({', '.join(ranges[:MAX_SHOWN])}); submit it with det e "
+            "create, or give each a value with --set"
+        )
     return parse_config(hyperparameters, str(path), kind, Path(path).parent)
