@@ -20,6 +20,8 @@ from detsd.utils.errors import UserError
 
 logger = logging.getLogger("detsd")
 
+QUOTES = "“”„‟«»‹›‘’‚"  # that word processors and chat programs write in place of straight ones
+
 # Values with which other settings have no effect; these settings; what to do.
 UNUSED: tuple[tuple[dict[str, Any], tuple[str, ...], str], ...] = (
     (
@@ -50,6 +52,13 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
     c = config.concepts
     problems = model_problems(config.model, beside)
     problems += word_problems(config, vocabulary(config.model))
+    for key in ("concept_strs", "initializer_strs"):
+        for k, text in enumerate(getattr(c, key)):
+            if text.strip(QUOTES) not in (text, text[1:], text[:-1]):
+                problems.append(
+                    f"concepts.{key}[{k}]: {text!r} is in typographic quotes, which YAML reads as "
+                    "part of it; write straight ones, or none"
+                )
     for k, start in enumerate(c.initializer_strs):
         if not start.strip():
             problems.append(
