@@ -32,7 +32,7 @@ from detsd.sampling.jobs import Job, grid_jobs, sample_jobs
 from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS, latent_shape, make_scheduler
 from detsd.utils.errors import UserError
-from detsd.utils.png import read_record
+from detsd.utils.png import encode, read_record
 
 BLOB = LearnedConcept("blob-thing", "ball", (torch.ones(2, 16),))
 JOB = Job("a blob-thing", 7, num_inference_steps=3)
@@ -443,6 +443,10 @@ def test_saved_images_hold_the_settings_that_make_them_again(pipe, tmp_path):
     assert record["concepts"]["blob-thing"]["source"] == pipe.sources["blob-thing"]
     assert (record["batch_size"], record["flagged"], record["width"]) == (2, False, 32)
     assert parse_config(remake_hyperparameters(first), "", GenerateConfig).grid.seeds == [7]
+    long = f"../{'a' * 5000}"  # no file can have this name
+    hostile = record | {"concepts": {"blob-thing": {"source": long, "sha256": ""}}}
+    (tmp_path / "long.png").write_bytes(encode(made[0].image, hostile))
+    assert remake_hyperparameters(tmp_path / "long.png")["concepts"]["files"] == [long]
     part = dataclasses.replace(JOB, guidance_interval=(0.2, 0.8), spacing="trailing")
     (path,) = pipe.save([part], made[:1], tmp_path)
     grid = parse_config(remake_hyperparameters(path), "", GenerateConfig).grid

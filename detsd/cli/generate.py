@@ -134,5 +134,5 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
 
 def _location(source: str, image: Path) -> str:
     """Return where a concept's source is: a training sample names it from its own folder on."""
-    beside = image.parent / source
-    return os.path.normpath(beside) if source.startswith("..") and beside.is_file() else source
+    beside = os.path.normpath(image.parent / source)
+    return beside if source.startswith("..") and os.path.isfile(beside) else source
