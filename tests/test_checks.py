@@ -55,6 +55,7 @@ MISTAKES = [
     ("download . --output-dir @", "'.' is not a checkpoint uuid"),
     ("download 0123 --output-dir LICENSE", "LICENSE is not a folder"),
     ("app --concepts @/gone.pt", "gone.pt does not exist"),
+    (f"app --model ./{'a' * 5000}/demo_model", "demo_model does not exist (looked in"),
     ("app --clip-skip 99", "--clip-skip is 99 but must be at most 31"),
     ("app --clip-skip -1", "--clip-skip is -1 but must be at least 0"),
     ("app --uuid a/b", "--uuid: 'a/b' is not a checkpoint uuid"),

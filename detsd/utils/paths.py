@@ -96,7 +96,7 @@ def resolve(name: str) -> str:
 def bundled_with(model: str) -> Path | None:
     """Return the repository's folder if a model is the bundled one, by any path; else None."""
     folder = Path(resolve(model))
-    there = folder.name == BUNDLED and (folder.parent / DEMO_CONCEPT).is_file()
+    there = folder.name == BUNDLED and os.path.isfile(folder.parent / DEMO_CONCEPT)
     return folder.parent if there else None
 
 
