@@ -924,9 +924,13 @@ def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys):
         out = tmp_path / f"again-{k}"
         assert main(["generate", "--from", str(sample), "--output-dir", str(out)]) == 0
         assert f"job-00000.png: the same pixels as {sample}" in capsys.readouterr().out
-    named = remake_hyperparameters(moved / "samples" / "step-00000004-001.png")
     step = moved / "checkpoints" / "step-00000004"
-    assert named["concepts"]["files"] == [str(step / "learned_embeddings_dict.pt")]
+    (moved / "samples" / "before-step-00000008").mkdir()  # where other prompts' samples go
+    aside = moved / "samples" / "before-step-00000008" / "step-00000004-001.png"
+    here = moved / "samples" / aside.name
+    for sample in (here, shutil.copy(here, aside)):
+        named = remake_hyperparameters(sample)["concepts"]["files"]
+        assert named == [str(step / "learned_embeddings_dict.pt")]
     assert main(["generate", "--from", str(moved / "samples" / "step-00000000-000.png")]) == 2
     assert "writes none into contact sheets and into the samples of s" in capsys.readouterr().err
 

@@ -134,5 +134,8 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
 
 def _location(source: str, image: Path) -> str:
     """Return where a concept's source is: a training sample names it from its own folder on."""
-    beside = os.path.normpath(image.parent / source)
-    return beside if source.startswith("..") and os.path.isfile(beside) else source
+    # Samples that were moved aside, `restart` in `detsd.train.samples`, are a folder deeper.
+    for folder in (image.parent, image.parent.parent) if source.startswith("..") else ():
+        if os.path.isfile(path := os.path.normpath(folder / source)):
+            return path
+    return source
