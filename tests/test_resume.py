@@ -1,7 +1,9 @@
 """Fine-tunings that resume: on other processes, in another place, with other samples."""
 
 import json
+import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -9,10 +11,12 @@ import yaml
 from conftest import SAMPLES
 from forked import Forked
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_finetune import finetune, metrics_of, rows_of, stop_after
 
 from detsd.config import TrainingConfig
 from detsd.runs.folder import RunFolder, read_metadata
+from detsd.runs.tensorboard import TensorBoard
 from detsd.train.resume import resumed_layout
 from detsd.utils.errors import UserError
 from detsd.utils.paths import content_digest
@@ -228,3 +232,16 @@ def test_what_measures_samples_stays(measuring, tmp_path, capsys):
     prompts = ("--set", "inference.inference_prompts=[a blob-thing]")
     assert finetune(measuring, tmp_path / "out", *more, *prompts) == 0
     assert {"score", "lineup"} <= set(metrics_of(tmp_path / "out", "validation")[10])
+
+
+def test_processes_of_one_second_are_shown_in_their_order(tmp_path, monkeypatch):
+    """A later process may have a smaller number."""
+    for pid, second, steps in ((500, 7.25, (1, 2, 3)), (30, 7.75, (3, 4))):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        monkeypatch.setattr(time, "time", lambda second=second: second)
+        events = TensorBoard(tmp_path, steps[0])
+        for step in steps:
+            events.scalars(step, {"loss": pid}, "training")
+        events.close()
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("training/loss")
+    assert [(e.step, e.value) for e in shown] == [(1, 500), (2, 500), (3, 30), (4, 30)]

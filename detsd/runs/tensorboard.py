@@ -71,8 +71,10 @@ class TensorBoard:
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        place = f"{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
-        self._file = (folder / f"events.out.tfevents.{int(time.time()):010d}.{place}").open("wb")
+        # TensorBoard reads files in the order of their names. With microseconds, this is the order
+        # in time even if two processes start within a second.
+        place = f"{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self._file = (folder / f"events.out.tfevents.{place}").open("wb")
         self._records = record_writer.RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
