@@ -772,6 +772,45 @@ def test_layouts_agree(experiment, tmp_path):
 
 
 @pytest.mark.slow
+def test_layouts_and_cpus_agree_to_the_bit_in_fp64(experiment, tmp_path, monkeypatch):
+    """Micro-batches, ranks, threads, instruction sets and a stop leave no trace in the rows."""
+    ways = {
+        "one": {},
+        "four": {"train_batch_size": 1, "gradient_accumulation_steps": 4},
+        "two": {"train_batch_size": 2},
+        "avx": {},
+        "stopped": {},
+    }
+    paths = {
+        name: experiment(f"{name}.yaml", model={"precision": "fp64"}, training=change,
+                         inference=SAMPLES if name == "one" else {})
+        for name, change in ways.items()
+    }  # fmt: skip
+    assert finetune(paths["one"], tmp_path / "one") == finetune(paths["four"], tmp_path / "four")
+    in_two_ranks(tmp_path, lambda: finetune(paths["two"], tmp_path / "two"))
+    # Without AVX2, torch draws other noise.
+    instructions = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+                    "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "2"}  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "detsd", "finetune", paths["avx"], "--output-dir", tmp_path / "avx"],
+        cwd=ROOT, env=os.environ | instructions, check=True,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        calls = iter([False, False, True])
+        patch.setattr(LocalRun, "should_stop", lambda self: next(calls))
+        assert finetune(paths["stopped"], tmp_path / "stopped") == 128
+    assert finetune(paths["stopped"], tmp_path / "stopped") == 0
+    rows = rows_of(tmp_path / "one", 8)["blob-thing"]
+    assert rows.dtype == torch.float32
+    assert not torch.equal(rows, rows_of(tmp_path / "one", 4)["blob-thing"])
+    losses = metrics_of(tmp_path / "one", "validation")
+    for name in ways:
+        assert torch.equal(rows_of(tmp_path / name, 8)["blob-thing"], rows), name
+        for step, m in metrics_of(tmp_path / name, "validation").items():
+            assert m["val_loss"] == pytest.approx(losses[step]["val_loss"], rel=1e-12)
+
+
+@pytest.mark.slow
 def test_a_run_continues_on_another_number_of_processes(experiment, tmp_path):
     path = experiment(training={"num_sgd_steps": 4000, "checkpoint_freq": 4})
     out = tmp_path / "out"

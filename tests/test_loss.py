@@ -48,6 +48,7 @@ def test_squared_error_is_float32_per_sample():
     error = squared_error(a, b)
     assert error.dtype == torch.float32
     assert error.tolist() == [0.0, 1.0, 4.0]
+    assert squared_error(a.double(), b).dtype == torch.float64
 
 
 def test_norm_penalty_is_zero_at_the_usual_norm():

@@ -7,8 +7,8 @@ import torch.nn as nn
 class ConceptEmbedding(nn.Module):
     """The frozen token table with learned rows appended.
 
-    Ids from `first_id` on are looked up in `rows` (N, D), float32; all others in `base`. Results
-    have the base table's dtype.
+    Ids from `first_id` on are looked up in `rows` (N, D), float32, or float64 if the base table
+    is; all others in `base`. Results have the base table's dtype.
     """
 
     def __init__(self, base: nn.Embedding, first_id: int):
@@ -18,11 +18,13 @@ class ConceptEmbedding(nn.Module):
         # In a container, so that the base table stays the module's first parameter, from which
         # libraries take a model's dtype.
         self.learned = nn.ParameterDict()
-        self.set_rows(nn.Parameter(torch.empty(0, base.embedding_dim, device=base.weight.device)))
+        weight = base.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.set_rows(nn.Parameter(weight.new_empty((0, base.embedding_dim), dtype=dtype)))
 
     @property
     def rows(self) -> nn.Parameter:
-        """The learned rows (N, D), float32."""
+        """The learned rows (N, D)."""
         return self.learned["rows"]
 
     def set_rows(self, rows: nn.Parameter) -> None:

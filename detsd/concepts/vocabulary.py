@@ -190,7 +190,7 @@ class Vocabulary:
 
     @property
     def rows(self) -> tuple[nn.Parameter, ...]:
-        """The learned rows (N, D), float32, of every text encoder."""
+        """The learned rows (N, D), float32 (float64 with a model in fp64), of every encoder."""
         return tuple(encoder.embedding.rows for encoder in self.text_encoders)
 
     @contextlib.contextmanager

@@ -20,10 +20,11 @@ class ModelConfig(Section):
         path=find,
     )
     revision: str | None = setting(None, "branch, tag or commit of the hub model")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+    precision: Literal["auto", "fp64", "fp32", "bf16", "fp16"] = setting(
         "auto",
         "precision of the frozen weights; auto: on GPUs bf16 for training (fp16 on older ones) and "
-        "fp16 for images, fp32 elsewhere (many CPUs run bf16 a hundred times slower)",
+        "fp16 for images, fp32 elsewhere (many CPUs run bf16 a hundred times slower); fp64: "
+        "fine-tuning on CPUs ends with the same vectors for any layout (docs/how-it-works.md)",
     )
     clip_skip: int = setting(
         0,

@@ -36,7 +36,12 @@ PICKLED = "pytorch_model.bin"
 
 NO_CHECKER = "model.safety_checker: false makes images without it"
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def pick_dtype(precision: str, device: torch.device, training: bool = False) -> torch.dtype:

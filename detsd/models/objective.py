@@ -11,6 +11,11 @@ from detsd.models.base import BaseModel, Conditioning
 MAX_TIMESTEPS = 8  # noised copies of an image that the UNet sees at once
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half precision as float32, and any other tensor unchanged."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def prediction_target(
     scheduler: DDPMScheduler, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
@@ -40,12 +45,12 @@ def min_snr_weight(scheduler: DDPMScheduler, t: torch.Tensor, gamma: float | Non
 def squared_error(
     prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the mean squared error of each sample (B,), always in float32.
+    """Return the mean squared error of each sample (B,), at least in float32.
 
     prediction, target (B, C, h, w). A mask (B, 1, h, w) weights the mean: latents where it is zero
     do not count, and a small subject counts as much as a large one.
     """
-    error = (prediction.float() - target.float()).pow(2)
+    error = (at_least_float32(prediction) - at_least_float32(target)).pow(2)
     if mask is None:
         return error.mean((1, 2, 3))
     return (error.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
@@ -58,7 +63,7 @@ def norm_penalty(rows: torch.Tensor, target_norm: float) -> torch.Tensor:
 
 def hidden_penalty(hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Return the mean squared distance of encoder states (B, 77, D) from the initializer's."""
-    return (hidden.float() - reference.float()).pow(2).mean()
+    return (at_least_float32(hidden) - at_least_float32(reference)).pow(2).mean()
 
 
 def denoising_error(

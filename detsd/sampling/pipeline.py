@@ -98,7 +98,7 @@ class DetSDTextualInversionPipeline:
 
         Args:
             pretrained_model_name_or_path: a diffusers folder, a single file, or a hub model.
-            precision: fp32, bf16, fp16, or auto (what suits the device).
+            precision: fp64, fp32, bf16, fp16, or auto (what suits the device).
             device: default: the GPU if there is one, else the CPU.
             clip_skip, vae: as in `ModelConfig`.
             concepts, uuids: concepts to load, as with `load_concepts` and `load_from_uuids`; those

@@ -15,7 +15,13 @@ import torch
 from detsd.config import TrainingConfig
 from detsd.data.dataset import Batch
 from detsd.models.base import BaseModel, Conditioning
-from detsd.models.objective import denoising_error, hidden_penalty, min_snr_weight, norm_penalty
+from detsd.models.objective import (
+    at_least_float32,
+    denoising_error,
+    hidden_penalty,
+    min_snr_weight,
+    norm_penalty,
+)
 from detsd.runs.ranks import AcceleratedRanks
 from detsd.utils.errors import one_line
 from detsd.utils.progress import spinner
@@ -56,9 +62,18 @@ def make_optimizer(
 
 def clip_samples(grad: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     """Clip a gradient (B, ...) so that no sample's norm exceeds `limit`, a scalar."""
-    whole = grad.float()
+    whole = at_least_float32(grad)
     norms = whole.flatten(1).norm(dim=1).view(-1, *[1] * (grad.dim() - 1))  # (B, 1, ...)
     return (whole * (limit / norms).clamp(max=1)).to(grad.dtype)  # zero norm: inf, so 1
+
+
+def without_rounding_errors(grad: torch.Tensor) -> torch.Tensor:
+    """Return a float64 gradient rounded to bf16, as float64, and any other unchanged.
+
+    Layouts and CPUs round differently, by about 1e-12 of a gradient in float64. A step would double
+    such a difference every few steps (dev/LOG.md), but not where both are rounded to one number.
+    """
+    return grad.bfloat16().double() if grad.dtype == torch.float64 else grad
 
 
 def wants_compiler(config: TrainingConfig, device: torch.device) -> bool:
@@ -81,7 +96,7 @@ class TrainStep:
     def __init__(self, model: BaseModel, config: TrainingConfig, ranks: AcceleratedRanks):
         self.model, self.config, self.ranks = model, config, ranks
         encoders = model.vocabulary.text_encoders
-        # The only tensors that train, (N, D) float32, one for each text encoder.
+        # The only tensors that train, (N, D), one for each text encoder; their values are float32.
         self.vectors = model.vocabulary.rows
         self.initial_vectors = tuple(v.detach().clone() for v in self.vectors)
         self._mean_norms = [float(e.embedding.weight.float().norm(dim=1).mean()) for e in encoders]
@@ -109,12 +124,14 @@ class TrainStep:
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / accumulated
         for vectors in self.vectors:
-            vectors.grad = self.ranks.mean(vectors.grad)
+            vectors.grad = without_rounding_errors(self.ranks.mean(vectors.grad))
         self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.vectors, self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        for vectors in self.vectors:
+            vectors.data.copy_(vectors.data.float())  # as checkpoints store them
         self.optimizer.zero_grad(set_to_none=True)
         # fp16 overflows now and then. The scaler skips such a step, so the means leave it out, too.
         finite = torch.stack(list(sums.values())).isfinite().all()
