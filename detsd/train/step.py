@@ -70,8 +70,8 @@ def clip_samples(grad: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
 def without_rounding_errors(grad: torch.Tensor) -> torch.Tensor:
     """Return a float64 gradient rounded to bf16, as float64, and any other unchanged.
 
-    Layouts and CPUs round differently, by about 1e-12 of a gradient in float64. A step would double
-    such a difference every few steps (dev/LOG.md), but not where both are rounded to one number.
+    In float64, layouts and CPUs differ by about 1e-13 of a gradient, which training would double
+    every few steps (dev/LOG.md). Rounded, their gradients are the same number.
     """
     return grad.bfloat16().double() if grad.dtype == torch.float64 else grad
 
