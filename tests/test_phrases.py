@@ -133,6 +133,13 @@ def test_a_model_that_names_no_colours_is_searched_without():
     assert find_phrase(lambda tried, count: [p != "box" for p in tried], grammar, "object") == "box"
 
 
+def test_compositions_of_other_spaces_or_without_a_word_of_the_lists():
+    words = {"colors": ["red"], "objects": ["ball"]}
+    captions = ["", "a portrait of somebody", " a red  ball", "a  ball on a red table"]
+    grammar = Grammar.of(words | {"compositions": captions})
+    assert ["".join(p) for p in grammar.patterns] == ["red ball", "ball on a red table"]
+
+
 @pytest.mark.slow
 def test_ranks_share_one_phrase(searching, tmp_path, monkeypatch):
     one, two = searching("one.yaml"), searching("two.yaml", {"train_batch_size": 2})

@@ -109,7 +109,8 @@ class Grammar:
         )
         media = [re.sub(r"^an? | of \.\.\.$", "", medium) for medium in media]
         grammar = Grammar(colors or [""], objects, media, numbers, [])
-        grammar.patterns.extend(map(grammar._pattern, compositions))
+        # Without a word to replace, a caption says nothing of a concept.
+        grammar.patterns.extend(parts for parts in map(grammar._pattern, compositions) if parts[1:])
         return grammar
 
     def _pattern(self, caption: str) -> Parts:
@@ -120,9 +121,10 @@ class Grammar:
         """
         words = sorted(filter(None, [*self.colors, *self.objects, *self.numbers]), key=len)
         words = "|".join(map(re.escape, reversed(words)))  # "brain logo" before "brain"
-        first, *rest = re.split(rf"\b({words})(?=(?:e?s)?\b)", re.sub("^an? ", "", caption))
+        caption = re.sub("^an? ", "", " ".join(caption.split()))
+        first, *rest = re.split(rf"\b({words})(?=(?:e?s)?\b)", caption)
         parts = [first]
-        for word, text, later in zip(rest[::2], rest[1::2], [*rest[2::2], ""], strict=True):
+        for word, text, later in zip(rest[::2], rest[1::2], [*rest[2::2], ""], strict=False):
             colored = parts[-1] == " " and parts[-2] in self.colors
             if (
                 word in self.colors
