@@ -970,6 +970,9 @@ def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys):
     for sample in (here, shutil.copy(here, aside)):
         named = remake_hyperparameters(sample)["concepts"]["files"]
         assert named == [str(step / "learned_embeddings_dict.pt")]
+    step.rename(tmp_path / "elsewhere")
+    assert main(["generate", "--from", str(here)]) == 2
+    assert f"files[0]: {step}/learned_embeddings_dict.pt does not exist" in capsys.readouterr().err
     assert main(["generate", "--from", str(moved / "samples" / "step-00000000-000.png")]) == 2
     assert "writes none into contact sheets and into the samples of s" in capsys.readouterr().err
 

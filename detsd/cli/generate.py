@@ -134,8 +134,8 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
 
 def _location(source: str, image: Path) -> str:
     """Return where a concept's source is: a training sample names it from its own folder on."""
+    if not source.startswith("../checkpoints/"):
+        return source
     # Samples that were moved aside, `restart` in `detsd.train.samples`, are a folder deeper.
-    for folder in (image.parent, image.parent.parent) if source.startswith("..") else ():
-        if os.path.isfile(path := os.path.normpath(folder / source)):
-            return path
-    return source
+    places = [os.path.normpath(folder / source) for folder in (image.parent, image.parent.parent)]
+    return next(filter(os.path.exists, [*places, source]), places[0])
