@@ -308,12 +308,9 @@ def compare(again: Path, original: Path) -> str:
         return f"the same pixels as {original}"
     share = (difference.max(2) > 0).mean()
     was, now = ((png.read_record(path) or {}).get("concepts", {}) for path in (original, again))
-    other = [
-        f"; the rows of {name} in {c['source']} have changed since then"
-        for name, c in was.items()
-        if now.get(name, {}).get("sha256") != c["sha256"]
-    ]
+    others = [name for name, c in was.items() if now.get(name, {}).get("sha256") != c["sha256"]]
+    reason = f"; it was made with other vectors of {' and '.join(others)}" if others else ""
     return (
         f"{share:.1%} of the pixels of {original} differ, by at most {difference.max()} of 255"
-        + "".join(other)
+        + reason
     )
