@@ -974,7 +974,7 @@ def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys):
     assert main(["generate", "--from", str(here)]) == 2
     assert f"files[0]: {step}/learned_embeddings_dict.pt does not exist" in capsys.readouterr().err
     assert main(["generate", "--from", str(moved / "samples" / "step-00000000-000.png")]) == 2
-    assert "writes none into contact sheets and into the samples of s" in capsys.readouterr().err
+    assert "contact sheets, samples of step 0 and those of a " in capsys.readouterr().err
 
 
 def test_what_a_power_cut_has_torn_is_dropped(experiment, tmp_path, capsys, caplog):

@@ -24,7 +24,7 @@ from detsd.utils.foreign import read_foreign
 from detsd.utils.paths import BUNDLED
 from detsd.utils.png import read_record
 
-# Settings that say where the parts of an image are now; with others it is another image.
+# The sections of settings that may say where the parts of an image are now.
 PLACES = ("model.", "concepts.", "output.")
 
 
@@ -83,9 +83,8 @@ def foreign_hyperparameters(path: Path, given: Sequence[str]) -> dict[str, Any]:
     if foreign is None:
         raise UserError(
             f"{path} holds no settings of detsd, A1111 or ComfyUI; give the original file that "
-            "one of them wrote (image editors and chat programs strip the settings, and detsd "
-            "writes none into contact sheets and into the samples of step 0 or of a cluster's "
-            "training)"
+            "one of them wrote (image editors and chat programs strip the settings; contact "
+            "sheets, samples of step 0 and those of a training on a cluster have none)"
         )
     progress.say_once(f"{path} was made with {foreign.tool}")
     key = "model.pretrained_model_name_or_path"
