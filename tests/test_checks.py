@@ -161,12 +161,12 @@ def test_settings_without_an_effect_are_told(caplog):
     }  # fmt: skip
     given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     check_finetune(load_config(path, given), str(path))
-    measuring = "has no effect while measure.num_samples is 0; set it to 4 or more"
     assert caplog.messages == [
-        *(f"{key} {measuring}" for key in ("evaluator.clip", "measure.num_prompts")),
+        "evaluator.clip, measure.num_prompts have no effect while measure.num_samples is 0; set "
+        "measure.num_samples to 4 or more",
         "training.weight_decay has no effect while training.optimizer_name is 'adam'; use adamw",
-        "training.plateau_ratio has no effect while training.stop_on_plateau is null; set it to 3 "
-        "to 10",
+        "training.plateau_ratio has no effect while training.stop_on_plateau is null; set "
+        "training.stop_on_plateau to 3 to 10",
     ]
     caplog.clear()
     given += ["concepts.append_file_name_to_text=false", "training.optimizer_name=sgd"]
@@ -176,7 +176,7 @@ def test_settings_without_an_effect_are_told(caplog):
         "training.adam_beta2 has no effect while training.optimizer_name is 'sgd'; use adam or "
         "adamw",
         "concepts.shuffle_tags has no effect while concepts.use_caption_files is false and "
-        "concepts.append_file_name_to_text is false; set one of them to true",
+        "concepts.append_file_name_to_text is false; set one of the latter two to true",
     ]
     caplog.clear()
     for path in ROOT.glob("finetune_*.yaml"):

@@ -17,6 +17,7 @@ from detsd.data.folder import ImageFolder, folder_problem, list_images, lookalik
 from detsd.evaluate.preflight import evaluator_problems
 from detsd.models.support import model_problems, vocabulary
 from detsd.utils.errors import UserError
+from detsd.utils.plurals import verb
 
 logger = logging.getLogger("detsd")
 
@@ -27,7 +28,7 @@ UNUSED: tuple[tuple[dict[str, Any], tuple[str, ...], str], ...] = (
     (
         {"measure.num_samples": 0},
         ("evaluator.clip", "evaluator.dino", "measure.lineup", "measure.num_prompts"),
-        "set it to 4 or more",
+        "set measure.num_samples to 4 or more",
     ),
     ({"training.optimizer_name": "adam"}, ("training.weight_decay",), "use adamw"),
     (
@@ -35,11 +36,15 @@ UNUSED: tuple[tuple[dict[str, Any], tuple[str, ...], str], ...] = (
         ("training.adam_beta1", "training.adam_beta2", "training.adam_epsilon"),
         "use adam or adamw",
     ),
-    ({"training.stop_on_plateau": None}, ("training.plateau_ratio",), "set it to 3 to 10"),
+    (
+        {"training.stop_on_plateau": None},
+        ("training.plateau_ratio",),
+        "set training.stop_on_plateau to 3 to 10",
+    ),
     (
         {"concepts.use_caption_files": False, "concepts.append_file_name_to_text": False},
         ("concepts.shuffle_tags", "concepts.tag_drop_out", "concepts.file_name_split_char"),
-        "set one of them to true",
+        "set one of the latter two to true",
     ),
 )
 
@@ -99,16 +104,17 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
 
 
 def unused_settings(config: FinetuneConfig) -> list[str]:
-    """Return a sentence on each setting that differs from its default but has no effect."""
+    """Return sentences on the settings that differ from their defaults but have no effect."""
     given = flat(dataclasses.asdict(config))
     usual = flat(dataclasses.asdict(FinetuneConfig(ModelConfig(""), ConceptsConfig([], [], []))))
-    return [
-        f"{key} has no effect while {' and '.join(f'{k} is {shown(v)}' for k, v in off.items())}; "
-        f"{remedy}"
-        for off, keys, remedy in UNUSED
-        for key in keys
-        if given[key] != usual[key] and all(given[k] == v for k, v in off.items())
-    ]
+    found = []
+    for off, keys, remedy in UNUSED:
+        changed = [key for key in keys if given[key] != usual[key]]
+        if changed and all(given[key] == value for key, value in off.items()):
+            reason = " and ".join(f"{key} is {shown(value)}" for key, value in off.items())
+            settings = f"{', '.join(changed)} {verb('have', len(changed))}"
+            found.append(f"{settings} no effect while {reason}; {remedy}")
+    return found
 
 
 def word_problems(config: FinetuneConfig, tokens: Container[str]) -> list[str]:
