@@ -191,7 +191,7 @@ def test_a_lookalike_of_one_image_is_told(tmp_path, caplog):
     for others, told in ((str(tmp_path), True), ("examples/ring_and_dot", False)):
         caplog.clear()
         check_finetune(load_config(path, [*given, f"measure.lineup={others}"]), str(path))
-        assert (f"{tmp_path} has only one image, so that the" in caplog.text) == told
+        assert (f"{tmp_path} has only one image, so the" in caplog.text) == told
 
 
 def test_paths_beside_the_configuration_come_first(tmp_path, monkeypatch):

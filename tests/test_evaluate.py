@@ -137,7 +137,7 @@ def test_all_checkpoints_of_a_run(run, clip, lookalikes, tmp_path, capsys, initi
     assert "33% by chance" in said
     assert "unknown" not in said
     found["training_images"]["lineup"] = None  # of look-alikes with one image
-    assert "whose accuracy is unknown, because a folder has" in table({"concepts": [found]})
+    assert "whose accuracy is unknown: a folder has" in table({"concepts": [found]})
     for name in ("evaluation.png", "samples.png"):
         assert min(read(out / name).size) > 200
     assert len(list((out / "sheets").iterdir())) == 3  # for the phrase and both states

@@ -84,9 +84,7 @@ def table(result: dict[str, Any]) -> str:
             judge, chance = concept["lineup"]["judge"], concept["lineup"]["chance"]
             lines.append(f"line-up: {chance:.0%} by chance; classified by {judge}")
             if concept["training_images"]["lineup"] is None:
-                lines[-1] += (
-                    ", whose accuracy is unknown, because a folder has only one image; add some"
-                )
+                lines[-1] += ", whose accuracy is unknown: a folder has only one image; add more"
         if len(concept["states"]) > 1:
             lines.append(f"best: {concept['best']}")
     return "\n".join(lines[1:])

@@ -89,8 +89,8 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
                 problems.append(f"measure.lineup[{k}]: {problem}")
             elif len(list_images(Path(folder))) == 1:
                 logger.warning(
-                    "measure.lineup[%d]: %s has only one image, so that the classifier's accuracy "
-                    "is unknown; add some",
+                    "measure.lineup[%d]: %s has only one image, so the classifier's accuracy "
+                    "is unknown; add more",
                     k, folder,
                 )  # fmt: skip
         try:
