@@ -47,6 +47,37 @@ def test_a_kind_of_picture_is_trained_on_as_the_table_says(tmp_path, kind):
     assert masked == kind.opaque
 
 
+def deflated_tiff(planes: list[bytes], bits: int, sample_format: int) -> bytes:
+    """Return a big-endian TIFF file of grey values, with a compressed strip for each channel."""
+    strips, count = [zlib.compress(plane) for plane in planes], len(planes)
+    at = [8 + len(b"".join(strips[:n])) for n in range(count + 1)]
+    tags = {256: 8, 257: 8, 258: bits, 259: 8, 262: 1, 273: at[:-1], 277: count, 278: 8}
+    tags |= {279: [len(strip) for strip in strips], 284: count, 338: 2, 339: sample_format}
+    entries, body = b"", b"".join(strips)
+    for tag, value in tags.items():
+        values = value if isinstance(value, list) else [value] * (count if tag == 258 else 1)
+        packed = struct.pack(f">{len(values)}I", *values)
+        if len(values) > 1:
+            packed, body = struct.pack(">I", 8 + len(body)), body + packed
+        if tag != 338 or count > 1:
+            entries += struct.pack(">HHI", tag, 4, len(values)) + packed
+    head = struct.pack(">2sHI", b"MM", 42, 8 + len(body))
+    return head + body + struct.pack(">H", len(entries) // 12) + entries + bytes(4)
+
+
+def test_compressed_tiff_files_that_pillow_reads_wrongly(tmp_path):
+    """Floats whose bytes it swaps twice, and transparency on its own, which it takes for none."""
+    grey = struct.pack(">8f", *[77 / 255] * 4, *[1.0] * 4) * 8
+    (tmp_path / "floats.tiff").write_bytes(deflated_tiff([grey], 32, 3))
+    found = np.asarray(read_picture(tmp_path / "floats.tiff").rgb)
+    assert (found[:, :4] == 77).all()
+    assert (found[:, 4:] == 255).all()
+    (tmp_path / "planes.tiff").write_bytes(deflated_tiff([bytes([77] * 64), b"\xff" * 64], 8, 1))
+    assert Image.open(tmp_path / "planes.tiff").mode == "LA"
+    with pytest.raises(ValueError, match="channels of LA, each stored on its own, cannot be read"):
+        read_picture(tmp_path / "planes.tiff")
+
+
 def test_the_document_has_the_table():
     assert table() in (ROOT / "docs" / "pictures.md").read_text()
 

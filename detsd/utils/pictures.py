@@ -172,7 +172,7 @@ def _decode(image: Image.Image, path: Path, factor: int, halvings: int) -> Image
         elif raw == "RGB;16B" and isinstance(key, tuple):
             image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.format == "TIFF":
-        tiff.mend_planes(image)
+        tiff.mend_tiles(image)
     image.load()
     if image.format == "PSD" and image.mode == "RGBA" and not tiff.psd_is_transparent(path):
         return image.convert("RGB")

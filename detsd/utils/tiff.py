@@ -10,6 +10,9 @@ from PIL import Image
 
 BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 
+# Pillow's names of big-endian values, and of those in the machine's own order.
+SWAPPED = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
+
 
 def is_unsigned(image: Image.Image) -> bool:
     """Return whether a TIFF file's integers are unsigned: Pillow reads them as signed."""
@@ -27,25 +30,27 @@ def white_of_16(image: Image.Image) -> int:
     return 2**bits - 1
 
 
-def mend_planes(image: Image.Image) -> None:
-    """Give the decoder of an opened TIFF file the width of its values.
+def mend_tiles(image: Image.Image) -> None:
+    """Tell the decoder of an opened TIFF file how its values are stored, where Pillow errs.
 
-    If each channel is stored on its own, without compression, Pillow takes 16-bit values for 8-bit
-    ones, and shows noise.
+    Pillow takes 16-bit values for 8-bit ones if each channel is stored on its own, without
+    compression; it swaps the bytes of big-endian values that libtiff has swapped already. Both give
+    noise. Of grey pictures with transparency, it reads only one of two channels on their own.
     """
-    tags = image.tag_v2
-    if tags.get(PLANAR) != 2 or set(tags.get(BITS, ())) != {16} or len(image.getbands()) == 1:
-        return
+    tags, count = image.tag_v2, len(image.getbands())
+    apart, wide = tags.get(PLANAR) == 2 and count > 1, set(tags.get(BITS, ())) == {16}
+    raw = any(tile[0] == "raw" for tile in image.tile)
+    if apart and (count == 2 or (wide and raw and image.mode not in ("RGB", "RGBA"))):
+        raise ValueError(
+            f"channels of {image.mode}, each stored on its own, cannot be read; save it as RGB"
+        )
     order = "B" if tags.prefix == b"MM" else "L"
-    for n, tile in enumerate(image.tile):
-        codec, extents, offset, (band, *rest) = tile
-        if codec == "raw":
-            if band not in ("R", "G", "B", "A"):
-                raise ValueError(
-                    f"16-bit channels of {image.mode}, each stored on its own, cannot be read; "
-                    "save it as RGB"
-                )
-            image.tile[n] = type(tile)(codec, extents, offset, (f"{band};16{order}", *rest))
+    for n, (codec, extents, offset, (band, *rest)) in enumerate(image.tile):
+        if apart and wide and raw:
+            band = f"{band};16{order}"
+        elif codec == "libtiff":
+            band = SWAPPED.get(band, band)
+        image.tile[n] = type(image.tile[n])(codec, extents, offset, (band, *rest))
 
 
 def psd_is_transparent(path: Path) -> bool:
