@@ -951,7 +951,7 @@ def test_concepts_on_a_full_disk_are_told_like_the_rest(experiment, tmp_path, ca
     assert "Traceback" not in said
 
 
-def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys):
+def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys, monkeypatch):
     """Also after its run was moved; no file holds the vectors of step 0."""
     words = {"inference_prompts": ["a blob-thing and a (blob-thing:1.2)", "a ball"]}
     given = words | {"negative_prompt": "red", "img_per_prompt": 3, "guidance_interval": [0, 0.5]}
@@ -967,7 +967,9 @@ def test_a_sample_is_made_again_from_itself(experiment, tmp_path, capsys):
     (moved / "samples" / "before-step-00000008").mkdir()  # where other prompts' samples go
     aside = moved / "samples" / "before-step-00000008" / "step-00000004-001.png"
     here = moved / "samples" / aside.name
-    for sample in (here, shutil.copy(here, aside)):
+    shutil.copy(here, aside)
+    monkeypatch.chdir(aside.parent)
+    for sample in (here, aside, Path(aside.name)):
         named = remake_hyperparameters(sample)["concepts"]["files"]
         assert named == [str(step / "learned_embeddings_dict.pt")]
     step.rename(tmp_path / "elsewhere")

@@ -136,5 +136,6 @@ def _location(source: str, image: Path) -> str:
     if not source.startswith("../checkpoints/"):
         return source
     # Samples that were moved aside, `restart` in `detsd.train.samples`, are a folder deeper.
-    places = [os.path.normpath(folder / source) for folder in (image.parent, image.parent.parent)]
+    folder = image.absolute().parent
+    places = [os.path.normpath(beside / source) for beside in (folder, folder.parent)]
     return next(filter(os.path.exists, [*places, source]), places[0])
