@@ -18,7 +18,7 @@ from detsd.sampling.pipeline import DetSDTextualInversionPipeline
 from detsd.sampling.stock import SCHEDULERS
 from detsd.utils import png
 from detsd.utils.errors import UserError
-from detsd.utils.paths import same_place
+from detsd.utils.paths import canonical_path
 from detsd.utils.plurals import counted
 
 MAX_IMAGES, MAX_CELLS, MAX_LENGTH = 8, 64, 2000  # MAX_LENGTH: characters of a prompt
@@ -285,11 +285,11 @@ def read_settings(
     plain = all(map(pipe.vocabulary.is_plain, (settings.prompt, settings.negative_prompt)))
     if not record.get("prompt_weights") and not plain:
         notes.append("it was made with brackets read as text, but here they weight words")
-    if same_place(model) != same_place(pipe.model.name):
+    if canonical_path(model) != canonical_path(pipe.model.name):
         notes.append(f"it was made with the model {model}; this page uses {pipe.model.name}")
     for key, value in others.items():
         here = pipe.model.settings.get(key) or "none"
-        if same_place(str(value or "none")) != same_place(str(here)):
+        if canonical_path(str(value or "none")) != canonical_path(str(here)):
             notes.append(f"it was made with model.{key} {value or 'none'}; here it is {here}")
     here = pipe.concept_fingerprints(f"{settings.prompt} {settings.negative_prompt}")
     for name, digest in digests.items():

@@ -119,5 +119,5 @@ def serve(
 
 
 def _exit(number: int, frame: object) -> None:
-    """End as Ctrl-C does: by itself, a signal would leave a training behind and temporary files."""
+    """End as Ctrl-C does; unhandled, a signal leaves a training and temporary files behind."""
     raise SystemExit(128 + number)

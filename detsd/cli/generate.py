@@ -132,7 +132,7 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
 
 
 def _location(source: str, image: Path) -> str:
-    """Return where a concept's source is: a training sample names it from its own folder on."""
+    """Return a concept's source; that of a training sample is relative to its folder."""
     if not source.startswith("../checkpoints/"):
         return source
     # Samples that were moved aside, `restart` in `detsd.train.samples`, are a folder deeper.

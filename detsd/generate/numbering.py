@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from detsd.utils.paths import same_place
+from detsd.utils.paths import canonical_path
 
 
 class Numbering:
@@ -22,7 +22,7 @@ class Numbering:
         """Number `count` jobs; `settings` returns a job's settings."""
         self._count, self._settings = count, settings
         self._by_settings: dict[str, int] = {}  # filled once an image is not in its place
-        self._places = functools.cache(same_place)
+        self._canonical = functools.cache(canonical_path)
         self.found: dict[int, int] = {}
         self.problem = ""
 
@@ -57,14 +57,14 @@ class Numbering:
         return self._by_settings.get(_key(self._content(known)))
 
     def _content(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return what the pixels depend on: of concepts the vectors, not the place of their file.
+        """Return what the pixels depend on: a concept's vectors, wherever their file is.
 
-        The places of model and VAE count, because no digest of them is stored, in one spelling.
+        Model and VAE are told apart by their paths, because no digest of them is stored.
         """
         found = {key: value or None for key, value in settings.items() if key != "job"}
         model, concepts = dict(settings["model"]), settings["concepts"]
         for key in {"pretrained_model_name_or_path", "vae"} & model.keys():
-            model[key] = model[key] and self._places(model[key])
+            model[key] = model[key] and self._canonical(model[key])
         digests = {name: concept["sha256"] for name, concept in concepts.items()}
         return found | {"model": model, "concepts": digests}
 

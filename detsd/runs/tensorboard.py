@@ -64,7 +64,7 @@ class TensorBoard:
 
     Args:
         purge_step: the step from which on earlier events are hidden: these steps are repeated. The
-            first process gives one, too: `det tensorboard` takes the first for a run's beginning.
+            first process sets one, too: `det tensorboard` takes the first for a run's beginning.
     """
 
     _numbers = itertools.count()  # of the files of this process

@@ -35,7 +35,7 @@ class Job:
     prompt_weights: bool = True
 
     def __post_init__(self):
-        """Turn numpy's numbers and a list into Python's own: settings are hashed, and JSON."""
+        """Convert numpy's numbers and lists: settings are hashed, and written as JSON."""
         for name, value in vars(self).items():
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())

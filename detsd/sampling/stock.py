@@ -71,7 +71,7 @@ def make_scheduler(model: BaseModel, name: str, spacing: str | None = None) -> A
 
 
 def _with_exact_steps(scheduler: Any) -> Any:
-    """Make a sampler take as many steps as asked for, from the first one on.
+    """Make a sampler take exactly the steps asked for, beginning with the first.
 
     With trailing spacing, rounding gives 61, 103, 121 and some other numbers of steps one timestep
     more, -1, which DDIM and PNDM take for the noisiest one: the image is noise. Karras' noise

@@ -203,7 +203,7 @@ class Samples:
             apart.rmdir()
 
     def _keep(self, step: int, made: list[GeneratedImage]) -> None:
-        # From the sample on, so that the run's folder may move; written next.
+        # Relative to the sample, so that the run's folder may move. The checkpoint is written next.
         vectors = os.path.relpath(self._files.checkpoint(step), self._files.sample(step, 0).parent)
         sources = dict.fromkeys(self._model.vocabulary.names, f"{vectors}/{DICT_FILE}")
         self._pipeline.sources = sources

@@ -100,8 +100,8 @@ def bundled_with(model: str) -> Path | None:
     return folder.parent if there else None
 
 
-def same_place(name: str) -> str:
-    """Return a local path in the one spelling that all its spellings share, or else a hub name."""
+def canonical_path(name: str) -> str:
+    """Return a local path in one spelling, without links and `..`, or else a hub name."""
     there = resolve(name)
     return os.path.realpath(there) if os.path.exists(there) else name
 

@@ -42,7 +42,8 @@ def mend_tiles(image: Image.Image) -> None:
     raw = any(tile[0] == "raw" for tile in image.tile)
     if apart and (count == 2 or (wide and raw and image.mode not in ("RGB", "RGBA"))):
         raise ValueError(
-            f"channels of {image.mode}, each stored on its own, cannot be read; save it as RGB"
+            f"channels of {image.mode}, each stored on its own, cannot be read; save the picture "
+            "as RGB"
         )
     order = "B" if tags.prefix == b"MM" else "L"
     for n, (codec, extents, offset, (band, *rest)) in enumerate(image.tile):
