@@ -1124,7 +1124,9 @@ def test_the_bundled_model_is_known_by_any_path(monkeypatch, tmp_path):
     page = SimpleNamespace(serve=lambda *args: served.append(args))
     monkeypatch.setitem(sys.modules, "detsd.app.page", page)
     monkeypatch.chdir(ROOT / "docs")
+    (tmp_path / "link").symlink_to(ROOT / "demo_model")
     for model, rate, concepts in (
+        (str(tmp_path / "link"), 7e-3, 1),
         ("demo_model", 7e-3, 1), (str(ROOT / "demo_model"), 7e-3, 1), ("../demo_model/", 7e-3, 1),
         (str(tmp_path / "copy" / "demo_model"), 5e-4, 0),  # without its repository
     ):  # fmt: skip

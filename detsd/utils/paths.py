@@ -95,7 +95,7 @@ def resolve(name: str) -> str:
 
 def bundled_with(model: str) -> Path | None:
     """Return the repository's folder if a model is the bundled one, by any path; else None."""
-    folder = Path(resolve(model))
+    folder = Path(canonical_path(model))
     there = folder.name == BUNDLED and os.path.isfile(folder.parent / DEMO_CONCEPT)
     return folder.parent if there else None
 

@@ -1,6 +1,6 @@
 """Facts of TIFF and PSD files that Pillow does not use: which value is white, how wide a plane is.
 
-findings/README.md lists the scripts that show each.
+findings/README.md lists the scripts that show most of them.
 """
 
 from pathlib import Path
