@@ -413,6 +413,9 @@ def test_an_image_dropped_fills_the_form(backend, tmp_path, monkeypatch):
     monkeypatch.chdir(model.parent)
     again = record["model"] | {"pretrained_model_name_or_path": f"./{model.name}"}
     assert dropped(model=again) == (given, [])  # the same one in another spelling
+    for name in (5, ["a"], None):  # in a file that somebody else has made
+        _, (said,) = dropped(model={"pretrained_model_name_or_path": name})
+        assert said.startswith(f"it was made with the model {name}; ")
     part, _ = dropped(guidance_interval=[0.2, 0.8], spacing="trailing")
     assert part == replace(given, guidance_start=0.2, guidance_stop=0.8, spacing="trailing")
     job = make_job(backend.pipe, part)

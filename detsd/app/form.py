@@ -272,7 +272,7 @@ def read_settings(
         values = [*(record[key] for key in RECORDED), *interval, record.get("spacing") or ""]
         settings = parse_form(values)
         make_job(pipe, settings)
-        model = record["model"]["pretrained_model_name_or_path"]
+        model = str(record["model"]["pretrained_model_name_or_path"])
         others = {key: record["model"].get(key) for key in ("clip_skip", "vae")}
         digests = {name: concept["sha256"] for name, concept in record["concepts"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
