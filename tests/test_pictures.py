@@ -27,7 +27,7 @@ from picture_files import (
 )
 from PIL import Image, ImageCms, PngImagePlugin
 
-from detsd.utils import colors, formats, pictures
+from detsd.utils import colors, formats, pictures, tiff
 from detsd.utils.colors import profile_of, to_srgb
 from detsd.utils.formats import open_picture
 from detsd.utils.pictures import Budget, read_picture
@@ -76,6 +76,16 @@ def test_compressed_tiff_files_that_pillow_reads_wrongly(tmp_path):
     assert Image.open(tmp_path / "planes.tiff").mode == "LA"
     with pytest.raises(ValueError, match="channels of LA, each stored on its own, cannot be read"):
         read_picture(tmp_path / "planes.tiff")
+
+
+def test_tiles_of_tiff_files_are_plain_tuples_in_pillow_10(tmp_path):
+    kind = next(kind for kind in KINDS if kind.title.startswith("TIFF, RGB, 16 bits"))
+    kind.write(tmp_path / "a.tiff")
+    with Image.open(tmp_path / "a.tiff") as image:
+        image.tile = [tuple(tile) for tile in image.tile]
+        tiff.mend_tiles(image)
+        assert {type(tile) for tile in image.tile} == {tuple}
+        assert [tile[3][0] for tile in image.tile] == ["R;16L", "G;16L", "B;16L"]
 
 
 def test_the_document_has_the_table():

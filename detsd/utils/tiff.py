@@ -51,7 +51,9 @@ def mend_tiles(image: Image.Image) -> None:
             band = f"{band};16{order}"
         elif codec == "libtiff":
             band = SWAPPED.get(band, band)
-        image.tile[n] = type(image.tile[n])(codec, extents, offset, (band, *rest))
+        # A plain tuple in Pillow 10, later a named one.
+        made = getattr(type(image.tile[n]), "_make", tuple)
+        image.tile[n] = made((codec, extents, offset, (band, *rest)))
 
 
 def psd_is_transparent(path: Path) -> bool:
