@@ -59,7 +59,8 @@ def check_finetune(config: FinetuneConfig, source: str, beside: Path | None = No
     problems += word_problems(config, vocabulary(config.model))
     for key in ("concept_strs", "initializer_strs"):
         for k, text in enumerate(getattr(c, key)):
-            if text.strip(QUOTES) not in (text, text[1:], text[:-1]):
+            inside = text.strip(QUOTES)  # “open” sign “closed” is not meant as one in quotes
+            if inside not in (text, text[1:], text[:-1]) and {*inside}.isdisjoint(QUOTES):
                 problems.append(
                     f"concepts.{key}[{k}]: {text!r} is in typographic quotes, which YAML reads as "
                     "part of it; write straight ones, or none"
