@@ -16,6 +16,12 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tqdm.std import TqdmDefaultWriteLock, tqdm
+
+# tqdm's lock is one for all forks. A fork that is killed while it holds the lock never releases it,
+# and the others would wait for it forever. Now each process has its own.
+TqdmDefaultWriteLock.mp_lock = None
+tqdm.set_lock(TqdmDefaultWriteLock())
 
 FORK = multiprocessing.get_context("fork")
 TIMEOUT = 240  # seconds; the machine may be busy

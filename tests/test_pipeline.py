@@ -536,5 +536,5 @@ def test_a_script_may_name_one_concept_or_a_list(tiny_model, concept_file):
     for call in (load().load_from_uuids, lambda uuids: load(uuids=uuids)):
         with pytest.raises(UserError, match=f"checkpoint {uuid} "):
             call(uuid)
-    with pytest.raises(UserError, match="precision is 'float16' but must be one of auto, fp32, b"):
+    with pytest.raises(UserError, match="precision is 'float16' but must be"):
         load(precision="float16")
