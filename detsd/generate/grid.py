@@ -288,9 +288,8 @@ class Grid:
         """Return job, "flagged" and "batch_size", and PNG file of a batch's images."""
         files = []
         for number, made in images.items():
-            how = {"flagged": made.flagged, "batch_size": made.batch_size}
-            file = self.pipeline.encode(made, self.settings(number) | how)
-            files.append((number, how, file))
+            file = self.pipeline.encode(made, self.settings(number) | made.how)
+            files.append((number, made.how, file))
         return files
 
 

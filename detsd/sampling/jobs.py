@@ -165,6 +165,11 @@ class GeneratedImage:
     flagged: bool  # the model's safety checker blacked it out
     batch_size: int  # images made at once: other batches may round differently
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """The facts that its file holds beside the settings of its job."""
+        return {"flagged": self.flagged, "batch_size": self.batch_size}
+
 
 @dataclass(frozen=True)
 class StepInfo:

@@ -281,8 +281,7 @@ class DetSDTextualInversionPipeline:
         (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
         paths = []
         for job, result in zip(jobs, made, strict=True):
-            how = {"flagged": result.flagged, "batch_size": result.batch_size}
-            record = self.settings(job) | how
+            record = self.settings(job) | result.how
             digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()[:8]
             words = re.sub(r"[^\w-]+", "_", job.prompt)[:60].strip("_") or "image"
             paths.append(folder / f"{words}-seed{record['seed']}-{digest}.png")
