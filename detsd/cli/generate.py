@@ -18,6 +18,7 @@ from detsd.cli.common import (
 from detsd.config import GenerateConfig, load_config, override, parse_config
 from detsd.generate.preflight import check_generate
 from detsd.runs import task
+from detsd.runs.folder import vectors_of_image
 from detsd.utils import progress
 from detsd.utils.errors import UserError, printable
 from detsd.utils.foreign import read_foreign
@@ -108,7 +109,8 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
     record = read_record(path)
     if record is None:
         return foreign_hyperparameters(path, given)
-    sources = dict.fromkeys(_location(c["source"], path) for c in record["concepts"].values())
+    concepts = record["concepts"].values()
+    sources = dict.fromkeys(vectors_of_image(c["source"], path) for c in concepts)
     uuids = [s.removeprefix("uuid:") for s in sources if s.startswith("uuid:")]
     return {
         "model": record["model"],
@@ -129,13 +131,3 @@ def remake_hyperparameters(path: Path, given: Sequence[str] = ()) -> dict[str, A
         # The original batch size: another one may run other kernels and round differently.
         "output": {"batch_size": record.get("batch_size"), "fill_batches": True},
     }
-
-
-def _location(source: str, image: Path) -> str:
-    """Return a concept's source; that of a training sample is relative to its folder."""
-    if not source.startswith("../checkpoints/"):
-        return source
-    # Samples that were moved aside, `restart` in `detsd.train.samples`, are a folder deeper.
-    folder = image.absolute().parent
-    places = [os.path.normpath(beside / source) for beside in (folder, folder.parent)]
-    return next(filter(os.path.exists, [*places, source]), places[0])

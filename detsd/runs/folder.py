@@ -44,6 +44,16 @@ def read_metadata(checkpoint: Path) -> dict[str, Any]:
     return facts
 
 
+def vectors_of_image(source: str, image: Path) -> str:
+    """Return a concept's source in an image's settings; a training sample's is relative to it."""
+    if not source.startswith("../checkpoints/"):
+        return source
+    # Samples that were moved aside, `restart` in `detsd.train.samples`, are a folder deeper.
+    folder = image.absolute().parent
+    places = [os.path.normpath(beside / source) for beside in (folder, folder.parent)]
+    return next(filter(os.path.exists, [*places, source]), places[0])
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Return whether a folder is a checkpoint that no power cut has truncated."""
     return _parsed(checkpoint) is not None
@@ -189,6 +199,10 @@ class RunFolder:
     def sample(self, step: int, number: int) -> Path:
         """Return the file of a step's sample image, which need not exist."""
         return self.path / "samples" / f"step-{step:08d}-{number:03d}.png"
+
+    def vectors_of_sample(self, step: int) -> str:
+        """Return the file of a step's vectors, relative to its samples: the run may be moved."""
+        return os.path.relpath(self.checkpoint(step) / DICT_FILE, self.sample(step, 0).parent)
 
     def samples(self, step: int | None = None) -> list[Path]:
         """Return the sample images of a step, or of all steps, in order."""

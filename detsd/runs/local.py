@@ -68,8 +68,9 @@ class LocalRun(Run):
         self._begun = True
         if self.is_chief:
             self._files.remove_unfinished()
-            self._files.forget_metrics_after(self.own_steps)
-            self.tensorboard = TensorBoard(self._files.tensorboard, self.own_steps + 1)
+            steps = self.own_steps
+            self._files.forget_metrics_after(steps)
+            self.tensorboard = TensorBoard(self._files.tensorboard, steps + 1)
 
             if self.models:  # a grid has no checkpoint whose metadata could hold them
                 with atomic_write(self._files.models_file) as staging:

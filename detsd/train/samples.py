@@ -7,7 +7,6 @@ them is used.
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +20,7 @@ from detsd.data.templates import EDITS, PLAIN
 from detsd.evaluate.encoders import ImageEncoder
 from detsd.evaluate.metrics import Baselines, ConceptMetrics
 from detsd.models.base import BaseModel
-from detsd.runs.folder import DICT_FILE, SAMPLE, RunFolder
+from detsd.runs.folder import SAMPLE, RunFolder
 from detsd.runs.run import Run
 from detsd.runs.tensorboard import image_tags
 from detsd.sampling.jobs import GeneratedImage, Job, batches, sample_jobs
@@ -203,18 +202,16 @@ class Samples:
             apart.rmdir()
 
     def _keep(self, step: int, made: list[GeneratedImage]) -> None:
-        # Relative to the sample, so that the run's folder may move. The checkpoint is written next.
-        vectors = os.path.relpath(self._files.checkpoint(step), self._files.sample(step, 0).parent)
-        sources = dict.fromkeys(self._model.vocabulary.names, f"{vectors}/{DICT_FILE}")
-        self._pipeline.sources = sources
+        vectors = self._files.vectors_of_sample(step)  # of the checkpoint that is written next
+        self._pipeline.sources = dict.fromkeys(self._model.vocabulary.names, vectors)
         for k, (tag, image) in enumerate(zip(self._tags, made, strict=True)):
             path = self._files.sample(step, k)
             path.parent.mkdir(exist_ok=True)
             # No file holds the initializers' vectors; the name of a cluster's checkpoint is not
             # known yet.
             if step and self._run.folder_is_kept:
-                how = {"flagged": image.flagged, "batch_size": image.batch_size}
-                content = self._pipeline.encode(image, self._pipeline.settings(self._jobs[k]) | how)
+                record = self._pipeline.settings(self._jobs[k]) | image.how
+                content = self._pipeline.encode(image, record)
             else:
                 content = png.encode(image.image)
             with atomic_write(path) as staging:
