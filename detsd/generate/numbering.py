@@ -52,9 +52,9 @@ class Numbering:
         """Return the job with a stored image's settings, wherever it is in the grid."""
         if not self._by_settings:
             for job in range(self._count):
-                self._by_settings.setdefault(_key(self._content(self._settings(job))), job)
+                self._by_settings.setdefault(self._key(self._settings(job)), job)
         known = {key: record.get(key) for key in self._settings(0)}  # older files lack some
-        return self._by_settings.get(_key(self._content(known)))
+        return self._by_settings.get(self._key(known))
 
     def _content(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return what the pixels depend on: a concept's vectors, wherever their file is.
@@ -68,6 +68,9 @@ class Numbering:
         digests = {name: concept["sha256"] for name, concept in concepts.items()}
         return found | {"model": model, "concepts": digests}
 
+    def _key(self, settings: dict[str, Any]) -> str:
+        return json.dumps(self._content(settings), sort_keys=True)
+
     def numbers(self) -> list[int]:
         """Return the number of each job's image."""
         taken, jobs = set(self.found.values()), range(self._count)
@@ -77,7 +80,3 @@ class Numbering:
             self.found[job] if job in self.found else job if job in own else next(free)
             for job in jobs
         ]
-
-
-def _key(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)

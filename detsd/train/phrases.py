@@ -185,6 +185,9 @@ def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
         through.update(found)
         return list(found.values())
 
+    def least() -> str:
+        return min(zip(errors(list(through), MOST), through, strict=True))[1]
+
     pairs = ranked(
         ("", c, " ", t, "") for c in grammar.colors for t in grammar.objects[:TRIED_WITH]
     )
@@ -204,12 +207,9 @@ def find_phrase(errors: DenoisingErrors, grammar: Grammar, kind: str) -> str:
         begun = [(parts, longer[parts]) for parts in ranked(longer)[:kept]]
         kept = 1
     # Beside the later words, another may fit better in place of an earlier one.
-    found = min(zip(errors(list(through), MOST), through, strict=True))[1]
-    for slot in range(1, len(through[found]), 2)[:AGAIN]:
-        phrase = through[found]
-        ranked(grammar.replaced(phrase, slot))
-        found = min(zip(errors(list(through), MOST), through, strict=True))[1]
-    return found
+    for slot in range(1, len(through[least()]), 2)[:AGAIN]:
+        ranked(grammar.replaced(through[least()], slot))
+    return least()
 
 
 def _text(parts: Parts) -> str:
